@@ -1,0 +1,98 @@
+"""Fine-tune a pretrained image model from timm or torchvision: the public names, imported when they are first used."""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from headstart.app import plan, train
+    from headstart.config.load import load_config
+    from headstart.config.schema import Config
+    from headstart.data.images import audit, open_images
+    from headstart.errors import Error
+    from headstart.models.describe import describe
+    from headstart.models.freeze import freeze
+    from headstart.models.head import find_head, replace_head
+    from headstart.models.sources import open_model
+    from headstart.optim.groups import param_groups
+    from headstart.runs.bundle import open_run
+    from headstart.runs.checkpoint import restore, save
+    from headstart.runs.report import report
+    from headstart.train.evaluate import evaluate, predict
+    from headstart.train.fit import EpochDone, fit
+    from headstart.train.state import TrainState
+    from headstart.train.step import StepDone, StepRules, train_step
+
+__all__ = [
+    "Config",
+    "EpochDone",
+    "Error",
+    "StepDone",
+    "StepRules",
+    "TrainState",
+    "audit",
+    "describe",
+    "evaluate",
+    "find_head",
+    "fit",
+    "freeze",
+    "load_config",
+    "open_images",
+    "open_model",
+    "open_run",
+    "param_groups",
+    "plan",
+    "predict",
+    "replace_head",
+    "report",
+    "restore",
+    "save",
+    "train",
+    "train_step",
+]
+
+_HOMES = {
+    "app": ("plan", "train"),
+    "config.load": ("load_config",),
+    "config.schema": ("Config",),
+    "data.images": ("audit", "open_images"),
+    "errors": ("Error",),
+    "models.describe": ("describe",),
+    "models.freeze": ("freeze",),
+    "models.head": ("find_head", "replace_head"),
+    "models.sources": ("open_model",),
+    "optim.groups": ("param_groups",),
+    "runs.bundle": ("open_run",),
+    "runs.checkpoint": ("restore", "save"),
+    "runs.report": ("report",),
+    "train.evaluate": ("evaluate", "predict"),
+    "train.fit": ("EpochDone", "fit"),
+    "train.state": ("TrainState",),
+    "train.step": ("StepDone", "StepRules", "train_step"),
+}
+
+
+def __getattr__(name: str) -> object:
+    """A public name from the module that defines it: ``import headstart`` alone imports no torch."""
+    for home, names in _HOMES.items():
+        if name in names:
+            return getattr(import_module(f"headstart.{home}"), name)
+    raise AttributeError(f"module 'headstart' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])
+
+
+class _Package(ModuleType):
+    """Keeps ``headstart.train`` and ``headstart.plan`` the functions when the folders of these names are imported."""
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if name not in __all__ or not isinstance(value, ModuleType):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package

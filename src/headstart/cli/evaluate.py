@@ -1,0 +1,35 @@
+"""``headstart evaluate``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from headstart.cli.output import result, write
+from headstart.config.flags import parse_args
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluate:
+    """Metrics of a finished run's model on labelled images."""
+
+    run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN", help_behavior_hint="")]
+    """Run folder, or the bundle in it."""
+    data: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DATA", help_behavior_hint="")]
+    """Folder of class folders, or a table."""
+    json: Annotated[bool, tyro.conf.arg(help_behavior_hint="")] = False
+    """Print the result as one JSON object."""
+
+
+def run(argv: Sequence[str]) -> int:
+    """Print the metrics."""
+    args, _ = parse_args(Evaluate, argv, prog="headstart evaluate")
+    from headstart import app  # imports torch
+
+    done = app.evaluate_run(Path(args.run), args.data)
+    write(result(done, as_json=args.json))
+    return 0

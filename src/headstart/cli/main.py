@@ -1,0 +1,112 @@
+"""Entry point of ``headstart``: finds the verb, and turns errors into messages and exit codes."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Sequence
+from importlib import import_module, metadata
+from types import FrameType
+
+from headstart.cli.output import write
+from headstart.errors import Error
+
+VERBS = {  # a verb's module is imported when it is called
+    "demo": "train the starter on handwritten digits, offline, and write a report",
+    "train": "fine-tune a model on your images",
+    "plan": "decide everything as train would, and train nothing",
+    "evaluate": "metrics of a finished run on other images",
+    "predict": "classes, tags or numbers for images and folders",
+    "describe": "a model as a tree: shapes, parameters, stages, head, what a freeze rule freezes",
+    "models": "models by name, with parameters and input size",
+    "report": "write a run's report again",
+}
+
+
+class Terminated(KeyboardInterrupt):
+    """The process was asked to end (SIGTERM)."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; gives 0 done, 1 failed, 2 the user's mistake, 4 storage, 130 or 143 interrupted."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")  # file names that are not UTF-8
+    before = _on_terminate(_raise_terminated)
+    try:
+        return _dispatch(words)
+    except Error as error:
+        _complain(str(error))
+        return error.exit_code
+    except Terminated:
+        _complain("terminated; headstart train ... --resume goes on from the last checkpoint")
+        return 143
+    except KeyboardInterrupt:
+        _complain("interrupted; headstart train ... --resume goes on from the last checkpoint")
+        return 130
+    except BrokenPipeError:  # the reader of our output has gone, e.g. head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 141
+    except SystemExit as leaving:  # tyro: 0 after --help, 2 after a mistake
+        return leaving.code if isinstance(leaving.code, int) else 2
+    except Exception:  # the process's edge: whatever is left is a mistake of ours
+        traceback.print_exc()
+        _complain("this is a bug in headstart, not in what you typed; please report it with the lines above")
+        return 1
+    finally:
+        _on_terminate(before)
+
+
+def _dispatch(words: list[str]) -> int:
+    if not words or words[0] in ("-h", "--help", "help"):
+        write(overview())
+        return 0
+    if words[0] in ("--version", "-V"):
+        write(f"headstart {metadata.version('headstart')}")
+        return 0
+    if words[0] not in VERBS:
+        near = difflib.get_close_matches(words[0], VERBS, n=1)
+        ask = f"; did you mean {near[0]}?" if near else ""
+        raise Error(f"{words[0]!r} is no command of headstart{ask} (commands: {', '.join(VERBS)})")
+    return int(import_module(f"headstart.cli.{words[0]}").run(words[1:]))
+
+
+def overview() -> str:
+    """What ``headstart --help`` prints."""
+    lines = [f"  {name:<10}{text}" for name, text in VERBS.items()]
+    return "\n".join(
+        [
+            "usage: headstart COMMAND ...",
+            "",
+            "Fine-tune a pretrained image model from timm or torchvision.",
+            "",
+            *lines,
+            "",
+            "headstart COMMAND --help shows a command's options; headstart --version the version.",
+            "First steps: headstart demo, then headstart train FOLDER (a folder of class folders).",
+        ]
+    )
+
+
+def _complain(text: str) -> None:
+    sys.stderr.write(f"headstart: {text}\n")
+
+
+def _raise_terminated(_signal: int, _frame: FrameType | None) -> None:
+    raise Terminated
+
+
+def _on_terminate(handler: object) -> object:
+    """Set the handler of SIGTERM and return the one before; outside the main thread nothing is changed."""
+    try:
+        return signal.signal(signal.SIGTERM, handler)  # type: ignore[arg-type]
+    except (ValueError, TypeError):
+        return None
+
+
+if __name__ == "__main__":
+    sys.exit(main())

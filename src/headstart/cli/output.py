@@ -1,0 +1,79 @@
+"""What goes to stdout: plain tables, JSON and CSV that no class name or file name can break."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+
+def write(text: str) -> None:
+    """Write a text and a line end to stdout."""
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
+
+
+def table(rows: Iterable[Sequence[object]], *, header: Sequence[str] = ()) -> str:
+    """Rows as aligned columns, numbers to the right."""
+    cells = [[cell(value) for value in row] for row in ([header] if header else [])]
+    body = [list(row) for row in rows]
+    cells += [[cell(value) for value in row] for row in body]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    right = [bool(body) and all(isinstance(row[i], int | float | None) for row in body) for i in range(len(widths))]
+    lines = (
+        "  ".join(text.rjust(w) if r else text.ljust(w) for text, w, r in zip(row, widths, right, strict=True))
+        for row in cells
+    )
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def cell(value: object) -> str:
+    """One value: numbers to 4 digits, control characters (terminal escapes in names) made visible."""
+    if value is None:
+        return "-"
+    if isinstance(value, float):
+        return f"{value:.4g}" if abs(value) >= 1e4 or 0 < abs(value) < 1e-3 else f"{value:.4f}"
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:,}"
+    return "".join(
+        c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode() for c in str(value)
+    )
+
+
+def to_json(value: object) -> str:
+    """One line of strict JSON; what is not finite becomes null."""
+    return json.dumps(_finite(value), allow_nan=False, default=str)
+
+
+def to_csv(rows: Iterable[Sequence[object]], *, header: Sequence[str]) -> str:
+    """CSV whose text cells no spreadsheet runs as formulas: a leading = + - @ is quoted with '."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow([_no_formula(name) for name in header])
+    writer.writerows([_no_formula(value) for value in row] for row in rows)
+    return text.getvalue().removesuffix("\n")
+
+
+def result(run: Any, *, as_json: bool) -> str:
+    """What ``train`` and ``evaluate`` print: the metrics and where the run is."""
+    if as_json:
+        return to_json({"run": str(run.path), "task": run.task, "seconds": run.seconds, "metrics": dict(run.metrics)})
+    return table([(name, value) for name, value in run.metrics.items()])
+
+
+def _no_formula(value: object) -> object:
+    if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")):
+        return f"'{value}"
+    return "" if value is None else value
+
+
+def _finite(value: object) -> object:
+    if isinstance(value, Mapping):
+        return {str(key): _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

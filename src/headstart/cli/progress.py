@@ -1,0 +1,134 @@
+"""Progress on stderr: a live line on a terminal, plain lines elsewhere; the plan's decisions come first."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Mapping
+from types import TracebackType
+from typing import Any, Self
+
+from rich.console import Console
+from rich.progress import BarColumn, TextColumn
+from rich.progress import Progress as Bar
+
+from headstart.cli.output import cell
+
+_PLAIN_EVERY_SECONDS = 30.0  # between two lines within an epoch, where there is no terminal
+
+
+class Progress:
+    """Shows the events of a run as they come; given as ``watch`` to what runs."""
+
+    def __init__(self, *, decisions: bool = True, console: Console | None = None) -> None:
+        self._console = console or Console(file=sys.stderr, highlight=False, soft_wrap=True)
+        self._live = self._console.is_terminal
+        self._decisions = decisions
+        self._bar: Bar | None = None
+        self._task: Any = None
+        self._what = ""
+        self._spoke_at = time.monotonic()
+        self._seconds_per_step = 0.0
+        self._last_step = self._phase_end = 0
+        self._phase_epochs = 1
+        self._show: Mapping[str, Callable[[Any], None]] = {  # by name: the events' modules import torch
+            "Note": self._note,
+            "Decided": self._decided,
+            "ScanProgress": self._scanned,
+            "PhaseStarted": self._phase_started,
+            "StepDone": self._step_done,
+            "EpochDone": self._epoch_done,
+        }
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._close()
+
+    def __call__(self, event: object) -> None:
+        """Show one event; kinds that have nothing to show pass by."""
+        show = self._show.get(type(event).__name__)
+        if show is not None:
+            show(event)
+
+    def _note(self, event: Any) -> None:
+        self._close()
+        self._say(cell(event.text))
+
+    def _decided(self, event: Any) -> None:
+        self._close()
+        for decision in event.plan.decisions if self._decisions else ():
+            self._say(f"{cell(decision.name)}: {cell(decision.value)}  ({cell(decision.reason)})")
+
+    def _scanned(self, event: Any) -> None:
+        if self._live:
+            self._move("reading images", event.done, event.total, f"{event.done:,} of {event.total:,}")
+        elif event.done == event.total or self._is_time():
+            self._say(f"reading images: {event.done:,} of {event.total:,}")
+
+    def _phase_started(self, event: Any) -> None:
+        self._close()
+        self._phase_epochs, self._phase_end = event.epochs, 0
+        trained = f"{event.trainable:,} parameters train, {event.frozen:,} are frozen"
+        self._say(f"phase {cell(event.name)}: {event.epochs} epoch{'s' * (event.epochs != 1)}; {trained}")
+        self._what = f"phase {cell(event.name)}"
+
+    def _step_done(self, event: Any) -> None:
+        per_epoch = max(event.steps_in_epoch, 1)
+        if not self._phase_end:  # the first step of the phase that this process does; a resumed one starts within it
+            self._phase_end = event.step - 1 - (event.step - 1) % per_epoch + self._phase_epochs * per_epoch
+        step_seconds = event.seconds or self._seconds_per_step
+        self._seconds_per_step += (step_seconds - self._seconds_per_step) * (0.1 if self._seconds_per_step else 1.0)
+        self._last_step = event.step
+        rate = event.images / step_seconds if step_seconds else 0.0
+        within = (event.step - 1) % per_epoch + 1
+        facts = f"loss {event.loss:.4f}  {rate:,.0f} images/s"
+        if self._live:
+            self._move(f"epoch {event.epoch}", within, per_epoch, f"{within}/{per_epoch}  {facts}  {self._left()} left")
+        elif self._is_time():
+            self._say(
+                f"epoch {event.epoch}: step {within} of {per_epoch}  {facts}  {self._left()} left in {self._what}"
+            )
+
+    def _epoch_done(self, event: Any) -> None:
+        self._close()
+        metrics = "  ".join(f"{cell(name)} {cell(float(value))}" for name, value in event.metrics.items())
+        done = f"epoch {event.epoch}: loss {event.train_loss:.4f}  {metrics}"
+        self._say(f"{done}  {event.images_per_second:,.0f} images/s  {duration(event.seconds)}")
+
+    def _left(self) -> str:
+        return duration(max(self._phase_end - self._last_step, 0) * self._seconds_per_step)
+
+    def _is_time(self) -> bool:
+        return time.monotonic() - self._spoke_at >= _PLAIN_EVERY_SECONDS
+
+    def _say(self, text: str) -> None:
+        self._spoke_at = time.monotonic()
+        self._console.print(text, markup=False)
+
+    def _move(self, what: str, done: int, total: int, facts: str) -> None:
+        if self._bar is None:
+            columns = (TextColumn("{task.description}", markup=False), BarColumn(bar_width=24))
+            self._bar = Bar(
+                *columns, TextColumn("{task.fields[facts]}", markup=False), console=self._console, transient=True
+            )
+            self._bar.start()
+            self._task = self._bar.add_task(what, total=total, facts=facts)
+        self._bar.update(self._task, description=what, completed=done, total=total, facts=facts)
+
+    def _close(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+
+def duration(seconds: float) -> str:
+    """Seconds as 5 s, 3 min 20 s or 2 h 05 min."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    minutes, rest = divmod(whole, 60)
+    return f"{minutes} min {rest:02} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02} min"

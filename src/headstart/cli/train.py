@@ -1,0 +1,44 @@
+"""``headstart train``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated
+
+import tyro
+
+from headstart.cli.configured import configured
+from headstart.cli.output import result, table, write
+from headstart.cli.progress import Progress
+from headstart.config.flags import parse_args
+
+
+@dataclass(frozen=True, kw_only=True)
+class Train:
+    """Fine-tune a model on your images, and write a run folder with the model and a report."""
+
+    data: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="DATA", help_behavior_hint="")] = None
+    """Folder of class folders (optionally under train/ val/ test/), or a CSV or Parquet table (else FILE's)."""
+    config: Annotated[str | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="")] = None
+    """YAML file with any of the options below; flags win over it."""
+    resume: Annotated[bool, tyro.conf.arg(help_behavior_hint="")] = False
+    """Go on from the last good checkpoint of the run folder; starts the run where there is none."""
+    json: Annotated[bool, tyro.conf.arg(help_behavior_hint="")] = False
+    """Print the result as one JSON object."""
+
+
+def run(argv: Sequence[str]) -> int:
+    """Train, and print the metrics and where everything is."""
+    args, flags = parse_args(Train, argv, prog="headstart train", config=True)
+    config = configured(args.data, args.config, flags)
+    from headstart import app  # imports torch
+
+    with Progress() as progress:
+        done = app.train(config, resume=args.resume, watch=progress)
+    write(result(done, as_json=args.json))
+    if not args.json:
+        report = done.path / "report.html"
+        places = [("run", done.path), *([("report", report)] if report.is_file() else [])]
+        write("\n" + table(places))
+    return 0

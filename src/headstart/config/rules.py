@@ -1,0 +1,95 @@
+"""Freeze rules as people type them (``until:layer3``) and as values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from annotated_types import Ge
+from pydantic import Field
+
+from headstart.errors import ConfigError
+
+WORDS = ("none", "backbone", "conv", "norm")
+ACCEPTED = "none, backbone, conv, norm, until:NAME, stages:N or names:GLOB,..."
+
+
+@dataclass(frozen=True, kw_only=True)
+class Until:
+    """Freeze everything that executes up to and including this module or stage."""
+
+    until: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stages:
+    """Freeze the first N stages in execution order."""
+
+    stages: Annotated[int, Ge(1)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Names:
+    """Freeze parameters and modules whose names match one of the globs."""
+
+    names: Annotated[tuple[str, ...], Field(min_length=1)]
+
+
+FreezeRule = Literal["none", "backbone", "conv", "norm"] | Until | Stages | Names
+
+
+def freeze_rule(value: object) -> FreezeRule:
+    """A freeze rule from its text or its mapping form.
+
+    Raises: ConfigError: it is no rule.
+    """
+    if isinstance(value, Until | Stages | Names):
+        value = {name: getattr(value, name) for name in ("until", "stages", "names") if hasattr(value, name)}
+    if isinstance(value, str):
+        if value in WORDS:
+            return value  # type: ignore[return-value]
+        name, colon, rest = value.partition(":")
+        value = {name.strip(): rest.strip()} if colon else value
+    if not isinstance(value, Mapping) or len(value) != 1:
+        raise ConfigError(f"{_shown(value)} is no freeze rule; give {ACCEPTED}")
+    ((name, argument),) = value.items()
+    if name == "until" and isinstance(argument, str) and argument:
+        return Until(until=argument)
+    if name == "stages" and _whole(argument):
+        return Stages(stages=int(argument))
+    if name == "names" and (globs := _globs(argument)):
+        return Names(names=globs)
+    raise ConfigError(f"{_shown(value)} is no freeze rule; give {ACCEPTED}")
+
+
+def freeze_text(rule: FreezeRule) -> str:
+    """A freeze rule as ``freeze_rule`` reads it, e.g. ``until:layer3``."""
+    match rule:
+        case Until(until=name):
+            return f"until:{name}"
+        case Stages(stages=count):
+            return f"stages:{count}"
+        case Names(names=globs):
+            return "names:" + ",".join(globs)
+    return rule
+
+
+def _whole(argument: object) -> bool:
+    if isinstance(argument, str):
+        return argument.isascii() and argument.isdigit() and len(argument) < 9 and int(argument) > 0
+    return isinstance(argument, int) and not isinstance(argument, bool) and argument > 0
+
+
+def _globs(argument: object) -> tuple[str, ...]:
+    if isinstance(argument, str):
+        return tuple(part.strip() for part in argument.split(",") if part.strip())
+    if isinstance(argument, list | tuple) and all(isinstance(part, str) and part for part in argument):
+        return tuple(argument)
+    return ()
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{k}: {v}" for k, v in value.items())[:80] + "}"
+    return repr(value)[:80]

@@ -1,0 +1,388 @@
+"""Every option once: name, type, unit, range, default. Values are frozen; choices are tagged unions on ``kind``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
+
+from annotated_types import Ge, Gt, Le, Lt
+from pydantic import Field
+
+from headstart.config.rules import FreezeRule as FreezeRule
+from headstart.config.rules import Names as Names
+from headstart.config.rules import Stages as Stages
+from headstart.config.rules import Until as Until
+
+Auto = Literal["auto"]
+Positive = Annotated[float, Gt(0), Lt(float("inf"))]
+NonNegative = Annotated[float, Ge(0), Lt(float("inf"))]
+Probability = Annotated[float, Ge(0), Lt(1)]
+Count = Annotated[int, Ge(1)]
+_STRICT: Any = {"extra": "forbid", "use_attribute_docstrings": True}  # pydantic's: unknown names are errors
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data:
+    """Which images, which labels, and how they are split."""
+
+    source: str | None = None
+    """Folder of class folders (optionally under train/ val/ test/), or a CSV or Parquet table."""
+    images: str | None = None
+    """Folder that a table's paths start from; default: the table's own folder, then its images/."""
+    image: str = "auto"
+    """Table column with the image's path."""
+    target: Auto | str | tuple[str, ...] = "auto"
+    """Table column(s) with the label: one, or several numbers or 0/1 tags."""
+    tags_separator: str = ","
+    """What separates the tags of a multi-label column."""
+    split: str = "auto"
+    """Table column whose values are train, val, test."""
+    val: Annotated[float, Gt(0), Lt(1)] = 0.2
+    """Share of the images held out for validation when the data have no split."""
+    test: Annotated[float, Ge(0), Lt(1)] = 0.0
+    """Share of the images held out for the final test when the data have no split."""
+    group: str | None = None
+    """Table column; images with the same value (patient, video) stay in one split."""
+    log: bool = False
+    """Regression: learn the base-10 logarithm of the target."""
+    unreadable: Literal["stop", "skip"] = "stop"
+    """What follows when an image cannot be read."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """What the model is to answer."""
+
+    kind: Literal["auto", "classify", "multilabel", "regress"] = "auto"
+    """One label, several labels, or numbers; auto: found from the data."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageFormat:
+    """Preprocessing given by hand instead of the weights' own."""
+
+    mean: tuple[float, ...]
+    """Per-channel mean of inputs scaled to 0..1."""
+    std: tuple[Positive, ...]
+    """Per-channel standard deviation of inputs scaled to 0..1."""
+    interpolation: Literal["bilinear", "bicubic", "nearest", "lanczos"] = "bilinear"
+    """Resampling filter."""
+    crop_pct: Annotated[float, Gt(0), Le(1)] = 0.875
+    """Evaluation: share of the resized shorter side that the centre crop keeps."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """The pretrained backbone."""
+
+    name: str = "auto"
+    """Model spec: timm/NAME[.TAG], torchvision/NAME, hf-hub:ORG/NAME, a folder, starter; auto: by device."""
+    weights: str = "pretrained"
+    """pretrained, none, or a local .safetensors or .pth file."""
+    image_size: Auto | Annotated[int, Ge(8), Le(4096)] = "auto"
+    """Pixels per side of the model's input; auto: the weights' own."""
+    preprocess: Auto | ImageFormat = "auto"
+    """Normalisation and resampling; auto: the weights' own."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """Architecture options, e.g. {drop_path_rate: 0.1, pad_type: same}."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LinearHead:
+    """One linear layer."""
+
+    kind: Literal["linear"] = "linear"
+    """Shape of the new head: linear or mlp."""
+    dropout: Probability = 0.0
+    """Dropout before each linear layer of the head."""
+    at: str = "auto"
+    """Path of the layer to replace; auto: found in the traced graph."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MlpHead:
+    """Hidden layers with an activation and dropout, then a linear layer."""
+
+    kind: Literal["mlp"] = "mlp"
+    hidden: tuple[Count, ...] = (256,)
+    """Sizes of the head's hidden layers."""
+    activation: Literal["relu", "gelu", "silu", "tanh", "leaky_relu"] = "relu"
+    """Activation between the head's layers."""
+    dropout: Probability = 0.5
+    at: str = "auto"
+
+
+@dataclass(frozen=True, kw_only=True)
+class AutoLoss:
+    """cross_entropy, bce or huber, by the task."""
+
+    kind: Auto = "auto"
+    """Loss function; auto: cross_entropy, bce or huber, by the task."""
+
+
+ClassWeights = Literal["none", "balanced"] | dict[str, NonNegative]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CrossEntropy:
+    """Softmax cross-entropy."""
+
+    kind: Literal["cross_entropy"] = "cross_entropy"
+    class_weights: ClassWeights = "none"
+    """none, balanced (inverse frequency), or weights by class name; classes not named weigh 1."""
+    label_smoothing: Probability = 0.0
+    """Share of the target spread over all classes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Focal:
+    """Focal loss (Lin et al. 2017): easy samples count less."""
+
+    kind: Literal["focal"] = "focal"
+    class_weights: ClassWeights = "none"
+    gamma: NonNegative = 2.0
+    """Focal loss: how much easy samples are played down."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bce:
+    """Binary cross-entropy per tag."""
+
+    kind: Literal["bce"] = "bce"
+    class_weights: ClassWeights = "none"
+    label_smoothing: Probability = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mse:
+    """Squared error of the standardised target."""
+
+    kind: Literal["mse"] = "mse"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Huber:
+    """Squared near zero, absolute beyond ``delta``."""
+
+    kind: Literal["huber"] = "huber"
+    delta: Positive = 1.0
+    """Huber loss: where it turns linear, in standard deviations of the target."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mae:
+    """Absolute error of the standardised target."""
+
+    kind: Literal["mae"] = "mae"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Penalties:
+    """Added to the loss once per optimizer step (weight decay is the optimizer's)."""
+
+    l1: NonNegative = 0.0
+    """Weight of the sum of absolute values."""
+    l1_on: Literal["head", "all"] | tuple[str, ...] = "head"
+    """Which parameters L1 sees: head, all, or a list of globs over parameter names."""
+    l2_start: NonNegative = 0.0
+    """Weight of half the squared distance from the pretrained values (L2-SP, Li et al. 2018)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdamW:
+    """Adam with decoupled weight decay."""
+
+    kind: Literal["adamw"] = "adamw"
+    """Optimizer: adamw, adam, sgd, rmsprop, or timm (any of timm's by name)."""
+    lr: Auto | Positive = "auto"
+    """Learning rate of the last backbone stage."""
+    head_lr: Auto | Positive = "auto"
+    """Learning rate of the head; auto: chosen with lr."""
+    layer_decay: Auto | Annotated[float, Gt(0), Le(1)] = "auto"
+    """Each stage nearer to the input trains at this times the next one's rate; 1: all the same."""
+    weight_decay: NonNegative = 0.02
+    """Decay of weights (never of norms and biases): decoupled in adamw, coupled L2 in the others."""
+    betas: tuple[Probability, Probability] = (0.9, 0.999)
+    """Adam: decay of the running means of gradient and squared gradient."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adam:
+    """Adam with coupled L2."""
+
+    kind: Literal["adam"] = "adam"
+    lr: Auto | Positive = "auto"
+    head_lr: Auto | Positive = "auto"
+    layer_decay: Auto | Annotated[float, Gt(0), Le(1)] = "auto"
+    weight_decay: NonNegative = 0.0
+    betas: tuple[Probability, Probability] = (0.9, 0.999)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sgd:
+    """Stochastic gradient descent with momentum and coupled L2."""
+
+    kind: Literal["sgd"] = "sgd"
+    lr: Auto | Positive = "auto"
+    head_lr: Auto | Positive = "auto"
+    layer_decay: Auto | Annotated[float, Gt(0), Le(1)] = "auto"
+    weight_decay: NonNegative = 1e-4
+    momentum: Probability = 0.9
+    """SGD and RMSprop: share of the last step that is carried on."""
+    nesterov: bool = True
+    """SGD: look ahead along the momentum."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RmsProp:
+    """RMSprop with coupled L2."""
+
+    kind: Literal["rmsprop"] = "rmsprop"
+    lr: Auto | Positive = "auto"
+    head_lr: Auto | Positive = "auto"
+    layer_decay: Auto | Annotated[float, Gt(0), Le(1)] = "auto"
+    weight_decay: NonNegative = 0.0
+    momentum: Probability = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class TimmOptimizer:
+    """Any optimizer of timm by its name."""
+
+    kind: Literal["timm"] = "timm"
+    name: str
+    """timm's name of the optimizer, e.g. lamb, lion, nadamw."""
+    lr: Positive
+    head_lr: Auto | Positive = "auto"
+    layer_decay: Auto | Annotated[float, Gt(0), Le(1)] = "auto"
+    weight_decay: NonNegative = 0.0
+    options: dict[str, Any] = field(default_factory=dict)
+    """Further arguments of a timm optimizer."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Schedule:
+    """How the rates change over the steps of a phase."""
+
+    kind: Literal["linear", "cosine", "constant", "step", "one_cycle"] = "linear"
+    """Shape after the warm-up; one_cycle rises over the first 30 %, then falls as a cosine."""
+    warmup: Annotated[float, Ge(0), Lt(1)] = 0.05
+    """Share of the phase's steps over which the rate rises from zero (not for one_cycle)."""
+    step_share: Annotated[float, Gt(0), Lt(1)] = 0.3
+    """step: share of the phase after which the rate drops, again and again."""
+    step_factor: Annotated[float, Gt(0), Lt(1)] = 0.1
+    """step: what the rate is multiplied by at each drop."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Phase:
+    """A stretch of training with one freeze rule and one set of rates."""
+
+    epochs: Count
+    freeze: FreezeRule = "none"
+    lr: Auto | Positive = "auto"
+    head_lr: Auto | Positive = "auto"
+    layer_decay: Auto | Annotated[float, Gt(0), Le(1)] = "auto"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """What one optimizer step sees."""
+
+    size: Auto | Count = "auto"
+    """Images per optimizer step, over all devices; auto: 64, fewer when there are few images."""
+    accumulate: Count = 1
+    """Micro-batches that a step is cut into: less memory, the same mathematics."""
+    clip_norm: Positive | None = None
+    """Largest norm of the whole gradient."""
+    clip_value: Positive | None = None
+    """Largest absolute value of a gradient's element."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Augment:
+    """Random changes to training images."""
+
+    preset: Literal["none", "light", "standard", "strong"] = "standard"
+    """How much training images are changed at random."""
+    flip: Auto | bool = "auto"
+    """Mirror at random, left to right; auto: as the preset says."""
+    mixup: Annotated[float, Ge(0), Le(10)] = 0.0
+    """Mixup's alpha (Zhang et al. 2018); 0: off."""
+    cutmix: Annotated[float, Ge(0), Le(10)] = 0.0
+    """CutMix's alpha (Yun et al. 2019); 0: off."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Average:
+    """A running average of the weights beside the trained ones."""
+
+    kind: Literal["none", "ema"] = "none"
+    """ema: exponential moving average; the bundle gets it where it validates better."""
+    half_life: Annotated[float, Gt(0), Le(1)] = 0.07
+    """Share of all steps after which a weight's past counts half."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """When the run is saved (always at the end of an epoch as well)."""
+
+    every_steps: Annotated[int, Ge(0)] = 0
+    """Optimizer steps between checkpoints; 0: by time alone."""
+    every_seconds: NonNegative = 60.0
+    """Seconds between checkpoints within an epoch; 0: not by time."""
+    keep: Count = 2
+    """How many of the newest checkpoints stay, besides the best."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stop:
+    """When training ends early."""
+
+    patience: Annotated[int, Ge(0)] = 0
+    """Epochs of the last phase without a better validation metric before stopping; 0: never."""
+
+
+Head = Annotated[LinearHead | MlpHead, Field(discriminator="kind")]
+Loss = Annotated[AutoLoss | CrossEntropy | Focal | Bce | Mse | Huber | Mae, Field(discriminator="kind")]
+Optimizer = Annotated[AdamW | Adam | Sgd | RmsProp | TimmOptimizer, Field(discriminator="kind")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Everything that a run is told."""
+
+    __pydantic_config__ = _STRICT  # of the sections, too
+    data: Data = field(default_factory=Data)
+    task: Task = field(default_factory=Task)
+    model: Model = field(default_factory=Model)
+    head: Head = field(default_factory=LinearHead)
+    loss: Loss = field(default_factory=AutoLoss)
+    penalties: Penalties = field(default_factory=Penalties)
+    optimizer: Optimizer = field(default_factory=AdamW)
+    schedule: Schedule = field(default_factory=Schedule)
+    recipe: Literal["auto", "probe", "full", "lp_ft", "gradual"] = "auto"
+    """Named list of phases: probe (head only), full (all), lp_ft (head, then all), gradual (from the head down)."""
+    epochs: Count = 10
+    """Passes over the training images, all phases together."""
+    freeze: Auto | FreezeRule = "auto"
+    """What stays frozen in the last phase: none, backbone, conv, norm, until:NAME, stages:N, names:GLOB,..."""
+    phases: tuple[Phase, ...] = ()
+    """Phases by hand, instead of recipe, epochs and freeze."""
+    batch: Batch = field(default_factory=Batch)
+    augment: Augment = field(default_factory=Augment)
+    average: Average = field(default_factory=Average)
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """Arithmetic of the forward pass; weights stay fp32. auto: fp32."""
+    memory_format: Literal["auto", "contiguous", "channels_last"] = "auto"
+    """Order of image tensors in memory. auto: contiguous."""
+    workers: Auto | Annotated[int, Ge(0)] = "auto"
+    """Processes that decode images; 0: the main one does. auto: 0 on up to 2 cores, else up to 8."""
+    device: str = "auto"
+    """cpu, cuda, mps, xpu, ...; auto: the accelerator if there is one."""
+    seed: Annotated[int, Ge(0), Lt(2**32)] = 42
+    """Everything random is a function of it."""
+    out: str | None = None
+    """Run folder; default: runs/ and the data's name."""
+    checkpoint: Checkpoint = field(default_factory=Checkpoint)
+    stop: Stop = field(default_factory=Stop)

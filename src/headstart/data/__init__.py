@@ -1,0 +1,1 @@
+"""Images and what they are to be called: listed, decoded, split, cut into batches."""

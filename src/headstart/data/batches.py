@@ -1,0 +1,198 @@
+"""Batches whose content is a function of the seed, the epoch and the sample, whatever the workers or the first step.
+
+B batch, C channels, H, W, K classes or tags, T targets.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from headstart.data.augment import Transform, mix_batch
+from headstart.data.decode import UnreadableImage, read_image
+from headstart.data.randomness import derived_seed, drawing_from, epoch_order
+from headstart.data.samples import Sample
+from headstart.data.task import TaskSpec
+from headstart.models.preprocess import Preprocess
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """Images and what they answer.
+
+    ``pixels`` (B, C, H, W), 0..255, uint8 (float32 after mixup). ``targets``: classify int64 (B,), or float32 (B, K)
+    after mixup; multilabel float32 (B, K); regress float32 (B, T), standardised; without labels, empty.
+    The first ``size`` images are real, and ``keys`` are theirs; rows beyond are zeros, with ``indices`` -1.
+    """
+
+    pixels: Tensor
+    targets: Tensor
+    indices: Tensor
+    keys: tuple[str, ...]
+    mean: Tensor
+    std: Tensor
+    size: int
+
+    def inputs(self, device: torch.device, memory_format: torch.memory_format) -> Tensor:
+        """What the model takes: ``(pixels / 255 - mean) / std`` in float32 on the device, (B, C, H, W)."""
+        pixels = self.pixels.to(device, non_blocking=True).to(torch.float32, memory_format=memory_format)
+        mean, std = (values.to(device).view(1, -1, 1, 1) for values in (self.mean, self.std))
+        return (pixels / 255 - mean) / std
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """What makes batches training ones: the seed of order and changes, and mixing within the batch (alpha; 0: off)."""
+
+    seed: int
+    mixup: float
+    cutmix: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batches:
+    """Batches of the samples, epoch by epoch.
+
+    With ``training``: shuffled, augmented, a last batch of one image merged into the one before. Without: in order,
+    the last batch padded to ``batch_size``, so that every image is seen at one batch shape.
+    """
+
+    samples: tuple[Sample, ...]
+    task: TaskSpec
+    batch_size: int
+    preprocess: Preprocess
+    transform: Transform
+    training: Training | None
+    workers: int
+
+    def __len__(self) -> int:
+        """Batches per epoch."""
+        return len(_cut(range(len(self.samples)), size=self.batch_size, merge=self.training is not None))
+
+    def class_counts(self) -> dict[str, int]:
+        """Images of each class or tag, in the order of the outputs; empty for numbers."""
+        counts: Counter[int] = Counter()
+        for sample in self.samples:
+            if isinstance(sample.target, int):
+                counts[sample.target] += 1
+            else:
+                counts.update(place for place, flag in enumerate(sample.target) if flag > 0)
+        return {name: counts[place] for place, name in enumerate(self.task.classes)}
+
+    def epoch(self, epoch: int, *, first: int = 0) -> Iterator[Batch]:
+        """The epoch's batches from number ``first`` on.
+
+        Raises:
+            UnreadableImage: names the file that gives no picture.
+        """
+        count = len(self.samples)
+        order: Sequence[int] = range(count)
+        if self.training is not None:
+            order = epoch_order(count, seed=self.training.seed, epoch=epoch)
+        positions = _cut(order, size=self.batch_size, merge=self.training is not None)[first:]
+        loader = DataLoader(
+            _Decoded(self),
+            batch_sampler=[[(epoch, position) for position in batch] for batch in positions],
+            collate_fn=_stacked,
+            num_workers=self.workers,
+            # the loader draws its workers' base seed from here; the default generator must not notice
+            generator=torch.Generator().manual_seed(0),
+        )
+        for number, (places, pixels) in enumerate(zip(positions, loader, strict=True), start=first):
+            if isinstance(pixels, UnreadableImage):
+                raise pixels
+            yield self._batch([self.samples[place] for place in places], pixels, epoch=epoch, number=number)
+
+    def _batch(self, samples: Sequence[Sample], pixels: Tensor, *, epoch: int, number: int) -> Batch:
+        targets = _targets(samples, self.task)
+        indices = torch.tensor([sample.index for sample in samples])
+        if self.training is None:
+            pixels, targets = _padded(pixels, self.batch_size), _padded(targets, self.batch_size)
+            indices = torch.cat([indices, indices.new_full((self.batch_size - len(samples),), -1)])
+        elif self.training.mixup > 0 or self.training.cutmix > 0:
+            pixels, targets = mix_batch(
+                pixels,
+                targets,
+                num_classes=self.task.num_outputs,
+                mixup=self.training.mixup,
+                cutmix=self.training.cutmix,
+                seed=derived_seed("mix", self.training.seed, epoch, number),
+            )
+        return Batch(
+            pixels=pixels,
+            targets=targets,
+            indices=indices,
+            keys=tuple(sample.key for sample in samples),
+            mean=torch.tensor(self.preprocess.mean),
+            std=torch.tensor(self.preprocess.std),
+            size=len(samples),
+        )
+
+
+class _Decoded(Dataset[Tensor | UnreadableImage]):
+    """Pixels of (epoch, position). An unreadable image is a value: a worker's exception would lose its file's name."""
+
+    def __init__(self, batches: Batches) -> None:
+        self.batches = batches
+
+    def __getitem__(self, place: tuple[int, int]) -> Tensor | UnreadableImage:
+        epoch, position = place
+        sample, training = self.batches.samples[position], self.batches.training
+        try:
+            picture = read_image(sample.path, channels=self.batches.preprocess.channels)
+        except UnreadableImage as error:
+            return UnreadableImage(error.path, error.reason)  # without the traceback, which does not cross processes
+        if training is None:
+            return self.batches.transform(picture)
+        with drawing_from(derived_seed("augment", training.seed, epoch, sample.index)):
+            return self.batches.transform(picture)
+
+
+def _stacked(pictures: Sequence[Tensor | UnreadableImage]) -> Tensor | UnreadableImage:
+    """One tensor (B, C, H, W), or the first unreadable image.
+
+    Stacked in the worker: each tensor that crosses processes holds a file descriptor, of which there may be 1,024.
+    """
+    unreadable = next((picture for picture in pictures if isinstance(picture, UnreadableImage)), None)
+    return unreadable or torch.stack([picture for picture in pictures if isinstance(picture, Tensor)])
+
+
+def _cut(order: Sequence[int], *, size: int, merge: bool) -> list[list[int]]:
+    """Batches of ``size`` and a remainder; ``merge`` puts a remainder of one image into the batch before."""
+    batches = [list(order[start : start + size]) for start in range(0, len(order), size)]
+    if merge and len(batches) > 1 and len(batches[-1]) == 1 < size:
+        last = batches.pop()
+        batches[-1] += last
+    return batches
+
+
+def _targets(samples: Sequence[Sample], task: TaskSpec) -> Tensor:
+    dtype = torch.int64 if task.kind == "classify" else torch.float32
+    if samples[0].target == ():
+        return torch.empty(0, dtype=dtype)
+    values = torch.tensor([sample.target for sample in samples], dtype=torch.float64)
+    return task.standardise(values) if task.kind == "regress" else values.to(dtype)
+
+
+def _padded(values: Tensor, size: int) -> Tensor:
+    missing = size - len(values)
+    if missing == 0 or values.numel() == 0:
+        return values
+    return torch.cat([values, values.new_zeros((missing, *values.shape[1:]))])
+
+
+def worker_count() -> int:
+    """Decoding processes where none are asked for: 0 on up to 2 cores, else as many as cores, up to 8."""
+    cores = available_cores()
+    return 0 if cores <= 2 else min(8, cores)
+
+
+def available_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)

@@ -1,0 +1,65 @@
+"""Labelled images for a model that exists already: its classes and order, whatever the folders say."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+from headstart.config.schema import Data
+from headstart.data.augment import eval_transform
+from headstart.data.batches import Batches, available_cores, worker_count
+from headstart.data.decode import printable
+from headstart.data.listing import list_source
+from headstart.data.samples import Entry, Listing, Sample, some
+from headstart.data.scan import refuse_unreadable, scan_files
+from headstart.data.task import TaskSpec
+from headstart.errors import DataError
+from headstart.models.preprocess import Preprocess
+
+
+def labelled_batches(data: Data, *, task: TaskSpec, preprocess: Preprocess, batch_size: int) -> tuple[Batches, str]:
+    """The source's test images, else its validation images, else all of it, and which they are.
+
+    Raises: DataError: a class that the model does not know, other targets, or an image that cannot be read.
+    """
+    listing = list_source(data, kind=task.kind)
+    _check_names(listing, task)
+    found = Counter(entry.split for entry in listing.entries)
+    split = "test" if found["test"] else "val" if found["val"] else None
+    entries = [entry for entry in listing.entries if split is None or entry.split == split]
+    scan = scan_files([(entry.path, entry.key) for entry in entries], threads=available_cores())
+    if data.unreadable == "stop":
+        refuse_unreadable(scan)
+    samples = tuple(
+        Sample(path=entry.path, key=entry.key, index=place, target=_target(entry, listing.names, task))
+        for place, entry in enumerate(entries)
+        if entry.key in scan.hashes
+    )
+    batches = Batches(
+        samples=samples,
+        task=task,
+        batch_size=batch_size,
+        preprocess=preprocess,
+        transform=eval_transform(preprocess),
+        training=None,
+        workers=worker_count(),
+    )
+    left_out = f", {len(entries) - len(samples)} unreadable left out" if len(samples) < len(entries) else ""
+    return batches, f"{len(samples)} {split or 'labelled'} images of {printable(listing.source)}{left_out}"
+
+
+def _check_names(listing: Listing, task: TaskSpec) -> None:
+    known = task.targets if task.kind == "regress" else task.classes
+    unknown = [name for name in listing.names if name not in known]
+    missing = [name for name in known if name not in listing.names] if task.kind == "regress" else []
+    if unknown or missing:
+        wrong = f"the model does not know {some(unknown)}" if unknown else f"{some(missing)} is missing"
+        raise DataError(f"{printable(listing.source)}: {wrong}; the model's {task.kind} names are {some(list(known))}")
+
+
+def _target(entry: Entry, names: Sequence[str], task: TaskSpec) -> int | tuple[float, ...]:
+    if task.kind == "classify":
+        return task.classes.index(entry.labels[0])
+    if task.kind == "multilabel":
+        return tuple(float(name in entry.labels) for name in task.classes)
+    return tuple(entry.numbers[names.index(name)] for name in task.targets)

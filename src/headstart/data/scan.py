@@ -1,0 +1,89 @@
+"""One pass over every image before the first step: decoded once, hashed, damage and duplicates known."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from headstart.data.decode import UnreadableImage, decode_image, read_bytes
+from headstart.errors import DataError
+
+OnDecoded = Callable[[int, int], None]
+"""Called with (images done, images in all)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unreadable:
+    """An image that gives no picture, and why."""
+
+    path: Path
+    key: str
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scan:
+    """What the pass found. ``hashes``: SHA-256 of each readable file, by key; ``duplicates``: keys of equal files."""
+
+    hashes: Mapping[str, str]
+    unreadable: tuple[Unreadable, ...]
+    duplicates: tuple[tuple[str, ...], ...]
+
+
+def scan_files(files: Sequence[tuple[Path, str]], *, threads: int, on_decoded: OnDecoded | None = None) -> Scan:
+    """Decode every (path, key), in threads: Pillow's decoders release the interpreter's lock."""
+    hashes: dict[str, str] = {}
+    unreadable: list[Unreadable] = []
+    with ThreadPoolExecutor(max_workers=threads) as pool:
+        for done, (file, outcome) in enumerate(zip(files, pool.map(_examine, files), strict=True), start=1):
+            if isinstance(outcome, Unreadable):
+                unreadable.append(outcome)
+            else:
+                hashes[file[1]] = outcome
+            if on_decoded is not None:
+                on_decoded(done, len(files))
+    return Scan(hashes=hashes, unreadable=tuple(unreadable), duplicates=_duplicates(hashes))
+
+
+def _examine(file: tuple[Path, str]) -> str | Unreadable:
+    path, key = file
+    try:
+        content = read_bytes(path)
+        decode_image(content, path=path)
+    except UnreadableImage as error:
+        return Unreadable(path=path, key=key, reason=error.reason)
+    return hashlib.sha256(content).hexdigest()
+
+
+def _duplicates(hashes: Mapping[str, str]) -> tuple[tuple[str, ...], ...]:
+    same: dict[str, list[str]] = defaultdict(list)
+    for key in sorted(hashes):
+        same[hashes[key]].append(key)
+    return tuple(tuple(keys) for keys in same.values() if len(keys) > 1)
+
+
+def refuse_unreadable(scan: Scan, *, limit: int = 20) -> None:
+    """Stop where an image could not be read.
+
+    Raises:
+        DataError: names the first ``limit`` with their reasons.
+    """
+    if not scan.unreadable:
+        return
+    count, total = len(scan.unreadable), len(scan.unreadable) + len(scan.hashes)
+    lines = [f"  {image.key}: {image.reason}" for image in scan.unreadable[:limit]]
+    if count > limit:
+        lines.append(f"  and {count - limit} more")
+    raise DataError(
+        "\n".join(
+            [
+                f"{count} of {total} images cannot be read:",
+                *lines,
+                "Mend or remove them, or go on without them: --data.unreadable skip",
+            ]
+        )
+    )

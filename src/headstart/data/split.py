@@ -1,0 +1,137 @@
+"""Which images are held out: stratified, a function of the seed and the keys, nothing shared between the sides."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from headstart.data.randomness import derived_seed
+from headstart.data.samples import Entry, Split
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cluster:
+    """Images that must stay on one side (one, unless duplicated or grouped)."""
+
+    keys: tuple[str, ...]
+    labels: frozenset[str]
+    number: float  # mean of the first target; 0 where there is none
+
+
+def split_entries(
+    entries: Sequence[Entry], *, duplicates: Sequence[Sequence[str]], val: float, test: float, seed: int
+) -> dict[str, Split]:
+    """Split of each key: shares ``val`` and ``test`` of the images of every class, the rest training.
+
+    Every class of two images or more gets one in validation where duplicates and groups allow it, and every class
+    keeps one in training. For numbers the strata are quantiles of the first one, for tags the rarest tag.
+    """
+    clusters = make_clusters(entries, duplicates=duplicates)
+    strata = _strata(clusters)
+    chosen: dict[str, Split] = {key: "train" for cluster in clusters for key in cluster.keys}
+    held = _hold_out(clusters, strata, share=val, seed=derived_seed("val", seed))
+    chosen.update({key: "val" for cluster in held for key in cluster.keys})
+    if test > 0:
+        taken = {cluster.keys for cluster in held}
+        rest = [cluster for cluster in clusters if cluster.keys not in taken]
+        tested = _hold_out(rest, strata, share=test / (1 - val), seed=derived_seed("test", seed))
+        chosen.update({key: "test" for cluster in tested for key in cluster.keys})
+    return chosen
+
+
+def make_clusters(entries: Sequence[Entry], *, duplicates: Sequence[Sequence[str]]) -> list[Cluster]:
+    """Images joined by equal content or an equal group, in the order of their first keys."""
+    parent = {entry.key: entry.key for entry in entries}
+
+    def find(key: str) -> str:
+        while parent[key] != key:
+            parent[key] = parent[parent[key]]
+            key = parent[key]
+        return key
+
+    together: dict[str, list[str]] = defaultdict(list)
+    for entry in entries:
+        if entry.group is not None:
+            together[entry.group].append(entry.key)
+    for keys in [*together.values(), *duplicates]:
+        known = [key for key in keys if key in parent]
+        for key in known[1:]:
+            parent[find(key)] = find(known[0])
+    members: dict[str, list[Entry]] = defaultdict(list)
+    for entry in sorted(entries, key=lambda entry: entry.key):
+        members[find(entry.key)].append(entry)
+    return [_cluster(same) for same in members.values()]
+
+
+def _cluster(entries: Sequence[Entry]) -> Cluster:
+    numbers = [entry.numbers[0] for entry in entries if entry.numbers]
+    return Cluster(
+        keys=tuple(entry.key for entry in entries),
+        labels=frozenset(label for entry in entries for label in entry.labels),
+        number=math.fsum(numbers) / len(numbers) if numbers else 0.0,
+    )
+
+
+def _strata(clusters: Sequence[Cluster]) -> dict[tuple[str, ...], str]:
+    """Stratum of each cluster, by its keys: its rarest label, or the quantile of its number."""
+    counts = Counter(label for cluster in clusters for label in cluster.labels)
+    if counts:
+        return {
+            cluster.keys: min(cluster.labels, key=lambda label: (counts[label], label), default="")
+            for cluster in clusters
+        }
+    bins = max(1, min(10, len(clusters) // 10))
+    ranked = sorted(clusters, key=lambda cluster: (cluster.number, cluster.keys))
+    return {cluster.keys: str(place * bins // len(ranked)) for place, cluster in enumerate(ranked)}
+
+
+def _hold_out(
+    clusters: Sequence[Cluster], strata: Mapping[tuple[str, ...], str], *, share: float, seed: int
+) -> list[Cluster]:
+    by_stratum: dict[str, list[Cluster]] = defaultdict(list)
+    for cluster in clusters:
+        by_stratum[strata[cluster.keys]].append(cluster)
+    held: list[Cluster] = []
+    for stratum in sorted(by_stratum):
+        shuffled = sorted(by_stratum[stratum], key=lambda cluster: derived_seed(seed, *cluster.keys[:1]))
+        held += _take(shuffled, share=share)
+    return _mend(clusters, held)
+
+
+def _take(shuffled: Sequence[Cluster], *, share: float) -> list[Cluster]:
+    """The first clusters that fit into the share; at least one, and never all."""
+    if len(shuffled) < 2:
+        return []
+    wanted = max(1, round(share * sum(len(cluster.keys) for cluster in shuffled)))
+    taken: list[Cluster] = []
+    for cluster in shuffled:
+        if len(taken) < len(shuffled) - 1 and len(cluster.keys) <= wanted:
+            taken.append(cluster)
+            wanted -= len(cluster.keys)
+    return taken or [min(shuffled, key=lambda cluster: len(cluster.keys))]
+
+
+def _mend(clusters: Sequence[Cluster], held: Sequence[Cluster]) -> list[Cluster]:
+    """Give back what training needs of each label; then give validation the labels that it still lacks."""
+    kept = {cluster.keys: cluster for cluster in held}
+    everywhere = Counter(label for cluster in clusters for label in cluster.labels)
+    inside = Counter(label for cluster in held for label in cluster.labels)
+    for cluster in held:
+        if any(inside[label] == everywhere[label] for label in cluster.labels):
+            del kept[cluster.keys]
+            inside.subtract(cluster.labels)
+    for label in sorted(everywhere):
+        if inside[label] > 0:
+            continue
+        movable = [
+            cluster
+            for cluster in clusters
+            if label in cluster.labels and all(inside[each] + 1 < everywhere[each] for each in cluster.labels)
+        ]
+        if movable:
+            smallest = min(movable, key=lambda cluster: (len(cluster.keys), cluster.keys))
+            kept[smallest.keys] = smallest
+            inside.update(smallest.labels)
+    return [kept[keys] for keys in sorted(kept)]

@@ -1,0 +1,57 @@
+"""Every error that headstart raises on purpose.
+
+    Error                 the user's mistake: shown as one message, exit code 2
+    ├── ConfigError       an option or a configuration file
+    ├── DataError         images, tables, labels
+    ├── ModelError        a model spec, weights, a head, a freeze rule
+    ├── RunError          the run itself failed, exit code 1
+    │   ├── NonFiniteError    a loss, gradient, weight or rate is NaN or infinite
+    │   └── Interrupted       Ctrl-C (exit code 130) or SIGTERM (143), after saving
+    └── StorageError      the disk: full, read-only, damaged; exit code 4
+
+A message says where, what was found, what is accepted and what to type next. headstart's own mistakes are ``assert``.
+"""
+
+from __future__ import annotations
+
+
+class Error(Exception):
+    """What the user can mend; ``exit_code`` is the process's."""
+
+    exit_code = 2
+
+
+class ConfigError(Error):
+    """An option or a configuration file is wrong."""
+
+
+class DataError(Error):
+    """Images, tables or labels are wrong."""
+
+
+class ModelError(Error):
+    """A model spec, weights, a head or a freeze rule is wrong."""
+
+
+class RunError(Error):
+    """The run failed after it had started."""
+
+    exit_code = 1
+
+
+class NonFiniteError(RunError):
+    """A loss, gradient, weight or rate became NaN or infinite."""
+
+
+class Interrupted(RunError):
+    """The run was asked to stop, and has saved its state."""
+
+    def __init__(self, message: str, *, signal_number: int) -> None:
+        super().__init__(message)
+        self.exit_code = 128 + signal_number
+
+
+class StorageError(Error):
+    """The disk is full, read-only or damaged; earlier checkpoints are intact."""
+
+    exit_code = 4

@@ -1,0 +1,117 @@
+"""What a folder says about its model: timm's local-dir layout, or a headstart bundle."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, cast
+
+import timm
+from timm.models import PretrainedCfg
+
+from headstart.errors import ModelError
+from headstart.models.factory import Architecture
+from headstart.storage import read_folder
+
+CONFIG, WEIGHTS, BUNDLE = "config.json", "model.safetensors", "headstart.json"
+_PLACES = ("url", "file", "state_dict", "hf_hub_id", "hf_hub_filename", "source", "custom_load")  # timm must not fetch
+_MOST_JSON_BYTES = 64 << 20  # ImageNet-21k's label descriptions are 3 MB
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A headstart bundle: its checked files and its parsed headstart.json."""
+
+    path: Path
+    files: Mapping[str, bytes]
+    facts: Mapping[str, Any]
+
+
+def model_folder(path: Path) -> Path:
+    """``path`` itself, or the bundle inside when it is a run."""
+    inner = path / "model"
+    return inner if not (path / CONFIG).is_file() and (inner / CONFIG).is_file() else path
+
+
+def weights_file(path: Path) -> Path:
+    """The folder's weights.  Raises: ModelError: it has none of a kind that is read."""
+    for name in (WEIGHTS, "pytorch_model.bin"):
+        if (path / name).is_file():
+            return path / name
+    raise ModelError(f"{path} has a {CONFIG} but no {WEIGHTS}; add it, or say --weights none or --weights FILE")
+
+
+def read_bundle(path: Path) -> Bundle | None:
+    """The bundle in ``path``, every file checked against its manifest; None when it is a plain model folder.
+
+    Raises: ModelError: not this format; StorageError: damaged.
+    """
+    if not (path / BUNDLE).is_file():
+        return None
+    files = read_folder(path)
+    missing = [name for name in (BUNDLE, CONFIG, WEIGHTS) if name not in files]
+    if missing:
+        raise ModelError(f"{path}: the bundle lacks {', '.join(missing)}; copy or export it again")
+    facts = parsed_json(files[BUNDLE], where=path / BUNDLE)
+    if facts.get("format") != 1:
+        raise ModelError(f"{path / BUNDLE}: format {facts.get('format')!r}; this headstart reads format 1")
+    return Bundle(path, files, facts)
+
+
+def read_json_file(path: Path) -> dict[str, Any]:
+    """A JSON object of bounded size.  Raises: ModelError: no such file, too large, or not an object."""
+    try:
+        if path.stat().st_size > _MOST_JSON_BYTES:
+            raise ModelError(f"{path}: {path.stat().st_size} bytes are no model description")
+        return parsed_json(path.read_bytes(), where=path)
+    except OSError as error:
+        raise ModelError(
+            f"{path}: {error.strerror}; a model folder holds {CONFIG} and {WEIGHTS} "
+            "in timm's local-dir layout, or is a headstart run"
+        ) from error
+
+
+def parsed_json(data: bytes, *, where: Path | str) -> dict[str, Any]:
+    """A JSON object.  Raises: ModelError: something else."""
+    try:
+        value = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise ModelError(f"{where}: not JSON ({error})") from error
+    if not isinstance(value, dict):
+        raise ModelError(f"{where}: a JSON {type(value).__name__}, not an object")
+    return cast("dict[str, Any]", value)
+
+
+def described_architecture(config: Mapping[str, Any], *, where: str) -> tuple[Architecture, int]:
+    """The timm architecture that a config.json describes, and its number of classes (0: it has no head).
+
+    Raises: ModelError: no architecture, or one that timm does not have.
+    """
+    nested = config.get("pretrained_cfg")
+    cfg = dict(nested) if isinstance(nested, dict) else dict(config)
+    name, options = config.get("architecture"), config.get("model_args") or {}
+    if not isinstance(name, str) or not timm.is_model(name):
+        raise ModelError(
+            f"{where}: architecture {name!r} is not one of timm's; a model folder is in timm's local-dir layout "
+            "(save_for_hf, push_to_hf_hub), other formats are not read"
+        )
+    if not isinstance(options, dict):
+        raise ModelError(f"{where}: model_args is a {type(options).__name__}, not an object")
+    classes = config.get("num_classes", cfg.get("num_classes", 1000))
+    classes = options.get("num_classes", classes)
+    if not isinstance(classes, int) or classes < 0:
+        raise ModelError(f"{where}: num_classes {classes!r} is not a number of classes")
+    known = {field.name for field in fields(PretrainedCfg)} - set(_PLACES)
+    cfg = {key: value for key, value in cfg.items() if key in known} | {"num_classes": classes, "architecture": name}
+    options = {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}
+    options.pop("num_classes", None)
+    channels, size = options.get("in_chans"), options.get("img_size")
+    old = cfg.get("input_size") or (3, 224, 224)
+    if isinstance(channels, int):
+        cfg["input_size"] = (channels, *old[1:])
+    if size is not None:
+        height, width = (size, size) if isinstance(size, int) else size
+        cfg["input_size"] = (cfg.get("input_size", old)[0], height, width)
+    return Architecture(library="timm", name=name, options=options, cfg=cfg), classes

@@ -1,0 +1,248 @@
+"""Freezing: weights that do not train, buffers that do not move, modules that stay in evaluation mode."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+from torch import nn
+
+from headstart.config.schema import FreezeRule, Names, Stages, Until
+from headstart.errors import ModelError
+from headstart.models.head import find_head
+from headstart.models.layout import Layout, TensorPlace, find_layout, named_tensors
+
+
+@dataclass(frozen=True, kw_only=True)
+class Frozen:
+    """``tensors``: parameters and buffers; ``modules``: kept in evaluation mode; ``parameters``: frozen ``of`` all."""
+
+    rule: str
+    tensors: tuple[str, ...]
+    modules: tuple[str, ...]
+    parameters: int
+    of: int
+
+
+def freeze(
+    module: nn.Module,
+    *,
+    rule: str | None = None,
+    until: str | None = None,
+    stages: int | None = None,
+    names: Sequence[str] = (),
+) -> Frozen:
+    """Freeze by one of ``rule`` (none, backbone, conv, norm), ``until`` a module or stage, first ``stages``, ``names``.
+
+    Raises: ModelError: none or several rules given, or one that matches nothing or leaves nothing to train.
+    """
+    given: list[FreezeRule] = []
+    if rule is not None:
+        given.append(_plain(rule))
+    if until is not None:
+        given.append(Until(until=until))
+    if stages is not None:
+        given.append(Stages(stages=stages))
+    if names:
+        given.append(Names(names=tuple(names)))
+    if len(given) != 1:
+        raise ModelError(
+            "freeze: give exactly one of rule, until, stages and names, e.g. freeze(model, until='layer3')"
+        )
+    return freeze_by(module, given[0])
+
+
+def freeze_by(module: nn.Module, rule: FreezeRule) -> Frozen:
+    """Make exactly what the rule names frozen and everything else trainable.
+
+    Frozen modules are put in evaluation mode and stay there through ``train()``, in copies of the model too.
+    """
+    frozen = what_freezes(module, rule)
+    names = set(frozen.tensors)
+    _unfreeze(module)
+    for name, parameter in module.named_parameters(remove_duplicate=False):
+        if name in names:
+            parameter.requires_grad_(False)
+    for name in frozen.modules:
+        part = module.get_submodule(name)
+        part.train = functools.partial(stay_in_eval, part)  # type: ignore[method-assign]
+        part.training = False
+    return frozen
+
+
+def stay_in_eval(module: nn.Module, mode: bool = True) -> nn.Module:  # noqa: ARG001
+    """What ``train`` is on a frozen module: evaluation mode, whatever is asked."""
+    module.training = False
+    for child in module.children():
+        child.train(False)
+    return module
+
+
+def what_freezes(module: nn.Module, rule: FreezeRule) -> Frozen:
+    """What ``freeze_by`` would freeze; changes nothing.  Raises: ModelError as it does."""
+    layout = find_layout(module)
+    chosen = _chosen(module, layout, rule)
+    sizes = {name: parameter.numel() for name, parameter in module.named_parameters()}
+    frozen = sum(sizes.get(name, 0) for name in chosen)
+    total = sum(sizes.values())
+    if frozen == total:
+        raise ModelError(
+            f"freeze {rule_text(rule)}: freezes all {total:,} parameters, the head too: nothing is left to train"
+        )
+    boundary = _boundary(layout, rule, chosen)
+    return Frozen(
+        rule=rule_text(rule),
+        tensors=tuple(place.name for place in layout.tensors if place.name in chosen),
+        modules=_eval_modules(module, layout, chosen, boundary),
+        parameters=frozen,
+        of=total,
+    )
+
+
+def rule_text(rule: FreezeRule) -> str:
+    """The rule as it is typed: backbone, until:layer3, stages:2, names:GLOB,..."""
+    match rule:
+        case Until(until=name):
+            return f"until:{name}"
+        case Stages(stages=count):
+            return f"stages:{count}"
+        case Names(names=globs):
+            return "names:" + ",".join(globs)
+        case _:
+            return str(rule)
+
+
+def _plain(rule: str) -> FreezeRule:
+    match rule:
+        case "none" | "backbone" | "conv" | "norm":
+            return rule
+        case _:
+            raise ModelError(
+                f"freeze: {rule!r} is no rule; one of none, backbone, conv, norm, until:NAME, stages:N, names:GLOB,..."
+            )
+
+
+def _chosen(module: nn.Module, layout: Layout, rule: FreezeRule) -> set[str]:
+    match rule:
+        case "none":
+            return set()
+        case "backbone":
+            find_head(module)  # says which layers could be the head when it is not clear
+            return {place.name for place in layout.tensors if place.kind != "head"}
+        case "conv" | "norm":
+            return _of_kind(layout, rule)
+        case Until(until=name):
+            return _until(module, layout, name)
+        case Stages(stages=count):
+            return _first_stages(layout, count)
+        case Names(names=globs):
+            return _named(module, layout, globs)
+
+
+def _of_kind(layout: Layout, kind: str) -> set[str]:
+    chosen = {place.name for place in layout.tensors if place.kind == kind}
+    if not chosen:
+        kinds = ", ".join(sorted({place.kind for place in layout.tensors}))
+        raise ModelError(f"freeze {kind}: the model has no {kind} layers; its tensors are: {kinds}")
+    return chosen
+
+
+def _first_stages(layout: Layout, count: int) -> set[str]:
+    known = len(layout.stages)
+    if not 1 <= count <= known:
+        names = ", ".join(stage.name for stage in layout.stages)
+        raise ModelError(f"freeze stages:{count}: the model has {known} stages ({names}); give 1 to {known}")
+    return {place.name for place in layout.tensors if place.stage < count}
+
+
+def _until(module: nn.Module, layout: Layout, name: str) -> set[str]:
+    for stage in layout.stages:
+        if stage.name == name:
+            return _first_stages(layout, stage.index + 1)
+    inside = [place for place in layout.tensors if place.name == name or place.name.startswith(name + ".")]
+    if inside:
+        last = max(place.order for place in inside)
+    elif name in layout.last_calls:
+        last = layout.last_calls[name]
+    else:
+        known = [*(stage.name for stage in layout.stages), *(path for path, _ in module.named_modules() if path)]
+        raise ModelError(f"freeze until:{name}: the model has no such module; {_near(name, known)}")
+    return {place.name for place in layout.tensors if place.order <= last}
+
+
+def _named(module: nn.Module, layout: Layout, globs: Sequence[str]) -> set[str]:
+    parts = [path for path, _ in module.named_modules(remove_duplicate=False) if path]
+    chosen: set[str] = set()
+    for glob in globs:
+        matched = tuple(path + "." for path in parts if fnmatchcase(path, glob))
+        found = {p.name for p in layout.tensors if fnmatchcase(p.name, glob) or p.name.startswith(matched)}
+        if not found:
+            known = [*parts, *(place.name for place in layout.tensors)]
+            raise ModelError(f"freeze names:{glob}: matches no parameter and no module; {_near(glob, known)}")
+        chosen |= found
+    return chosen
+
+
+def _near(name: str, known: Sequence[str]) -> str:
+    unique = list(dict.fromkeys(known))
+    near = difflib.get_close_matches(name, unique, n=4, cutoff=0.5)
+    if near:
+        return f"did you mean {', '.join(near)}?"
+    return f"names look like {', '.join(unique[:6])}; `headstart describe` shows them all"
+
+
+def _boundary(layout: Layout, rule: FreezeRule, chosen: set[str]) -> int:
+    """Up to where in the execution nothing is random any more; -1 for rules that are not about a prefix."""
+    if rule == "backbone" or isinstance(rule, (Until, Stages)):
+        return max((place.order for place in layout.tensors if place.name in chosen), default=-1)
+    return -1
+
+
+def _eval_modules(module: nn.Module, layout: Layout, chosen: set[str], boundary: int) -> tuple[str, ...]:
+    """Modules whose tensors are all frozen, with everything inside them, and parameterless ones up to ``boundary``."""
+    trainable = _holders(place for place in layout.tensors if place.name not in chosen)
+    frozen = _holders(place for place in layout.tensors if place.name in chosen) - trainable
+    return tuple(
+        path
+        for path, part in module.named_modules()
+        if path
+        and path not in trainable
+        and (path in frozen or _within(path, frozen) or _before(layout, path, part, boundary))
+    )
+
+
+def _holders(places: Iterable[TensorPlace]) -> set[str]:
+    holders: set[str] = set()
+    for place in places:
+        path = place.module
+        while path and path not in holders:
+            holders.add(path)
+            path = path.rpartition(".")[0]
+    return holders
+
+
+def _within(path: str, frozen: set[str]) -> bool:
+    while path:
+        path = path.rpartition(".")[0]
+        if path in frozen:
+            return True
+    return False
+
+
+def _before(layout: Layout, path: str, part: nn.Module, boundary: int) -> bool:
+    """A parameterless module that executes for the last time before the boundary."""
+    last = layout.last_calls.get(path, boundary)
+    return last < boundary and not any(True for _ in part.parameters())
+
+
+def _unfreeze(module: nn.Module) -> None:
+    for part in module.modules():
+        if isinstance(vars(part).get("train"), functools.partial):
+            del part.train
+            part.training = module.training
+    for _, tensor, is_buffer in named_tensors(module):
+        if not is_buffer and tensor.is_floating_point():
+            tensor.requires_grad_(True)

@@ -1,0 +1,200 @@
+"""The head: the final layer(s) that turn features into scores. Finding it, and putting a new one in its place."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import chain
+
+from torch import Tensor, nn
+
+from headstart.errors import ModelError
+from headstart.models.head_layers import ACTIVATIONS, HeadKind, make_head
+from headstart.models.head_search import is_layer, layer_sizes
+from headstart.models.layout import Layout, find_layout, forget_layout
+from headstart.models.trace import run_for_shapes
+
+_IN_A_HEAD = (nn.Linear, nn.Dropout, nn.Identity, nn.LayerNorm, nn.BatchNorm1d, *ACTIVATIONS.values(), nn.Hardswish)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Head:
+    """``paths``: the main layer first, then its equals (distillation, auxiliary). ``outputs`` 0: removed before."""
+
+    paths: tuple[str, ...]
+    kind: HeadKind
+    inputs: int
+    outputs: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadSwap:
+    """What was replaced: the main layer's path, its outputs before and now, its equals, removed activations."""
+
+    path: str
+    was: int
+    now: int
+    others: tuple[str, ...] = ()
+    removed: tuple[str, ...] = ()
+
+
+def find_head(module: nn.Module, *, at: str = "auto", example: Tensor | None = None) -> Head:
+    """The head that the model has.  Raises: ModelError: it is not clear which layers are the head."""
+    layout = find_layout(module, example=example)
+    if layout.probabilities is not None:
+        raise ModelError(
+            f"model: its output goes through {layout.probabilities}, but the loss applies softmax or sigmoid itself: "
+            "twice is wrong; take it out of the model, e.g. put torch.nn.Identity() in its place"
+        )
+    paths = _chosen_paths(module, layout, at)
+    kind, inputs, outputs = _sizes(module, paths[0], example)
+    return Head(paths=paths, kind=kind, inputs=inputs, outputs=outputs)
+
+
+def replace_head(
+    module: nn.Module,
+    *,
+    outputs: int,
+    hidden: Sequence[int] = (),
+    activation: str = "relu",
+    dropout: float = 0.0,
+    at: str = "auto",
+) -> HeadSwap:
+    """Put a new head in: one linear layer, or with ``hidden`` sizes several; everything else stays the same object.
+
+    New values come from torch's global generator: seed it. Names of saved weights are those of a plain layer unless
+    there are hidden ones.
+
+    Raises: ModelError: the head is not clear, ``at`` names no layer, or a number is out of range.
+    """
+    _check(outputs, hidden, activation, dropout)
+    head = find_head(module, at=at)
+    removed = find_layout(module).head_activations
+    _check_removable(module, removed)
+    old = {path: module.get_submodule(path) for path in (*head.paths, *removed)}
+    for path in head.paths:
+        kind, inputs, _ = _sizes(module, path, None)
+        like = next(chain(old[path].parameters(), module.parameters()), None)
+        sizes = (inputs, *hidden, outputs)
+        new = make_head(kind, sizes, activation=activation, dropout=dropout, like=like)
+        _put(module, path, new.train(module.training))
+    for path in removed:
+        _put(module, path, nn.Identity().train(module.training))
+    forget_layout(module)
+    try:
+        _check_shape(module, head, outputs, must_run=at != "auto" or head.outputs == 0)
+    except ModelError:
+        for path, part in old.items():
+            _put(module, path, part)
+        raise
+    for path in head.paths:
+        _tell_timm(module, path, outputs)
+    return HeadSwap(path=head.paths[0], was=head.outputs, now=outputs, others=head.paths[1:], removed=removed)
+
+
+def head_parameters(module: nn.Module) -> tuple[str, ...]:
+    """Names of the head's parameters, all layers of it.  Raises: ModelError: it is not clear."""
+    inside = tuple(path + "." for path in find_head(module).paths)
+    return tuple(name for name, _ in module.named_parameters() if name.startswith(inside))
+
+
+def _check(outputs: int, hidden: Sequence[int], activation: str, dropout: float) -> None:
+    if outputs < 1:
+        raise ModelError(f"head: {outputs} outputs; give at least 1")
+    if any(size < 1 for size in hidden):
+        raise ModelError(f"head.hidden: {list(hidden)}; every size is at least 1, e.g. [256]")
+    if activation not in ACTIVATIONS:
+        raise ModelError(f"head.activation: {activation!r} is unknown; one of {', '.join(ACTIVATIONS)}")
+    if not 0 <= dropout < 1:
+        raise ModelError(f"head.dropout: {dropout} is out of range; give 0 or more and less than 1, e.g. 0.5")
+
+
+def _chosen_paths(module: nn.Module, layout: Layout, at: str) -> tuple[str, ...]:
+    if at == "auto":
+        if layout.head_problem is not None:
+            raise ModelError(
+                f"model: {layout.head_problem}; name the layer to replace with head.at, e.g. --head.at PATH"
+            )
+        return layout.heads
+    parts = dict(module.named_modules())
+    if at not in parts or at == "":
+        near = difflib.get_close_matches(at, list(parts), n=4, cutoff=0.4)
+        hint = f"; did you mean {' or '.join(near)}?" if near else f"; the head was found at {', '.join(layout.heads)}"
+        raise ModelError(f"head.at: the model has no module {at!r}{hint}")
+    part = parts[at]
+    if not (is_layer(part) or isinstance(part, nn.Identity) or _is_stack(part)):
+        found = type(part).__name__
+        raise ModelError(f"head.at: {at} is a {found}; name a linear layer, a 1x1 convolution or a Sequential of such")
+    inside = [path for path in layout.heads if path == at or path.startswith(at + ".")]
+    others = tuple(path for path in layout.heads if path not in inside) if inside else ()
+    late = _executed_after(layout, at, others)
+    if late:
+        raise ModelError(
+            f"head.at: {late[-1]} executes after {at}; the head comes last: name {late[-1]} or a module that holds both"
+        )
+    return (at, *others)
+
+
+def _executed_after(layout: Layout, at: str, allowed: tuple[str, ...]) -> list[str]:
+    inside = [place.order for place in layout.tensors if place.name.startswith(at + ".")]
+    last = max(inside, default=layout.last_calls.get(at, -1))
+    free = tuple(path + "." for path in (at, *allowed))
+    return [place.module for place in layout.tensors if place.order > last and not place.name.startswith(free)]
+
+
+def _is_stack(part: nn.Module) -> bool:
+    """A Sequential of linear layers and what stands between them, a linear layer first and last."""
+    if not isinstance(part, nn.Sequential) or not all(isinstance(inner, _IN_A_HEAD) for inner in part):
+        return False
+    layers = [inner for inner in part if any(True for _ in inner.parameters())]
+    return bool(layers) and isinstance(layers[0], nn.Linear) and isinstance(layers[-1], nn.Linear)
+
+
+def _sizes(module: nn.Module, path: str, example: Tensor | None) -> tuple[HeadKind, int, int]:
+    part = module.get_submodule(path)
+    if is_layer(part):
+        return layer_sizes(part)
+    if isinstance(part, nn.Sequential):
+        layers = [inner for inner in part if isinstance(inner, nn.Linear)]
+        return "linear", layers[0].in_features, layers[-1].out_features
+    shapes = [call.inputs for call in run_for_shapes(module, names={path}, example=example).calls]
+    shape = shapes[-1] if shapes else None
+    if shape is None or len(shape) not in (2, 4):
+        raise ModelError(f"head: {path} was removed from this model, and what reaches it is not features: {shape}")
+    return ("conv", shape[1], 0) if len(shape) == 4 else ("linear", shape[-1], 0)
+
+
+def _check_removable(module: nn.Module, activations: Sequence[str]) -> None:
+    names = list(module.named_modules(remove_duplicate=False))
+    for path in activations:
+        part = module.get_submodule(path)
+        if sum(other is part for _, other in names) > 1:
+            raise ModelError(f"model: {path} follows the head and clips its scores, but is used elsewhere too")
+
+
+def _put(module: nn.Module, path: str, part: nn.Module) -> None:
+    parent, _, name = path.rpartition(".")
+    setattr(module.get_submodule(parent), name, part)
+
+
+def _tell_timm(module: nn.Module, path: str, outputs: int) -> None:
+    """Keep ``num_classes`` true on the model and on the modules that hold the head."""
+    names = path.split(".")
+    for depth in range(len(names)):
+        holder = module.get_submodule(".".join(names[:depth]))
+        if isinstance(getattr(holder, "num_classes", None), int):
+            holder.num_classes = outputs  # type: ignore[assignment]  # a plain attribute, not a module
+
+
+def _check_shape(module: nn.Module, head: Head, outputs: int, *, must_run: bool) -> None:
+    """The model gives one row of ``outputs`` numbers per image; one that does not run on zeros is let through."""
+    try:
+        shape = run_for_shapes(module, names=()).outputs
+    except ModelError:
+        if must_run:
+            raise
+        return
+    if shape is not None and shape != (1, outputs):
+        found = f"with {outputs} outputs at {head.paths[0]} the model gives {shape} for one image, not (1, {outputs})"
+        raise ModelError(f"head: {found}; name the layer that makes scores with head.at, e.g. --head.at PATH")

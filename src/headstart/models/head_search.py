@@ -1,0 +1,236 @@
+"""Which layers make a model's output: its own word (timm), else a walk from the traced output backwards.
+
+Two answers that are not equals, or none, are a problem told in words, never a guess.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from torch import fx, nn
+
+from headstart.models.head_layers import HeadKind, MlpHead
+from headstart.models.trace import Trace
+
+_PASSING = frozenset(
+    (
+        *(
+            "flatten",
+            "view",
+            "reshape",
+            "squeeze",
+            "unsqueeze",
+            "permute",
+            "transpose",
+            "contiguous",
+            "getitem",
+            "getattr",
+        ),
+        *("mean", "sum", "stack", "cat", "add", "iadd", "truediv", "div", "mul", "chunk", "split", "unbind"),
+        *("adaptive_avg_pool2d", "adaptive_max_pool2d", "adaptive_avg_pool1d", "avg_pool2d", "max_pool2d", "amax"),
+        *("dropout", "dropout_", "dropout2d", "to", "type_as", "float", "clone", "detach"),
+    )
+)
+_SHAPES = frozenset({"size", "shape", "dim", "ndim", "len", "device", "dtype"})
+_CLIPPING = (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.SELU, nn.CELU, nn.GELU, nn.SiLU, nn.Mish, nn.Softplus)
+_SQUARING = (nn.Hardswish, nn.Hardtanh, nn.Hardsigmoid, nn.Tanh, nn.PReLU)
+_CLIPPING_FUNCTIONS = frozenset({"relu", "relu_", "hardtanh"})
+_PROBABILITIES = (nn.Softmax, nn.Softmax2d, nn.LogSoftmax, nn.Sigmoid, nn.LogSigmoid)
+_PROBABILITY_FUNCTIONS = frozenset({"softmax", "log_softmax", "sigmoid", "sigmoid_", "logsigmoid", "expit"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadSearch:
+    """``paths``: the main head, then its equals; ``activations``: parameterless ones that follow the head."""
+
+    paths: tuple[str, ...] = ()
+    problem: str | None = None
+    activations: tuple[str, ...] = ()
+    probabilities: str | None = None
+    """What turns the output into probabilities (softmax, sigmoid), if something does."""
+
+
+@dataclass
+class _Walk:
+    """What a walk from the output has met."""
+
+    found: list[str] = field(default_factory=list)
+    activations: list[str] = field(default_factory=list)
+    probabilities: str | None = None
+    strange: list[str] = field(default_factory=list)
+
+
+def search_head(module: nn.Module, trace: Trace) -> HeadSearch:
+    """The head's layers, or why they are not clear."""
+    walk = _walk_back(module, trace.graph) if trace.graph is not None else _last_call(module, trace)
+    auxiliary = _walk_back(module, trace.train_graph).found if trace.train_graph is not None else []
+    told = _told_by_timm(module)
+    main = told or tuple(walk.found)
+    problem = None if told else _judge(module, walk)
+    if problem is None and told and not _equal_outputs(module, told):
+        problem = f"it names heads with different numbers of outputs: {_sized(module, told)}"
+    if problem is not None:
+        listed = _sized(module, _candidates(module, trace))
+        problem = f"the head is not clear: {problem}; layers that could be it: {listed}"
+        return HeadSearch(problem=problem, probabilities=walk.probabilities)
+    more = [path for path in [*walk.found, *auxiliary] if path not in main and is_layer(module.get_submodule(path))]
+    equals = [path for path in dict.fromkeys(more) if _equal_outputs(module, (main[0], path))]
+    return HeadSearch(
+        paths=(*main, *equals),
+        activations=tuple(dict.fromkeys(walk.activations)) if set(main) & set(walk.found) else (),
+        probabilities=walk.probabilities,
+    )
+
+
+def is_layer(part: nn.Module) -> bool:
+    """Whether it can be a head: linear, a 1x1 convolution, or a head that was put in before."""
+    if isinstance(part, nn.Conv2d):
+        return tuple(part.kernel_size) == (1, 1)
+    return isinstance(part, (nn.Linear, MlpHead))
+
+
+def layer_sizes(part: nn.Module) -> tuple[HeadKind, int, int]:
+    """(kind, inputs, outputs) of a layer that can be a head."""
+    if isinstance(part, MlpHead):
+        (kind, inputs, _), (_, _, outputs) = layer_sizes(part[0]), layer_sizes(part[-1])
+        return kind, inputs, outputs
+    if isinstance(part, nn.Conv2d):
+        return "conv", part.in_channels, part.out_channels
+    assert isinstance(part, nn.Linear), type(part)
+    return "linear", part.in_features, part.out_features
+
+
+def _told_by_timm(module: nn.Module) -> tuple[str, ...]:
+    facts = getattr(module, "pretrained_cfg", None) or {}
+    told = facts.get("classifier") or ()
+    paths: list[str] = []
+    for path in (told,) if isinstance(told, str) else tuple(told):
+        try:
+            part = module.get_submodule(path)
+        except AttributeError:
+            continue
+        for inner in ("", ".linear", ".fc", ".l"):
+            layer = part if not inner else getattr(part, inner[1:], None)
+            if isinstance(layer, nn.Module) and (is_layer(layer) or isinstance(layer, nn.Identity)):
+                paths.append(path + inner)
+                break
+    return tuple(paths)
+
+
+def _walk_back(module: nn.Module, graph: fx.Graph) -> _Walk:
+    walk, seen = _Walk(), set[fx.Node]()
+    output = next(node for node in reversed(graph.nodes) if node.op == "output")
+    waiting = list(output.all_input_nodes)
+    while waiting:
+        node = waiting.pop(0)
+        if node not in seen:
+            seen.add(node)
+            waiting += _step_back(module, node, walk)
+    return walk
+
+
+def _step_back(module: nn.Module, node: fx.Node, walk: _Walk) -> Iterable[fx.Node]:
+    """Where the walk goes from ``node``: to its inputs, or nowhere when it has found something."""
+    if node.op == "call_module":
+        return _step_back_module(module, node, walk)
+    if node.op in ("get_attr", "placeholder"):
+        walk.strange.append(f"the output uses {node.target} directly")
+        return ()
+    name = str(node.target if node.op == "call_method" else getattr(node.target, "__name__", node.target))
+    if name in _SHAPES or (name == "getattr" and str(node.args[1]) in _SHAPES):
+        return ()
+    if name in _PROBABILITY_FUNCTIONS and not _of_weights_alone(node):
+        walk.probabilities = f"{name}()"
+    elif name in _CLIPPING_FUNCTIONS:
+        walk.strange.append(f"{name}() after the last layer clips its scores")
+    elif name not in _PASSING:
+        walk.strange.append(f"the output comes from {name}()")
+    return node.all_input_nodes
+
+
+def _of_weights_alone(node: fx.Node) -> bool:
+    """Whether the value does not depend on the image: the model's own mixing weights, softmaxed."""
+    waiting, seen = [node], set[fx.Node]()
+    while waiting:
+        here = waiting.pop()
+        if here.op in ("placeholder", "call_module"):
+            return False
+        seen.add(here)
+        waiting += [source for source in here.all_input_nodes if source not in seen]
+    return True
+
+
+def _step_back_module(module: nn.Module, node: fx.Node, walk: _Walk) -> Iterable[fx.Node]:
+    path = str(node.target)
+    part = module.get_submodule(path)
+    if any(True for _ in part.parameters()) or any(True for _ in part.buffers()):
+        if path not in walk.found:
+            walk.found.append(path)
+        return ()
+    if isinstance(part, _PROBABILITIES):
+        walk.probabilities = f"{path} ({type(part).__name__})"
+    elif isinstance(part, _CLIPPING + _SQUARING):
+        walk.activations.append(path)
+    return node.all_input_nodes
+
+
+def _last_call(module: nn.Module, trace: Trace) -> _Walk:
+    """Without a graph: the last layer that was executed, and what followed it."""
+    walk = _Walk()
+    for path in reversed(trace.calls):
+        part = module.get_submodule(path)
+        if any(True for _ in part.parameters()):
+            walk.found.append(_with_its_mlp(module, path))
+            return walk
+        if isinstance(part, _PROBABILITIES):
+            walk.probabilities = f"{path} ({type(part).__name__})"
+        elif isinstance(part, _CLIPPING + _SQUARING):
+            walk.activations.append(path)
+    return walk
+
+
+def _with_its_mlp(module: nn.Module, path: str) -> str:
+    parent = path.rpartition(".")[0]
+    return parent if isinstance(module.get_submodule(parent), MlpHead) else path
+
+
+def _judge(module: nn.Module, walk: _Walk) -> str | None:
+    if walk.strange:
+        return walk.strange[0]
+    if not walk.found:
+        return "no layer leads to the output"
+    other = [path for path in walk.found if not is_layer(module.get_submodule(path))]
+    if other:
+        return f"the output comes from {_typed(module, other)}"
+    if not _equal_outputs(module, walk.found):
+        return f"the output comes from layers with different numbers of outputs: {_sized(module, walk.found)}"
+    return None
+
+
+def _equal_outputs(module: nn.Module, paths: Iterable[str]) -> bool:
+    parts = [module.get_submodule(path) for path in paths]
+    return len({layer_sizes(part)[2] if is_layer(part) else 0 for part in parts}) == 1
+
+
+def _candidates(module: nn.Module, trace: Trace) -> list[str]:
+    """Layers in the last fifth of the execution, at most five, in order."""
+    calls = list(dict.fromkeys(trace.calls))
+    layers = [name for name in calls if name in dict(module.named_modules()) and is_layer(module.get_submodule(name))]
+    late = [name for name in layers if calls.index(name) >= 0.8 * len(calls)]
+    return (late or layers)[-5:]
+
+
+def _sized(module: nn.Module, paths: Iterable[str]) -> str:
+    def one(path: str) -> str:
+        part = module.get_submodule(path)
+        if not is_layer(part):
+            return f"{path} ({type(part).__name__})"
+        _, inputs, outputs = layer_sizes(part)
+        return f"{path} ({inputs} -> {outputs})"
+
+    return ", ".join(one(path) for path in paths) or "none (no linear layer or 1x1 convolution near the output)"
+
+
+def _typed(module: nn.Module, paths: Iterable[str]) -> str:
+    return ", ".join(f"{path} ({type(module.get_submodule(path)).__name__})" for path in list(paths)[:3])

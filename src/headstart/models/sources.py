@@ -1,0 +1,314 @@
+"""From a model spec to a module with its weights, its preprocessing, and a count of what was loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import timm
+from torch import Tensor, nn
+
+from headstart.config.schema import ImageFormat
+from headstart.errors import ModelError
+from headstart.models.factory import (
+    Architecture,
+    build,
+    check_options,
+    head_tensors,
+    sketch,
+    state_filter,
+    takes_option,
+)
+from headstart.models.folder import (
+    CONFIG,
+    WEIGHTS,
+    Bundle,
+    described_architecture,
+    model_folder,
+    parsed_json,
+    read_bundle,
+)
+from headstart.models.head import head_parameters, replace_head
+from headstart.models.origins import Origin, find_origin, torchvision_names
+from headstart.models.preprocess import Preprocess, adjusted, from_pretrained_cfg, imagenet_preprocess
+from headstart.models.spec import FolderSpec, parse_spec
+from headstart.models.weights import (
+    Coverage,
+    TensorFile,
+    cover,
+    load_covered,
+    named,
+    read_safetensors,
+    read_weights,
+    refuse_format,
+    refuse_memory,
+)
+
+__all__ = ["Coverage", "OpenedModel", "WeightsSource", "open_model"]
+
+
+@dataclass(frozen=True)
+class WeightsSource:
+    """Where the weights came from."""
+
+    kind: Literal["pretrained", "none", "file"]
+    where: str
+    sha256: str | None
+    licence: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class OpenedModel:
+    """A module on the CPU in float32, and everything known about it.
+
+    ``num_outputs`` is the number of classes before any head was replaced; ``bundle`` a bundle's parsed headstart.json.
+    """
+
+    module: nn.Module
+    spec: str
+    library: Literal["timm", "torchvision", "own"]
+    architecture: str
+    options: Mapping[str, object]
+    num_outputs: int | None
+    preprocess: Preprocess
+    coverage: Coverage
+    weights: WeightsSource
+    bundle: Mapping[str, object] | None = None
+
+
+def open_model(
+    spec: str | nn.Module,
+    *,
+    weights: str = "pretrained",
+    image_size: int | None = None,
+    preprocess: ImageFormat | None = None,
+    options: Mapping[str, object] | None = None,
+) -> OpenedModel:
+    """The model that ``spec`` names, or facts about a module as it is; random weights are of torch's global generator.
+
+    ``weights`` is pretrained, none or a local file; ``image_size`` is pixels per side; ``options`` the architecture's.
+    Raises: ModelError: unknown name or option, weights that do not fit, cannot be had, or do not match their hash.
+    """
+    options = dict(options or {})
+    if weights not in ("pretrained", "none"):
+        refuse_format(Path(weights))
+    if isinstance(spec, nn.Module):
+        return _open_own(spec, weights=weights, image_size=image_size, preprocess=preprocess, options=options)
+    parsed = parse_spec(spec)
+    if isinstance(parsed, FolderSpec):
+        parsed = FolderSpec(model_folder(parsed.path))
+        bundle = read_bundle(parsed.path)
+        if bundle is not None:
+            if options:
+                raise ModelError(
+                    f"model.options: {parsed.path} is a headstart bundle, whose architecture is fixed; drop them"
+                )
+            opened = _open_bundle(bundle, weights=weights, image_size=image_size)
+            return replace(opened, preprocess=adjusted(opened.preprocess, image_size=image_size, given=preprocess))
+    origin = find_origin(parsed, weights=weights, options=options)
+    check_options(origin.architecture, outputs=origin.outputs, given=options)
+    origin = _sized(origin, image_size=image_size, options=options)
+    if weights == "pretrained" and origin.pretrained is None:
+        raise ModelError(
+            f"{origin.spec} has no pretrained weights; choose another model, --weights none or --weights FILE"
+        )
+    opened = _open_origin(origin, weights=weights)
+    return replace(opened, preprocess=adjusted(opened.preprocess, image_size=image_size, given=preprocess))
+
+
+def _sized(origin: Origin, *, image_size: int | None, options: Mapping[str, object]) -> Origin:
+    """The architecture told its input size where it needs to know, and the preprocessing following what it was told."""
+    architecture, found = origin.architecture, origin.preprocess
+    key = _size_option(architecture)
+    told = options.get(key)
+    if isinstance(told, int):
+        if image_size not in (None, told):
+            raise ModelError(f"model.image_size is {image_size}, but model.options.{key} is {told}; give one of them")
+        return replace(origin, preprocess=replace(found, height=told, width=told))
+    if image_size is None or (image_size, image_size) == (found.height, found.width):
+        return origin
+    if architecture.cfg.get("fixed_input_size") or takes_option(architecture, key):
+        value: object = (image_size, image_size) if key == "input_size" else image_size
+        architecture = replace(architecture, options={**architecture.options, key: value})
+    return replace(origin, architecture=architecture)
+
+
+def _size_option(architecture: Architecture) -> str:
+    if architecture.library == "timm":
+        return "img_size"
+    return "input_size" if architecture.name.startswith("maxvit") else "image_size"
+
+
+def _open_origin(origin: Origin, *, weights: str) -> OpenedModel:
+    refuse_memory(_bytes(sketch(origin.architecture, outputs=origin.outputs)), what=f"{origin.spec}")
+    file, source = _read(origin, weights)
+    if file is None:
+        outputs, module = origin.outputs, build(origin.architecture, outputs=origin.outputs)
+        coverage = Coverage(loaded=0, total=len(module.state_dict()))
+    else:
+        outputs, found, coverage = _fitted(origin, file, where=source.where)
+        module = build(origin.architecture, outputs=outputs)
+        load_covered(module, found, coverage)
+        coverage = replace(coverage, notes=(*file.notes, *_adapted(file.tensors, found)))
+    return OpenedModel(
+        module=module,
+        spec=origin.spec,
+        library=origin.architecture.library,
+        architecture=origin.architecture.name,
+        options=dict(origin.architecture.options),
+        num_outputs=outputs,
+        preprocess=origin.preprocess,
+        coverage=coverage,
+        weights=source,
+    )
+
+
+def _read(origin: Origin, weights: str) -> tuple[TensorFile | None, WeightsSource]:
+    if weights == "none":
+        return None, WeightsSource("none", "random", None, None)
+    if weights == "pretrained":
+        assert origin.pretrained is not None, origin.spec
+        file = origin.pretrained.read()
+        return file, WeightsSource("pretrained", origin.pretrained.where, file.sha256, origin.pretrained.licence)
+    file = read_weights(Path(weights).expanduser())
+    return file, WeightsSource("file", str(Path(weights).expanduser()), file.sha256, None)
+
+
+def _fitted(origin: Origin, file: TensorFile, *, where: str) -> tuple[int, Mapping[str, Tensor], Coverage]:
+    """The number of classes that the file has, its tensors under the model's names, and how they cover it."""
+    architecture, outputs = origin.architecture, origin.outputs
+    plan = sketch(architecture, outputs=outputs)
+    found = state_filter(architecture, outputs=outputs, module=plan)(file.tensors)
+    expected = plan.state_dict()
+    if any(name in found and found[name].shape != value.shape for name, value in expected.items()):
+        heads = head_tensors(architecture, outputs=outputs)
+        rows = {len(found[name]) for name in heads if name in found and found[name].ndim}
+        if len(rows) == 1 and rows != {outputs}:
+            outputs = rows.pop()
+            plan = sketch(architecture, outputs=outputs)
+            found = state_filter(architecture, outputs=outputs, module=plan)(file.tensors)
+    coverage = cover(plan.state_dict(), found, heads=lambda: head_tensors(architecture, outputs=outputs), where=where)
+    return outputs, found, coverage
+
+
+def _adapted(published: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> tuple[str, ...]:
+    names = [name for name in found if name in published and published[name].shape != found[name].shape]
+    return (f"{len(names)} fitted to the model's input: {named(names, 3)}",) if names else ()
+
+
+def _bytes(module: nn.Module) -> int:
+    return 4 * sum(parameter.numel() for parameter in module.parameters())
+
+
+def _open_bundle(bundle: Bundle, *, weights: str, image_size: int | None) -> OpenedModel:
+    where, facts = str(bundle.path / "headstart.json"), bundle.facts
+    try:
+        architecture = _bundle_architecture(bundle, where=where)
+        outputs, head = int(facts["model"]["num_outputs"]), facts["head"]
+        recipe: dict[str, Any] = {
+            "outputs": int(head["now"]),
+            "hidden": tuple(int(size) for size in head.get("hidden") or ()),
+            "activation": str(head.get("activation") or "relu"),
+            "dropout": float(head.get("dropout") or 0.0),
+            "at": str(head.get("at") or "auto"),
+        }
+        preprocess = Preprocess.from_dict(facts["preprocess"])
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ModelError(f"{where}: {type(error).__name__} {error}; not a bundle that this headstart wrote") from error
+    if image_size not in (None, preprocess.height) and takes_option(architecture, _size_option(architecture)):
+        raise ModelError(
+            f"model.image_size: {bundle.path} was trained at {preprocess.height} px and takes no other size"
+        )
+    check_options(architecture, outputs=outputs)
+    origin = Origin(
+        spec=str(bundle.path), architecture=architecture, outputs=outputs, preprocess=preprocess, pretrained=None
+    )
+    if weights != "pretrained":
+        return _open_origin(origin, weights=weights)
+    opened = _open_origin(origin, weights="none")
+    replace_head(opened.module, **recipe)
+    file = read_safetensors(bundle.files[WEIGHTS], where=f"of {bundle.path}")
+    coverage = cover(opened.module.state_dict(), file.tensors, heads=frozenset, where=f"of {bundle.path}")
+    if coverage.unexpected:
+        raise ModelError(f"weights of {bundle.path}: tensors that the model has not: {named(coverage.unexpected)}")
+    load_covered(opened.module, file.tensors, coverage)
+    source = WeightsSource("pretrained", str(bundle.path), file.sha256, None)
+    return replace(opened, coverage=coverage, weights=source, bundle=facts)
+
+
+def _bundle_architecture(bundle: Bundle, *, where: str) -> Architecture:
+    model = bundle.facts["model"]
+    library, name = model["library"], str(model["architecture"])
+    options = {str(key): tuple(value) if isinstance(value, list) else value for key, value in model["options"].items()}
+    if library == "timm" and timm.is_model(name):
+        config = parsed_json(bundle.files[CONFIG], where=bundle.path / CONFIG)
+        described, _ = described_architecture(config, where=str(bundle.path / CONFIG))
+        return Architecture(library="timm", name=name, options=options, cfg=described.cfg)
+    if library == "torchvision" and name in torchvision_names():
+        return Architecture(library="torchvision", name=name, options=options)
+    raise ModelError(
+        f"{where}: the architecture {name!r} of {library!r} cannot be rebuilt; make the module in Python and "
+        "give it to open_model with weights=the bundle's model.safetensors"
+    )
+
+
+def _open_own(
+    module: nn.Module,
+    *,
+    weights: str,
+    image_size: int | None,
+    preprocess: ImageFormat | None,
+    options: Mapping[str, object],
+) -> OpenedModel:
+    if options:
+        raise ModelError("model.options: the module is already made; give the options to its constructor")
+    architecture = _known_architecture(module)
+    total = len(module.state_dict())
+    coverage = Coverage(loaded=total, total=total, notes=("the module as given",))
+    source = WeightsSource("pretrained", "the module as given", None, None)
+    if weights not in ("pretrained", "none"):
+        file = read_weights(Path(weights).expanduser())
+        coverage = cover(module.state_dict(), file.tensors, heads=lambda: head_parameters(module), where=weights)
+        load_covered(module, file.tensors, coverage)
+        source = WeightsSource("file", weights, file.sha256, None)
+    name = architecture.name if architecture else type(module).__name__
+    outputs = getattr(module, "num_classes", None)
+    return OpenedModel(
+        module=module,
+        spec=f"timm/{name}" if architecture else f"own:{name}",
+        library="timm" if architecture else "own",
+        architecture=name,
+        options=dict(architecture.options) if architecture else {},
+        num_outputs=outputs if isinstance(outputs, int) else None,
+        preprocess=adjusted(_own_preprocess(module), image_size=image_size, given=preprocess),
+        coverage=coverage,
+        weights=source,
+    )
+
+
+def _known_architecture(module: nn.Module) -> Architecture | None:
+    """timm's own description of a module that it made, if the module still is what timm would make of it."""
+    cfg, outputs = getattr(module, "pretrained_cfg", None), getattr(module, "num_classes", None)
+    name = cfg.get("architecture") if isinstance(cfg, Mapping) else None
+    if not isinstance(name, str) or not timm.is_model(name) or not isinstance(outputs, int):
+        return None
+    options = {key: value for key, value in getattr(module, "_model_args", {}).items() if key != "num_classes"}
+    architecture = Architecture(library="timm", name=name, options=options, cfg=dict(cast("Mapping[str, Any]", cfg)))
+    shapes = {key: value.shape for key, value in module.state_dict().items()}
+    try:
+        again = sketch(architecture, outputs=outputs)
+    except ModelError:
+        return None
+    return architecture if shapes == {key: value.shape for key, value in again.state_dict().items()} else None
+
+
+def _own_preprocess(module: nn.Module) -> Preprocess:
+    convolutions = (part for part in module.modules() if isinstance(part, nn.Conv2d))
+    channels = next((part.in_channels for part in convolutions), 3)
+    cfg = getattr(module, "pretrained_cfg", None)
+    if isinstance(cfg, Mapping):
+        return from_pretrained_cfg(cfg, channels=channels, source="the module's pretrained_cfg")
+    said = "assumed: ImageNet's usual mean and std at 224 px, because the module says nothing"
+    return imagenet_preprocess(channels=channels, source=said)

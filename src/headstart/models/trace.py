@@ -1,0 +1,256 @@
+"""What a model executes, in order: traced with torch.fx, or seen through hooks where that fails.
+
+Looking changes nothing: modes, buffers, attributes and random generators are put back.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import random
+import warnings
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import torchvision
+from timm.models._features_fx import get_notrace_functions, get_notrace_modules
+from torch import Tensor, fx, nn
+from torch.func import functional_call
+from torch.utils.flop_counter import FlopCounterMode
+from torchvision.models.feature_extraction import LeafModuleAwareTracer
+
+from headstart.errors import ModelError
+from headstart.models.head_layers import DropoutConv2d, DropoutLinear, MlpHead
+
+How = Literal["fx", "hooks"]
+_LEAVES = (
+    *(DropoutConv2d, DropoutLinear, MlpHead),
+    *(torchvision.ops.StochasticDepth, torchvision.ops.FrozenBatchNorm2d, torchvision.ops.DeformConv2d),
+    *(torchvision.ops.DropBlock2d, torchvision.ops.DropBlock3d),
+    # libraries subclass these; torch.fx would look inside, and a linear layer would be no layer any more
+    *(nn.Linear, nn.modules.conv._ConvNd, nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm),
+)
+MODEL_FAILURES = (RuntimeError, TypeError, ValueError, AttributeError, AssertionError, LookupError, ArithmeticError)
+"""What a model's own code raises when it is run on proxies, on meta, or on images of a wrong size."""
+_MOST_CHANNELS = 15  # Sentinel-2 has 13; a first convolution of more sees a rearranged image (space to depth, DCT)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trace:
+    """``calls``: leaf modules and bare tensors by name, as they are used, repeats included."""
+
+    how: How
+    calls: tuple[str, ...]
+    graph: fx.Graph | None
+    train_graph: fx.Graph | None
+    reason: str
+    """Why it was not traced with torch.fx; empty when it was."""
+
+
+def trace_module(module: nn.Module, *, example: Tensor | None = None) -> Trace:
+    """The order of execution. Parts that run in training only (auxiliary heads) are at their place in it."""
+    with _untouched(module):
+        try:
+            graph = _fx_graph(module, training=False)
+        except MODEL_FAILURES as error:
+            reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+            return Trace(how="hooks", calls=_hooked(module, example), graph=None, train_graph=None, reason=reason)
+        try:
+            train_graph = _fx_graph(module, training=True)
+        except MODEL_FAILURES:  # the order in evaluation is known
+            train_graph = None
+    calls = _graph_calls(module, graph)
+    if train_graph is not None:
+        train_calls = _graph_calls(module, train_graph)
+        if set(calls) <= set(train_calls):
+            calls = train_calls
+    return Trace(how="fx", calls=tuple(calls), graph=graph, train_graph=train_graph, reason="")
+
+
+def _fx_graph(module: nn.Module, *, training: bool) -> fx.Graph:
+    for part in module.modules():
+        part.training = training
+    tracer = LeafModuleAwareTracer(
+        leaf_modules=[*get_notrace_modules(), *_LEAVES],  # type: ignore[no-untyped-call]
+        autowrap_functions=tuple(get_notrace_functions()),  # type: ignore[no-untyped-call]
+        autowrap_modules=(math, torchvision.ops),
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        graph: fx.Graph = tracer.trace(module)
+    return graph
+
+
+@contextlib.contextmanager
+def _untouched(module: nn.Module) -> Iterator[None]:
+    modes = [(part, part.training) for part in module.modules()]
+    attributes, buffers = set(vars(module)), set(module._buffers)
+    states = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        for part, training in modes:
+            part.training = training
+        for name in set(vars(module)) - attributes:  # torch.fx leaves _tensor_constant0 ... on the root
+            delattr(module, name)
+        for name in set(module._buffers) - buffers:
+            del module._buffers[name]
+
+
+def _graph_calls(module: nn.Module, graph: fx.Graph) -> list[str]:
+    tensors = {name for name, _ in _named_tensors(module)}
+    calls: list[str] = []
+    for node in graph.nodes:
+        target = str(node.target)
+        if node.op == "call_module":
+            calls += leaf_names(module.get_submodule(target), target)
+        elif node.op == "get_attr" and target in tensors:
+            calls.append(target)
+    return calls
+
+
+def _named_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    yield from module.named_parameters(remove_duplicate=False)
+    yield from module.named_buffers(remove_duplicate=False)
+
+
+def leaf_names(part: nn.Module, path: str) -> list[str]:
+    """The modules under ``path`` that have tensors of their own or no children."""
+    names = []
+    for name, inner in part.named_modules(prefix=path):
+        own = next(inner.parameters(recurse=False), None) is not None or any(True for _ in inner.buffers(recurse=False))
+        if own or not any(True for _ in inner.children()):
+            names.append(name)
+    return names
+
+
+def _hooked(module: nn.Module, example: Tensor | None) -> tuple[str, ...]:
+    names = {name for name in leaf_names(module, "") if name}
+    return tuple(call.name for call in run_for_shapes(module, names=names, example=example).calls)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Call:
+    """One execution of a module: shapes of its first input and of its output, None for what is not a tensor."""
+
+    name: str
+    inputs: tuple[int, ...] | None
+    outputs: tuple[int, ...] | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShapeRun:
+    """A forward pass: its calls in order of their ends, the output's shape, and multiply-adds (None: not counted)."""
+
+    calls: tuple[Call, ...]
+    outputs: tuple[int, ...] | None
+    multiply_adds: int | None
+
+
+def run_for_shapes(
+    module: nn.Module, *, names: Collection[str], example: Tensor | None = None, shape: tuple[int, ...] | None = None
+) -> ShapeRun:
+    """One forward pass in evaluation mode, recorded at the modules named.
+
+    Executed on ``meta`` (shapes without values), or, where a model does not run there, on its own weights.
+    ``example``: images (B, C, H, W), the first is used; else zeros of ``shape`` (C, H, W), else of the model's own.
+
+    Raises: ModelError: the model does not run on such images.
+    """
+    images = example[:1] if example is not None else torch.zeros(1, *(shape or input_shape(module)))
+    calls: list[Call] = []
+    try:
+        with _untouched(module), _hooks(module, names, calls):
+            for part in module.modules():
+                part.training = False
+            try:
+                outputs, count = _run_on_meta(module, images)
+            except RuntimeError:  # values are needed, or an operation has no shapes-only form
+                calls.clear()
+                outputs, count = _run_for_real(module, images), None
+    except MODEL_FAILURES as error:
+        raise ModelError(f"model: does not run on images of shape {tuple(images.shape)}: {error}") from error
+    return ShapeRun(calls=tuple(calls), outputs=_shape(outputs), multiply_adds=count)
+
+
+@contextlib.contextmanager
+def _hooks(module: nn.Module, names: Collection[str], calls: list[Call]) -> Iterator[None]:
+    def hook(name: str) -> Callable[[nn.Module, Any, Any], None]:
+        def note(_module: nn.Module, inputs: Any, outputs: Any) -> None:
+            calls.append(Call(name=name, inputs=_shape(inputs[0] if inputs else None), outputs=_shape(outputs)))
+
+        return note
+
+    handles = [part.register_forward_hook(hook(name)) for name, part in module.named_modules() if name in names]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _shape(value: Any) -> tuple[int, ...] | None:
+    while isinstance(value, (tuple, list)) and value:
+        value = value[0]
+    return tuple(value.shape) if isinstance(value, Tensor) else None
+
+
+def _run_on_meta(module: nn.Module, images: Tensor) -> tuple[Any, int]:
+    own = _own_tensors(module)
+    copies = {id(tensor): torch.empty_like(tensor, device="meta") for tensor in own.values()}
+    meta = {name: copies[id(tensor)] for name, tensor in own.items()}
+    dtype = next((p.dtype for p in module.parameters() if p.is_floating_point()), torch.float32)
+    with FlopCounterMode(display=False) as counter:
+        outputs = functional_call(module, meta, (images.to(device="meta", dtype=dtype),), tie_weights=False)
+    return outputs, counter.get_total_flops() // 2
+
+
+def _run_for_real(module: nn.Module, images: Tensor) -> Any:
+    buffers = {name for name, _ in module.named_buffers()}
+    copies = {name: tensor.clone() for name, tensor in _own_tensors(module).items() if name in buffers}
+    first = next(module.parameters())
+    images = images.to(device=first.device, dtype=first.dtype)
+    return functional_call(module, copies, (images,), tie_weights=False)  # the pass may write to buffers
+
+
+def _own_tensors(module: nn.Module) -> dict[str, Tensor]:
+    """Every place that holds a tensor, once: of a module under two names, ``functional_call`` would put back the
+    substitute (its second swap takes the first one's tensor for the original)."""
+    own: dict[str, Tensor] = {}
+    for path, part in module.named_modules():
+        prefix = path + "." if path else ""
+        tensors = [*part.named_parameters(recurse=False), *part.named_buffers(recurse=False)]
+        own.update({prefix + name: tensor for name, tensor in tensors})
+    return own
+
+
+def input_shape(module: nn.Module) -> tuple[int, int, int]:
+    """(channels, height, width) of the images that the model is built for: what it says of itself, else 224."""
+    facts: Mapping[str, Any] = getattr(module, "pretrained_cfg", None) or {}
+    channels, height, width = facts.get("input_size") or (3, 224, 224)
+    size = getattr(getattr(module, "patch_embed", None), "img_size", None) or getattr(module, "image_size", None)
+    if isinstance(size, int):
+        height = width = size
+    elif isinstance(size, (tuple, list)) and len(size) == 2:
+        height, width = size
+    first = facts.get("first_conv") if facts else _first_conv(module)
+    if isinstance(first, str) and isinstance(part := _part(module, first), nn.Conv2d):
+        channels = part.in_channels if part.in_channels <= _MOST_CHANNELS else channels
+    return int(channels), int(height), int(width)
+
+
+def _first_conv(module: nn.Module) -> str | None:
+    return next((name for name, part in module.named_modules() if isinstance(part, nn.Conv2d)), None)
+
+
+def _part(module: nn.Module, path: str) -> nn.Module | None:
+    try:
+        return module.get_submodule(path)
+    except AttributeError:
+        return None

@@ -1,0 +1,286 @@
+"""Reading weights files, the only place that unpickles anything, and counting what of a model they cover."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import pickle
+import re
+import zipfile
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from headstart.errors import ModelError
+
+PICKLED = (".pth", ".pt", ".bin", ".tar")
+ACCEPTED = "weights are pretrained, none, or a file: .safetensors, .pth, .pt or .bin with a state dict"
+_OTHER_FORMATS = {
+    ".pkl": "a pickle, which can run code; where it was made, save the state dict with safetensors.torch.save_file",
+    ".pickle": "a pickle, which can run code; where it was made, save the state dict with safetensors.torch.save_file",
+    ".ckpt": "a training checkpoint; take its state dict out and save it with safetensors.torch.save_file",
+    ".h5": "a Keras file; port the weights to the timm or torchvision architecture and save them as .safetensors",
+    ".keras": "a Keras file; port the weights to the timm or torchvision architecture and save them as .safetensors",
+    ".onnx": "an ONNX graph, not trainable weights; export the original model's state dict as .safetensors",
+    ".npz": "NumPy arrays; port them to the architecture's names and save them as .safetensors",
+    ".msgpack": "a Flax file; port the weights to the architecture's names and save them as .safetensors",
+    ".pt2": "an exported program; save the original model's state dict as .safetensors",
+}
+_NAMED = 10  # how many tensors an error names
+
+
+@dataclass(frozen=True)
+class Digest:
+    """A published hash: what a file must have, in full (sha256, git) or from its first digits (prefix)."""
+
+    kind: Literal["sha256", "git", "prefix"]
+    value: str
+
+
+@dataclass(frozen=True)
+class TensorFile:
+    """The tensors of a weights file, floating ones as float32, with its SHA-256 and what was done to read it."""
+
+    tensors: Mapping[str, Tensor]
+    sha256: str
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Coverage:
+    """How much of a model's state came from a file, and the names that did not fit."""
+
+    loaded: int
+    total: int
+    missing: tuple[str, ...] = ()
+    unexpected: tuple[str, ...] = ()
+    misshaped: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        text = f"{self.loaded} of {self.total} tensors loaded"
+        if not self.loaded:
+            text += ", all random"
+        elif self.missing or self.misshaped:
+            text += ", head new"
+        if self.unexpected:
+            text += f"; {len(self.unexpected)} of the file not used: {named(self.unexpected, 3)}"
+        return "; ".join((text, *self.notes))
+
+
+def named(names: Collection[str], most: int = _NAMED) -> str:
+    """The first ``most`` names, and how many more there are."""
+    listed = list(names)
+    more = f" and {len(listed) - most} more" if len(listed) > most else ""
+    return ", ".join(listed[:most]) + more
+
+
+def read_weights(path: Path, *, expected: Digest | None = None) -> TensorFile:
+    """The tensors of a local file, whose bytes are hashed and compared before they are interpreted.
+
+    Raises: ModelError: no such file, another format, a hash that differs, damage, more than memory, NaN or infinity.
+    """
+    refuse_format(path)
+    try:
+        size = path.stat().st_size
+        refuse_memory(2 * size, what=f"reading {path}")
+        data = path.read_bytes()
+    except OSError as error:
+        raise ModelError(f"weights {path}: {error.strerror}; {ACCEPTED}") from error
+    if expected is not None:
+        check_digest(data, expected, where=path, remedy="Delete it and run again to fetch it anew")
+    if path.suffix == ".safetensors":
+        return read_safetensors(data, where=str(path))
+    tensors, notes = _read_pickled(data, where=str(path))
+    return _checked(tensors, data=data, where=str(path), notes=notes)
+
+
+def read_safetensors(data: bytes, *, where: str) -> TensorFile:
+    """The tensors of a safetensors file already in memory."""
+    try:
+        tensors = safetensors.torch.load(data)
+    except (safetensors.SafetensorError, ValueError, KeyError) as error:
+        raise ModelError(f"weights {where}: not a whole safetensors file ({error}); fetch or copy it again") from error
+    return _checked(tensors, data=data, where=where, notes=())
+
+
+def refuse_format(path: Path) -> None:
+    """Raises: ModelError: the file's ending is not of a format that is read, with the way out."""
+    suffix = path.suffix.lower()
+    if suffix in _OTHER_FORMATS:
+        raise ModelError(f"weights {path}: {suffix} is {_OTHER_FORMATS[suffix]}; {ACCEPTED}")
+    if suffix not in (".safetensors", *PICKLED):
+        raise ModelError(f"weights {path}: unknown format {suffix or '(no ending)'}; {ACCEPTED}")
+
+
+def check_digest(data: bytes, expected: Digest, *, where: Path, remedy: str) -> None:
+    """Raises: ModelError: the bytes are not those whose hash was published."""
+    if expected.kind == "git":
+        found = hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
+    else:
+        found = hashlib.sha256(data).hexdigest()
+    good = found.startswith(expected.value) if expected.kind == "prefix" else found == expected.value
+    if not good:
+        raise ModelError(
+            f"weights {where}: the file's hash is {found[:16]}..., published is {expected.value[:16]}...; "
+            f"it is damaged or was changed. {remedy}"
+        )
+
+
+def available_bytes() -> int | None:
+    """Memory that can be had without swapping; None where the system does not say."""
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration):
+        names = os.sysconf_names if hasattr(os, "sysconf_names") else {}
+        if not {"SC_PHYS_PAGES", "SC_PAGE_SIZE"} <= set(names):
+            return None
+        free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    limit = Path("/sys/fs/cgroup/memory.max")  # a container's own limit
+    text = limit.read_text(encoding="ascii").strip() if limit.is_file() else "max"
+    return min(free, int(text)) if text.isdigit() else free
+
+
+def refuse_memory(needed: int, *, what: str) -> None:
+    """Raises: ModelError: ``needed`` bytes are more than is free."""
+    free = available_bytes()
+    if free is not None and needed > free:
+        raise ModelError(
+            f"{what} needs {needed / 1e9:,.1f} GB of memory, {free / 1e9:,.1f} GB are free; "
+            "choose a smaller model (headstart models --max-params 30M)"
+        )
+
+
+def cover(
+    expected: Mapping[str, Tensor], found: Mapping[str, Tensor], *, heads: Callable[[], Collection[str]], where: str
+) -> Coverage:
+    """Which of a model's tensors a file has; ``heads`` names those that may be new and is asked only when needed.
+
+    Raises: ModelError: more than the head is missing or mis-shaped.
+    """
+    absent = [name for name in expected if name not in found]
+    # BatchNorm's counters are younger than many files; torch starts them at zero
+    counters = {name for name in absent if name.endswith(".num_batches_tracked")}
+    missing = [name for name in absent if name not in counters]
+    unexpected = sorted(name for name in found if name not in expected)
+    misshaped = [name for name in expected if name in found and found[name].shape != expected[name].shape]
+    if missing or misshaped:
+        _refuse_body(expected, found, heads=frozenset(heads()), names=(missing, unexpected, misshaped), where=where)
+    total = len(expected) - len(counters)
+    return Coverage(
+        loaded=total - len(missing) - len(misshaped),
+        total=total,
+        missing=tuple(missing),
+        unexpected=tuple(unexpected),
+        misshaped=tuple(misshaped),
+    )
+
+
+def load_covered(module: nn.Module, found: Mapping[str, Tensor], coverage: Coverage) -> None:
+    """Copy what ``coverage`` counted as loaded into ``module``; the rest keeps its initial values."""
+    skipped = {*coverage.unexpected, *coverage.misshaped}
+    module.load_state_dict({name: value for name, value in found.items() if name not in skipped}, strict=False)
+
+
+def _refuse_body(
+    expected: Mapping[str, Tensor],
+    found: Mapping[str, Tensor],
+    *,
+    heads: frozenset[str],
+    names: tuple[list[str], list[str], list[str]],
+    where: str,
+) -> None:
+    missing, unexpected, misshaped = names
+    lost = [name for name in missing if name not in heads]
+    bent = [
+        f"{name} {tuple(found[name].shape)} instead of {tuple(expected[name].shape)}"
+        for name in misshaped
+        if name not in heads
+    ]
+    parts = []
+    if lost:
+        parts.append(f"{len(lost)} tensors outside the head are missing: {named(lost)}")
+    if bent:
+        parts.append(f"{len(bent)} have another shape: {named(bent)}")
+    if not parts:
+        return
+    if unexpected:
+        parts.append(f"{len(unexpected)} are not the model's: {named(unexpected)}")
+    raise ModelError(
+        f"weights {where} do not fit the model ({len(expected)} tensors): {'; '.join(parts)}. "
+        "Name the architecture and options that they were trained with"
+    )
+
+
+def _read_pickled(data: bytes, *, where: str) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    _refuse_archive(data, where=where)
+    try:
+        loaded = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, AttributeError, TypeError) as error:
+        reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+        raise ModelError(
+            f"weights {where}: not a plain state dict ({reason}); only tensors are read, code in a file is never run. "
+            "Where it was made, run safetensors.torch.save_file(model.state_dict(), 'weights.safetensors')"
+        ) from error
+    return _state_dict(loaded, where=where)
+
+
+def _refuse_archive(data: bytes, *, where: str) -> None:
+    if not zipfile.is_zipfile(io.BytesIO(data)):
+        return
+    try:
+        entries = zipfile.ZipFile(io.BytesIO(data)).infolist()
+    except (zipfile.BadZipFile, ValueError) as error:
+        raise ModelError(f"weights {where}: a damaged archive ({error}); fetch or copy it again") from error
+    if any(entry.filename.endswith("/constants.pkl") or "/code/" in entry.filename for entry in entries):
+        raise ModelError(
+            f"weights {where}: a TorchScript archive, which is code; save the original model's state dict instead"
+        )
+    # torch stores without compression: a file that unpacks to more than itself was not made by torch.save
+    if sum(entry.file_size for entry in entries) > len(data):
+        raise ModelError(
+            f"weights {where}: the archive unpacks to more than its own size; save it again with torch.save"
+        )
+
+
+def _state_dict(loaded: object, *, where: str) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    notes: list[str] = []
+    for key in ("state_dict", "model"):
+        if isinstance(loaded, Mapping) and isinstance(loaded.get(key), Mapping):
+            loaded = loaded[key]
+            notes.append(f"taken from the file's {key!r}")
+            break
+    if not isinstance(loaded, Mapping) or not loaded:
+        raise ModelError(f"weights {where}: holds a {type(loaded).__name__}, not names and tensors; {ACCEPTED}")
+    wrong = [str(name) for name, value in loaded.items() if not (isinstance(name, str) and isinstance(value, Tensor))]
+    if wrong:
+        raise ModelError(
+            f"weights {where}: {len(wrong)} entries are not tensors: {named(wrong)}; save the model's state dict alone"
+        )
+    return dict(loaded), tuple(notes)
+
+
+def _checked(tensors: Mapping[str, Tensor], *, data: bytes, where: str, notes: tuple[str, ...]) -> TensorFile:
+    if tensors and all(name.startswith("module.") for name in tensors):
+        tensors = {name.removeprefix("module."): value for name, value in tensors.items()}
+        notes = (*notes, "the prefix 'module.' stripped from every name")
+    plain: dict[str, Tensor] = {}
+    for name, value in tensors.items():
+        plain[name] = value.to(torch.float32) if value.is_floating_point() else value
+        if value.is_floating_point() and not bool(torch.isfinite(plain[name]).all()):
+            raise ModelError(f"weights {where}: {name} holds NaN or infinity; these weights are broken, use others")
+    return TensorFile(tensors=plain, sha256=hashlib.sha256(data).hexdigest(), notes=notes)
+
+
+def hash_prefix(file_name: str) -> Digest | None:
+    """The first digits of the SHA-256 that torchvision and timm put into a file's name, e.g. resnet50-11ad3fa6.pth."""
+    match = re.search(r"-([0-9a-f]{8,64})\.", file_name)
+    return Digest("prefix", match.group(1)) if match else None

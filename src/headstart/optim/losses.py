@@ -1,0 +1,176 @@
+"""Losses per sample. A step divides the sum of losses by the sum of weights once, so weighted losses stay right
+however a batch is cut.
+
+Shapes: B batch, K classes or tags, T targets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from headstart.config.schema import AutoLoss, Bce, ClassWeights, CrossEntropy, Focal, Huber, Loss, Mae, Mse
+from headstart.errors import ConfigError, DataError
+
+LossOutput = Tensor | tuple[Tensor, Tensor]
+LossFunction = Callable[[Tensor, Tensor], LossOutput]
+_TASK_LOSSES: dict[str, tuple[type[CrossEntropy | Focal | Bce | Mse | Huber | Mae], ...]] = {
+    "classify": (CrossEntropy, Focal),
+    "multilabel": (Bce, Focal),
+    "regress": (Mse, Huber, Mae),
+}
+
+
+def resolve_loss(loss: Loss, *, task: str) -> Loss:
+    """The loss that ``auto`` stands for, or the one given.  Raises: ConfigError: it does not fit the task."""
+    if isinstance(loss, AutoLoss):
+        defaults: dict[str, Loss] = {"classify": CrossEntropy(), "multilabel": Bce(), "regress": Huber()}
+        return defaults[task]
+    if not isinstance(loss, _TASK_LOSSES[task]):
+        accepted = ", ".join(kind().kind for kind in _TASK_LOSSES[task])
+        raise ConfigError(
+            f"loss.kind: {loss.kind} does not fit the task {task}; give one of {accepted}, e.g. --loss.kind "
+            f"{accepted.split(',')[0]}"
+        )
+    return loss
+
+
+def make_loss(loss: Loss, *, classes: Sequence[str] = (), counts: Mapping[str, int] | None = None) -> LossFunction:
+    """The function (outputs, targets) -> (losses (B,), weights (B,)) of a resolved loss.
+
+    ``classes`` are in the order of the outputs; ``counts`` are training images per class, for ``balanced``.
+
+    Raises: ConfigError: a class weight names no class.
+    """
+    match loss:
+        case CrossEntropy():
+            weights = _class_weights(loss.class_weights, classes, counts)
+            return lambda outputs, targets: _cross_entropy(outputs, targets, weights, loss.label_smoothing)
+        case Focal():
+            weights = _class_weights(loss.class_weights, classes, counts)
+            return lambda outputs, targets: _focal(outputs, targets, weights, loss.gamma)
+        case Bce():
+            weights = _class_weights(loss.class_weights, classes, counts)
+            return lambda outputs, targets: _bce(outputs, targets, weights, loss.label_smoothing)
+        case Mse():
+            return lambda outputs, targets: _plain(F.mse_loss, outputs, targets)
+        case Mae():
+            return lambda outputs, targets: _plain(F.l1_loss, outputs, targets)
+        case Huber():
+            return lambda outputs, targets: _plain(
+                lambda o, t, reduction: F.huber_loss(o, t, reduction=reduction, delta=loss.delta), outputs, targets
+            )
+        case AutoLoss():
+            raise ConfigError("loss.kind: auto needs a task; give cross_entropy, bce, mse, huber or mae")
+
+
+def _class_weights(chosen: ClassWeights, classes: Sequence[str], counts: Mapping[str, int] | None) -> Tensor | None:
+    if isinstance(chosen, str):
+        if chosen == "none":
+            return None
+        if not counts:
+            raise ConfigError(
+                "loss.class_weights: balanced needs the training images' class counts; give weights by class name"
+            )
+        return torch.tensor([sum(counts.values()) / (len(classes) * max(1, counts[name])) for name in classes])
+    unknown = sorted(set(chosen) - set(classes))
+    if unknown:
+        raise ConfigError(
+            f"loss.class_weights: no class is called {', '.join(unknown)}; the classes are {', '.join(classes)}"
+        )
+    return torch.tensor([float(chosen.get(name, 1.0)) for name in classes])
+
+
+def _cross_entropy(outputs: Tensor, targets: Tensor, weights: Tensor | None, smoothing: float) -> tuple[Tensor, Tensor]:
+    """Weighted as torch does it.
+
+    Every class's share of the target counts by that class's weight, the sum is over target weights.
+    """
+    _check_scores(outputs, targets)
+    log_p = F.log_softmax(outputs.float(), dim=1)  # (B, K)
+    hard = targets if targets.ndim == 2 else F.one_hot(targets, outputs.shape[1]).to(log_p.dtype)  # (B, K)
+    soft = hard * (1 - smoothing) + smoothing / outputs.shape[1]
+    if weights is None:
+        return -(soft * log_p).sum(1), torch.ones_like(log_p[:, 0])
+    weights = weights.to(log_p)
+    losses, scale = -(soft * log_p * weights).sum(1), (hard * weights).sum(1)  # both (B,)
+    return torch.where(scale > 0, losses / scale.where(scale > 0, 1.0), 0.0), scale
+
+
+def _focal(outputs: Tensor, targets: Tensor, weights: Tensor | None, gamma: float) -> tuple[Tensor, Tensor]:
+    """Lin et al. 2017, eq. 4: (1 - p)^gamma times the cross-entropy, p the probability of what is true."""
+    if targets.ndim == 2 and targets.shape == outputs.shape and targets.dtype.is_floating_point:
+        plain = F.binary_cross_entropy_with_logits(outputs.float(), targets.float(), reduction="none")  # (B, K)
+        losses = (1 - torch.exp(-plain)) ** gamma * plain
+        return (losses if weights is None else losses * weights.to(losses)).mean(1), torch.ones_like(losses[:, 0])
+    losses, scale = _cross_entropy(outputs, targets, None, 0.0)
+    scale = scale if weights is None else weights.to(scale)[targets]
+    return (1 - torch.exp(-losses)) ** gamma * losses, scale
+
+
+def _bce(outputs: Tensor, targets: Tensor, weights: Tensor | None, smoothing: float) -> tuple[Tensor, Tensor]:
+    _check_same_shape(outputs, targets)
+    soft = targets.float() * (1 - smoothing) + smoothing / 2
+    losses = F.binary_cross_entropy_with_logits(outputs.float(), soft, reduction="none")  # (B, K)
+    if weights is not None:
+        losses = losses * weights.to(losses)
+    return losses.mean(1), torch.ones_like(losses[:, 0])
+
+
+def _plain(function: Callable[..., Tensor], outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    _check_same_shape(outputs, targets)
+    losses = function(outputs.float(), targets.float(), reduction="none").mean(1)  # (B, T) -> (B,)
+    return losses, torch.ones_like(losses)
+
+
+def _check_scores(outputs: Tensor, targets: Tensor) -> None:
+    if outputs.ndim != 2:
+        raise DataError(
+            f"cross_entropy: the model gives {tuple(outputs.shape)}, not one row of class scores per image (B, K)"
+        )
+    if targets.ndim == 2 and targets.shape != outputs.shape:
+        raise DataError(
+            f"cross_entropy: targets {tuple(targets.shape)} do not fit scores {tuple(outputs.shape)}; give labels "
+            "of shape (B,)"
+        )
+
+
+def _check_same_shape(outputs: Tensor, targets: Tensor) -> None:
+    if outputs.shape == targets.shape:
+        return
+    both = f"outputs {tuple(outputs.shape)} and targets {tuple(targets.shape)} differ"
+    if _broadcasts(outputs, targets):
+        both += ", and torch would broadcast them in silence"
+    raise DataError(f"{both}; give targets of shape (B, T), one column per output, e.g. targets[:, None]")
+
+
+def _broadcasts(outputs: Tensor, targets: Tensor) -> bool:
+    return all(a == b or 1 in (a, b) for a, b in zip(outputs.shape[::-1], targets.shape[::-1], strict=False))
+
+
+def check_first_outputs(outputs: Tensor, targets: Tensor) -> None:
+    """Refuse what a loss would accept in silence, looked at once per run: probabilities where scores belong, labels
+    out of range.
+
+    Raises: DataError.
+    """
+    if targets.ndim == 1 and not targets.dtype.is_floating_point and outputs.ndim == 2:
+        low, high = int(targets.min()), int(targets.max())
+        if low < 0 or high >= outputs.shape[1]:
+            raise DataError(
+                f"a label is {low if low < 0 else high}, but the model has {outputs.shape[1]} outputs: labels run "
+                f"from 0 to {outputs.shape[1] - 1}"
+            )
+        rows = outputs.detach().float().sum(1)
+        if (
+            outputs.shape[1] > 1
+            and bool((outputs >= 0).all())
+            and torch.allclose(rows, torch.ones_like(rows), atol=1e-3)
+        ):
+            raise DataError(
+                "the model's outputs are probabilities (each row sums to 1): cross_entropy applies softmax "
+                "itself; remove the model's softmax"
+            )

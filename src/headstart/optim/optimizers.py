@@ -1,0 +1,61 @@
+"""The optimizer that a config names. Weight decay is what torch does: decoupled in AdamW, coupled L2 in the others."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from headstart.config.schema import Adam, AdamW, Optimizer, RmsProp, Sgd, TimmOptimizer
+from headstart.errors import ConfigError
+
+
+def make_optimizer(groups: list[dict[str, Any]], options: Optimizer) -> torch.optim.Optimizer:
+    """An optimizer over groups that already carry their rates and decays.
+
+    Raises: ConfigError: timm does not know the name.
+    """
+    match options:
+        case AdamW():
+            return torch.optim.AdamW(groups, betas=options.betas)
+        case Adam():
+            return torch.optim.Adam(groups, betas=options.betas)
+        case Sgd():
+            return torch.optim.SGD(
+                groups,
+                lr=groups[0]["lr"],
+                momentum=options.momentum,
+                nesterov=options.nesterov and options.momentum > 0,
+            )
+        case RmsProp():
+            return torch.optim.RMSprop(groups, momentum=options.momentum)
+        case TimmOptimizer():
+            return _from_timm(groups, options)
+
+
+def _from_timm(groups: list[dict[str, Any]], options: TimmOptimizer) -> torch.optim.Optimizer:
+    import difflib
+
+    from timm.optim._optim_factory import create_optimizer_v2, list_optimizers
+
+    known = [str(name) for name in list_optimizers()]
+    if options.name not in known:
+        near = difflib.get_close_matches(options.name, known, n=3) or ["lamb", "lion", "nadamw"]
+        raise ConfigError(f"optimizer.name: timm has no optimizer {options.name!r}; near names: {', '.join(near)}")
+    try:
+        made = create_optimizer_v2(groups, opt=options.name, lr=options.lr, weight_decay=0.0, **options.options)
+    except (TypeError, ValueError, AssertionError) as error:
+        raise ConfigError(f"optimizer.options: {options.name} does not take {options.options}: {error}") from error
+    assert isinstance(made, torch.optim.Optimizer)
+    return made
+
+
+def decay_kind(options: Optimizer) -> str:
+    """How this optimizer applies weight decay, in words."""
+    match options:
+        case AdamW():
+            return "decoupled"
+        case TimmOptimizer():
+            return f"as timm's {options.name} does it"
+        case _:
+            return "coupled L2"

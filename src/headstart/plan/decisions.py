@@ -1,0 +1,74 @@
+"""Decisions with their reasons: model, arithmetic, device."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from headstart.config.schema import Config
+from headstart.errors import ConfigError
+from headstart.train.precision import Precision, pick_device
+
+CPU_MODEL = "timm/mobilenetv3_large_100.ra_in1k"
+GPU_MODEL = "timm/convnext_tiny.in12k_ft_in1k"
+
+
+@dataclass(frozen=True)
+class Decision:
+    """Something decided: what, and why."""
+
+    name: str
+    value: str
+    reason: str
+
+
+def choose_device(config: Config) -> tuple[torch.device, Decision]:
+    """The device to train on.  Raises: ConfigError: it is not there."""
+    try:
+        device = pick_device(config.device)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"device: {config.device!r} cannot be used here ({reason}); give cpu, or auto") from error
+    why = (
+        "as asked"
+        if config.device != "auto"
+        else ("an accelerator is there" if device.type != "cpu" else "no accelerator is there")
+    )
+    return device, Decision("device", str(device), why)
+
+
+def choose_model(config: Config, device: torch.device) -> tuple[str, Decision]:
+    """The model spec: what was asked for, or by device a light or a stronger one."""
+    if config.model.name != "auto":
+        return config.model.name, Decision("model", config.model.name, "as asked")
+    if device.type == "cpu":
+        why = "auto: light enough for a CPU (75.8 % ImageNet top-1); --model names another"
+        return CPU_MODEL, Decision("model", CPU_MODEL, why)
+    why = "auto: an accelerator carries a stronger one (84.2 % ImageNet top-1); --model names another"
+    return GPU_MODEL, Decision("model", GPU_MODEL, why)
+
+
+def choose_precision(config: Config, device: torch.device) -> tuple[Precision, Decision]:
+    """Arithmetic of the forward pass.  Raises: ConfigError: the device cannot do it."""
+    if config.precision == "auto":
+        return "fp32", Decision(
+            "precision", "fp32", "auto: exact everywhere; bf16 or fp16 can be faster, --precision bf16"
+        )
+    if (
+        config.precision == "bf16"
+        and device.type == "cuda"
+        and not torch.cuda.is_bf16_supported(including_emulation=False)
+    ):
+        raise ConfigError(
+            f"precision: {torch.cuda.get_device_name(device)} has no bf16; give fp16 or fp32, e.g. --precision fp16"
+        )
+    return config.precision, Decision("precision", config.precision, "as asked")
+
+
+def choose_memory_format(config: Config) -> tuple[str, Decision]:
+    """Order of image tensors in memory."""
+    if config.memory_format == "auto":
+        return "contiguous", Decision("memory_format", "contiguous", "auto: torch's usual order")
+    return config.memory_format, Decision("memory_format", config.memory_format, "as asked")

@@ -1,0 +1,155 @@
+"""From a recipe to phases with everything decided: epochs, freeze rules, rates."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import nn
+
+from headstart.config.rules import freeze_text
+from headstart.config.schema import Config, FreezeRule, Optimizer, Phase, RmsProp, Sgd, Stages, TimmOptimizer
+from headstart.errors import ConfigError
+from headstart.models.layout import find_layout
+from headstart.plan.decisions import Decision
+from headstart.train.phases import PhasePlan
+
+_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+_PROBE_SHARE = 0.3
+_MOST_GRADUAL_PHASES = 4
+_NEW_HEAD = 10.0  # a fresh head beside pretrained layers learns this much faster
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rates:
+    """Learning rates that ``auto`` means for this model, batch size and optimizer."""
+
+    probe: float
+    body: float
+    scratch: float
+    layer_decay: float
+    reason: str
+
+
+def make_phases(
+    config: Config, module: nn.Module, *, batch_size: int, pretrained: bool
+) -> tuple[tuple[PhasePlan, ...], tuple[Decision, ...]]:
+    """The run's phases, and what was decided about recipe and rates.  Raises: ConfigError: they do not fit together."""
+    rates = auto_rates(module, config.optimizer, batch_size=batch_size)
+    named, decision = _recipe(config, module, pretrained=pretrained)
+    plans, first, head_is_new = [], 0, True
+    for name, phase in named:
+        plans.append(
+            _with_rates(config.optimizer, name, phase, rates, first=first, kind=_kind(phase, head_is_new, pretrained))
+        )
+        first, head_is_new = first + phase.epochs, False
+    shown = "; ".join(f"{plan.name} {_rate_text(plan)}" for plan in plans)
+    return tuple(plans), (decision, Decision("rates", shown, rates.reason))
+
+
+def auto_rates(module: nn.Module, optimizer: Optimizer, *, batch_size: int) -> Rates:
+    """Rates by the kind of network, scaled with the square root of the batch size (Malladi et al.
+
+    2022 for adaptive optimizers).
+    """
+    has_batch_norm = any(isinstance(part, _BATCH_NORMS) for part in module.modules())
+    body, decay = (3e-4, 0.85) if has_batch_norm else (1e-4, 0.75)
+    kind = "a BatchNorm network" if has_batch_norm else "a network without BatchNorm"
+    scale = math.sqrt(batch_size / 64)
+    times = 30.0 if isinstance(optimizer, Sgd) else 0.3 if isinstance(optimizer, RmsProp) else 1.0
+    body = body * scale * times
+    reason = f"{kind}, batch {batch_size}, {optimizer.kind}"
+    return Rates(probe=10 * body, body=body, scratch=1e-3 * scale * times, layer_decay=decay, reason=reason)
+
+
+def _recipe(config: Config, module: nn.Module, *, pretrained: bool) -> tuple[list[tuple[str, Phase]], Decision]:
+    if config.phases:
+        named = [(freeze_text(phase.freeze), phase) for phase in config.phases]
+        return named, Decision("recipe", f"{len(named)} phases", "as asked")
+    last: FreezeRule = "none" if config.freeze == "auto" else config.freeze
+    recipe, why = config.recipe, "as asked"
+    if recipe == "auto":
+        recipe, why = _auto_recipe(last, pretrained, config.epochs)
+    if recipe == "gradual" and config.freeze != "auto":
+        raise ConfigError(
+            f"freeze: {freeze_text(last)} does not apply to the recipe gradual, which unfreezes step by step; use "
+            "--recipe lp_ft"
+        )
+    phases = _phases(recipe, config.epochs, last, module)
+    shown = ", ".join(f"{name} {phase.epochs} epoch{'s' * (phase.epochs != 1)}" for name, phase in phases)
+    return phases, Decision("recipe", f"{recipe} ({shown})", why)
+
+
+def _auto_recipe(last: FreezeRule, pretrained: bool, epochs: int) -> tuple[Literal["probe", "full", "lp_ft"], str]:
+    if not pretrained:
+        return "full", "auto: random weights have no features to probe"
+    if last == "backbone":
+        return "probe", "auto: the backbone stays frozen"
+    if epochs < 2:
+        return "probe", "auto: one epoch is for the new head"
+    return "lp_ft", "auto: a trained head first, so that the first steps do not damage the backbone (Kumar et al. 2022)"
+
+
+def _phases(recipe: str, epochs: int, last: FreezeRule, module: nn.Module) -> list[tuple[str, Phase]]:
+    match recipe:
+        case "probe":
+            return [("probe", Phase(epochs=epochs, freeze="backbone"))]
+        case "lp_ft":
+            if epochs < 2:
+                raise ConfigError("epochs: lp_ft needs at least 2 (head, then all); give --epochs 2 or --recipe probe")
+            probe = max(1, min(epochs - 1, round(_PROBE_SHARE * epochs)))
+            return [
+                ("probe", Phase(epochs=probe, freeze="backbone")),
+                ("finetune", Phase(epochs=epochs - probe, freeze=last)),
+            ]
+        case "gradual":
+            return _gradual(epochs, len(find_layout(module).stages))
+        case _:
+            return [("full", Phase(epochs=epochs, freeze=last))]
+
+
+def _gradual(epochs: int, stages: int) -> list[tuple[str, Phase]]:
+    """Head first, then ever more stages from the output down; epochs shared evenly, the rest to the last phase."""
+    count = min(epochs, stages + 1, _MOST_GRADUAL_PHASES)
+    if count < 2:
+        raise ConfigError(f"epochs: gradual needs at least 2, not {epochs}; give --epochs 4 or --recipe probe")
+    rules: list[FreezeRule] = ["backbone"]
+    rules += [Stages(stages=stages - round(stages * place / (count - 1))) for place in range(1, count - 1)]
+    rules.append("none")
+    each = epochs // count
+    sizes = [each] * (count - 1) + [epochs - each * (count - 1)]
+    return [
+        (f"from {freeze_text(rule)}", Phase(epochs=size, freeze=rule)) for rule, size in zip(rules, sizes, strict=True)
+    ]
+
+
+def _kind(phase: Phase, head_is_new: bool, pretrained: bool) -> str:
+    if not pretrained:
+        return "scratch"
+    if phase.freeze == "backbone":
+        return "probe"
+    return "joint" if head_is_new else "finetune"
+
+
+def _with_rates(optimizer: Optimizer, name: str, phase: Phase, rates: Rates, *, first: int, kind: str) -> PhasePlan:
+    """The phase's own rates, else the optimizer's, else what ``auto`` means for its kind."""
+    wanted_lr = phase.lr if phase.lr != "auto" else optimizer.lr
+    wanted_head = phase.head_lr if phase.head_lr != "auto" else optimizer.head_lr
+    wanted_decay = phase.layer_decay if phase.layer_decay != "auto" else optimizer.layer_decay
+    body = {"scratch": rates.scratch, "probe": rates.probe}.get(kind, rates.body)
+    lr = body if wanted_lr == "auto" else wanted_lr
+    given = isinstance(optimizer, TimmOptimizer) or wanted_lr != "auto"
+    head = lr * _NEW_HEAD if kind == "joint" or (kind == "probe" and given and phase.lr == "auto") else lr
+    return PhasePlan(
+        name=name, freeze=phase.freeze, first_epoch=first, epochs=phase.epochs, lr=lr,
+        head_lr=head if wanted_head == "auto" else wanted_head,
+        layer_decay=(1.0 if kind == "scratch" else rates.layer_decay) if wanted_decay == "auto" else wanted_decay,
+    )  # fmt: skip
+
+
+def _rate_text(plan: PhasePlan) -> str:
+    if plan.freeze == "backbone":
+        return f"head {plan.head_lr:.2g}"
+    decay = f", x{plan.layer_decay:g} per stage towards the input" if plan.layer_decay != 1 else ""
+    return f"{plan.lr:.2g}{decay}, head {plan.head_lr:.2g}"

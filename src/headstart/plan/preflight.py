@@ -1,0 +1,229 @@
+"""Open, read, decide: all that must be known before the first step, and the plan that says it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from headstart.config.rules import freeze_text
+from headstart.config.schema import Config, Head, MlpHead
+from headstart.data.images import Images, load_images
+from headstart.models.freeze import freeze_by
+from headstart.models.head import HeadSwap, head_parameters, replace_head
+from headstart.models.sources import OpenedModel, open_model
+from headstart.optim.groups import param_groups
+from headstart.optim.losses import LossFunction, make_loss, resolve_loss
+from headstart.optim.optimizers import decay_kind
+from headstart.optim.penalties import penalised
+from headstart.plan.decisions import Decision, choose_device, choose_memory_format, choose_model, choose_precision
+from headstart.plan.phases import make_phases
+from headstart.train.phases import Course, PhasePlan
+from headstart.train.step import StepRules
+
+Watch = Callable[[object], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """Everything that will happen. ``document`` is the content of plan.json."""
+
+    decisions: tuple[Decision, ...]
+    document: dict[str, Any]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The content of plan.json."""
+        return self.document
+
+
+@dataclass(frozen=True)
+class ScanProgress:
+    """Images decoded so far, of all."""
+
+    done: int
+    total: int
+
+
+@dataclass(frozen=True)
+class Decided:
+    """The plan is made."""
+
+    plan: Plan
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """A run ready for its first step."""
+
+    config: Config
+    plan: Plan
+    opened: OpenedModel
+    swap: HeadSwap
+    images: Images
+    course: Course
+    device: torch.device
+    head_names: tuple[str, ...]
+
+    @property
+    def document(self) -> dict[str, Any]:
+        """The content of plan.json."""
+        return self.plan.document
+
+
+def prepare(config: Config, *, module: nn.Module | None, loss: LossFunction | None, tell: Watch) -> Prepared:
+    """Open the model, read every image, replace the head, decide the rest; nothing is written.
+
+    Raises: ConfigError, ModelError, DataError: the user's mistakes.
+    """
+    device, chosen_device = choose_device(config)
+    precision, chosen_precision = choose_precision(config, device)
+    memory_format, chosen_format = choose_memory_format(config)
+    opened, chosen_model = _open(config, device, module)
+    images = load_images(config, opened.preprocess, on_decoded=lambda done, total: tell(ScanProgress(done, total)))
+    torch.manual_seed(config.seed)
+    swap = _swap(opened.module, config.head, images.task.num_outputs)
+    batch = min(images.train.batch_size, max(1, len(images.train.samples)))
+    pretrained = opened.weights.kind != "none"
+    phases, chosen_phases = make_phases(config, opened.module, batch_size=batch, pretrained=pretrained)
+    function, chosen_loss = _loss(config, images, loss)
+    penalised(opened.module, config.penalties)
+    rules = StepRules(
+        loss=function, penalties=config.penalties, precision=precision, memory_format=memory_format,
+        accumulate=config.batch.accumulate, clip_norm=config.batch.clip_norm, clip_value=config.batch.clip_value,
+        seed=config.seed,
+    )  # fmt: skip
+    course = Course(
+        phases=phases, optimizer=config.optimizer, schedule=config.schedule, rules=rules, patience=config.stop.patience
+    )
+    decisions = (
+        chosen_device, chosen_model, *_about_model(opened, swap), *_about_data(images),
+        chosen_loss, *chosen_phases, _optimizer(config), chosen_precision, chosen_format,
+    )  # fmt: skip
+    opened.module.to(
+        device, memory_format=torch.channels_last if memory_format == "channels_last" else torch.preserve_format
+    )  # type: ignore[call-overload]
+    document = _document(decisions, opened, images, course) | {"device": str(device), "seed": config.seed}
+    plan = Plan(decisions=decisions, document=document | {"head": _head_document(config.head, swap)})
+    tell(Decided(plan))
+    return Prepared(
+        config=config,
+        plan=plan,
+        opened=opened,
+        swap=swap,
+        images=images,
+        course=course,
+        device=device,
+        head_names=head_parameters(opened.module),
+    )
+
+
+def _open(config: Config, device: torch.device, module: nn.Module | None) -> tuple[OpenedModel, Decision]:
+    model = config.model
+    size = None if model.image_size == "auto" else model.image_size
+    given = None if model.preprocess == "auto" else model.preprocess
+    torch.manual_seed(config.seed)  # random weights are a function of the seed
+    if module is not None:
+        opened = open_model(module, image_size=size, preprocess=given)
+        return opened, Decision("model", opened.spec, "the module as given")
+    name, decision = choose_model(config, device)
+    return open_model(name, weights=model.weights, image_size=size, preprocess=given, options=model.options), decision
+
+
+def _swap(module: nn.Module, head: Head, outputs: int) -> HeadSwap:
+    if isinstance(head, MlpHead):
+        return replace_head(
+            module, outputs=outputs, hidden=head.hidden, activation=head.activation, dropout=head.dropout, at=head.at
+        )
+    return replace_head(module, outputs=outputs, dropout=head.dropout, at=head.at)
+
+
+def _loss(config: Config, images: Images, given: LossFunction | None) -> tuple[LossFunction, Decision]:
+    if given is not None:
+        return given, Decision("loss", getattr(given, "__name__", "a function"), "as given in Python")
+    resolved = resolve_loss(config.loss, task=images.task.kind)
+    function = make_loss(resolved, classes=images.classes, counts=images.train.class_counts())
+    why = f"auto: the task is {images.task.kind}" if config.loss.kind == "auto" else "as asked"
+    return function, Decision("loss", resolved.kind, why)
+
+
+def _about_model(opened: OpenedModel, swap: HeadSwap) -> tuple[Decision, ...]:
+    also = "".join(f", also {path}" for path in swap.others) + "".join(
+        f", without the activation {path}" for path in swap.removed
+    )
+    return (
+        Decision("weights", opened.weights.where, str(opened.coverage)),
+        Decision("head", f"{swap.path}: {swap.was} -> {swap.now} outputs{also}", "found in the traced graph"),
+        Decision("image size", f"{opened.preprocess.height} x {opened.preprocess.width}", opened.preprocess.source),
+    )
+
+
+def _about_data(images: Images) -> tuple[Decision, ...]:
+    task = images.task
+    names = ", ".join((task.classes or task.targets)[:10]) + (", ..." if task.num_outputs > 10 else "")
+    what = Decision("task", f"{task.kind}: {task.num_outputs} outputs ({names})", "from the data")
+    splits = {"train": images.train, "val": images.val, "test": images.test}
+    sizes = ", ".join(f"{len(split.samples)} {name}" for name, split in splits.items() if split)
+    return what, Decision("data", sizes, "; ".join(images.notes) or "every image decoded once")
+
+
+def _optimizer(config: Config) -> Decision:
+    chosen = config.optimizer
+    return Decision(
+        "optimizer",
+        chosen.kind,
+        f"weight decay {chosen.weight_decay:g}, {decay_kind(chosen)}, none on norms and biases",
+    )
+
+
+def _document(decisions: tuple[Decision, ...], opened: OpenedModel, images: Images, course: Course) -> dict[str, Any]:
+    steps = len(images.train)
+    splits = {"train": images.train, "val": images.val, "test": images.test}
+    return {
+        "decisions": [vars(decision) for decision in decisions],
+        "task": images.task.to_dict(),
+        "model": {
+            "spec": opened.spec, "library": opened.library, "architecture": opened.architecture,
+            "options": dict(opened.options), "coverage": str(opened.coverage), "weights": vars(opened.weights),
+            "parameters": sum(parameter.numel() for parameter in opened.module.parameters()),
+        },
+        "preprocess": opened.preprocess.to_dict(),
+        "phases": [_phase_document(opened.module, course, phase, steps) for phase in course.phases],
+        "data": {
+            "source": str(images.source.absolute()), "notes": list(images.notes),
+            **{name: len(split.samples) if split else 0 for name, split in splits.items()},
+            "class_counts": {name: split.class_counts() for name, split in splits.items() if split},
+            "unreadable": [{"path": one.key, "reason": one.reason} for one in images.scan.unreadable],
+            "duplicates": [list(keys) for keys in images.scan.duplicates],
+        },
+        "steps_per_epoch": steps, "batch_size": images.train.batch_size, "precision": course.rules.precision,
+    }  # fmt: skip
+
+
+def _phase_document(module: nn.Module, course: Course, phase: PhasePlan, steps: int) -> dict[str, Any]:
+    frozen = freeze_by(module, phase.freeze)
+    decay = course.optimizer.weight_decay
+    groups = param_groups(module, lr=phase.lr, head_lr=phase.head_lr, layer_decay=phase.layer_decay, weight_decay=decay)
+    return {
+        "name": phase.name, "freeze": freeze_text(phase.freeze), "epochs": phase.epochs,
+        "first_step": phase.first_epoch * steps, "steps": phase.epochs * steps,
+        "lr": phase.lr, "head_lr": phase.head_lr, "layer_decay": phase.layer_decay,
+        "trainable_parameters": frozen.of - frozen.parameters, "frozen_parameters": frozen.parameters,
+        "frozen_modules": list(frozen.modules),
+        "groups": [
+            {"name": group["name"], "lr": group["lr"], "weight_decay": group["weight_decay"],
+             "parameters": sum(parameter.numel() for parameter in group["params"])}
+            for group in groups
+        ],
+    }  # fmt: skip
+
+
+def _head_document(head: Head, swap: HeadSwap) -> dict[str, Any]:
+    mlp = head if isinstance(head, MlpHead) else None
+    return {
+        "kind": head.kind, "hidden": list(mlp.hidden) if mlp else [], "activation": mlp.activation if mlp else None,
+        "dropout": head.dropout, "at": head.at, "path": swap.path, "was": swap.was, "now": swap.now,
+        "others": list(swap.others), "removed": list(swap.removed),
+    }  # fmt: skip

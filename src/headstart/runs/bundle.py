@@ -1,0 +1,158 @@
+"""The bundle: weights, labels, preprocessing and head recipe in one folder that timm can load too where the head is
+linear.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from headstart.config.schema import Config, MlpHead
+from headstart.data.task import TaskSpec
+from headstart.errors import ModelError
+from headstart.models.head import HeadSwap
+from headstart.models.preprocess import Preprocess
+from headstart.models.sources import OpenedModel, open_model
+from headstart.runs.card import model_card
+from headstart.runs.checkpoint import packed
+from headstart.storage import json_bytes, write_folder
+from headstart.train.precision import MEMORY_FORMATS, Precision
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluated:
+    """How the bundle was evaluated; the same settings give the same bits."""
+
+    batch_size: int
+    precision: Precision
+    memory_format: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class OpenedRun:
+    """A finished run's model with everything needed to use it."""
+
+    path: Path
+    model: nn.Module
+    task: TaskSpec
+    preprocess: Preprocess
+    evaluated: Evaluated
+    facts: Mapping[str, Any]
+
+
+def bundle_facts(
+    opened: OpenedModel,
+    swap: HeadSwap,
+    config: Config,
+    *,
+    task: TaskSpec,
+    evaluated: Evaluated,
+    metrics: Mapping[str, float],
+) -> dict[str, Any]:
+    """The content of headstart.json."""
+    head, data = config.head, config.data
+    mlp = head if isinstance(head, MlpHead) else None
+    recipe = {
+        "kind": head.kind, "hidden": list(mlp.hidden) if mlp else [], "activation": mlp.activation if mlp else None,
+        "dropout": head.dropout, "at": head.at, "path": swap.path, "now": swap.now,
+    }  # fmt: skip
+    model = {
+        "spec": opened.spec, "library": opened.library, "architecture": opened.architecture,
+        "options": dict(opened.options), "num_outputs": opened.num_outputs, "licence": opened.weights.licence,
+    }  # fmt: skip
+    return {
+        "format": 1, "task": task.to_dict(), "model": model, "head": recipe, "preprocess": opened.preprocess.to_dict(),
+        "columns": {"image": data.image, "target": data.target, "tags_separator": data.tags_separator},
+        "evaluation": vars(evaluated), "metrics": dict(metrics),
+        "versions": {name: version(name) for name in ("headstart", "torch", "torchvision", "timm")},
+    }  # fmt: skip
+
+
+def write_bundle(
+    path: Path, model: nn.Module, facts: dict[str, Any], *, plan: Mapping[str, Any], result: Mapping[str, Any]
+) -> None:
+    """Write the bundle folder, whole or not at all.  Raises: StorageError."""
+    files = {
+        "model.safetensors": packed(model.state_dict()),
+        "config.json": json_bytes(_config(model, facts)),
+        "headstart.json": json_bytes(facts),
+        "README.md": model_card(facts, plan=plan, result=result).encode("utf-8", "backslashreplace"),
+    }
+    write_folder(path, files)
+
+
+def _config(model: nn.Module, facts: dict[str, Any]) -> dict[str, Any]:
+    """config.json in timm's local-dir layout for timm's models; library and architecture for others."""
+    about, given = facts["model"], Preprocess.from_dict(facts["preprocess"])
+    if about["library"] != "timm":
+        return {"library": about["library"], "architecture": about["architecture"], "num_classes": facts["head"]["now"]}
+    from timm.models._hub import save_config_for_hf
+
+    data_config = {
+        "input_size": (given.channels, given.height, given.width), "mean": given.mean, "std": given.std,
+        "interpolation": given.interpolation, "crop_pct": given.crop_pct, "crop_mode": "center",
+    }  # fmt: skip
+    names = list(facts["task"]["classes"] or facts["task"]["targets"])
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "config.json")
+        save_config_for_hf(
+            model, str(path), {"label_names": names}, model_args=about["options"], data_config=data_config
+        )
+        config: dict[str, Any] = json.loads(path.read_text())
+    return config
+
+
+def open_run(path: str | Path, *, model: nn.Module | None = None) -> OpenedRun:
+    """A run's bundle (or the bundle's own folder), ready to predict, every file checked against its manifest.
+
+    ``model``: for an architecture of your own, the module as it was given to ``train``.
+
+    Raises: ModelError: no finished run there. StorageError: a file is damaged.
+    """
+    run = Path(path)
+    folder = run if (run / "headstart.json").is_file() else run / "model"
+    if not (folder / "headstart.json").is_file():
+        raise ModelError(f"{run}: no finished run is there (no model/headstart.json); train it, or go on with --resume")
+    if model is not None:
+        return _onto(folder, model)
+    opened = open_model(str(folder))
+    assert opened.bundle is not None
+    return _opened(folder, opened.module, opened.bundle)
+
+
+def _onto(folder: Path, model: nn.Module) -> OpenedRun:
+    from headstart.models.head import replace_head
+    from headstart.models.weights import read_safetensors
+    from headstart.storage import read_folder
+
+    files = read_folder(folder)
+    facts = json.loads(files["headstart.json"])
+    head = facts["head"]
+    activation = head["activation"] or "relu"
+    replace_head(
+        model, outputs=head["now"], hidden=head["hidden"], activation=activation, dropout=head["dropout"], at=head["at"]
+    )
+    try:
+        model.load_state_dict(dict(read_safetensors(files["model.safetensors"], where=str(folder)).tensors))
+    except RuntimeError as error:
+        raise ModelError(f"{folder}: the weights do not fit the module that was given: {error}") from error
+    return _opened(folder, model, facts)
+
+
+def _opened(folder: Path, module: nn.Module, facts: Mapping[str, Any]) -> OpenedRun:
+    memory_format = str(facts["evaluation"]["memory_format"])
+    return OpenedRun(
+        path=folder,
+        model=module.to(memory_format=MEMORY_FORMATS[memory_format]).eval(),
+        task=TaskSpec.from_dict(facts["task"]),
+        preprocess=Preprocess.from_dict(facts["preprocess"]),
+        evaluated=Evaluated(**facts["evaluation"]),
+        facts=facts,
+    )

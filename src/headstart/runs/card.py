@@ -1,0 +1,166 @@
+"""The README.md of a bundle: a model card that the Hugging Face hub reads too."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import yaml
+
+_TASKS = {
+    "classify": "says which one of {n} classes an image shows",
+    "multilabel": "says which of {n} tags apply to an image",
+    "regress": "predicts {n} number{s} from an image",
+}
+
+
+def model_card(headstart_json: Mapping[str, Any], *, plan: Mapping[str, Any], result: Mapping[str, Any]) -> str:
+    """Markdown with YAML front matter: what the model is, how to load it, how good it is and where it ends.
+
+    ``headstart_json`` is the bundle's own record, ``plan`` and ``result`` are the run's.
+    """
+    model, task = headstart_json["model"], headstart_json["task"]
+    licence = (plan.get("model", {}).get("weights") or {}).get("licence")
+    parts = [
+        "---\n" + yaml.safe_dump(_front(headstart_json, licence), sort_keys=False, allow_unicode=True) + "---",
+        f"# {_plain(model['architecture'])}, fine-tuned",
+        _what(headstart_json, plan),
+        _names(task),
+        "## Use it\n\n" + _use(headstart_json),
+        "## Preprocessing\n\n" + _preprocessing(headstart_json["preprocess"]),
+        "## Results\n\n" + _results(headstart_json, plan, result),
+        "## Limits\n\n" + _limits(task, licence),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def loads_in_timm(model: Mapping[str, Any], head: Mapping[str, Any]) -> bool:
+    """Whether plain timm builds this model again: timm's own layout with one linear layer as its head."""
+    plain_head = head.get("kind") == "linear" and not head.get("dropout") and head.get("at", "auto") == "auto"
+    return model.get("library") == "timm" and plain_head
+
+
+def _front(bundle: Mapping[str, Any], licence: str | None) -> dict[str, object]:
+    model, kind = bundle["model"], bundle["task"]["kind"]
+    timm = loads_in_timm(model, bundle["head"])
+    front: dict[str, object] = {"library_name": "timm" if timm else "headstart"}
+    if kind in ("classify", "multilabel"):
+        front["pipeline_tag"] = "image-classification"
+    if base := base_model(str(model["spec"])):
+        front["base_model"] = base
+    if licence:
+        front |= _licence(licence)
+    tags = ["headstart", "fine-tuned", str(model["library"])]
+    tags += {"multilabel": ["multi-label"], "regress": ["image-regression"]}.get(kind, [])
+    front["tags"] = tags
+    return front
+
+
+def base_model(spec: str) -> str | None:
+    """The hub's name of the weights that a model spec starts from; None where they are not on the hub."""
+    if spec.startswith("hf-hub:"):
+        return spec.removeprefix("hf-hub:")
+    if spec.startswith("timm/") and "." in spec:  # without a tag there is no one repository
+        return spec
+    return None
+
+
+def _licence(licence: str) -> dict[str, object]:
+    if re.fullmatch(r"[a-z0-9][a-z0-9.-]*", licence):
+        return {"license": licence}
+    return {"license": "other", "license_name": licence}
+
+
+def _what(bundle: Mapping[str, Any], plan: Mapping[str, Any]) -> str:
+    model, task = bundle["model"], bundle["task"]
+    names = _of(task)
+    says = _TASKS[task["kind"]].format(n=len(names), s="" if len(names) == 1 else "s")
+    weights = plan.get("model", {}).get("weights") or {}
+    started = f"from `{_code(model['spec'])}`" if weights.get("kind") != "none" else "from random weights"
+    images = plan.get("data", {}).get("train")
+    trained = f" on {images:,} images" if isinstance(images, int) else ""
+    return (
+        f"This model {says}. It is a `{_code(model['architecture'])}` of {_plain(model['library'])}, trained {started}"
+        f"{trained} with headstart."
+    )
+
+
+def _names(task: Mapping[str, Any]) -> str:
+    """Outputs in order as JSON, in a code block, where no name can be markup."""
+    text = json.dumps(list(_of(task)), ensure_ascii=False, indent=None if len(_of(task)) <= 20 else 0)
+    word = {"classify": "Classes", "multilabel": "Tags", "regress": "Targets"}[task["kind"]]
+    fence = "`" * max(3, 1 + max((len(run) for run in re.findall("`+", text)), default=0))
+    return f"{word}, in the order of the outputs:\n\n{fence}json\n{text}\n{fence}"
+
+
+def _use(bundle: Mapping[str, Any]) -> str:
+    lines = ["```sh\nheadstart predict FOLDER_OF_THIS_FILE IMAGE_OR_FOLDER\n```"]
+    if loads_in_timm(bundle["model"], bundle["head"]):
+        lines.append(
+            "or in plain timm (preprocessing: `timm.data.resolve_model_data_config(model)`):\n\n```python\n"
+            "import timm\n\nmodel = timm.create_model('local-dir:FOLDER_OF_THIS_FILE', pretrained=True).eval()\n```"
+        )
+    if bundle["task"]["kind"] == "regress":
+        power = ", then 10 to that power" if bundle["task"].get("log") else ""
+        lines.append(
+            "The network's own outputs are standardised; `headstart predict` gives them in the original units. "
+            f"By hand: `output * std + mean`{power}, with mean and std of `task` in `headstart.json`."
+        )
+    return "\n\n".join(lines)
+
+
+def _preprocessing(facts: Mapping[str, Any]) -> str:
+    size = f"{facts.get('height')} x {facts.get('width')} px"
+    return (
+        f"{size}, {facts.get('interpolation')} resampling, centre crop of {facts.get('crop_pct')}; pixels in 0..1, "
+        f"mean {_numbers(facts.get('mean', ()))}, standard deviation {_numbers(facts.get('std', ()))}. "
+        f"Source: {_plain(facts.get('source', 'unknown'))}."
+    )
+
+
+def _results(bundle: Mapping[str, Any], plan: Mapping[str, Any], result: Mapping[str, Any]) -> str:
+    found = bundle.get("metrics") or result.get("metrics") or {}
+    images = plan.get("data", {}).get("val")
+    head = f"On the validation images{f' ({images:,})' if isinstance(images, int) else ''}, which also chose the epoch"
+    rows = [f"| {_plain(name)} | {value:.6g} |" for name, value in found.items() if isinstance(value, int | float)]
+    return f"{head}:\n\n| metric | value |\n|---|---:|\n" + "\n".join(rows)
+
+
+def _limits(task: Mapping[str, Any], licence: str | None) -> str:
+    known = {
+        "classify": "It always names one of its classes, also for an image that shows none of them.",
+        "multilabel": "It knows its tags only.",
+        "regress": "It is not to be trusted beyond the range of numbers that it was trained on.",
+    }[task["kind"]]
+    lines = [
+        f"- {known}",
+        "- The numbers above hold for images like those of the validation split: same cameras, places and ways of "
+        "choosing. Measure on your own: `headstart evaluate`.",
+    ]
+    if licence:
+        lines.append(
+            f"- The weights that it started from are under {_plain(licence)}; the training images' terms apply too."
+        )
+    else:
+        lines.append("- The licence of the weights that it started from is not known; ask before you pass it on.")
+    return "\n".join(lines)
+
+
+def _of(task: Mapping[str, Any]) -> Sequence[str]:
+    names: Sequence[str] = task.get("targets" if task["kind"] == "regress" else "classes", ())
+    return names
+
+
+def _numbers(values: Sequence[float]) -> str:
+    return "(" + ", ".join(f"{value:.6g}" for value in values) + ")"
+
+
+def _code(text: object) -> str:
+    return str(text).replace("`", "'").replace("\n", " ")
+
+
+def _plain(text: object) -> str:
+    """Text in which no character is markup."""
+    return re.sub(r"([\\`*_{}\[\]<>#|~!&])", r"\\\1", str(text).replace("\n", " "))

@@ -1,0 +1,112 @@
+"""The end of a run: the best weights evaluated, the bundle, the predictions, the result, the report."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from torch import nn
+
+from headstart.config.schema import Config
+from headstart.data.batches import Batches
+from headstart.data.images import Images
+from headstart.models.head import HeadSwap
+from headstart.models.sources import OpenedModel
+from headstart.runs.bundle import Evaluated, bundle_facts, open_run, write_bundle
+from headstart.runs.checkpoint import load_best
+from headstart.runs.folder import read_result, write_predictions
+from headstart.runs.log import RunLog
+from headstart.runs.report import write_report
+from headstart.storage import write_json
+from headstart.train.evaluate import Evaluation, evaluate
+from headstart.train.phases import Course
+from headstart.train.state import TrainState
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """A finished run: its folder, the model in eval mode, and the validation metrics of exactly that model."""
+
+    path: Path
+    task: str
+    seconds: float
+    metrics: dict[str, float]
+    model: nn.Module
+
+
+class Ready(Protocol):
+    """What ``finish`` needs to know of a prepared run."""
+
+    @property
+    def config(self) -> Config:
+        """What the run was told."""
+        ...
+
+    @property
+    def opened(self) -> OpenedModel:
+        """The model and where it came from."""
+        ...
+
+    @property
+    def swap(self) -> HeadSwap:
+        """What was replaced."""
+        ...
+
+    @property
+    def images(self) -> Images:
+        """The data."""
+        ...
+
+    @property
+    def course(self) -> Course:
+        """Phases and rules."""
+        ...
+
+    @property
+    def document(self) -> Mapping[str, Any]:
+        """The content of plan.json."""
+        ...
+
+
+def finish(run: Path, state: TrainState, ready: Ready, *, log: RunLog, started: float) -> Run:
+    """Write everything that a finished run holds; result.json comes last but for the report.
+
+    Raises: StorageError.
+    """
+    load_best(state, run / "checkpoints")
+    rules, images = ready.course.rules, ready.images
+    settings = Evaluated(batch_size=images.val.batch_size, precision=rules.precision, memory_format=rules.memory_format)
+    found = {
+        name: _evaluate(state.model, split, settings)
+        for name, split in (("val", images.val), ("test", images.test))
+        if split
+    }
+    seconds = time.monotonic() - started
+    assert state.best is not None
+    metrics = found["val"].metrics
+    result = {
+        "task": images.task.kind, "seconds": seconds, "metrics": metrics, "epoch": state.best.epoch,
+        "weights": state.best.weights, "test_metrics": found["test"].metrics if "test" in found else None,
+    }  # fmt: skip
+    facts = bundle_facts(ready.opened, ready.swap, ready.config, task=images.task, evaluated=settings, metrics=metrics)
+    write_bundle(run / "model", state.model, facts, plan=ready.document, result=result)
+    write_predictions(run / "predictions.csv", found["val"])
+    log.mark("finished", step=state.step, seconds=seconds)
+    log.close()
+    write_json(run / "result.json", result)
+    write_report(run)
+    return Run(path=run, task=images.task.kind, seconds=seconds, metrics=metrics, model=state.model.eval())
+
+
+def _evaluate(model: nn.Module, split: Batches, settings: Evaluated) -> Evaluation:
+    return evaluate(model, split, precision=settings.precision, memory_format=settings.memory_format)
+
+
+def finished_run(run: Path, *, model: nn.Module | None) -> Run:
+    """A run that was finished before.  Raises: StorageError: a file is damaged."""
+    result = read_result(run)
+    opened = open_run(run, model=model)
+    return Run(path=run, task=result["task"], seconds=result["seconds"], metrics=result["metrics"], model=opened.model)

@@ -1,0 +1,129 @@
+"""The run folder: whether it may be used, what is recorded before the first step, and what at the end."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import platform
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from headstart.config.load import write_yaml
+from headstart.config.schema import Config
+from headstart.errors import ConfigError
+from headstart.storage import read_json, sweep, write_file, write_json
+from headstart.train.evaluate import Evaluation
+
+_LIBRARIES = ("headstart", "torch", "torchvision", "timm", "numpy", "pillow", "safetensors")
+
+
+def default_out(config: Config) -> Path:
+    """The run folder: as asked, or runs/ and the data's name."""
+    return Path(config.out or Path("runs", Path(config.data.source or "run").stem or "run"))
+
+
+def check_free(run: Path, config: Config, *, resume: bool) -> bool:
+    """Whether the run there is finished already.
+
+    Raises: ConfigError: a run is there and ``resume`` was not asked for, it had another configuration, or the folder
+    is not a run's.
+    """
+    old = run / "config.yaml"
+    if run.exists() and not run.is_dir():
+        raise ConfigError(f"out: {run} is a file; choose another run folder, e.g. --out {run}-run")
+    if not old.exists():
+        strangers = [path.name for path in run.iterdir() if not path.name.startswith(".")] if run.is_dir() else []
+        if strangers:
+            raise ConfigError(
+                f"out: {run} holds other files ({', '.join(sorted(strangers)[:3])}); choose another folder, e.g. "
+                f"--out {run}/run"
+            )
+        return False
+    if not resume:
+        raise ConfigError(
+            f"out: a run is in {run} already; go on with it by --resume, or choose another folder with --out"
+        )
+    if old.read_text(encoding="utf-8", errors="surrogateescape") != write_yaml(config):
+        raise ConfigError(
+            f"{old}: the run was made with other options ({', '.join(_differences(old, config))}); "
+            "resume it with the same ones, or choose another folder with --out"
+        )
+    return (run / "result.json").exists()
+
+
+def _differences(old: Path, config: Config) -> list[str]:
+    before = old.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+    after = write_yaml(config).splitlines()
+    changed = [line.strip() for line in after if line not in before]
+    return changed[:5] or ["fewer than before"]
+
+
+def record_start(run: Path, config: Config, plan: Mapping[str, Any], device: torch.device) -> None:
+    """Write config.yaml, plan.json and environment.json, under the run's lock; what a crash left half-done is swept."""
+    (run / "checkpoints").mkdir(exist_ok=True)
+    sweep(run)
+    sweep(run / "checkpoints")
+    write_json(run / "plan.json", plan)
+    write_json(run / "environment.json", environment(device))
+    write_file(run / "config.yaml", write_yaml(config).encode("utf-8", "surrogateescape"))
+
+
+def environment(device: torch.device) -> dict[str, Any]:
+    """Facts that can change the bits of a result, and versions."""
+    return {
+        "python": platform.python_version(),
+        **{name: version(name) for name in _LIBRARIES},
+        "platform": platform.platform(),
+        "cpu": _cpu(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "instruction_set": torch.backends.cpu.get_cpu_capability(),
+        "device": str(device),
+        "device_name": torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu(),
+    }
+
+
+def _cpu() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def write_predictions(path: Path, evaluation: Evaluation) -> None:
+    """predictions.csv: id, truth and prediction of every validation image; names are written as they are."""
+    out = io.StringIO()
+    rows = _rows(evaluation)
+    writer = csv.DictWriter(out, fieldnames=list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_file(path, out.getvalue().encode("utf-8", "surrogateescape"))
+
+
+def _rows(evaluation: Evaluation) -> list[dict[str, Any]]:
+    task, outputs, truth = evaluation.predictions.task, evaluation.predictions.outputs, evaluation.truth
+    rows: list[dict[str, Any]] = []
+    for key, scores, true in zip(evaluation.predictions.keys, outputs.tolist(), truth.tolist(), strict=True):
+        row: dict[str, Any] = {"id": key}
+        if task.kind == "classify":
+            top = max(range(len(scores)), key=scores.__getitem__)
+            row |= {"truth": task.classes[true], "prediction": task.classes[top], "confidence": scores[top]}
+        elif task.kind == "multilabel":
+            row["truth"] = ";".join(name for name, flag in zip(task.classes, true, strict=True) if flag > 0)
+            row["prediction"] = ";".join(name for name, score in zip(task.classes, scores, strict=True) if score > 0.5)
+            row |= {f"p:{name}": score for name, score in zip(task.classes, scores, strict=True)}
+        else:
+            for name, value, score in zip(task.targets, true, scores, strict=True):
+                row |= {f"truth:{name}": value, f"prediction:{name}": score}
+        rows.append(row)
+    return rows
+
+
+def read_result(run: Path) -> dict[str, Any]:
+    """result.json of a finished run.  Raises: StorageError."""
+    found: dict[str, Any] = read_json(run / "result.json")
+    return found

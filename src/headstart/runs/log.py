@@ -1,0 +1,106 @@
+"""events.jsonl, metrics.csv and log.txt: what happened, line by line; after a resume as if nothing had interrupted."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, TextIO
+
+from headstart.storage import write_file
+from headstart.train.fit import EpochDone
+from headstart.train.phases import PhaseStarted
+from headstart.train.state import TrainState
+from headstart.train.step import StepDone
+
+
+@dataclass(frozen=True)
+class Note:
+    """A sentence for the user."""
+
+    text: str
+
+
+class RunLog:
+    """Writes a run's events.
+
+    ``state`` says what is already told, and anything later (of a life that was killed) is cut off.
+    """
+
+    def __init__(self, run: Path, state: TrainState) -> None:
+        self._path, self._csv = run / "events.jsonl", run / "metrics.csv"
+        kept = [event for event in _read(self._path) if _is_before(event, state)]
+        write_file(self._path, "".join(json.dumps(event) + "\n" for event in kept).encode())
+        self._epochs = [_row(event) for event in kept if event["event"] == "epoch"]
+        self._file: TextIO = self._path.open("a", encoding="utf-8")
+
+    def close(self) -> None:
+        """Flush and close."""
+        self.sync()
+        self._file.close()
+
+    def sync(self) -> None:
+        """Make everything told so far durable; called before a checkpoint that counts on it."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+    def tell(self, event: object, *, phase: int) -> None:
+        """Record one event of the training."""
+        match event:
+            case StepDone():
+                shown = ("step", "epoch", "loss", "grad_norm", "lr", "head_lr", "images", "seconds")
+                self._line("step", {"phase": phase} | {name: getattr(event, name) for name in shown})
+            case EpochDone():
+                fields = asdict(event) | {"average_metrics": event.average_metrics or None}
+                self._line("epoch", fields)
+                self._epochs.append(_row(fields))
+                write_file(self._csv, _csv(self._epochs))
+            case PhaseStarted():
+                self._line("phase", {"phase": event.index, "name": event.name, "trainable": event.trainable})
+
+    def mark(self, event: str, **facts: Any) -> None:
+        """Record something that is not an event of the training."""
+        self._line(event, facts)
+
+    def _line(self, event: str, fields: dict[str, Any]) -> None:
+        self._file.write(json.dumps({"event": event} | fields) + "\n")
+
+
+def _read(path: Path) -> list[dict[str, Any]]:
+    events = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+        try:
+            events.append(json.loads(line))
+        except ValueError:  # the line that a kill cut short
+            continue
+    return events
+
+
+def _is_before(event: dict[str, Any], state: TrainState) -> bool:
+    match event["event"]:
+        case "phase":
+            return bool(event["phase"] <= state.phase)
+        case "epoch":
+            return bool(event["epoch"] <= state.epochs_done)
+        case _:
+            return bool(event.get("step", 0) <= state.step) and event["event"] != "finished"
+
+
+def _row(event: dict[str, Any]) -> dict[str, Any]:
+    names = ("epoch", "step", "phase", "lr", "train_loss")
+    return {name: event[name] for name in names} | {
+        **{f"val_{name}": value for name, value in event["metrics"].items()},
+        **{f"val_average_{name}": value for name, value in (event["average_metrics"] or {}).items()},
+        "seconds": event["seconds"],
+    }
+
+
+def _csv(rows: list[dict[str, Any]]) -> bytes:
+    out = io.StringIO()
+    writer = csv.DictWriter(out, fieldnames=list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return out.getvalue().encode()

@@ -1,0 +1,252 @@
+"""The only way to write durable files: six operations, atomic files and folders, manifests, and the lock on a run.
+
+A file or folder appears whole or not at all: temp on the same file system, fsync, rename, fsync of the parent. A
+folder carries a
+``MANIFEST.json`` with size and SHA-256 of each file and its own digest, checked before anything in it is used
+(safetensors has no
+checksum of its own). The operations are injectable, so that a test can enumerate every state that a crash can leave.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+from headstart.errors import StorageError
+
+MANIFEST = "MANIFEST.json"
+_NAME = re.compile(r"[A-Za-z0-9._-]+")
+_TEMP, _OLD = ".new-", ".old-"
+
+
+class Disk(Protocol):
+    """The six durable operations."""
+
+    def write(self, path: Path, data: bytes) -> None:
+        """Create or overwrite a file."""
+
+    def fsync(self, path: Path) -> None:
+        """Make a file's contents survive a crash."""
+
+    def fsync_dir(self, path: Path) -> None:
+        """Make a folder's names survive a crash."""
+
+    def rename(self, source: Path, target: Path) -> None:
+        """Move within one file system, replacing a file at the target."""
+
+    def mkdir(self, path: Path) -> None:
+        """Create a folder and its parents."""
+
+    def remove(self, path: Path) -> None:
+        """Remove a file, or a folder with all that is in it."""
+
+
+class LocalDisk:
+    """The operations on the real file system.
+
+    An OS error becomes a ``StorageError`` with path, bytes needed and bytes free.
+    """
+
+    def write(self, path: Path, data: bytes) -> None:
+        """See ``Disk``."""
+        with _explained(path, len(data)), path.open("wb") as file:
+            file.write(data)
+
+    def fsync(self, path: Path) -> None:
+        """See ``Disk``."""
+        with _explained(path, 0):
+            descriptor = os.open(path, os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+
+    def fsync_dir(self, path: Path) -> None:
+        """See ``Disk``."""
+        self.fsync(path)
+
+    def rename(self, source: Path, target: Path) -> None:
+        """See ``Disk``."""
+        with _explained(target, 0):
+            source.replace(target)
+
+    def mkdir(self, path: Path) -> None:
+        """See ``Disk``."""
+        with _explained(path, 0):
+            path.mkdir(parents=True, exist_ok=True)
+
+    def remove(self, path: Path) -> None:
+        """See ``Disk``."""
+        with _explained(path, 0):
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+
+
+DISK = LocalDisk()
+
+
+@contextmanager
+def _explained(path: Path, needed: int) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        space = (
+            f"{needed:,} bytes needed, {_free_bytes(path):,} free" if needed else f"{_free_bytes(path):,} bytes free"
+        )
+        remedy = "free some space" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "check the folder's permissions"
+        raise StorageError(
+            f"{path}: cannot be written: {error.strerror or error} ({space}); earlier checkpoints are intact; "
+            f"{remedy} or choose another folder with --out"
+        ) from error
+
+
+def _free_bytes(path: Path) -> int:
+    for folder in (path, *path.parents):
+        if folder.exists():
+            return shutil.disk_usage(folder).free
+    return 0
+
+
+def write_file(path: Path, data: bytes, *, disk: Disk = DISK) -> None:
+    """Write a file so that a crash leaves either the old contents or the new.  Raises: StorageError."""
+    temp = path.with_name(_TEMP + path.name)
+    disk.write(temp, data)
+    disk.fsync(temp)
+    disk.rename(temp, path)
+    disk.fsync_dir(path.parent)
+
+
+def write_json(path: Path, value: object, *, disk: Disk = DISK) -> None:
+    """``write_file`` of indented JSON; NaN is refused (it is not JSON)."""
+    write_file(path, json_bytes(value), disk=disk)
+
+
+def json_bytes(value: object) -> bytes:
+    """Indented UTF-8 JSON with a final newline."""
+    return (json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode("utf-8", "surrogateescape")
+
+
+def write_folder(path: Path, files: Mapping[str, bytes], *, disk: Disk = DISK) -> None:
+    """Write a folder of files with its manifest, whole or not at all.
+
+    A folder at ``path`` is replaced.  Raises: StorageError.
+    """
+    temp, old = path.with_name(_TEMP + path.name), path.with_name(_OLD + path.name)
+    disk.mkdir(path.parent)
+    if temp.exists():
+        disk.remove(temp)
+    disk.mkdir(temp)
+    for name, data in files.items():
+        assert _NAME.fullmatch(name), name
+        disk.write(temp / name, data)
+        disk.fsync(temp / name)
+    disk.write(temp / MANIFEST, _manifest(files))
+    disk.fsync(temp / MANIFEST)
+    disk.fsync_dir(temp)
+    if path.exists():
+        disk.rename(path, old)
+    disk.rename(temp, path)
+    disk.fsync_dir(path.parent)
+    if old.exists():
+        disk.remove(old)
+
+
+def _manifest(files: Mapping[str, bytes]) -> bytes:
+    entries = {
+        name: {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()} for name, data in sorted(files.items())
+    }
+    return json_bytes({"files": entries, "digest": _digest(entries)})
+
+
+def _digest(entries: object) -> str:
+    return hashlib.sha256(json.dumps(entries, sort_keys=True).encode()).hexdigest()
+
+
+def read_folder(path: Path) -> dict[str, bytes]:
+    """All files of a folder written by ``write_folder``, after checking each against the manifest.
+
+    Raises: StorageError: the folder or a file is missing, damaged, or named in a way that could leave the folder.
+    """
+    try:
+        manifest = json.loads(_bytes_of(path / MANIFEST))
+        entries: dict[str, dict[str, Any]] = manifest["files"]
+        intact = manifest["digest"] == _digest(entries) and all(_NAME.fullmatch(name) for name in entries)
+        facts = {name: (int(entry["size"]), str(entry["sha256"])) for name, entry in entries.items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise StorageError(f"{path / MANIFEST}: not a headstart manifest ({error}); the folder is damaged") from error
+    if not intact:
+        raise StorageError(f"{path / MANIFEST}: does not match its own digest; the folder is damaged")
+    return {name: _checked(path / name, *fact) for name, fact in facts.items()}
+
+
+def _checked(path: Path, size: int, sha256: str) -> bytes:
+    data = _bytes_of(path)
+    if len(data) != size or hashlib.sha256(data).hexdigest() != sha256:
+        raise StorageError(
+            f"{path}: {len(data):,} bytes that do not match the manifest ({size:,} bytes, SHA-256 {sha256[:12]}); "
+            "damaged"
+        )
+    return data
+
+
+def _bytes_of(path: Path) -> bytes:
+    try:
+        with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW), "rb") as file:  # a link could point anywhere  # noqa: PTH123
+            return file.read()
+    except OSError as error:
+        raise StorageError(f"{path}: cannot be read: {error.strerror or error}") from error
+
+
+def read_json(path: Path) -> Any:
+    """The value in a JSON file.  Raises: StorageError: missing or not JSON."""
+    try:
+        return json.loads(_bytes_of(path).decode("utf-8", "surrogateescape"))
+    except ValueError as error:
+        raise StorageError(f"{path}: not valid JSON ({error}); the file is damaged") from error
+
+
+def sweep(folder: Path, *, disk: Disk = DISK) -> None:
+    """Finish or undo what a crash left half-done directly in ``folder``; call it only under the run's lock."""
+    for left in sorted(folder.glob(_OLD + "*")):
+        target = left.with_name(left.name.removeprefix(_OLD))
+        if target.exists():
+            disk.remove(left)
+        else:
+            disk.rename(left, target)
+    for left in sorted(folder.glob(_TEMP + "*")):
+        disk.remove(left)
+
+
+@contextmanager
+def locked(folder: Path, *, describe: Callable[[], str] = lambda: str(os.getpid())) -> Iterator[None]:
+    """Hold the lock on a run folder; the operating system frees it when the process dies.
+
+    Raises: StorageError: another living process holds it; the message names its process id.
+    """
+    with _explained(folder, 0):
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            owner = os.read(descriptor, 64).decode(errors="replace") or "unknown"
+            raise StorageError(
+                f"{folder}: process {owner} is using this run; wait for it or choose another --out"
+            ) from error
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, describe().encode(), 0)
+        yield
+    finally:
+        os.close(descriptor)

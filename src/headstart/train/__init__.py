@@ -1,0 +1,1 @@
+"""The loop: state, one step, epochs, phases, evaluation. Nothing here touches the disk."""

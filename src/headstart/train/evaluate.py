@@ -1,0 +1,135 @@
+"""Evaluation and prediction: every image once, at one batch shape, in eval mode, and the model is left as it was.
+
+B batch, K classes or tags, T targets, N images.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from headstart.data.batches import Batch, Batches
+from headstart.data.task import TaskSpec
+from headstart.train.metrics import measure
+from headstart.train.precision import MEMORY_FORMATS, Precision, autocast, device_of
+from headstart.train.step import training_outputs
+
+
+@dataclass(frozen=True, kw_only=True)
+class Predictions:
+    """``outputs`` (N, K) probabilities, or (N, T) numbers in original units, in float32 on the CPU.
+
+    ``keys`` name the images.
+    """
+
+    task: TaskSpec
+    outputs: Tensor
+    keys: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """Predictions beside the truth, and the task's metrics.
+
+    ``truth``: (N,) labels, (N, K) tags, or (N, T) in original units.
+    """
+
+    predictions: Predictions
+    truth: Tensor
+    metrics: dict[str, float]
+
+    @property
+    def accuracy(self) -> float:
+        """Share of images whose most probable class is right (classification)."""
+        return self.metrics["accuracy"]
+
+    @property
+    def mean_average_precision(self) -> float:
+        """Mean over tags of the average precision (multi-label)."""
+        return self.metrics["mean_average_precision"]
+
+    @property
+    def mae(self) -> float:
+        """Mean absolute error in original units (regression)."""
+        return self.metrics["mae"]
+
+
+@contextmanager
+def in_eval(model: nn.Module) -> Iterator[None]:
+    """Eval mode and no autograd; every module's own mode is put back afterwards."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        with torch.inference_mode():
+            yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+def scores(
+    model: nn.Module, batch: Batch, *, precision: Precision = "fp32", memory_format: str = "contiguous"
+) -> Tensor:
+    """What the model gives for the real images of a padded batch.
+
+    (B, K) float32 on the CPU; call it within ``in_eval``.
+    """
+    device = device_of(model)
+    with autocast(device, precision):
+        outputs = model(batch.inputs(device, MEMORY_FORMATS[memory_format]))
+    parts = training_outputs(outputs)
+    main = parts[0][1] if parts[0][0] == 1.0 else torch.stack([part for _, part in parts]).mean(0)
+    return main[: batch.size].float().cpu()
+
+
+def predict(
+    model: nn.Module, batches: Batches, *, precision: Precision = "fp32", memory_format: str = "contiguous"
+) -> Predictions:
+    """Probabilities (N, K), or numbers in original units (N, T), for every image of ``batches``."""
+    predictions, _ = _run(model, batches, precision=precision, memory_format=memory_format)
+    return predictions
+
+
+def evaluate(
+    model: nn.Module, batches: Batches, *, precision: Precision = "fp32", memory_format: str = "contiguous"
+) -> Evaluation:
+    """Metrics over every image of ``batches`` exactly once.
+
+    The model, its modes and its buffers are as before. The last batch is padded to the others' shape, so that an
+    image's result
+    depends on neither its batch mates nor their number.
+    """
+    predictions, targets = _run(model, batches, precision=precision, memory_format=memory_format)
+    truth = batches.task.original(targets.double()).float() if batches.task.kind == "regress" else targets
+    with warnings.catch_warnings():
+        # torchmetrics: a tag without positives; it is left out of the mean
+        warnings.simplefilter("ignore", UserWarning)
+        metrics = measure(batches.task, predictions.outputs, truth)
+    return Evaluation(predictions=predictions, truth=truth, metrics=metrics)
+
+
+def _run(model: nn.Module, batches: Batches, *, precision: Precision, memory_format: str) -> tuple[Predictions, Tensor]:
+    outputs, targets, keys = [], [], list[str]()
+    with in_eval(model):
+        for batch in batches.epoch(0):
+            outputs.append(scores(model, batch, precision=precision, memory_format=memory_format))
+            targets.append(batch.targets[: batch.size])
+            keys += batch.keys
+        result = _read(batches.task, torch.cat(outputs))
+    return Predictions(task=batches.task, outputs=result.clone(), keys=tuple(keys)), torch.cat(targets)
+
+
+def _read(task: TaskSpec, outputs: Tensor) -> Tensor:
+    """Probabilities, or numbers in original units."""
+    match task.kind:
+        case "classify":
+            return outputs.softmax(1)
+        case "multilabel":
+            return outputs.sigmoid()
+        case "regress":
+            return task.original(outputs.double()).float()

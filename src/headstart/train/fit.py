@@ -1,0 +1,107 @@
+"""Epochs of steps, as a generator of events: look at each, save when you like, break when you have enough."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from typing import Protocol
+
+import torch
+
+from headstart.config.schema import Schedule
+from headstart.data.batches import Batch
+from headstart.errors import NonFiniteError
+from headstart.optim.schedules import rate_factor
+from headstart.train.state import TrainState
+from headstart.train.step import StepDone, StepRules, train_step
+
+_CONSTANT = Schedule(kind="constant", warmup=0.0)
+
+
+class TrainingBatches(Protocol):
+    """What ``fit`` trains on: the same epoch number gives the same batches, from any first one on."""
+
+    def __len__(self) -> int:
+        """Batches, that is optimizer steps, per epoch."""
+
+    def epoch(self, epoch: int, *, first: int = 0) -> Iterator[Batch]:
+        """The batches of an epoch (0-based), from batch ``first`` on."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EpochDone:
+    """An epoch, counted from 1.
+
+    Mean training loss over its samples' weights, and what validation said, if there was one.
+    """
+
+    epoch: int
+    step: int
+    train_loss: float
+    seconds: float
+    images_per_second: float
+    phase: int = 0
+    lr: float = 0.0
+    metrics: dict[str, float] = field(default_factory=dict)
+    average_metrics: dict[str, float] = field(default_factory=dict)
+
+
+def fit(
+    state: TrainState,
+    batches: TrainingBatches,
+    *,
+    rules: StepRules,
+    epochs: int,
+    schedule: Schedule | None = None,
+    first_epoch: int | None = None,
+) -> Iterator[StepDone | EpochDone]:
+    """Train ``epochs`` epochs, counted from ``first_epoch`` (default: from where the state is), and yield what was
+    done.
+
+    A state restored in the middle of an epoch goes on with that epoch's next batch. The rates are a function of the
+    step within
+    these epochs; without a ``schedule`` they stay as the groups have them.
+
+    Raises: NonFiniteError: the loss, the gradient or a weight is NaN or infinite.
+    """
+    first = state.epochs_done if first_epoch is None else first_epoch
+    per_epoch = len(batches)
+    for epoch in range(state.epochs_done, first + epochs):
+        started, images = time.monotonic(), 0
+        for batch in batches.epoch(epoch, first=state.epoch_step):
+            begun = time.monotonic()
+            done_here = (epoch - first) * per_epoch + state.epoch_step
+            set_rates(state, rate_factor(schedule or _CONSTANT, done_here, total=epochs * per_epoch))
+            done = train_step(state, batch, rules=rules)
+            state.epoch_step += 1
+            state.epoch_loss += done.loss * done.weight
+            state.epoch_weight += done.weight
+            images += done.images
+            yield replace(done, seconds=time.monotonic() - begun, steps_in_epoch=per_epoch)
+        yield _close_epoch(state, images, time.monotonic() - started)
+
+
+def set_rates(state: TrainState, factor: float) -> None:
+    """Every group's rate: its own full one times ``factor``."""
+    for group in state.optimizer.param_groups:
+        group["lr"] = group.setdefault("initial_lr", group["lr"]) * factor
+
+
+def _close_epoch(state: TrainState, images: int, seconds: float) -> EpochDone:
+    damaged = [name for name, value in state.model.state_dict().items() if not bool(torch.isfinite(value).all())]
+    if damaged:
+        raise NonFiniteError(
+            f"epoch {state.epochs_done + 1}: {', '.join(damaged[:5])}: not finite after step {state.step}; try a "
+            "lower rate (--lr)"
+        )
+    loss = state.epoch_loss / state.epoch_weight
+    state.epochs_done += 1
+    state.epoch_step, state.epoch_loss, state.epoch_weight = 0, 0.0, 0.0
+    return EpochDone(
+        epoch=state.epochs_done,
+        step=state.step,
+        train_loss=loss,
+        seconds=seconds,
+        images_per_second=images / max(seconds, 1e-9),
+    )

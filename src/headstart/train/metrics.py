@@ -1,0 +1,97 @@
+"""The task's metrics, by torchmetrics, over all images at once (never a mean of batches).
+
+N images, K classes or tags, T targets.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from headstart.data.task import TaskSpec
+
+MAIN_METRIC = {"classify": "accuracy", "multilabel": "mean_average_precision", "regress": "mae"}
+
+
+def measure(task: TaskSpec, outputs: Tensor, truth: Tensor) -> dict[str, float]:
+    """Metrics by name; one that these images do not define (R2 of one image) is left out.
+
+    outputs: (N, K) probabilities or (N, T) numbers; truth: (N,), (N, K) or (N, T); numbers in original units.
+    """
+    if task.kind == "classify":
+        found = _classify(outputs, truth)
+    elif task.kind == "multilabel":
+        found = _multilabel(outputs, truth)
+    else:
+        found = _regress(task, outputs, truth)
+    return {name: value for name, value in found.items() if not math.isnan(value)}
+
+
+def score(task: TaskSpec, metrics: dict[str, float]) -> tuple[float, ...]:
+    """What "better" means: the main metric, then the likelihood; larger is better, compared from the left."""
+    if task.kind == "regress":
+        return (-metrics.get("mae_log10" if task.log else "mae", math.inf),)
+    return (metrics.get(MAIN_METRIC[task.kind], -math.inf), -metrics.get("nll", math.inf))
+
+
+def _classify(probabilities: Tensor, truth: Tensor) -> dict[str, float]:
+    from torchmetrics.functional.classification import multiclass_accuracy, multiclass_f1_score
+
+    classes = probabilities.shape[1]
+    picked = probabilities[torch.arange(len(truth)), truth].double()
+    return {
+        "accuracy": float(multiclass_accuracy(probabilities, truth, num_classes=classes, average="micro")),
+        "macro_f1": float(multiclass_f1_score(probabilities, truth, num_classes=classes, average="macro")),
+        "nll": float(-picked.clamp_min(1e-12).log().mean()),
+    }
+
+
+def _multilabel(probabilities: Tensor, truth: Tensor) -> dict[str, float]:
+    from torchmetrics.functional.classification import multilabel_average_precision, multilabel_f1_score
+
+    tags, known = probabilities.shape[1], truth.long()
+    return {
+        "mean_average_precision": float(
+            multilabel_average_precision(probabilities, known, num_labels=tags, average="macro")
+        ),
+        "macro_f1": float(multilabel_f1_score(probabilities, known, num_labels=tags, average="macro")),
+        "nll": float(F.binary_cross_entropy(probabilities.double().clamp(1e-12, 1 - 1e-12), truth.double())),
+    }
+
+
+def _regress(task: TaskSpec, values: Tensor, truth: Tensor) -> dict[str, float]:
+    """Plain keys are means over the targets; ``baseline_mae`` is that of always giving the training mean."""
+    centre = task.original(
+        torch.zeros(1, len(task.targets), dtype=torch.float64)
+    )  # the mean in the space that was learnt
+    columns = [
+        _errors(values[:, place].double(), truth[:, place].double(), centre[0, place], log=task.log)
+        for place in range(len(task.targets))
+    ]
+    means = {name: math.fsum(column[name] for column in columns) / len(columns) for name in columns[0]}
+    if len(columns) == 1:
+        return means
+    each = {
+        f"{name}:{target}": value
+        for target, column in zip(task.targets, columns, strict=True)
+        for name, value in column.items()
+    }
+    return means | each
+
+
+def _errors(values: Tensor, truth: Tensor, centre: Tensor, *, log: bool) -> dict[str, float]:
+    from torchmetrics.functional.regression import mean_absolute_error, mean_squared_error, r2_score
+
+    found = {
+        "mae": float(mean_absolute_error(values, truth)),
+        "rmse": float(mean_squared_error(values, truth, squared=False)),
+        "r2": float(r2_score(values, truth)) if len(truth) > 1 else math.nan,
+        "baseline_mae": float((truth - centre).abs().mean()),
+    }
+    if log:
+        found["mae_log10"] = float((values.log10() - truth.log10()).abs().mean())
+        found["baseline_mae_log10"] = float((truth.log10() - centre.log10()).abs().mean())
+    return found

@@ -1,0 +1,150 @@
+"""A run as a list of phases.
+
+Freeze, group, train, validate; frozen tensors are proven unchanged at every epoch's end.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from torch import nn
+
+from headstart.config.schema import FreezeRule, Optimizer, Schedule
+from headstart.data.batches import Batches
+from headstart.models.freeze import Frozen, freeze_by
+from headstart.optim.groups import param_groups
+from headstart.optim.optimizers import make_optimizer
+from headstart.train.evaluate import evaluate
+from headstart.train.fit import EpochDone, fit
+from headstart.train.metrics import score
+from headstart.train.state import Best, TrainState
+from headstart.train.step import StepDone, StepRules
+
+
+@dataclass(frozen=True, kw_only=True)
+class PhasePlan:
+    """A phase with everything decided; epochs count from 0 over the whole run."""
+
+    name: str
+    freeze: FreezeRule
+    first_epoch: int
+    epochs: int
+    lr: float
+    head_lr: float
+    layer_decay: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Course:
+    """Everything about a run's training that stays the same from first step to last."""
+
+    phases: tuple[PhasePlan, ...]
+    optimizer: Optimizer
+    schedule: Schedule
+    rules: StepRules
+    patience: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class PhaseStarted:
+    """A phase begins (or goes on, after a resume)."""
+
+    index: int
+    name: str
+    epochs: int
+    trainable: int
+    frozen: int
+
+
+def enter_phase(state: TrainState, course: Course, index: int) -> Frozen:
+    """Set what is frozen and the optimizer's groups; state of parameters that stay trainable is kept."""
+    phase = course.phases[index]
+    frozen = freeze_by(state.model, phase.freeze)
+    before = state.optimizer.state
+    state.optimizer = phase_optimizer(state.model, phase, course.optimizer)
+    for parameter in (parameter for group in state.optimizer.param_groups for parameter in group["params"]):
+        if parameter in before:
+            state.optimizer.state[parameter] = before[parameter]
+    state.phase = index
+    return frozen
+
+
+def phase_optimizer(model: nn.Module, phase: PhasePlan, options: Optimizer) -> torch.optim.Optimizer:
+    """The optimizer of a phase over the model as it is frozen now."""
+    decay = options.weight_decay
+    groups = param_groups(model, lr=phase.lr, head_lr=phase.head_lr, layer_decay=phase.layer_decay, weight_decay=decay)
+    return make_optimizer(groups, options)
+
+
+def train_phases(
+    state: TrainState, course: Course, train: Batches, val: Batches
+) -> Iterator[PhaseStarted | StepDone | EpochDone]:
+    """All that is left of the course; after an epoch its metrics, and whether it is the best so far.
+
+    Raises: NonFiniteError: see ``fit``.
+    """
+    for index, phase in enumerate(course.phases):
+        end = phase.first_epoch + phase.epochs
+        if state.epochs_done >= end or _is_over(state):
+            continue
+        frozen = enter_phase(state, course, index) if state.phase != index else freeze_by(state.model, phase.freeze)
+        yield PhaseStarted(
+            index=index,
+            name=phase.name,
+            epochs=phase.epochs,
+            trainable=frozen.of - frozen.parameters,
+            frozen=frozen.parameters,
+        )
+        proof = frozen_digest(state.model, frozen)
+        for event in fit(
+            state,
+            train,
+            rules=course.rules,
+            epochs=phase.epochs,
+            schedule=course.schedule,
+            first_epoch=phase.first_epoch,
+        ):
+            if isinstance(event, StepDone):
+                yield event
+                continue
+            assert frozen_digest(state.model, frozen) == proof, f"a frozen tensor changed in phase {phase.name}"
+            yield _validated(state, course, replace(event, phase=index), val)
+            if _is_over(state):
+                return
+
+
+def _validated(state: TrainState, course: Course, event: EpochDone, val: Batches) -> EpochDone:
+    rules = course.rules
+    metrics = evaluate(state.model, val, precision=rules.precision, memory_format=rules.memory_format).metrics
+    found = {"trained": metrics}
+    if state.average is not None:
+        averaged = evaluate(state.average.module, val, precision=rules.precision, memory_format=rules.memory_format)
+        found["average"] = averaged.metrics
+    name, value = max(((name, score(val.task, values)) for name, values in found.items()), key=lambda pair: pair[1])
+    better = state.best is None or value > state.best.score
+    if better:
+        state.best = Best(score=value, step=state.step, epoch=state.epochs_done, weights=name)
+    in_last = state.phase == len(course.phases) - 1
+    state.stale_epochs = 0 if better or not in_last else state.stale_epochs + 1
+    state.stopped = 0 < course.patience <= state.stale_epochs
+    return replace(event, metrics=metrics, lr=_body_rate(state), average_metrics=found.get("average", {}))
+
+
+def _is_over(state: TrainState) -> bool:
+    return state.stopped
+
+
+def _body_rate(state: TrainState) -> float:
+    return max(float(group["lr"]) for group in state.optimizer.param_groups)
+
+
+def frozen_digest(model: nn.Module, frozen: Frozen) -> str:
+    """SHA-256 over the bytes of all frozen tensors, buffers included."""
+    digest = hashlib.sha256()
+    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    for name in sorted(frozen.tensors):
+        digest.update(tensors[name].detach().contiguous().cpu().view(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()

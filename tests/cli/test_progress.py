@@ -1,0 +1,95 @@
+"""Progress: decisions with their reasons first, one line per epoch without a terminal, a live line with one."""
+
+import io
+from types import SimpleNamespace
+
+import pytest
+from rich.console import Console
+
+from headstart.cli.progress import Progress, duration
+from headstart.plan.decisions import Decision
+from headstart.plan.preflight import Decided, Plan, ScanProgress
+from headstart.runs.log import Note
+from headstart.train.fit import EpochDone
+from headstart.train.phases import PhaseStarted
+from headstart.train.step import StepDone
+
+DECIDED = Decided(Plan(decisions=(Decision(name="precision", value="fp32", reason="auto: measured"),), document={}))
+
+
+def step(number: int) -> StepDone:
+    facts = {"loss": 0.5, "weight": 8.0, "grad_norm": 1.0, "lr": 0.1, "head_lr": 0.1, "images": 8, "seconds": 2.0}
+    return StepDone(step=number, epoch=(number - 1) // 4 + 1, steps_in_epoch=4, **facts)
+
+
+def events() -> list[object]:
+    told: list[object] = [ScanProgress(1, 2), ScanProgress(2, 2), DECIDED]
+    told.append(PhaseStarted(index=0, name="probe", epochs=2, trainable=30, frozen=5000))
+    for epoch in (1, 2):
+        told += [step(4 * (epoch - 1) + i) for i in (1, 2, 3, 4)]
+        told.append(
+            EpochDone(
+                epoch=epoch,
+                step=4 * epoch,
+                phase=0,
+                train_loss=0.25,
+                seconds=61,
+                images_per_second=4,
+                metrics={"accuracy": 0.9},
+            )
+        )
+    return [*told, Note("done [bold]\x1b[31m"), SimpleNamespace()]
+
+
+def shown(*, terminal: bool, decisions: bool = True) -> str:
+    screen = io.StringIO()
+    console = Console(
+        file=screen, force_terminal=terminal, width=200, highlight=False, soft_wrap=True, color_system=None
+    )
+    with Progress(decisions=decisions, console=console) as progress:
+        for event in events():
+            progress(event)
+    return screen.getvalue()
+
+
+def test_without_a_terminal_there_are_plain_lines() -> None:
+    assert shown(terminal=False).splitlines() == [
+        "reading images: 2 of 2",
+        "precision: fp32  (auto: measured)",
+        "phase probe: 2 epochs; 30 parameters train, 5,000 are frozen",
+        "epoch 1: loss 0.2500  accuracy 0.9000  4 images/s  1 min 01 s",
+        "epoch 2: loss 0.2500  accuracy 0.9000  4 images/s  1 min 01 s",
+        "done [bold]\\x1b[31m",
+    ]
+
+
+def test_long_epochs_say_in_between_where_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("headstart.cli.progress._PLAIN_EVERY_SECONDS", 0.0)
+    assert "epoch 1: step 2 of 4  loss 0.5000  4 images/s  12 s left in phase probe" in shown(terminal=False)
+
+
+def test_a_terminal_gets_a_live_line_with_rate_and_time_left() -> None:
+    text = shown(terminal=True)
+    assert "4/4  loss 0.5000  4 images/s  8 s left" in text
+    assert "epoch 2: loss 0.2500  accuracy 0.9000" in text
+
+
+def test_a_plan_that_is_printed_anyway_is_not_told_twice() -> None:
+    assert "precision" not in shown(terminal=False, decisions=False)
+
+
+def test_a_resumed_phase_counts_from_where_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("headstart.cli.progress._PLAIN_EVERY_SECONDS", 0.0)
+    screen = io.StringIO()
+    with Progress(console=Console(file=screen, width=200)) as progress:
+        progress(PhaseStarted(index=0, name="full", epochs=2, trainable=1, frozen=0))
+        progress(step(3))
+    assert "epoch 1: step 3 of 4" in screen.getvalue()
+    assert "10 s left" in screen.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0, "0 s"), (59.4, "59 s"), (59.6, "1 min 00 s"), (200, "3 min 20 s"), (7500, "2 h 05 min")]
+)
+def test_durations_are_short(seconds: float, text: str) -> None:
+    assert duration(seconds) == text

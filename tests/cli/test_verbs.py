@@ -1,0 +1,117 @@
+"""The verbs on a small real folder: what goes to stdout and to stderr, and the exit codes."""
+
+import json
+import random
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from headstart.cli.main import main
+
+SMALL = ["--model", "timm/test_resnet", "--weights", "none", "--image-size", "32", "--recipe", "full", "--epochs", "1"]
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("data") / "photos"
+    draw = random.Random(0)
+    for name, colour in (("red", (200, 30, 30)), ("=blue", (30, 30, 200))):
+        (root / name).mkdir(parents=True)
+        for index in range(20):
+            shade = tuple(channel + draw.randint(-25, 25) for channel in colour)
+            Image.new("RGB", (40, 40), shade).save(root / name / f"{index}.png")
+    return root
+
+
+@pytest.fixture(scope="module")
+def run(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("runs") / "photos"
+    assert main(["train", str(photos), *SMALL, "--out", str(out)]) == 0
+    return out
+
+
+def test_plan_prints_one_object_and_writes_nothing(photos: Path, tmp_path: Path, capsys, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["plan", str(photos), *SMALL, "--json"]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert plan["task"]["classes"] == ["=blue", "red"]
+    assert [phase["epochs"] for phase in plan["phases"]] == [1]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_plan_prints_decisions_and_groups(photos: Path, tmp_path: Path, capsys, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["plan", str(photos), *SMALL]) == 0
+    text = capsys.readouterr().out
+    assert "phase 1 full: 1 epochs" in text
+    assert "head (no decay)" in text
+
+
+def test_train_prints_one_object_and_tells_its_decisions_on_stderr(
+    photos: Path, tmp_path: Path, capsys, monkeypatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = tmp_path / "c.yaml"
+    config.write_text("model: {name: timm/test_resnet, weights: none, image_size: 32}\nrecipe: full\nepochs: 3\n")
+    assert main(["train", str(photos), "--config", str(config), "--epochs", "1", "--json"]) == 0
+    said = capsys.readouterr()
+    result = json.loads(said.out)
+    assert set(result) == {"run", "task", "seconds", "metrics"}
+    assert {"accuracy", "macro_f1", "nll"} <= set(result["metrics"])
+    assert Path(result["run"]) == Path("runs/photos")
+    assert Path("runs/photos/config.yaml").is_file()
+    assert said.err.index("loss: cross_entropy  (") < said.err.index("epoch 1: loss ")
+    assert "epoch 2" not in said.err
+
+
+def test_a_finished_run_is_not_trained_again(photos: Path, run: Path, capsys) -> None:
+    assert main(["train", str(photos), *SMALL, "--out", str(run)]) == 2
+    assert "--resume" in capsys.readouterr().err
+    assert main(["train", str(photos), *SMALL, "--out", str(run), "--resume"]) == 0
+    assert "finished already" in capsys.readouterr().err
+
+
+def test_the_users_mistake_leaves_nothing_behind(photos: Path, tmp_path: Path, capsys, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert (
+        main(["train", str(photos), *SMALL, "--loss.kind", "cross_entropy", "--loss.class-weights", "{green: 2}"]) == 2
+    )
+    assert "green" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_report_prints_its_path(run: Path, capsys) -> None:
+    assert main(["report", str(run)]) == 0
+    assert Path(capsys.readouterr().out.strip()) == run / "report.html"
+
+
+def test_evaluate_gives_the_metrics_of_labelled_images(run: Path, photos: Path, capsys) -> None:
+    assert main(["evaluate", str(run), str(photos), "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["task"] == "classify"
+    assert 0 <= result["metrics"]["accuracy"] <= 1
+
+
+def test_predict_keeps_unreadable_images_with_their_reason(run: Path, photos: Path, tmp_path: Path, capsys) -> None:
+    bad = tmp_path / "bad.png"
+    bad.write_bytes(b"no image")
+    good = photos / "red" / "0.png"
+    assert main(["predict", str(run), str(good), str(bad), "--format", "json", "--top", "1"]) == 0
+    said = capsys.readouterr()
+    known, unknown = json.loads(said.out)
+    assert known["path"] == str(good)
+    assert [set(label) for label in known["labels"]] == [{"name", "confidence"}]
+    assert unknown["path"] == str(bad)
+    assert unknown["error"]
+    assert str(bad) in said.err
+    assert main(["predict", str(run), str(bad), "--format", "csv"]) == 2
+
+
+def test_describe_and_models_print_what_they_know(capsys) -> None:
+    assert main(["describe", "timm/test_resnet", "--freeze", "backbone"]) == 0
+    assert "fc (linear" in capsys.readouterr().out
+    assert main(["models", "timm/test_resnet*", "--json"]) == 0
+    (row,) = json.loads(capsys.readouterr().out)
+    assert row["input"] == [160, 160]
+    assert main(["models", "no-such-model"]) == 2

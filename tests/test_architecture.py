@@ -1,0 +1,321 @@
+"""The house rules, proved: import order, no cycles, sizes, annotations, docstrings, and what may stand where."""
+
+import ast
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "src" / "headstart"
+LAYERS = [  # a row imports from the rows above it only
+    {"errors"},
+    {"config", "storage"},
+    {"models"},
+    {"data", "optim"},
+    {"train"},
+    {"runs", "plan"},
+    {"app"},
+    {"demo"},
+    {"cli"},
+]
+LEVEL = {name: level for level, row in enumerate(LAYERS) for name in row}
+HEAVY = {"torch", "timm", "torchvision"}
+LIGHT = ("errors.py", "storage.py", "__init__.py", "config/", "cli/", "models/spec.py")  # answer in a blink
+FORBIDDEN_NAMES = {"utils", "util", "helpers", "helper", "manager", "base", "core", "common", "misc"}
+BROAD_EXCEPT_AT = ("cli/main.py", "data/decode.py")
+PICKLE_AT = ("models/weights.py",)
+PICKLES = {"pickle", "cPickle", "dill", "joblib", "cloudpickle", "shelve", "marshal"}
+BLOCKS = ast.If | ast.For | ast.While | ast.With | ast.Try | ast.Match | ast.AsyncFor | ast.AsyncWith
+Function = ast.FunctionDef | ast.AsyncFunctionDef
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """A file of the package: its path within it, text and tree."""
+
+    at: str
+    text: str
+    tree: ast.Module
+    package: str
+
+    @property
+    def home(self) -> str:
+        return self.at.partition("/")[0].removesuffix(".py")
+
+    @property
+    def module(self) -> str:
+        return ".".join([self.package, *self.at.removesuffix(".py").removesuffix("/__init__").split("/")])
+
+
+def sources(package: Path) -> list[Source]:
+    return [
+        Source(at=path.relative_to(package).as_posix(), text=text, tree=ast.parse(text), package=package.name)
+        for path in sorted(package.rglob("*.py"))
+        for text in [path.read_text(encoding="utf-8")]
+    ]
+
+
+def imported(node: ast.AST) -> list[str]:
+    if isinstance(node, ast.Import):
+        return [alias.name for alias in node.names]
+    if isinstance(node, ast.ImportFrom):
+        return [f"{'.' * node.level}{node.module or ''}.{alias.name}" for alias in node.names]
+    return []
+
+
+def functions(tree: ast.Module) -> Iterator[tuple[Function, bool]]:
+    """Every function, and whether it is public: reachable by names without a leading underscore."""
+
+    def walk(node: ast.AST, public: bool) -> Iterator[tuple[Function, bool]]:
+        for child in ast.iter_child_nodes(node):
+            if isinstance(child, Function):
+                yield child, public and not child.name.startswith("_")
+                yield from walk(child, False)
+            elif isinstance(child, ast.ClassDef):
+                yield from walk(child, public and not child.name.startswith("_"))
+            else:
+                yield from walk(child, public)
+
+    yield from walk(tree, True)
+
+
+def import_order(source: Source) -> Iterator[str]:
+    home = LEVEL.get(source.home)
+    if home is None and source.home != "__init__":
+        yield f"{source.at}:1 {source.home} has no row in the table of layers"
+    for node in ast.walk(source.tree):
+        for target in imported(node):
+            first, _, rest = target.partition(".")
+            other = rest.partition(".")[0]
+            if target.startswith("."):
+                yield f"{source.at}:{node.lineno} a relative import"
+            elif home is not None and points_up(first, other, source):
+                yield f"{source.at}:{node.lineno} {source.home} imports {other}"
+
+
+def points_up(first: str, other: str, source: Source) -> bool:
+    ours = first == source.package and other != source.home
+    return ours and LEVEL.get(other, len(LAYERS)) >= LEVEL[source.home]
+
+
+def light_top(source: Source) -> Iterator[str]:
+    if not source.at.startswith(LIGHT):
+        return
+    for node in source.tree.body:
+        for target in imported(node):
+            if target.partition(".")[0] in HEAVY:
+                yield f"{source.at}:{node.lineno} imports {target} at the top"
+
+
+def sizes(source: Source) -> Iterator[str]:
+    lines = source.text.count("\n")
+    if lines > 400:
+        yield f"{source.at}:1 {lines} lines; 400 at most"
+    for function, _ in functions(source.tree):
+        length = (function.end_lineno or 0) - function.lineno + 1
+        named = [a for a in all_arguments(function) if a.arg not in ("self", "cls")]
+        if length > 50:
+            yield f"{source.at}:{function.lineno} {function.name} has {length} lines; 50 at most"
+        if len(named) > 6:
+            yield f"{source.at}:{function.lineno} {function.name} has {len(named)} parameters; 6 at most"
+        if (depth := nesting(function.body)) > 3:
+            yield f"{source.at}:{function.lineno} {function.name} nests {depth} deep; 3 at most"
+
+
+def nesting(body: list[ast.stmt]) -> int:
+    deepest = 0
+    for statement in body:
+        if isinstance(statement, BLOCKS):
+            deepest = max(deepest, 1 + max(map(nesting, blocks_of(statement)), default=0))
+            if isinstance(statement, ast.If):  # elif is no deeper than its if
+                first = statement.orelse[0] if statement.orelse else None
+                chained = isinstance(first, ast.If) and first.col_offset == statement.col_offset
+                deepest = max(deepest, nesting(statement.orelse) + (0 if chained or first is None else 1))
+    return deepest
+
+
+def blocks_of(node: ast.stmt) -> list[list[ast.stmt]]:
+    found = [getattr(node, "body", [])]
+    if not isinstance(node, ast.If):
+        found += [getattr(node, "orelse", []), getattr(node, "finalbody", [])]
+    found += [part.body for part in [*getattr(node, "handlers", []), *getattr(node, "cases", [])]]
+    return found
+
+
+def all_arguments(function: Function) -> list[ast.arg]:
+    a = function.args
+    return [*a.posonlyargs, *a.args, *([a.vararg] if a.vararg else []), *a.kwonlyargs, *([a.kwarg] if a.kwarg else [])]
+
+
+def signatures(source: Source) -> Iterator[str]:
+    for function, public in functions(source.tree):
+        where = f"{source.at}:{function.lineno} {function.name}"
+        bare = [a.arg for a in all_arguments(function) if a.annotation is None and a.arg not in ("self", "cls")]
+        if bare or (function.returns is None):
+            yield f"{where} lacks annotations: {', '.join(bare) or 'return'}"
+        if public and function.args.kwarg:
+            yield f"{where} takes **{function.args.kwarg.arg}"
+
+
+def docstrings(source: Source) -> Iterator[str]:
+    if ast.get_docstring(source.tree) is None:
+        yield f"{source.at}:1 the module has no docstring"
+    for function, public in functions(source.tree):
+        stub = ast.unparse(function.body[-1]) == "..."  # a protocol's
+        if public and not stub and ast.get_docstring(function) is None:
+            yield f"{source.at}:{function.lineno} {function.name} has no docstring"
+
+
+def broad_except(source: Source) -> Iterator[str]:
+    for node in ast.walk(source.tree):
+        if isinstance(node, ast.ExceptHandler) and source.at not in BROAD_EXCEPT_AT:
+            caught = {n.id for n in ast.walk(node.type) if isinstance(n, ast.Name)} if node.type else {"Exception"}
+            if caught & {"Exception", "BaseException"}:
+                yield f"{source.at}:{node.lineno} a broad except"
+
+
+def pickles(source: Source) -> Iterator[str]:
+    if source.at in PICKLE_AT:
+        return
+    for node in ast.walk(source.tree):
+        if any(target.partition(".")[0] in PICKLES for target in imported(node)):
+            yield f"{source.at}:{node.lineno} imports a pickle library"
+        if isinstance(node, ast.Attribute) and node.attr == "load" and ast.unparse(node.value) in ("torch", "th"):
+            yield f"{source.at}:{node.lineno} torch.load"
+        if isinstance(node, ast.keyword) and node.arg == "allow_pickle" and ast.unparse(node.value) != "False":
+            yield f"{source.at}:{node.lineno} allow_pickle"
+
+
+def names(source: Source) -> Iterator[str]:
+    if set(source.at.removesuffix(".py").split("/")) & FORBIDDEN_NAMES:
+        yield f"{source.at}:1 a name that says nothing"
+
+
+def unfinished(source: Source) -> Iterator[str]:
+    for number, line in enumerate(source.text.splitlines(), start=1):
+        if any(f"# {word}" in line for word in ("TODO", "FIXME", "XXX", "HACK")):
+            yield f"{source.at}:{number} unfinished work"
+
+
+RULES: list[Callable[[Source], Iterator[str]]] = [
+    import_order, light_top, sizes, signatures, docstrings, broad_except, pickles, names, unfinished,
+]  # fmt: skip
+
+
+def cycles(files: list[Source]) -> list[str]:
+    """Modules that import one another in a ring, imports inside functions included."""
+    modules = {source.module for source in files}
+    graph = {}
+    for source in files:
+        targets = [target for node in ast.walk(source.tree) for target in imported(node)]
+        nearest = [target if target in modules else target.rpartition(".")[0] for target in targets]
+        graph[source.module] = {target for target in nearest if target in modules and target != source.module}
+    found = []
+    done: set[str] = set()
+
+    def visit(module: str, path: list[str]) -> None:
+        if module in path:
+            found.append(" -> ".join([*path[path.index(module) :], module]))
+        elif module not in done:
+            for target in sorted(graph[module]):
+                visit(target, [*path, module])
+            done.add(module)
+
+    for module in graph:
+        visit(module, [])
+    return found
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
+def test_the_package_keeps_the_rule(rule: Callable[[Source], Iterator[str]]) -> None:
+    assert [line for source in sources(PACKAGE) for line in rule(source)] == []
+
+
+def test_no_modules_import_one_another_in_a_ring() -> None:
+    assert cycles(sources(PACKAGE)) == []
+
+
+def test_ratio_of_test_lines_is_reported(record_property: Callable[[str, object], None]) -> None:
+    count = {
+        folder: sum(len(path.read_text(encoding="utf-8").splitlines()) for path in (ROOT / folder).rglob("*.py"))
+        for folder in ("src", "tests")
+    }
+    assert count["src"] > 0
+    record_property("test_lines_per_source_line", round(count["tests"] / count["src"], 2))
+    print(f"test lines per source line: {count['tests'] / count['src']:.2f}")
+
+
+DEEP = """def deep(x: int) -> int:
+    '''D.'''
+    if x:
+        for _ in (1,):
+            with x:
+                while x:
+                    pass
+    return x
+"""
+MANY = """def f(*, a: int, b: int, c: int, d: int, e: int, f: int, g: int) -> None:
+    '''F.'''
+"""
+CHAIN = """def f(x: int) -> None:
+    if x == 1:
+        pass
+    elif x == 2:
+        pass
+    elif x == 3:
+        pass
+    else:
+        if x:
+            pass
+"""
+SIDEWAYS = """def f() -> None:
+    '''F.'''
+    import ft.optim.groups
+"""
+LONG = "def long() -> None:\n    '''L.'''\n" + "    pass\n" * 60
+BAD = {  # rule: (file, text, what it finds)
+    "import_order": ("models/head.py", '"""M."""\nfrom ft.data.split import y\n', "models imports data"),
+    "import_order sideways": ("data/x.py", '"""M."""\n' + SIDEWAYS, "data imports optim"),
+    "import_order unknown": ("extra.py", '"""M."""\n', "extra has no row"),
+    "import_order relative": ("data/y.py", '"""M."""\nfrom . import x\n', "a relative import"),
+    "light_top": ("config/io.py", '"""M."""\nimport torch.nn\n', "imports torch.nn at the top"),
+    "sizes": ("train/long.py", '"""M."""\n' + LONG, "long has 62 lines"),
+    "sizes file": ("train/file.py", '"""M."""\n' + "x = 1\n" * 400, "401 lines"),
+    "sizes nesting": ("train/deep.py", '"""M."""\n' + DEEP, "deep nests 4 deep"),
+    "sizes parameters": ("train/many.py", '"""M."""\n' + MANY, "7 parameters"),
+    "signatures": ("train/bare.py", '"""M."""\ndef f(a) -> None:\n    """F."""\n', "lacks annotations: a"),
+    "signatures kwargs": ("train/kw.py", '"""M."""\ndef f(**options: int) -> None:\n    """F."""\n', "takes **options"),
+    "docstrings": ("train/doc.py", '"""M."""\nclass A:\n    """A."""\n    def f(self) -> None: pass\n', "f has no docstring"),  # noqa: E501
+    "broad_except": ("runs/e.py", '"""M."""\ntry:\n    pass\nexcept (ValueError, Exception):\n    pass\n', "a broad except"),  # noqa: E501
+    "pickles": ("runs/p.py", '"""M."""\nimport torch\nx = torch.load("f")\n', "torch.load"),
+    "pickles import": ("runs/q.py", '"""M."""\nfrom pickle import loads\n', "imports a pickle library"),
+    "names": ("data/utils.py", '"""M."""\n', "a name that says nothing"),
+    "unfinished": ("data/t.py", '"""M."""\n# TODO later\n', "unfinished work"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_a_planted_breach_is_found_by_its_rule_and_no_other(case: str, tmp_path: Path) -> None:
+    at, text, expected = BAD[case]
+    path = tmp_path / "ft" / at
+    path.parent.mkdir(parents=True)
+    path.write_text(text)
+    found = {rule.__name__: list(rule(source)) for rule in RULES for source in sources(tmp_path / "ft")}
+    assert [name for name, lines in found.items() if lines] == [case.partition(" ")[0]]
+    assert expected in found[case.partition(" ")[0]][0]
+
+
+def test_a_ring_of_imports_is_found(tmp_path: Path) -> None:
+    package = tmp_path / "ft"
+    package.mkdir()
+    for name, other in (("a", "b"), ("b", "c"), ("c", "a")):
+        (package / f"{name}.py").write_text(f"from ft.{other} import x\n")
+    assert cycles(sources(package)) == ["ft.a -> ft.b -> ft.c -> ft.a"]
+
+
+def test_elif_is_no_deeper_than_its_if() -> None:
+    function = ast.parse(CHAIN).body[0]
+    assert isinstance(function, ast.FunctionDef)
+    assert nesting(function.body) == 2
