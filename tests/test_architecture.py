@@ -16,7 +16,7 @@ LAYERS = [  # a row imports from the rows above it only
     {"data", "optim"},
     {"train"},
     {"runs", "plan"},
-    {"app"},
+    {"app", "inference"},
     {"demo"},
     {"cli"},
 ]

@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 
 from headstart.cli.main import VERBS, main
-from headstart.config.flags import parse_args
+from headstart.config.flags import EVERY, parse_args
 from headstart.config.load import load_config
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("**/*.md"))]
-OWN = {"train": "Train", "plan": "Plan"}  # verbs with all options of the schema
+SECTIONS = {"train": EVERY, "plan": EVERY, "evaluate": ("data",)}
 
 
 def blocks(page: Path, language: str) -> list[str]:
@@ -69,7 +69,7 @@ def test_a_typed_command_is_one_that_the_parsers_take(page: str, command: str) -
     module = __import__(f"headstart.cli.{verb}", fromlist=["run"])
     arguments = next(value for name, value in vars(module).items() if name.lower() == verb)
     if "--help" not in argv:
-        _, flags = parse_args(arguments, argv, prog="headstart", config=verb in OWN)
+        _, flags = parse_args(arguments, argv, prog="headstart", sections=SECTIONS.get(verb, ()))
         load_config(flags=flags)
 
 

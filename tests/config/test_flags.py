@@ -8,7 +8,7 @@ import pytest
 import tyro
 
 from headstart.config import load_config
-from headstart.config.flags import parse_args
+from headstart.config.flags import EVERY, parse_args
 from headstart.config.leaves import leaves
 from headstart.errors import ConfigError
 
@@ -24,13 +24,13 @@ class Verb:
 
 
 def given(*argv: str) -> dict[str, object]:
-    return parse_args(Verb, ["photos", *argv], prog="verb", config=True)[1]
+    return parse_args(Verb, ["photos", *argv], prog="verb", sections=EVERY)[1]
 
 
 def help_text(capsys, monkeypatch) -> str:
     monkeypatch.setenv("COLUMNS", "120")
     with pytest.raises(SystemExit) as leaving:
-        parse_args(Verb, ["--help"], prog="verb", config=True)
+        parse_args(Verb, ["--help"], prog="verb", sections=EVERY)
     assert leaving.value.code == 0
     return " ".join(re.sub("[│╭╰╮╯─]", " ", capsys.readouterr().out).split())
 
@@ -76,7 +76,7 @@ def test_a_flag_is_read_by_its_options_type(argv: list[str], flags: dict[str, ob
 
 
 def test_the_verbs_own_arguments_come_beside_them() -> None:
-    own, flags = parse_args(Verb, ["photos", "--resume", "--seed", "1"], prog="verb", config=True)
+    own, flags = parse_args(Verb, ["photos", "--resume", "--seed", "1"], prog="verb", sections=EVERY)
     assert own == Verb(data="photos", resume=True)
     assert flags == {"seed": 1}
 
@@ -136,3 +136,11 @@ def test_flags_reach_the_config() -> None:
 def test_a_flags_yaml_is_as_strict_as_a_files() -> None:
     with pytest.raises(ConfigError, match=r"--loss.class-weights:1: a is given twice"):
         given("--loss.class-weights", "{a: 1, a: 2}")
+
+
+def test_a_verb_may_have_the_flags_of_one_section() -> None:
+    argv = ["photos", "--data.target", "age", "--val", "0.5"]
+    assert parse_args(Verb, argv, prog="verb", sections=("data",))[1] == {"data.target": "age", "data.val": 0.5}
+    with pytest.raises(SystemExit):
+        parse_args(Verb, ["photos", "--epochs", "3"], prog="verb", sections=("data",))
+    assert parse_args(Verb, ["photos"], prog="verb") == (Verb(data="photos"), {})

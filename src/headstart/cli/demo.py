@@ -27,10 +27,10 @@ class Demo:
 def run(argv: Sequence[str]) -> int:
     """Train the demo, and print its metrics and where the report is."""
     args, _ = parse_args(Demo, argv, prog="headstart demo")
-    from headstart import demo  # imports torch
+    from headstart.demo import run as train_demo  # imports torch
 
     with Progress() as progress:
-        done = demo.run(Path(args.out), progress)
+        done = train_demo(Path(args.out), progress)
     write(result(done, as_json=args.json))
     if not args.json:
         write("\n" + table([("run", done.path), ("report", done.path / "report.html")]))

@@ -9,13 +9,14 @@ from typing import Annotated
 
 import tyro
 
+from headstart.cli.configured import configured
 from headstart.cli.output import result, write
 from headstart.config.flags import parse_args
 
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluate:
-    """Metrics of a finished run's model on labelled images."""
+    """Metrics of a finished run's model on labelled images: those of a test split, else of a val split, else all."""
 
     run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN", help_behavior_hint="")]
     """Run folder, or the bundle in it."""
@@ -27,9 +28,10 @@ class Evaluate:
 
 def run(argv: Sequence[str]) -> int:
     """Print the metrics."""
-    args, _ = parse_args(Evaluate, argv, prog="headstart evaluate")
-    from headstart import app  # imports torch
+    args, flags = parse_args(Evaluate, argv, prog="headstart evaluate", sections=("data",))
+    config = configured(args.data, None, flags)
+    from headstart.inference import evaluate_run  # imports torch
 
-    done = app.evaluate_run(Path(args.run), args.data)
+    done = evaluate_run(Path(args.run), config.data)
     write(result(done, as_json=args.json))
     return 0

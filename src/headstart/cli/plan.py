@@ -11,7 +11,7 @@ import tyro
 from headstart.cli.configured import configured
 from headstart.cli.output import table, to_json, write
 from headstart.cli.progress import Progress
-from headstart.config.flags import parse_args
+from headstart.config.flags import EVERY, parse_args
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +28,7 @@ class Plan:
 
 def run(argv: Sequence[str]) -> int:
     """Print the plan: decisions, phases, groups of parameters and their rates."""
-    args, flags = parse_args(Plan, argv, prog="headstart plan", config=True)
+    args, flags = parse_args(Plan, argv, prog="headstart plan", sections=EVERY)
     config = configured(args.data, args.config, flags)
     from headstart import app  # imports torch
 

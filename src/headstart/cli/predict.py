@@ -43,9 +43,9 @@ def run(argv: Sequence[str]) -> int:
             raise ConfigError(f"{flag}: {number} is not positive; give at least 1, e.g. {flag} 5")
     if not args.paths:
         raise ConfigError("PATH is missing; give images or folders, e.g. headstart predict runs/photos new/")
-    from headstart import app  # imports torch
+    from headstart.inference import predict_paths  # imports torch
 
-    found = app.predict_paths(Path(args.run), [Path(path) for path in args.paths], batch_size=args.batch_size)
+    found = predict_paths(Path(args.run), [Path(path) for path in args.paths], batch_size=args.batch_size)
     unreadable = [prediction for prediction in found if prediction.error is not None]
     for prediction in unreadable:
         sys.stderr.write(f"headstart: {cell(prediction.path)}: {cell(prediction.error)}\n")

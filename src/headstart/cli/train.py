@@ -11,7 +11,7 @@ import tyro
 from headstart.cli.configured import configured
 from headstart.cli.output import result, table, write
 from headstart.cli.progress import Progress
-from headstart.config.flags import parse_args
+from headstart.config.flags import EVERY, parse_args
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +30,7 @@ class Train:
 
 def run(argv: Sequence[str]) -> int:
     """Train, and print the metrics and where everything is."""
-    args, flags = parse_args(Train, argv, prog="headstart train", config=True)
+    args, flags = parse_args(Train, argv, prog="headstart train", sections=EVERY)
     config = configured(args.data, args.config, flags)
     from headstart import app  # imports torch
 

@@ -15,27 +15,30 @@ from headstart.config.schema import Config, Names, Stages, Until
 from headstart.config.yaml import dump_yaml, parse_yaml, scalar
 from headstart.errors import ConfigError
 
+EVERY = ("", *hints(Config))  # sections to have flags for; "": the options outside sections
 _NOT_FLAGS = ("data.source",)  # the positional DATA
 _RULES: dict[Any, str] = {Until: "until:NAME", Stages: "stages:N", Names: "names:GLOB,..."}
 _METAVARS = {int: "INT", float: "NUMBER", str: "TEXT", bool: "true|false", dict: "YAML"}
 
 
-def parse_args(verb: type, argv: Sequence[str], *, prog: str, config: bool = False) -> tuple[Any, dict[str, object]]:
+def parse_args(
+    verb: type, argv: Sequence[str], *, prog: str, sections: tuple[str, ...] = ()
+) -> tuple[Any, dict[str, object]]:
     """A verb's own arguments (an instance of the dataclass ``verb``), and the config flags given, by dotted path.
+
+    ``sections``: those of the schema that the verb has flags for.
 
     Raises: ConfigError: a flag's value cannot be read.  SystemExit: --help (0), unknown or missing arguments (2).
     """
-    if config:
+    if sections == EVERY:
         _refuse_synonyms(argv)
     args: Any = tyro.cli(
-        _arguments(verb) if config else verb,
-        args=_with_true(argv) if config else argv,
+        _arguments(verb, sections),
+        args=_with_true(argv) if sections else argv,
         prog=prog,
         description=verb.__doc__,
         config=(tyro.conf.FlagCreatePairsOff,),
     )
-    if not config:
-        return args, {}
     return verb(**{item.name: getattr(args, item.name) for item in fields(verb)}), _given(args)
 
 
@@ -66,21 +69,25 @@ def _single(text: str, choices: Sequence[Option], flag: str) -> object:
 
 
 @cache
-def _arguments(verb: type) -> type:
+def _arguments(verb: type, sections: tuple[str, ...]) -> type:
     """A dataclass for tyro: the verb's own arguments, the flat flags, then one group per section of the schema."""
-    flat = [(f"flat_{name}", *_argument(leaves()[path], name)) for name, path in FLAT.items()]
-    listed = {*FLAT.values(), *_NOT_FLAGS}
-    top = [(path, *_argument(leaf, path)) for path, leaf in leaves().items() if "." not in path and path not in listed]
+    shown = {path: leaf for path, leaf in leaves().items() if _section(path) in sections and path not in _NOT_FLAGS}
+    flat = [(f"flat_{name}", *_argument(shown[path], name)) for name, path in FLAT.items() if path in shown]
+    rest = {path: leaf for path, leaf in shown.items() if path not in FLAT.values()}
+    top = [(path, *_argument(leaf, path)) for path, leaf in rest.items() if not _section(path)]
     groups = []
     for section, hint in hints(Config).items():
-        inside = [leaf for path, leaf in leaves().items() if path.startswith(f"{section}.") and path not in listed]
+        inside = [(path.partition(".")[2], leaf) for path, leaf in rest.items() if _section(path) == section]
         if inside:
-            items = [(leaf.path.partition(".")[2], *_argument(leaf, leaf.path.partition(".")[2])) for leaf in inside]
-            group = make_dataclass(section, items, kw_only=True)
+            group = make_dataclass(section, [(name, *_argument(leaf, name)) for name, leaf in inside], kw_only=True)
             group.__doc__ = _title(hint)
             named = Annotated[group, tyro.conf.arg(name=section)]  # type: ignore[valid-type]
             groups.append((f"section_{section}", named, field(default_factory=group)))
     return make_dataclass("Arguments", [*flat, *top, *groups], bases=(verb,), kw_only=True, frozen=True)
+
+
+def _section(path: str) -> str:
+    return path.rpartition(".")[0]
 
 
 def _argument(leaf: Leaf, name: str) -> tuple[Any, Any]:
@@ -147,12 +154,10 @@ def _given(args: Any) -> dict[str, object]:
     found = {}
     flat = {path: name for name, path in FLAT.items()}
     for path, leaf in leaves().items():
-        section, _, name = path.partition(".")
-        if path in _NOT_FLAGS:
-            continue
-        holder = getattr(args, f"section_{section}") if name and path not in flat else args
-        text = getattr(holder, f"flat_{flat[path]}" if path in flat else name or path)
-        if text is not None:
+        section, _, name = path.rpartition(".")
+        holder = getattr(args, f"section_{section}", None) if section and path not in flat else args
+        text = getattr(holder, f"flat_{flat[path]}" if path in flat else name, None)
+        if text is not None and path not in _NOT_FLAGS:
             found[path] = value_of(text, leaf)
     return found
 

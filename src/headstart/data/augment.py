@@ -63,7 +63,7 @@ def _composed(steps: list[Any]) -> Transform:
 
 def _framing(preprocess: Preprocess) -> list[Any]:
     height, width = preprocess.height, preprocess.width
-    # 224 / (224 / 232) is 231.99999999999997: without the margin torchvision's sizes come out one pixel short
+    # 384 / (384 / 450) is 449.99999999999994: without the margin a resize given in pixels comes out one short
     scaled = [math.floor(side / preprocess.crop_pct + 1e-6) for side in (height, width)]
     if height == width:
         resize: Any = v2.Resize(scaled[0], interpolation=_filter(preprocess), antialias=True)

@@ -94,7 +94,7 @@ def finish(run: Path, state: TrainState, ready: Ready, *, log: RunLog, started: 
     facts = bundle_facts(ready.opened, ready.swap, ready.config, task=images.task, evaluated=settings, metrics=metrics)
     write_bundle(run / "model", state.model, facts, plan=ready.document, result=result)
     write_predictions(run / "predictions.csv", found["val"])
-    log.mark("finished", step=state.step, seconds=seconds)
+    log.mark("finished", {"step": state.step, "seconds": seconds})
     log.close()
     write_json(run / "result.json", result)
     write_report(run)

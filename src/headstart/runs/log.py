@@ -61,7 +61,7 @@ class RunLog:
             case PhaseStarted():
                 self._line("phase", {"phase": event.index, "name": event.name, "trainable": event.trainable})
 
-    def mark(self, event: str, **facts: Any) -> None:
+    def mark(self, event: str, facts: dict[str, Any]) -> None:
         """Record something that is not an event of the training."""
         self._line(event, facts)
 

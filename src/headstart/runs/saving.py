@@ -99,5 +99,5 @@ class Saver:
         self._log.sync()
         save(state, self._run / "checkpoints", keep=self._rules.keep)
         self._saved_at = time.monotonic()
-        self._log.mark("saved", step=state.step)
+        self._log.mark("saved", {"step": state.step})
         self._watch(Saved(state.step))
