@@ -1,10 +1,9 @@
 """The only way to write durable files: six operations, atomic files and folders, manifests, and the lock on a run.
 
 A file or folder appears whole or not at all: temp on the same file system, fsync, rename, fsync of the parent. A
-folder carries a
-``MANIFEST.json`` with size and SHA-256 of each file and its own digest, checked before anything in it is used
-(safetensors has no
-checksum of its own). The operations are injectable, so that a test can enumerate every state that a crash can leave.
+folder carries a ``MANIFEST.json`` with size and SHA-256 of each file and its own digest, checked before anything in it
+is used (safetensors has no checksum of its own). The operations are injectable, so that a test can enumerate every
+state that a crash can leave.
 """
 
 from __future__ import annotations
@@ -16,6 +15,7 @@ import json
 import os
 import re
 import shutil
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,6 +26,7 @@ from headstart.errors import StorageError
 MANIFEST = "MANIFEST.json"
 _NAME = re.compile(r"[A-Za-z0-9._-]+")
 _TEMP, _OLD = ".new-", ".old-"
+_ORPHANS_SECONDS = 15.0  # loading processes of a killed run hold its lock until they notice, within 5 s
 
 
 class Disk(Protocol):
@@ -44,7 +45,7 @@ class Disk(Protocol):
         """Move within one file system, replacing a file at the target."""
 
     def mkdir(self, path: Path) -> None:
-        """Create a folder and its parents."""
+        """Create one folder, if it is not there."""
 
     def remove(self, path: Path) -> None:
         """Remove a file, or a folder with all that is in it."""
@@ -58,12 +59,12 @@ class LocalDisk:
 
     def write(self, path: Path, data: bytes) -> None:
         """See ``Disk``."""
-        with _explained(path, len(data)), path.open("wb") as file:
+        with explained(path, needed=len(data)), path.open("wb") as file:
             file.write(data)
 
     def fsync(self, path: Path) -> None:
         """See ``Disk``."""
-        with _explained(path, 0):
+        with explained(path):
             descriptor = os.open(path, os.O_RDONLY)
             try:
                 os.fsync(descriptor)
@@ -76,17 +77,17 @@ class LocalDisk:
 
     def rename(self, source: Path, target: Path) -> None:
         """See ``Disk``."""
-        with _explained(target, 0):
+        with explained(target):
             source.replace(target)
 
     def mkdir(self, path: Path) -> None:
         """See ``Disk``."""
-        with _explained(path, 0):
-            path.mkdir(parents=True, exist_ok=True)
+        with explained(path):
+            path.mkdir(exist_ok=True)
 
     def remove(self, path: Path) -> None:
         """See ``Disk``."""
-        with _explained(path, 0):
+        with explained(path):
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path)
             else:
@@ -97,7 +98,8 @@ DISK = LocalDisk()
 
 
 @contextmanager
-def _explained(path: Path, needed: int) -> Iterator[None]:
+def explained(path: Path, *, needed: int = 0) -> Iterator[None]:
+    """Within, an OS error becomes a ``StorageError`` that names the path, the bytes ``needed`` and the bytes free."""
     try:
         yield
     except OSError as error:
@@ -137,18 +139,28 @@ def json_bytes(value: object) -> bytes:
     return (json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode("utf-8", "surrogateescape")
 
 
+def make_folder(path: Path, *, disk: Disk = DISK) -> None:
+    """Create a folder and its parents so that they survive a crash.  Raises: StorageError."""
+    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
+    for folder in reversed(missing):
+        disk.mkdir(folder)
+        disk.fsync_dir(folder.parent)
+
+
 def write_folder(path: Path, files: Mapping[str, bytes], *, disk: Disk = DISK) -> None:
     """Write a folder of files with its manifest, whole or not at all.
 
     A folder at ``path`` is replaced.  Raises: StorageError.
     """
     temp, old = path.with_name(_TEMP + path.name), path.with_name(_OLD + path.name)
-    disk.mkdir(path.parent)
+    make_folder(path.parent, disk=disk)
+    if old.exists():
+        _settle(old, path, disk=disk)
     if temp.exists():
         disk.remove(temp)
     disk.mkdir(temp)
     for name, data in files.items():
-        assert _NAME.fullmatch(name), name
+        assert _is_plain(name), name
         disk.write(temp / name, data)
         disk.fsync(temp / name)
     disk.write(temp / MANIFEST, _manifest(files))
@@ -160,6 +172,11 @@ def write_folder(path: Path, files: Mapping[str, bytes], *, disk: Disk = DISK) -
     disk.fsync_dir(path.parent)
     if old.exists():
         disk.remove(old)
+
+
+def _is_plain(name: str) -> bool:
+    """Whether a name cannot lead out of its folder."""
+    return bool(_NAME.fullmatch(name)) and name.strip(".") != "" and name != MANIFEST
 
 
 def _manifest(files: Mapping[str, bytes]) -> bytes:
@@ -181,12 +198,14 @@ def read_folder(path: Path) -> dict[str, bytes]:
     try:
         manifest = json.loads(_bytes_of(path / MANIFEST))
         entries: dict[str, dict[str, Any]] = manifest["files"]
-        intact = manifest["digest"] == _digest(entries) and all(_NAME.fullmatch(name) for name in entries)
+        intact = manifest["digest"] == _digest(entries) and all(_is_plain(name) for name in entries)
         facts = {name: (int(entry["size"]), str(entry["sha256"])) for name, entry in entries.items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise StorageError(f"{path / MANIFEST}: not a headstart manifest ({error}); the folder is damaged") from error
     if not intact:
-        raise StorageError(f"{path / MANIFEST}: does not match its own digest; the folder is damaged")
+        raise StorageError(
+            f"{path / MANIFEST}: does not match its own digest, or names a file outside; the folder is damaged"
+        )
     return {name: _checked(path / name, *fact) for name, fact in facts.items()}
 
 
@@ -202,30 +221,38 @@ def _checked(path: Path, size: int, sha256: str) -> bytes:
 
 def _bytes_of(path: Path) -> bytes:
     try:
-        with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW), "rb") as file:  # a link could point anywhere  # noqa: PTH123
+        with open(path, "rb", opener=_open_plainly) as file:  # noqa: PTH123  Path.open takes no opener
             return file.read()
     except OSError as error:
         raise StorageError(f"{path}: cannot be read: {error.strerror or error}") from error
+
+
+def _open_plainly(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK)  # a link could point anywhere, a pipe would wait
 
 
 def read_json(path: Path) -> Any:
     """The value in a JSON file.  Raises: StorageError: missing or not JSON."""
     try:
         return json.loads(_bytes_of(path).decode("utf-8", "surrogateescape"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise StorageError(f"{path}: not valid JSON ({error}); the file is damaged") from error
 
 
 def sweep(folder: Path, *, disk: Disk = DISK) -> None:
     """Finish or undo what a crash left half-done directly in ``folder``; call it only under the run's lock."""
     for left in sorted(folder.glob(_OLD + "*")):
-        target = left.with_name(left.name.removeprefix(_OLD))
-        if target.exists():
-            disk.remove(left)
-        else:
-            disk.rename(left, target)
+        _settle(left, left.with_name(left.name.removeprefix(_OLD)), disk=disk)
     for left in sorted(folder.glob(_TEMP + "*")):
         disk.remove(left)
+
+
+def _settle(old: Path, path: Path, *, disk: Disk) -> None:
+    """What was moved aside goes when its successor is in place, else it comes back."""
+    if path.exists():
+        disk.remove(old)
+    else:
+        disk.rename(old, path)
 
 
 @contextmanager
@@ -234,19 +261,40 @@ def locked(folder: Path, *, describe: Callable[[], str] = lambda: str(os.getpid(
 
     Raises: StorageError: another living process holds it; the message names its process id.
     """
-    with _explained(folder, 0):
-        folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
+    with explained(folder):
         descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            owner = os.read(descriptor, 64).decode(errors="replace") or "unknown"
-            raise StorageError(
-                f"{folder}: process {owner} is using this run; wait for it or choose another --out"
-            ) from error
+        _take(descriptor, folder)
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, describe().encode(), 0)
         yield
     finally:
         os.close(descriptor)
+
+
+def _take(descriptor: int, folder: Path) -> None:
+    """The lock; the loading processes that a killed run leaves behind are waited for."""
+    patience = time.monotonic() + _ORPHANS_SECONDS
+    while True:
+        try:
+            return fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            owner = os.pread(descriptor, 64, 0).decode(errors="replace") or "unknown"
+            if _is_alive(owner) or time.monotonic() > patience:
+                raise StorageError(
+                    f"{folder}: process {owner} is using this run; wait for it or choose another --out"
+                ) from error
+            time.sleep(0.1)
+
+
+def _is_alive(owner: str) -> bool:
+    if not owner.isdecimal():
+        return True
+    try:
+        os.kill(int(owner), 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # another user's
+        return True
+    return True

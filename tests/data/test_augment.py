@@ -49,6 +49,18 @@ def test_evaluation_pixels_equal_those_of_timm_for_inputs_that_are_not_square(pr
         assert torch.equal(ours(photo(*size)), theirs(photo(*size)))
 
 
+@pytest.mark.parametrize("mode", ["squash", "border"])
+def test_evaluation_pixels_equal_those_of_timm_for_the_other_crop_modes(preprocess: Preprocess, mode: str) -> None:
+    theirs = create_transform(
+        (3, 64, 64), is_training=False, interpolation="bicubic", crop_pct=0.9, normalize=False, crop_mode=mode,
+        mean=(0.2, 0.5, 0.7),
+    )  # fmt: skip
+    given = {"height": 64, "width": 64, "interpolation": "bicubic", "crop_pct": 0.9, "mean": (0.2, 0.5, 0.7)}
+    ours = eval_transform(replace(preprocess, crop_mode=mode, **given))
+    for size in ((320, 240), (240, 320), (100, 100)):
+        assert torch.equal(ours(photo(*size)), theirs(photo(*size)))
+
+
 @pytest.mark.parametrize(("resize", "crop"), [(232, 224), (246, 240), (450, 384), (93, 64)])
 def test_torchvisions_resize_survives_the_way_through_crop_pct(preprocess: Preprocess, resize: int, crop: int) -> None:
     from torchvision.transforms._presets import ImageClassification

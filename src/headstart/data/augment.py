@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import torch
 from PIL import Image
-from timm.data.transforms import ResizeKeepRatio
+from timm.data.transforms import CenterCropOrPad, ResizeKeepRatio
 from torch import Tensor
 from torchvision.transforms import InterpolationMode, v2
 
@@ -65,8 +65,14 @@ def _framing(preprocess: Preprocess) -> list[Any]:
     height, width = preprocess.height, preprocess.width
     # 384 / (384 / 450) is 449.99999999999994: without the margin a resize given in pixels comes out one short
     scaled = [math.floor(side / preprocess.crop_pct + 1e-6) for side in (height, width)]
-    if height == width:
-        resize: Any = v2.Resize(scaled[0], interpolation=_filter(preprocess), antialias=True)
+    if preprocess.crop_mode == "border":
+        fill = [round(255 * mean) for mean in preprocess.mean]
+        shrunk = ResizeKeepRatio(scaled, longest=1.0, interpolation=_filter(preprocess).value)  # type: ignore[no-untyped-call]
+        return [shrunk, CenterCropOrPad((height, width), fill=fill)]
+    if preprocess.crop_mode == "squash":
+        resize: Any = v2.Resize(scaled, interpolation=_filter(preprocess), antialias=True)
+    elif height == width:
+        resize = v2.Resize(scaled[0], interpolation=_filter(preprocess), antialias=True)
     else:
         resize = ResizeKeepRatio(scaled, interpolation=_filter(preprocess).value)  # type: ignore[no-untyped-call]
     return [resize, v2.CenterCrop((height, width))]

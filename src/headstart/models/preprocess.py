@@ -9,6 +9,7 @@ from typing import Any
 from headstart.config.schema import ImageFormat
 from headstart.errors import ModelError
 
+CROP_MODES = ("center", "squash", "border")
 INTERPOLATIONS = ("bilinear", "bicubic", "nearest", "lanczos")
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -16,7 +17,10 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 @dataclass(frozen=True, kw_only=True)
 class Preprocess:
-    """Input size in pixels, per-channel mean and std of values in 0..1, resampling; ``source`` says whose they are."""
+    """Input size in pixels, per-channel mean and std of values in 0..1, resampling; ``source``: whose they are.
+
+    ``crop_mode``: center (the shorter side is resized), squash (both sides), border (the longer side, padded with mean).
+    """
 
     height: int
     width: int
@@ -25,6 +29,7 @@ class Preprocess:
     interpolation: str
     crop_pct: float
     source: str
+    crop_mode: str = "center"
 
     def __post_init__(self) -> None:
         where = f"preprocessing ({self.source})"
@@ -38,6 +43,8 @@ class Preprocess:
             raise ModelError(f"{where}: mean {self.mean}, std {self.std}; means must be finite, deviations positive")
         if self.interpolation not in INTERPOLATIONS:
             raise ModelError(f"{where}: interpolation {self.interpolation!r}; accepted: {', '.join(INTERPOLATIONS)}")
+        if self.crop_mode not in CROP_MODES:
+            raise ModelError(f"{where}: crop_mode {self.crop_mode!r}; accepted: {', '.join(CROP_MODES)}")
         if not 0 < self.crop_pct <= 1:
             raise ModelError(f"{where}: crop_pct {self.crop_pct} is not in (0, 1]")
 
@@ -66,6 +73,7 @@ class Preprocess:
                 interpolation=str(values["interpolation"]),
                 crop_pct=float(values["crop_pct"]),
                 source=str(values["source"]),
+                crop_mode=str(values["crop_mode"]),
             )
         except (TypeError, ValueError) as error:
             raise ModelError(f"preprocessing: {error} in {dict(values)}") from error
@@ -89,6 +97,7 @@ def from_pretrained_cfg(cfg: Mapping[str, Any], *, channels: int, source: str) -
         interpolation=interpolation if interpolation in INTERPOLATIONS else "bilinear",
         crop_pct=crop_pct,
         source=source,
+        crop_mode=str(cfg.get("crop_mode") or "center"),
     )
     return _with_channels(found, channels)
 
@@ -126,6 +135,7 @@ def adjusted(found: Preprocess, *, image_size: int | None, given: ImageFormat | 
             std=given.std,
             interpolation=given.interpolation,
             crop_pct=given.crop_pct,
+            crop_mode="center",
             source="given as model.preprocess",
         )
     if image_size is not None and (image_size, image_size) != (found.height, found.width):

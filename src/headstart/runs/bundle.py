@@ -97,7 +97,7 @@ def _config(model: nn.Module, facts: dict[str, Any]) -> dict[str, Any]:
 
     data_config = {
         "input_size": (given.channels, given.height, given.width), "mean": given.mean, "std": given.std,
-        "interpolation": given.interpolation, "crop_pct": given.crop_pct, "crop_mode": "center",
+        "interpolation": given.interpolation, "crop_pct": given.crop_pct, "crop_mode": given.crop_mode,
     }  # fmt: skip
     names = list(facts["task"]["classes"] or facts["task"]["targets"])
     with tempfile.TemporaryDirectory() as folder:

@@ -1,4 +1,4 @@
-"""events.jsonl, metrics.csv and log.txt: what happened, line by line; after a resume as if nothing had interrupted."""
+"""What happened, line by line: events.jsonl and metrics.csv as if nothing had interrupted, log.txt with every life."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import io
 import json
 import os
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -36,11 +37,19 @@ class RunLog:
         write_file(self._path, "".join(json.dumps(event) + "\n" for event in kept).encode())
         self._epochs = [_row(event) for event in kept if event["event"] == "epoch"]
         self._file: TextIO = self._path.open("a", encoding="utf-8")
+        self._text: TextIO = (run / "log.txt").open("a", encoding="utf-8", errors="backslashreplace")
+        self.note(f"going on from step {state.step}" if state.step else "started")
 
     def close(self) -> None:
         """Flush and close."""
         self.sync()
         self._file.close()
+        self._text.close()
+
+    def note(self, text: str) -> None:
+        """Add a line to log.txt, with the time."""
+        self._text.write(f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC  {text}\n")
+        self._text.flush()
 
     def sync(self) -> None:
         """Make everything told so far durable; called before a checkpoint that counts on it."""
@@ -58,11 +67,15 @@ class RunLog:
                 self._line("epoch", fields)
                 self._epochs.append(_row(fields))
                 write_file(self._csv, _csv(self._epochs))
+                metrics = "  ".join(f"{name} {value:.4f}" for name, value in event.metrics.items())
+                self.note(f"epoch {event.epoch}: loss {event.train_loss:.4f}  {metrics}")
             case PhaseStarted():
+                self.note(f"phase {event.name}: {event.trainable:,} parameters train, {event.frozen:,} are frozen")
                 self._line("phase", {"phase": event.index, "name": event.name, "trainable": event.trainable})
 
     def mark(self, event: str, facts: dict[str, Any]) -> None:
         """Record something that is not an event of the training."""
+        self.note(f"{event}: step {facts['step']}")
         self._line(event, facts)
 
     def _line(self, event: str, fields: dict[str, Any]) -> None:
