@@ -221,7 +221,7 @@ def _checked(path: Path, size: int, sha256: str) -> bytes:
 
 def _bytes_of(path: Path) -> bytes:
     try:
-        with open(path, "rb", opener=_open_plainly) as file:  # noqa: PTH123  Path.open takes no opener
+        with open(path, "rb", opener=_open_plainly) as file:  # Path.open takes no opener
             return file.read()
     except OSError as error:
         raise StorageError(f"{path}: cannot be read: {error.strerror or error}") from error

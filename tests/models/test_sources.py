@@ -285,7 +285,7 @@ def bundle(path: Path, module: nn.Module, *, library: str, architecture: str, he
         "model": {"spec": "x", "library": library, "architecture": architecture, "options": {}, "num_outputs": 1000},
         "head": {"path": "fc", "at": "auto", "now": 3} | head,
         "preprocess": {"height": 40, "width": 40, "mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bilinear"}
-        | {"crop_pct": 1.0, "source": "by hand"},
+        | {"crop_pct": 1.0, "crop_mode": "squash", "source": "by hand"},
     }
     config = {"architecture": architecture, "num_classes": 3, "pretrained_cfg": {"input_size": [3, 40, 40]}}
     write_folder(

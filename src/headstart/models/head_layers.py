@@ -24,7 +24,7 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
     "tanh": nn.Tanh,
     "leaky_relu": nn.LeakyReLU,
 }
-_LAST_LAYER_STD = 0.01  # near-zero scores at the first step: small gradients into the pretrained layers
+_LAST_LAYER_STD = 0.001  # near-zero scores at first, also for SqueezeNet, whose features have a norm of 360
 
 
 class DropoutLinear(nn.Linear):

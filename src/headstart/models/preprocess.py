@@ -19,7 +19,7 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 class Preprocess:
     """Input size in pixels, per-channel mean and std of values in 0..1, resampling; ``source``: whose they are.
 
-    ``crop_mode``: center (the shorter side is resized), squash (both sides), border (the longer side, padded with mean).
+    ``crop_mode``: center (the shorter side is resized), squash (both sides), border (the longer side, then padding).
     """
 
     height: int

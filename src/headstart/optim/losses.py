@@ -38,10 +38,13 @@ def resolve_loss(loss: Loss, *, task: str) -> Loss:
     return loss
 
 
-def make_loss(loss: Loss, *, classes: Sequence[str] = (), counts: Mapping[str, int] | None = None) -> LossFunction:
+def make_loss(
+    loss: Loss, *, classes: Sequence[str] = (), counts: Mapping[str, int] | None = None, task: str = ""
+) -> LossFunction:
     """The function (outputs, targets) -> (losses (B,), weights (B,)) of a resolved loss.
 
-    ``classes`` are in the order of the outputs; ``counts`` are training images per class, for ``balanced``.
+    ``classes`` are in the order of the outputs; ``counts`` are training images per class, for ``balanced``; ``task``
+    says whether targets (B, K) are tags or, for ``classify``, mixed labels.
 
     Raises: ConfigError: a class weight names no class.
     """
@@ -51,7 +54,10 @@ def make_loss(loss: Loss, *, classes: Sequence[str] = (), counts: Mapping[str, i
             return lambda outputs, targets: _cross_entropy(outputs, targets, weights, loss.label_smoothing)
         case Focal():
             weights = _class_weights(loss.class_weights, classes, counts)
-            return lambda outputs, targets: _focal(outputs, targets, weights, loss.gamma)
+            tags = task != "classify"
+            return lambda outputs, targets: (_focal_tags if tags and targets.ndim == 2 else _focal)(
+                outputs, targets, weights, loss.gamma
+            )
         case Bce():
             weights = _class_weights(loss.class_weights, classes, counts)
             return lambda outputs, targets: _bce(outputs, targets, weights, loss.label_smoothing)
@@ -90,8 +96,8 @@ def _cross_entropy(outputs: Tensor, targets: Tensor, weights: Tensor | None, smo
     Every class's share of the target counts by that class's weight, the sum is over target weights.
     """
     _check_scores(outputs, targets)
-    log_p = F.log_softmax(outputs.float(), dim=1)  # (B, K)
-    hard = targets if targets.ndim == 2 else F.one_hot(targets, outputs.shape[1]).to(log_p.dtype)  # (B, K)
+    log_p = F.log_softmax(wide(outputs), dim=1)  # (B, K)
+    hard = (targets if targets.ndim == 2 else F.one_hot(targets, outputs.shape[1])).to(log_p.dtype)  # (B, K)
     soft = hard * (1 - smoothing) + smoothing / outputs.shape[1]
     if weights is None:
         return -(soft * log_p).sum(1), torch.ones_like(log_p[:, 0])
@@ -102,19 +108,30 @@ def _cross_entropy(outputs: Tensor, targets: Tensor, weights: Tensor | None, smo
 
 def _focal(outputs: Tensor, targets: Tensor, weights: Tensor | None, gamma: float) -> tuple[Tensor, Tensor]:
     """Lin et al. 2017, eq. 4: (1 - p)^gamma times the cross-entropy, p the probability of what is true."""
-    if targets.ndim == 2 and targets.shape == outputs.shape and targets.dtype.is_floating_point:
-        plain = F.binary_cross_entropy_with_logits(outputs.float(), targets.float(), reduction="none")  # (B, K)
-        losses = (1 - torch.exp(-plain)) ** gamma * plain
-        return (losses if weights is None else losses * weights.to(losses)).mean(1), torch.ones_like(losses[:, 0])
-    losses, scale = _cross_entropy(outputs, targets, None, 0.0)
-    scale = scale if weights is None else weights.to(scale)[targets]
-    return (1 - torch.exp(-losses)) ** gamma * losses, scale
+    _check_scores(outputs, targets)
+    log_p = F.log_softmax(wide(outputs), dim=1)  # (B, K)
+    hard = (targets if targets.ndim == 2 else F.one_hot(targets, outputs.shape[1])).to(log_p.dtype)  # (B, K)
+    losses = hard * _missing(log_p) ** gamma * -log_p
+    if weights is None:
+        return losses.sum(1), torch.ones_like(log_p[:, 0])
+    weights = weights.to(log_p)
+    scale = (hard * weights).sum(1)  # (B,)
+    return torch.where(scale > 0, (losses * weights).sum(1) / scale.where(scale > 0, 1.0), 0.0), scale
+
+
+def _focal_tags(outputs: Tensor, targets: Tensor, weights: Tensor | None, gamma: float) -> tuple[Tensor, Tensor]:
+    _check_same_shape(outputs, targets)
+    scores = wide(outputs)
+    plain = F.binary_cross_entropy_with_logits(scores, targets.to(scores.dtype), reduction="none")  # (B, K)
+    losses = _missing(-plain) ** gamma * plain
+    return (losses if weights is None else losses * weights.to(losses)).mean(1), torch.ones_like(losses[:, 0])
 
 
 def _bce(outputs: Tensor, targets: Tensor, weights: Tensor | None, smoothing: float) -> tuple[Tensor, Tensor]:
     _check_same_shape(outputs, targets)
-    soft = targets.float() * (1 - smoothing) + smoothing / 2
-    losses = F.binary_cross_entropy_with_logits(outputs.float(), soft, reduction="none")  # (B, K)
+    scores = wide(outputs)
+    soft = targets.to(scores.dtype) * (1 - smoothing) + smoothing / 2
+    losses = F.binary_cross_entropy_with_logits(scores, soft, reduction="none")  # (B, K)
     if weights is not None:
         losses = losses * weights.to(losses)
     return losses.mean(1), torch.ones_like(losses[:, 0])
@@ -122,8 +139,19 @@ def _bce(outputs: Tensor, targets: Tensor, weights: Tensor | None, smoothing: fl
 
 def _plain(function: Callable[..., Tensor], outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     _check_same_shape(outputs, targets)
-    losses = function(outputs.float(), targets.float(), reduction="none").mean(1)  # (B, T) -> (B,)
+    values = wide(outputs)
+    losses = function(values, targets.to(values.dtype), reduction="none").mean(1)  # (B, T) -> (B,)
     return losses, torch.ones_like(losses)
+
+
+def _missing(log_p: Tensor) -> Tensor:
+    """1 - p, kept above zero, where the slope of a power below 1 is infinite."""
+    return (-torch.expm1(log_p)).clamp_min(1e-12)
+
+
+def wide(values: Tensor) -> Tensor:
+    """At least float32: exp() overflows fp16 above 11.09."""
+    return values if values.dtype == torch.float64 else values.float()
 
 
 def _check_scores(outputs: Tensor, targets: Tensor) -> None:
@@ -151,9 +179,8 @@ def _broadcasts(outputs: Tensor, targets: Tensor) -> bool:
     return all(a == b or 1 in (a, b) for a, b in zip(outputs.shape[::-1], targets.shape[::-1], strict=False))
 
 
-def check_first_outputs(outputs: Tensor, targets: Tensor) -> None:
-    """Refuse what a loss would accept in silence, looked at once per run: probabilities where scores belong, labels
-    out of range.
+def check_labels(outputs: Tensor, targets: Tensor) -> None:
+    """Refuse labels that the model has no output for.  targets: on the CPU, where looking costs no waiting.
 
     Raises: DataError.
     """
@@ -164,13 +191,27 @@ def check_first_outputs(outputs: Tensor, targets: Tensor) -> None:
                 f"a label is {low if low < 0 else high}, but the model has {outputs.shape[1]} outputs: labels run "
                 f"from 0 to {outputs.shape[1] - 1}"
             )
-        rows = outputs.detach().float().sum(1)
-        if (
-            outputs.shape[1] > 1
-            and bool((outputs >= 0).all())
-            and torch.allclose(rows, torch.ones_like(rows), atol=1e-3)
-        ):
-            raise DataError(
-                "the model's outputs are probabilities (each row sums to 1): cross_entropy applies softmax "
-                "itself; remove the model's softmax"
-            )
+
+
+def check_first_outputs(outputs: Tensor, targets: Tensor) -> None:
+    """Refuse probabilities where class scores belong, which a loss would accept in silence; looked at once per run.
+
+    Raises: DataError.
+    """
+    if outputs.ndim != 2 or outputs.shape[1] < 2 or not _are_labels(targets):
+        return
+    if bool((outputs >= 0).all()) and _sum_to_one(outputs):
+        raise DataError(
+            "the model's outputs are probabilities (each row sums to 1): cross_entropy applies softmax "
+            "itself; remove the model's softmax"
+        )
+
+
+def _are_labels(targets: Tensor) -> bool:
+    """Class indices (B,), or mixed labels (B, K)."""
+    return (targets.ndim == 1 and not targets.dtype.is_floating_point) or (targets.ndim == 2 and _sum_to_one(targets))
+
+
+def _sum_to_one(values: Tensor) -> bool:
+    rows = values.detach().double().sum(1)
+    return torch.allclose(rows, torch.ones_like(rows), atol=1e-3)

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import difflib
 from typing import Any
 
 import torch
 
 from headstart.config.schema import Adam, AdamW, Optimizer, RmsProp, Sgd, TimmOptimizer
 from headstart.errors import ConfigError
+
+_NO_RESUME = "keeps state that a checkpoint cannot hold, so that a run could not go on after an interruption"
+_UNFIT = {
+    "adahessian": "needs second derivatives, which this loop does not compute",
+    **dict.fromkeys(("kron", "kronc", "kronw"), _NO_RESUME),
+}
 
 
 def make_optimizer(groups: list[dict[str, Any]], options: Optimizer) -> torch.optim.Optimizer:
@@ -34,18 +41,18 @@ def make_optimizer(groups: list[dict[str, Any]], options: Optimizer) -> torch.op
 
 
 def _from_timm(groups: list[dict[str, Any]], options: TimmOptimizer) -> torch.optim.Optimizer:
-    import difflib
-
     from timm.optim._optim_factory import create_optimizer_v2, list_optimizers
 
     known = [str(name) for name in list_optimizers()]
     if options.name not in known:
         near = difflib.get_close_matches(options.name, known, n=3) or ["lamb", "lion", "nadamw"]
         raise ConfigError(f"optimizer.name: timm has no optimizer {options.name!r}; near names: {', '.join(near)}")
+    if options.name in _UNFIT:
+        raise ConfigError(f"optimizer.name: {options.name} {_UNFIT[options.name]}; give another, e.g. nadamw")
     try:
         made = create_optimizer_v2(groups, opt=options.name, lr=options.lr, weight_decay=0.0, **options.options)
     except (TypeError, ValueError, AssertionError) as error:
-        raise ConfigError(f"optimizer.options: {options.name} does not take {options.options}: {error}") from error
+        raise ConfigError(f"optimizer.options: timm's {options.name} with {options.options}: {error}") from error
     assert isinstance(made, torch.optim.Optimizer)
     return made
 

@@ -6,8 +6,9 @@ import math
 
 from headstart.config.schema import Schedule
 
-_ONE_CYCLE_RISE = 0.3  # Smith & Topin 2017, as in torch's OneCycleLR
-_ONE_CYCLE_START = 0.04
+_ONE_CYCLE_RISE = 0.3  # Smith & Topin 2017; share of the rise, first and last factor are those of torch's OneCycleLR
+_ONE_CYCLE_FIRST, _ONE_CYCLE_LAST = 1 / 25, 1 / 25e4
+_ROUNDING = 1e-9  # 0.6 / 0.2 is 2.9999999999999996
 
 
 def rate_factor(schedule: Schedule, step: int, *, total: int) -> float:
@@ -17,8 +18,8 @@ def rate_factor(schedule: Schedule, step: int, *, total: int) -> float:
     """
     assert 0 <= step < total, (step, total)
     if schedule.kind == "one_cycle":
-        return _one_cycle((step + 1) / total)
-    warm = math.floor(schedule.warmup * total)
+        return _one_cycle(step, total)
+    warm = min(math.floor(schedule.warmup * total + _ROUNDING), total - 1)
     if step < warm:
         return (step + 1) / (warm + 1)
     done = (step - warm) / max(1, total - warm)  # 0 .. just under 1: the last step still learns
@@ -30,11 +31,16 @@ def rate_factor(schedule: Schedule, step: int, *, total: int) -> float:
         case "cosine":
             return 0.5 * (1 + math.cos(math.pi * done))
         case "step":
-            return schedule.step_factor ** math.floor(done / schedule.step_share)
+            return schedule.step_factor ** math.floor(done / schedule.step_share + _ROUNDING)
 
 
-def _one_cycle(done: float) -> float:
-    if done <= _ONE_CYCLE_RISE:
-        return _ONE_CYCLE_START + (1 - _ONE_CYCLE_START) * 0.5 * (1 - math.cos(math.pi * done / _ONE_CYCLE_RISE))
-    fall = (done - _ONE_CYCLE_RISE) / (1 - _ONE_CYCLE_RISE)
-    return max(1e-4, 0.5 * (1 + math.cos(math.pi * fall)))
+def _one_cycle(step: int, total: int) -> float:
+    peak = max(_ONE_CYCLE_RISE * total - 1, 0.0)  # a step, counted from 0, that may lie between two
+    if step < peak:
+        return _between(_ONE_CYCLE_FIRST, 1.0, share=step / peak)
+    return _between(1.0, _ONE_CYCLE_LAST, share=(step - peak) / max(total - 1 - peak, 1.0))
+
+
+def _between(first: float, last: float, *, share: float) -> float:
+    """From ``first`` to ``last`` along half a cosine."""
+    return last + (first - last) * 0.5 * (1 + math.cos(math.pi * share))

@@ -13,15 +13,14 @@ from headstart.config.rules import freeze_text
 from headstart.config.schema import Config, Head, MlpHead
 from headstart.data.images import Images, load_images
 from headstart.models.freeze import freeze_by
-from headstart.models.head import HeadSwap, head_parameters, replace_head
+from headstart.models.head import HeadSwap, replace_head
 from headstart.models.sources import OpenedModel, open_model
-from headstart.optim.groups import param_groups
 from headstart.optim.losses import LossFunction, make_loss, resolve_loss
 from headstart.optim.optimizers import decay_kind
 from headstart.optim.penalties import penalised
 from headstart.plan.decisions import Decision, choose_device, choose_memory_format, choose_model, choose_precision
 from headstart.plan.phases import make_phases
-from headstart.train.phases import Course, PhasePlan
+from headstart.train.phases import Course, PhasePlan, phase_optimizer
 from headstart.train.step import StepRules
 
 Watch = Callable[[object], None]
@@ -65,7 +64,6 @@ class Prepared:
     images: Images
     course: Course
     device: torch.device
-    head_names: tuple[str, ...]
 
     @property
     def document(self) -> dict[str, Any]:
@@ -116,7 +114,6 @@ def prepare(config: Config, *, module: nn.Module | None, loss: LossFunction | No
         images=images,
         course=course,
         device=device,
-        head_names=head_parameters(opened.module),
     )
 
 
@@ -144,7 +141,7 @@ def _loss(config: Config, images: Images, given: LossFunction | None) -> tuple[L
     if given is not None:
         return given, Decision("loss", getattr(given, "__name__", "a function"), "as given in Python")
     resolved = resolve_loss(config.loss, task=images.task.kind)
-    function = make_loss(resolved, classes=images.classes, counts=images.train.class_counts())
+    function = make_loss(resolved, classes=images.classes, counts=images.train.class_counts(), task=images.task.kind)
     why = f"auto: the task is {images.task.kind}" if config.loss.kind == "auto" else "as asked"
     return function, Decision("loss", resolved.kind, why)
 
@@ -204,8 +201,7 @@ def _document(decisions: tuple[Decision, ...], opened: OpenedModel, images: Imag
 
 def _phase_document(module: nn.Module, course: Course, phase: PhasePlan, steps: int) -> dict[str, Any]:
     frozen = freeze_by(module, phase.freeze)
-    decay = course.optimizer.weight_decay
-    groups = param_groups(module, lr=phase.lr, head_lr=phase.head_lr, layer_decay=phase.layer_decay, weight_decay=decay)
+    groups = phase_optimizer(module, phase, course.optimizer).param_groups  # made here, so that mistakes are found here
     return {
         "name": phase.name, "freeze": freeze_text(phase.freeze), "epochs": phase.epochs,
         "first_step": phase.first_epoch * steps, "steps": phase.epochs * steps,

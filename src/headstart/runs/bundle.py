@@ -17,9 +17,11 @@ from torch import nn
 from headstart.config.schema import Config, MlpHead
 from headstart.data.task import TaskSpec
 from headstart.errors import ModelError
-from headstart.models.head import HeadSwap
+from headstart.models.folder import WEIGHTS, read_bundle
+from headstart.models.head import HeadSwap, replace_head
 from headstart.models.preprocess import Preprocess
 from headstart.models.sources import OpenedModel, open_model
+from headstart.models.weights import read_safetensors
 from headstart.runs.card import model_card
 from headstart.runs.checkpoint import packed
 from headstart.storage import json_bytes, write_folder
@@ -122,25 +124,21 @@ def open_run(path: str | Path, *, model: nn.Module | None = None) -> OpenedRun:
         raise ModelError(f"{run}: no finished run is there (no model/headstart.json); train it, or go on with --resume")
     if model is not None:
         return _onto(folder, model)
-    opened = open_model(str(folder))
+    opened = open_model(str(folder.absolute()))  # a relative timm/NAME/model would be read as a spec
     assert opened.bundle is not None
     return _opened(folder, opened.module, opened.bundle)
 
 
 def _onto(folder: Path, model: nn.Module) -> OpenedRun:
-    from headstart.models.head import replace_head
-    from headstart.models.weights import read_safetensors
-    from headstart.storage import read_folder
-
-    files = read_folder(folder)
-    facts = json.loads(files["headstart.json"])
-    head = facts["head"]
+    bundle = read_bundle(folder)
+    assert bundle is not None
+    facts, head = bundle.facts, bundle.facts["head"]
     activation = head["activation"] or "relu"
     replace_head(
         model, outputs=head["now"], hidden=head["hidden"], activation=activation, dropout=head["dropout"], at=head["at"]
     )
     try:
-        model.load_state_dict(dict(read_safetensors(files["model.safetensors"], where=str(folder)).tensors))
+        model.load_state_dict(dict(read_safetensors(bundle.files[WEIGHTS], where=str(folder)).tensors))
     except RuntimeError as error:
         raise ModelError(f"{folder}: the weights do not fit the module that was given: {error}") from error
     return _opened(folder, model, facts)

@@ -1,12 +1,13 @@
 """Checkpoints: safetensors and JSON under a manifest, whole or not at all; the newest good one is where a run goes on.
 
 checkpoints/step-00001234/{model,optimizer,average}.safetensors + state.json + MANIFEST.json
-checkpoints/{last,best}.json
+checkpoints/{last,best}.json name folders for people and other tools; headstart itself reads the folders
 """
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,20 +19,22 @@ from safetensors.torch import save as tensor_bytes
 from torch import Tensor, nn
 
 from headstart.errors import StorageError
-from headstart.storage import DISK, Disk, json_bytes, read_folder, read_json, write_folder, write_json
+from headstart.storage import DISK, MANIFEST, Disk, json_bytes, read_folder, write_folder, write_json
 from headstart.train.state import Best, TrainState
 
 _COUNTERS = ("step", "epochs_done", "epoch_step", "phase", "stale_epochs", "stopped", "epoch_loss", "epoch_weight")
-_PREFIX = "step-"
+_FOLDER = re.compile(r"step-([0-9]+)")
 
 
 def save(state: TrainState, folder: str | Path, *, keep: int = 2, disk: Disk = DISK) -> Path:
     """Write a checkpoint of ``state`` into ``folder``; older ones than the ``keep`` newest go, the best stays.
 
+    Those of later steps go too: they belong to a course that was given up.
+
     Raises: StorageError: the disk is full or read-only; earlier checkpoints are intact.
     """
     root = Path(folder)
-    target = root / f"{_PREFIX}{state.step:08d}"
+    target = root / _folder_name(state.step)
     files = {"model.safetensors": packed(state.model.state_dict())}
     tensors, plain = _optimizer_state(state)
     files["optimizer.safetensors"] = packed(tensors)
@@ -40,10 +43,15 @@ def save(state: TrainState, folder: str | Path, *, keep: int = 2, disk: Disk = D
     files["state.json"] = json_bytes(_counters(state) | {"optimizer": plain})
     write_folder(target, files, disk=disk)
     write_json(root / "last.json", {"folder": target.name, "step": state.step}, disk=disk)
-    if state.best is not None and state.best.step == state.step:
-        write_json(root / "best.json", {"folder": target.name, **asdict(state.best)}, disk=disk)
-    _drop_old(root, keep=keep, disk=disk)
+    if state.best is not None:
+        best = {"folder": _folder_name(state.best.step), **asdict(state.best)}
+        write_json(root / "best.json", best, disk=disk)
+    _drop_old(root, state, keep=keep, disk=disk)
     return target
+
+
+def _folder_name(step: int) -> str:
+    return f"step-{step:08d}"
 
 
 def packed(tensors: Mapping[str, Tensor]) -> bytes:
@@ -71,19 +79,19 @@ def _counters(state: TrainState) -> dict[str, Any]:
 
 
 def _optimizer_state(state: TrainState) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors by ``PARAMETER//KEY``, and what is not a tensor: per parameter, and per group (beside its rates)."""
+    """Tensors by ``PARAMETER//KEY`` or ``//GROUP//KEY``, and what is not a tensor: per parameter, and per group."""
     tensors: dict[str, Tensor] = {}
     plain: dict[str, dict[str, Any]] = {}
+    groups: list[dict[str, Any]] = []
     for name, values in _by_name(state):
         for key, value in values.items():
             if isinstance(value, Tensor):
                 tensors[f"{name}//{key}"] = value
             else:
                 plain.setdefault(name, {})[key] = value
-    groups = [
-        {key: value for key, value in group.items() if isinstance(value, int | float | str | bool)}
-        for group in state.optimizer.param_groups
-    ]
+    for number, group in enumerate(state.optimizer.param_groups):
+        tensors |= {f"//{number}//{key}": value for key, value in group.items() if isinstance(value, Tensor)}
+        groups.append({key: value for key, value in group.items() if isinstance(value, int | float | str | bool)})
     return tensors, {"plain": plain, "groups": groups}
 
 
@@ -109,17 +117,24 @@ def read_checkpoint(folder: str | Path) -> FoundCheckpoint | None:
     Raises: StorageError: there are some, and all are damaged.
     """
     root = Path(folder)
-    found = [root] if root.name.startswith(_PREFIX) else sorted(root.glob(_PREFIX + "*"), reverse=True)
     skipped: list[str] = []
-    for path in found:
+    for path in [root] if (root / MANIFEST).exists() else _by_step(root).values():
         try:
             files = read_folder(path)
             return FoundCheckpoint(path, files, json.loads(files["state.json"]), tuple(skipped))
         except StorageError as error:
             skipped.append(str(error))
+        except KeyError:
+            skipped.append(f"{path}: is no checkpoint, it has no state.json")
     if skipped:
         raise StorageError("no checkpoint is whole: " + "; ".join(skipped))
     return None
+
+
+def _by_step(root: Path) -> dict[int, Path]:
+    """The checkpoint folders in ``root``, the newest first."""
+    matches = ((_FOLDER.fullmatch(path.name), path) for path in root.glob("step-*"))
+    return dict(sorted(((int(match[1]), path) for match, path in matches if match), reverse=True))
 
 
 def restore(state: TrainState, folder: str | Path) -> tuple[str, ...]:
@@ -133,17 +148,32 @@ def restore(state: TrainState, folder: str | Path) -> tuple[str, ...]:
     found = read_checkpoint(folder)
     if found is None:
         raise StorageError(f"{folder}: there is no checkpoint")
-    _load_into(state.model, found.files["model.safetensors"], where=folder)
-    if state.average is not None:
-        _load_into(state.average.module, found.files["average.safetensors"], where=folder)
-    _restore_optimizer(state, read_tensors(found.files["optimizer.safetensors"]), found.counters["optimizer"])
-    for name in _COUNTERS:
-        setattr(state, name, found.counters[name])
-    best = found.counters["best"]
-    state.best = Best(**(best | {"score": tuple(best["score"])})) if best else None
-    if state.scaler is not None and found.counters["scaler"]:
-        state.scaler.load_state_dict(found.counters["scaler"])
+    restore_found(state, found)
     return found.skipped
+
+
+def restore_found(state: TrainState, found: FoundCheckpoint) -> None:
+    """Put a checkpoint that was read into ``state``.  Raises: StorageError: it belongs to another model."""
+    where, counters = found.path, found.counters
+    for name, ours, theirs in (
+        ("average", state.average is not None, "average.safetensors" in found.files),
+        ("scaler", state.scaler is not None, counters["scaler"] is not None),
+    ):
+        if ours != theirs:
+            raise StorageError(
+                f"{where}: was saved with{'' if theirs else 'out'} state.{name}; restore it into a state that is "
+                "made the same way"
+            )
+    _load_into(state.model, found.files["model.safetensors"], where=where)
+    if state.average is not None:
+        _load_into(state.average.module, found.files["average.safetensors"], where=where)
+    _restore_optimizer(state, read_tensors(found.files["optimizer.safetensors"]), counters["optimizer"], where=where)
+    for name in _COUNTERS:
+        setattr(state, name, counters[name])
+    best = counters["best"]
+    state.best = Best(**(best | {"score": tuple(best["score"])})) if best else None
+    if state.scaler is not None:
+        state.scaler.load_state_dict(counters["scaler"])
 
 
 def _load_into(module: nn.Module, data: bytes, *, where: str | Path) -> None:
@@ -154,32 +184,47 @@ def _load_into(module: nn.Module, data: bytes, *, where: str | Path) -> None:
     module.load_state_dict(tensors)
 
 
-def _restore_optimizer(state: TrainState, tensors: Mapping[str, Tensor], rest: Mapping[str, Any]) -> None:
-    parameters = dict(state.model.named_parameters())
+def _restore_optimizer(
+    state: TrainState, tensors: Mapping[str, Tensor], rest: Mapping[str, Any], *, where: Path
+) -> None:
+    parameters, groups = dict(state.model.named_parameters()), state.optimizer.param_groups
+    saved, ours = ([group.get("name") for group in some] for some in (rest["groups"], groups))
+    if saved != ours:
+        raise StorageError(f"{where}: has the parameter groups {saved}, and the state's optimizer {ours}")
     state.optimizer.state.clear()
     for full, value in tensors.items():
         name, _, key = full.rpartition("//")
-        like = parameters[name]
-        if value.shape == like.shape:
-            value = torch.empty_like(like, dtype=value.dtype).copy_(value)  # on its device, in its memory order
-        state.optimizer.state[like][key] = value
+        if name.startswith("//"):
+            groups[int(name[2:])][key] = value
+        else:
+            state.optimizer.state[parameters[name]][key] = _placed(value, key, like=parameters[name])
     for name, values in rest["plain"].items():
         state.optimizer.state[parameters[name]].update(values)
-    assert len(rest["groups"]) == len(state.optimizer.param_groups), "the checkpoint has other parameter groups"
-    for group, values in zip(state.optimizer.param_groups, rest["groups"], strict=True):
+    for group, values in zip(groups, rest["groups"], strict=True):
         group.update(values)
 
 
-def _drop_old(root: Path, *, keep: int, disk: Disk) -> None:
-    best = read_json(root / "best.json")["folder"] if (root / "best.json").exists() else None
-    for path in sorted(root.glob(_PREFIX + "*"), reverse=True)[keep:]:
-        if path.name != best:
+def _placed(value: Tensor, key: str, *, like: Tensor) -> Tensor:
+    """On its parameter's device and in its memory order; counters of steps stay on the CPU, as in torch."""
+    if key == "step":
+        return value
+    if value.shape != like.shape:
+        return value.to(like.device)
+    return torch.empty_like(like, dtype=value.dtype).copy_(value)
+
+
+def _drop_old(root: Path, state: TrainState, *, keep: int, disk: Disk) -> None:
+    found = _by_step(root)
+    newest = [step for step in found if step <= state.step][:keep]
+    best = None if state.best is None else state.best.step
+    for step, path in found.items():
+        if step not in newest and step != best:
             disk.remove(path)
 
 
 def load_best(state: TrainState, folder: Path) -> None:
     """Put the best epoch's weights (trained or averaged) into the state's model.  Raises: StorageError."""
     assert state.best is not None
-    files = read_folder(folder / str(read_json(folder / "best.json")["folder"]))
+    files = read_folder(folder / _folder_name(state.best.step))
     name = "average" if state.best.weights == "average" else "model"
     _load_into(state.model, files[f"{name}.safetensors"], where=folder)

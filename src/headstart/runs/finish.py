@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+import torch
 from torch import nn
 
 from headstart.config.schema import Config
@@ -70,6 +71,11 @@ class Ready(Protocol):
         """The content of plan.json."""
         ...
 
+    @property
+    def device(self) -> torch.device:
+        """Where it is trained."""
+        ...
+
 
 def finish(run: Path, state: TrainState, ready: Ready, *, log: RunLog, started: float) -> Run:
     """Write everything that a finished run holds; result.json comes last but for the report.
@@ -95,8 +101,9 @@ def finish(run: Path, state: TrainState, ready: Ready, *, log: RunLog, started: 
     write_bundle(run / "model", state.model, facts, plan=ready.document, result=result)
     write_predictions(run / "predictions.csv", found["val"])
     log.mark("finished", {"step": state.step, "seconds": seconds})
-    log.close()
+    log.sync()
     write_json(run / "result.json", result)
+    log.note(f"finished: step {state.step}")
     write_report(run)
     return Run(path=run, task=images.task.kind, seconds=seconds, metrics=metrics, model=state.model.eval())
 
@@ -109,4 +116,6 @@ def finished_run(run: Path, *, model: nn.Module | None) -> Run:
     """A run that was finished before.  Raises: StorageError: a file is damaged."""
     result = read_result(run)
     opened = open_run(run, model=model)
+    if not (run / "report.html").exists():  # killed before its last file
+        write_report(run)
     return Run(path=run, task=result["task"], seconds=result["seconds"], metrics=result["metrics"], model=opened.model)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import os
 import platform
 from collections.abc import Mapping
@@ -16,7 +17,7 @@ import torch
 from headstart.config.load import write_yaml
 from headstart.config.schema import Config
 from headstart.errors import ConfigError
-from headstart.storage import read_json, sweep, write_file, write_json
+from headstart.storage import json_bytes, make_folder, read_json, sweep, write_file, write_json
 from headstart.train.evaluate import Evaluation
 
 _LIBRARIES = ("headstart", "torch", "torchvision", "timm", "numpy", "pillow", "safetensors")
@@ -64,13 +65,34 @@ def _differences(old: Path, config: Config) -> list[str]:
 
 
 def record_start(run: Path, config: Config, plan: Mapping[str, Any], device: torch.device) -> None:
-    """Write config.yaml, plan.json and environment.json, under the run's lock; what a crash left half-done is swept."""
-    (run / "checkpoints").mkdir(exist_ok=True)
+    """Write config.yaml, plan.json and environment.json, under the run's lock; what a crash left half-done is swept.
+
+    Raises: ConfigError: a run to go on with began with other data. StorageError: they cannot be written.
+    """
     sweep(run)
+    _check_data(run / "plan.json", plan)
+    write_file(run / "config.yaml", write_yaml(config).encode("utf-8", "surrogateescape"))  # from here on it is a run
+    make_folder(run / "checkpoints")
     sweep(run / "checkpoints")
     write_json(run / "plan.json", plan)
     write_json(run / "environment.json", environment(device))
-    write_file(run / "config.yaml", write_yaml(config).encode("utf-8", "surrogateescape"))
+
+
+def _check_data(old: Path, plan: Mapping[str, Any]) -> None:
+    """Refuse to go on with a run whose data have changed: its history would be of neither."""
+    if not old.exists():
+        return
+    before, now = read_json(old)["data"], json.loads(json_bytes(plan))["data"]
+    changed = [
+        f"{name} was {before[name]}, is {now[name]}"
+        for name in ("train", "val", "test", "class_counts", "unreadable", "duplicates")
+        if before[name] != now[name]
+    ]
+    if changed:
+        raise ConfigError(
+            f"{old}: the data have changed since the run began ({'; '.join(changed)}); put them back, or start a new "
+            "run with another --out"
+        )
 
 
 def environment(device: torch.device) -> dict[str, Any]:

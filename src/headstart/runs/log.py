@@ -8,10 +8,11 @@ import json
 import os
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, TextIO
 
-from headstart.storage import write_file
+from headstart.storage import explained, write_file
 from headstart.train.fit import EpochDone
 from headstart.train.phases import PhaseStarted
 from headstart.train.state import TrainState
@@ -29,15 +30,21 @@ class RunLog:
     """Writes a run's events.
 
     ``state`` says what is already told, and anything later (of a life that was killed) is cut off.
+
+    Raises: StorageError: the disk is full or read-only; so do all its functions.
     """
 
     def __init__(self, run: Path, state: TrainState) -> None:
         self._path, self._csv = run / "events.jsonl", run / "metrics.csv"
-        kept = [event for event in _read(self._path) if _is_before(event, state)]
+        kept = list(takewhile(lambda event: _is_before(event, state), _read(self._path)))
         write_file(self._path, "".join(json.dumps(event) + "\n" for event in kept).encode())
         self._epochs = [_row(event) for event in kept if event["event"] == "epoch"]
-        self._file: TextIO = self._path.open("a", encoding="utf-8")
-        self._text: TextIO = (run / "log.txt").open("a", encoding="utf-8", errors="backslashreplace")
+        self._phases = {event["phase"] for event in kept if event["event"] == "phase"}
+        if self._epochs:
+            write_file(self._csv, _csv(self._epochs))
+        with explained(run):
+            self._file: TextIO = self._path.open("a", encoding="utf-8", buffering=1)
+            self._text: TextIO = (run / "log.txt").open("a", encoding="utf-8", errors="backslashreplace", buffering=1)
         self.note(f"going on from step {state.step}" if state.step else "started")
 
     def close(self) -> None:
@@ -48,13 +55,14 @@ class RunLog:
 
     def note(self, text: str) -> None:
         """Add a line to log.txt, with the time."""
-        self._text.write(f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC  {text}\n")
-        self._text.flush()
+        with explained(self._path.parent):
+            self._text.write(f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC  {text}\n")
 
     def sync(self) -> None:
         """Make everything told so far durable; called before a checkpoint that counts on it."""
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        with explained(self._path):
+            self._file.flush()
+            os.fsync(self._file.fileno())
 
     def tell(self, event: object, *, phase: int) -> None:
         """Record one event of the training."""
@@ -71,15 +79,16 @@ class RunLog:
                 self.note(f"epoch {event.epoch}: loss {event.train_loss:.4f}  {metrics}")
             case PhaseStarted():
                 self.note(f"phase {event.name}: {event.trainable:,} parameters train, {event.frozen:,} are frozen")
-                self._line("phase", {"phase": event.index, "name": event.name, "trainable": event.trainable})
+                if event.index not in self._phases:  # else a life before this one has told it
+                    self._line("phase", {"phase": event.index, "name": event.name, "trainable": event.trainable})
 
     def mark(self, event: str, facts: dict[str, Any]) -> None:
         """Record something that is not an event of the training."""
-        self.note(f"{event}: step {facts['step']}")
         self._line(event, facts)
 
     def _line(self, event: str, fields: dict[str, Any]) -> None:
-        self._file.write(json.dumps({"event": event} | fields) + "\n")
+        with explained(self._path):
+            self._file.write(json.dumps({"event": event} | fields) + "\n")
 
 
 def _read(path: Path) -> list[dict[str, Any]]:
@@ -93,6 +102,7 @@ def _read(path: Path) -> list[dict[str, Any]]:
 
 
 def _is_before(event: dict[str, Any], state: TrainState) -> bool:
+    """Whether the state has seen it; events stand in the order in which they happened."""
     match event["event"]:
         case "phase":
             return bool(event["phase"] <= state.phase)
@@ -113,7 +123,8 @@ def _row(event: dict[str, Any]) -> dict[str, Any]:
 
 def _csv(rows: list[dict[str, Any]]) -> bytes:
     out = io.StringIO()
-    writer = csv.DictWriter(out, fieldnames=list(rows[0]), lineterminator="\n")
+    names = dict.fromkeys(name for row in rows for name in row if name != "seconds")  # some epochs may lack a metric
+    writer = csv.DictWriter(out, fieldnames=[*names, "seconds"], lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     return out.getvalue().encode()

@@ -96,8 +96,9 @@ class Saver:
         return by_steps or by_time
 
     def _save(self, state: TrainState) -> None:
+        self._log.mark("saved", {"step": state.step})  # before: a life that goes on from here finds it told
         self._log.sync()
         save(state, self._run / "checkpoints", keep=self._rules.keep)
         self._saved_at = time.monotonic()
-        self._log.mark("saved", {"step": state.step})
+        self._log.note(f"saved: step {state.step}")
         self._watch(Saved(state.step))

@@ -8,15 +8,16 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
+from headstart.data.augment import eval_transform
 from headstart.data.batches import Batch, Batches
 from headstart.data.task import TaskSpec
 from headstart.train.metrics import measure
-from headstart.train.precision import MEMORY_FORMATS, Precision, autocast, device_of
+from headstart.train.precision import MEMORY_FORMATS, Precision, autocast, device_of, dtype_of
 from headstart.train.step import training_outputs
 
 
@@ -36,7 +37,7 @@ class Predictions:
 class Evaluation:
     """Predictions beside the truth, and the task's metrics.
 
-    ``truth``: (N,) labels, (N, K) tags, or (N, T) in original units.
+    ``truth``: (N,) labels, (N, K) tags, or (N, T) float64 in original units.
     """
 
     predictions: Predictions
@@ -81,7 +82,7 @@ def scores(
     """
     device = device_of(model)
     with autocast(device, precision):
-        outputs = model(batch.inputs(device, MEMORY_FORMATS[memory_format]))
+        outputs = model(batch.inputs(device, MEMORY_FORMATS[memory_format]).to(dtype_of(model)))
     parts = training_outputs(outputs)
     main = parts[0][1] if parts[0][0] == 1.0 else torch.stack([part for _, part in parts]).mean(0)
     return main[: batch.size].float().cpu()
@@ -98,14 +99,15 @@ def predict(
 def evaluate(
     model: nn.Module, batches: Batches, *, precision: Precision = "fp32", memory_format: str = "contiguous"
 ) -> Evaluation:
-    """Metrics over every image of ``batches`` exactly once.
+    """Metrics over every image of ``batches`` exactly once, training ones without their random changes.
 
     The model, its modes and its buffers are as before. The last batch is padded to the others' shape, so that an
-    image's result
-    depends on neither its batch mates nor their number.
+    image's result depends on neither its batch mates nor their number.
     """
     predictions, targets = _run(model, batches, precision=precision, memory_format=memory_format)
-    truth = batches.task.original(targets.double()).float() if batches.task.kind == "regress" else targets
+    truth = targets
+    if batches.task.kind == "regress":  # as given: there and back through the scaling they would be rounded
+        truth = torch.tensor([sample.target for sample in batches.samples], dtype=torch.float64)
     with warnings.catch_warnings():
         # torchmetrics: a tag without positives; it is left out of the mean
         warnings.simplefilter("ignore", UserWarning)
@@ -115,6 +117,8 @@ def evaluate(
 
 def _run(model: nn.Module, batches: Batches, *, precision: Precision, memory_format: str) -> tuple[Predictions, Tensor]:
     outputs, targets, keys = [], [], list[str]()
+    if batches.training is not None:  # the same images as they are: in order, not changed at random
+        batches = replace(batches, training=None, transform=eval_transform(batches.preprocess))
     with in_eval(model):
         for batch in batches.epoch(0):
             outputs.append(scores(model, batch, precision=precision, memory_format=memory_format))

@@ -6,6 +6,7 @@ N images, K classes or tags, T targets.
 from __future__ import annotations
 
 import math
+import sys
 
 import torch
 from torch import Tensor
@@ -13,11 +14,12 @@ from torch.nn import functional as F
 
 from headstart.data.task import TaskSpec
 
+_WORST = sys.float_info.max
 MAIN_METRIC = {"classify": "accuracy", "multilabel": "mean_average_precision", "regress": "mae"}
 
 
 def measure(task: TaskSpec, outputs: Tensor, truth: Tensor) -> dict[str, float]:
-    """Metrics by name; one that these images do not define (R2 of one image) is left out.
+    """Metrics by name; one that these images do not define (R2 of one image), or that is infinite, is left out.
 
     outputs: (N, K) probabilities or (N, T) numbers; truth: (N,), (N, K) or (N, T); numbers in original units.
     """
@@ -27,14 +29,17 @@ def measure(task: TaskSpec, outputs: Tensor, truth: Tensor) -> dict[str, float]:
         found = _multilabel(outputs, truth)
     else:
         found = _regress(task, outputs, truth)
-    return {name: value for name, value in found.items() if not math.isnan(value)}
+    return {name: value for name, value in found.items() if math.isfinite(value)}
 
 
 def score(task: TaskSpec, metrics: dict[str, float]) -> tuple[float, ...]:
-    """What "better" means: the main metric, then the likelihood; larger is better, compared from the left."""
+    """What "better" means: the main metric, then the likelihood; larger is better, compared from the left.
+
+    One that is not there counts as the worst finite number: scores are kept as JSON, which has no infinity.
+    """
     if task.kind == "regress":
-        return (-metrics.get("mae_log10" if task.log else "mae", math.inf),)
-    return (metrics.get(MAIN_METRIC[task.kind], -math.inf), -metrics.get("nll", math.inf))
+        return (-metrics.get("mae_log10" if task.log else "mae", _WORST),)
+    return (metrics.get(MAIN_METRIC[task.kind], -_WORST), -metrics.get("nll", _WORST))
 
 
 def _classify(probabilities: Tensor, truth: Tensor) -> dict[str, float]:
@@ -53,10 +58,9 @@ def _multilabel(probabilities: Tensor, truth: Tensor) -> dict[str, float]:
     from torchmetrics.functional.classification import multilabel_average_precision, multilabel_f1_score
 
     tags, known = probabilities.shape[1], truth.long()
+    precisions = multilabel_average_precision(probabilities, known, num_labels=tags, average="none")  # (K,)
     return {
-        "mean_average_precision": float(
-            multilabel_average_precision(probabilities, known, num_labels=tags, average="macro")
-        ),
+        "mean_average_precision": float(precisions[known.any(0)].mean()),  # a tag without an example has none
         "macro_f1": float(multilabel_f1_score(probabilities, known, num_labels=tags, average="macro")),
         "nll": float(F.binary_cross_entropy(probabilities.double().clamp(1e-12, 1 - 1e-12), truth.double())),
     }

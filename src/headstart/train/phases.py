@@ -15,6 +15,7 @@ from torch import nn
 from headstart.config.schema import FreezeRule, Optimizer, Schedule
 from headstart.data.batches import Batches
 from headstart.models.freeze import Frozen, freeze_by
+from headstart.models.layout import named_tensors
 from headstart.optim.groups import param_groups
 from headstart.optim.optimizers import make_optimizer
 from headstart.train.evaluate import evaluate
@@ -63,11 +64,14 @@ def enter_phase(state: TrainState, course: Course, index: int) -> Frozen:
     """Set what is frozen and the optimizer's groups; state of parameters that stay trainable is kept."""
     phase = course.phases[index]
     frozen = freeze_by(state.model, phase.freeze)
-    before = state.optimizer.state
+    before = state.optimizer
     state.optimizer = phase_optimizer(state.model, phase, course.optimizer)
-    for parameter in (parameter for group in state.optimizer.param_groups for parameter in group["params"]):
-        if parameter in before:
-            state.optimizer.state[parameter] = before[parameter]
+    old_groups = {group.get("name"): group for group in before.param_groups}
+    for group in state.optimizer.param_groups:
+        kept = [parameter for parameter in group["params"] if parameter in before.state]
+        state.optimizer.state.update((parameter, before.state[parameter]) for parameter in kept)
+        if kept and "step" in old_groups.get(group["name"], {}):  # timm's lamb and adan count steps by group
+            group["step"] = old_groups[group["name"]]["step"]
     state.phase = index
     return frozen
 
@@ -130,21 +134,21 @@ def _validated(state: TrainState, course: Course, event: EpochDone, val: Batches
     in_last = state.phase == len(course.phases) - 1
     state.stale_epochs = 0 if better or not in_last else state.stale_epochs + 1
     state.stopped = 0 < course.patience <= state.stale_epochs
-    return replace(event, metrics=metrics, lr=_body_rate(state), average_metrics=found.get("average", {}))
+    return replace(event, metrics=metrics, lr=_highest_rate(state), average_metrics=found.get("average", {}))
 
 
 def _is_over(state: TrainState) -> bool:
     return state.stopped
 
 
-def _body_rate(state: TrainState) -> float:
+def _highest_rate(state: TrainState) -> float:
     return max(float(group["lr"]) for group in state.optimizer.param_groups)
 
 
 def frozen_digest(model: nn.Module, frozen: Frozen) -> str:
     """SHA-256 over the bytes of all frozen tensors, buffers included."""
     digest = hashlib.sha256()
-    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    tensors = {name: tensor for name, tensor, _ in named_tensors(model)}
     for name in sorted(frozen.tensors):
         digest.update(tensors[name].detach().contiguous().cpu().view(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()

@@ -32,6 +32,11 @@ def device_of(module: torch.nn.Module) -> torch.device:
     return next(module.parameters()).device
 
 
+def dtype_of(module: torch.nn.Module) -> torch.dtype:
+    """What the module computes with, outside autocast."""
+    return next((value.dtype for value in module.parameters() if value.is_floating_point()), torch.float32)
+
+
 def pick_device(wanted: str) -> torch.device:
     """The device that ``auto`` means (the accelerator if there is one), or the one named."""
     if wanted != "auto":

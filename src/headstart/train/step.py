@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from headstart.config import schema
 from headstart.config.schema import Loss, Penalties
 from headstart.data.batches import Batch
-from headstart.errors import DataError, NonFiniteError
-from headstart.optim.losses import LossFunction, check_first_outputs, make_loss
+from headstart.errors import ConfigError, DataError, NonFiniteError
+from headstart.optim.losses import LossFunction, check_first_outputs, check_labels, make_loss, wide
 from headstart.optim.penalties import penalty
-from headstart.train.precision import MEMORY_FORMATS, Precision, autocast, device_of
+from headstart.train.precision import MEMORY_FORMATS, Precision, autocast, device_of, dtype_of
 from headstart.train.state import TrainState
 
 _AUXILIARY_WEIGHT = 0.3  # of auxiliary heads, in training only (Szegedy et al. 2015, section 5)
@@ -28,9 +28,8 @@ _MOST_OVERFLOWS = 20  # fp16: from 2**16 this many halvings reach 2**-4, where n
 @dataclass(frozen=True, kw_only=True)
 class StepRules:
     """How a step is made. ``loss`` is a name, a config value, or a function (outputs, targets) -> one loss per sample
-    (B,),
-    or (losses, weights). The loss of a step is the sum of losses x weights over the sum of weights, however the step
-    is cut.
+    (B,), or (losses, weights); its outputs are at least float32. The loss of a step is the sum of losses x weights over
+    the sum of weights, however the step is cut.
     """
 
     loss: str | Loss | LossFunction = "cross_entropy"
@@ -68,11 +67,11 @@ class StepDone:
 
 
 def loss_by_name(name: str) -> Loss:
-    """A loss of the schema with its defaults.  Raises: DataError: no such loss."""
+    """A loss of the schema with its defaults.  Raises: ConfigError: no such loss."""
     kinds = (schema.CrossEntropy, schema.Focal, schema.Bce, schema.Mse, schema.Huber, schema.Mae)
     losses: dict[str, Loss] = {kind.kind: kind() for kind in kinds}
     if name not in losses:
-        raise DataError(
+        raise ConfigError(
             f"loss: {name!r} is not one of {', '.join(losses)}; or give a function (outputs, targets) -> losses "
             "of shape (B,)"
         )
@@ -88,6 +87,7 @@ def train_step(state: TrainState, batch: Batch, *, rules: StepRules) -> StepDone
     Raises: NonFiniteError: the loss or the gradient is NaN or infinite (fp16: after 20 halvings of the loss scale).
     """
     state.model.train()
+    before = [buffer.clone() for buffer in state.model.buffers()] if state.scaler else []
     for _ in range(_MOST_OVERFLOWS):
         torch.manual_seed((rules.seed << 24) + state.step & 0x7FFF_FFFF_FFFF_FFFF)
         state.optimizer.zero_grad(set_to_none=True)
@@ -95,30 +95,39 @@ def train_step(state: TrainState, batch: Batch, *, rules: StepRules) -> StepDone
         grad_norm = _finish_gradient(state, batch, rules, weight)
         if _usable(state, batch, loss_sum / weight, grad_norm):
             break
+        _put_back(state, before)
     else:
         raise NonFiniteError(_complaint(state, batch, loss_sum / weight, grad_norm))
     _update(state)
-    rates = [group["lr"] for group in state.optimizer.param_groups]
-    body = [
-        group["lr"] for group in state.optimizer.param_groups if not str(group.get("name", "head")).startswith("head")
-    ]
+    groups = state.optimizer.param_groups
+    body = [group["lr"] for group in groups if str(group.get("name", "")).partition(" ")[0] != "head"]
     state.step += 1
     return StepDone(
         step=state.step, epoch=state.epochs_done + 1, loss=loss_sum / weight, weight=weight, grad_norm=grad_norm,
-        lr=max(body, default=0.0), head_lr=rates[-1], images=batch.size,
+        lr=max(body, default=0.0), head_lr=groups[-1]["lr"], images=batch.size,
     )  # fmt: skip
+
+
+def _put_back(state: TrainState, before: list[Tensor]) -> None:
+    """Batch statistics as they were: a step that is tried again must not count twice."""
+    for buffer, value in zip(state.model.buffers(), before, strict=True):
+        buffer.copy_(value)
 
 
 def _accumulate(state: TrainState, batch: Batch, rules: StepRules) -> tuple[float, float]:
     """Backward of every micro-batch's sum of losses; the step's sums of losses and weights."""
     loss_function, device = rules.loss_function(), device_of(state.model)
-    inputs = batch.inputs(device, MEMORY_FORMATS[rules.memory_format])  # (B, C, H, W)
+    inputs = batch.inputs(device, MEMORY_FORMATS[rules.memory_format]).to(dtype_of(state.model))  # (B, C, H, W)
     targets = batch.targets.to(device)
     loss_sum, weight_sum = torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)
     for piece in _pieces(len(targets), rules.accumulate):
         with autocast(device, rules.precision):
             outputs = state.model(inputs[piece])
-        losses, weights = _losses(loss_function, outputs, targets[piece], first=state.step == 0)
+        shares = training_outputs(outputs)
+        check_labels(shares[0][1], batch.targets[piece])
+        if state.step == 0:
+            check_first_outputs(shares[0][1], targets[piece])
+        losses, weights = _losses(loss_function, shares, targets[piece])
         total = (losses * weights).sum()
         scaled = total / len(targets)  # by the images for now: the sum of weights is known only after the last piece
         (state.scaler.scale(scaled) if state.scaler else scaled).backward()  # type: ignore[no-untyped-call]
@@ -130,27 +139,33 @@ def _accumulate(state: TrainState, batch: Batch, rules: StepRules) -> tuple[floa
 
 
 def _pieces(size: int, accumulate: int) -> Iterator[slice]:
+    """At most ``accumulate`` slices; a last one of a single image joins the one before (BatchNorm cannot take it)."""
     each = -(-size // accumulate)
-    return (slice(first, min(first + each, size)) for first in range(0, size, each))
+    starts = list(range(0, size, each))
+    if len(starts) > 1 and each > 1 and size - starts[-1] == 1:
+        starts.pop()
+    return (slice(first, last) for first, last in zip(starts, [*starts[1:], size], strict=True))
 
 
-def _losses(loss_function: LossFunction, outputs: object, targets: Tensor, *, first: bool) -> tuple[Tensor, Tensor]:
-    """Losses and weights per sample (B,), over all of the model's outputs in training."""
-    shares = training_outputs(outputs)
-    if first:
-        check_first_outputs(shares[0][1], targets)
-    losses, weights = torch.zeros(()), torch.ones(())
-    for number, (share, scores) in enumerate(shares):
-        made = loss_function(scores, targets)
-        value, weights = made if isinstance(made, tuple) else (made, torch.ones_like(made))
-        if value.shape != targets.shape[:1] or weights.shape != value.shape:
-            raise DataError(
-                f"the loss returned {tuple(value.shape)} (weights {tuple(weights.shape)}) for {len(targets)} "
-                "images; return one value per "
-                f"image, shape ({len(targets)},), e.g. with reduction='none'"
-            )
-        losses = share * value if number == 0 else losses + share * value
-    return losses.float(), weights.detach().float()
+def _losses(loss_function: LossFunction, shares: list[tuple[float, Tensor]], targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Losses over all of the model's outputs, and weights by the main one, per sample (B,)."""
+    made = [_per_sample(loss_function(wide(scores), targets), count=len(targets)) for _, scores in shares]
+    losses = torch.stack([share * value for (share, _), (value, _) in zip(shares, made, strict=True)]).sum(0)
+    return wide(losses), wide(made[0][1].detach())
+
+
+def _per_sample(made: object, *, count: int) -> tuple[Tensor, Tensor]:
+    """Losses and weights (B,) from what a loss function returned."""
+    value, weights = made if isinstance(made, tuple) and len(made) == 2 else (made, None)
+    weights = torch.ones_like(value) if weights is None and isinstance(value, Tensor) else weights
+    found = [tuple(part.shape) if isinstance(part, Tensor) else type(part).__name__ for part in (value, weights)]
+    if found != [(count,), (count,)]:
+        raise DataError(
+            f"the loss returned {found[0]} (weights {found[1]}) for {count} images; return one value per image, "
+            f"shape ({count},), e.g. with reduction='none'"
+        )
+    assert isinstance(value, Tensor) and isinstance(weights, Tensor)
+    return value, weights
 
 
 def training_outputs(outputs: object) -> list[tuple[float, Tensor]]:
@@ -160,15 +175,16 @@ def training_outputs(outputs: object) -> list[tuple[float, Tensor]]:
     """
     if isinstance(outputs, Tensor):
         return [(1.0, outputs)]
-    if isinstance(outputs, tuple):
-        scores = [output for output in outputs if isinstance(output, Tensor)]
-        main = getattr(outputs, "logits", None)  # torchvision's Inception and GoogLeNet: the others are auxiliaries
-        if isinstance(main, Tensor):
-            return [(1.0, main), *((_AUXILIARY_WEIGHT, score) for score in scores if score is not main)]
-        return [(1 / len(scores), score) for score in scores]
-    raise DataError(
-        f"the model returns {type(outputs).__name__}, not a tensor of scores; wrap it so that forward returns (B, K)"
-    )
+    scores = [output for output in outputs if isinstance(output, Tensor)] if isinstance(outputs, tuple) else []
+    if not scores:
+        raise DataError(
+            f"the model returns {type(outputs).__name__}, not a tensor of scores; wrap it so that forward returns "
+            "(B, K)"
+        )
+    main = getattr(outputs, "logits", None)  # torchvision's Inception and GoogLeNet: the others are auxiliaries
+    if isinstance(main, Tensor):
+        return [(1.0, main), *((_AUXILIARY_WEIGHT, score) for score in scores if score is not main)]
+    return [(1 / len(scores), score) for score in scores]
 
 
 def _finish_gradient(state: TrainState, batch: Batch, rules: StepRules, weight: float) -> float:
@@ -183,14 +199,12 @@ def _finish_gradient(state: TrainState, batch: Batch, rules: StepRules, weight: 
     if state.scaler:
         state.scaler.unscale_(state.optimizer)
     with_gradient = [parameter for parameter in trained if parameter.grad is not None]
-    norm = float(nn.utils.get_total_norm([parameter.grad for parameter in with_gradient if parameter.grad is not None]))
-    if rules.clip_norm is not None and norm > rules.clip_norm:
-        nn.utils.clip_grads_with_norm_(
-            with_gradient, rules.clip_norm, torch.tensor(norm, device=device_of(state.model))
-        )
+    norm = nn.utils.get_total_norm([parameter.grad for parameter in with_gradient if parameter.grad is not None])
+    if rules.clip_norm is not None:
+        nn.utils.clip_grads_with_norm_(with_gradient, rules.clip_norm, norm)
     if rules.clip_value is not None:
         nn.utils.clip_grad_value_(with_gradient, rules.clip_value)
-    return norm
+    return float(norm)
 
 
 def _usable(state: TrainState, batch: Batch, loss: float, grad_norm: float) -> bool:
@@ -200,8 +214,7 @@ def _usable(state: TrainState, batch: Batch, loss: float, grad_norm: float) -> b
         return True
     if state.scaler is None or not finite[0]:
         raise NonFiniteError(_complaint(state, batch, loss, grad_norm))
-    state.scaler.step(state.optimizer)  # skipped by the scaler, which saw the overflow when it unscaled
-    state.scaler.update()
+    state.scaler.update()  # it saw the overflow when it unscaled
     return False
 
 
