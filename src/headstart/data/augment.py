@@ -68,7 +68,8 @@ def _framing(preprocess: Preprocess) -> list[Any]:
     if preprocess.crop_mode == "border":
         fill = [round(255 * mean) for mean in preprocess.mean]
         shrunk = ResizeKeepRatio(scaled, longest=1.0, interpolation=_filter(preprocess).value)  # type: ignore[no-untyped-call]
-        return [shrunk, CenterCropOrPad((height, width), fill=fill)  # type: ignore[arg-type]]
+        padded = CenterCropOrPad((height, width), fill=fill)  # type: ignore[arg-type]
+        return [shrunk, padded]
     if preprocess.crop_mode == "squash":
         resize: Any = v2.Resize(scaled, interpolation=_filter(preprocess), antialias=True)
     elif height == width:
