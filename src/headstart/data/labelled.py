@@ -53,8 +53,9 @@ def _check_names(listing: Listing, task: TaskSpec) -> None:
     unknown = [name for name in listing.names if name not in known]
     missing = [name for name in known if name not in listing.names] if task.kind == "regress" else []
     if unknown or missing:
+        kind = {"classify": "classes", "multilabel": "tags", "regress": "targets"}[task.kind]
         wrong = f"the model does not know {some(unknown)}" if unknown else f"{some(missing)} is missing"
-        raise DataError(f"{printable(listing.source)}: {wrong}; the model's {task.kind} names are {some(list(known))}")
+        raise DataError(f"{printable(listing.source)}: {wrong}; the model's {kind} are {some(list(known))}")
 
 
 def _target(entry: Entry, names: Sequence[str], task: TaskSpec) -> int | tuple[float, ...]:

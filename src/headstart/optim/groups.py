@@ -9,7 +9,7 @@ from torch import nn
 
 from headstart.errors import ConfigError
 from headstart.models.head import head_parameters
-from headstart.models.layout import Layout, find_layout
+from headstart.models.layout import find_layout
 
 _NEVER_DECAYED = {"norm", "token", "embedding"}
 
@@ -18,8 +18,7 @@ def param_groups(
     module: nn.Module, *, lr: float, head_lr: float | None = None, layer_decay: float = 1.0, weight_decay: float = 0.0
 ) -> list[dict[str, Any]]:
     """Groups for a torch optimizer: the head at ``head_lr``, the last backbone stage at ``lr``, each stage nearer to
-    the input at
-    ``layer_decay`` times the next one's. Norms, biases, tokens and position embeddings have no weight decay.
+    the input at ``layer_decay`` times the next one's. Norms, biases, tokens and position embeddings have no decay.
 
     The rates are in ``lr`` itself (torch's schedulers ignore timm's ``lr_scale``). Each group also has ``name`` and
     ``names``.
@@ -37,10 +36,15 @@ def param_groups(
     trainable = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
     for name, parameter in trainable.items():
         depth = len(layout.stages) if name in heads else min(layout.stage_of(name), len(layout.stages) - 1)
-        decayed = parameter.ndim > 1 and layout.place(name).kind not in _NEVER_DECAYED and name not in exempt
+        plain = parameter.ndim > 1 and layout.place(name).kind not in _NEVER_DECAYED and name not in exempt
+        decayed = plain or weight_decay == 0
         if (depth, decayed) not in groups:
             rate = (head_lr or lr) if name in heads else lr * layer_decay ** (len(layout.stages) - 1 - depth)
-            groups[depth, decayed] = _empty(layout, depth, rate, weight_decay if decayed else 0.0)
+            place = "head" if depth == len(layout.stages) else layout.stages[depth].name
+            groups[depth, decayed] = {
+                "params": [], "names": [], "name": place if decayed else f"{place} (no decay)",
+                "lr": rate, "initial_lr": rate, "weight_decay": weight_decay if decayed else 0.0,
+            }  # fmt: skip
         groups[depth, decayed]["params"].append(parameter)
         groups[depth, decayed]["names"].append(name)
     if not groups:
@@ -50,12 +54,6 @@ def param_groups(
     ordered = [groups[key] for key in sorted(groups)]
     _check(ordered, trainable)
     return ordered
-
-
-def _empty(layout: Layout, depth: int, lr: float, weight_decay: float) -> dict[str, Any]:
-    place = "head" if depth == len(layout.stages) else layout.stages[depth].name
-    name = place if weight_decay else f"{place} (no decay)"
-    return {"params": [], "names": [], "name": name, "lr": lr, "initial_lr": lr, "weight_decay": weight_decay}
 
 
 def _exempt(module: nn.Module) -> set[str]:

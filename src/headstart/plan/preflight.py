@@ -152,15 +152,19 @@ def _about_model(opened: OpenedModel, swap: HeadSwap) -> tuple[Decision, ...]:
     )
     return (
         Decision("weights", opened.weights.where, str(opened.coverage)),
-        Decision("head", f"{swap.path}: {swap.was} -> {swap.now} outputs{also}", "found in the traced graph"),
+        Decision("head", f"{swap.path}: {swap.was:,} -> {_outputs(swap.now)}{also}", "found in the traced graph"),
         Decision("image size", f"{opened.preprocess.height} x {opened.preprocess.width}", opened.preprocess.source),
     )
+
+
+def _outputs(count: int) -> str:
+    return f"{count:,} output{'s' * (count != 1)}"
 
 
 def _about_data(images: Images) -> tuple[Decision, ...]:
     task = images.task
     names = ", ".join((task.classes or task.targets)[:10]) + (", ..." if task.num_outputs > 10 else "")
-    what = Decision("task", f"{task.kind}: {task.num_outputs} outputs ({names})", "from the data")
+    what = Decision("task", f"{task.kind}: {_outputs(task.num_outputs)} ({names})", "from the data")
     splits = {"train": images.train, "val": images.val, "test": images.test}
     sizes = ", ".join(f"{len(split.samples)} {name}" for name, split in splits.items() if split)
     return what, Decision("data", sizes, "; ".join(images.notes) or "every image decoded once")

@@ -140,7 +140,9 @@ def _onto(folder: Path, model: nn.Module) -> OpenedRun:
     try:
         model.load_state_dict(dict(read_safetensors(bundle.files[WEIGHTS], where=str(folder)).tensors))
     except RuntimeError as error:
-        raise ModelError(f"{folder}: the weights do not fit the module that was given: {error}") from error
+        raise ModelError(
+            f"{folder}: the weights do not fit the module that was given: {' '.join(str(error).split())}"
+        ) from error
     return _opened(folder, model, facts)
 
 

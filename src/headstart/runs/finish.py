@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -35,7 +35,7 @@ class Run:
     task: str
     seconds: float
     metrics: dict[str, float]
-    model: nn.Module
+    model: nn.Module = field(repr=False)
 
 
 class Ready(Protocol):

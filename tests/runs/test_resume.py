@@ -1,0 +1,187 @@
+"""A run that was killed, interrupted or could not write goes on, and ends as one that was not."""
+
+from __future__ import annotations
+
+import csv
+import json
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import headstart as hs
+from headstart.config.load import write_yaml
+from headstart.runs.checkpoint import read_checkpoint
+
+EVERYTHING = {
+    "recipe": "lp_ft", "epochs": 4, "head": {"kind": "mlp", "hidden": [8], "dropout": 0.5},
+    "augment": {"preset": "strong", "mixup": 0.4, "cutmix": 0.4}, "average": {"kind": "ema", "half_life": 0.2},
+    "batch": {"size": 8, "accumulate": 3, "clip_norm": 1.0}, "penalties": {"l1": 1e-4, "l2_start": 0.01},
+    "checkpoint": {"every_steps": 1, "every_seconds": 0.0, "keep": 1}, "schedule": {"kind": "cosine"},
+}  # fmt: skip
+CHILD = """
+import sys, torch
+torch.set_num_threads(1)
+import headstart as hs
+def told(event):
+    if type(event).__name__ == "StepDone":
+        print(event.step, flush=True)
+hs.train(hs.load_config(sys.argv[1]), resume=True, watch=told)
+"""
+CLOCK = ("seconds", "images_per_second")
+
+
+def facts(run: Path) -> dict[str, Any]:
+    """Everything that a run leaves, without its clock."""
+    events = [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
+    with (run / "metrics.csv").open(newline="") as file:
+        rows = [{name: value for name, value in row.items() if name != "seconds"} for row in csv.DictReader(file)]
+    result = json.loads((run / "result.json").read_text())
+    return {
+        "weights": (run / "model" / "model.safetensors").read_bytes(),
+        "last": {p.name: p.read_bytes() for p in read_checkpoint(run / "checkpoints").path.iterdir()},
+        "predictions": (run / "predictions.csv").read_text(),
+        "events": [{name: value for name, value in event.items() if name not in CLOCK} for event in events],
+        "rows": rows,
+        "result": {name: value for name, value in result.items() if name != "seconds"},
+    }
+
+
+def config_file(path: Path, sections: dict[str, Any]) -> Path:
+    path.write_text(write_yaml(hs.load_config(sections)))
+    return path
+
+
+def killed_at_a_random_instant(config: Path, after: int, seconds: float) -> bool:
+    """A life that ends by SIGKILL some time after so many steps; whether it was still alive."""
+    with subprocess.Popen([sys.executable, "-c", CHILD, str(config)], stdout=subprocess.PIPE, text=True) as child:
+        for _ in range(after):
+            child.stdout.readline()
+        time.sleep(seconds)
+        alive = child.poll() is None
+        child.kill()
+    return alive
+
+
+def test_a_run_killed_three_times_ends_as_one_that_was_not(settings, tmp_path) -> None:
+    """Bit for bit: weights, optimizer, average, metrics and history; with everything random switched on."""
+    whole = hs.train(hs.load_config(settings(**EVERYTHING, out=str(tmp_path / "whole"))))
+    seed = random.randrange(10**6)
+    draw = random.Random(seed)
+    config = config_file(tmp_path / "c.yaml", settings(**EVERYTHING, out=str(tmp_path / "killed")))
+    alive = [killed_at_a_random_instant(config, draw.randint(1, 4), draw.uniform(0, 0.15)) for _ in range(3)]
+    assert alive == [True] * 3, f"draws of seed {seed}"
+    killed = hs.train(hs.load_config(str(config)), resume=True)
+    expected, found = facts(whole.path), facts(killed.path)
+    for name, value in expected.items():
+        assert found[name] == value, f"{name}, draws of seed {seed}"
+    assert killed.metrics == whole.metrics
+
+
+def steps_told(run: Path) -> int:
+    path = run / "events.jsonl"
+    return path.read_text().count('"event": "step"') if path.exists() else 0
+
+
+@pytest.fixture
+def command(settings, tmp_path) -> Callable[[], subprocess.Popen[str]]:
+    """Starts ``headstart train`` on many epochs, and waits for its third step."""
+    sections = settings(epochs=60, checkpoint={"every_seconds": 0.0})
+    config = config_file(tmp_path / "c.yaml", sections)
+
+    def start() -> subprocess.Popen[str]:
+        words = [sys.executable, "-m", "headstart.cli.main", "train", "--config", str(config)]
+        child = subprocess.Popen(words, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+        deadline = time.monotonic() + 120
+        while steps_told(Path(sections["out"])) < 3 and time.monotonic() < deadline:
+            assert child.poll() is None, child.stderr.read()
+            time.sleep(0.01)
+        return child
+
+    return start
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interrupted_run_finishes_its_step_saves_and_says_how_to_go_on(command, settings, tmp_path, number, code) -> None:
+    child = command()
+    child.send_signal(number)
+    _, said = child.communicate(timeout=60)
+    assert child.returncode == code
+    run = tmp_path / "run"
+    found = read_checkpoint(run / "checkpoints")
+    step = found.counters["step"]
+    assert step >= 3
+    message = f"headstart: stopped by {number.name} after step {step}, and saved; go on with the same command and --resume"
+    assert message in said
+    assert f"(run folder {run})" in said
+    assert "Traceback" not in said
+    assert steps_told(run) == step
+    short = settings(epochs=60, checkpoint={"every_seconds": 0.0})
+    seen = []
+
+    class Enough(Exception):
+        pass
+
+    def watch(event: object) -> None:
+        if isinstance(event, hs.StepDone):
+            seen.append(event.step)
+            raise Enough
+
+    with pytest.raises(Enough):
+        hs.train(hs.load_config(short), resume=True, watch=watch)
+    assert seen == [step + 1]
+
+
+def test_a_folder_that_a_crash_left_before_the_first_step_is_gone_on_with(settings, tmp_path) -> None:
+    """Only a lock, or temporary files: there is nothing yet, and nothing in the way."""
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / ".lock").write_text("1")
+    (run / ".new-config.yaml").write_text("half a conf")
+    hs.train(hs.load_config(settings(recipe="full", epochs=1)), resume=True)
+    assert not (run / ".new-config.yaml").exists()
+    assert (run / "result.json").exists()
+
+
+@pytest.mark.parametrize("missing", ["plan.json", "environment.json", "checkpoints", "events.jsonl"])
+def test_a_crash_among_the_first_files_is_gone_on_with(settings, tmp_path, missing) -> None:
+    config = hs.load_config(settings(recipe="full", epochs=1))
+
+    class Crash(Exception):
+        pass
+
+    def crash(event: object) -> None:
+        if type(event).__name__ == "PhaseStarted":
+            raise Crash
+
+    with pytest.raises(Crash):
+        hs.train(config, watch=crash)
+    path = tmp_path / "run" / missing
+    path.rmdir() if path.is_dir() else path.unlink()
+    assert hs.train(config, resume=True).metrics
+
+
+def test_a_run_that_was_killed_before_its_report_gets_one(settings, tmp_path) -> None:
+    config = hs.load_config(settings(recipe="full", epochs=1))
+    run = hs.train(config)
+    (run.path / "report.html").unlink()
+    assert hs.train(config, resume=True).metrics == run.metrics
+    assert (run.path / "report.html").is_file()
+
+
+def test_a_run_that_was_killed_while_it_wrote_its_results_writes_them_again(settings, tmp_path) -> None:
+    config = hs.load_config(settings(recipe="full", epochs=1, checkpoint={"every_steps": 1}))
+    run = hs.train(config)
+    before = facts(run.path)
+    (run.path / "result.json").unlink()
+    (run.path / "predictions.csv").write_text("half")
+    (run.path / "model").rename(run.path / ".old-model")
+    hs.train(config, resume=True)
+    assert facts(run.path) == before
+    assert not (run.path / ".old-model").exists()

@@ -1,0 +1,81 @@
+"""A finished run at work on other images: the classes are the model's own, whatever the folders say."""
+
+from __future__ import annotations
+
+import csv
+import shutil
+from pathlib import Path
+
+import pytest
+
+import headstart as hs
+from headstart.config.schema import Data
+from headstart.inference import evaluate_run, predict_paths
+from headstart.runs.finish import Run
+
+
+@pytest.fixture(scope="module")
+def run(colours: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """Two epochs on the coloured pictures."""
+    settings = {
+        "data": {"source": str(colours)},
+        "model": {
+            "name": "timm/resnet18", "weights": "none", "image_size": 32, "options": {"channels": [8, 8, 16, 16]},
+        },
+        "batch": {"size": 8}, "epochs": 2, "device": "cpu", "out": str(tmp_path_factory.mktemp("inference") / "run"),
+    }  # fmt: skip
+    return hs.train(hs.load_config(settings))
+
+
+def validation_pictures(run: Run) -> list[dict[str, str]]:
+    with (run.path / "predictions.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def copied(run: Run, colours: Path, folder: Path, *, names: dict[str, str]) -> Path:
+    """The validation pictures again as class folders, classes renamed by ``names``; others are left out."""
+    for row in validation_pictures(run):
+        label, name = row["id"].split("/")
+        if label in names:
+            (folder / names[label]).mkdir(parents=True, exist_ok=True)
+            shutil.copy(colours / row["id"], folder / names[label] / name)
+    return folder
+
+
+def test_evaluating_the_validation_pictures_again_gives_the_runs_own_metrics(run, colours, tmp_path) -> None:
+    folder = copied(run, colours, tmp_path / "again", names={name: name for name in ("blue", "green", "red")})
+    assert evaluate_run(run.path, Data(source=str(folder))).metrics == run.metrics
+
+
+def test_a_class_folder_that_is_missing_does_not_shift_the_labels(run, colours, tmp_path) -> None:
+    folder = copied(run, colours, tmp_path / "two", names={"green": "green", "red": "red"})
+    rows = [row for row in validation_pictures(run) if row["truth"] != "blue"]
+    right = sum(row["truth"] == row["prediction"] for row in rows) / len(rows)
+    assert evaluate_run(run.path, Data(source=str(folder))).metrics["accuracy"] == pytest.approx(right)
+
+
+def test_a_class_that_the_model_does_not_know_is_refused_by_name(run, colours, tmp_path) -> None:
+    folder = copied(run, colours, tmp_path / "odd", names={"green": "green", "red": "purple"})
+    with pytest.raises(hs.Error, match=r"the model does not know 'purple'; the model's classes are 'blue', 'green'"):
+        evaluate_run(run.path, Data(source=str(folder)))
+
+
+def test_predictions_of_single_files_are_validations_bit_for_bit(run, colours) -> None:
+    rows = validation_pictures(run)
+    made = predict_paths(run.path, [colours / row["id"] for row in rows])
+    for row, prediction in zip(rows, made, strict=True):
+        assert prediction.labels[0] == (row["prediction"], float(row["confidence"]))
+
+
+def test_an_unreadable_image_keeps_its_place_and_its_reason(run, colours, tmp_path) -> None:
+    (tmp_path / "torn.png").write_bytes((colours / "red" / "00.png").read_bytes()[:100])
+    good = colours / "red" / "00.png"
+    made = predict_paths(run.path, [good, tmp_path / "torn.png", good])
+    assert [prediction.error is None for prediction in made] == [True, False, True]
+    assert made[0].labels == made[2].labels
+    assert made[1].error
+
+
+def test_a_folder_without_a_run_is_named(tmp_path) -> None:
+    with pytest.raises(hs.Error, match="no finished run is there"):
+        predict_paths(tmp_path, [tmp_path])

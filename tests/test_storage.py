@@ -1,0 +1,341 @@
+"""Durable files: what is read is what was written, damage is refused, and no crash loses what was acknowledged."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from headstart.errors import StorageError
+from headstart.storage import (
+    DISK,
+    MANIFEST,
+    explained,
+    json_bytes,
+    locked,
+    make_folder,
+    read_folder,
+    read_json,
+    sweep,
+    write_file,
+    write_folder,
+    write_json,
+)
+
+FILES = {"a.bin": bytes(range(256)), "state.json": b"{}", "empty": b""}
+
+
+class Recorder:
+    """A disk that does everything and writes it down."""
+
+    def __init__(self) -> None:
+        self.done: list[tuple[str, tuple[object, ...]]] = []
+
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        def operation(*arguments: object) -> None:
+            getattr(DISK, name)(*arguments)
+            self.done.append((name, arguments))
+
+        return operation
+
+
+def replayed(done: list[tuple[str, tuple[object, ...]]], old: Path, new: Path) -> None:
+    """The operations again, in another folder."""
+    for name, arguments in done:
+        moved = [new / a.relative_to(old) if isinstance(a, Path) else a for a in arguments]
+        getattr(DISK, name)(*moved)
+
+
+def test_a_folder_is_read_as_it_was_written(tmp_path) -> None:
+    write_folder(tmp_path / "deep" / "x", FILES)
+    assert read_folder(tmp_path / "deep" / "x") == FILES
+    assert [path.name for path in (tmp_path / "deep").iterdir()] == ["x"]
+
+
+def test_a_folder_is_replaced_as_a_whole(tmp_path) -> None:
+    write_folder(tmp_path / "x", FILES)
+    write_folder(tmp_path / "x", {"other": b"1"})
+    assert read_folder(tmp_path / "x") == {"other": b"1"}
+    assert sorted(path.name for path in (tmp_path / "x").iterdir()) == [MANIFEST, "other"]
+
+
+def test_equal_files_give_equal_manifests(tmp_path) -> None:
+    write_folder(tmp_path / "x", FILES)
+    write_folder(tmp_path / "y", dict(reversed(FILES.items())))
+    assert (tmp_path / "x" / MANIFEST).read_bytes() == (tmp_path / "y" / MANIFEST).read_bytes()
+
+
+@given(st.data())
+def test_one_flipped_bit_anywhere_is_refused(tmp_path_factory, data) -> None:
+    root = tmp_path_factory.mktemp("flip")
+    write_folder(root / "x", {"a.bin": FILES["a.bin"], "b": b"word"})
+    path = root / "x" / data.draw(st.sampled_from(["a.bin", "b", MANIFEST]))
+    content = bytearray(path.read_bytes())
+    content[data.draw(st.integers(0, len(content) - 1))] ^= 1 << data.draw(st.integers(0, 7))
+    path.write_bytes(content)
+    if path.name == MANIFEST and same_json(bytes(content), root / "x"):
+        return  # white space
+    with pytest.raises(StorageError, match="damaged"):
+        read_folder(root / "x")
+
+
+def same_json(content: bytes, folder: Path) -> bool:
+    write_folder(folder.with_name("again"), {"a.bin": FILES["a.bin"], "b": b"word"})
+    try:
+        return json.loads(content) == read_json(folder.with_name("again") / MANIFEST)
+    except ValueError:
+        return False
+
+
+@pytest.mark.parametrize("change", ["missing", "cut", "longer", "link", "pipe", "folder"])
+def test_a_file_that_is_not_the_one_written_is_refused(tmp_path, change) -> None:
+    write_folder(tmp_path / "x", FILES)
+    path = tmp_path / "x" / "a.bin"
+    content = path.read_bytes()
+    path.unlink()
+    if change == "cut":
+        path.write_bytes(content[:-1])
+    elif change == "longer":
+        path.write_bytes(content + b"\0")
+    elif change == "link":
+        (tmp_path / "elsewhere").write_bytes(content)
+        path.symlink_to(tmp_path / "elsewhere")
+    elif change == "pipe":
+        os.mkfifo(path)
+    elif change == "folder":
+        path.mkdir()
+    with pytest.raises(StorageError, match=r"a\.bin: (cannot be read|[\d,]+ bytes that do not match)"):
+        read_folder(tmp_path / "x")
+
+
+def forged(folder: Path, entries: object) -> None:
+    digest = hashlib.sha256(json.dumps(entries, sort_keys=True).encode()).hexdigest()
+    folder.mkdir(exist_ok=True)
+    (folder / MANIFEST).write_text(json.dumps({"files": entries, "digest": digest}))
+
+
+@pytest.mark.parametrize("name", ["../secret", "..", ".", "/etc/hostname", "a/b", "a\\b", "a\nb", "", MANIFEST, "ä"])
+def test_a_manifest_that_names_a_file_outside_is_refused(tmp_path, name) -> None:
+    (tmp_path / "secret").write_bytes(b"1")
+    fact = {"size": 1, "sha256": hashlib.sha256(b"1").hexdigest()}
+    forged(tmp_path / "x", {name: fact})
+    with pytest.raises(StorageError, match="names a file outside; the folder is damaged"):
+        read_folder(tmp_path / "x")
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "[]", "3", "{}", '{"files": [], "digest": ""}', '{"files": {"a": 1}, "digest": ""}', "[" * 100_000, "\xff\xfe",
+     '{"files": {"a": {"size": 1e999, "sha256": ""}}, "digest": ""}'],
+)  # fmt: skip
+def test_a_manifest_that_is_none_is_refused(tmp_path, text) -> None:
+    (tmp_path / MANIFEST).write_text(text, encoding="latin-1")
+    with pytest.raises(StorageError, match="damaged"):
+        read_folder(tmp_path)
+
+
+def test_a_folder_that_is_not_there_is_refused(tmp_path) -> None:
+    with pytest.raises(StorageError, match=r"MANIFEST.json: cannot be read: No such file or directory"):
+        read_folder(tmp_path / "nowhere")
+
+
+def test_a_file_is_replaced_whole_and_json_is_read_as_written(tmp_path) -> None:
+    write_file(tmp_path / "x", b"old")
+    write_file(tmp_path / "x", b"new")
+    assert (tmp_path / "x").read_bytes() == b"new"
+    value = {"name": "Käse", "numbers": [1, 2.5, 0.1 + 0.2], "bad name": "\udcff"}
+    write_json(tmp_path / "x.json", value)
+    assert read_json(tmp_path / "x.json") == value
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["x", "x.json"]
+
+
+def test_json_has_no_nan() -> None:
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        json_bytes({"loss": float("nan")})
+
+
+def test_json_that_is_none_is_refused(tmp_path) -> None:
+    (tmp_path / "x").write_text("{")
+    with pytest.raises(StorageError, match=r"x: not valid JSON .* the file is damaged"):
+        read_json(tmp_path / "x")
+
+
+def test_every_state_that_a_crash_can_leave_has_the_old_folder_or_the_new(tmp_path) -> None:
+    """Every prefix of the operations, the last write also cut in half; then what a crash left is swept."""
+    old, disk = tmp_path / "real", Recorder()
+    old.mkdir()
+    one, two = {"v": b"1" * 100}, {"v": b"2" * 100, "more": b"3"}
+    write_folder(old / "x", one, disk=disk)
+    acknowledged = len(disk.done)
+    write_folder(old / "x", two, disk=disk)
+    for count in range(len(disk.done) + 1):
+        for half in (False, True):
+            new = tmp_path / f"{count}{half}"
+            new.mkdir()
+            replayed(disk.done[:count], old, new)
+            if half and not cut_last_write(disk.done[:count], old, new):
+                continue
+            sweep(new)
+            left = read_folder(new / "x") if (new / "x").exists() else None
+            if count < acknowledged:
+                assert left in (None, one)
+            else:
+                assert left in ((one, two) if count < len(disk.done) else (two,))
+            assert [path.name for path in new.iterdir() if path.name != "x"] == []
+
+
+def cut_last_write(done: list[tuple[str, tuple[object, ...]]], old: Path, new: Path) -> bool:
+    if not done or done[-1][0] != "write":
+        return False
+    path = new / done[-1][1][0].relative_to(old)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    return True
+
+
+def test_everything_is_synced_before_it_gets_its_name(tmp_path) -> None:
+    """Each file and the folder before the rename, the parent after it: else a power cut leaves a name without data."""
+    disk = Recorder()
+    write_folder(tmp_path / "x", FILES, disk=disk)
+    names = [name for name, _ in disk.done]
+    rename = names.index("rename")
+    written = [arguments[0] for name, arguments in disk.done if name == "write"]
+    assert len(written) == len(FILES) + 1
+    assert {arguments[0] for name, arguments in disk.done[:rename] if name == "fsync"} == set(written)
+    assert disk.done[rename - 1] == ("fsync_dir", (tmp_path / ".new-x",))
+    assert disk.done[rename + 1] == ("fsync_dir", (tmp_path,))
+    disk.done.clear()
+    write_file(tmp_path / "f", b"1", disk=disk)
+    assert [name for name, _ in disk.done] == ["write", "fsync", "rename", "fsync_dir"]
+
+
+def test_new_folders_are_synced_into_their_parents(tmp_path) -> None:
+    disk = Recorder()
+    make_folder(tmp_path / "a" / "b", disk=disk)
+    assert disk.done == [
+        ("mkdir", (tmp_path / "a",)), ("fsync_dir", (tmp_path,)),
+        ("mkdir", (tmp_path / "a" / "b",)), ("fsync_dir", (tmp_path / "a",)),
+    ]  # fmt: skip
+
+
+def test_a_crash_while_replacing_does_not_stop_the_next_write(tmp_path) -> None:
+    """Left by a crash just before the old folder was removed, in a process that does not sweep."""
+    write_folder(tmp_path / "x", {"v": b"2"})
+    write_folder(tmp_path / ".old-x", {"v": b"1"})
+    write_folder(tmp_path / "x", {"v": b"3"})
+    assert read_folder(tmp_path / "x") == {"v": b"3"}
+    shutil.move(tmp_path / "x", tmp_path / ".old-x")
+    write_folder(tmp_path / "x", {"v": b"4"})
+    assert [path.name for path in tmp_path.iterdir()] == ["x"]
+
+
+class Failing:
+    """A disk that takes some bytes and then fails."""
+
+    def __init__(self, code: int, *, after: int) -> None:
+        self.code, self.left = code, after
+
+    def write(self, path: Path, data: bytes) -> None:
+        self.left -= len(data)
+        with explained(path, needed=len(data)):
+            if self.left < 0:
+                raise OSError(self.code, os.strerror(self.code))
+        DISK.write(path, data)
+
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        return getattr(DISK, name)
+
+
+def test_a_full_disk_is_named_and_leaves_the_old_folder(tmp_path) -> None:
+    write_folder(tmp_path / "x", {"v": b"1"})
+    with pytest.raises(StorageError) as caught:
+        write_folder(tmp_path / "x", {"v": b"2" * 5000}, disk=Failing(errno.ENOSPC, after=100))
+    assert "v: cannot be written: No space left on device (5,000 bytes needed, " in str(caught.value)
+    assert "earlier checkpoints are intact; free some space or choose another folder with --out" in str(caught.value)
+    assert caught.value.exit_code == 4
+    assert read_folder(tmp_path / "x") == {"v": b"1"}
+    write_folder(tmp_path / "x", {"v": b"3"})
+    assert [path.name for path in tmp_path.iterdir()] == ["x"]
+
+
+@pytest.mark.parametrize(
+    ("code", "remedy"), [(errno.EROFS, "check the folder's permissions"), (errno.EDQUOT, "free some space")]
+)
+def test_a_read_only_disk_and_a_quota_have_their_own_remedy(tmp_path, code, remedy) -> None:
+    with pytest.raises(StorageError, match=rf"{os.strerror(code)} .*{remedy} or choose another folder with --out"):
+        write_folder(tmp_path / "x", FILES, disk=Failing(code, after=0))
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(StorageError, match=r"cannot be written: Not a directory .* check the folder's permissions"):
+        write_folder(tmp_path / "file" / "x", FILES)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_read_only_folder_is_named(tmp_path) -> None:
+    tmp_path.chmod(0o500)
+    with pytest.raises(StorageError, match=r"x: cannot be written: Permission denied .* check the folder's permissions"):
+        write_folder(tmp_path / "x", FILES)
+
+
+HOLDER = """
+import sys, time
+from pathlib import Path
+from headstart.storage import locked
+with locked(Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.fixture
+def holder(tmp_path):
+    process = subprocess.Popen([sys.executable, "-c", HOLDER, str(tmp_path / "run")], stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "held\n"
+    yield process
+    process.kill()
+    process.wait()
+
+
+def test_a_second_process_is_refused_with_the_firsts_number(tmp_path, holder) -> None:
+    with pytest.raises(StorageError, match=rf"run: process {holder.pid} is using this run; wait for it or choose"):
+        with locked(tmp_path / "run"):
+            pass
+    assert not (tmp_path / "run" / "config.yaml").exists()
+
+
+def test_the_lock_of_a_killed_process_is_free(tmp_path, holder) -> None:
+    holder.send_signal(signal.SIGKILL)
+    holder.wait()
+    with locked(tmp_path / "run"):
+        assert (tmp_path / "run" / ".lock").read_text() == str(os.getpid())
+    with locked(tmp_path / "run"):
+        pass
+
+
+def test_orphans_of_a_killed_process_are_waited_for(tmp_path) -> None:
+    """A loading process inherits the lock and outlives its parent by up to 5 s."""
+    code = HOLDER.replace("    time.sleep(60)", textwrap.indent("import os\nif os.fork() == 0:\n    time.sleep(1.5)", "    "))
+    subprocess.run([sys.executable, "-c", code, str(tmp_path / "run")], stdout=subprocess.DEVNULL, check=True, timeout=60)
+    started = time.monotonic()
+    with locked(tmp_path / "run"):
+        assert time.monotonic() - started < 10
+
+
+def test_the_lock_of_this_very_process_is_a_lock_too(tmp_path) -> None:
+    with locked(tmp_path / "run"), pytest.raises(StorageError, match=rf"process {os.getpid()} is using this run"):
+        with locked(tmp_path / "run"):
+            pass
