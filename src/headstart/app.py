@@ -51,8 +51,8 @@ def train(
     prepared = prepare(config, module=model, loss=loss, tell=watch)
     with locked(run), interruptible() as interrupted:
         check_free(run, config, resume=resume)  # again: another process may have had it until now
-        record_start(run, config, prepared.document, prepared.device)
-        state, notes = begin(run, prepared)
+        changed = record_start(run, config, prepared.document, prepared.device)
+        state, notes = begin(run, prepared, changed)
         for note in notes:
             watch(note)
         with closing(RunLog(run, state)) as log:

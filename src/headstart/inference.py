@@ -36,22 +36,28 @@ class Prediction:
     error: str | None = None
 
 
-def evaluate_run(run: str | Path, data: Data) -> Run:
+def evaluate_run(run: str | Path, data: Data, *, device: str = "auto") -> Run:
     """Metrics of a run's model on the test images of ``data``, else its validation images, else all of them.
 
     A table's columns are those of training where ``data`` does not name any.
 
     Raises: ModelError: no finished run. DataError: classes or targets that the model does not know, unreadable images.
     """
-    opened = _on_device(open_run(run))
+    opened = _on_device(open_run(run), device)
     settings = opened.evaluated
     started = time.monotonic()
     columns = opened.facts.get("columns", {})
-    known = {name: columns[name] for name in ("image", "target") if getattr(data, name) == "auto" and name in columns}
+    as_trained = {"image": "auto", "target": "auto", "tags_separator": ","}  # what these say when nobody said anything
+    known = {
+        name: columns[name] for name, usual in as_trained.items() if getattr(data, name) == usual and name in columns
+    }
     if "target" in known and isinstance(known["target"], list):
         known["target"] = tuple(known["target"])
     batches, _ = labelled_batches(
-        replace(data, **known), task=opened.task, preprocess=opened.preprocess, batch_size=settings.batch_size
+        replace(data, log=opened.task.log, **known),
+        task=opened.task,
+        preprocess=opened.preprocess,
+        batch_size=settings.batch_size,
     )
     found = evaluate(opened.model, batches, precision=settings.precision, memory_format=settings.memory_format)
     return Run(
@@ -63,7 +69,9 @@ def evaluate_run(run: str | Path, data: Data) -> Run:
     )
 
 
-def predict_paths(run: str | Path, paths: Sequence[str | Path], *, batch_size: int | None = None) -> list[Prediction]:
+def predict_paths(
+    run: str | Path, paths: Sequence[str | Path], *, batch_size: int | None = None, device: str = "auto"
+) -> list[Prediction]:
     """One prediction per image of the files and folders, in their order; an unreadable image keeps its place, with
     the reason.
 
@@ -71,7 +79,7 @@ def predict_paths(run: str | Path, paths: Sequence[str | Path], *, batch_size: i
 
     Raises: ModelError: no finished run. DataError: a path that does not exist.
     """
-    opened = _on_device(open_run(run))
+    opened = _on_device(open_run(run), device)
     settings = opened.evaluated
     size = batch_size or settings.batch_size
     batches = image_batches(paths, preprocess=opened.preprocess, task=opened.task, batch_size=size)
@@ -96,8 +104,8 @@ def _readable(batches: Batches) -> tuple[Batches, dict[str, str]]:
     return replace(batches, samples=tuple(sample for sample in batches.samples if sample.key not in errors)), errors
 
 
-def _on_device(opened: OpenedRun) -> OpenedRun:
-    opened.model.to(pick_device("auto"))
+def _on_device(opened: OpenedRun, device: str) -> OpenedRun:
+    opened.model.to(pick_device(device))
     return opened
 
 

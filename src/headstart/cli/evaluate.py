@@ -12,6 +12,7 @@ import tyro
 from headstart.cli.configured import configured
 from headstart.cli.output import result, write
 from headstart.config.flags import parse_args
+from headstart.errors import ConfigError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,6 +23,8 @@ class Evaluate:
     """Run folder, or the bundle in it."""
     data: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DATA", help_behavior_hint="")]
     """Folder of class folders, or a table."""
+    device: str = "auto"
+    """cpu, cuda, mps, xpu, ...; auto: the accelerator if there is one."""
     json: Annotated[bool, tyro.conf.arg(help_behavior_hint="")] = False
     """Print the result as one JSON object."""
 
@@ -29,9 +32,12 @@ class Evaluate:
 def run(argv: Sequence[str]) -> int:
     """Print the metrics."""
     args, flags = parse_args(Evaluate, argv, prog="headstart evaluate", sections=("data",))
+    idle = [name for name in ("data.val", "data.test", "data.group", "data.log") if name in flags]
+    if idle:
+        raise ConfigError(f"{', '.join(idle)}: has no meaning for evaluate, which splits nothing; leave it out")
     config = configured(args.data, None, flags)
     from headstart.inference import evaluate_run  # imports torch
 
-    done = evaluate_run(Path(args.run), config.data)
+    done = evaluate_run(Path(args.run), config.data, device=args.device)
     write(result(done, as_json=args.json))
     return 0

@@ -25,6 +25,8 @@ class Predict:
     """Images, and folders that are searched for images."""
     format: Literal["table", "csv", "json", "jsonl"] = "table"
     """How the predictions are printed."""
+    device: str = "auto"
+    """cpu, cuda, mps, xpu, ...; auto: the accelerator if there is one."""
     top: int = 5
     """Classes per image, the likeliest first."""
     batch_size: Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="(default: as in training)")] = (
@@ -45,7 +47,9 @@ def run(argv: Sequence[str]) -> int:
         raise ConfigError("PATH is missing; give images or folders, e.g. headstart predict runs/photos new/")
     from headstart.inference import predict_paths  # imports torch
 
-    found = predict_paths(Path(args.run), [Path(path) for path in args.paths], batch_size=args.batch_size)
+    found = predict_paths(
+        Path(args.run), [Path(path) for path in args.paths], batch_size=args.batch_size, device=args.device
+    )
     unreadable = [prediction for prediction in found if prediction.error is not None]
     for prediction in unreadable:
         sys.stderr.write(f"headstart: {cell(prediction.path)}: {cell(prediction.error)}\n")

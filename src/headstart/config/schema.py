@@ -290,7 +290,7 @@ class Batch:
     """What one optimizer step sees."""
 
     size: Auto | Count = "auto"
-    """Images per optimizer step, over all devices; auto: 64, fewer when there are few images."""
+    """Images per optimizer step; auto: 64, fewer when there are few images."""
     accumulate: Count = 1
     """Micro-batches that a step is cut into: less memory, the same mathematics."""
     clip_norm: Positive | None = None

@@ -10,7 +10,7 @@ from itertools import chain
 from torch import Tensor, nn
 
 from headstart.errors import ModelError
-from headstart.models.head_layers import ACTIVATIONS, HeadKind, make_head
+from headstart.models.head_layers import ACTIVATIONS, RANK, HeadKind, make_head
 from headstart.models.head_search import is_layer, layer_sizes
 from headstart.models.layout import Layout, find_layout, forget_layout
 from headstart.models.trace import run_for_shapes
@@ -73,11 +73,12 @@ def replace_head(
     removed = find_layout(module).head_activations
     _check_removable(module, removed)
     old = {path: module.get_submodule(path) for path in (*head.paths, *removed)}
-    for path in head.paths:
+    for rank, path in enumerate(head.paths):
         kind, inputs, _ = _sizes(module, path, None)
         like = next(chain(old[path].parameters(), module.parameters()), None)
         sizes = (inputs, *hidden, outputs)
         new = make_head(kind, sizes, activation=activation, dropout=dropout, like=like)
+        vars(new)[RANK] = rank
         _put(module, path, new.train(module.training))
     for path in removed:
         _put(module, path, nn.Identity().train(module.training))

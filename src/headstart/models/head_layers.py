@@ -24,6 +24,7 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
     "tanh": nn.Tanh,
     "leaky_relu": nn.LeakyReLU,
 }
+RANK = "headstart_rank"  # on a head that was put in: 0 the main one, then its equals
 _LAST_LAYER_STD = 0.001  # near-zero scores at first, also for SqueezeNet, whose features have a norm of 360
 
 

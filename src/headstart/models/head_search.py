@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from torch import fx, nn
 
-from headstart.models.head_layers import HeadKind, MlpHead
+from headstart.models.head_layers import RANK, HeadKind, MlpHead
 from headstart.models.trace import Trace
 
 _PASSING = frozenset(
@@ -70,6 +70,8 @@ def search_head(module: nn.Module, trace: Trace) -> HeadSearch:
     problem = None if told else _judge(module, walk)
     if problem is None and told and not _equal_outputs(module, told):
         problem = f"it names heads with different numbers of outputs: {_sized(module, told)}"
+    if problem is not None and (put_in := _put_in(module)):
+        main, problem = put_in, None
     if problem is not None:
         listed = _sized(module, _candidates(module, trace))
         problem = f"the head is not clear: {problem}; layers that could be it: {listed}"
@@ -99,6 +101,12 @@ def layer_sizes(part: nn.Module) -> tuple[HeadKind, int, int]:
         return "conv", part.in_channels, part.out_channels
     assert isinstance(part, nn.Linear), type(part)
     return "linear", part.in_features, part.out_features
+
+
+def _put_in(module: nn.Module) -> tuple[str, ...]:
+    """Heads that were put in where ``head.at`` said, the main one first: they need not be found again."""
+    ranks = {path: vars(part)[RANK] for path, part in module.named_modules() if RANK in vars(part)}
+    return tuple(sorted(ranks, key=lambda path: int(ranks[path])))
 
 
 def _told_by_timm(module: nn.Module) -> tuple[str, ...]:

@@ -54,7 +54,9 @@ def choose_precision(config: Config, device: torch.device) -> tuple[Precision, D
     """Arithmetic of the forward pass.  Raises: ConfigError: the device cannot do it."""
     if config.precision == "auto":
         return "fp32", Decision(
-            "precision", "fp32", "auto: exact everywhere; bf16 or fp16 can be faster, --precision bf16"
+            "precision",
+            "fp32",
+            "auto: exact everywhere; --precision bf16 is faster on some machines, slower on others: measure",
         )
     if (
         config.precision == "bf16"

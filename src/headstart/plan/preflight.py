@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from headstart.config.rules import freeze_text
 from headstart.config.schema import Config, Head, MlpHead
 from headstart.data.images import Images, load_images
 from headstart.models.freeze import freeze_by
-from headstart.models.head import HeadSwap, replace_head
+from headstart.models.head import HeadSwap, head_parameters, replace_head
 from headstart.models.sources import OpenedModel, open_model
 from headstart.optim.losses import LossFunction, make_loss, resolve_loss
 from headstart.optim.optimizers import decay_kind
@@ -82,7 +82,7 @@ def prepare(config: Config, *, module: nn.Module | None, loss: LossFunction | No
     opened, chosen_model = _open(config, device, module)
     images = load_images(config, opened.preprocess, on_decoded=lambda done, total: tell(ScanProgress(done, total)))
     torch.manual_seed(config.seed)
-    swap = _swap(opened.module, config.head, images.task.num_outputs)
+    swap = _swap(opened, config.head, images.task.num_outputs)
     batch = min(images.train.batch_size, max(1, len(images.train.samples)))
     pretrained = opened.weights.kind != "none"
     phases, chosen_phases = make_phases(config, opened.module, batch_size=batch, pretrained=pretrained)
@@ -98,7 +98,7 @@ def prepare(config: Config, *, module: nn.Module | None, loss: LossFunction | No
     )
     decisions = (
         chosen_device, chosen_model, *_about_model(opened, swap), *_about_data(images),
-        chosen_loss, *chosen_phases, _optimizer(config), chosen_precision, chosen_format,
+        chosen_loss, *chosen_phases, *_about_steps(config, images), chosen_precision, chosen_format,
     )  # fmt: skip
     opened.module.to(
         device, memory_format=torch.channels_last if memory_format == "channels_last" else torch.preserve_format
@@ -129,12 +129,13 @@ def _open(config: Config, device: torch.device, module: nn.Module | None) -> tup
     return open_model(name, weights=model.weights, image_size=size, preprocess=given, options=model.options), decision
 
 
-def _swap(module: nn.Module, head: Head, outputs: int) -> HeadSwap:
-    if isinstance(head, MlpHead):
-        return replace_head(
-            module, outputs=outputs, hidden=head.hidden, activation=head.activation, dropout=head.dropout, at=head.at
-        )
-    return replace_head(module, outputs=outputs, dropout=head.dropout, at=head.at)
+def _swap(opened: OpenedModel, head: Head, outputs: int) -> HeadSwap:
+    had_none = set(head_parameters(opened.module)) <= set(opened.coverage.missing) if head.at == "auto" else False
+    mlp = head if isinstance(head, MlpHead) else MlpHead(hidden=())
+    swap = replace_head(
+        opened.module, outputs=outputs, hidden=mlp.hidden, activation=mlp.activation, dropout=head.dropout, at=head.at
+    )
+    return replace(swap, was=0) if had_none else swap
 
 
 def _loss(config: Config, images: Images, given: LossFunction | None) -> tuple[LossFunction, Decision]:
@@ -150,9 +151,10 @@ def _about_model(opened: OpenedModel, swap: HeadSwap) -> tuple[Decision, ...]:
     also = "".join(f", also {path}" for path in swap.others) + "".join(
         f", without the activation {path}" for path in swap.removed
     )
+    before = f"{swap.was:,} -> " if swap.was else "new, "
     return (
         Decision("weights", opened.weights.where, str(opened.coverage)),
-        Decision("head", f"{swap.path}: {swap.was:,} -> {_outputs(swap.now)}{also}", "found in the traced graph"),
+        Decision("head", f"{swap.path}: {before}{_outputs(swap.now)}{also}", "found in the traced graph"),
         Decision("image size", f"{opened.preprocess.height} x {opened.preprocess.width}", opened.preprocess.source),
     )
 
@@ -170,12 +172,24 @@ def _about_data(images: Images) -> tuple[Decision, ...]:
     return what, Decision("data", sizes, "; ".join(images.notes) or "every image decoded once")
 
 
-def _optimizer(config: Config) -> Decision:
-    chosen = config.optimizer
-    return Decision(
-        "optimizer",
-        chosen.kind,
-        f"weight decay {chosen.weight_decay:g}, {decay_kind(chosen)}, none on norms and biases",
+def _about_steps(config: Config, images: Images) -> tuple[Decision, ...]:
+    chosen, batch, augment, average = config.optimizer, config.batch, config.augment, config.average
+    decay = f"weight decay {chosen.weight_decay:g}, {decay_kind(chosen)}, none on norms and biases"
+    clips = [f"{name} {value:g}" for name, value in (("norm", batch.clip_norm), ("value", batch.clip_value)) if value]
+    cut = f"in {batch.accumulate} micro-batches; " if batch.accumulate > 1 else ""
+    size = f"{cut}{f'clipped by {chr(32).join(clips)}' if clips else 'gradients are not clipped'}"
+    flips = augment.flip is True or (augment.flip == "auto" and augment.preset != "none")
+    mixing = "".join(
+        f", {name} {value:g}" for name, value in (("mixup", augment.mixup), ("cutmix", augment.cutmix)) if value
+    )
+    mirrored = "mirrored at random; where left and right matter: --augment.flip false" if flips else "not mirrored"
+    schedule = f"{config.schedule.kind} in each phase, warm-up {config.schedule.warmup:.0%}"
+    average_text = "none" if average.kind == "none" else f"ema, half-life {average.half_life:.0%} of the steps"
+    return (
+        Decision("optimizer", chosen.kind, decay),
+        Decision("schedule", schedule, f"average of the weights: {average_text}"),
+        Decision("batch", f"{images.train.batch_size} images per step", size),
+        Decision("augment", f"{augment.preset}{mixing}", mirrored),
     )
 
 

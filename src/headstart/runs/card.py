@@ -22,16 +22,19 @@ def model_card(headstart_json: Mapping[str, Any], *, plan: Mapping[str, Any], re
     ``headstart_json`` is the bundle's own record, ``plan`` and ``result`` are the run's.
     """
     model, task = headstart_json["model"], headstart_json["task"]
-    licence = (plan.get("model", {}).get("weights") or {}).get("licence")
+    weights = plan.get("model", {}).get("weights") or {}
+    licence, random = weights.get("licence"), weights.get("kind") == "none"
     parts = [
-        "---\n" + yaml.safe_dump(_front(headstart_json, licence), sort_keys=False, allow_unicode=True) + "---",
+        "---\n"
+        + yaml.safe_dump(_front(headstart_json, licence, random=random), sort_keys=False, allow_unicode=True)
+        + "---",
         f"# {_plain(model['architecture'])}, fine-tuned",
         _what(headstart_json, plan),
         _names(task),
         "## Use it\n\n" + _use(headstart_json),
         "## Preprocessing\n\n" + _preprocessing(headstart_json["preprocess"]),
         "## Results\n\n" + _results(headstart_json, plan, result),
-        "## Limits\n\n" + _limits(task, licence),
+        "## Limits\n\n" + _limits(task, licence, random=random),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -42,13 +45,13 @@ def loads_in_timm(model: Mapping[str, Any], head: Mapping[str, Any]) -> bool:
     return model.get("library") == "timm" and plain_head
 
 
-def _front(bundle: Mapping[str, Any], licence: str | None) -> dict[str, object]:
+def _front(bundle: Mapping[str, Any], licence: str | None, *, random: bool) -> dict[str, object]:
     model, kind = bundle["model"], bundle["task"]["kind"]
     timm = loads_in_timm(model, bundle["head"])
     front: dict[str, object] = {"library_name": "timm" if timm else "headstart"}
     if kind in ("classify", "multilabel"):
         front["pipeline_tag"] = "image-classification"
-    if base := base_model(str(model["spec"])):
+    if not random and (base := base_model(str(model["spec"]))):
         front["base_model"] = base
     if licence:
         front |= _licence(licence)
@@ -128,7 +131,7 @@ def _results(bundle: Mapping[str, Any], plan: Mapping[str, Any], result: Mapping
     return f"{head}:\n\n| metric | value |\n|---|---:|\n" + "\n".join(rows)
 
 
-def _limits(task: Mapping[str, Any], licence: str | None) -> str:
+def _limits(task: Mapping[str, Any], licence: str | None, *, random: bool) -> str:
     known = {
         "classify": "It always names one of its classes, also for an image that shows none of them.",
         "multilabel": "It knows its tags only.",
@@ -143,7 +146,7 @@ def _limits(task: Mapping[str, Any], licence: str | None) -> str:
         lines.append(
             f"- The weights that it started from are under {_plain(licence)}; the training images' terms apply too."
         )
-    else:
+    elif not random:
         lines.append("- The licence of the weights that it started from is not known; ask before you pass it on.")
     return "\n".join(lines)
 

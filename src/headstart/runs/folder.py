@@ -47,7 +47,8 @@ def check_free(run: Path, config: Config, *, resume: bool) -> bool:
         return False
     if not resume:
         raise ConfigError(
-            f"out: a run is in {run} already; go on with it by --resume, or choose another folder with --out"
+            f"out: a run is in {run} already; go on with it by --resume, or choose another folder with --out (to train "
+            f"its model further: --model {run} and another --out)"
         )
     if old.read_text(encoding="utf-8", errors="surrogateescape") != write_yaml(config):
         raise ConfigError(
@@ -64,8 +65,10 @@ def _differences(old: Path, config: Config) -> list[str]:
     return changed[:5] or ["fewer than before"]
 
 
-def record_start(run: Path, config: Config, plan: Mapping[str, Any], device: torch.device) -> None:
+def record_start(run: Path, config: Config, plan: Mapping[str, Any], device: torch.device) -> tuple[str, ...]:
     """Write config.yaml, plan.json and environment.json, under the run's lock; what a crash left half-done is swept.
+
+    What differs from the machine and the versions that the run began with is returned: it can change the bits.
 
     Raises: ConfigError: a run to go on with began with other data. StorageError: they cannot be written.
     """
@@ -75,7 +78,10 @@ def record_start(run: Path, config: Config, plan: Mapping[str, Any], device: tor
     make_folder(run / "checkpoints")
     sweep(run / "checkpoints")
     write_json(run / "plan.json", plan)
-    write_json(run / "environment.json", environment(device))
+    now = environment(device)
+    before = read_json(run / "environment.json") if (run / "environment.json").exists() else now
+    write_json(run / "environment.json", now)
+    return tuple(f"{name} was {before.get(name)}, is {now[name]}" for name in now if before.get(name) != now[name])
 
 
 def _check_data(old: Path, plan: Mapping[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from torch import optim
@@ -15,7 +16,7 @@ from headstart.train.precision import make_scaler
 from headstart.train.state import TrainState, make_average
 
 
-def begin(run: Path, ready: Ready) -> tuple[TrainState, tuple[Note, ...]]:
+def begin(run: Path, ready: Ready, changed: Sequence[str] = ()) -> tuple[TrainState, tuple[Note, ...]]:
     """The state before the first step, or that of the run's last good checkpoint, and what to say of it.
 
     Raises: StorageError: there are checkpoints, and all are damaged.
@@ -27,6 +28,8 @@ def begin(run: Path, ready: Ready) -> tuple[TrainState, tuple[Note, ...]]:
     enter_phase(state, ready.course, found.counters["phase"])
     restore_found(state, found)
     passed_over = tuple(Note(f"passed over: {why}") for why in found.skipped)
+    if changed:
+        passed_over += (Note(f"this resume is not exact to the bit: {'; '.join(changed)}"),)
     return state, (*passed_over, Note(f"going on from step {state.step} ({found.path})"))
 
 
