@@ -2,8 +2,8 @@
 
     python scripts/pretrain_starter.py PHOTOS64.tar.gz [WORK]
 
-PHOTOS64 holds one folder per class of 64 px photos (202 classes x 150). Every tenth photo of a class is held out for the
-accuracy in the model card. About an hour on 2 cores; interrupted, the same command goes on where it was.
+PHOTOS64 holds one folder per class of 64 px photos (202 classes x 150). Every tenth photo of a class is held out for
+the accuracy in the model card. About an hour on 2 cores; interrupted, the same command goes on where it was.
 """
 
 from __future__ import annotations
@@ -88,21 +88,23 @@ license: apache-2.0
 ---
 # starter
 
-The small pretrained backbone in headstart's package: timm's `resnet18d` with channels {WIDTHS} and `stem_width` 16,
-{parameters / 1e6:.2f} million values, weights stored as float16. It lets the whole product work without a network; for
-accuracy on photos choose a backbone pretrained on ImageNet.
+The small pretrained backbone in headstart's package: timm's `resnet18d` with channels {WIDTHS} and
+`stem_width` 16, {parameters / 1e6:.2f} million values, weights stored as float16. It lets the whole product work
+without a network; for accuracy on photos choose a backbone pretrained on ImageNet.
 
-Made by `scripts/pretrain_starter.py` with headstart itself: random initialisation, {SETTINGS["epochs"]} epochs of full training
-on {classes} classes of 64 px photos (135 training photos per class, 15 held out), bf16, channels_last, AdamW. Nothing else was
-used: no other weights, no other data.
+Made by `scripts/pretrain_starter.py` with headstart itself: random initialisation, {SETTINGS["epochs"]} epochs of full
+training on {classes} classes of 64 px photos (135 training photos per class, 15 held out), bf16, channels_last, AdamW.
+The epoch with the best held-out accuracy was kept. Nothing else was used: no other weights, no other data.
 
-| on the held-out photos ({classes} classes) | |
+| on the held-out photos ({classes} classes; chance is {1 / classes:.3f}) | |
 |---|---:|
 | accuracy | {metrics["accuracy"]:.3f} |
 | macro F1 | {metrics["macro_f1"]:.3f} |
 | NLL | {metrics["nll"]:.3f} |
 
-Chance is {1 / classes:.3f}. Settings: `{json.dumps(SETTINGS)}`. Made with {versions} on {platform.machine()}, Python {platform.python_version()}.
+Settings: `{json.dumps(SETTINGS)}`.
+
+Made with {versions} on {platform.machine()}, Python {platform.python_version()}.
 
 Limits: trained at 64 px on few photos per class, so fine detail and large pictures are not its strength.
 """
