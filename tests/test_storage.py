@@ -287,7 +287,9 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path) -> None:
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
 def test_a_read_only_folder_is_named(tmp_path) -> None:
     tmp_path.chmod(0o500)
-    with pytest.raises(StorageError, match=r"x: cannot be written: Permission denied .* check the folder's permissions"):
+    with pytest.raises(
+        StorageError, match=r"x: cannot be written: Permission denied .* check the folder's permissions"
+    ):
         write_folder(tmp_path / "x", FILES)
 
 
@@ -311,9 +313,9 @@ def holder(tmp_path):
 
 
 def test_a_second_process_is_refused_with_the_firsts_number(tmp_path, holder) -> None:
-    with pytest.raises(StorageError, match=rf"run: process {holder.pid} is using this run; wait for it or choose"):
-        with locked(tmp_path / "run"):
-            pass
+    said = rf"run: process {holder.pid} is using this run; wait for it or choose another --out"
+    with pytest.raises(StorageError, match=said), locked(tmp_path / "run"):
+        pass
     assert not (tmp_path / "run" / "config.yaml").exists()
 
 
@@ -328,14 +330,18 @@ def test_the_lock_of_a_killed_process_is_free(tmp_path, holder) -> None:
 
 def test_orphans_of_a_killed_process_are_waited_for(tmp_path) -> None:
     """A loading process inherits the lock and outlives its parent by up to 5 s."""
-    code = HOLDER.replace("    time.sleep(60)", textwrap.indent("import os\nif os.fork() == 0:\n    time.sleep(1.5)", "    "))
-    subprocess.run([sys.executable, "-c", code, str(tmp_path / "run")], stdout=subprocess.DEVNULL, check=True, timeout=60)
+    code = HOLDER.replace(
+        "    time.sleep(60)", textwrap.indent("import os\nif os.fork() == 0:\n    time.sleep(1.5)", "    ")
+    )
+    subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "run")], stdout=subprocess.DEVNULL, check=True, timeout=60
+    )
     started = time.monotonic()
     with locked(tmp_path / "run"):
         assert time.monotonic() - started < 10
 
 
 def test_the_lock_of_this_very_process_is_a_lock_too(tmp_path) -> None:
-    with locked(tmp_path / "run"), pytest.raises(StorageError, match=rf"process {os.getpid()} is using this run"):
-        with locked(tmp_path / "run"):
-            pass
+    said = rf"process {os.getpid()} is using this run"
+    with locked(tmp_path / "run"), pytest.raises(StorageError, match=said), locked(tmp_path / "run"):
+        pass

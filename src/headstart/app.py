@@ -53,9 +53,10 @@ def train(
         check_free(run, config, resume=resume)  # again: another process may have had it until now
         changed = record_start(run, config, prepared.document, prepared.device)
         state, notes = begin(run, prepared, changed)
-        for note in notes:
-            watch(note)
         with closing(RunLog(run, state)) as log:
+            for note in notes:
+                log.note(note.text)
+                watch(note)
             saver = Saver(run, config.checkpoint, log=log, interrupted=interrupted, watch=watch)
             for event in train_phases(state, prepared.course, prepared.images.train, prepared.images.val):
                 saver.after(event, state)

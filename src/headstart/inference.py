@@ -53,7 +53,7 @@ def evaluate_run(run: str | Path, data: Data, *, device: str = "auto") -> Run:
     }
     if "target" in known and isinstance(known["target"], list):
         known["target"] = tuple(known["target"])
-    batches, _ = labelled_batches(
+    batches, which = labelled_batches(
         replace(data, log=opened.task.log, **known),
         task=opened.task,
         preprocess=opened.preprocess,
@@ -65,6 +65,7 @@ def evaluate_run(run: str | Path, data: Data, *, device: str = "auto") -> Run:
         task=opened.task.kind,
         seconds=time.monotonic() - started,
         metrics=found.metrics,
+        note=which,
         model=opened.model,
     )
 

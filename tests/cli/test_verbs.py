@@ -57,7 +57,8 @@ def test_train_prints_one_object_and_tells_its_decisions_on_stderr(
     assert main(["train", str(photos), "--config", str(config), "--epochs", "1", "--json"]) == 0
     said = capsys.readouterr()
     result = json.loads(said.out)
-    assert set(result) == {"run", "task", "seconds", "metrics"}
+    assert set(result) == {"run", "task", "seconds", "metrics", "note"}
+    assert result["note"] == "epoch 1 (trained weights)"
     assert {"accuracy", "macro_f1", "nll"} <= set(result["metrics"])
     assert Path(result["run"]) == Path("runs/photos")
     assert Path("runs/photos/config.yaml").is_file()

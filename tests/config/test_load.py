@@ -70,7 +70,7 @@ def test_a_section_without_kind_keeps_the_default_kind() -> None:
         ({"optimizer": {"lrr": 1}}, "optimizer.lrr: unknown; did you mean lr? (accepted: kind, lr, head_lr, layer_decay, weight_decay, betas)"),  # noqa: E501
         ({"optimizer": {"momentum": 0.9}}, "optimizer.momentum: adamw has no momentum; it belongs to sgd and rmsprop (--optimizer.kind sgd)"),  # noqa: E501
         ({"head": {"hidden": [4]}}, "head.hidden: linear has no hidden; it belongs to mlp (--head.kind mlp)"),
-        ({"loss": {"class_weights": "balanced"}}, "loss.class_weights: auto has no class_weights; it belongs to cross_entropy, focal and bce (--loss.kind cross_entropy)"),  # noqa: E501
+        ({"loss": {"gamma": 2}}, "loss.gamma: auto has no gamma; it belongs to focal (--loss.kind focal)"),
         ({"freeze": "bakbone"}, "freeze: 'bakbone' is no freeze rule; give none, backbone, conv, norm, until:NAME, stages:N or names:GLOB,..."),  # noqa: E501
         ({"recipe": "probe", "freeze": "backbone"}, "freeze: recipe probe trains the head alone; leave freeze out, or use --recipe lp_ft"),  # noqa: E501
         ({"phases": [{"epochs": 0}]}, "phases[0].epochs: 0 is not positive; give at least 1"),

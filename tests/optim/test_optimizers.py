@@ -115,4 +115,6 @@ def test_timms_optimizers_are_taken_by_name_with_their_options() -> None:
 )
 def test_what_timm_cannot_make_is_refused(name, options, said) -> None:
     with pytest.raises(ConfigError, match=said):
-        make_optimizer([{"params": [nn.Parameter(torch.ones(1))], "lr": LR}], TimmOptimizer(name=name, lr=LR, options=options))
+        make_optimizer(
+            [{"params": [nn.Parameter(torch.ones(1))], "lr": LR}], TimmOptimizer(name=name, lr=LR, options=options)
+        )

@@ -135,12 +135,16 @@ def test_a_damaged_bundle_is_refused(run, tmp_path) -> None:
 
 
 def test_no_finished_run_is_said_with_what_to_do(tmp_path) -> None:
-    with pytest.raises(ModelError, match=r"no finished run is there \(no model/headstart.json\); train it, or go on wi"):
+    with pytest.raises(
+        ModelError, match=r"no finished run is there \(no model/headstart.json\); train it, or go on wi"
+    ):
         hs.open_run(tmp_path)
 
 
 def test_a_module_of_ones_own_opens_into_a_module_made_the_same_way(net, settings, noise, tmp_path) -> None:
-    config = hs.load_config(settings(head={"kind": "mlp", "hidden": [5], "dropout": 0.1}, model={"name": "auto", "options": {}}))
+    config = hs.load_config(
+        settings(head={"kind": "mlp", "hidden": [5], "dropout": 0.1}, model={"name": "auto", "options": {}})
+    )
     run = train(config, model=net(classes=7, norm=True))
     opened = hs.open_run(run.path, model=net(classes=7, norm=True, seed=9))
     with in_eval(run.model), in_eval(opened.model):

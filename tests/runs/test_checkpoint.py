@@ -90,7 +90,17 @@ def test_average_scaler_counters_and_best_come_back(make, noise, tmp_path) -> No
     save(state, tmp_path)
     again = make(average=True, precision="fp16")
     restore(again, tmp_path)
-    kept = ("step", "epochs_done", "epoch_step", "phase", "stale_epochs", "stopped", "epoch_loss", "epoch_weight", "best")
+    kept = (
+        "step",
+        "epochs_done",
+        "epoch_step",
+        "phase",
+        "stale_epochs",
+        "stopped",
+        "epoch_loss",
+        "epoch_weight",
+        "best",
+    )
     assert [getattr(again, name) for name in kept] == [getattr(state, name) for name in kept]
     assert again.scaler.get_scale() == 2.0**10
     assert_same(train(state, noise, 2, fp16), train(again, noise, 2, fp16))

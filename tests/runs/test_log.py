@@ -111,5 +111,9 @@ def test_the_text_tells_of_every_life(tmp_path) -> None:
     log.close()
     text = (tmp_path / "log.txt").read_text()
     lines = [line.partition(" UTC  ")[2] for line in text.splitlines()]
-    assert lines[:3] == ["started", "phase a: 1 parameters train, 2 are frozen", "epoch 1: loss 0.5000  accuracy 0.1000"]
+    assert lines[:3] == [
+        "started",
+        "phase a: 1 parameters train, 2 are frozen",
+        "epoch 1: loss 0.5000  accuracy 0.1000",
+    ]
     assert lines[-2:] == ["going on from step 6", "a name that is not UTF-8: \\udcff"]

@@ -108,7 +108,9 @@ def command(settings, tmp_path) -> Callable[[], subprocess.Popen[str]]:
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_an_interrupted_run_finishes_its_step_saves_and_says_how_to_go_on(command, settings, tmp_path, number, code) -> None:
+def test_an_interrupted_run_finishes_its_step_saves_and_says_how_to_go_on(
+    command, settings, tmp_path, number, code
+) -> None:
     child = command()
     child.send_signal(number)
     _, said = child.communicate(timeout=60)
@@ -117,7 +119,9 @@ def test_an_interrupted_run_finishes_its_step_saves_and_says_how_to_go_on(comman
     found = read_checkpoint(run / "checkpoints")
     step = found.counters["step"]
     assert step >= 3
-    message = f"headstart: stopped by {number.name} after step {step}, and saved; go on with the same command and --resume"
+    message = (
+        f"headstart: stopped by {number.name} after step {step}, and saved; go on with the same command and --resume"
+    )
     assert message in said
     assert f"(run folder {run})" in said
     assert "Traceback" not in said
@@ -165,6 +169,25 @@ def test_a_crash_among_the_first_files_is_gone_on_with(settings, tmp_path, missi
     path = tmp_path / "run" / missing
     path.rmdir() if path.is_dir() else path.unlink()
     assert hs.train(config, resume=True).metrics
+
+
+def test_what_may_change_the_bits_of_a_resume_is_said_and_kept(settings, tmp_path) -> None:
+    """A damaged checkpoint that is passed over, and another library than at the start."""
+    config = hs.load_config(settings(recipe="full", epochs=2, checkpoint={"every_steps": 1}))
+    run = hs.train(config)
+    (run.path / "result.json").unlink()
+    newest = read_checkpoint(run.path / "checkpoints").path
+    (newest / "state.json").write_text("{}")
+    facts = json.loads((run.path / "environment.json").read_text())
+    (run.path / "environment.json").write_text(json.dumps(facts | {"timm": "0.9.0"}))
+    said = []
+    hs.train(config, resume=True, watch=lambda event: said.append(getattr(event, "text", "")))
+    text = "\n".join(said)
+    assert f"passed over: {newest / 'state.json'}: 2 bytes that do not match the manifest" in text
+    assert f"not exact to the bit: timm was 0.9.0, is {facts['timm']}" in text
+    assert "going on from step" in text
+    log = (run.path / "log.txt").read_text()
+    assert all(line in log for line in text.splitlines())
 
 
 def test_a_run_that_was_killed_before_its_report_gets_one(settings, tmp_path) -> None:

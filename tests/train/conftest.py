@@ -47,9 +47,7 @@ def as_task(images: Images) -> Callable[..., Images]:
         task = TaskSpec(kind="multilabel", classes=("x", "y", "z"))
         if kind == "regress":
             task = regression_task(("price", "size"), [sample.target for sample in splits["train"]], log=log)
-        made = {
-            name: replace(getattr(images, name), samples=samples, task=task) for name, samples in splits.items()
-        }
+        made = {name: replace(getattr(images, name), samples=samples, task=task) for name, samples in splits.items()}
         return replace(images, task=task, **made)
 
     return make

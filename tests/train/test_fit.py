@@ -92,7 +92,9 @@ def test_the_same_epoch_comes_in_another_order_next_time(net, images) -> None:
 def test_epochs_count_from_where_the_state_is(net, images) -> None:
     state = adamw(net())
     list(fit(state, images.train, rules=StepRules(), epochs=1))
-    more = [event.epoch for event in fit(state, images.train, rules=StepRules(), epochs=2) if isinstance(event, EpochDone)]
+    more = [
+        event.epoch for event in fit(state, images.train, rules=StepRules(), epochs=2) if isinstance(event, EpochDone)
+    ]
     assert more == [2, 3]
     assert (state.epochs_done, state.step, state.epoch_step) == (3, 12, 0)
 

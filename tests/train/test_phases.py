@@ -166,7 +166,11 @@ def test_training_stops_after_as_many_epochs_without_a_better_one_as_patience_sa
 def test_patience_counts_in_the_last_phase_only(net, images) -> None:
     phases = phase("probe", "backbone", epochs=3, lr=1e-30), phase("all", "none", first=3, epochs=3, lr=1e-30)
     state = fresh(net())
-    ends = [e for e in train_phases(state, course(*phases, patience=1), images.train, images.val) if isinstance(e, EpochDone)]
+    ends = [
+        e
+        for e in train_phases(state, course(*phases, patience=1), images.train, images.val)
+        if isinstance(e, EpochDone)
+    ]
     assert [event.epoch for event in ends] == [1, 2, 3, 4]
 
 

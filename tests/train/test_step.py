@@ -231,7 +231,9 @@ def test_a_loss_function_of_ones_own_is_averaged_over_images_or_its_weights(net,
 
 def test_a_loss_function_of_ones_own_sees_fp32_scores(net, noise) -> None:
     seen = []
-    rules = StepRules(precision="bf16", loss=lambda o, t: seen.append(o.dtype) or F.cross_entropy(o, t, reduction="none"))
+    rules = StepRules(
+        precision="bf16", loss=lambda o, t: seen.append(o.dtype) or F.cross_entropy(o, t, reduction="none")
+    )
     train_step(sgd(net()), noise(4), rules=rules)
     assert seen == [torch.float32]
 
@@ -239,7 +241,10 @@ def test_a_loss_function_of_ones_own_sees_fp32_scores(net, noise) -> None:
 @pytest.mark.parametrize(
     ("loss", "said"),
     [
-        (lambda o, t: F.cross_entropy(o, t), r"returned \(\) .* for 4 images; return one value per image, shape \(4,\)"),
+        (
+            lambda o, t: F.cross_entropy(o, t),
+            r"returned \(\) .* for 4 images; return one value per image, shape \(4,\)",
+        ),
         (lambda o, t: o, r"returned \(4, 3\) \(weights \(4, 3\)\) for 4 images"),
         (lambda o, t: F.mse_loss(o[:, :1], t.float(), reduction="none"), r"returned \(4, 4\)"),
         (lambda o, t: (o.sum(1), torch.ones(4, 1)), r"returned \(4,\) \(weights \(4, 1\)\) for 4 images"),
@@ -253,7 +258,9 @@ def test_a_loss_of_the_wrong_shape_is_refused(net, noise, loss, said) -> None:
 
 
 def test_a_loss_of_no_known_name_is_refused(net, noise) -> None:
-    with pytest.raises(ConfigError, match=r"loss: 'crossentropy' is not one of cross_entropy, focal, bce, mse, huber, mae"):
+    with pytest.raises(
+        ConfigError, match=r"loss: 'crossentropy' is not one of cross_entropy, focal, bce, mse, huber, mae"
+    ):
         train_step(sgd(net()), noise(4), rules=StepRules(loss="crossentropy"))
 
 
@@ -287,7 +294,7 @@ class Several(nn.Module):
         return self.kind((main, self.other(main.tanh())))
 
 
-Auxiliary = namedtuple("Auxiliary", ["logits", "aux_logits"])  # noqa: PYI024  what torchvision's models return
+Auxiliary = namedtuple("Auxiliary", ["logits", "aux_logits"])  # what torchvision's models return
 
 
 def test_auxiliary_heads_count_as_in_the_paper_and_equal_heads_equally(net, noise) -> None:
@@ -330,7 +337,9 @@ def test_micro_batches_have_dropout_of_their_own(net, noise) -> None:
     batch = noise(8, targets=torch.cat([twice.targets, twice.targets]))
     batch = type(batch)(**{**vars(batch), "pixels": doubled})
     seen = []
-    rules = StepRules(accumulate=2, loss=lambda o, t: seen.append(o.detach()) or F.cross_entropy(o, t, reduction="none"))
+    rules = StepRules(
+        accumulate=2, loss=lambda o, t: seen.append(o.detach()) or F.cross_entropy(o, t, reduction="none")
+    )
     train_step(sgd(net(dropout=0.5)), batch, rules=rules)
     assert not torch.equal(*seen)
 
@@ -360,6 +369,8 @@ def test_rates_of_a_step_are_the_bodys_and_the_heads(net, noise) -> None:
 def test_a_step_on_numbers_has_the_loss_of_their_standardised_values(net, noise) -> None:
     task = TaskSpec(kind="regress", targets=("x", "y"), mean=(10.0, 0.0), std=(2.0, 1.0))
     batch = noise(3, targets=task.standardise(torch.tensor([[10.0, 1.0], [14.0, -1.0], [8.0, 0.5]])))
-    expected = F.mse_loss(net(classes=2)(batch.inputs(CPU, torch.contiguous_format)), torch.tensor([[0, 1], [2, -1], [-1, 0.5]]))
+    expected = F.mse_loss(
+        net(classes=2)(batch.inputs(CPU, torch.contiguous_format)), torch.tensor([[0, 1], [2, -1], [-1, 0.5]])
+    )
     done = train_step(sgd(net(classes=2)), batch, rules=StepRules(loss="mse"))
     assert done.loss == pytest.approx(expected.item())

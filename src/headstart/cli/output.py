@@ -59,10 +59,16 @@ def to_csv(rows: Iterable[Sequence[object]], *, header: Sequence[str]) -> str:
 
 
 def result(run: Any, *, as_json: bool) -> str:
-    """What ``train`` and ``evaluate`` print: the metrics and where the run is."""
+    """What ``train`` and ``evaluate`` print: the metrics, and of which images and weights they are."""
     if as_json:
-        return to_json({"run": str(run.path), "task": run.task, "seconds": run.seconds, "metrics": dict(run.metrics)})
-    return table([(name, value) for name, value in run.metrics.items()])
+        facts = {"run": str(run.path), "task": run.task, "seconds": run.seconds, "metrics": dict(run.metrics)}
+        test = {"test_metrics": dict(run.test_metrics)} if run.test_metrics else {}
+        return to_json(facts | test | {"note": run.note})
+    rows: list[Sequence[object]] = [(name, value) for name, value in run.metrics.items()]
+    if run.test_metrics:
+        rows = [(name, value, run.test_metrics.get(name)) for name, value in run.metrics.items()]
+    header = ("", "validation", "test") if run.test_metrics else ()
+    return table(rows, header=header) + (f"\n\n{cell(run.note)}" if run.note else "")
 
 
 def _no_formula(value: object) -> object:

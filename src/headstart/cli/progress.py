@@ -95,8 +95,9 @@ class Progress:
 
     def _epoch_done(self, event: Any) -> None:
         self._close()
-        metrics = "  ".join(f"{cell(name)} {cell(float(value))}" for name, value in event.metrics.items())
-        done = f"epoch {event.epoch}: loss {event.train_loss:.4f}  {metrics}"
+        done = f"epoch {event.epoch}: loss {event.train_loss:.4f}  {_shown(event.metrics)}"
+        if event.average_metrics:
+            done += f"  (average: {_shown(event.average_metrics)})"
         self._say(f"{done}  {event.images_per_second:,.0f} images/s  {duration(event.seconds)}")
 
     def _left(self) -> str:
@@ -123,6 +124,12 @@ class Progress:
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
+
+
+def _shown(metrics: Mapping[str, float]) -> str:
+    """The metrics but for what does not change from epoch to epoch, and what is each target's own."""
+    kept = {name: value for name, value in metrics.items() if not name.startswith("baseline") and ":" not in name}
+    return "  ".join(f"{cell(name)} {cell(float(value))}" for name, value in kept.items())
 
 
 def duration(seconds: float) -> str:

@@ -17,6 +17,7 @@ Auto = Literal["auto"]
 Positive = Annotated[float, Gt(0), Lt(float("inf"))]
 NonNegative = Annotated[float, Ge(0), Lt(float("inf"))]
 Probability = Annotated[float, Ge(0), Lt(1)]
+ClassWeights = Literal["none", "balanced"] | dict[str, NonNegative]
 Count = Annotated[int, Ge(1)]
 _STRICT: Any = {"extra": "forbid", "use_attribute_docstrings": True}  # pydantic's: unknown names are errors
 
@@ -118,9 +119,8 @@ class AutoLoss:
 
     kind: Auto = "auto"
     """Loss function; auto: cross_entropy, bce or huber, by the task."""
-
-
-ClassWeights = Literal["none", "balanced"] | dict[str, NonNegative]
+    class_weights: ClassWeights = "none"
+    label_smoothing: Probability = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -157,6 +157,8 @@ def _divide(listing: Listing, scan: Scan, config: Config) -> tuple[tuple[Entry, 
         notes = [f"split: as given: {given['train']} train, {given['val']} val, {given['test']} test"]
         if config.data.test > 0 and given["test"] == 0:
             notes.append("data.test is not used: the data have their own split")
+        if config.data.val != Data().val:
+            notes.append("data.val is not used: the data have their own split")
         return listing.entries, (*notes, *_shared_groups(listing.entries))
     ours = [entry for entry in listing.entries if entry.split in (None, "train")]
     test = 0.0 if given["test"] else config.data.test

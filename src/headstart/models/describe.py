@@ -10,11 +10,13 @@ from torch import nn
 
 from headstart.config.schema import FreezeRule, Until
 from headstart.errors import ModelError
+from headstart.models.folder import BUNDLE, model_folder
 from headstart.models.freeze import Frozen, what_freezes
 from headstart.models.head import find_head
 from headstart.models.layout import Layout, find_layout
 from headstart.models.preprocess import Preprocess
 from headstart.models.sources import OpenedModel, open_model
+from headstart.models.spec import FolderSpec, parse_spec
 from headstart.models.trace import input_shape, run_for_shapes
 
 Shape = tuple[int, ...]
@@ -69,9 +71,10 @@ class Description:
 def describe(model: str | OpenedModel | nn.Module, *, freeze: FreezeRule | None = None) -> Description:
     """Describe a model spec, an opened model or any module; ``freeze``: a rule to show in full.
 
-    Raises: ModelError: the spec is unknown, or the model runs neither on ``meta`` nor on its own device.
+    Raises: ModelError: the spec is unknown, the rule matches nothing, or the model runs neither on ``meta`` nor on its
+    own device.
     """
-    opened = open_model(model, weights="none") if isinstance(model, str) else model
+    opened = _opened(model) if isinstance(model, str) else model
     module = opened if isinstance(opened, nn.Module) else opened.module
     layout = find_layout(module)
     preprocess = None if isinstance(opened, nn.Module) else opened.preprocess
@@ -93,15 +96,24 @@ def describe(model: str | OpenedModel | nn.Module, *, freeze: FreezeRule | None 
         rows=_rows(module, layout, shapes),
         head=_head_text(module, layout),
         rules=tuple(_effect(module, rule) for rule in [*simple, *(Until(until=stage.name) for stage in layout.stages)]),
-        chosen=None if freeze is None else _effect(module, freeze),
+        chosen=None if freeze is None else _effect(module, freeze, strict=True),
     )
 
 
-def _effect(module: nn.Module, rule: FreezeRule) -> RuleEffect:
+def _opened(spec: str) -> OpenedModel:
+    """With random weights, but for a bundle: its architecture includes the head that its weights have."""
+    parsed = parse_spec(spec)
+    is_bundle = isinstance(parsed, FolderSpec) and (model_folder(parsed.path) / BUNDLE).is_file()
+    return open_model(spec, weights="pretrained" if is_bundle else "none")
+
+
+def _effect(module: nn.Module, rule: FreezeRule, *, strict: bool = False) -> RuleEffect:
     name = f"until:{rule.until}" if isinstance(rule, Until) else str(rule)
     try:
         frozen = what_freezes(module, rule)
     except ModelError as error:
+        if strict:
+            raise
         return RuleEffect(rule=name, frozen=None, reason=str(error))
     return RuleEffect(rule=frozen.rule, frozen=frozen)
 

@@ -27,8 +27,12 @@ _TASK_LOSSES: dict[str, tuple[type[CrossEntropy | Focal | Bce | Mse | Huber | Ma
 def resolve_loss(loss: Loss, *, task: str) -> Loss:
     """The loss that ``auto`` stands for, or the one given.  Raises: ConfigError: it does not fit the task."""
     if isinstance(loss, AutoLoss):
-        defaults: dict[str, Loss] = {"classify": CrossEntropy(), "multilabel": Bce(), "regress": Huber()}
-        return defaults[task]
+        shared = {"class_weights": loss.class_weights, "label_smoothing": loss.label_smoothing}
+        if task == "regress" and loss != AutoLoss():
+            raise ConfigError("loss: class_weights and label_smoothing have no meaning for numbers; leave them out")
+        if task == "regress":
+            return Huber()
+        return CrossEntropy(**shared) if task == "classify" else Bce(**shared)  # type: ignore[arg-type]
     if not isinstance(loss, _TASK_LOSSES[task]):
         accepted = ", ".join(kind().kind for kind in _TASK_LOSSES[task])
         raise ConfigError(

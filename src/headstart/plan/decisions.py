@@ -66,7 +66,9 @@ def choose_precision(config: Config, device: torch.device) -> tuple[Precision, D
         raise ConfigError(
             f"precision: {torch.cuda.get_device_name(device)} has no bf16; give fp16 or fp32, e.g. --precision fp16"
         )
-    return config.precision, Decision("precision", config.precision, "as asked")
+    emulated = config.precision == "fp16" and device.type == "cpu"
+    why = "as asked; a CPU computes fp16 many times slower than fp32 or bf16" if emulated else "as asked"
+    return config.precision, Decision("precision", config.precision, why)
 
 
 def choose_memory_format(config: Config) -> tuple[str, Decision]:

@@ -121,7 +121,11 @@ def _gradual(epochs: int, stages: int) -> list[tuple[str, Phase]]:
     each = epochs // count
     sizes = [each] * (count - 1) + [epochs - each * (count - 1)]
     return [
-        (f"from {freeze_text(rule)}", Phase(epochs=size, freeze=rule)) for rule, size in zip(rules, sizes, strict=True)
+        (
+            "head" if rule == "backbone" else "all" if rule == "none" else f"without {freeze_text(rule)}",
+            Phase(epochs=size, freeze=rule),
+        )
+        for rule, size in zip(rules, sizes, strict=True)
     ]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from torch import nn
 from headstart.config.rules import freeze_text
 from headstart.config.schema import Config, Head, MlpHead
 from headstart.data.images import Images, load_images
+from headstart.data.listing import list_source
 from headstart.models.freeze import freeze_by
 from headstart.models.head import HeadSwap, head_parameters, replace_head
 from headstart.models.sources import OpenedModel, open_model
@@ -24,6 +25,7 @@ from headstart.train.phases import Course, PhasePlan, phase_optimizer
 from headstart.train.step import StepRules
 
 Watch = Callable[[object], None]
+_FEW_FOR_BATCH_NORM = 16  # images
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,6 +81,7 @@ def prepare(config: Config, *, module: nn.Module | None, loss: LossFunction | No
     device, chosen_device = choose_device(config)
     precision, chosen_precision = choose_precision(config, device)
     memory_format, chosen_format = choose_memory_format(config)
+    list_source(config.data, kind=config.task.kind)  # a mistake in the data must not wait for a download
     opened, chosen_model = _open(config, device, module)
     images = load_images(config, opened.preprocess, on_decoded=lambda done, total: tell(ScanProgress(done, total)))
     torch.manual_seed(config.seed)
@@ -97,8 +100,9 @@ def prepare(config: Config, *, module: nn.Module | None, loss: LossFunction | No
         phases=phases, optimizer=config.optimizer, schedule=config.schedule, rules=rules, patience=config.stop.patience
     )
     decisions = (
-        chosen_device, chosen_model, *_about_model(opened, swap), *_about_data(images),
-        chosen_loss, *chosen_phases, *_about_steps(config, images), chosen_precision, chosen_format,
+        chosen_device, chosen_model, *_about_model(opened, swap, config.head), *_about_data(images),
+        chosen_loss, *chosen_phases, *_about_steps(config, images),
+        *_small_batches(opened, phases, batch // config.batch.accumulate), chosen_precision, chosen_format,
     )  # fmt: skip
     opened.module.to(
         device, memory_format=torch.channels_last if memory_format == "channels_last" else torch.preserve_format
@@ -144,19 +148,33 @@ def _loss(config: Config, images: Images, given: LossFunction | None) -> tuple[L
     resolved = resolve_loss(config.loss, task=images.task.kind)
     function = make_loss(resolved, classes=images.classes, counts=images.train.class_counts(), task=images.task.kind)
     why = f"auto: the task is {images.task.kind}" if config.loss.kind == "auto" else "as asked"
-    return function, Decision("loss", resolved.kind, why)
+    return function, Decision("loss", resolved.kind + _details(resolved), why)
 
 
-def _about_model(opened: OpenedModel, swap: HeadSwap) -> tuple[Decision, ...]:
+def _about_model(opened: OpenedModel, swap: HeadSwap, head: Head) -> tuple[Decision, ...]:
     also = "".join(f", also {path}" for path in swap.others) + "".join(
         f", without the activation {path}" for path in swap.removed
     )
     before = f"{swap.was:,} -> " if swap.was else "new, "
     return (
         Decision("weights", opened.weights.where, str(opened.coverage)),
-        Decision("head", f"{swap.path}: {before}{_outputs(swap.now)}{also}", "found in the traced graph"),
+        Decision(
+            "head", f"{swap.path}: {before}{_outputs(swap.now)}{_details(head)}{also}", "found in the traced graph"
+        ),
         Decision("image size", f"{opened.preprocess.height} x {opened.preprocess.width}", opened.preprocess.source),
     )
+
+
+def _details(chosen: object, *, but: tuple[str, ...] = ()) -> str:
+    """What of a choice is not as by default, e.g. ``, label_smoothing 0.1``."""
+    assert is_dataclass(chosen) and not isinstance(chosen, type)
+    shown = [field for field in fields(chosen) if field.name not in ("kind", "at", *but)]
+    changed = [field.name for field in shown if getattr(chosen, field.name) != field.default or field.name == "hidden"]
+    return "".join(f", {name} {_plain(getattr(chosen, name))}" for name in changed)
+
+
+def _plain(value: object) -> str:
+    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 def _outputs(count: int) -> str:
@@ -186,11 +204,35 @@ def _about_steps(config: Config, images: Images) -> tuple[Decision, ...]:
     schedule = f"{config.schedule.kind} in each phase, warm-up {config.schedule.warmup:.0%}"
     average_text = "none" if average.kind == "none" else f"ema, half-life {average.half_life:.0%} of the steps"
     return (
-        Decision("optimizer", chosen.kind, decay),
+        Decision(
+            "optimizer", chosen.kind + _details(chosen, but=("lr", "head_lr", "layer_decay", "weight_decay")), decay
+        ),
         Decision("schedule", schedule, f"average of the weights: {average_text}"),
-        Decision("batch", f"{images.train.batch_size} images per step", size),
+        Decision("batch", f"{min(images.train.batch_size, len(images.train.samples))} images per step", size),
         Decision("augment", f"{augment.preset}{mixing}", mirrored),
+        *_penalties_and_stop(config),
     )
+
+
+def _penalties_and_stop(config: Config) -> tuple[Decision, ...]:
+    penalties, patience = config.penalties, config.stop.patience
+    found = []
+    if penalties.l1 or penalties.l2_start:
+        shown = f"l1 {penalties.l1:g} on {_plain(penalties.l1_on)}, l2_start {penalties.l2_start:g}"
+        found.append(Decision("penalties", shown, "once per optimizer step"))
+    if patience:
+        found.append(Decision("stop", f"after {patience} epochs of the last phase without a better one", "as asked"))
+    return tuple(found)
+
+
+def _small_batches(opened: OpenedModel, phases: tuple[PhasePlan, ...], batch: int) -> tuple[Decision, ...]:
+    """A word on BatchNorm where its statistics come from few images."""
+    norms = [part for part in opened.module.modules() if isinstance(part, nn.modules.batchnorm._BatchNorm)]
+    trained = any(phase.freeze not in ("backbone", "norm") for phase in phases)
+    if not norms or not trained or batch >= _FEW_FOR_BATCH_NORM:
+        return ()
+    why = f"{batch} images per step make noisy statistics; --freeze norm keeps the pretrained ones"
+    return (Decision("batch norm", "statistics of each batch", why),)
 
 
 def _document(decisions: tuple[Decision, ...], opened: OpenedModel, images: Images, course: Course) -> dict[str, Any]:

@@ -29,13 +29,18 @@ from headstart.train.state import TrainState
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """A finished run: its folder, the model in eval mode, and the validation metrics of exactly that model."""
+    """A finished run: its folder, the model in eval mode, and the metrics of exactly that model.
+
+    ``metrics`` are those of validation; ``note`` says which epoch and weights were kept, or which images these are.
+    """
 
     path: Path
     task: str
     seconds: float
     metrics: dict[str, float]
     model: nn.Module = field(repr=False)
+    test_metrics: dict[str, float] | None = None
+    note: str = ""
 
 
 class Ready(Protocol):
@@ -105,7 +110,7 @@ def finish(run: Path, state: TrainState, ready: Ready, *, log: RunLog, started: 
     write_json(run / "result.json", result)
     log.note(f"finished: step {state.step}")
     write_report(run)
-    return Run(path=run, task=images.task.kind, seconds=seconds, metrics=metrics, model=state.model.eval())
+    return _run(run, result, state.model.eval())
 
 
 def _evaluate(model: nn.Module, split: Batches, settings: Evaluated) -> Evaluation:
@@ -118,4 +123,11 @@ def finished_run(run: Path, *, model: nn.Module | None) -> Run:
     opened = open_run(run, model=model)
     if not (run / "report.html").exists():  # killed before its last file
         write_report(run)
-    return Run(path=run, task=result["task"], seconds=result["seconds"], metrics=result["metrics"], model=opened.model)
+    return _run(run, result, opened.model)
+
+
+def _run(run: Path, result: Mapping[str, Any], model: nn.Module) -> Run:
+    return Run(
+        path=run, task=result["task"], seconds=result["seconds"], metrics=result["metrics"], model=model,
+        test_metrics=result["test_metrics"], note=f"epoch {result['epoch']} ({result['weights']} weights)",
+    )  # fmt: skip

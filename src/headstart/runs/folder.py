@@ -8,13 +8,14 @@ import json
 import os
 import platform
 from collections.abc import Mapping
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from headstart.config.load import write_yaml
+from headstart.config.load import load_config, write_yaml
 from headstart.config.schema import Config
 from headstart.errors import ConfigError
 from headstart.storage import json_bytes, make_folder, read_json, sweep, write_file, write_json
@@ -35,6 +36,11 @@ def check_free(run: Path, config: Config, *, resume: bool) -> bool:
     is not a run's.
     """
     old = run / "config.yaml"
+    source = Path(config.data.source).resolve() if config.data.source else None
+    if source is not None and source.is_dir() and source in (run.resolve(), *run.resolve().parents):
+        raise ConfigError(
+            f"out: {run} is inside the data ({source}); choose another folder, e.g. --out runs/{source.name}"
+        )
     if run.exists() and not run.is_dir():
         raise ConfigError(f"out: {run} is a file; choose another run folder, e.g. --out {run}-run")
     if not old.exists():
@@ -42,7 +48,7 @@ def check_free(run: Path, config: Config, *, resume: bool) -> bool:
         if strangers:
             raise ConfigError(
                 f"out: {run} holds other files ({', '.join(sorted(strangers)[:3])}); choose another folder, e.g. "
-                f"--out {run}/run"
+                f"--out runs/{run.name}"
             )
         return False
     if not resume:
@@ -52,17 +58,24 @@ def check_free(run: Path, config: Config, *, resume: bool) -> bool:
         )
     if old.read_text(encoding="utf-8", errors="surrogateescape") != write_yaml(config):
         raise ConfigError(
-            f"{old}: the run was made with other options ({', '.join(_differences(old, config))}); "
+            f"{old}: the run was made with other options ({'; '.join(_differences(old, config))}); "
             "resume it with the same ones, or choose another folder with --out"
         )
     return (run / "result.json").exists()
 
 
 def _differences(old: Path, config: Config) -> list[str]:
-    before = old.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
-    after = write_yaml(config).splitlines()
-    changed = [line.strip() for line in after if line not in before]
-    return changed[:5] or ["fewer than before"]
+    """Each option that differs, with both values."""
+    before, now = (_leaves(asdict(one)) for one in (load_config(old), config))
+    changed = [name for name in {**before, **now} if before.get(name) != now.get(name)]
+    return [f"{name}: the run has {before.get(name)}, now {now.get(name)}" for name in changed[:5]]
+
+
+def _leaves(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in tree.items():
+        found |= _leaves(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return found
 
 
 def record_start(run: Path, config: Config, plan: Mapping[str, Any], device: torch.device) -> tuple[str, ...]:

@@ -99,6 +99,7 @@ def _close_epoch(state: TrainState, images: int, seconds: float) -> EpochDone:
     state.epochs_done += 1
     state.epoch_step, state.epoch_loss, state.epoch_weight = 0, 0.0, 0.0
     return EpochDone(
+        lr=max(float(group["lr"]) for group in state.optimizer.param_groups),
         epoch=state.epochs_done,
         step=state.step,
         train_loss=loss,

@@ -38,7 +38,14 @@ def score(task: TaskSpec, metrics: dict[str, float]) -> tuple[float, ...]:
     One that is not there counts as the worst finite number: scores are kept as JSON, which has no infinity.
     """
     if task.kind == "regress":
-        return (-metrics.get("mae_log10" if task.log else "mae", _WORST),)
+        name = "mae_log10" if task.log else "mae"
+        if len(task.targets) == 1:
+            return (-metrics.get(name, _WORST),)
+        # several units: each target's error as a share of the mean predictor's
+        pairs = [
+            (metrics.get(f"{name}:{one}", _WORST), metrics.get(f"baseline_{name}:{one}", 1.0)) for one in task.targets
+        ]
+        return (-math.fsum(error / max(baseline, 1e-12) for error, baseline in pairs) / len(pairs),)
     return (metrics.get(MAIN_METRIC[task.kind], -_WORST), -metrics.get("nll", _WORST))
 
 

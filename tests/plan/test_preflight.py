@@ -1,0 +1,121 @@
+"""Everything is decided before the first step, and said: plan.json's content and the reasons."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+import headstart as hs
+from headstart.errors import ConfigError
+from headstart.plan.decisions import (
+    CPU_MODEL,
+    GPU_MODEL,
+    choose_device,
+    choose_memory_format,
+    choose_model,
+    choose_precision,
+)
+from headstart.plan.preflight import prepare
+
+KEYS = {
+    "decisions", "task", "model", "preprocess", "phases", "data", "steps_per_epoch", "batch_size", "precision",
+    "device", "seed", "head",
+}  # fmt: skip
+
+
+@pytest.fixture
+def planned(settings):
+    def make(**sections):
+        return hs.plan(hs.load_config(settings(**sections)))
+
+    return make
+
+
+def said(plan) -> dict[str, tuple[str, str]]:
+    return {decision.name: (decision.value, decision.reason) for decision in plan.decisions}
+
+
+def test_the_document_says_everything_and_is_json(planned) -> None:
+    document = planned(head={"kind": "mlp", "hidden": [4], "dropout": 0.1}).to_dict()
+    assert json.loads(json.dumps(document)).keys() == KEYS
+    assert document["task"]["classes"] == ["blue", "green", "red"]
+    data = document["data"]
+    assert (data["train"] + data["val"], data["test"]) == (36, 0)
+    assert sum(data["class_counts"]["train"].values()) == data["train"]
+    head = document["head"]
+    assert (head["kind"], head["hidden"], head["path"], head["was"], head["now"]) == ("mlp", [4], "fc", 1000, 3)
+    assert document["steps_per_epoch"] == -(-data["train"] // 8)
+
+
+def test_phases_say_their_steps_groups_and_what_is_frozen(planned) -> None:
+    document = planned(epochs=3).to_dict()
+    probe, finetune = document["phases"]
+    steps, total = document["steps_per_epoch"], document["model"]["parameters"]
+    assert (probe["first_step"], probe["steps"], finetune["first_step"], finetune["steps"]) == (
+        0,
+        steps,
+        steps,
+        2 * steps,
+    )
+    for phase in (probe, finetune):
+        assert phase["trainable_parameters"] + phase["frozen_parameters"] == total
+        assert sum(group["parameters"] for group in phase["groups"]) == phase["trainable_parameters"]
+    assert probe["trainable_parameters"] == 16 * 3 + 3
+    assert "layer1" in probe["frozen_modules"]
+    assert finetune["frozen_modules"] == []
+
+
+def test_every_decision_has_a_reason(planned) -> None:
+    found = said(planned())
+    assert all(value and reason for value, reason in found.values())
+    assert found["device"] == ("cpu", "as asked")
+    assert found["task"] == ("classify: 3 outputs (blue, green, red)", "from the data")
+    assert found["loss"] == ("cross_entropy", "auto: the task is classify")
+    assert found["optimizer"] == ("adamw", "weight decay 0.02, decoupled, none on norms and biases")
+    assert found["precision"][0] == "fp32"
+
+
+def test_the_model_is_prepared_as_the_plan_says(settings) -> None:
+    seen = []
+    config = hs.load_config(settings(memory_format="channels_last"))
+    ready = prepare(config, module=None, loss=None, tell=seen.append)
+    assert ready.opened.module.fc.out_features == 3
+    assert ready.opened.module.conv1.weight.is_contiguous(memory_format=torch.channels_last)
+    kinds = [type(event).__name__ for event in seen]
+    assert kinds[-1] == "Decided"
+    assert (seen[-2].done, seen[-2].total) == (36, 36)
+
+
+def test_random_weights_are_a_function_of_the_seed(settings) -> None:
+    def weights(seed: int) -> torch.Tensor:
+        torch.rand(seed)
+        module = prepare(hs.load_config(settings(seed=seed)), module=None, loss=None, tell=lambda _: None).opened.module
+        return torch.cat([value.flatten() for value in module.parameters()])
+
+    one, same, other = weights(1), weights(1), weights(2)
+    assert torch.equal(one, same)
+    assert not torch.equal(one, other)
+
+
+def test_without_a_name_the_model_follows_the_device() -> None:
+    config = hs.load_config({})
+    assert choose_model(config, torch.device("cpu"))[0] == CPU_MODEL
+    spec, decision = choose_model(config, torch.device("cuda"))
+    assert (spec, decision.reason.startswith("auto: an accelerator")) == (GPU_MODEL, True)
+    named = hs.load_config({"model": {"name": "timm/test_vit"}})
+    assert choose_model(named, torch.device("cpu"))[0] == "timm/test_vit"
+
+
+def test_arithmetic_and_memory_order_are_as_asked_or_the_plain_ones() -> None:
+    cpu, auto = torch.device("cpu"), hs.load_config({})
+    assert (choose_precision(auto, cpu)[0], choose_memory_format(auto)[0]) == ("fp32", "contiguous")
+    asked = hs.load_config({"precision": "bf16", "memory_format": "channels_last"})
+    assert (choose_precision(asked, cpu)[0], choose_memory_format(asked)[0]) == ("bf16", "channels_last")
+
+
+@pytest.mark.parametrize("device", ["cuda:77", "tpux", ""])
+def test_a_device_that_is_not_there_is_refused(device) -> None:
+    with pytest.raises(ConfigError, match=rf"device: '{device}' cannot be used here \(.+\); give cpu, or auto"):
+        choose_device(hs.load_config({"device": device}))
