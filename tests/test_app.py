@@ -99,7 +99,8 @@ def test_an_existing_run_is_not_touched_without_resume(settings) -> None:
 def test_a_run_is_resumed_with_its_own_options_only(settings) -> None:
     hs.train(hs.load_config(settings(**QUICK)))
     with pytest.raises(
-        ConfigError, match=r"the run was made with other options \(epochs: 3, seed: 7\); resume it with"
+        ConfigError,
+        match=r"other options \(epochs: the run has 1, now 3; seed: the run has 42, now 7\); resume it with",
     ):
         hs.train(hs.load_config(settings(recipe="full", epochs=3, seed=7)), resume=True)
 
@@ -124,6 +125,25 @@ def test_a_folder_of_other_things_is_not_written_into(settings, tmp_path) -> Non
     with pytest.raises(ConfigError, match=r"out: .*thesis.tex is a file; choose another run folder"):
         hs.train(hs.load_config(settings(out=str(tmp_path / "run" / "thesis.tex"))))
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["thesis.tex"]
+
+
+def test_a_run_is_not_written_into_its_own_data(settings, colours) -> None:
+    for out in (colours, colours / "red" / "run"):
+        with pytest.raises(
+            ConfigError, match=r"is inside the data \(.*colours\); choose another folder, e.g. --out runs"
+        ):
+            hs.train(hs.load_config(settings(out=str(out))))
+    assert not (colours / "red" / "run").exists()
+
+
+def test_a_test_split_is_measured_at_the_end_and_only_then(settings) -> None:
+    config = hs.load_config(settings(**QUICK, data={"test": 0.2}))
+    run = hs.train(config)
+    assert {"accuracy", "macro_f1", "nll"} <= set(run.test_metrics)
+    assert '"test_metrics"' not in (run.path / "events.jsonl").read_text()
+    again = hs.train(config, resume=True)
+    assert (again.test_metrics, again.note) == (run.test_metrics, run.note)
+    assert run.note == "epoch 1 (trained weights)"
 
 
 MISTAKES = {

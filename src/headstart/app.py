@@ -50,7 +50,8 @@ def train(
     started = time.monotonic()
     prepared = prepare(config, module=model, loss=loss, tell=watch)
     with locked(run), interruptible() as interrupted:
-        check_free(run, config, resume=resume)  # again: another process may have had it until now
+        if check_free(run, config, resume=resume):  # again: another process may have had it until now
+            return finished_run(run, model=model)
         changed = record_start(run, config, prepared.document, prepared.device)
         state, notes = begin(run, prepared, changed)
         with closing(RunLog(run, state)) as log:

@@ -20,7 +20,7 @@ from headstart.data.labelled import labelled_batches
 from headstart.runs.bundle import OpenedRun, open_run
 from headstart.runs.finish import Run
 from headstart.train.evaluate import Predictions, evaluate, predict
-from headstart.train.precision import pick_device
+from headstart.train.precision import usable_device
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +106,7 @@ def _readable(batches: Batches) -> tuple[Batches, dict[str, str]]:
 
 
 def _on_device(opened: OpenedRun, device: str) -> OpenedRun:
-    opened.model.to(pick_device(device))
+    opened.model.to(usable_device(device))
     return opened
 
 

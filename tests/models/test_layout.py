@@ -241,3 +241,10 @@ def test_a_block_keeps_the_norm_that_it_begins_with():
     layout = find_layout(timm_on_meta("vit_tiny_patch16_224"))
     assert layout.stages[1].parameters == layout.stages[5].parameters
     assert layout.stage_of("blocks.4.norm1") == 5
+
+
+def test_looking_leaves_no_traces_in_what_a_model_caches() -> None:
+    model = timm.create_model("levit_128s", pretrained=False).eval()
+    find_layout(model)
+    assert all(not part.attention_bias_cache for part in model.modules() if hasattr(part, "attention_bias_cache"))
+    copy.deepcopy(model).eval()

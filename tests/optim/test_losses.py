@@ -120,6 +120,14 @@ def test_auto_is_the_tasks_usual_loss() -> None:
     assert resolve_loss(AutoLoss(), task="regress") == Huber()
 
 
+def test_auto_takes_weights_and_smoothing_along_where_they_have_a_meaning() -> None:
+    asked = AutoLoss(class_weights={"a": 2.0}, label_smoothing=0.1)
+    assert resolve_loss(asked, task="classify") == CrossEntropy(class_weights={"a": 2.0}, label_smoothing=0.1)
+    assert resolve_loss(asked, task="multilabel") == Bce(class_weights={"a": 2.0}, label_smoothing=0.1)
+    with pytest.raises(ConfigError, match=r"class_weights and label_smoothing have no meaning for numbers"):
+        resolve_loss(asked, task="regress")
+
+
 def test_a_loss_of_another_task_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"mse does not fit the task classify; give one of cross_entropy, focal"):
         resolve_loss(Mse(), task="classify")

@@ -8,11 +8,9 @@ import pytest
 import torch
 
 import headstart as hs
-from headstart.errors import ConfigError
 from headstart.plan.decisions import (
     CPU_MODEL,
     GPU_MODEL,
-    choose_device,
     choose_memory_format,
     choose_model,
     choose_precision,
@@ -77,6 +75,27 @@ def test_every_decision_has_a_reason(planned) -> None:
     assert found["precision"][0] == "fp32"
 
 
+def test_few_images_for_batch_statistics_are_said(planned) -> None:
+    assert "--freeze norm" in said(planned())["batch norm"][1]
+    assert "8 images per step" in said(planned(batch={"size": 16, "accumulate": 2}))["batch norm"][1]
+    for fine in (
+        {"recipe": "probe"}, {"recipe": "full", "freeze": "norm"}, {"batch": {"size": 16}},
+        {"model": {"name": "timm/test_vit", "options": {}}},
+    ):  # fmt: skip
+        assert "batch norm" not in said(planned(**fine))
+
+
+def test_choices_that_are_not_the_defaults_are_said(planned) -> None:
+    found = said(planned(
+        loss={"kind": "cross_entropy", "label_smoothing": 0.1}, optimizer={"kind": "sgd", "momentum": 0.5},
+        penalties={"l1": 0.01}, stop={"patience": 2},
+    ))  # fmt: skip
+    assert found["loss"][0] == "cross_entropy, label_smoothing 0.1"
+    assert found["optimizer"][0] == "sgd, momentum 0.5"
+    assert found["penalties"][0] == "l1 0.01 on head, l2_start 0"
+    assert found["stop"][0].startswith("after 2 epochs of the last phase")
+
+
 def test_the_model_is_prepared_as_the_plan_says(settings) -> None:
     seen = []
     config = hs.load_config(settings(memory_format="channels_last"))
@@ -113,9 +132,3 @@ def test_arithmetic_and_memory_order_are_as_asked_or_the_plain_ones() -> None:
     assert (choose_precision(auto, cpu)[0], choose_memory_format(auto)[0]) == ("fp32", "contiguous")
     asked = hs.load_config({"precision": "bf16", "memory_format": "channels_last"})
     assert (choose_precision(asked, cpu)[0], choose_memory_format(asked)[0]) == ("bf16", "channels_last")
-
-
-@pytest.mark.parametrize("device", ["cuda:77", "tpux", ""])
-def test_a_device_that_is_not_there_is_refused(device) -> None:
-    with pytest.raises(ConfigError, match=rf"device: '{device}' cannot be used here \(.+\); give cpu, or auto"):
-        choose_device(hs.load_config({"device": device}))

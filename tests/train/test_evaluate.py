@@ -193,6 +193,17 @@ def test_better_is_more_accurate_and_then_likelier() -> None:
     assert score(logged, {"mae": 9.0, "mae_log10": 0.1}) > score(logged, {"mae": 1.0, "mae_log10": 0.2})
 
 
+def test_better_numbers_of_several_units_are_better_by_their_share_of_the_mean_predictors_error() -> None:
+    task = TaskSpec(kind="regress", targets=("price", "size"))
+    baseline = {"baseline_mae:price": 1000.0, "baseline_mae:size": 2.0}
+    one, other = ({"mae:price": price, "mae:size": size} | baseline for price, size in ((900.0, 1.0), (800.0, 1.9)))
+    assert score(task, one) == pytest.approx((-0.7,))
+    assert score(task, one) > score(task, other)
+    undefined = {"mae:price": 1.0, "baseline_mae:price": 1e-3, "baseline_mae:size": 1e-3}
+    assert math.isfinite(score(task, undefined)[0])
+    assert score(task, undefined) < score(task, other)
+
+
 def test_new_images_are_predicted_without_labels(model, images, colours) -> None:
     batches = image_batches([colours / "red"], preprocess=images.val.preprocess, task=images.task, batch_size=8)
     found = predict(model, batches)

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from headstart.train.precision import autocast, device_of, dtype_of, make_scaler, pick_device
+from headstart.errors import ConfigError
+from headstart.train.precision import autocast, device_of, dtype_of, make_scaler, usable_device
 
 CPU = torch.device("cpu")
 
@@ -28,9 +29,15 @@ def test_only_fp16_has_a_loss_scale() -> None:
 
 
 def test_a_device_is_the_one_named_or_the_accelerator() -> None:
-    assert pick_device("cpu") == CPU
+    assert usable_device("cpu") == CPU
     expected = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else CPU
-    assert pick_device("auto").type == expected.type
+    assert usable_device("auto").type == expected.type
+
+
+@pytest.mark.parametrize("device", ["cuda:77", "tpux", "meta", ""])
+def test_a_device_that_is_not_there_is_refused(device) -> None:
+    with pytest.raises(ConfigError, match=rf"device: '{device}' cannot be used here \(.+\); give cpu, an accelerator"):
+        usable_device(device)
 
 
 def test_a_modules_device_and_type_are_its_parameters() -> None:

@@ -21,7 +21,7 @@ from headstart.optim.groups import param_groups
 from headstart.optim.losses import make_loss
 from headstart.train.precision import make_scaler
 from headstart.train.state import TrainState
-from headstart.train.step import StepRules, train_step, training_outputs
+from headstart.train.step import StepRules, _pieces, train_step, training_outputs
 
 CPU = torch.device("cpu")
 WEIGHTS = {"a": 0.1, "b": 1.0, "c": 7.0}
@@ -108,13 +108,10 @@ def test_averaging_the_means_of_pieces_would_fail_this(net, noise) -> None:
 @settings(max_examples=25, deadline=None)
 @given(st.integers(1, 24), st.integers(1, 30))
 def test_micro_batches_cover_the_batch_and_none_of_several_is_a_single_image(size, accumulate) -> None:
-    from headstart.train.step import _pieces
-
     pieces = [range(size)[piece] for piece in _pieces(size, accumulate)]
     assert list(itertools.chain(*pieces)) == list(range(size))
     assert len(pieces) <= accumulate
-    if accumulate < size:
-        assert min(map(len, pieces)) > 1 or len(pieces) == size or max(map(len, pieces)) == 1
+    assert min(map(len, pieces)) >= min(2, size)
 
 
 @pytest.mark.parametrize("accumulate", [1, 3])
@@ -374,3 +371,11 @@ def test_a_step_on_numbers_has_the_loss_of_their_standardised_values(net, noise)
     )
     done = train_step(sgd(net(classes=2)), batch, rules=StepRules(loss="mse"))
     assert done.loss == pytest.approx(expected.item())
+
+
+@pytest.mark.parametrize(("size", "accumulate"), [(3, 4), (13, 4), (9, 5), (2, 2), (1, 3), (16, 4)])
+def test_no_piece_of_a_step_is_a_single_image_unless_the_step_is(size: int, accumulate: int) -> None:
+    pieces = [range(size)[piece] for piece in _pieces(size, accumulate)]
+    assert [place for piece in pieces for place in piece] == list(range(size))
+    assert len(pieces) <= accumulate
+    assert min(map(len, pieces)) >= min(2, size)

@@ -17,7 +17,7 @@ Auto = Literal["auto"]
 Positive = Annotated[float, Gt(0), Lt(float("inf"))]
 NonNegative = Annotated[float, Ge(0), Lt(float("inf"))]
 Probability = Annotated[float, Ge(0), Lt(1)]
-ClassWeights = Literal["none", "balanced"] | dict[str, NonNegative]
+ClassWeights = Literal["none", "balanced"] | dict[str, Positive]
 Count = Annotated[int, Ge(1)]
 _STRICT: Any = {"extra": "forbid", "use_attribute_docstrings": True}  # pydantic's: unknown names are errors
 

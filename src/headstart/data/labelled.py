@@ -35,6 +35,8 @@ def labelled_batches(data: Data, *, task: TaskSpec, preprocess: Preprocess, batc
         for place, entry in enumerate(entries)
         if entry.key in scan.hashes
     )
+    if not samples:
+        raise DataError(f"{printable(listing.source)}: none of the {len(entries)} images can be read")
     batches = Batches(
         samples=samples,
         task=task,

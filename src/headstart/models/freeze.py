@@ -75,9 +75,7 @@ def freeze_by(module: nn.Module, rule: FreezeRule) -> Frozen:
 
 def stay_in_eval(module: nn.Module, mode: bool = True) -> nn.Module:  # noqa: ARG001
     """What ``train`` is on a frozen module: evaluation mode, whatever is asked."""
-    module.training = False
-    for child in module.children():
-        child.train(False)
+    type(module).train(module, False)  # the class's own: some of timm's clear a cache there
     return module
 
 

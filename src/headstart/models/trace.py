@@ -6,6 +6,7 @@ Looking changes nothing: modes, buffers, attributes and random generators are pu
 from __future__ import annotations
 
 import contextlib
+import copy
 import math
 import random
 import warnings
@@ -88,6 +89,12 @@ def _fx_graph(module: nn.Module, *, training: bool) -> fx.Graph:
 def _untouched(module: nn.Module) -> Iterator[None]:
     modes = [(part, part.training) for part in module.modules()]
     attributes, buffers = set(vars(module)), set(module._buffers)
+    caches = [
+        (part, name, value, copy.copy(value))
+        for part in module.modules()
+        for name, value in vars(part).items()
+        if not name.startswith("_") and isinstance(value, dict | list)
+    ]
     states = random.getstate(), np.random.get_state()
     try:
         with torch.random.fork_rng(devices=[]), torch.no_grad():
@@ -97,6 +104,10 @@ def _untouched(module: nn.Module) -> Iterator[None]:
         np.random.set_state(states[1])
         for part, training in modes:
             part.training = training
+        for part, name, value, before in caches:  # LeViT and others keep what they computed, which were proxies here
+            value.clear()
+            value.update(before) if isinstance(value, dict) else value.extend(before)
+            vars(part)[name] = value
         for name in set(vars(module)) - attributes:  # torch.fx leaves _tensor_constant0 ... on the root
             delattr(module, name)
         for name in set(module._buffers) - buffers:

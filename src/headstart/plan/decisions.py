@@ -8,7 +8,7 @@ import torch
 
 from headstart.config.schema import Config
 from headstart.errors import ConfigError
-from headstart.train.precision import Precision, pick_device
+from headstart.train.precision import Precision, usable_device
 
 CPU_MODEL = "timm/mobilenetv3_large_100.ra_in1k"
 GPU_MODEL = "timm/convnext_tiny.in12k_ft_in1k"
@@ -25,18 +25,9 @@ class Decision:
 
 def choose_device(config: Config) -> tuple[torch.device, Decision]:
     """The device to train on.  Raises: ConfigError: it is not there."""
-    try:
-        device = pick_device(config.device)
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise ConfigError(f"device: {config.device!r} cannot be used here ({reason}); give cpu, or auto") from error
-    why = (
-        "as asked"
-        if config.device != "auto"
-        else ("an accelerator is there" if device.type != "cpu" else "no accelerator is there")
-    )
-    return device, Decision("device", str(device), why)
+    device = usable_device(config.device)
+    found = "an accelerator is there" if device.type != "cpu" else "no accelerator is there"
+    return device, Decision("device", str(device), found if config.device == "auto" else "as asked")
 
 
 def choose_model(config: Config, device: torch.device) -> tuple[str, Decision]:

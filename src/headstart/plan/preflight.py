@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any
@@ -249,7 +250,7 @@ def _document(decisions: tuple[Decision, ...], opened: OpenedModel, images: Imag
         "preprocess": opened.preprocess.to_dict(),
         "phases": [_phase_document(opened.module, course, phase, steps) for phase in course.phases],
         "data": {
-            "source": str(images.source.absolute()), "notes": list(images.notes),
+            "source": str(images.source.absolute()), "digest": _data_digest(images), "notes": list(images.notes),
             **{name: len(split.samples) if split else 0 for name, split in splits.items()},
             "class_counts": {name: split.class_counts() for name, split in splits.items() if split},
             "unreadable": [{"path": one.key, "reason": one.reason} for one in images.scan.unreadable],
@@ -257,6 +258,15 @@ def _document(decisions: tuple[Decision, ...], opened: OpenedModel, images: Imag
         },
         "steps_per_epoch": steps, "batch_size": images.train.batch_size, "precision": course.rules.precision,
     }  # fmt: skip
+
+
+def _data_digest(images: Images) -> str:
+    """SHA-256 over every image's split, name, contents and target: a resume must find the same data."""
+    digest = hashlib.sha256()
+    for name, split in (("train", images.train), ("val", images.val), ("test", images.test)):
+        for sample in split.samples if split else ():
+            digest.update(repr((name, sample.key, images.scan.hashes[sample.key], sample.target)).encode())
+    return digest.hexdigest()
 
 
 def _phase_document(module: nn.Module, course: Course, phase: PhasePlan, steps: int) -> dict[str, Any]:

@@ -104,8 +104,8 @@ def _check_data(old: Path, plan: Mapping[str, Any]) -> None:
     before, now = read_json(old)["data"], json.loads(json_bytes(plan))["data"]
     changed = [
         f"{name} was {before[name]}, is {now[name]}"
-        for name in ("train", "val", "test", "class_counts", "unreadable", "duplicates")
-        if before[name] != now[name]
+        for name in ("train", "val", "test", "class_counts", "unreadable", "duplicates", "digest")
+        if before.get(name) != now[name]
     ]
     if changed:
         raise ConfigError(

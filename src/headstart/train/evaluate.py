@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from headstart.data.augment import eval_transform
 from headstart.data.batches import Batch, Batches
 from headstart.data.task import TaskSpec
+from headstart.errors import NonFiniteError
 from headstart.train.metrics import measure
 from headstart.train.precision import MEMORY_FORMATS, Precision, autocast, device_of, dtype_of
 from headstart.train.step import training_outputs
@@ -66,7 +67,7 @@ def in_eval(model: nn.Module) -> Iterator[None]:
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
-        with torch.inference_mode():
+        with torch.no_grad():
             yield
     finally:
         for module, mode in modes.items():
@@ -124,7 +125,14 @@ def _run(model: nn.Module, batches: Batches, *, precision: Precision, memory_for
             outputs.append(scores(model, batch, precision=precision, memory_format=memory_format))
             targets.append(batch.targets[: batch.size])
             keys += batch.keys
-        result = _read(batches.task, torch.cat(outputs))
+        joined = torch.cat(outputs)
+        damaged = [key for key, row in zip(keys, joined, strict=True) if not bool(torch.isfinite(row).all())]
+        if damaged:
+            raise NonFiniteError(
+                f"the model's outputs are not finite for {len(damaged)} of {len(keys)} images, e.g. {damaged[0]}; "
+                "try a lower rate (--lr) or --precision fp32"
+            )
+        result = _read(batches.task, joined)
     return Predictions(task=batches.task, outputs=result.clone(), keys=tuple(keys)), torch.cat(targets)
 
 

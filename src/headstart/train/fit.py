@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import torch
+from torch import Tensor
 
 from headstart.config.schema import Schedule
 from headstart.data.batches import Batch
@@ -33,7 +34,8 @@ class TrainingBatches(Protocol):
 class EpochDone:
     """An epoch, counted from 1.
 
-    Mean training loss over its samples' weights, and what validation said, if there was one.
+    Mean training loss over its samples' weights, the highest rate of its last step, and what validation said, if there
+    was one.
     """
 
     epoch: int
@@ -89,7 +91,11 @@ def set_rates(state: TrainState, factor: float) -> None:
 
 
 def _close_epoch(state: TrainState, images: int, seconds: float) -> EpochDone:
-    damaged = [name for name, value in state.model.state_dict().items() if not bool(torch.isfinite(value).all())]
+    tensors: dict[str, Tensor] = dict(
+        state.model.named_parameters()
+    )  # a buffer may hold an infinity on purpose, statistics may not
+    tensors |= {name: value for name, value in state.model.named_buffers() if "running_" in name}
+    damaged = [name for name, value in tensors.items() if not bool(torch.isfinite(value).all())]
     if damaged:
         raise NonFiniteError(
             f"epoch {state.epochs_done + 1}: {', '.join(damaged[:5])}: not finite after step {state.step}; try a "

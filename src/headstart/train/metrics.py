@@ -42,10 +42,9 @@ def score(task: TaskSpec, metrics: dict[str, float]) -> tuple[float, ...]:
         if len(task.targets) == 1:
             return (-metrics.get(name, _WORST),)
         # several units: each target's error as a share of the mean predictor's
-        pairs = [
-            (metrics.get(f"{name}:{one}", _WORST), metrics.get(f"baseline_{name}:{one}", 1.0)) for one in task.targets
-        ]
-        return (-math.fsum(error / max(baseline, 1e-12) for error, baseline in pairs) / len(pairs),)
+        pairs = [(metrics.get(f"{name}:{one}"), metrics.get(f"baseline_{name}:{one}", 1.0)) for one in task.targets]
+        shares = [error / max(baseline, 1e-12) for error, baseline in pairs if error is not None]
+        return (-sum(shares) / len(pairs) if len(shares) == len(pairs) else -_WORST,)
     return (metrics.get(MAIN_METRIC[task.kind], -_WORST), -metrics.get("nll", _WORST))
 
 
@@ -62,13 +61,15 @@ def _classify(probabilities: Tensor, truth: Tensor) -> dict[str, float]:
 
 
 def _multilabel(probabilities: Tensor, truth: Tensor) -> dict[str, float]:
-    from torchmetrics.functional.classification import multilabel_average_precision, multilabel_f1_score
+    from torchmetrics.functional.classification import binary_average_precision, binary_f1_score
 
-    tags, known = probabilities.shape[1], truth.long()
-    precisions = multilabel_average_precision(probabilities, known, num_labels=tags, average="none")  # (K,)
+    known = truth.long()
+    each = list(zip(probabilities.T, known.T, strict=True))  # one at a time: torchmetrics refuses a single tag
+    precisions = torch.stack([binary_average_precision(scores, flags) for scores, flags in each])  # (K,)
+    f1 = torch.stack([binary_f1_score(scores, flags) for scores, flags in each])
     return {
         "mean_average_precision": float(precisions[known.any(0)].mean()),  # a tag without an example has none
-        "macro_f1": float(multilabel_f1_score(probabilities, known, num_labels=tags, average="macro")),
+        "macro_f1": float(f1.mean()),
         "nll": float(F.binary_cross_entropy(probabilities.double().clamp(1e-12, 1 - 1e-12), truth.double())),
     }
 
@@ -93,13 +94,19 @@ def _regress(task: TaskSpec, values: Tensor, truth: Tensor) -> dict[str, float]:
     return means | each
 
 
+def _r2(values: Tensor, truth: Tensor) -> float:
+    """Share of the variance that is explained; NaN where there is none (torchmetrics takes less than 1e-4 for none)."""
+    spread = (truth - truth.mean()).square().sum()
+    return float(1 - (values - truth).square().sum() / spread) if spread > 0 else math.nan
+
+
 def _errors(values: Tensor, truth: Tensor, centre: Tensor, *, log: bool) -> dict[str, float]:
-    from torchmetrics.functional.regression import mean_absolute_error, mean_squared_error, r2_score
+    from torchmetrics.functional.regression import mean_absolute_error, mean_squared_error
 
     found = {
         "mae": float(mean_absolute_error(values, truth)),
         "rmse": float(mean_squared_error(values, truth, squared=False)),
-        "r2": float(r2_score(values, truth)) if len(truth) > 1 else math.nan,
+        "r2": _r2(values, truth),
         "baseline_mae": float((truth - centre).abs().mean()),
     }
     if log:

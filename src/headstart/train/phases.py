@@ -134,15 +134,11 @@ def _validated(state: TrainState, course: Course, event: EpochDone, val: Batches
     in_last = state.phase == len(course.phases) - 1
     state.stale_epochs = 0 if better or not in_last else state.stale_epochs + 1
     state.stopped = 0 < course.patience <= state.stale_epochs
-    return replace(event, metrics=metrics, lr=_highest_rate(state), average_metrics=found.get("average", {}))
+    return replace(event, metrics=metrics, average_metrics=found.get("average", {}))
 
 
 def _is_over(state: TrainState) -> bool:
     return state.stopped
-
-
-def _highest_rate(state: TrainState) -> float:
-    return max(float(group["lr"]) for group in state.optimizer.param_groups)
 
 
 def frozen_digest(model: nn.Module, frozen: Frozen) -> str:

@@ -7,6 +7,8 @@ from typing import Literal
 
 import torch
 
+from headstart.errors import ConfigError
+
 Precision = Literal["fp32", "bf16", "fp16"]
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 LARGEST_SCALE = 2.0**16  # torch's own start; halved at each overflow
@@ -37,9 +39,21 @@ def dtype_of(module: torch.nn.Module) -> torch.dtype:
     return next((value.dtype for value in module.parameters() if value.is_floating_point()), torch.float32)
 
 
-def pick_device(wanted: str) -> torch.device:
-    """The device that ``auto`` means (the accelerator if there is one), or the one named."""
-    if wanted != "auto":
-        return torch.device(wanted)
+def usable_device(wanted: str) -> torch.device:
+    """The device that ``auto`` means (the accelerator if there is one), or the one named, set to exact arithmetic.
+
+    Raises: ConfigError: it is not there.
+    """
     found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    return found or torch.device("cpu")
+    try:
+        device = (found or torch.device("cpu")) if wanted == "auto" else torch.device(wanted)
+        torch.zeros(1, device=device).cpu()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0][:120]
+        raise ConfigError(
+            f"device: {wanted!r} cannot be used here ({reason}); give cpu, an accelerator that is there, or auto"
+        ) from error
+    if device.type == "cuda":
+        torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = False, True
+        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False  # fp32 means fp32
+    return device

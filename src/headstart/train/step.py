@@ -131,20 +131,17 @@ def _accumulate(state: TrainState, batch: Batch, rules: StepRules) -> tuple[floa
         total = (losses * weights).sum()
         scaled = total / len(targets)  # by the images for now: the sum of weights is known only after the last piece
         (state.scaler.scale(scaled) if state.scaler else scaled).backward()  # type: ignore[no-untyped-call]
-        loss_sum += total.detach().double().cpu()
-        weight_sum += weights.detach().double().sum().cpu()
+        loss_sum += total.detach().cpu().double()  # MPS has no float64
+        weight_sum += weights.detach().cpu().double().sum()
     if not weight_sum > 0:
         raise NonFiniteError(f"step {state.step + 1}: all loss weights of the batch are zero; images: {_names(batch)}")
     return float(loss_sum), float(weight_sum)
 
 
 def _pieces(size: int, accumulate: int) -> Iterator[slice]:
-    """At most ``accumulate`` slices; a last one of a single image joins the one before (BatchNorm cannot take it)."""
-    each = -(-size // accumulate)
-    starts = list(range(0, size, each))
-    if len(starts) > 1 and each > 1 and size - starts[-1] == 1:
-        starts.pop()
-    return (slice(first, last) for first, last in zip(starts, [*starts[1:], size], strict=True))
+    """At most ``accumulate`` slices, as even as can be; none of a single image (BatchNorm cannot take it)."""
+    count = max(1, min(accumulate, size // 2))
+    return (slice(size * place // count, size * (place + 1) // count) for place in range(count))
 
 
 def _losses(loss_function: LossFunction, shares: list[tuple[float, Tensor]], targets: Tensor) -> tuple[Tensor, Tensor]:
