@@ -230,7 +230,7 @@ def shown(found: list[float]) -> str:
     """Mean and range."""
     if not found:
         return "-"
-    return f"{statistics.fmean(found):.3f} ({min(found):.3f} .. {max(found):.3f}, {len(found)} seeds)"
+    return f"{statistics.fmean(found):.3f} ({min(found):.3f} .. {max(found):.3f}, {len(found)} seed{'s' * (len(found) != 1)})"
 
 
 def write_table() -> None:
@@ -238,11 +238,12 @@ def write_table() -> None:
     lines = [
         "# Results of the main job",
         "",
-        "Made by `python -m benchmarks.main_job`: three seeds, mean (lowest .. highest). A seed changes the split",
-        "where headstart makes it, the head's initial values, the order and the augmentation. Defaults",
-        "throughout, but for the model, the recipe and the number of epochs; one CPU thread, fp32, channels_last.",
-        "*From scratch* is the same network with random weights, trained in full for as many epochs. Shown is the",
-        "bundle's validation metric, that of the best epoch.",
+        "Made by `python -m benchmarks.main_job`, which runs three seeds of every row: mean (lowest .. highest,",
+        "how many are in so far). A seed changes the split where headstart makes it, the head's initial values,",
+        "the order and the augmentation. Defaults throughout, but for the model, the recipe, the number of",
+        "epochs, and on the starter's rows the rates; one CPU thread, fp32, channels_last. *From scratch* is the",
+        "same network with random weights, trained in full for as many epochs. Shown is the bundle's validation",
+        "metric, that of the best epoch. A dash: not run yet.",
         "",
         "| data | model | recipe, epochs | metric | goal | headstart | from scratch | known reference |",
         "|---|---|---|---|---:|---|---|---|",

@@ -26,6 +26,7 @@ KINDS = {
     "linear": {},
     "dropout": {"head": {"kind": "linear", "dropout": 0.4}},
     "mlp": {"head": {"kind": "mlp", "hidden": [8, 6], "activation": "gelu", "dropout": 0.2}},
+    "vit": {"model": {"name": "timm/test_vit", "options": {}}},
     "torchvision": {"model": {"name": "torchvision/shufflenet_v2_x0_5", "options": {}}},
     "bf16 channels_last": {"precision": "bf16", "memory_format": "channels_last", "average": {"kind": "ema"}},
 }
@@ -104,7 +105,7 @@ def test_the_bundle_holds_what_the_format_says_and_its_manifest_proves_it(run) -
         assert (run.path / "model" / name).read_bytes() == value
 
 
-@pytest.mark.parametrize("run", ["linear", "dropout", "bf16 channels_last"], indirect=True)
+@pytest.mark.parametrize("run", ["linear", "dropout", "vit", "bf16 channels_last"], indirect=True)
 def test_a_linear_head_of_timm_opens_in_plain_timm_with_equal_outputs(run, noise) -> None:
     plain = timm.create_model(f"local-dir:{run.path / 'model'}", pretrained=True).eval()
     batch = noise(8, size=32)
