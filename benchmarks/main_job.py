@@ -227,10 +227,11 @@ def values(row: Row, *, pretrained: bool) -> list[float]:
 
 
 def shown(found: list[float]) -> str:
-    """Mean and range."""
+    """Mean, range and number of seeds."""
     if not found:
         return "-"
-    return f"{statistics.fmean(found):.3f} ({min(found):.3f} .. {max(found):.3f}, {len(found)} seed{'s' * (len(found) != 1)})"
+    seeds = f"{len(found)} seed" + "s" * (len(found) != 1)
+    return f"{statistics.fmean(found):.3f} ({min(found):.3f} .. {max(found):.3f}, {seeds})"
 
 
 def write_table() -> None:
