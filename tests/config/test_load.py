@@ -75,7 +75,7 @@ def test_a_section_without_kind_keeps_the_default_kind() -> None:
         ({"recipe": "probe", "freeze": "backbone"}, "freeze: recipe probe trains the head alone; leave freeze out, or use --recipe lp_ft"),  # noqa: E501
         ({"phases": [{"epochs": 0}]}, "phases[0].epochs: 0 is not positive; give at least 1"),
         ({"phases": [{"freeze": "none"}]}, "phases[0].epochs: missing; give a whole number of at least 1"),
-        ({"phases": [{"epochs": 1, "freez": "none"}]}, "phases[0].freez: unknown; did you mean freeze? (accepted: epochs, freeze, lr, head_lr, layer_decay)"),  # noqa: E501
+        ({"phases": [{"epochs": 1, "freez": "none"}]}, "phases[0].freez: unknown; did you mean freeze? (accepted: epochs, freeze, lr, head_lr, layer_decay, norm_statistics)"),  # noqa: E501
         ({"model": {"preprocess": {"mean": [0.5], "std": [0]}}}, "model.preprocess.std: [0] is not accepted; give a list, each a number above 0"),  # noqa: E501
         ({"data": {"source": "\udcff"}}, "data.source: '\\udcff' is not Unicode text; rename it"),
         ({"seed": numpy.float32(1)}, "seed: a float32 is no value; give text, a number, a list or a mapping"),

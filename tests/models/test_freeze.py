@@ -97,6 +97,24 @@ def test_frozen_features_do_not_depend_on_batch_mates_or_chance(name: str, size:
     assert not torch.equal(features[2][0], features[3][0])
 
 
+@pytest.mark.parametrize(("name", "size"), MODELS)
+@pytest.mark.parametrize("rule", ["none", "conv"])
+def test_frozen_statistics_stay_while_everything_else_trains(name: str, size: int, rule: str):
+    module = build(name)
+    plain, frozen = freeze(module, rule=rule), freeze(module, rule=rule, norm_statistics="frozen")
+    statistics = {key for key, _ in module.named_buffers() if "running_" in key or "num_batches" in key}
+    assert set(frozen.tensors) - set(plain.tensors) == statistics - set(plain.tensors)
+    assert (frozen.parameters, frozen.of) == (plain.parameters, plain.of)
+    before = {key: tensor.clone() for key, tensor in module.state_dict().items()}
+    train_five_steps(module, size)
+    now = module.state_dict()
+    assert all(torch.equal(before[key], now[key]) for key in frozen.tensors if key in now)
+    assert not any(torch.equal(before[key], p) for key, p in module.named_parameters() if key not in frozen.tensors)
+    freeze(module, rule="none")
+    module.train()
+    assert all(part.training for part in module.modules())
+
+
 def test_random_layers_sleep_before_the_boundary_and_work_after_it():
     module = build("test_vit")
     freeze(module, until="blocks.2")

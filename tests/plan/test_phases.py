@@ -70,7 +70,7 @@ def test_phases_by_hand_are_taken_as_they_are() -> None:
         {"freeze": "backbone", "epochs": 3, "lr": 1e-3},
         {"epochs": 5, "lr": 1e-4, "layer_decay": 0.6, "head_lr": 0.1},
     ]
-    plans, (recipe, _) = phases(phases=given)
+    plans, (recipe, *_) = phases(phases=given)
     assert rows(phases=given) == [("backbone", 0, 3), ("none", 3, 5)]
     assert [(plan.lr, plan.head_lr, plan.layer_decay) for plan in plans][1] == (1e-4, 0.1, 0.6)
     assert (plans[0].head_lr, recipe.reason) == (1e-3, "as asked")
@@ -87,7 +87,7 @@ def test_phases_by_hand_are_taken_as_they_are() -> None:
     ],
 )
 def test_the_recipe_that_auto_means_is_said_with_its_reason(sections, pretrained, recipe, reason) -> None:
-    _, (decision, _) = phases(pretrained=pretrained, **sections)
+    _, (decision, *_) = phases(pretrained=pretrained, **sections)
     assert decision.value == recipe
     assert reason in decision.reason
 
@@ -118,6 +118,28 @@ def test_rates_never_rise_from_output_to_input_in_any_recipe(given, recipe, pret
         rates = [group["lr"] for group in groups]
         assert rates == sorted(rates), plan
         assert all(0 < rate < math.inf for rate in rates)
+
+
+@pytest.mark.parametrize(
+    ("sections", "pretrained", "batch_size", "kinds"),
+    [
+        ({}, True, 64, ["frozen", "frozen"]),
+        ({}, True, 8, ["frozen", "frozen"]),
+        ({"recipe": "gradual", "epochs": 3}, True, 64, ["frozen"] * 3),
+        ({"recipe": "full"}, True, 64, ["batch"]),
+        ({"recipe": "full"}, True, 15, ["frozen"]),
+        ({"recipe": "full", "batch": {"accumulate": 8}}, True, 64, ["frozen"]),
+        ({}, False, 8, ["batch"]),
+        ({"norm_statistics": "batch"}, True, 64, ["batch", "batch"]),
+        ({"norm_statistics": "frozen", "phases": [{"epochs": 1}, {"epochs": 1, "norm_statistics": "batch"}]}, True, 64,
+         ["frozen", "batch"]),
+    ],
+)  # fmt: skip
+def test_statistics_stay_behind_a_trained_head_and_in_small_batches(sections, pretrained, batch_size, kinds) -> None:
+    plans, decisions = phases(pretrained=pretrained, batch_size=batch_size, **sections)
+    assert [plan.norm_statistics for plan in plans] == kinds
+    assert [decision.name for decision in decisions] == ["recipe", "rates", "batch norm"]
+    assert [decision.name for decision in phases(VIT, **sections)[1]] == ["recipe", "rates"]
 
 
 def test_rates_given_are_kept_and_the_new_head_learns_faster() -> None:

@@ -62,7 +62,8 @@ def test_phases_say_their_steps_groups_and_what_is_frozen(planned) -> None:
         assert sum(group["parameters"] for group in phase["groups"]) == phase["trainable_parameters"]
     assert probe["trainable_parameters"] == 16 * 3 + 3
     assert "layer1" in probe["frozen_modules"]
-    assert finetune["frozen_modules"] == []
+    assert all("bn" in name or "downsample" in name for name in finetune["frozen_modules"])
+    assert finetune["frozen_parameters"] == 0
 
 
 def test_every_decision_has_a_reason(planned) -> None:
@@ -75,12 +76,28 @@ def test_every_decision_has_a_reason(planned) -> None:
     assert found["precision"][0] == "fp32"
 
 
-def test_few_images_for_batch_statistics_are_said(planned) -> None:
-    assert "--freeze norm" in said(planned())["batch norm"][1]
-    assert "8 images per step" in said(planned(batch={"size": 16, "accumulate": 2}))["batch norm"][1]
+@pytest.mark.parametrize(
+    ("sections", "value", "reason"),
+    [
+        ({}, "each batch's statistics", "auto: random weights have no statistics to keep"),
+        ({"norm_statistics": "batch"}, "each batch's statistics",
+         "as asked; 8 images at a time make noisy statistics"),
+        ({"norm_statistics": "batch", "batch": {"size": 16}}, "each batch's statistics", "as asked"),
+        ({"norm_statistics": "frozen"}, "frozen pretrained statistics", "as asked"),
+    ],
+)  # fmt: skip
+def test_what_batch_norms_normalise_with_is_said_and_planned(planned, sections, value, reason) -> None:
+    plan = planned(**sections)
+    assert said(plan)["batch norm"] == (value, reason)
+    last = plan.to_dict()["phases"][-1]
+    assert last["norm_statistics"] == ("frozen" if value.startswith("frozen") else "batch")
+    assert ("bn1" in last["frozen_modules"]) == value.startswith("frozen")
+    assert last["frozen_parameters"] == 0
+
+
+def test_nothing_is_said_of_batch_norms_where_none_trains(planned) -> None:
     for fine in (
-        {"recipe": "probe"}, {"recipe": "full", "freeze": "norm"}, {"batch": {"size": 16}},
-        {"model": {"name": "timm/test_vit", "options": {}}},
+        {"recipe": "probe"}, {"recipe": "full", "freeze": "norm"}, {"model": {"name": "timm/test_vit", "options": {}}},
     ):  # fmt: skip
         assert "batch norm" not in said(planned(**fine))
 

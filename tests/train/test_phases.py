@@ -19,8 +19,11 @@ from headstart.train.state import TrainState, make_average
 from headstart.train.step import StepDone, StepRules, train_step
 
 
-def phase(name: str, freeze, *, first: int = 0, epochs: int = 1, lr: float = 1e-2) -> PhasePlan:
-    return PhasePlan(name=name, freeze=freeze, first_epoch=first, epochs=epochs, lr=lr, head_lr=lr, layer_decay=0.5)
+def phase(name: str, freeze, *, first: int = 0, epochs: int = 1, lr: float = 1e-2, norms="batch") -> PhasePlan:
+    return PhasePlan(
+        name=name, freeze=freeze, first_epoch=first, epochs=epochs, lr=lr, head_lr=lr, layer_decay=0.5,
+        norm_statistics=norms,
+    )  # fmt: skip
 
 
 def course(*phases: PhasePlan, optimizer=None, patience: int = 0, **rules) -> Course:
@@ -55,6 +58,24 @@ def test_unfreezing_keeps_the_heads_optimizer_state_and_drops_nothing(net, image
     grouped = {name for group in state.optimizer.param_groups for name in group["names"]}
     assert grouped == {name for name, _ in state.model.named_parameters()}
     assert state.model.conv1.weight not in state.optimizer.state
+
+
+def test_norms_whose_statistics_are_frozen_train_their_weights_and_act_as_in_evaluation(net, images) -> None:
+    """The first step of the second phase sees the very features that the head was trained on."""
+    model = net(norm=True)
+    plan = course(phase("probe", "backbone"), phase("all", "none", first=1, norms="frozen"))
+    norm = next(part for part in model.modules() if isinstance(part, nn.BatchNorm2d))
+    before = snapshot(norm)
+    events = list(train_phases(fresh(model), plan, images.train, images.val))
+    assert all(torch.equal(before[name], value) for name, value in snapshot(norm).items() if "running" in name)
+    assert not torch.equal(before["weight"], norm.weight)
+    assert not torch.equal(before["bias"], norm.bias)
+    started = [event for event in events if isinstance(event, PhaseStarted)]
+    assert started[1].frozen == 0  # buffers are no parameters
+    pixels = next(iter(images.val.epoch(0))).inputs(torch.device("cpu"), torch.contiguous_format)
+    model.train()
+    in_training = model(pixels)
+    assert torch.equal(in_training, model.eval()(pixels))
 
 
 def test_an_optimizer_that_counts_by_group_goes_on_counting(net, images) -> None:

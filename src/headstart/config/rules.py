@@ -37,6 +37,7 @@ class Names:
 
 
 FreezeRule = Literal["none", "backbone", "conv", "norm"] | Until | Stages | Names
+NormStatistics = Literal["batch", "frozen"]
 
 
 def freeze_rule(value: object) -> FreezeRule:

@@ -18,6 +18,7 @@ from headstart.config.optimizers import Sgd as Sgd
 from headstart.config.optimizers import TimmOptimizer as TimmOptimizer
 from headstart.config.rules import FreezeRule as FreezeRule
 from headstart.config.rules import Names as Names
+from headstart.config.rules import NormStatistics as NormStatistics
 from headstart.config.rules import Stages as Stages
 from headstart.config.rules import Until as Until
 
@@ -214,6 +215,7 @@ class Phase:
     lr: Auto | Positive = "auto"
     head_lr: Auto | Positive = "auto"
     layer_decay: Auto | Annotated[float, Gt(0), Le(1)] = "auto"
+    norm_statistics: Auto | NormStatistics = "auto"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -299,6 +301,10 @@ class Config:
     """What stays frozen in the last phase: none, backbone, conv, norm, until:NAME, stages:N, names:GLOB,..."""
     phases: tuple[Phase, ...] = ()
     """Phases by hand, instead of recipe, epochs and freeze."""
+    norm_statistics: Auto | NormStatistics = "auto"
+    """What BatchNorm layers that train normalise with: each batch's statistics, or the frozen pretrained ones.
+
+    auto: frozen behind a trained head and for batches below 16 images, else batch."""
     batch: Batch = field(default_factory=Batch)
     augment: Augment = field(default_factory=Augment)
     average: Average = field(default_factory=Average)

@@ -10,7 +10,7 @@ from fnmatch import fnmatchcase
 
 from torch import nn
 
-from headstart.config.schema import FreezeRule, Names, Stages, Until
+from headstart.config.schema import FreezeRule, Names, NormStatistics, Stages, Until
 from headstart.errors import ModelError
 from headstart.models.head import find_head
 from headstart.models.layout import Layout, TensorPlace, find_layout, named_tensors
@@ -34,8 +34,11 @@ def freeze(
     until: str | None = None,
     stages: int | None = None,
     names: Sequence[str] = (),
+    norm_statistics: NormStatistics = "batch",
 ) -> Frozen:
     """Freeze by one of ``rule`` (none, backbone, conv, norm), ``until`` a module or stage, first ``stages``, ``names``.
+
+    ``norm_statistics``: frozen keeps the running statistics of BatchNorm layers that train, too.
 
     Raises: ModelError: none or several rules given, or one that matches nothing or leaves nothing to train.
     """
@@ -52,15 +55,16 @@ def freeze(
         raise ModelError(
             "freeze: give exactly one of rule, until, stages and names, e.g. freeze(model, until='layer3')"
         )
-    return freeze_by(module, given[0])
+    return freeze_by(module, given[0], norm_statistics=norm_statistics)
 
 
-def freeze_by(module: nn.Module, rule: FreezeRule) -> Frozen:
+def freeze_by(module: nn.Module, rule: FreezeRule, *, norm_statistics: NormStatistics = "batch") -> Frozen:
     """Make exactly what the rule names frozen and everything else trainable.
 
-    Frozen modules are put in evaluation mode and stay there through ``train()``, in copies of the model too.
+    Frozen modules are put in evaluation mode and stay there through ``train()``, in copies of the model too; with
+    ``norm_statistics`` frozen, so do BatchNorm layers whose weights train.
     """
-    frozen = what_freezes(module, rule)
+    frozen = what_freezes(module, rule, norm_statistics=norm_statistics)
     names = set(frozen.tensors)
     _unfreeze(module)
     for name, parameter in module.named_parameters(remove_duplicate=False):
@@ -79,7 +83,7 @@ def stay_in_eval(module: nn.Module, mode: bool = True) -> nn.Module:  # noqa: AR
     return module
 
 
-def what_freezes(module: nn.Module, rule: FreezeRule) -> Frozen:
+def what_freezes(module: nn.Module, rule: FreezeRule, *, norm_statistics: NormStatistics = "batch") -> Frozen:
     """What ``freeze_by`` would freeze; changes nothing.  Raises: ModelError as it does."""
     layout = find_layout(module)
     chosen = _chosen(module, layout, rule)
@@ -90,14 +94,25 @@ def what_freezes(module: nn.Module, rule: FreezeRule) -> Frozen:
         raise ModelError(
             f"freeze {rule_text(rule)}: freezes all {total:,} parameters, the head too: nothing is left to train"
         )
-    boundary = _boundary(layout, rule, chosen)
+    norms = _with_statistics(module) if norm_statistics == "frozen" else {}
+    asleep = {*_eval_modules(module, layout, chosen, _boundary(layout, rule, chosen)), *norms}
+    still = chosen.union(*norms.values())
     return Frozen(
         rule=rule_text(rule),
-        tensors=tuple(place.name for place in layout.tensors if place.name in chosen),
-        modules=_eval_modules(module, layout, chosen, boundary),
+        tensors=tuple(place.name for place in layout.tensors if place.name in still),
+        modules=tuple(path for path, _ in module.named_modules() if path in asleep),
         parameters=frozen,
         of=total,
     )
+
+
+def _with_statistics(module: nn.Module) -> dict[str, list[str]]:
+    """Modules that keep running statistics, with the names of these."""
+    found = {}
+    for path, part in module.named_modules():
+        if isinstance(part, nn.modules.batchnorm._NormBase) and part.track_running_stats:
+            found[path] = [f"{path}.{name}" for name, _ in part.named_buffers(recurse=False)]
+    return found
 
 
 def rule_text(rule: FreezeRule) -> str:

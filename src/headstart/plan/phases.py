@@ -3,19 +3,31 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from torch import nn
 
 from headstart.config.rules import freeze_text
-from headstart.config.schema import Config, FreezeRule, Optimizer, Phase, RmsProp, Sgd, Stages, TimmOptimizer
+from headstart.config.schema import (
+    Config,
+    FreezeRule,
+    NormStatistics,
+    Optimizer,
+    Phase,
+    RmsProp,
+    Sgd,
+    Stages,
+    TimmOptimizer,
+)
 from headstart.errors import ConfigError
 from headstart.models.layout import find_layout
 from headstart.plan.decisions import Decision
 from headstart.train.phases import PhasePlan
 
-_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+_FEW_FOR_BATCH_NORM = 16  # images (Wu and He 2018: the error rises fast below)
 _PROBE_SHARE = 0.3
 _PROBE_RATE = 5e-3  # of a linear head on frozen features, AdamW, batch 64; 3e-3 .. 1e-2 are as good on three data sets
 _MOST_GRADUAL_PHASES = 4
@@ -39,14 +51,39 @@ def make_phases(
     """The run's phases, and what was decided about recipe and rates.  Raises: ConfigError: they do not fit together."""
     rates = auto_rates(module, config.optimizer, batch_size=batch_size)
     named, decision = _recipe(config, module, pretrained=pretrained)
-    plans, first, head_is_new = [], 0, True
-    for name, phase in named:
-        plans.append(
-            _with_rates(config.optimizer, name, phase, rates, first=first, kind=_kind(phase, head_is_new, pretrained))
-        )
-        first, head_is_new = first + phase.epochs, False
+    kinds = [_kind(phase, place == 0, pretrained) for place, (_, phase) in enumerate(named)]
+    statistics, why = _norm_statistics(config, kinds, batch_size // config.batch.accumulate)
+    plans, first = [], 0
+    for (name, phase), kind in zip(named, kinds, strict=True):
+        if phase.norm_statistics == "auto":
+            phase = replace(phase, norm_statistics=statistics)
+        plans.append(_with_rates(config.optimizer, name, phase, rates, first=first, kind=kind))
+        first += phase.epochs
     shown = "; ".join(f"{plan.name} {_rate_text(plan)}" for plan in plans)
-    return tuple(plans), (decision, Decision("rates", shown, rates.reason))
+    return tuple(plans), (decision, Decision("rates", shown, rates.reason), *_about_norms(module, plans, why))
+
+
+def _norm_statistics(config: Config, kinds: Sequence[str], batch: int) -> tuple[NormStatistics, str]:
+    """What BatchNorm layers that train normalise with, over ``batch`` images at a time, and why."""
+    noisy = f"{batch} images at a time make noisy statistics"
+    if config.norm_statistics != "auto":
+        warned = config.norm_statistics == "batch" and batch < _FEW_FOR_BATCH_NORM
+        return config.norm_statistics, f"as asked; {noisy}" if warned else "as asked"
+    if "scratch" in kinds:
+        return "batch", "auto: random weights have no statistics to keep"
+    if "joint" not in kinds:
+        return "frozen", "auto: the probe's head was trained on features that they normalise"
+    if batch < _FEW_FOR_BATCH_NORM:
+        return "frozen", f"auto: {noisy}"
+    return "batch", f"auto: {batch} images at a time, and a new head that learns with them"
+
+
+def _about_norms(module: nn.Module, plans: Sequence[PhasePlan], why: str) -> tuple[Decision, ...]:
+    trained = [plan.norm_statistics for plan in plans if plan.freeze not in ("backbone", "norm")]
+    if not trained or not any(isinstance(part, _BATCH_NORMS) for part in module.modules()):
+        return ()
+    shown = {"frozen": "frozen pretrained statistics", "batch": "each batch's statistics"}
+    return (Decision("batch norm", ", then ".join(shown[kind] for kind in dict.fromkeys(trained)), why),)
 
 
 def auto_rates(module: nn.Module, optimizer: Optimizer, *, batch_size: int) -> Rates:
@@ -152,6 +189,7 @@ def _with_rates(optimizer: Optimizer, name: str, phase: Phase, rates: Rates, *, 
         name=name, freeze=phase.freeze, first_epoch=first, epochs=phase.epochs, lr=lr,
         head_lr=head if wanted_head == "auto" else wanted_head,
         layer_decay=(1.0 if kind == "scratch" else rates.layer_decay) if wanted_decay == "auto" else wanted_decay,
+        norm_statistics="batch" if phase.norm_statistics == "auto" else phase.norm_statistics,
     )  # fmt: skip
 
 

@@ -14,7 +14,6 @@ from headstart.config.rules import freeze_text
 from headstart.config.schema import Config, Head, MlpHead
 from headstart.data.images import Images, load_images
 from headstart.data.listing import list_source
-from headstart.models.freeze import freeze_by
 from headstart.models.head import HeadSwap, head_parameters, replace_head
 from headstart.models.sources import OpenedModel, open_model
 from headstart.optim.losses import LossFunction, make_loss, resolve_loss
@@ -22,11 +21,10 @@ from headstart.optim.optimizers import decay_kind
 from headstart.optim.penalties import penalised
 from headstart.plan.decisions import Decision, choose_device, choose_memory_format, choose_model, choose_precision
 from headstart.plan.phases import make_phases
-from headstart.train.phases import Course, PhasePlan, phase_optimizer
+from headstart.train.phases import Course, PhasePlan, freeze_phase, phase_optimizer
 from headstart.train.step import StepRules
 
 Watch = Callable[[object], None]
-_FEW_FOR_BATCH_NORM = 16  # images
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,8 +100,7 @@ def prepare(config: Config, *, module: nn.Module | None, loss: LossFunction | No
     )
     decisions = (
         chosen_device, chosen_model, *_about_model(opened, swap, config.head), *_about_data(images),
-        chosen_loss, *chosen_phases, *_about_steps(config, images),
-        *_small_batches(opened, phases, batch // config.batch.accumulate), chosen_precision, chosen_format,
+        chosen_loss, *chosen_phases, *_about_steps(config, images), chosen_precision, chosen_format,
     )  # fmt: skip
     opened.module.to(
         device, memory_format=torch.channels_last if memory_format == "channels_last" else torch.preserve_format
@@ -226,16 +223,6 @@ def _penalties_and_stop(config: Config) -> tuple[Decision, ...]:
     return tuple(found)
 
 
-def _small_batches(opened: OpenedModel, phases: tuple[PhasePlan, ...], batch: int) -> tuple[Decision, ...]:
-    """A word on BatchNorm where its statistics come from few images."""
-    norms = [part for part in opened.module.modules() if isinstance(part, nn.modules.batchnorm._BatchNorm)]
-    trained = any(phase.freeze not in ("backbone", "norm") for phase in phases)
-    if not norms or not trained or batch >= _FEW_FOR_BATCH_NORM:
-        return ()
-    why = f"{batch} images per step make noisy statistics; --freeze norm keeps the pretrained ones"
-    return (Decision("batch norm", "statistics of each batch", why),)
-
-
 def _document(decisions: tuple[Decision, ...], opened: OpenedModel, images: Images, course: Course) -> dict[str, Any]:
     steps = len(images.train)
     splits = {"train": images.train, "val": images.val, "test": images.test}
@@ -270,12 +257,13 @@ def _data_digest(images: Images) -> str:
 
 
 def _phase_document(module: nn.Module, course: Course, phase: PhasePlan, steps: int) -> dict[str, Any]:
-    frozen = freeze_by(module, phase.freeze)
+    frozen = freeze_phase(module, phase)
     groups = phase_optimizer(module, phase, course.optimizer).param_groups  # made here, so that mistakes are found here
     return {
         "name": phase.name, "freeze": freeze_text(phase.freeze), "epochs": phase.epochs,
         "first_step": phase.first_epoch * steps, "steps": phase.epochs * steps,
         "lr": phase.lr, "head_lr": phase.head_lr, "layer_decay": phase.layer_decay,
+        "norm_statistics": phase.norm_statistics,
         "trainable_parameters": frozen.of - frozen.parameters, "frozen_parameters": frozen.parameters,
         "frozen_modules": list(frozen.modules),
         "groups": [

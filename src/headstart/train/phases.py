@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import nn
 
-from headstart.config.schema import FreezeRule, Optimizer, Schedule
+from headstart.config.schema import FreezeRule, NormStatistics, Optimizer, Schedule
 from headstart.data.batches import Batches
 from headstart.models.freeze import Frozen, freeze_by
 from headstart.models.layout import named_tensors
@@ -36,6 +36,7 @@ class PhasePlan:
     lr: float
     head_lr: float
     layer_decay: float
+    norm_statistics: NormStatistics
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +64,7 @@ class PhaseStarted:
 def enter_phase(state: TrainState, course: Course, index: int) -> Frozen:
     """Set what is frozen and the optimizer's groups; state of parameters that stay trainable is kept."""
     phase = course.phases[index]
-    frozen = freeze_by(state.model, phase.freeze)
+    frozen = freeze_phase(state.model, phase)
     before = state.optimizer
     state.optimizer = phase_optimizer(state.model, phase, course.optimizer)
     old_groups = {group.get("name"): group for group in before.param_groups}
@@ -74,6 +75,11 @@ def enter_phase(state: TrainState, course: Course, index: int) -> Frozen:
             group["step"] = old_groups[group["name"]]["step"]
     state.phase = index
     return frozen
+
+
+def freeze_phase(model: nn.Module, phase: PhasePlan) -> Frozen:
+    """Freeze what the phase says, statistics included."""
+    return freeze_by(model, phase.freeze, norm_statistics=phase.norm_statistics)
 
 
 def phase_optimizer(model: nn.Module, phase: PhasePlan, options: Optimizer) -> torch.optim.Optimizer:
@@ -94,7 +100,7 @@ def train_phases(
         end = phase.first_epoch + phase.epochs
         if state.epochs_done >= end or _is_over(state):
             continue
-        frozen = enter_phase(state, course, index) if state.phase != index else freeze_by(state.model, phase.freeze)
+        frozen = enter_phase(state, course, index) if state.phase != index else freeze_phase(state.model, phase)
         yield PhaseStarted(
             index=index,
             name=phase.name,
