@@ -229,7 +229,7 @@ class SharedModule(nn.Module):
 def test_a_run_for_shapes_leaves_the_tensors_that_were_there(kind: type[nn.Module]):
     module = kind()
     before = dict(module.named_parameters(remove_duplicate=False)) | dict(module.named_buffers())
-    run = run_for_shapes(module, names={"fc"}, shape=(3, 8, 8))
+    run = run_for_shapes(module, names={"fc"}, shape=(3, 8, 8), count=True)
     assert run.outputs == (1, 2)
     assert [(call.inputs, call.outputs) for call in run.calls] == [((1, 3), (1, 2))]
     assert run.multiply_adds is not None

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from headstart.errors import ModelError
 from headstart.models.head_layers import ACTIVATIONS, RANK, HeadKind, make_head
 from headstart.models.head_search import is_layer, layer_sizes
-from headstart.models.layout import Layout, find_layout, forget_layout
+from headstart.models.layout import Layout, find_layout, forget_layout, renew_layout
 from headstart.models.trace import run_for_shapes
 
 _IN_A_HEAD = (nn.Linear, nn.Dropout, nn.Identity, nn.LayerNorm, nn.BatchNorm1d, *ACTIVATIONS.values(), nn.Hardswish)
@@ -82,12 +82,13 @@ def replace_head(
         _put(module, path, new.train(module.training))
     for path in removed:
         _put(module, path, nn.Identity().train(module.training))
-    forget_layout(module)
+    renew_layout(module, replaced=tuple(old))
     try:
         _check_shape(module, head, outputs, must_run=at != "auto" or head.outputs == 0)
     except ModelError:
         for path, part in old.items():
             _put(module, path, part)
+        forget_layout(module)
         raise
     for path in head.paths:
         _tell_timm(module, path, outputs)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from headstart.models.head_search import search_head
 from headstart.models.stages import Cut, cut_stages
-from headstart.models.trace import How, Trace, trace_module
+from headstart.models.trace import How, Trace, trace_module, with_new_leaves
 
 Kind = Literal["conv", "linear", "norm", "attention", "embedding", "token", "head", "other"]
 
@@ -75,7 +75,7 @@ class Layout:
         return max(stages)
 
 
-_LAYOUTS: weakref.WeakKeyDictionary[nn.Module, tuple[object, Layout]] = weakref.WeakKeyDictionary()
+_LAYOUTS: weakref.WeakKeyDictionary[nn.Module, tuple[object, Layout, Trace]] = weakref.WeakKeyDictionary()
 
 
 def find_layout(module: nn.Module, *, example: Tensor | None = None) -> Layout:
@@ -87,9 +87,24 @@ def find_layout(module: nn.Module, *, example: Tensor | None = None) -> Layout:
     known = _LAYOUTS.get(module)
     if known is not None and known[0] == structure:
         return known[1]
-    layout = _look(module, trace_module(module, example=example))
-    _LAYOUTS[module] = (structure, layout)
+    trace = trace_module(module, example=example)
+    layout = _look(module, trace)
+    _LAYOUTS[module] = (structure, layout, trace)
     return layout
+
+
+def find_trace(module: nn.Module) -> Trace:
+    """What the layout was read from."""
+    find_layout(module)
+    return _LAYOUTS[module][2]
+
+
+def renew_layout(module: nn.Module, *, replaced: Collection[str]) -> None:
+    """After the modules at these paths were replaced by others that are called alike: no need to trace again."""
+    known = _LAYOUTS.pop(module, None)
+    trace = with_new_leaves(module, known[2], replaced) if known is not None else None
+    if trace is not None:
+        _LAYOUTS[module] = (_structure(module), _look(module, trace), trace)
 
 
 def forget_layout(module: nn.Module) -> None:

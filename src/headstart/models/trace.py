@@ -11,7 +11,7 @@ import math
 import random
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -41,39 +41,70 @@ _MOST_CHANNELS = 15  # Sentinel-2 has 13; a first convolution of more sees a rea
 
 @dataclass(frozen=True, kw_only=True)
 class Trace:
-    """``calls``: leaf modules and bare tensors by name, as they are used, repeats included."""
+    """``calls``: leaf modules and bare tensors by name, as they are used, repeats included; ``constants``: tensors that
+    the graphs use and the module does not hold.
+    """
 
     how: How
     calls: tuple[str, ...]
-    graph: fx.Graph | None
-    train_graph: fx.Graph | None
-    reason: str
+    graph: fx.Graph | None = None
+    train_graph: fx.Graph | None = None
+    constants: Mapping[str, Tensor] = field(default_factory=dict)
+    reason: str = ""
     """Why it was not traced with torch.fx; empty when it was."""
 
 
 def trace_module(module: nn.Module, *, example: Tensor | None = None) -> Trace:
     """The order of execution. Parts that run in training only (auxiliary heads) are at their place in it."""
-    with _untouched(module):
+    with untouched(module):
         try:
-            graph = _fx_graph(module, training=False)
+            graph = fx_graph(module, training=lambda _: False)
         except MODEL_FAILURES as error:
             reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-            return Trace(how="hooks", calls=_hooked(module, example), graph=None, train_graph=None, reason=reason)
+            return Trace(how="hooks", calls=_hooked(module, example), reason=reason)
         try:
-            train_graph = _fx_graph(module, training=True)
+            train_graph = fx_graph(module, training=lambda _: True)
         except MODEL_FAILURES:  # the order in evaluation is known
             train_graph = None
+        constants = graph_constants(module, graph)
+        if train_graph is not None:
+            constants |= graph_constants(module, train_graph)
+    calls = _calls(module, graph, train_graph)
+    return Trace(how="fx", calls=calls, graph=graph, train_graph=train_graph, constants=constants)
+
+
+def with_new_leaves(module: nn.Module, trace: Trace, paths: Collection[str]) -> Trace | None:
+    """The trace after the modules at ``paths`` were replaced; None where another graph may have come of it."""
+    graphs = [graph for graph in (trace.graph, trace.train_graph) if graph is not None]
+    called = {str(node.target) for graph in graphs for node in graph.nodes if node.op == "call_module"}
+    if trace.graph is None or not set(paths) <= called:
+        return None
+    return replace(trace, calls=_calls(module, trace.graph, trace.train_graph))
+
+
+def _calls(module: nn.Module, graph: fx.Graph, train_graph: fx.Graph | None) -> tuple[str, ...]:
     calls = _graph_calls(module, graph)
     if train_graph is not None:
         train_calls = _graph_calls(module, train_graph)
         if set(calls) <= set(train_calls):
             calls = train_calls
-    return Trace(how="fx", calls=tuple(calls), graph=graph, train_graph=train_graph, reason="")
+    return tuple(calls)
 
 
-def _fx_graph(module: nn.Module, *, training: bool) -> fx.Graph:
-    for part in module.modules():
-        part.training = training
+def graph_constants(module: nn.Module, graph: fx.Graph) -> dict[str, Tensor]:
+    """Tensors that tracing made; they are there within ``untouched`` only."""
+    tensors = {name for name, _ in _named_tensors(module)}
+    made = {str(node.target) for node in graph.nodes if node.op == "get_attr"} - tensors
+    return {name: getattr(module, name) for name in sorted(made)}
+
+
+def fx_graph(module: nn.Module, *, training: Callable[[str], bool]) -> fx.Graph:
+    """The graph that is executed where ``training`` says of every module's path whether it is in training mode.
+
+    Call it within ``untouched``.
+    """
+    for path, part in module.named_modules():
+        part.training = training(path)
     tracer = LeafModuleAwareTracer(
         leaf_modules=[*get_notrace_modules(), *_LEAVES],  # type: ignore[no-untyped-call]
         autowrap_functions=tuple(get_notrace_functions()),  # type: ignore[no-untyped-call]
@@ -86,7 +117,8 @@ def _fx_graph(module: nn.Module, *, training: bool) -> fx.Graph:
 
 
 @contextlib.contextmanager
-def _untouched(module: nn.Module) -> Iterator[None]:
+def untouched(module: nn.Module) -> Iterator[None]:
+    """Within it a module may be traced and run: modes, caches, attributes and random generators are put back."""
     modes = [(part, part.training) for part in module.modules()]
     attributes, buffers = set(vars(module)), set(module._buffers)
     caches = [
@@ -165,9 +197,14 @@ class ShapeRun:
 
 
 def run_for_shapes(
-    module: nn.Module, *, names: Collection[str], example: Tensor | None = None, shape: tuple[int, ...] | None = None
+    module: nn.Module,
+    *,
+    names: Collection[str],
+    example: Tensor | None = None,
+    shape: tuple[int, ...] | None = None,
+    count: bool = False,
 ) -> ShapeRun:
-    """One forward pass in evaluation mode, recorded at the modules named.
+    """One forward pass in evaluation mode, recorded at the modules named; ``count``: multiply-adds too.
 
     Executed on ``meta`` (shapes without values), or, where a model does not run there, on its own weights.
     ``example``: images (B, C, H, W), the first is used; else zeros of ``shape`` (C, H, W), else of the model's own.
@@ -177,17 +214,17 @@ def run_for_shapes(
     images = example[:1] if example is not None else torch.zeros(1, *(shape or input_shape(module)))
     calls: list[Call] = []
     try:
-        with _untouched(module), _hooks(module, names, calls):
+        with untouched(module), _hooks(module, names, calls):
             for part in module.modules():
                 part.training = False
             try:
-                outputs, count = _run_on_meta(module, images)
+                outputs, made = _run_on_meta(module, images, count=count)
             except RuntimeError:  # values are needed, or an operation has no shapes-only form
                 calls.clear()
-                outputs, count = _run_for_real(module, images), None
+                outputs, made = _run_for_real(module, images), None
     except MODEL_FAILURES as error:
         raise ModelError(f"model: does not run on images of shape {tuple(images.shape)}: {error}") from error
-    return ShapeRun(calls=tuple(calls), outputs=_shape(outputs), multiply_adds=count)
+    return ShapeRun(calls=tuple(calls), outputs=_shape(outputs), multiply_adds=made)
 
 
 @contextlib.contextmanager
@@ -212,14 +249,20 @@ def _shape(value: Any) -> tuple[int, ...] | None:
     return tuple(value.shape) if isinstance(value, Tensor) else None
 
 
-def _run_on_meta(module: nn.Module, images: Tensor) -> tuple[Any, int]:
+def meta_copies(module: nn.Module) -> tuple[dict[str, Tensor], torch.dtype]:
+    """Every tensor of the module as one without values, for ``functional_call``, and the dtype of its images."""
     own = _own_tensors(module)
     copies = {id(tensor): torch.empty_like(tensor, device="meta") for tensor in own.values()}
-    meta = {name: copies[id(tensor)] for name, tensor in own.items()}
     dtype = next((p.dtype for p in module.parameters() if p.is_floating_point()), torch.float32)
-    with FlopCounterMode(display=False) as counter:
+    return {name: copies[id(tensor)] for name, tensor in own.items()}, dtype
+
+
+def _run_on_meta(module: nn.Module, images: Tensor, *, count: bool) -> tuple[Any, int | None]:
+    meta, dtype = meta_copies(module)
+    counter = FlopCounterMode(display=False) if count else None
+    with counter or contextlib.nullcontext():
         outputs = functional_call(module, meta, (images.to(device="meta", dtype=dtype),), tie_weights=False)
-    return outputs, counter.get_total_flops() // 2
+    return outputs, counter.get_total_flops() // 2 if counter else None
 
 
 def _run_for_real(module: nn.Module, images: Tensor) -> Any:

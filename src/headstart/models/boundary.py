@@ -1,0 +1,368 @@
+"""The boundary: a model cut in two where everything before is frozen and a function of the image alone.
+
+B batch, C channels, H and W pixels
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.func import functional_call
+
+from headstart.errors import ModelError
+from headstart.models.freeze import Frozen
+from headstart.models.layout import find_trace, named_tensors
+from headstart.models.trace import MODEL_FAILURES, fx_graph, graph_constants, input_shape, meta_copies, untouched
+
+_RANDOM = frozenset(
+    ("rand", "rand_like", "randn", "randn_like", "randint", "randperm", "bernoulli", "bernoulli_", "multinomial",
+     "uniform_", "normal_", "stochastic_depth", "drop_block2d", "drop_block3d", "drop_path", "rrelu", "rrelu_")
+)  # fmt: skip
+_DROPOUTS = frozenset(
+    ("dropout", "dropout_", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_alpha_dropout")
+)
+_IN_PLACE = frozenset(("setitem", "iadd", "isub", "imul", "itruediv", "ior", "iand"))
+_BATCH = 11  # images in the run that looks at shapes; no model stacks that many things
+_MODAL = (nn.modules.dropout._DropoutNd, nn.RReLU, nn.FractionalMaxPool2d, nn.modules.batchnorm._NormBase)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Boundary:
+    """Two halves that share the module's own layers: ``suffix(*prefix(images))`` is what the module gives, to the bit,
+    for images of the size that it is built for (some models compute their shapes from that size alone).
+
+    ``prefix``: images (B, C, H, W) -> tensors with B first, the same in training and evaluation, whatever the batch;
+    ``crossing``: what made them, in order; ``train_suffix`` and ``eval_suffix`` take them.
+    """
+
+    prefix: fx.GraphModule
+    train_suffix: fx.GraphModule
+    eval_suffix: fx.GraphModule
+    crossing: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Half:
+    """A traced graph, its fixed nodes by what they compute, which of these other nodes need, and its constants."""
+
+    graph: fx.Graph
+    fixed: Mapping[fx.Node, str]
+    crossing: tuple[str, ...]
+    constants: Mapping[str, Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Seen:
+    """What all traces of one module share: keys of computations, and of those the tensors with one row per image, the
+    numbers that count the images, and all that were looked at.
+    """
+
+    keys: dict[str, str] = field(default_factory=dict)
+    rows: set[str] = field(default_factory=set)
+    counts: set[str] = field(default_factory=set)
+    looked: set[str] = field(default_factory=set)
+
+
+def find_boundary(module: nn.Module, frozen: Frozen, *, example: Tensor | None = None) -> Boundary:
+    """Cut a module that was frozen by ``freeze`` (which returned ``frozen``).
+
+    ``example``: images (B, C, H, W) for a model that carries no input size.
+
+    Raises: ModelError: torch.fx cannot trace it, or nothing frozen stands before what trains.
+    """
+    images = torch.zeros(_BATCH, *(example.shape[1:] if example is not None else input_shape(module)))
+    seen = _Seen()
+    training = _half(module, frozen, seen, images, training=True)
+    evaluation = _half(module, frozen, seen, images, training=False, known=set(training.fixed.values()))
+    crossing = tuple(dict.fromkeys((*training.crossing, *evaluation.crossing)))
+    first = next(node for node in training.graph.nodes if node.op == "placeholder")
+    if not set(crossing) - {training.fixed[first]}:
+        raise ModelError(
+            f"freeze {frozen.rule}: nothing that is frozen executes before what trains, so there is no boundary"
+        )
+    return Boundary(
+        prefix=_prefix(module, training, crossing),
+        train_suffix=_suffix(module, training, crossing, seen),
+        eval_suffix=_suffix(module, evaluation, crossing, seen),
+        crossing=_labels(training, crossing),
+    )
+
+
+def _half(
+    module: nn.Module,
+    frozen: Frozen,
+    seen: _Seen,
+    images: Tensor,
+    *,
+    training: bool,
+    known: Collection[str] | None = None,
+) -> _Half:
+    """``known``: keys of what is fixed in training; what is fixed in evaluation alone belongs to the suffix."""
+    graph, constants = _traced(module, set(frozen.modules) if training else None)
+    with untouched(module):
+        for name, value in constants.items():
+            setattr(module, name, value)
+        fixed = _fixed(module, graph, frozen, constants, seen.keys)
+        fixed = {node: key for node, key in fixed.items() if known is None or key in known}
+        if not set(fixed.values()) <= seen.looked:
+            _look(module, graph, fixed, seen, images)
+    found: dict[fx.Node, None] = {}
+    for node in (node for node in graph.nodes if node not in fixed):
+        for source in node.all_input_nodes:
+            _collect(source, fixed, seen, found)
+    needed = [node for node in graph.nodes if node in found]
+    crossing = [node for node in needed if not _is_cheap(module, node, set(needed) - {node})]
+    keys = tuple(dict.fromkeys(fixed[node] for node in crossing))
+    return _Half(graph=graph, fixed=fixed, crossing=keys, constants=constants)
+
+
+def _traced(module: nn.Module, asleep: Collection[str] | None) -> tuple[fx.Graph, Mapping[str, Tensor]]:
+    """The graph in training but for what is asleep, or in evaluation (None), with its constants."""
+    trace = find_trace(module)
+    reason = trace.reason
+    if trace.graph is not None and asleep is None:
+        return trace.graph, trace.constants
+    if trace.graph is not None and asleep is not None:
+        with untouched(module):
+            try:
+                graph = fx_graph(module, training=lambda path: path not in asleep)
+                return graph, graph_constants(module, graph)
+            except MODEL_FAILURES as error:
+                reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+    raise ModelError(f"model: torch.fx cannot trace it, so it has no boundary: {reason}")
+
+
+def _is_cheap(module: nn.Module, node: fx.Node, others: Collection[fx.Node]) -> bool:
+    """Whether a crossing tensor is made without weights from others that cross too."""
+    waiting = [node]
+    while waiting:
+        here = waiting.pop()
+        if here.op == "placeholder" or (here.op == "call_module" and _has_tensors(module, str(here.target))):
+            return False
+        waiting += [source for source in here.all_input_nodes if source not in others and source.op != "get_attr"]
+    return True
+
+
+def _has_tensors(module: nn.Module, path: str) -> bool:
+    return any(True for _ in named_tensors(module.get_submodule(path)))
+
+
+def _fixed(
+    module: nn.Module, graph: fx.Graph, frozen: Frozen, constants: Collection[str], known: dict[str, str]
+) -> dict[fx.Node, str]:
+    """Nodes that are a function of the image and of frozen tensors alone, with a key of what they compute.
+
+    ``known`` holds the keys of all traces of one module: equal computations get equal keys.
+    """
+    fixed: dict[fx.Node, str] = {}
+    seen: Counter[str] = Counter()
+    tensors, asleep = {*frozen.tensors, *constants}, set(frozen.modules)
+    for node in graph.nodes:
+        if node.op == "output" or not all(source in fixed for source in node.all_input_nodes):
+            continue
+        if not _is_fixed(module, node, tensors, asleep):
+            continue
+        if _is_identity(module, node, asleep):
+            fixed[node] = fixed[node.all_input_nodes[0]]
+            continue
+        arguments = fx.node.map_arg((node.args, node.kwargs), lambda source: _Key(fixed[source]))
+        text = repr((node.op, str(node.target), arguments))
+        seen[text] += 1
+        fixed[node] = known.setdefault(f"{text} #{seen[text]}", f"%{len(known)}")
+    return fixed
+
+
+class _Key(str):
+    """Stands for a node in the text of another one."""
+
+    def __repr__(self) -> str:
+        return str(self)
+
+
+def _is_fixed(module: nn.Module, node: fx.Node, frozen: Collection[str], asleep: Collection[str]) -> bool:
+    target = str(node.target)
+    match node.op:
+        case "placeholder":
+            return True
+        case "get_attr":
+            return target in frozen
+        case "call_module":
+            return _is_fixed_module(module.get_submodule(target), target, frozen, asleep)
+        case _:
+            return not _is_random(node)
+
+
+def _is_fixed_module(part: nn.Module, path: str, frozen: Collection[str], asleep: Collection[str]) -> bool:
+    own = [f"{path}.{name}" for name, _, _ in named_tensors(part)]
+    if not set(own) <= set(frozen):
+        return False
+    inside = {f"{path}.{name}" if name else path: inner for name, inner in part.named_modules()}
+    return all(name in asleep or _is_deterministic(inner) for name, inner in inside.items())
+
+
+def _is_identity(module: nn.Module, node: fx.Node, asleep: Collection[str]) -> bool:
+    """Whether a fixed node gives its input as it is; a fixed dropout does."""
+    if node.op != "call_module":
+        return _name(node) in _DROPOUTS
+    path = str(node.target)
+    part = module.get_submodule(path)
+    is_dropout = isinstance(part, nn.modules.dropout._DropoutNd) and (path in asleep or part.p == 0)
+    return isinstance(part, nn.Identity) or is_dropout
+
+
+def _is_deterministic(part: nn.Module) -> bool:
+    """A plain layer of torch that does in training what it does in evaluation, random or not by its own word."""
+    if isinstance(part, nn.modules.dropout._DropoutNd):
+        return part.p == 0
+    return type(part).__module__.startswith("torch.nn.modules.") and not isinstance(part, _MODAL)
+
+
+def _is_random(node: fx.Node) -> bool:
+    name = _name(node)
+    if name in _RANDOM:
+        return True
+    if name in _DROPOUTS:
+        return _argument(node, 2, "training", True) is not False and _argument(node, 1, "p", 0.5) != 0
+    if name == "batch_norm":
+        return _argument(node, 5, "training", False) is not False
+    return name == "scaled_dot_product_attention" and _argument(node, 4, "dropout_p", 0.0) != 0
+
+
+def _name(node: fx.Node) -> str:
+    """Of a function or method."""
+    return str(node.target if node.op == "call_method" else getattr(node.target, "__name__", node.target))
+
+
+def _argument(node: fx.Node, position: int, name: str, default: object) -> object:
+    if name in node.kwargs:
+        return node.kwargs[name]
+    return node.args[position] if len(node.args) > position else default
+
+
+class _Look(fx.Interpreter):
+    """Runs the fixed part of a graph and notes what is a tensor with one row per image, and what counts the images."""
+
+    def __init__(self, module: nn.Module, graph: fx.Graph, fixed: Mapping[fx.Node, str], seen: _Seen) -> None:
+        super().__init__(module, graph=graph)
+        self.fixed, self.seen = fixed, seen
+        self.device = torch.device("meta")
+        self._of_images: set[fx.Node] = set()
+
+    def get_attr(self, target: Any, args: Any, kwargs: Any) -> Any:
+        """A tensor of the module, or a constant of the trace, where the images are."""
+        value = super().get_attr(target, args, kwargs)
+        return value.to(self.device) if isinstance(value, Tensor) else value
+
+    def run_node(self, n: fx.Node) -> Any:
+        """The node's value, of the fixed part only."""
+        if n not in self.fixed:
+            return None
+        value = super().run_node(n)
+        self.seen.looked.add(self.fixed[n])
+        if n.op == "placeholder" or any(source in self._of_images for source in n.all_input_nodes):
+            self._of_images.add(n)
+            if isinstance(value, Tensor) and value.ndim > 1 and len(value) == _BATCH:
+                self.seen.rows.add(self.fixed[n])
+            if isinstance(value, int) and value == _BATCH and n.args[-1:] == (0,):  # shape[0], size(0)
+                self.seen.counts.add(self.fixed[n])
+        return value
+
+
+class _Run(nn.Module):
+    """An interpreter as a module, for ``functional_call``."""
+
+    def __init__(self, module: nn.Module, look: _Look) -> None:
+        super().__init__()
+        self.module, self.look = module, look
+
+    def forward(self, images: Tensor) -> Any:
+        """What the graph gives."""
+        return self.look.run(images)
+
+
+def _look(module: nn.Module, graph: fx.Graph, fixed: Mapping[fx.Node, str], seen: _Seen, images: Tensor) -> None:
+    """A run on ``meta``, or where that fails for real."""
+    for part in module.modules():
+        part.training = False  # statistics stay
+    copies, dtype = meta_copies(module)
+    look = _Look(module, graph, fixed, seen)
+    try:
+        meta = {f"module.{name}": value for name, value in copies.items()}
+        functional_call(_Run(module, look), meta, (images.to(device="meta", dtype=dtype),), tie_weights=False)
+    except RuntimeError:  # values are needed, or an operation has no shapes-only form
+        look = _Look(module, graph, fixed, seen)
+        look.device = next(module.parameters()).device
+        look.run(images.to(device=look.device, dtype=dtype))
+
+
+def _collect(node: fx.Node, fixed: Mapping[fx.Node, str], seen: _Seen, found: dict[fx.Node, None]) -> None:
+    """Of a fixed node that the suffix uses: itself where it has one row per image, else what it is made from."""
+    waiting = [node]
+    while waiting:
+        here = waiting.pop()
+        if here not in fixed or here in found or fixed[here] in seen.counts:
+            continue
+        if fixed[here] in seen.rows:
+            found[here] = None
+        else:
+            waiting += here.all_input_nodes
+
+
+def _prefix(module: nn.Module, half: _Half, crossing: tuple[str, ...]) -> fx.GraphModule:
+    graph, made = fx.Graph(), dict[fx.Node, fx.Node]()
+    for node in half.graph.nodes:
+        if node in half.fixed:
+            made[node] = graph.node_copy(node, lambda source: made[source])
+    by_key = {half.fixed[node]: copied for node, copied in made.items()}
+    graph.output(tuple(by_key[key] for key in crossing))
+    graph.eliminate_dead_code(is_impure_node=_writes)
+    return _as_module(module, graph, half, name="Prefix")
+
+
+def _writes(node: fx.Node) -> bool:
+    """Whether a node may change a tensor in place: it stays although nobody uses its result."""
+    name = _name(node)
+    return node.op in ("placeholder", "output", "call_module") or name.endswith("_") or name in _IN_PLACE
+
+
+def _suffix(module: nn.Module, half: _Half, crossing: tuple[str, ...], seen: _Seen) -> fx.GraphModule:
+    graph = fx.Graph()
+    placed = {key: graph.placeholder(f"crossing_{place}") for place, key in enumerate(crossing)}
+    made = {node: placed[key] for node, key in half.fixed.items() if key in placed}
+    count = graph.call_method("size", (placed[crossing[0]], 0))
+    made |= {node: count for node, key in half.fixed.items() if key in seen.counts}
+    for node in half.graph.nodes:
+        if node not in half.fixed:
+            for source in _unmade(node, made):
+                made[source] = graph.node_copy(source, lambda other: made[other])
+            made[node] = graph.node_copy(node, lambda other: made[other])
+    return _as_module(module, graph, half, name="Suffix")
+
+
+def _as_module(module: nn.Module, graph: fx.Graph, half: _Half, *, name: str) -> fx.GraphModule:
+    targets = {str(node.target): node.op for node in graph.nodes if node.op in ("get_attr", "call_module")}
+    tensors = {path: tensor for path, tensor, _ in named_tensors(module)} | dict(half.constants)
+    root = {path: tensors[path] if op == "get_attr" else module.get_submodule(path) for path, op in targets.items()}
+    return fx.GraphModule(root, graph, class_name=name)
+
+
+def _unmade(node: fx.Node, made: Mapping[fx.Node, fx.Node]) -> Iterator[fx.Node]:
+    """Sources of a node, sources of these included, that the new graph does not have yet, in order."""
+    missing, waiting = dict[fx.Node, None](), [source for source in node.all_input_nodes if source not in made]
+    while waiting:
+        here = waiting.pop()
+        if here not in missing:
+            missing[here] = None
+            waiting += [source for source in here.all_input_nodes if source not in made]
+    return iter(sorted(missing))
+
+
+def _labels(half: _Half, crossing: tuple[str, ...]) -> tuple[str, ...]:
+    by_key = {key: node for node, key in half.fixed.items()}
+    nodes = [by_key[key] for key in crossing]
+    return tuple(str(node.target) if node.op == "call_module" else node.name for node in nodes)
