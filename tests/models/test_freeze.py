@@ -209,7 +209,9 @@ def test_a_frozen_module_stays_in_eval_when_it_is_trained_directly():
         ({"until": "layr2"}, ["until:layr2", "layer2"]),
         ({"names": ["layer1.*", "blok.*"]}, ["names:blok.*", "matches no parameter and no module"]),
         ({"names": ["*"]}, ["nothing is left to train", "head"]),
-        ({"until": "fc"}, ["until:fc", "nothing is left to train"]),
+        ({"until": "fc"}, ["until:fc", "it is of the head", "until:layer4"]),
+        ({"names": ["fc"]}, ["names:fc", "freezes the head, fc, which is new", "--freeze backbone"]),
+        ({"names": ["fc.*", "layer1"]}, ["freezes the head"]),
         ({"stages": 9}, ["stages:9", "5 stages", "layer4"]),
         ({"rule": "bckbone"}, ["'bckbone'", "backbone", "until:NAME"]),
         ({}, ["exactly one"]),
@@ -222,6 +224,15 @@ def test_a_rule_that_matches_nothing_or_everything_is_refused(options: dict, wor
         freeze(module, **options)
     assert all(word in str(caught.value) for word in words), caught.value
     assert all(parameter.requires_grad for parameter in module.parameters())
+
+
+def test_a_layer_within_the_head_is_no_depth_and_a_part_of_the_head_may_be_frozen():
+    module = timm.create_model("test_resnet", pretrained=False)
+    replace_head(module, outputs=3, hidden=(4,))
+    with pytest.raises(ModelError, match=r"until:fc\.0: it is of the head"):
+        freeze(module, until="fc.0")
+    assert freeze(module, names=["*.bias"]).parameters > 0
+    assert module.fc[3].weight.requires_grad
 
 
 def test_a_kind_that_the_model_lacks_is_refused():

@@ -227,6 +227,14 @@ def test_at_that_is_wrong_is_refused_with_what_is_near():
     assert dict(module.named_modules()) == before
 
 
+@pytest.mark.parametrize("name", ["qwen3_vit_88m_enc", "mobilenetv5_300m_enc"])
+def test_an_encoder_without_a_classifier_is_refused_with_the_name_of_its_sibling_that_has_one(name: str):
+    with torch.device("meta"):
+        module = timm.create_model(name, pretrained=False)
+    with pytest.raises(ModelError, match=f"timm/{name} is an encoder .* take timm/{name.removesuffix('_enc')},"):
+        replace_head(module, outputs=3)
+
+
 def test_numbers_out_of_range_are_refused():
     module = build("timm", "test_resnet")
     for options, word in [

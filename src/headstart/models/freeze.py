@@ -94,6 +94,7 @@ def what_freezes(module: nn.Module, rule: FreezeRule, *, norm_statistics: NormSt
         raise ModelError(
             f"freeze {rule_text(rule)}: freezes all {total:,} parameters, the head too: nothing is left to train"
         )
+    _check_head_trains(layout, rule, chosen)
     norms = _with_statistics(module) if norm_statistics == "frozen" else {}
     asleep = {*_eval_modules(module, layout, chosen, _boundary(layout, rule, chosen)), *norms}
     still = chosen.union(*norms.values())
@@ -104,6 +105,16 @@ def what_freezes(module: nn.Module, rule: FreezeRule, *, norm_statistics: NormSt
         parameters=frozen,
         of=total,
     )
+
+
+def _check_head_trains(layout: Layout, rule: FreezeRule, chosen: set[str]) -> None:
+    """A new head with nothing in it that trains, or one of its layers as a depth, is not meant."""
+    head = [place.name for place in layout.tensors if place.kind == "head" and not place.is_buffer]
+    if head and chosen.issuperset(head):
+        raise ModelError(
+            f"freeze {rule_text(rule)}: freezes the head, {' and '.join(layout.heads)}, which is new and has to train; "
+            "freeze layers before it, e.g. --freeze backbone"
+        )
 
 
 def _with_statistics(module: nn.Module) -> dict[str, list[str]]:
@@ -172,6 +183,12 @@ def _first_stages(layout: Layout, count: int) -> set[str]:
 
 
 def _until(module: nn.Module, layout: Layout, name: str) -> set[str]:
+    if any(f"{name}.".startswith(f"{head}.") for head in layout.heads):
+        last_stage = f"until:{layout.stages[-1].name}" if layout.stages else "backbone"
+        raise ModelError(
+            f"freeze until:{name}: it is of the head, which has to train; nothing is left to train behind it; give a "
+            f"layer before it, e.g. {last_stage}"
+        )
     for stage in layout.stages:
         if stage.name == name:
             return _first_stages(layout, stage.index + 1)

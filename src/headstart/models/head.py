@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
 
+import timm
 from torch import Tensor, nn
 
 from headstart.errors import ModelError
@@ -115,9 +116,8 @@ def _check(outputs: int, hidden: Sequence[int], activation: str, dropout: float)
 def _chosen_paths(module: nn.Module, layout: Layout, at: str) -> tuple[str, ...]:
     if at == "auto":
         if layout.head_problem is not None:
-            raise ModelError(
-                f"model: {layout.head_problem}; name the layer to replace with head.at, e.g. --head.at PATH"
-            )
+            hint = _sibling(module) or "name the layer to replace with head.at, e.g. --head.at PATH"
+            raise ModelError(f"model: {layout.head_problem}; {hint}")
         return layout.heads
     parts = dict(module.named_modules())
     if at not in parts or at == "":
@@ -199,4 +199,14 @@ def _check_shape(module: nn.Module, head: Head, outputs: int, *, must_run: bool)
         return
     if shape is not None and shape != (1, outputs):
         found = f"with {outputs} outputs at {head.paths[0]} the model gives {shape} for one image, not (1, {outputs})"
-        raise ModelError(f"head: {found}; name the layer that makes scores with head.at, e.g. --head.at PATH")
+        hint = _sibling(module) or "name the layer that makes scores with head.at, e.g. --head.at PATH"
+        raise ModelError(f"head: {found}; {hint}")
+
+
+def _sibling(module: nn.Module) -> str:
+    """Where to turn from one of timm's encoders, which give feature maps or tokens and no scores."""
+    name = str((getattr(module, "pretrained_cfg", None) or {}).get("architecture", ""))
+    plain = name.removesuffix("_enc")
+    if plain == name or not timm.is_model(plain):
+        return ""
+    return f"timm/{name} is an encoder without a classifier: take timm/{plain}, the same with one"
