@@ -150,11 +150,12 @@ def test_the_number_of_images_is_taken_from_what_crosses_not_from_the_images():
 
 
 def test_what_crosses_has_one_row_per_image():
-    def between(_: Small, __: Tensor, maps: Tensor) -> Tensor:
+    def between(module: Small, _: Tensor, maps: Tensor) -> Tensor:
         windows = maps.reshape(-1, 4, 3, 2, 3, 2).permute(0, 2, 4, 1, 3, 5).reshape(-1, 4, 2, 2)  # nine per image
-        return windows.mean((2, 3)).reshape(maps.shape[0], 9, 4).sum(1)
+        return module.drop(module.norm(windows)).mean((2, 3)).reshape(maps.shape[0], 9, 4).sum(1)
 
-    module, boundary = small(between, "conv")
+    module, boundary = small(between, "conv", "norm")
+    module.eval()
     assert [len(tensor) for tensor in boundary.prefix(torch.randn(3, 3, 8, 8))] == [3]
     images = torch.randn(3, 3, 8, 8)
     assert torch.equal(boundary.eval_suffix(*boundary.prefix(images)), module(images))
