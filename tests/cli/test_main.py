@@ -33,6 +33,12 @@ LIGHT = [
     (["plan", "photos", "--loss.class-weights", "{a: 1, a: 2}"], 2),
     (["describe", "starter", "--freeze", "foo"], 2),
     (["models", "--max-params", "many"], 2),
+    (["models", "--min-top1", "high"], 2),
+    (["models", "--min-top1", "101"], 2),
+    (["models", "--sort", "beauty"], 2),
+    (["models", "--limit", "0"], 2),
+    (["models", "--max-latency-ms", "20"], 2),
+    (["describe", "starter", "--layer-decay", "2"], 2),
     (["predict", "run", "a.jpg", "--top", "0"], 2),
 ]
 

@@ -35,17 +35,29 @@ def test_parameters_and_preprocessing_are_those_of_the_model() -> None:
     assert row.licence == cfg["license"]
 
 
-def test_max_params_leaves_out_larger_models() -> None:
-    every, small = list_models("torchvision/*net1_?.*"), list_models("torchvision/*net1_?.*", max_params=1_240_000)
-    assert {row.spec for row in small} == {row.spec for row in every if row.parameters <= 1_240_000}
-    assert 0 < len(small) < len(every)
+def test_family_and_tag_are_the_librarys_module_and_the_weights_name() -> None:
+    rows = {row.spec: row for row in list_models("*resnet18*")}
+    assert (rows["timm/resnet18.a1_in1k"].family, rows["timm/resnet18.a1_in1k"].tag) == ("resnet", "a1_in1k")
+    assert rows["torchvision/resnet18.IMAGENET1K_V1"].family == "resnet"
+    assert {row.family for row in list_models("timm/convnext_tiny.*")} == {"convnext"}
+    (starter,) = list_models("starter")
+    assert (starter.pretrained, starter.tag, starter.family) == (True, "", "resnet")
+    assert starter.parameters > 1_000_000
+
+
+def test_an_unknown_licence_is_none() -> None:
+    assert all(row.licence != "unknown" for row in list_models())
 
 
 def test_nothing_found_says_so() -> None:
     with pytest.raises(ModelError, match="no model matches 'resnettt'"):
         list_models("resnettt")
-    with pytest.raises(ModelError, match="at most 10 parameters"):
-        list_models("resnet18", max_params=10)
+
+
+def test_weights_that_share_an_architecture_have_their_own_head_counted() -> None:
+    rows = {row.spec: row.parameters for row in list_models("timm/vit_tiny_patch16_224.*")}
+    one, other = rows["timm/vit_tiny_patch16_224.augreg_in21k_ft_in1k"], rows["timm/vit_tiny_patch16_224.augreg_in21k"]
+    assert other - one == (21843 - 1000) * 193
 
 
 def test_all_models_of_both_libraries_are_listed_within_seconds() -> None:

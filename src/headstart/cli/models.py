@@ -2,76 +2,323 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from headstart.cli.output import cell, to_json, write
+from headstart.cli.output import cell, to_json, wrapped, write
 from headstart.config.flags import parse_args
 from headstart.errors import ConfigError
 
 if TYPE_CHECKING:
     from headstart.models.catalog import ModelRow
+    from headstart.models.preprocess import Preprocess
+    from headstart.plan.latency import Machine, Measured, Verdict
 
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9, "g": 10**9}
+_NORMALISATIONS = {  # by the names that the table shows
+    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    "clip": ((0.481, 0.458, 0.408), (0.269, 0.261, 0.276)),
+}
+_LONGEST_LICENCE = 18
+_hint = tyro.conf.arg(metavar="NUMBER", help_behavior_hint="")
+_text = tyro.conf.arg(metavar="TEXT", help_behavior_hint="")
+_switch = tyro.conf.arg(help_behavior_hint="")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Models:
-    """Models that headstart can open: parameters, input size, mean and standard deviation of the input."""
+    """Models that headstart can open: parameters, input, normalisation, ImageNet top-1, published speed, licence."""
 
     pattern: Annotated[
         str, tyro.conf.Positional, tyro.conf.arg(metavar="PATTERN", help_behavior_hint="(default: all)")
     ] = "*"
     """Part of a name, or a glob: 'resnet*', 'torchvision/*'."""
-    max_params: Annotated[str | None, tyro.conf.arg(metavar="NUMBER", help_behavior_hint="")] = None
+    max_params: Annotated[str | None, _hint] = None
     """Largest number of parameters, e.g. 5M."""
-    json: Annotated[bool, tyro.conf.arg(help_behavior_hint="")] = False
+    min_params: Annotated[str | None, _hint] = None
+    """Smallest number of parameters, e.g. 300k."""
+    max_image_size: Annotated[int | None, tyro.conf.arg(metavar="PIXELS", help_behavior_hint="")] = None
+    """Largest input, e.g. 224."""
+    family: Annotated[str | None, _text] = None
+    """The library's module that defines it, e.g. resnet, convnext, vision_transformer."""
+    tag: Annotated[str | None, _text] = None
+    """Part of the weights' tag: how they were trained, e.g. in21k, clip, dino."""
+    licence: Annotated[str | None, _text] = None
+    """Part of the weights' licence, e.g. apache, mit; 'unknown' for those without one."""
+    pretrained_only: Annotated[bool, _switch] = False
+    """Leave out architectures without weights."""
+    min_top1: Annotated[float | None, tyro.conf.arg(metavar="PERCENT", help_behavior_hint="")] = None
+    """Lowest published ImageNet top-1, e.g. 80."""
+    min_cpu_speed: Annotated[float | None, _hint] = None
+    """Lowest published speed on a CPU, in images per second."""
+    min_gpu_speed: Annotated[float | None, _hint] = None
+    """Lowest published speed on a GPU, in images per second."""
+    sort: Annotated[
+        Literal["name", "params", "top1", "cpu-speed", "gpu-speed"], tyro.conf.arg(help_behavior_hint="(default: name)")
+    ] = "name"
+    """What comes first: the fewest parameters, the highest top-1, the highest speed."""
+    limit: Annotated[int | None, tyro.conf.arg(metavar="N", help_behavior_hint="")] = None
+    """Only the first N."""
+    measure: Annotated[bool, _switch] = False
+    """Time each of them on this machine (random weights, nothing is fetched) and show those that no other one beats."""
+    max_latency_ms: Annotated[float | None, _hint] = None
+    """With --measure: longest median time of one forward pass, in milliseconds."""
+    batch_size: Annotated[int, tyro.conf.arg(metavar="N", help_behavior_hint="(default: 1)")] = 1
+    """With --measure: images per forward pass."""
+    threads: Annotated[int | None, tyro.conf.arg(metavar="N", help_behavior_hint="(default: torch's own)")] = None
+    """With --measure: processor threads."""
+    device: Annotated[str, tyro.conf.arg(metavar="DEVICE", help_behavior_hint="(default: auto)")] = "auto"
+    """With --measure: cpu, cuda, ...; auto: the accelerator if there is one."""
+    all: Annotated[bool, _switch] = False
+    """With --measure: show those that are beaten or too slow, too."""
+    json: Annotated[bool, _switch] = False
     """Print one JSON list."""
 
 
 def run(argv: Sequence[str]) -> int:
-    """Print the models."""
+    """Print the models, or with ``--measure`` the times and which ones no other beats."""
     args, _ = parse_args(Models, argv, prog="headstart models")
-    limit = parameters(args.max_params) if args.max_params is not None else None
+    limits = {name: _count(getattr(args, name), name) for name in ("min_params", "max_params")}
+    _check(args)
     from headstart.models.catalog import list_models  # imports torch
+    from headstart.models.filters import Filters, filtered, ordered
 
-    rows = list_models(args.pattern, max_params=limit)
+    filters = Filters(
+        pretrained_only=args.pretrained_only, family=args.family, tag=args.tag, licence=args.licence,
+        max_image_size=args.max_image_size, min_top1=args.min_top1, min_cpu_speed=args.min_cpu_speed,
+        min_gpu_speed=args.min_gpu_speed, min_params=limits["min_params"], max_params=limits["max_params"],
+    )  # fmt: skip
+    found = filtered(list_models(args.pattern), filters)
+    if args.sort != "name":
+        found = ordered(found, args.sort)
+    rows = found[: args.limit]
+    if args.measure:
+        return _measure(args, rows)
     if args.json:
         write(to_json([facts(row) for row in rows]))
         return 0
-    width = max(len(row.spec) for row in rows)
-    write(f"{'model':<{width}}  {'parameters':>13}  {'input':>9}  mean; std")
-    for row in rows:  # line by line: counting parameters takes 0.1 s each
-        known = facts(row)
-        size = "x".join(map(str, known["input"]))
-        mean, std = (" ".join(f"{value:.3f}" for value in known[name]) for name in ("mean", "std"))
-        write(f"{cell(row.spec):<{width}}  {known['parameters']:>13,}  {size:>9}  {mean}; {std}")
+    write(listing(rows))
+    write("\n" + wrapped(_notes(rows, of=len(found))))
     return 0
 
 
 def facts(row: ModelRow) -> dict[str, Any]:
-    """What is shown of a model."""
-    form = row.preprocess
+    """What is known of a model, for ``--json``."""
+    form, known = row.preprocess, row.published
     return {
         "model": row.spec,
+        "family": row.family,
+        "pretrained": row.pretrained,
         "parameters": row.parameters,
         "input": [form.height, form.width],
         "mean": list(form.mean),
         "std": list(form.std),
         "licence": row.licence,
+        "top1": known.top1,
+        "top1_size": known.top1_size,
+        "cpu_images_per_second": known.cpu_images_per_second,
+        "gpu_images_per_second": known.gpu_images_per_second,
     }
 
 
-def parameters(text: str) -> int:
-    """A number of parameters such as 5M, 300k or 1.5B.
+def listing(rows: Sequence[ModelRow]) -> str:
+    """The table: one line per model, each column as wide as it needs."""
+    lines = [("model", "params", "input", "top-1 %", "cpu/s", "gpu/s", "licence", "mean/std")]
+    for row in rows:
+        form, known = row.preprocess, row.published
+        speeds = (_speed(known.cpu_images_per_second), _speed(known.gpu_images_per_second))
+        sizes = (_millions(row.parameters), _size(form), _top1(row), *speeds)
+        lines.append((cell(row.spec), *sizes, _licence(row), _normalisation(form)))
+    return _aligned(lines, words=(0, 6, 7))
 
-    Raises: ConfigError: it is no such number.
-    """
+
+def _aligned(lines: Sequence[Sequence[str]], *, words: Sequence[int]) -> str:
+    """Columns as wide as they need; ``words``: those to the left, the others are numbers."""
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join(
+        "  ".join(
+            text.ljust(width) if place in words else text.rjust(width)
+            for place, (text, width) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in lines
+    )
+
+
+def _count(text: str | None, name: str) -> int | None:
+    """A number of parameters such as 5M, 300k or 1.5B.  Raises: ConfigError: it is no such number."""
+    if text is None:
+        return None
     unit = text[-1:].lower() if text[-1:].isalpha() else ""
     try:
         return int(float(text[: len(text) - len(unit)]) * _UNITS[unit])
     except (ValueError, KeyError, OverflowError) as error:
-        raise ConfigError(f"--max-params: {text!r} is no number of parameters; give e.g. 5M or 300k") from error
+        flag = "--" + name.replace("_", "-")
+        raise ConfigError(f"{flag}: {text!r} is no number of parameters; give e.g. 5M or 300k") from error
+
+
+def _check(args: Models) -> None:
+    """Raises: ConfigError: a number is out of range, or an option of ``--measure`` stands without it."""
+    for name in ("max_image_size", "limit", "batch_size", "threads", "max_latency_ms"):
+        value = getattr(args, name)
+        if value is not None and not value > 0:
+            raise ConfigError(f"--{name.replace('_', '-')}: {value:g} is not positive; give e.g. {_EXAMPLES[name]}")
+    if args.min_top1 is not None and not 0 <= args.min_top1 <= 100:
+        raise ConfigError(f"--min-top1: {args.min_top1:g} is no percentage; give 0 to 100, e.g. --min-top1 80")
+    if args.measure:
+        return
+    given = {
+        "--max-latency-ms": args.max_latency_ms is not None,
+        "--batch-size": args.batch_size != 1,
+        "--threads": args.threads is not None,
+        "--device": args.device != "auto",
+        "--all": args.all,
+    }
+    for flag in (flag for flag, is_given in given.items() if is_given):
+        raise ConfigError(f"{flag} is about times measured on this machine; add --measure")
+
+
+_EXAMPLES = {
+    "max_image_size": "--max-image-size 224",
+    "limit": "--limit 20",
+    "batch_size": "--batch-size 1",
+    "threads": "--threads 2",
+    "max_latency_ms": "--max-latency-ms 20",
+}
+
+
+def _measure(args: Models, rows: Sequence[ModelRow]) -> int:
+    from headstart.plan.latency import candidates, measure, this_machine, verdicts
+    from headstart.train.precision import usable_device
+
+    chosen = candidates(rows)
+    machine = this_machine(usable_device(args.device), batch_size=args.batch_size, threads=args.threads)
+    done = measure(chosen, machine, tell=_teller(len(chosen)))
+    found = verdicts(done, max_latency_ms=args.max_latency_ms)
+    if args.json:
+        write(to_json([_measured_facts(verdict, machine) for verdict in found]))
+        return 0
+    write("\n\n".join(part for part in _measured_parts(found, machine, show_all=args.all) if part))
+    return 0
+
+
+def _teller(total: int) -> Callable[[int, Measured], None]:
+    def tell(number: int, measured: Measured) -> None:
+        time = f"{measured.latency.median_ms:.2f} ms" if measured.latency else "not timed"
+        sys.stderr.write(f"timed {number} of {total}: {cell(measured.row.spec)}  {time}\n")
+
+    return tell
+
+
+def _measured_facts(verdict: Verdict, machine: Machine) -> dict[str, Any]:
+    times = verdict.measured.latency
+    return facts(verdict.measured.row) | {
+        "latency_ms": times and {"median": times.median_ms, "p10": times.p10_ms, "p90": times.p90_ms},
+        "repeats": times and times.repeats,
+        "best": verdict.best,
+        "why_not": verdict.why,
+        "machine": str(machine),
+    }
+
+
+def _measured_parts(found: Sequence[Verdict], machine: Machine, *, show_all: bool) -> list[str]:
+    """The table, what was not timed with its reason, and what the numbers are of."""
+    shown = [verdict for verdict in found if verdict.measured.latency and (verdict.best or show_all)]
+    untimed = [verdict for verdict in found if verdict.measured.latency is None]
+    header = ("model", "params", "input", "top-1 %", "median ms", "p10 .. p90") + (("",) if show_all else ())
+    lines: list[tuple[str, ...]] = [header]
+    for verdict in shown:
+        row, times = verdict.measured.row, verdict.measured.latency
+        assert times is not None
+        spread = f"{times.p10_ms:.2f} .. {times.p90_ms:.2f}"
+        values = (row.spec, _millions(row.parameters), _size(row.preprocess), _top1(row), f"{times.median_ms:.2f}")
+        lines.append((*values, spread, *((verdict.why or "best",) if show_all else ())))
+    said = [_outcome(found, hidden=len(found) - len(shown) - len(untimed))]
+    others = sum(verdict.measured.others for verdict in shown)
+    if others:
+        said.append(f"{others} other weights of these architectures and sizes take the same time")
+    said.append(f"timed on {machine}; random weights; median of at least 10 passes and 1 s")
+    said += _top1_notes([verdict.measured.row for verdict in shown])
+    missing = "\n".join(f"not timed: {cell(verdict.measured.row.spec)}: {cell(verdict.why)}" for verdict in untimed)
+    return [_aligned(lines, words=(0, 5, 6)) if shown else "", missing, wrapped(said)]
+
+
+def _outcome(found: Sequence[Verdict], *, hidden: int) -> str:
+    """How many are best, or how far the fastest is from the limit; what is hidden."""
+    timed = [(verdict.measured.latency.median_ms, verdict) for verdict in found if verdict.measured.latency]
+    best = sum(verdict.best for verdict in found)
+    said = f"{best} of {len(found)}: no other one here is as fast and as accurate"
+    if not best and timed:
+        milliseconds, verdict = timed[0]
+        name = cell(verdict.measured.row.spec)
+        said = f"none of {len(found)} is shown: the fastest, {name}, takes {milliseconds:.2f} ms"
+    return said + (f"; {hidden} beaten, too slow or without a top-1 are left out (--all shows them)" if hidden else "")
+
+
+def _notes(rows: Sequence[ModelRow], *, of: int) -> list[str]:
+    """Lines under the list: how many, what the short words mean, and where the facts come from."""
+    from headstart.models.published import sources
+
+    said = [f"{len(rows):,} of {of:,} models" if len(rows) < of else f"{of:,} model{'s' * (of != 1)}"]
+    used = {_normalisation(row.preprocess) for row in rows}
+    meant = [f"{name} {_pair(*_NORMALISATIONS[name])}" for name in _NORMALISATIONS if name in used]
+    if meant:
+        said.append("mean/std: " + "; ".join(meant))
+    said += _top1_notes(rows)
+    facts = sources()
+    known = {
+        "cpu": any(row.published.cpu_images_per_second for row in rows),
+        "gpu": any(row.published.gpu_images_per_second for row in rows),
+    }
+    return said + [f"{kind}/s: {facts[kind]}" for kind, is_known in known.items() if is_known]
+
+
+def _top1_notes(rows: Sequence[ModelRow]) -> list[str]:
+    from headstart.models.published import sources
+
+    said = [f"top-1: {sources()['top1']}"] if any(row.published.top1 is not None for row in rows) else []
+    if any("@" in _top1(row) for row in rows):
+        said.append("top-1 @N: at N pixels, not at the input size shown")
+    return said
+
+
+def _normalisation(form: Preprocess) -> str:
+    """A short word for mean and std, or the numbers."""
+    rounded = tuple(tuple(round(value, 3) for value in values) for values in (form.mean, form.std))
+    named = [name for name, values in _NORMALISATIONS.items() if rounded == values]
+    return named[0] if named else _pair(form.mean, form.std)
+
+
+def _pair(mean: Sequence[float], std: Sequence[float]) -> str:
+    """``0.5/0.5``, or all channels where they differ: ``0.485,0.456,0.406/0.229,0.224,0.225``."""
+    shown = [",".join(dict.fromkeys(f"{value:.3g}" for value in values)) for values in (mean, std)]
+    return "/".join(shown)
+
+
+def _millions(count: int) -> str:
+    return f"{count / 1e6:,.1f}M" if count >= 1e5 else f"{count / 1e3:.1f}k"
+
+
+def _size(form: Preprocess) -> str:
+    return str(form.height) if form.height == form.width else f"{form.height}x{form.width}"
+
+
+def _top1(row: ModelRow) -> str:
+    known, size = row.published, row.image_size
+    if known.top1 is None:
+        return "-"
+    return f"{known.top1:.2f}" + (f" @{known.top1_size}" if known.top1_size not in (None, size) else "")
+
+
+def _speed(images_per_second: float | None) -> str:
+    if images_per_second is None:
+        return "-"
+    return f"{images_per_second:,.0f}" if images_per_second >= 10 else f"{images_per_second:.1f}"
+
+
+def _licence(row: ModelRow) -> str:
+    text = cell(row.licence or ("unknown" if row.pretrained else "-"))
+    return text if len(text) <= _LONGEST_LICENCE else text[: _LONGEST_LICENCE - 1] + "…"

@@ -7,6 +7,7 @@ import io
 import json
 import math
 import sys
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -29,6 +30,15 @@ def table(rows: Iterable[Sequence[object]], *, header: Sequence[str] = ()) -> st
         for row in cells
     )
     return "\n".join(line.rstrip() for line in lines)
+
+
+def wrapped(lines: Iterable[str], *, width: int = 100) -> str:
+    """Lines of words at most ``width`` columns wide; what goes on is indented."""
+    broken = (
+        textwrap.wrap(line, width, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
+        for line in lines
+    )
+    return "\n".join(line for parts in broken for line in parts)
 
 
 def cell(value: object) -> str:

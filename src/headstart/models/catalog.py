@@ -1,4 +1,4 @@
-"""The list of models that can be opened, with their size and preprocessing."""
+"""The list of models that can be opened, with their size, preprocessing, licence and published facts."""
 
 from __future__ import annotations
 
@@ -12,47 +12,63 @@ import torchvision
 from timm.models import PretrainedCfg, get_pretrained_cfg
 
 from headstart.errors import ModelError
-from headstart.models.factory import Architecture, sketch
+from headstart.models.factory import sketch
 from headstart.models.origins import find_origin, torchvision_names
 from headstart.models.preprocess import Preprocess, from_pretrained_cfg, from_torchvision
-from headstart.models.spec import StarterSpec
+from headstart.models.published import Published, published
+from headstart.models.spec import StarterSpec, TimmSpec, TorchvisionSpec, parse_spec
 
 Library = Literal["timm", "torchvision"]
 
 
 @dataclass(frozen=True)
 class ModelRow:
-    """One model spec and what is known of it before anything is fetched."""
+    """One model spec and what is known of it before anything is fetched.
+
+    ``family``: the library's module that defines the architecture, e.g. resnet; ``tag``: of its weights, or empty.
+    """
 
     spec: str
     library: Library
     architecture: str
+    family: str
+    tag: str
     pretrained: bool
     preprocess: Preprocess
     licence: str | None
+    published: Published
 
     @property
     def parameters(self) -> int:
-        """Number of parameters with the published head, counted on ``meta`` at the first question (about 0.1 s)."""
-        return _parameters(self.library, self.architecture)
+        """Number of parameters with the published head: from the table, else counted on ``meta`` (about 0.1 s)."""
+        return self.published.parameters or count_parameters(self.spec)
+
+    @property
+    def image_size(self) -> int:
+        """The longer side of the input, in pixels."""
+        return max(self.preprocess.height, self.preprocess.width)
 
 
-def list_models(pattern: str = "*", *, max_params: int | None = None) -> tuple[ModelRow, ...]:
+def list_models(pattern: str = "*") -> tuple[ModelRow, ...]:
     """Models whose spec matches: ``*`` and ``?`` as in a shell, else a part of the name; the starter first.
 
-    ``max_params`` leaves out larger ones, which counts the parameters of all that match.
     Raises: ModelError: nothing matches.
     """
     glob = pattern if any(sign in pattern for sign in "*?[") else f"*{pattern}*"
     rows = tuple(row for row in (*_starter(), *_timm(glob), *_torchvision(glob)) if _matches(row.spec, glob))
     if not rows:
         raise ModelError(f"no model matches {pattern!r}; try a part of a name, e.g. headstart models resnet")
-    if max_params is None:
-        return rows
-    small = tuple(row for row in rows if row.parameters <= max_params)
-    if not small:
-        raise ModelError(f"none of the {len(rows)} models that match {pattern!r} has at most {max_params:,} parameters")
-    return small
+    return rows
+
+
+@cache
+def count_parameters(spec: str) -> int:
+    """Number of parameters of a timm or torchvision spec or the starter, with the head that its weights have."""
+    parsed = parse_spec(spec)
+    assert isinstance(parsed, TimmSpec | TorchvisionSpec | StarterSpec), spec
+    origin = find_origin(parsed, weights="pretrained", options={})
+    outputs = int(origin.architecture.cfg.get("num_classes", origin.outputs))
+    return sum(parameter.numel() for parameter in sketch(origin.architecture, outputs=outputs).parameters())
 
 
 def _matches(spec: str, glob: str) -> bool:
@@ -65,7 +81,9 @@ def _starter() -> tuple[ModelRow, ...]:
     except ModelError:
         return ()
     licence = origin.pretrained.licence if origin.pretrained else None
-    return (ModelRow("starter", "timm", origin.architecture.name, True, origin.preprocess, licence),)
+    name = origin.architecture.name
+    family = _timm_family(name)
+    return (ModelRow("starter", "timm", name, family, "", True, origin.preprocess, licence, published("starter")),)
 
 
 def _timm(glob: str) -> tuple[ModelRow, ...]:
@@ -75,24 +93,37 @@ def _timm(glob: str) -> tuple[ModelRow, ...]:
 
 def _timm_row(name: str) -> ModelRow:
     cfg = get_pretrained_cfg(name) or PretrainedCfg()
-    preprocess = from_pretrained_cfg(asdict(cfg), channels=cfg.input_size[0], source=f"timm/{name}")
-    return ModelRow(f"timm/{name}", "timm", name.partition(".")[0], bool(cfg.has_weights), preprocess, cfg.license)
+    spec, (architecture, _, tag) = f"timm/{name}", name.partition(".")
+    return ModelRow(
+        spec=spec,
+        library="timm",
+        architecture=architecture,
+        family=_timm_family(architecture),
+        tag=tag,
+        pretrained=bool(cfg.has_weights),
+        preprocess=from_pretrained_cfg(asdict(cfg), channels=cfg.input_size[0], source=spec),
+        licence=_known(cfg.license),
+        published=published(spec),
+    )
+
+
+def _timm_family(architecture: str) -> str:
+    return str(timm.model_entrypoint(architecture).__module__).rpartition(".")[2]
 
 
 def _torchvision(glob: str) -> tuple[ModelRow, ...]:
     rows = []
     for name in torchvision_names():
+        family = str(torchvision.models.get_model_builder(name).__module__).rpartition(".")[2]
         for entry in torchvision.models.get_model_weights(name):
             spec = f"torchvision/{name}.{entry.name}"
             preprocess = from_torchvision(entry.transforms(), source=spec)
-            rows.append(ModelRow(spec, "torchvision", name, True, preprocess, entry.meta.get("license")))
+            licence = _known(entry.meta.get("license"))
+            facts = published(spec)
+            rows.append(ModelRow(spec, "torchvision", name, family, entry.name, True, preprocess, licence, facts))
     return tuple(row for row in rows if _matches(row.spec, glob))
 
 
-@cache
-def _parameters(library: Library, architecture: str) -> int:
-    cfg = asdict(get_pretrained_cfg(architecture) or PretrainedCfg()) if library == "timm" else {}
-    module = sketch(
-        Architecture(library=library, name=architecture, cfg=cfg), outputs=int(cfg.get("num_classes", 1000))
-    )
-    return sum(parameter.numel() for parameter in module.parameters())
+def _known(licence: str | None) -> str | None:
+    """timm writes unknown where it does not know; torchvision links to a text."""
+    return None if licence in (None, "unknown") else licence

@@ -62,10 +62,15 @@ class Description:
     chosen: RuleEffect | None
 
     def __str__(self) -> str:
-        blocks = [_heading(self), _tree(self), _rules(self)]
-        if self.chosen is not None:
-            blocks.append(_chosen(self.chosen))
-        return "\n\n".join(blocks)
+        return f"{self.structure()}\n\n{self.freezing()}"
+
+    def structure(self) -> str:
+        """Name, size, input, head, and the tree of stages."""
+        return f"{_heading(self)}\n\n{_tree(self)}"
+
+    def freezing(self) -> str:
+        """What each rule would freeze, and the chosen one in full."""
+        return "\n\n".join([_rules(self), *([] if self.chosen is None else [_chosen(self.chosen)])])
 
 
 def describe(model: str | OpenedModel | nn.Module, *, freeze: FreezeRule | None = None) -> Description:
@@ -82,7 +87,7 @@ def describe(model: str | OpenedModel | nn.Module, *, freeze: FreezeRule | None 
     if preprocess is not None:
         images = (preprocess.channels, preprocess.height, preprocess.width)
     names = [name for name, _ in module.named_modules()]
-    run = run_for_shapes(module, names=names, shape=images)
+    run = run_for_shapes(module, names=names, shape=images, count=True)
     shapes = {call.name: call.outputs for call in run.calls}
     simple: list[FreezeRule] = ["backbone", "conv", "norm"]
     return Description(

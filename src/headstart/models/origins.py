@@ -145,7 +145,7 @@ def _torchvision_origin(name: str, *, weights: str, options: Mapping[str, object
     return Origin(
         spec=source if weights == "pretrained" else f"torchvision/{name}",
         architecture=architecture,
-        outputs=len(entry.meta["categories"]),
+        outputs=len(entry.meta["categories"] or ()) or _DEFAULT_CLASSES,  # VGG16's feature weights have no classes
         preprocess=from_torchvision(entry.transforms(), source=source),
         pretrained=Pretrained(lambda: _read(fetch.url_file(entry.url)), entry.url, entry.meta.get("license")),
     )
@@ -155,7 +155,7 @@ def _torchvision_defaults(name: str, entry: Any, weights: str) -> dict[str, obje
     """What torchvision's own builders set when they load weights."""
     if name in ("googlenet", "inception_v3"):
         return {"transform_input": weights != "none"}
-    if name.startswith("vit_") and weights == "pretrained":
+    if name.startswith("vit_"):  # the named weights' own size: preprocessing follows them, too
         return {"image_size": int(entry.meta["min_size"][0])}
     return {}
 
