@@ -10,6 +10,7 @@ import headstart
 NAMES = {
     *("Config", "load_config", "train", "plan"),
     *("open_model", "describe", "find_head", "replace_head", "freeze", "param_groups"),
+    *("add_lora", "merge_lora"),
     *("open_images", "audit"),
     *("StepRules", "TrainState", "train_step", "fit", "evaluate", "predict", "StepDone", "EpochDone"),
     *("save", "restore", "open_run", "report"),

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from headstart.models.describe import describe
     from headstart.models.freeze import freeze
     from headstart.models.head import find_head, replace_head
+    from headstart.models.lora import add_lora, merge_lora
     from headstart.models.sources import open_model
     from headstart.optim.groups import param_groups
     from headstart.runs.bundle import open_run
@@ -33,6 +34,7 @@ __all__ = [
     "StepDone",
     "StepRules",
     "TrainState",
+    "add_lora",
     "audit",
     "describe",
     "evaluate",
@@ -40,6 +42,7 @@ __all__ = [
     "fit",
     "freeze",
     "load_config",
+    "merge_lora",
     "open_images",
     "open_model",
     "open_run",
@@ -63,6 +66,7 @@ _HOMES = {
     "models.describe": ("describe",),
     "models.freeze": ("freeze",),
     "models.head": ("find_head", "replace_head"),
+    "models.lora": ("add_lora", "merge_lora"),
     "models.sources": ("open_model",),
     "optim.groups": ("param_groups",),
     "runs.bundle": ("open_run",),

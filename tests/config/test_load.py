@@ -71,7 +71,7 @@ def test_a_section_without_kind_keeps_the_default_kind() -> None:
         ({"optimizer": {"momentum": 0.9}}, "optimizer.momentum: adamw has no momentum; it belongs to sgd and rmsprop (--optimizer.kind sgd)"),  # noqa: E501
         ({"head": {"hidden": [4]}}, "head.hidden: linear has no hidden; it belongs to mlp (--head.kind mlp)"),
         ({"loss": {"gamma": 2}}, "loss.gamma: auto has no gamma; it belongs to focal (--loss.kind focal)"),
-        ({"freeze": "bakbone"}, "freeze: 'bakbone' is no freeze rule; give none, backbone, conv, norm, until:NAME, stages:N or names:GLOB,..."),  # noqa: E501
+        ({"freeze": "bakbone"}, "freeze: 'bakbone' is no freeze rule; give none, backbone, conv, norm, but:bias, but:norm, but:lora, until:NAME, stages:N or names:GLOB,..."),  # noqa: E501
         ({"recipe": "probe", "freeze": "backbone"}, "freeze: recipe probe trains the head alone; leave freeze out, or use --recipe lp_ft"),  # noqa: E501
         ({"phases": [{"epochs": 0}]}, "phases[0].epochs: 0 is not positive; give at least 1"),
         ({"phases": [{"freeze": "none"}]}, "phases[0].epochs: missing; give a whole number of at least 1"),

@@ -11,13 +11,13 @@ import tyro
 
 from headstart.config.leaves import FLAT, Leaf, Option, default_kinds, hints, leaves, members, options
 from headstart.config.problems import SYNONYMS, bounds
-from headstart.config.schema import Config, Names, Stages, Until
+from headstart.config.schema import But, Config, Names, Stages, Until
 from headstart.config.yaml import dump_yaml, parse_yaml, scalar
 from headstart.errors import ConfigError
 
 EVERY = ("", *hints(Config))  # sections to have flags for; "": the options outside sections
 _NOT_FLAGS = ("data.source",)  # the positional DATA
-_RULES: dict[Any, str] = {Until: "until:NAME", Stages: "stages:N", Names: "names:GLOB,..."}
+_RULES: dict[Any, str] = {Until: "until:NAME", Stages: "stages:N", Names: "names:GLOB,...", But: "but:KIND"}
 _METAVARS = {int: "INT", float: "NUMBER", str: "TEXT", bool: "true|false", dict: "YAML"}
 
 

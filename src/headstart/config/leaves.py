@@ -11,7 +11,7 @@ from functools import cache
 from itertools import chain, pairwise
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from headstart.config import optimizers, schema
+from headstart.config import lora, optimizers, schema
 
 FLAT = {  # what people type most, without its section
     "model": "model.name",
@@ -144,7 +144,7 @@ def _leaf(path: str, having: list[tuple[str, type]], of: Mapping[str, type] | No
 def _docs() -> dict[tuple[str, str], str]:
     """The docstring under each field of the schema, by (class, field)."""
     found = {}
-    for cls in chain.from_iterable(ast.parse(inspect.getsource(file)).body for file in (schema, optimizers)):
+    for cls in chain.from_iterable(ast.parse(inspect.getsource(file)).body for file in (schema, optimizers, lora)):
         if not isinstance(cls, ast.ClassDef):
             continue
         for item, after in pairwise(cls.body):

@@ -10,10 +10,11 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from headstart.config import light
 from headstart.config.leaves import FLAT, default_kinds, hints, is_section
 from headstart.config.problems import meant_by, place_of, sentence, shown
 from headstart.config.rules import freeze_rule
-from headstart.config.schema import Config, Names, Stages, Until
+from headstart.config.schema import Config
 from headstart.config.yaml import dump_yaml, read_yaml
 from headstart.errors import ConfigError
 
@@ -72,7 +73,7 @@ def write_yaml(config: Config) -> str:
 
 def plain(value: object) -> Any:
     """Config values as dicts, lists and scalars; a freeze rule in its mapping form."""
-    if isinstance(value, Until | Stages | Names) or (is_dataclass(value) and not isinstance(value, type)):
+    if is_dataclass(value) and not isinstance(value, type):
         return {item.name: plain(getattr(value, item.name)) for item in fields(value)}
     if isinstance(value, Mapping):
         return {str(key): plain(item) for key, item in value.items()}
@@ -122,7 +123,7 @@ def _validate(tree: Tree) -> tuple[Config | None, dict[str, str]]:
             tree[name] = {"kind": kind, **tree[name]}
     problems |= _freeze_forms(tree)
     config, found = _typed(tree)
-    for path, text in (found | _contradictions(tree)).items():
+    for path, text in (found | _contradictions(tree) | light.contradictions(tree)).items():
         problems.setdefault(path, text)
     return (None if problems else config), problems
 

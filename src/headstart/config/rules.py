@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from annotated_types import Ge
 from pydantic import Field
@@ -12,7 +12,7 @@ from pydantic import Field
 from headstart.errors import ConfigError
 
 WORDS = ("none", "backbone", "conv", "norm")
-ACCEPTED = "none, backbone, conv, norm, until:NAME, stages:N or names:GLOB,..."
+ACCEPTED = "none, backbone, conv, norm, but:bias, but:norm, but:lora, until:NAME, stages:N or names:GLOB,..."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +36,17 @@ class Names:
     names: Annotated[tuple[str, ...], Field(min_length=1)]
 
 
-FreezeRule = Literal["none", "backbone", "conv", "norm"] | Until | Stages | Names
+LightKind = Literal["bias", "norm", "lora"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class But:
+    """Freeze everything but the head and the biases, the norms, or the LoRA adapters."""
+
+    but: LightKind
+
+
+FreezeRule = Literal["none", "backbone", "conv", "norm"] | Until | Stages | Names | But
 NormStatistics = Literal["batch", "frozen"]
 
 
@@ -45,8 +55,8 @@ def freeze_rule(value: object) -> FreezeRule:
 
     Raises: ConfigError: it is no rule.
     """
-    if isinstance(value, Until | Stages | Names):
-        value = {name: getattr(value, name) for name in ("until", "stages", "names") if hasattr(value, name)}
+    if isinstance(value, Until | Stages | Names | But):
+        value = dict(vars(value))
     if isinstance(value, str):
         if value in WORDS:
             return value  # type: ignore[return-value]
@@ -61,6 +71,8 @@ def freeze_rule(value: object) -> FreezeRule:
         return Stages(stages=int(argument))
     if name == "names" and (globs := _globs(argument)):
         return Names(names=globs)
+    if name == "but" and argument in get_args(LightKind):
+        return But(but=argument)
     raise ConfigError(f"{_shown(value)} is no freeze rule; give {ACCEPTED}")
 
 
@@ -73,6 +85,8 @@ def freeze_text(rule: FreezeRule) -> str:
             return f"stages:{count}"
         case Names(names=globs):
             return "names:" + ",".join(globs)
+        case But(but=kind):
+            return f"but:{kind}"
     return rule
 
 

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from annotated_types import Ge, Gt, Le, Lt
 from pydantic import Field
 
+from headstart.config.lora import Lora as Lora
 from headstart.config.numbers import Auto as Auto
 from headstart.config.numbers import Count, NonNegative, Positive, Probability
 from headstart.config.optimizers import Adam as Adam
@@ -16,6 +17,7 @@ from headstart.config.optimizers import Optimizer as Optimizer
 from headstart.config.optimizers import RmsProp as RmsProp
 from headstart.config.optimizers import Sgd as Sgd
 from headstart.config.optimizers import TimmOptimizer as TimmOptimizer
+from headstart.config.rules import But as But
 from headstart.config.rules import FreezeRule as FreezeRule
 from headstart.config.rules import Names as Names
 from headstart.config.rules import NormStatistics as NormStatistics
@@ -293,18 +295,21 @@ class Config:
     penalties: Penalties = field(default_factory=Penalties)
     optimizer: Optimizer = field(default_factory=AdamW)
     schedule: Schedule = field(default_factory=Schedule)
-    recipe: Literal["auto", "probe", "full", "lp_ft", "gradual"] = "auto"
-    """Named list of phases: probe (head only), full (all), lp_ft (head, then all), gradual (from the head down)."""
+    recipe: Literal["auto", "probe", "full", "lp_ft", "gradual", "lora", "bias", "norm"] = "auto"
+    """Named list of phases: probe (head only), full (all), lp_ft (head, then all), gradual (from the head down);
+
+    lora, bias, norm: the head and adapters, biases or norms, the rest frozen."""
+    lora: Lora = field(default_factory=Lora)
     epochs: Count = 10
     """Passes over the training images, all phases together."""
     freeze: Auto | FreezeRule = "auto"
-    """What stays frozen in the last phase: none, backbone, conv, norm, until:NAME, stages:N, names:GLOB,..."""
+    """What is frozen in the last phase: none, backbone, conv, norm, but:KIND, until:NAME, stages:N, names:GLOB,..."""
     phases: tuple[Phase, ...] = ()
     """Phases by hand, instead of recipe, epochs and freeze."""
     norm_statistics: Auto | NormStatistics = "auto"
     """What BatchNorm layers that train normalise with: each batch's statistics, or the frozen pretrained ones.
 
-    auto: frozen behind a trained head and for batches below 16 images, else batch."""
+    auto: frozen behind a trained head, for batches below 16 images and in light tuning, else batch."""
     batch: Batch = field(default_factory=Batch)
     augment: Augment = field(default_factory=Augment)
     average: Average = field(default_factory=Average)

@@ -10,8 +10,9 @@ from fnmatch import fnmatchcase
 
 from torch import nn
 
-from headstart.config.schema import FreezeRule, Names, NormStatistics, Stages, Until
-from headstart.errors import ModelError
+from headstart.config.rules import freeze_rule, freeze_text
+from headstart.config.schema import But, FreezeRule, Names, NormStatistics, Stages, Until
+from headstart.errors import ConfigError, ModelError
 from headstart.models.head import find_head
 from headstart.models.layout import Layout, TensorPlace, find_layout, named_tensors
 
@@ -36,7 +37,7 @@ def freeze(
     names: Sequence[str] = (),
     norm_statistics: NormStatistics = "batch",
 ) -> Frozen:
-    """Freeze by one of ``rule`` (none, backbone, conv, norm), ``until`` a module or stage, first ``stages``, ``names``.
+    """Freeze by one of ``rule`` (text: backbone, but:bias), ``until`` a module or stage, first ``stages``, ``names``.
 
     ``norm_statistics``: frozen keeps the running statistics of BatchNorm layers that train, too.
 
@@ -62,7 +63,7 @@ def freeze_by(module: nn.Module, rule: FreezeRule, *, norm_statistics: NormStati
     """Make exactly what the rule names frozen and everything else trainable.
 
     Frozen modules are put in evaluation mode and stay there through ``train()``, in copies of the model too; with
-    ``norm_statistics`` frozen, so do BatchNorm layers whose weights train.
+    ``norm_statistics`` frozen, and by the rules ``but:KIND``, so do BatchNorm layers whose weights train.
     """
     frozen = what_freezes(module, rule, norm_statistics=norm_statistics)
     names = set(frozen.tensors)
@@ -92,14 +93,14 @@ def what_freezes(module: nn.Module, rule: FreezeRule, *, norm_statistics: NormSt
     total = sum(sizes.values())
     if frozen == total:
         raise ModelError(
-            f"freeze {rule_text(rule)}: freezes all {total:,} parameters, the head too: nothing is left to train"
+            f"freeze {freeze_text(rule)}: freezes all {total:,} parameters, the head too: nothing is left to train"
         )
     _check_head_trains(layout, rule, chosen)
-    norms = _with_statistics(module) if norm_statistics == "frozen" else {}
+    norms = _with_statistics(module) if norm_statistics == "frozen" or isinstance(rule, But) else {}
     asleep = {*_eval_modules(module, layout, chosen, _boundary(layout, rule, chosen)), *norms}
     still = chosen.union(*norms.values())
     return Frozen(
-        rule=rule_text(rule),
+        rule=freeze_text(rule),
         tensors=tuple(place.name for place in layout.tensors if place.name in still),
         modules=tuple(path for path, _ in module.named_modules() if path in asleep),
         parameters=frozen,
@@ -112,8 +113,8 @@ def _check_head_trains(layout: Layout, rule: FreezeRule, chosen: set[str]) -> No
     head = [place.name for place in layout.tensors if place.kind == "head" and not place.is_buffer]
     if head and chosen.issuperset(head):
         raise ModelError(
-            f"freeze {rule_text(rule)}: freezes the head, {' and '.join(layout.heads)}, which is new and has to train; "
-            "freeze layers before it, e.g. --freeze backbone"
+            f"freeze {freeze_text(rule)}: freezes the head, {' and '.join(layout.heads)}, which is new and has to "
+            "train; freeze layers before it, e.g. --freeze backbone"
         )
 
 
@@ -126,27 +127,11 @@ def _with_statistics(module: nn.Module) -> dict[str, list[str]]:
     return found
 
 
-def rule_text(rule: FreezeRule) -> str:
-    """The rule as it is typed: backbone, until:layer3, stages:2, names:GLOB,..."""
-    match rule:
-        case Until(until=name):
-            return f"until:{name}"
-        case Stages(stages=count):
-            return f"stages:{count}"
-        case Names(names=globs):
-            return "names:" + ",".join(globs)
-        case _:
-            return str(rule)
-
-
 def _plain(rule: str) -> FreezeRule:
-    match rule:
-        case "none" | "backbone" | "conv" | "norm":
-            return rule
-        case _:
-            raise ModelError(
-                f"freeze: {rule!r} is no rule; one of none, backbone, conv, norm, until:NAME, stages:N, names:GLOB,..."
-            )
+    try:
+        return freeze_rule(rule)
+    except ConfigError as error:
+        raise ModelError(f"freeze: {error}") from error
 
 
 def _chosen(module: nn.Module, layout: Layout, rule: FreezeRule) -> set[str]:
@@ -164,6 +149,8 @@ def _chosen(module: nn.Module, layout: Layout, rule: FreezeRule) -> set[str]:
             return _first_stages(layout, count)
         case Names(names=globs):
             return _named(module, layout, globs)
+        case But(but=kind):
+            return _all_but(module, layout, kind)
 
 
 def _of_kind(layout: Layout, kind: str) -> set[str]:
@@ -172,6 +159,28 @@ def _of_kind(layout: Layout, kind: str) -> set[str]:
         kinds = ", ".join(sorted({place.kind for place in layout.tensors}))
         raise ModelError(f"freeze {kind}: the model has no {kind} layers; its tensors are: {kinds}")
     return chosen
+
+
+def _all_but(module: nn.Module, layout: Layout, kind: str) -> set[str]:
+    """Everything but the head and, in the backbone, all biases, the norms' weights and biases, or the adapters."""
+    find_head(module)
+    kept = {place.name for place in layout.tensors if not place.is_buffer and _trains(place, kind)}
+    if not kept and kind == "lora":
+        raise ModelError("freeze but:lora: the model has no adapters; add them with add_lora, or --recipe lora")
+    if not kept:
+        word = {"bias": "biases", "norm": "norm layers with weights"}[kind]
+        raise ModelError(f"freeze but:{kind}: the model's backbone has no {word}; use --recipe probe or --recipe lora")
+    return {place.name for place in layout.tensors if place.kind != "head" and place.name not in kept}
+
+
+def _trains(place: TensorPlace, kind: str) -> bool:
+    match kind:
+        case "bias":
+            return place.kind not in ("head", "adapter") and place.name.endswith("bias")
+        case "norm":
+            return place.kind == "norm"
+        case _:
+            return place.kind == "adapter"
 
 
 def _first_stages(layout: Layout, count: int) -> set[str]:
@@ -199,7 +208,7 @@ def _until(module: nn.Module, layout: Layout, name: str) -> set[str]:
         last = layout.last_calls[name]
     else:
         known = [*(stage.name for stage in layout.stages), *(path for path, _ in module.named_modules() if path)]
-        raise ModelError(f"freeze until:{name}: the model has no such module; {_near(name, known)}")
+        raise ModelError(f"freeze until:{name}: the model has no such module; {near_names(name, known)}")
     return {place.name for place in layout.tensors if place.order <= last}
 
 
@@ -211,12 +220,13 @@ def _named(module: nn.Module, layout: Layout, globs: Sequence[str]) -> set[str]:
         found = {p.name for p in layout.tensors if fnmatchcase(p.name, glob) or p.name.startswith(matched)}
         if not found:
             known = [*parts, *(place.name for place in layout.tensors)]
-            raise ModelError(f"freeze names:{glob}: matches no parameter and no module; {_near(glob, known)}")
+            raise ModelError(f"freeze names:{glob}: matches no parameter and no module; {near_names(glob, known)}")
         chosen |= found
     return chosen
 
 
-def _near(name: str, known: Sequence[str]) -> str:
+def near_names(name: str, known: Sequence[str]) -> str:
+    """What to say after a name that the model does not have."""
     unique = list(dict.fromkeys(known))
     near = difflib.get_close_matches(name, unique, n=4, cutoff=0.5)
     if near:

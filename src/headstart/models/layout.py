@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from headstart.models.head_search import search_head
 from headstart.models.stages import Cut, cut_stages
-from headstart.models.trace import How, Trace, trace_module, with_new_leaves
+from headstart.models.trace import How, Trace, adapted_layers, is_adapted, trace_module, with_new_leaves
 
-Kind = Literal["conv", "linear", "norm", "attention", "embedding", "token", "head", "other"]
+Kind = Literal["conv", "linear", "norm", "attention", "embedding", "token", "adapter", "head", "other"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,10 +128,11 @@ def _structure(module: nn.Module) -> object:
 def _look(module: nn.Module, trace: Trace) -> Layout:
     search = search_head(module, trace)
     orders = _orders(module, trace.calls)
-    units = _units(module, orders, search.paths)
+    owners = _owners(module)
+    units = _units(module, orders, owners, search.paths)
     weighty = {unit: _can_start_stage(module, unit) for unit in units}
     cuts = cut_stages(units, weighty=weighty, heads=search.paths)
-    tensors = _places(module, orders, cuts, search.paths)
+    tensors = _places(module, orders, owners, cuts, search.paths)
     parts = dict(module.named_modules())
     called = [name for name in trace.calls if name in parts]
     return Layout(
@@ -172,12 +173,23 @@ def _in_code_order(module: nn.Module, names: Mapping[str, Tensor]) -> list[str]:
     return sorted(names, key=lambda name: rank[name.rpartition(".")[0]])
 
 
-def _units(module: nn.Module, orders: Mapping[str, int], heads: tuple[str, ...]) -> list[str]:
+def _owners(module: nn.Module) -> dict[str, str]:
+    """The module that every tensor belongs to: of what is in a layer with adapters, that layer."""
+    layers, owners = adapted_layers(module), dict[str, str]()
+    for name, _, _ in named_tensors(module):
+        around = (layer for layer in layers if name.startswith(layer + "."))
+        owners[name] = next(around, name.rpartition(".")[0])
+    return owners
+
+
+def _units(
+    module: nn.Module, orders: Mapping[str, int], owners: Mapping[str, str], heads: tuple[str, ...]
+) -> list[str]:
     """Owners of tensors in order of execution, the head's left out; a container's own tensors are units themselves."""
     parts, units = dict(module.named_modules(remove_duplicate=False)), dict[str, int]()
     first = _first_names(module)
     for name, order in orders.items():
-        owner = name.rpartition(".")[0]
+        owner = owners[name]
         if first[name] == name and not _inside(name, heads):
             has_children = any(True for _ in parts[owner].children())
             unit = (
@@ -202,12 +214,17 @@ def _can_start_stage(module: nn.Module, unit: str) -> bool:
         part = module.get_submodule(unit)
     except AttributeError:  # a bare tensor
         return False
+    part = part.get_submodule("base_layer") if is_adapted(part) else part
     owned = [name for name, _ in [*part.named_parameters(recurse=False), *part.named_buffers(recurse=False)]]
     return any(_kind(part, name) in ("conv", "linear", "attention") for name in owned)
 
 
 def _places(
-    module: nn.Module, orders: Mapping[str, int], cuts: tuple[Cut, ...], heads: tuple[str, ...]
+    module: nn.Module,
+    orders: Mapping[str, int],
+    owners: Mapping[str, str],
+    cuts: tuple[Cut, ...],
+    heads: tuple[str, ...],
 ) -> tuple[TensorPlace, ...]:
     first = _first_names(module)
     stage_of_unit = {unit: index for index, cut in enumerate(cuts) for unit in cut.units}
@@ -216,9 +233,10 @@ def _places(
     for name, _, is_buffer in named_tensors(module):
         owner = name.rpartition(".")[0]
         in_head = _inside(name, heads)
-        unit = first[name] if first[name] in stage_of_unit else first[name].rpartition(".")[0]
+        unit = first[name] if first[name] in stage_of_unit else owners[first[name]]
         stage = len(cuts) if in_head else stage_of_unit.get(unit, len(cuts))
-        kind: Kind = "head" if in_head else _kind(parts[owner], name)
+        is_adapter = owners[name] != owner and not owner.startswith(owners[name] + ".base_layer")
+        kind: Kind = "head" if in_head else "adapter" if is_adapter else _kind(parts[owner], name)
         place = TensorPlace(name=name, module=owner, kind=kind, order=orders[name], stage=stage, is_buffer=is_buffer)
         places.append(place)
     return tuple(sorted(places, key=lambda place: place.order))

@@ -105,8 +105,9 @@ def fx_graph(module: nn.Module, *, training: Callable[[str], bool]) -> fx.Graph:
     """
     for path, part in module.named_modules():
         part.training = training(path)
+    adapted = {type(part) for part in module.modules() if is_adapted(part)}  # their code branches on what they hold
     tracer = LeafModuleAwareTracer(
-        leaf_modules=[*get_notrace_modules(), *_LEAVES],  # type: ignore[no-untyped-call]
+        leaf_modules=[*get_notrace_modules(), *_LEAVES, *adapted],  # type: ignore[no-untyped-call]
         autowrap_functions=tuple(get_notrace_functions()),  # type: ignore[no-untyped-call]
         autowrap_modules=(math, torchvision.ops),
     )
@@ -114,6 +115,16 @@ def fx_graph(module: nn.Module, *, training: Callable[[str], bool]) -> fx.Graph:
         warnings.simplefilter("ignore")
         graph: fx.Graph = tracer.trace(module)
     return graph
+
+
+def is_adapted(part: nn.Module) -> bool:
+    """Whether it is one of peft's: a layer (``base_layer``) with low-rank adapters beside it."""
+    return hasattr(part, "base_layer") and hasattr(part, "lora_A") and hasattr(part, "lora_B")
+
+
+def adapted_layers(module: nn.Module) -> tuple[str, ...]:
+    """Paths of the layers that have adapters, every name of a shared one."""
+    return tuple(path for path, part in module.named_modules(remove_duplicate=False) if is_adapted(part))
 
 
 @contextlib.contextmanager

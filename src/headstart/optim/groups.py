@@ -11,14 +11,15 @@ from headstart.errors import ConfigError
 from headstart.models.head import head_parameters
 from headstart.models.layout import find_layout
 
-_NEVER_DECAYED = {"norm", "token", "embedding"}
+_NEVER_DECAYED = {"norm", "token", "embedding", "adapter"}
 
 
 def param_groups(
     module: nn.Module, *, lr: float, head_lr: float | None = None, layer_decay: float = 1.0, weight_decay: float = 0.0
 ) -> list[dict[str, Any]]:
     """Groups for a torch optimizer: the head at ``head_lr``, the last backbone stage at ``lr``, each stage nearer to
-    the input at ``layer_decay`` times the next one's. Norms, biases, tokens and position embeddings have no decay.
+    the input at ``layer_decay`` times the next one's. Norms, biases, tokens, position embeddings and LoRA adapters have
+    no decay.
 
     The rates are in ``lr`` itself (torch's schedulers ignore timm's ``lr_scale``). Each group also has ``name`` and
     ``names``.

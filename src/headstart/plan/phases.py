@@ -9,8 +9,10 @@ from typing import Literal
 
 from torch import nn
 
+from headstart.config import light
 from headstart.config.rules import freeze_text
 from headstart.config.schema import (
+    But,
     Config,
     FreezeRule,
     NormStatistics,
@@ -41,6 +43,7 @@ class Rates:
     probe: float
     body: float
     scratch: float
+    light: float
     layer_decay: float
     reason: str
 
@@ -56,7 +59,7 @@ def make_phases(
     plans, first = [], 0
     for (name, phase), kind in zip(named, kinds, strict=True):
         if phase.norm_statistics == "auto":
-            phase = replace(phase, norm_statistics=statistics)
+            phase = replace(phase, norm_statistics="frozen" if isinstance(phase.freeze, But) else statistics)
         plans.append(_with_rates(config.optimizer, name, phase, rates, first=first, kind=kind))
         first += phase.epochs
     shown = "; ".join(f"{plan.name} {_rate_text(plan)}" for plan in plans)
@@ -71,6 +74,8 @@ def _norm_statistics(config: Config, kinds: Sequence[str], batch: int) -> tuple[
         return config.norm_statistics, f"as asked; {noisy}" if warned else "as asked"
     if "scratch" in kinds:
         return "batch", "auto: random weights have no statistics to keep"
+    if set(kinds) <= {"light", "probe"}:
+        return "frozen", "auto: light tuning leaves them as they are"
     if "joint" not in kinds:
         return "frozen", "auto: the probe's head was trained on features that they normalise"
     if batch < _FEW_FOR_BATCH_NORM:
@@ -98,7 +103,8 @@ def auto_rates(module: nn.Module, optimizer: Optimizer, *, batch_size: int) -> R
     times = 30.0 if isinstance(optimizer, Sgd) else 0.3 if isinstance(optimizer, RmsProp) else 1.0
     body, probe = body * scale * times, _PROBE_RATE * scale * times
     reason = f"{kind}, batch {batch_size}, {optimizer.kind}"
-    return Rates(probe=probe, body=body, scratch=1e-3 * scale * times, layer_decay=decay, reason=reason)
+    new = 1e-3 * scale * times
+    return Rates(probe=probe, body=body, scratch=new, light=new, layer_decay=decay, reason=reason)
 
 
 def _recipe(config: Config, module: nn.Module, *, pretrained: bool) -> tuple[list[tuple[str, Phase]], Decision]:
@@ -114,6 +120,8 @@ def _recipe(config: Config, module: nn.Module, *, pretrained: bool) -> tuple[lis
             f"freeze: {freeze_text(last)} does not apply to the recipe gradual, which unfreezes step by step; use "
             "--recipe lp_ft"
         )
+    if recipe in light.RECIPES and not pretrained:
+        raise ConfigError(light.unpretrained(recipe))
     phases = _phases(recipe, config.epochs, last, module)
     shown = ", ".join(f"{name} {phase.epochs} epoch{'s' * (phase.epochs != 1)}" for name, phase in phases)
     return phases, Decision("recipe", f"{recipe} ({shown})", why)
@@ -143,6 +151,8 @@ def _phases(recipe: str, epochs: int, last: FreezeRule, module: nn.Module) -> li
             ]
         case "gradual":
             return _gradual(epochs, len(find_layout(module).stages))
+        case "lora" | "bias" | "norm":
+            return [(recipe, Phase(epochs=epochs, freeze=But(but=recipe)))]
         case _:
             return [("full", Phase(epochs=epochs, freeze=last))]
 
@@ -171,6 +181,8 @@ def _kind(phase: Phase, head_is_new: bool, pretrained: bool) -> str:
         return "scratch"
     if phase.freeze == "backbone":
         return "probe"
+    if isinstance(phase.freeze, But):
+        return "light"
     return "joint" if head_is_new else "finetune"
 
 
@@ -179,18 +191,24 @@ def _with_rates(optimizer: Optimizer, name: str, phase: Phase, rates: Rates, *, 
     wanted_lr = phase.lr if phase.lr != "auto" else optimizer.lr
     wanted_head = phase.head_lr if phase.head_lr != "auto" else optimizer.head_lr
     wanted_decay = phase.layer_decay if phase.layer_decay != "auto" else optimizer.layer_decay
-    body = {"scratch": rates.scratch, "probe": rates.probe}.get(kind, rates.body)
+    body = {"scratch": rates.scratch, "probe": rates.probe, "light": rates.light}.get(kind, rates.body)
     if wanted_head != "auto":
         body = min(body, wanted_head)  # rates do not rise from output to input
     lr = body if wanted_lr == "auto" else wanted_lr
     given = isinstance(optimizer, TimmOptimizer) or wanted_lr != "auto"
     head = lr * _NEW_HEAD if kind == "joint" or (kind == "probe" and given and phase.lr == "auto") else lr
+    if kind == "light" and first == 0:
+        head = lr * rates.probe / rates.light
     return PhasePlan(
         name=name, freeze=phase.freeze, first_epoch=first, epochs=phase.epochs, lr=lr,
         head_lr=head if wanted_head == "auto" else wanted_head,
-        layer_decay=(1.0 if kind == "scratch" else rates.layer_decay) if wanted_decay == "auto" else wanted_decay,
+        layer_decay=_decay(kind, rates) if wanted_decay == "auto" else wanted_decay,
         norm_statistics="batch" if phase.norm_statistics == "auto" else phase.norm_statistics,
     )  # fmt: skip
+
+
+def _decay(kind: str, rates: Rates) -> float:
+    return 1.0 if kind in ("scratch", "light") else rates.layer_decay
 
 
 def _rate_text(plan: PhasePlan) -> str:

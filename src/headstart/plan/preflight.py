@@ -10,16 +10,19 @@ from typing import Any
 import torch
 from torch import nn
 
+from headstart.config.light import wants_lora
 from headstart.config.rules import freeze_text
 from headstart.config.schema import Config, Head, MlpHead
 from headstart.data.images import Images, load_images
 from headstart.data.listing import list_source
 from headstart.models.head import HeadSwap, head_parameters, replace_head
+from headstart.models.lora import adapter_size
 from headstart.models.sources import OpenedModel, open_model
 from headstart.optim.losses import LossFunction, make_loss, resolve_loss
 from headstart.optim.optimizers import decay_kind
 from headstart.optim.penalties import penalised
 from headstart.plan.decisions import Decision, choose_device, choose_memory_format, choose_model, choose_precision
+from headstart.plan.light import adapt, lora_document
 from headstart.plan.phases import make_phases
 from headstart.train.phases import Course, PhasePlan, freeze_phase, phase_optimizer
 from headstart.train.step import StepRules
@@ -85,6 +88,7 @@ def prepare(config: Config, *, module: nn.Module | None, loss: LossFunction | No
     images = load_images(config, opened.preprocess, on_decoded=lambda done, total: tell(ScanProgress(done, total)))
     torch.manual_seed(config.seed)
     swap = _swap(opened, config.head, images.task.num_outputs)
+    adapters, chosen_lora = adapt(config, opened.module)
     batch = min(images.train.batch_size, max(1, len(images.train.samples)))
     pretrained = opened.weights.kind != "none"
     phases, chosen_phases = make_phases(config, opened.module, batch_size=batch, pretrained=pretrained)
@@ -99,14 +103,15 @@ def prepare(config: Config, *, module: nn.Module | None, loss: LossFunction | No
         phases=phases, optimizer=config.optimizer, schedule=config.schedule, rules=rules, patience=config.stop.patience
     )
     decisions = (
-        chosen_device, chosen_model, *_about_model(opened, swap, config.head), *_about_data(images),
+        chosen_device, chosen_model, *_about_model(opened, swap, config.head), *chosen_lora, *_about_data(images),
         chosen_loss, *chosen_phases, *_about_steps(config, images), chosen_precision, chosen_format,
     )  # fmt: skip
     opened.module.to(
         device, memory_format=torch.channels_last if memory_format == "channels_last" else torch.preserve_format
     )  # type: ignore[call-overload]
     document = _document(decisions, opened, images, course) | {"device": str(device), "seed": config.seed}
-    plan = Plan(decisions=decisions, document=document | {"head": _head_document(config.head, swap)})
+    made = {"head": _head_document(config.head, swap), "lora": lora_document(config, adapters)}
+    plan = Plan(decisions=decisions, document=document | made)
     tell(Decided(plan))
     return Prepared(
         config=config,
@@ -190,7 +195,8 @@ def _about_data(images: Images) -> tuple[Decision, ...]:
 
 def _about_steps(config: Config, images: Images) -> tuple[Decision, ...]:
     chosen, batch, augment, average = config.optimizer, config.batch, config.augment, config.average
-    decay = f"weight decay {chosen.weight_decay:g}, {decay_kind(chosen)}, none on norms and biases"
+    exempt = "norms, biases and adapters" if wants_lora(config) else "norms and biases"
+    decay = f"weight decay {chosen.weight_decay:g}, {decay_kind(chosen)}, none on {exempt}"
     clips = [f"{name} {value:g}" for name, value in (("norm", batch.clip_norm), ("value", batch.clip_value)) if value]
     cut = f"in {batch.accumulate} micro-batches; " if batch.accumulate > 1 else ""
     size = f"{cut}{f'clipped by {chr(32).join(clips)}' if clips else 'gradients are not clipped'}"
@@ -232,7 +238,7 @@ def _document(decisions: tuple[Decision, ...], opened: OpenedModel, images: Imag
         "model": {
             "spec": opened.spec, "library": opened.library, "architecture": opened.architecture,
             "options": dict(opened.options), "coverage": str(opened.coverage), "weights": vars(opened.weights),
-            "parameters": sum(parameter.numel() for parameter in opened.module.parameters()),
+            "parameters": sum(part.numel() for part in opened.module.parameters()) - adapter_size(opened.module),
         },
         "preprocess": opened.preprocess.to_dict(),
         "phases": [_phase_document(opened.module, course, phase, steps) for phase in course.phases],

@@ -86,8 +86,20 @@ def _what(bundle: Mapping[str, Any], plan: Mapping[str, Any]) -> str:
     trained = f" on {images:,} images" if isinstance(images, int) else ""
     return (
         f"This model {says}. It is a `{_code(model['architecture'])}` of {_plain(model['library'])}, trained {started}"
-        f"{trained} with headstart."
+        f"{trained} with headstart{_light(plan)}."
     )
+
+
+def _light(plan: Mapping[str, Any]) -> str:
+    """What of the backbone was trained, where it was not simply all or nothing."""
+    lora = plan.get("lora")
+    if lora:
+        count = len(lora["layers"])
+        return f" through low-rank adapters (rank {lora['rank']}, {count} layers), merged into the weights here"
+    rules = {str(phase.get("freeze")) for phase in plan.get("phases", ())}
+    kinds = [word for rule, word in (("but:bias", "biases"), ("but:norm", "norms")) if rule in rules]
+    only = rules <= {"backbone", "but:bias", "but:norm"}
+    return f", of the backbone its {' and '.join(kinds)} alone" if kinds and only else ""
 
 
 def _names(task: Mapping[str, Any]) -> str:

@@ -15,6 +15,7 @@ from headstart.config.schema import Config
 from headstart.data.batches import Batches
 from headstart.data.images import Images
 from headstart.models.head import HeadSwap
+from headstart.models.lora import merge_lora
 from headstart.models.sources import OpenedModel
 from headstart.runs.bundle import Evaluated, bundle_facts, open_run, write_bundle
 from headstart.runs.checkpoint import load_best
@@ -88,6 +89,7 @@ def finish(run: Path, state: TrainState, ready: Ready, *, log: RunLog, started: 
     Raises: StorageError.
     """
     load_best(state, run / "checkpoints")
+    merge_lora(state.model)
     rules, images = ready.course.rules, ready.images
     settings = Evaluated(batch_size=images.val.batch_size, precision=rules.precision, memory_format=rules.memory_format)
     found = {
