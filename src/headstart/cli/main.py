@@ -20,8 +20,8 @@ VERBS = {  # a verb's module is imported when it is called
     "plan": "decide everything as train would, and train nothing",
     "evaluate": "metrics of a finished run on other images",
     "predict": "classes, tags or numbers for images and folders",
-    "describe": "a model as a tree: shapes, parameters, stages, head, what a freeze rule freezes",
-    "models": "models by name, with parameters and input size",
+    "describe": "a model as a tree: shapes, parameters, head, each group's rate, what a freeze rule freezes",
+    "models": "models by name, size, top-1, speed and licence; --measure times them on this machine",
     "report": "write a run's report again",
 }
 

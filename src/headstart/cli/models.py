@@ -250,7 +250,7 @@ def _outcome(found: Sequence[Verdict], *, hidden: int) -> str:
     """How many are best, or how far the fastest is from the limit; what is hidden."""
     timed = [(verdict.measured.latency.median_ms, verdict) for verdict in found if verdict.measured.latency]
     best = sum(verdict.best for verdict in found)
-    said = f"{best} of {len(found)}: no other one here is as fast and as accurate"
+    said = f"{best} of {len(found)} are best: no other one here is as fast and as accurate"
     if not best and timed:
         milliseconds, verdict = timed[0]
         name = cell(verdict.measured.row.spec)
