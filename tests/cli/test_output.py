@@ -104,10 +104,10 @@ def test_a_plan_shows_decisions_phases_and_groups() -> None:
 
 @pytest.mark.parametrize(("text", "count"), [("5M", 5_000_000), ("300k", 300_000), ("1.5B", 1_500_000_000), ("7", 7)])
 def test_a_number_of_parameters_takes_a_unit(text: str, count: int) -> None:
-    assert parameters(text) == count
+    assert parameters(text, flag="--max-params") == count
 
 
 @pytest.mark.parametrize("text", ["", "M", "5Q", "inf", "nan", "5MM"])
 def test_what_is_no_number_of_parameters_is_refused(text: str) -> None:
     with pytest.raises(ConfigError, match=r"is no number of parameters; give e.g. 5M"):
-        parameters(text)
+        parameters(text, flag="--max-params")

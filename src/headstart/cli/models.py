@@ -82,7 +82,10 @@ class Models:
 def run(argv: Sequence[str]) -> int:
     """Print the models, or with ``--measure`` the times and which ones no other beats."""
     args, _ = parse_args(Models, argv, prog="headstart models")
-    limits = {name: _count(getattr(args, name), name) for name in ("min_params", "max_params")}
+    limits = {
+        name: parameters(getattr(args, name), flag="--" + name.replace("_", "-"))
+        for name in ("min_params", "max_params")
+    }
     _check(args)
     from headstart.models.catalog import list_models  # imports torch
     from headstart.models.filters import Filters, filtered, ordered
@@ -148,7 +151,7 @@ def _aligned(lines: Sequence[Sequence[str]], *, words: Sequence[int]) -> str:
     )
 
 
-def _count(text: str | None, name: str) -> int | None:
+def parameters(text: str | None, *, flag: str) -> int | None:
     """A number of parameters such as 5M, 300k or 1.5B.  Raises: ConfigError: it is no such number."""
     if text is None:
         return None
@@ -156,7 +159,6 @@ def _count(text: str | None, name: str) -> int | None:
     try:
         return int(float(text[: len(text) - len(unit)]) * _UNITS[unit])
     except (ValueError, KeyError, OverflowError) as error:
-        flag = "--" + name.replace("_", "-")
         raise ConfigError(f"{flag}: {text!r} is no number of parameters; give e.g. 5M or 300k") from error
 
 
