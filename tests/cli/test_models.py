@@ -65,7 +65,10 @@ def test_a_filter_that_leaves_nothing_is_named(capsys) -> None:
     ("argv", "said"),
     [
         (["--min-params", "few"], "--min-params: 'few' is no number of parameters; give e.g. 5M or 300k"),
-        (["--min-top1", "180"], "--min-top1: 180 is no percentage; give 0 to 100"),
+        (["--min-top1", "180"], "--min-top1: 180 is no percentage; give at most 100"),
+        (["--min-top1", "high"], "--min-top1: 'high' is not a number; give e.g. --min-top1 80"),
+        (["--min-cpu-speed", "nan"], "--min-cpu-speed: nan is not positive"),
+        (["--limit", "2.5"], "--limit: '2.5' is not a whole number; give e.g. --limit 20"),
         (["--limit", "0"], "--limit: 0 is not positive; give e.g. --limit 20"),
         (["--max-image-size", "-4"], "--max-image-size: -4 is not positive"),
         (["--max-latency-ms", "20"], "--max-latency-ms is about times measured on this machine; add --measure"),

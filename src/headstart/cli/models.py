@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -23,6 +23,16 @@ _NORMALISATIONS = {  # by the names that the table shows
     "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
     "clip": ((0.481, 0.458, 0.408), (0.269, 0.261, 0.276)),
 }
+_NUMBERS = {  # an example, and whether it is whole
+    "max_image_size": ("224", True),
+    "min_top1": ("80", False),
+    "min_cpu_speed": ("100", False),
+    "min_gpu_speed": ("1000", False),
+    "limit": ("20", True),
+    "max_latency_ms": ("20", False),
+    "batch_size": ("1", True),
+    "threads": ("2", True),
+}
 _LONGEST_LICENCE = 18
 _hint = tyro.conf.arg(metavar="NUMBER", help_behavior_hint="")
 _text = tyro.conf.arg(metavar="TEXT", help_behavior_hint="")
@@ -41,7 +51,7 @@ class Models:
     """Largest number of parameters, e.g. 5M."""
     min_params: Annotated[str | None, _hint] = None
     """Smallest number of parameters, e.g. 300k."""
-    max_image_size: Annotated[int | None, tyro.conf.arg(metavar="PIXELS", help_behavior_hint="")] = None
+    max_image_size: Annotated[str | None, tyro.conf.arg(metavar="PIXELS", help_behavior_hint="")] = None
     """Largest input, e.g. 224."""
     family: Annotated[str | None, _text] = None
     """The library's module that defines it, e.g. resnet, convnext, vision_transformer."""
@@ -51,25 +61,25 @@ class Models:
     """Part of the weights' licence, e.g. apache, mit; 'unknown' for those without one."""
     pretrained_only: Annotated[bool, _switch] = False
     """Leave out architectures without weights."""
-    min_top1: Annotated[float | None, tyro.conf.arg(metavar="PERCENT", help_behavior_hint="")] = None
+    min_top1: Annotated[str | None, tyro.conf.arg(metavar="PERCENT", help_behavior_hint="")] = None
     """Lowest published ImageNet top-1, e.g. 80."""
-    min_cpu_speed: Annotated[float | None, _hint] = None
+    min_cpu_speed: Annotated[str | None, _hint] = None
     """Lowest published speed on a CPU, in images per second."""
-    min_gpu_speed: Annotated[float | None, _hint] = None
+    min_gpu_speed: Annotated[str | None, _hint] = None
     """Lowest published speed on a GPU, in images per second."""
     sort: Annotated[
         Literal["name", "params", "top1", "cpu-speed", "gpu-speed"], tyro.conf.arg(help_behavior_hint="(default: name)")
     ] = "name"
     """What comes first: the fewest parameters, the highest top-1, the highest speed."""
-    limit: Annotated[int | None, tyro.conf.arg(metavar="N", help_behavior_hint="")] = None
+    limit: Annotated[str | None, tyro.conf.arg(metavar="N", help_behavior_hint="")] = None
     """Only the first N."""
     measure: Annotated[bool, _switch] = False
     """Time each of them on this machine (random weights, nothing is fetched) and show those that no other one beats."""
-    max_latency_ms: Annotated[float | None, _hint] = None
+    max_latency_ms: Annotated[str | None, _hint] = None
     """With --measure: longest median time of one forward pass, in milliseconds."""
-    batch_size: Annotated[int, tyro.conf.arg(metavar="N", help_behavior_hint="(default: 1)")] = 1
+    batch_size: Annotated[str | None, tyro.conf.arg(metavar="N", help_behavior_hint="(default: 1)")] = None
     """With --measure: images per forward pass."""
-    threads: Annotated[int | None, tyro.conf.arg(metavar="N", help_behavior_hint="(default: torch's own)")] = None
+    threads: Annotated[str | None, tyro.conf.arg(metavar="N", help_behavior_hint="(default: torch's own)")] = None
     """With --measure: processor threads."""
     device: Annotated[str, tyro.conf.arg(metavar="DEVICE", help_behavior_hint="(default: auto)")] = "auto"
     """With --measure: cpu, cuda, ...; auto: the accelerator if there is one."""
@@ -82,25 +92,23 @@ class Models:
 def run(argv: Sequence[str]) -> int:
     """Print the models, or with ``--measure`` the times and which ones no other beats."""
     args, _ = parse_args(Models, argv, prog="headstart models")
-    limits = {
-        name: parameters(getattr(args, name), flag="--" + name.replace("_", "-"))
-        for name in ("min_params", "max_params")
-    }
-    _check(args)
+    numbers = _numbers(args)
+    _check_measured(args)
     from headstart.models.catalog import list_models  # imports torch
     from headstart.models.filters import Filters, filtered, ordered
 
     filters = Filters(
         pretrained_only=args.pretrained_only, family=args.family, tag=args.tag, licence=args.licence,
-        max_image_size=args.max_image_size, min_top1=args.min_top1, min_cpu_speed=args.min_cpu_speed,
-        min_gpu_speed=args.min_gpu_speed, min_params=limits["min_params"], max_params=limits["max_params"],
+        max_image_size=numbers["max_image_size"], min_top1=numbers["min_top1"],
+        min_cpu_speed=numbers["min_cpu_speed"], min_gpu_speed=numbers["min_gpu_speed"],
+        min_params=numbers["min_params"], max_params=numbers["max_params"],
     )  # fmt: skip
     found = filtered(list_models(args.pattern), filters)
     if args.sort != "name":
         found = ordered(found, args.sort)
-    rows = found[: args.limit]
+    rows = found[: numbers["limit"]]
     if args.measure:
-        return _measure(args, rows)
+        return _measure(args, numbers, rows)
     if args.json:
         write(to_json([facts(row) for row in rows]))
         return 0
@@ -162,44 +170,54 @@ def parameters(text: str | None, *, flag: str) -> int | None:
         raise ConfigError(f"{flag}: {text!r} is no number of parameters; give e.g. 5M or 300k") from error
 
 
-def _check(args: Models) -> None:
-    """Raises: ConfigError: a number is out of range, or an option of ``--measure`` stands without it."""
-    for name in ("max_image_size", "limit", "batch_size", "threads", "max_latency_ms"):
-        value = getattr(args, name)
-        if value is not None and not value > 0:
-            raise ConfigError(f"--{name.replace('_', '-')}: {value:g} is not positive; give e.g. {_EXAMPLES[name]}")
-    if args.min_top1 is not None and not 0 <= args.min_top1 <= 100:
-        raise ConfigError(f"--min-top1: {args.min_top1:g} is no percentage; give 0 to 100, e.g. --min-top1 80")
-    if args.measure:
-        return
+def number(text: str, *, flag: str, example: str, whole: bool) -> Any:
+    """A positive number, ``whole`` or not.  Raises: ConfigError: it is none."""
+    try:
+        value = int(text) if whole else float(text)
+    except ValueError as error:
+        kind = "a whole number" if whole else "a number"
+        raise ConfigError(f"{flag}: {text!r} is not {kind}; give e.g. {flag} {example}") from error
+    if not 0 < value < float("inf"):
+        raise ConfigError(f"{flag}: {text} is not positive; give e.g. {flag} {example}")
+    return value
+
+
+def _numbers(args: Models) -> dict[str, Any]:
+    """Every number that was typed, by its option.  Raises: ConfigError: one is no number, or out of range."""
+    found: dict[str, Any] = {}
+    for name, (example, whole) in _NUMBERS.items():
+        text, flag = getattr(args, name), "--" + name.replace("_", "-")
+        found[name] = None if text is None else number(text, flag=flag, example=example, whole=whole)
+    for name in ("min_params", "max_params"):
+        found[name] = parameters(getattr(args, name), flag="--" + name.replace("_", "-"))
+    if found["min_top1"] is not None and found["min_top1"] > 100:
+        raise ConfigError(f"--min-top1: {args.min_top1} is no percentage; give at most 100, e.g. --min-top1 80")
+    return found
+
+
+def _check_measured(args: Models) -> None:
+    """Raises: ConfigError: an option of ``--measure`` stands without it."""
     given = {
         "--max-latency-ms": args.max_latency_ms is not None,
-        "--batch-size": args.batch_size != 1,
+        "--batch-size": args.batch_size is not None,
         "--threads": args.threads is not None,
         "--device": args.device != "auto",
         "--all": args.all,
     }
-    for flag in (flag for flag, is_given in given.items() if is_given):
+    for flag in (flag for flag, is_given in given.items() if is_given and not args.measure):
         raise ConfigError(f"{flag} is about times measured on this machine; add --measure")
 
 
-_EXAMPLES = {
-    "max_image_size": "--max-image-size 224",
-    "limit": "--limit 20",
-    "batch_size": "--batch-size 1",
-    "threads": "--threads 2",
-    "max_latency_ms": "--max-latency-ms 20",
-}
-
-
-def _measure(args: Models, rows: Sequence[ModelRow]) -> int:
+def _measure(args: Models, numbers: Mapping[str, Any], rows: Sequence[ModelRow]) -> int:
     from headstart.plan.latency import candidates, measure, this_machine, verdicts
     from headstart.train.precision import usable_device
 
     chosen = candidates(rows)
-    machine = this_machine(usable_device(args.device), batch_size=args.batch_size, threads=args.threads)
+    machine = this_machine(
+        usable_device(args.device), batch_size=numbers["batch_size"] or 1, threads=numbers["threads"]
+    )
     done = measure(chosen, machine, tell=_teller(len(chosen)))
-    found = verdicts(done, max_latency_ms=args.max_latency_ms)
+    found = verdicts(done, max_latency_ms=numbers["max_latency_ms"])
     if args.json:
         write(to_json([_measured_facts(verdict, machine) for verdict in found]))
         return 0
