@@ -9,8 +9,10 @@ import pytest
 from headstart.config import Config, check, load_config, write_yaml
 from headstart.config.schema import (
     AdamW,
+    But,
     CrossEntropy,
     LinearHead,
+    Lora,
     MlpHead,
     Names,
     Phase,
@@ -74,6 +76,14 @@ def test_a_section_without_kind_keeps_the_default_kind() -> None:
         ({"freeze": "bakbone"}, "freeze: 'bakbone' is no freeze rule; give none, backbone, conv, norm, but:bias, but:norm, but:lora, until:NAME, stages:N or names:GLOB,..."),  # noqa: E501
         ({"recipe": "probe", "freeze": "backbone"}, "freeze: recipe probe trains the head alone; leave freeze out, or use --recipe lp_ft"),  # noqa: E501
         ({"phases": [{"epochs": 0}]}, "phases[0].epochs: 0 is not positive; give at least 1"),
+        ({"recipe": "bias", "freeze": "norm"}, "freeze: recipe bias says itself what trains; leave freeze out, or use --recipe lp_ft --freeze but:bias"),  # noqa: E501
+        ({"recipe": "lora", "norm_statistics": "batch"}, "norm_statistics: batch does not go with light tuning, which keeps BatchNorm's pretrained statistics; leave it out"),  # noqa: E501
+        ({"phases": [{"epochs": 1, "freeze": "but:norm", "norm_statistics": "batch"}]}, "phases[0].norm_statistics: batch does not go with light tuning, which keeps BatchNorm's pretrained statistics; leave it out"),  # noqa: E501
+        ({"recipe": "norm", "model": {"weights": "none"}}, "recipe: norm keeps the backbone's weights, and these are random; use --recipe full, or pretrained weights"),  # noqa: E501
+        ({"lora": {"rank": 4}}, "lora.rank: belongs to recipe lora (--recipe lora)"),
+        ({"recipe": "bias", "lora": {"targets": ["*.qkv"]}}, "lora.targets: belongs to recipe lora (--recipe lora)"),
+        ({"recipe": "lora", "lora": {"rank": 0}}, "lora.rank: 0 is not positive; give at least 1, e.g. --lora.rank 16"),
+        ({"recipe": "lora", "lora": {"targets": []}}, "lora.targets: [] is not accepted; give auto or a list, each text"),  # noqa: E501
         ({"phases": [{"freeze": "none"}]}, "phases[0].epochs: missing; give a whole number of at least 1"),
         ({"phases": [{"epochs": 1, "freez": "none"}]}, "phases[0].freez: unknown; did you mean freeze? (accepted: epochs, freeze, lr, head_lr, layer_decay, norm_statistics)"),  # noqa: E501
         ({"model": {"preprocess": {"mean": [0.5], "std": [0]}}}, "model.preprocess.std: [0] is not accepted; give a list, each a number above 0"),  # noqa: E501
@@ -135,6 +145,8 @@ def test_phases_exclude_what_they_replace(name: str) -> None:
         ("until:layer3", Until(until="layer3")),
         ("stages:2", Stages(stages=2)),
         ("names:a.*,b.?", Names(names=("a.*", "b.?"))),
+        ("but:bias", But(but="bias")),
+        ({"but": "lora"}, But(but="lora")),
         ({"until": "layer3"}, Until(until="layer3")),
         ({"stages": 2}, Stages(stages=2)),
         ({"names": ["a.*"]}, Names(names=("a.*",))),
@@ -161,6 +173,10 @@ CONFIGS = [
     ),
     Config(phases=(Phase(epochs=1, freeze="backbone"), Phase(epochs=2, lr=1e-4, freeze=Until(until="012")))),
     Config(head=MlpHead(hidden=(3, 4)), epochs=3, recipe="full", seed=7),
+    Config(recipe="lora", lora=Lora(rank=4, targets=("blocks.*", "no"))),
+    Config(
+        phases=(Phase(epochs=1, freeze="backbone"), Phase(epochs=1, freeze=But(but="lora"))), lora=Lora(dropout=0.1)
+    ),
 ]
 
 

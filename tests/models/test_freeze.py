@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from headstart.config.schema import Names, Stages, Until
 from headstart.errors import ModelError
 from headstart.models.freeze import freeze, freeze_by
-from headstart.models.head import replace_head
+from headstart.models.head import head_parameters, replace_head
 from headstart.models.layout import find_layout
 
 MODELS = [
@@ -162,6 +162,33 @@ def test_until_takes_all_that_executes_before_and_the_module_itself():
     assert "layer2.0.bn1.weight" not in frozen.tensors
     assert freeze(module, until="layer2").tensors == freeze(module, stages=3).tensors
     assert freeze_by(module, Stages(stages=3)).rule == "stages:3"
+
+
+@pytest.mark.parametrize("kind", ["bias", "norm"])
+@pytest.mark.parametrize(("name", "size"), MODELS)
+def test_but_trains_the_head_and_one_kind_and_no_statistics_move(name: str, size: int, kind: str):
+    module = build(name)
+    frozen = freeze(module, rule=f"but:{kind}", norm_statistics="batch")
+    assert frozen.rule == f"but:{kind}"
+    head = set(head_parameters(module))
+    places = find_layout(module).tensors
+    ours = {place.name for place in places if (place.name.endswith("bias") if kind == "bias" else place.kind == "norm")}
+    trained = head | {key for key, _ in module.named_parameters() if key in ours}
+    assert {key for key, parameter in module.named_parameters() if parameter.requires_grad} == trained
+    before = copy.deepcopy(module.state_dict())
+    for one in (module, copy.deepcopy(module), ModelEmaV3(module).module):
+        train_five_steps(one, size)
+        now = one.state_dict()
+        assert {key for key in now if not torch.equal(before[key], now[key])} == trained
+        assert not any(part.training for part in one.modules() if isinstance(part, nn.BatchNorm2d))
+
+
+def test_but_bias_and_but_norm_of_a_model_without_them_are_errors():
+    plain = nn.Sequential(nn.Conv2d(3, 4, 3, bias=False), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
+    with pytest.raises(ModelError, match="freeze but:bias: the model's backbone has no biases; use --recipe probe"):
+        freeze(plain, rule="but:bias")
+    with pytest.raises(ModelError, match="freeze but:norm: the model's backbone has no norm layers with weights"):
+        freeze(plain, rule="but:norm")
 
 
 def test_a_rule_sets_exactly_its_state_and_leaves_no_trace_when_lifted():

@@ -109,10 +109,12 @@ GIVEN = [
 
 
 @pytest.mark.parametrize("given", GIVEN)
-@pytest.mark.parametrize("recipe", ["probe", "full", "lp_ft", "gradual"])
+@pytest.mark.parametrize("recipe", ["probe", "full", "lp_ft", "gradual", "bias", "norm"])
 @pytest.mark.parametrize("pretrained", [True, False])
 def test_rates_never_rise_from_output_to_input_in_any_recipe(given, recipe, pretrained) -> None:
     sections = given if "phases" in given else {**given, "recipe": recipe}
+    if not pretrained and sections.get("recipe") in ("bias", "norm"):
+        return  # refused
     for plan in phases(pretrained=pretrained, **sections)[0]:
         groups = param_groups(RESNET, lr=plan.lr, head_lr=plan.head_lr, layer_decay=plan.layer_decay)
         rates = [group["lr"] for group in groups]
@@ -140,6 +142,29 @@ def test_statistics_stay_behind_a_trained_head_and_in_small_batches(sections, pr
     assert [plan.norm_statistics for plan in plans] == kinds
     assert [decision.name for decision in decisions] == ["recipe", "rates", "batch norm"]
     assert [decision.name for decision in phases(VIT, **sections)[1]] == ["recipe", "rates"]
+
+
+@pytest.mark.parametrize("recipe", ["lora", "bias", "norm"])
+def test_light_recipes_are_one_phase_with_one_rate_for_all_depths_and_a_faster_head(recipe) -> None:
+    assert rows(recipe=recipe, epochs=4) == [(f"but:{recipe}", 0, 4)]
+    (plan,), decisions = phases(recipe=recipe, epochs=4)
+    assert (plan.layer_decay, plan.norm_statistics) == (1.0, "frozen")
+    assert plan.lr < plan.head_lr == pytest.approx(5e-3)
+    assert decisions[-1].reason == "auto: light tuning leaves them as they are"
+    (given,), _ = phases(recipe=recipe, optimizer={"lr": 1e-4, "layer_decay": 0.5})
+    assert (given.lr, given.layer_decay) == (1e-4, 0.5)
+    assert given.head_lr == pytest.approx(1e-4 * plan.head_lr / plan.lr)
+    (low,), _ = phases(recipe=recipe, optimizer={"head_lr": 1e-5})
+    assert (low.lr, low.head_lr) == (1e-5, 1e-5)
+    assert [plan.norm_statistics for plan in phases(recipe="lp_ft", freeze=f"but:{recipe}")[0]] == ["frozen", "frozen"]
+    assert phases(recipe="lp_ft", freeze=f"but:{recipe}")[0][1].layer_decay == 1.0
+
+
+def test_light_tuning_of_random_weights_is_refused() -> None:
+    with pytest.raises(
+        ConfigError, match=r"recipe: bias keeps the backbone's weights, and these are random; use --rec"
+    ):
+        phases(recipe="bias", pretrained=False)
 
 
 def test_rates_given_are_kept_and_the_new_head_learns_faster() -> None:
