@@ -149,6 +149,14 @@ def test_looking_changes_neither_modes_nor_random_numbers_nor_tensors():
     assert (states[2] == np.random.get_state()[1]).all()
 
 
+def test_within_a_module_that_is_not_looked_into_layers_stand_in_the_order_in_which_they_are_called():
+    module = timm_on_meta("convit_tiny")  # its attention is one node of the graph, and holds pos_proj behind proj
+    names = [name for name in find_layout(module).modules if name.startswith("blocks.0.attn.")]
+    layers = [name.rpartition(".")[2] for name in names if "drop" not in name]
+    assert layers == ["qk", "pos_proj", "v", "proj"]
+    assert [name for name, _ in module.blocks[0].attn.named_children()][:4] == ["qk", "v", "attn_drop", "proj"]
+
+
 class Untraceable(nn.Module):
     """Its path depends on values."""
 

@@ -10,7 +10,7 @@ import copy
 import math
 import random
 import warnings
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -42,7 +42,8 @@ _MOST_CHANNELS = 15  # Sentinel-2 has 13; a first convolution of more sees a rea
 @dataclass(frozen=True, kw_only=True)
 class Trace:
     """``calls``: leaf modules and bare tensors by name, as they are used, repeats included; ``constants``: tensors that
-    the graphs use and the module does not hold.
+    the graphs use and the module does not hold; ``insides``: of modules that are one node of the graph, what they hold
+    in the order of its execution.
     """
 
     how: How
@@ -50,6 +51,7 @@ class Trace:
     graph: fx.Graph | None = None
     train_graph: fx.Graph | None = None
     constants: Mapping[str, Tensor] = field(default_factory=dict)
+    insides: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     reason: str = ""
     """Why it was not traced with torch.fx; empty when it was."""
 
@@ -69,23 +71,60 @@ def trace_module(module: nn.Module, *, example: Tensor | None = None) -> Trace:
         constants = graph_constants(module, graph)
         if train_graph is not None:
             constants |= graph_constants(module, train_graph)
-    calls = _calls(module, graph, train_graph)
-    return Trace(how="fx", calls=calls, graph=graph, train_graph=train_graph, constants=constants)
+    insides = _insides(module, [graph] if train_graph is None else [graph, train_graph], example)
+    calls = _calls(module, graph, train_graph, insides)
+    return Trace(how="fx", calls=calls, graph=graph, train_graph=train_graph, constants=constants, insides=insides)
 
 
 def with_new_leaves(module: nn.Module, trace: Trace, paths: Collection[str]) -> Trace | None:
     """The trace after the modules at ``paths`` were replaced; None where another graph may have come of it."""
-    graphs = [graph for graph in (trace.graph, trace.train_graph) if graph is not None]
-    called = {str(node.target) for graph in graphs for node in graph.nodes if node.op == "call_module"}
+    called = _called([graph for graph in (trace.graph, trace.train_graph) if graph is not None])
     if trace.graph is None or not set(paths) <= called:
         return None
-    return replace(trace, calls=_calls(module, trace.graph, trace.train_graph))
+    insides = {path: names for path, names in trace.insides.items() if path not in paths}
+    calls = _calls(module, trace.graph, trace.train_graph, insides)
+    return replace(trace, calls=calls, insides=insides)
 
 
-def _calls(module: nn.Module, graph: fx.Graph, train_graph: fx.Graph | None) -> tuple[str, ...]:
-    calls = _graph_calls(module, graph)
+def _called(graphs: Sequence[fx.Graph]) -> set[str]:
+    return {str(node.target) for graph in graphs for node in graph.nodes if node.op == "call_module"}
+
+
+def _insides(module: nn.Module, graphs: Sequence[fx.Graph], example: Tensor | None) -> dict[str, tuple[str, ...]]:
+    """Of modules that torch.fx does not look into and that hold several layers, what they hold, as hooks see it."""
+    held: dict[str, list[str]] = {}
+    for path in sorted(_called(graphs)):
+        part = module.get_submodule(path)
+        if not isinstance(part, nn.Sequential) and not is_adapted(part):
+            names = leaf_names(part, path)
+            held |= {path: names} if len(names) > 2 else {}
+    if not held:
+        return {}
+    inner = {name for path, names in held.items() for name in names if name != path}
+    try:
+        calls = run_for_shapes(module, names=inner, example=example).calls
+    except ModelError:  # the order of the code is what is left
+        return {}
+    first: dict[str, int] = {}
+    for position, call in enumerate(calls):
+        first.setdefault(call.name, position)
+    return {path: _by_call(names, first) for path, names in held.items()}
+
+
+def _by_call(names: Sequence[str], first: Mapping[str, int]) -> tuple[str, ...]:
+    """In order of the first call; one that is not called stays behind its neighbour in the code."""
+    places, place = dict[str, int](), -1
+    for name in names:
+        place = places[name] = first.get(name, place)
+    return tuple(sorted(names, key=lambda name: places[name]))
+
+
+def _calls(
+    module: nn.Module, graph: fx.Graph, train_graph: fx.Graph | None, insides: Mapping[str, tuple[str, ...]]
+) -> tuple[str, ...]:
+    calls = _graph_calls(module, graph, insides)
     if train_graph is not None:
-        train_calls = _graph_calls(module, train_graph)
+        train_calls = _graph_calls(module, train_graph, insides)
         if set(calls) <= set(train_calls):
             calls = train_calls
     return tuple(calls)
@@ -157,13 +196,13 @@ def untouched(module: nn.Module) -> Iterator[None]:
             del module._buffers[name]
 
 
-def _graph_calls(module: nn.Module, graph: fx.Graph) -> list[str]:
+def _graph_calls(module: nn.Module, graph: fx.Graph, insides: Mapping[str, tuple[str, ...]]) -> list[str]:
     tensors = {name for name, _ in _named_tensors(module)}
     calls: list[str] = []
     for node in graph.nodes:
         target = str(node.target)
         if node.op == "call_module":
-            calls += leaf_names(module.get_submodule(target), target)
+            calls += insides.get(target) or leaf_names(module.get_submodule(target), target)
         elif node.op == "get_attr" and target in tensors:
             calls.append(target)
     return calls
