@@ -47,7 +47,8 @@ def introduction(rows: Sequence[dict[str, Any]], today: str) -> Iterable[str]:
     yield from INTRODUCTION.splitlines()
     yield ""
     if len(rows) < ARCHITECTURES:
-        yield f"**Not complete: {len(rows):,} of {ARCHITECTURES:,} have been examined so far** ({today})."
+        yield f"**Not complete: {len(rows):,} of {ARCHITECTURES:,} have been examined so far** ({today}), of these the"
+        yield "smallest of every module; the same checks on those are in the default tests."
         yield ""
 
 
@@ -99,7 +100,8 @@ def exceptions(rows: Sequence[dict[str, Any]], today: str) -> Iterable[str]:
     yield ""
     for cause, names in causes.items():
         yield f"- {today}: {', '.join(names)}: {cause.replace('|', '/')}"
-    yield "" if causes else "None."
+    if not causes:
+        yield "None."
     yield ""
 
 
