@@ -34,7 +34,6 @@ def test_without_filters_everything_passes(resnets: tuple[ModelRow, ...]) -> Non
         (Filters(min_cpu_speed=90), lambda row: (row.published.cpu_images_per_second or 0) >= 90),
         (Filters(min_gpu_speed=9000), lambda row: (row.published.gpu_images_per_second or 0) >= 9000),
     ],
-    ids=repr,
 )
 def test_a_filter_keeps_exactly_what_it_names(resnets: tuple[ModelRow, ...], filters: Filters, law) -> None:
     kept = filtered(resnets, filters)
@@ -60,7 +59,6 @@ def test_filters_add_up(resnets: tuple[ModelRow, ...]) -> None:
         (Filters(tag="nosuchtag"), r"--tag nosuchtag leaves none .* there is .*a1_in1k.* and \d+ others"),
         (Filters(licence="gpl"), r"--licence gpl leaves none .* there is .*apache-2.0"),
     ],
-    ids=repr,
 )
 def test_the_error_names_the_filter_that_leaves_nothing(
     resnets: tuple[ModelRow, ...], filters: Filters, said: str
