@@ -253,11 +253,13 @@ def check_groups(module: nn.Module) -> None:
     if len(set(body)) != len(find_layout(module).stages):
         raise Refuted(f"{len(set(body))} rates for {len(find_layout(module).stages)} stages")
     parameters = dict(module.named_parameters())
+    listed = getattr(module, "no_weight_decay", None)
+    unwanted = set(listed()) if callable(listed) else set()  # what the model's author leaves out
     for place in places:
         plain = parameters[place.name].ndim > 1 and place.kind in ("conv", "linear")
-        exempt = parameters[place.name].ndim <= 1 or place.kind in NEVER_DECAYED
+        exempt = parameters[place.name].ndim <= 1 or place.kind in NEVER_DECAYED or place.name in unwanted
         decay = facts[place.name][1]
-        if (exempt and decay) or (plain and not decay):
+        if (exempt and decay) or (plain and not exempt and not decay):
             raise Refuted(f"{place.name} ({place.kind}) has decay {decay}")
 
 

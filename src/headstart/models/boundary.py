@@ -110,7 +110,10 @@ def _half(
         fixed = _fixed(module, graph, frozen, constants, seen.keys)
         fixed = {node: key for node, key in fixed.items() if known is None or key in known}
         if not set(fixed.values()) <= seen.looked:
-            _look(module, graph, fixed, seen, images)
+            try:
+                _look(module, graph, fixed, seen, images)
+            except MODEL_FAILURES as error:  # traced with an argument that is not given, as Hiera's mask
+                raise ModelError(f"model: its traced graph does not run, so it has no boundary: {error}") from error
     found: dict[fx.Node, None] = {}
     for node in (node for node in graph.nodes if node not in fixed):
         for source in node.all_input_nodes:
