@@ -161,6 +161,28 @@ def test_what_crosses_has_one_row_per_image():
     assert torch.equal(boundary.eval_suffix(*boundary.prefix(images)), module(images))
 
 
+class Masked(nn.Module):
+    """Takes an optional mask, as Hiera does, and has layers for it alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.hide, self.fc = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 1), nn.Linear(4, 2)
+
+    def forward(self, images: Tensor, mask: Tensor | None = None) -> Tensor:
+        maps = self.conv(images)
+        if mask is not None:
+            maps = self.hide(maps) * mask.view(-1, 1, 1, 1)
+        return self.fc(maps.mean((2, 3)))
+
+
+def test_an_argument_that_is_not_given_keeps_its_default_in_the_graph():
+    module, images = Masked().eval(), torch.randn(2, 3, 8, 8)
+    layout = find_layout(module, example=images)
+    assert (layout.how, layout.modules) == ("fx", ("conv", "fc"))
+    boundary = find_boundary(module, freeze(module, until="conv"), example=images)
+    assert torch.equal(boundary.eval_suffix(*boundary.prefix(images)), module(images))
+
+
 @pytest.mark.parametrize(
     ("between", "crossing"),
     [

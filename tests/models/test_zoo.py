@@ -11,20 +11,17 @@ import torch
 from benchmarks import zoo
 
 SMALLEST = (Path(__file__).parent / "smallest.txt").read_text().split()
-WITHOUT_BOUNDARY = {  # and how they were seen
-    "timm/gemma4_vit_167m": "hooks",  # its path depends on values
-    "timm/hiera_tiny_224": "fx",  # its graph is that with a mask, which is not given
-}
+UNTRACEABLE = {"timm/gemma4_vit_167m"}  # its path depends on values
 
 
 @pytest.mark.parametrize("name", SMALLEST)
 def test_heads_layout_freezing_boundary_and_groups_of(name: str):
     row = zoo.examine(name)
     failed = {check: reason for check, reason in zoo.verdicts(row) if reason != "pass"}
-    if name in WITHOUT_BOUNDARY:
-        assert row["layout"] == WITHOUT_BOUNDARY[name]
+    if name in UNTRACEABLE:
+        assert row["layout"] == "hooks"
         assert set(failed) == {f"boundary {depth}" for depth in zoo.DEPTHS}
-        assert all("so it has no boundary" in reason for reason in failed.values())
+        assert all("torch.fx cannot trace it, so it has no boundary" in reason for reason in failed.values())
     else:
         assert (row["layout"], failed) == ("fx", {})
 

@@ -112,7 +112,7 @@ def _half(
         if not set(fixed.values()) <= seen.looked:
             try:
                 _look(module, graph, fixed, seen, images)
-            except MODEL_FAILURES as error:  # traced with an argument that is not given, as Hiera's mask
+            except MODEL_FAILURES as error:
                 raise ModelError(f"model: its traced graph does not run, so it has no boundary: {error}") from error
     found: dict[fx.Node, None] = {}
     for node in (node for node in graph.nodes if node not in fixed):

@@ -137,6 +137,21 @@ def graph_constants(module: nn.Module, graph: fx.Graph) -> dict[str, Tensor]:
     return {name: getattr(module, name) for name in sorted(made)}
 
 
+class _ImagesAlone(LeafModuleAwareTracer):  # type: ignore[misc]  # torchvision has no types
+    """Traces a model as it is called: with images. Its other arguments (a mask, coordinates) keep their defaults;
+    torch.fx would take each for given.
+    """
+
+    def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> tuple[Any, list[Any]]:
+        """The function to trace, and what it is called with."""
+        function, args = super().create_args_for_root(root_fn, is_module, concrete_args)
+        if function is not root_fn or not is_module:  # *args or **kwargs: it takes exactly these
+            return function, args
+        for node in [node for node in self.graph.nodes if node.op == "placeholder"][1:]:
+            self.graph.erase_node(node)
+        return function, args[:2]
+
+
 def fx_graph(module: nn.Module, *, training: Callable[[str], bool]) -> fx.Graph:
     """The graph that is executed where ``training`` says of every module's path whether it is in training mode.
 
@@ -145,7 +160,7 @@ def fx_graph(module: nn.Module, *, training: Callable[[str], bool]) -> fx.Graph:
     for path, part in module.named_modules():
         part.training = training(path)
     adapted = {type(part) for part in module.modules() if is_adapted(part)}  # their code branches on what they hold
-    tracer = LeafModuleAwareTracer(
+    tracer = _ImagesAlone(
         leaf_modules=[*get_notrace_modules(), *_LEAVES, *adapted],  # type: ignore[no-untyped-call]
         autowrap_functions=tuple(get_notrace_functions()),  # type: ignore[no-untyped-call]
         autowrap_modules=(math, torchvision.ops),
