@@ -5,7 +5,8 @@
 
 Random weights, random images; nothing is downloaded. Each architecture is one line in
 benchmarks/results/zoo_real.jsonl. Above 200 million parameters (vit_h_14, vit_l_16, vit_l_32 and regnet_y_128gf of
-torchvision, the module deepseek_vit of timm) five steps of AdamW need more memory than a small machine has: those are left out.
+torchvision, the module deepseek_vit of timm) five steps of AdamW need more memory than a small machine has: those are
+left out.
 """
 
 from __future__ import annotations
