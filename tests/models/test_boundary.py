@@ -161,6 +161,17 @@ def test_what_crosses_has_one_row_per_image():
     assert torch.equal(boundary.eval_suffix(*boundary.prefix(images)), module(images))
 
 
+def test_a_sum_of_a_sum_of_itself_is_walked_once_not_every_way_there_is():
+    def between(_: Small, __: Tensor, maps: Tensor) -> Tensor:
+        pooled = maps.mean((2, 3))
+        for _unused in range(60):  # 2**60 ways from the last to the first
+            pooled = (pooled + pooled.detach()) / 2
+        return functional.dropout(pooled, 0.5, training=True)
+
+    _, boundary = small(between, "conv")
+    assert boundary.crossing[0].startswith("truediv")
+
+
 class Masked(nn.Module):
     """Takes an optional mask, as Hiera does, and has layers for it alone."""
 

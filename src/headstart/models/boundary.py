@@ -142,12 +142,14 @@ def _traced(module: nn.Module, asleep: Collection[str] | None) -> tuple[fx.Graph
 
 def _is_cheap(module: nn.Module, node: fx.Node, others: Collection[fx.Node]) -> bool:
     """Whether a crossing tensor is made without weights from others that cross too."""
-    waiting = [node]
+    waiting, seen = [node], {node}
     while waiting:
         here = waiting.pop()
         if here.op == "placeholder" or (here.op == "call_module" and _has_tensors(module, str(here.target))):
             return False
-        waiting += [source for source in here.all_input_nodes if source not in others and source.op != "get_attr"]
+        more = {source for source in here.all_input_nodes if source not in others and source.op != "get_attr"} - seen
+        seen |= more
+        waiting += more
     return True
 
 
@@ -305,7 +307,7 @@ def _look(module: nn.Module, graph: fx.Graph, fixed: Mapping[fx.Node, str], seen
 
 def _collect(node: fx.Node, fixed: Mapping[fx.Node, str], seen: _Seen, found: dict[fx.Node, None]) -> None:
     """Of a fixed node that the suffix uses: itself where it has one row per image, else what it is made from."""
-    waiting = [node]
+    waiting, seen_here = [node], {node}
     while waiting:
         here = waiting.pop()
         if here not in fixed or here in found or fixed[here] in seen.counts:
@@ -313,7 +315,9 @@ def _collect(node: fx.Node, fixed: Mapping[fx.Node, str], seen: _Seen, found: di
         if fixed[here] in seen.rows:
             found[here] = None
         else:
-            waiting += here.all_input_nodes
+            more = set(here.all_input_nodes) - seen_here
+            seen_here |= more
+            waiting += more
 
 
 def _prefix(module: nn.Module, half: _Half, crossing: tuple[str, ...]) -> fx.GraphModule:

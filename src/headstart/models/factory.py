@@ -159,7 +159,7 @@ def _on_meta(make: Callable[[], nn.Module]) -> nn.Module:
             return make()
     except NotImplementedError:  # "Cannot copy out of meta tensor"
         with _EmptyOnMeta():
-            return make()
+            return make().to("meta")  # buffers too
 
 
 @contextmanager
