@@ -11,7 +11,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "src" / "headstart"
 LAYERS = [  # a row imports from the rows above it only
     {"errors"},
-    {"config", "storage"},
+    {"config", "storage", "parallel"},
     {"models"},
     {"data", "optim"},
     {"train"},

@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import closing, nullcontext
 
 from torch import nn
 
 from headstart.config.load import check
 from headstart.config.schema import Config
 from headstart.optim.losses import LossFunction
+from headstart.parallel.group import check_devices, joined, was_restarted
+from headstart.parallel.messages import from_first, together
 from headstart.plan.preflight import Plan, prepare
 from headstart.runs.finish import Run, finish, finished_run
 from headstart.runs.folder import check_free, default_out, record_start
@@ -22,6 +24,7 @@ from headstart.runs.resume import begin
 from headstart.runs.saving import Saver, interruptible
 from headstart.storage import locked
 from headstart.train.phases import train_phases
+from headstart.train.precision import usable_device
 
 Watch = Callable[[object], None]
 
@@ -38,30 +41,44 @@ def train(
 
     ``model``: your own module instead of ``config.model.name``; ``loss``: your own function (outputs, targets) -> one
     loss per sample (B,), or (losses, weights); ``resume``: go on from the last good checkpoint; ``watch`` is called
-    with every event.
+    with every event. Of several processes (torchrun, SLURM) each calls this; the first one writes and tells.
 
     Raises: Error: see ``headstart.errors``; a ConfigError, ModelError or DataError comes before anything is written.
     """
     config = check(config)
-    run = default_out(config)
-    if check_free(run, config, resume=resume):
-        watch(Note(f"{run} is finished already; choose another folder with --out for a new run"))
-        return finished_run(run, model=model)
-    started = time.monotonic()
-    prepared = prepare(config, module=model, loss=loss, tell=watch)
-    with locked(run), interruptible() as interrupted:
-        if check_free(run, config, resume=resume):  # again: another process may have had it until now
+    run, resume = default_out(config), resume or was_restarted()
+    with joined(usable_device(config.device), timeout_seconds=config.parallel.timeout_seconds) as ours:
+        tell = watch if ours.is_first else _silent
+        with together():
+            check_devices(config.devices)
+            finished = ours.is_first and check_free(run, config, resume=resume)
+        if from_first(finished):
+            tell(Note(f"{run} is finished already; choose another folder with --out for a new run"))
             return finished_run(run, model=model)
-        changed = record_start(run, config, prepared.document, prepared.device)
-        state, notes = begin(run, prepared, changed)
-        with closing(RunLog(run, state)) as log:
-            for note in notes:
-                log.note(note.text)
-                watch(note)
-            saver = Saver(run, config.checkpoint, log=log, interrupted=interrupted, watch=watch)
-            for event in train_phases(state, prepared.course, prepared.images.train, prepared.images.val):
-                saver.after(event, state)
-            return finish(run, state, prepared, log=log, started=started)
+        started = time.monotonic()
+        with together():
+            prepared = prepare(config, module=model, loss=loss, tell=tell)
+        with locked(run) if ours.is_first else nullcontext(), interruptible() as interrupted:
+            with together():
+                finished = ours.is_first and check_free(run, config, resume=resume)  # another process may have had it
+                begun = ours.is_first and not finished
+                changed = record_start(run, config, prepared.document, prepared.device) if begun else ()
+            if from_first(finished):
+                return finished_run(run, model=model)
+            state, notes = begin(run, prepared, changed)
+            with closing(RunLog(run, state)) if ours.is_first else nullcontext() as log:
+                for note in notes:
+                    tell(note)
+                    if log is not None:
+                        log.note(note.text)
+                saver = Saver(run, config.checkpoint, log=log, interrupted=interrupted, watch=tell)
+                for event in train_phases(state, prepared.course, prepared.images.train, prepared.images.val):
+                    saver.after(event, state)
+                return finish(run, state, prepared, log=log, started=started)
+
+
+def _silent(_: object) -> None:
+    """What all but the first of several processes say."""
 
 
 def plan(

@@ -6,7 +6,8 @@
     ├── ModelError        a model spec, weights, a head, a freeze rule
     ├── RunError          the run itself failed, exit code 1
     │   ├── NonFiniteError    a loss, gradient, weight or rate is NaN or infinite
-    │   └── Interrupted       Ctrl-C (exit code 130) or SIGTERM (143), after saving
+    │   ├── Interrupted       Ctrl-C (exit code 130) or SIGTERM (143), after saving
+    │   └── OthersFailed      another process of the run has failed, and says why itself; nothing is shown
     └── StorageError      the disk: full, read-only, damaged; exit code 4
 
 A message says where, what was found, what is accepted and what to type next. headstart's own mistakes are ``assert``.
@@ -49,6 +50,14 @@ class Interrupted(RunError):
     def __init__(self, message: str, *, signal_number: int) -> None:
         super().__init__(message)
         self.exit_code = 128 + signal_number
+
+
+class OthersFailed(RunError):
+    """Another process of the run has failed and says so itself; this one ends without a word."""
+
+    def __init__(self, message: str = "", *, exit_code: int = 1) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
 
 
 class StorageError(Error):

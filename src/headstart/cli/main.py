@@ -12,7 +12,7 @@ from importlib import import_module, metadata
 from types import FrameType
 
 from headstart.cli.output import write
-from headstart.errors import Error
+from headstart.errors import Error, OthersFailed
 
 VERBS = {  # a verb's module is imported when it is called
     "demo": "train the starter on handwritten digits, offline, and write a report",
@@ -36,9 +36,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")  # file names that are not UTF-8
+    if "RANK" in os.environ:  # one of several processes: torch's C++ warnings would be said by each
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     before = _on_terminate(_raise_terminated)
     try:
         return _dispatch(words)
+    except OthersFailed as error:  # another process of the run says why
+        return error.exit_code
     except Error as error:
         _complain(str(error))
         return error.exit_code

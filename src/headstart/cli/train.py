@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated
@@ -9,9 +10,11 @@ from typing import Annotated
 import tyro
 
 from headstart.cli.configured import configured
+from headstart.cli.launch import launch, wants_processes
 from headstart.cli.output import result, table, write
 from headstart.cli.progress import Progress
 from headstart.config.flags import EVERY, parse_args
+from headstart.errors import Error, OthersFailed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,11 +34,19 @@ class Train:
 def run(argv: Sequence[str]) -> int:
     """Train, and print the metrics and where everything is."""
     args, flags = parse_args(Train, argv, prog="headstart train", sections=EVERY)
-    config = configured(args.data, args.config, flags)
+    first = os.environ.get("RANK", "0") == "0"
+    try:
+        config = configured(args.data, args.config, flags)
+    except Error as error:
+        raise error if first else OthersFailed(exit_code=error.exit_code) from error  # said once
+    if (processes := wants_processes(config)) > 1:
+        return launch(argv, processes=processes)
     from headstart import app  # imports torch
 
     with Progress() as progress:
         done = app.train(config, resume=args.resume, watch=progress)
+    if not first:
+        return 0
     write(result(done, as_json=args.json))
     if not args.json:
         report = done.path / "report.html"

@@ -271,6 +271,18 @@ class Checkpoint:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Parallel:
+    """How several processes train one model (torchrun, SLURM, or devices above 1)."""
+
+    kind: Literal["auto", "ddp", "fsdp"] = "auto"
+    """ddp: each process holds the whole model; fsdp: a share of it. auto: ddp."""
+    sync_norm: bool = False
+    """BatchNorm layers that train take their statistics over all processes (accelerators only)."""
+    timeout_seconds: Positive = 120.0
+    """How long a process may stand still before the others give up."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Stop:
     """When training ends early."""
 
@@ -321,6 +333,9 @@ class Config:
     """Processes that decode images; 0: the main one does. auto: 0 on up to 2 cores, else up to 8."""
     device: str = "auto"
     """cpu, cuda, mps, xpu, ...; auto: the accelerator if there is one."""
+    devices: Auto | Count = "auto"
+    """Processes on this machine, one per device. auto: the processes that torchrun started; else every accelerator."""
+    parallel: Parallel = field(default_factory=Parallel)
     seed: Annotated[int, Ge(0), Lt(2**32)] = 42
     """Everything random is a function of it."""
     out: str | None = None

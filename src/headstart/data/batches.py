@@ -20,6 +20,7 @@ from headstart.data.randomness import derived_seed, drawing_from, epoch_order
 from headstart.data.samples import Sample
 from headstart.data.task import TaskSpec
 from headstart.models.preprocess import Preprocess
+from headstart.parallel.processes import ALONE, Processes, current
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +29,8 @@ class Batch:
 
     ``pixels`` (B, C, H, W), 0..255, uint8 (float32 after mixup). ``targets``: classify int64 (B,), or float32 (B, K)
     after mixup; multilabel float32 (B, K); regress float32 (B, T), standardised; without labels, empty.
-    The first ``size`` images are real, and ``keys`` are theirs; rows beyond are zeros, with ``indices`` -1.
+    The first ``size`` images are real, and ``keys`` are theirs; rows beyond fill it up (``indices`` -1): zeros in
+    evaluation, in training copies that weigh nothing. ``total``: images of all processes' parts (0: this is all).
     """
 
     pixels: Tensor
@@ -38,6 +40,7 @@ class Batch:
     mean: Tensor
     std: Tensor
     size: int
+    total: int = 0
 
     def inputs(self, device: torch.device, memory_format: torch.memory_format) -> Tensor:
         """What the model takes: ``(pixels / 255 - mean) / std`` in float32 on the device, (B, C, H, W)."""
@@ -60,7 +63,8 @@ class Batches:
     """Batches of the samples, epoch by epoch.
 
     With ``training``: shuffled, augmented, a last batch of one image merged into the one before. Without: in order,
-    the last batch padded to ``batch_size``, so that every image is seen at one batch shape.
+    the last batch padded to ``batch_size``, so that every image is seen at one batch shape. Of several processes each
+    gets its part of every training batch, and every so many-th batch without training.
     """
 
     samples: tuple[Sample, ...]
@@ -70,6 +74,7 @@ class Batches:
     transform: Transform
     training: Training | None
     workers: int
+    processes: Processes = ALONE
 
     def __len__(self) -> int:
         """Batches per epoch."""
@@ -85,36 +90,48 @@ class Batches:
                 counts.update(place for place, flag in enumerate(sample.target) if flag > 0)
         return {name: counts[place] for place, name in enumerate(self.task.classes)}
 
+    def targets(self) -> Tensor:
+        """What every image answers, in order, as batches give it."""
+        return _targets(self.samples, self.task)
+
     def epoch(self, epoch: int, *, first: int = 0) -> Iterator[Batch]:
         """The epoch's batches from number ``first`` on.
 
         Raises:
             UnreadableImage: names the file that gives no picture.
         """
-        count = len(self.samples)
-        order: Sequence[int] = range(count)
-        if self.training is not None:
-            order = epoch_order(count, seed=self.training.seed, epoch=epoch)
-        positions = _cut(order, size=self.batch_size, merge=self.training is not None)[first:]
+        parts = [part for part in self._parts(epoch) if part.number >= first]
         loader = DataLoader(
             _Decoded(self),
-            batch_sampler=[[(epoch, position) for position in batch] for batch in positions],
+            batch_sampler=[[(epoch, position) for position in part.rows] for part in parts],
             collate_fn=_stacked,
             num_workers=self.workers,
             # the loader draws its workers' base seed from here; the default generator must not notice
             generator=torch.Generator().manual_seed(0),
         )
-        for number, (places, pixels) in enumerate(zip(positions, loader, strict=True), start=first):
+        for part, pixels in zip(parts, loader, strict=True):
             if isinstance(pixels, UnreadableImage):
                 raise pixels
-            yield self._batch([self.samples[place] for place in places], pixels, epoch=epoch, number=number)
+            yield self._batch(part, pixels, epoch=epoch)
 
-    def _batch(self, samples: Sequence[Sample], pixels: Tensor, *, epoch: int, number: int) -> Batch:
+    def _parts(self, epoch: int) -> list[_Part]:
+        """What this process takes of every batch of the epoch, in order."""
+        count, ours = len(self.samples), self.processes
+        if self.training is None:
+            batches = _cut(range(count), size=self.batch_size, merge=False)[ours.rank :: ours.world_size]
+            return [_Part(number, tuple(batch), len(batch)) for number, batch in enumerate(batches)]
+        order = epoch_order(count, seed=self.training.seed, epoch=epoch)
+        mixes = self.training.mixup > 0 or self.training.cutmix > 0
+        return [
+            _part(number, batch, ours, mixes=mixes)
+            for number, batch in enumerate(_cut(order, size=self.batch_size, merge=True))
+        ]
+
+    def _batch(self, part: _Part, pixels: Tensor, *, epoch: int) -> Batch:
+        samples = [self.samples[position] for position in part.rows]
         targets = _targets(samples, self.task)
-        indices = torch.tensor([sample.index for sample in samples])
         if self.training is None:
             pixels, targets = _padded(pixels, self.batch_size), _padded(targets, self.batch_size)
-            indices = torch.cat([indices, indices.new_full((self.batch_size - len(samples),), -1)])
         elif self.training.mixup > 0 or self.training.cutmix > 0:
             pixels, targets = mix_batch(
                 pixels,
@@ -122,17 +139,42 @@ class Batches:
                 num_classes=self.task.num_outputs,
                 mixup=self.training.mixup,
                 cutmix=self.training.cutmix,
-                seed=derived_seed("mix", self.training.seed, epoch, number),
+                seed=derived_seed("mix", self.training.seed, epoch, part.number),
             )
+        pixels, targets, samples = pixels[part.lead :], targets[part.lead :], samples[part.lead :][: part.size]
+        indices = torch.tensor([sample.index for sample in samples], dtype=torch.int64)
         return Batch(
             pixels=pixels,
             targets=targets,
-            indices=indices,
+            indices=torch.cat([indices, indices.new_full((len(pixels) - part.size,), -1)]),
             keys=tuple(sample.key for sample in samples),
             mean=torch.tensor(self.preprocess.mean),
             std=torch.tensor(self.preprocess.std),
-            size=len(samples),
+            size=part.size,
+            total=part.total,
         )
+
+
+@dataclass(frozen=True)
+class _Part:
+    """This process's part of batch ``number``: positions of ``lead`` images that are only mixed in, ``size`` of its
+    own, and copies that fill it up; of ``total`` images in all.
+    """
+
+    number: int
+    rows: tuple[int, ...]
+    size: int
+    lead: int = 0
+    total: int = 0
+
+
+def _part(number: int, batch: Sequence[int], ours: Processes, *, mixes: bool) -> _Part:
+    """At least two rows (BatchNorm cannot take one), and before them the image that mixing takes from its neighbour."""
+    places = ours.slice(len(batch))
+    mine = [batch[place] for place in places]
+    fill = batch[: max(0, min(2, len(batch)) - len(mine))]
+    lead = [batch[places.start - 1]] if mixes and ours.several else []  # mixup rolls the batch by one row
+    return _Part(number, (*lead, *mine, *fill), size=len(mine), lead=len(lead), total=len(batch))
 
 
 class _Decoded(Dataset[Tensor | UnreadableImage]):
@@ -194,5 +236,6 @@ def worker_count() -> int:
 
 
 def available_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+    """Cores that this process may use; several on one machine share them."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+    return max(1, cores // current().local_size)

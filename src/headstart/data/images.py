@@ -21,6 +21,7 @@ from headstart.data.split import split_entries
 from headstart.data.task import TaskSpec, regression_task
 from headstart.errors import DataError
 from headstart.models.preprocess import Preprocess
+from headstart.parallel.processes import current
 
 if TYPE_CHECKING:
     from headstart.models.sources import OpenedModel
@@ -114,6 +115,7 @@ def _assemble(
         transform=eval_transform(preprocess),
         training=None,
         workers=worker_count() if config.workers == "auto" else config.workers,
+        processes=current(),
     )
     train = replace(
         held_out,

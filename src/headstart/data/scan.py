@@ -11,6 +11,8 @@ from pathlib import Path
 
 from headstart.data.decode import UnreadableImage, decode_image, read_bytes
 from headstart.errors import DataError
+from headstart.parallel.messages import exchange
+from headstart.parallel.processes import current
 
 OnDecoded = Callable[[int, int], None]
 """Called with (images done, images in all)."""
@@ -35,18 +37,25 @@ class Scan:
 
 
 def scan_files(files: Sequence[tuple[Path, str]], *, threads: int, on_decoded: OnDecoded | None = None) -> Scan:
-    """Decode every (path, key), in threads: Pillow's decoders release the interpreter's lock."""
-    hashes: dict[str, str] = {}
-    unreadable: list[Unreadable] = []
+    """Decode every (path, key), in threads: Pillow's decoders release the interpreter's lock.
+
+    Of several processes each decodes its part, and each gets the whole result.
+    """
+    ours = current()
+    part = files[ours.rank :: ours.world_size]
+    outcomes: list[tuple[str, str | None, str | None]] = []  # key, hash, reason
     with ThreadPoolExecutor(max_workers=threads) as pool:
-        for done, (file, outcome) in enumerate(zip(files, pool.map(_examine, files), strict=True), start=1):
-            if isinstance(outcome, Unreadable):
-                unreadable.append(outcome)
-            else:
-                hashes[file[1]] = outcome
+        for done, (file, outcome) in enumerate(zip(part, pool.map(_examine, part), strict=True), start=1):
+            hashed, reason = (None, outcome.reason) if isinstance(outcome, Unreadable) else (outcome, None)
+            outcomes.append((file[1], hashed, reason))
             if on_decoded is not None:
-                on_decoded(done, len(files))
-    return Scan(hashes=hashes, unreadable=tuple(unreadable), duplicates=_duplicates(hashes))
+                on_decoded(min(done * ours.world_size, len(files)), len(files))
+    found = {key: rest for some in exchange(outcomes) for key, *rest in some}
+    hashes = {key: found[key][0] for _, key in files if found[key][0] is not None}
+    unreadable = tuple(
+        Unreadable(path=path, key=key, reason=found[key][1]) for path, key in files if found[key][0] is None
+    )
+    return Scan(hashes=hashes, unreadable=unreadable, duplicates=_duplicates(hashes))
 
 
 def _examine(file: tuple[Path, str]) -> str | Unreadable:

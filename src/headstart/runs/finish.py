@@ -17,6 +17,7 @@ from headstart.data.images import Images
 from headstart.models.head import HeadSwap
 from headstart.models.lora import merge_lora
 from headstart.models.sources import OpenedModel
+from headstart.parallel.messages import model_from_first, together
 from headstart.runs.bundle import Evaluated, bundle_facts, open_run, write_bundle
 from headstart.runs.checkpoint import load_best
 from headstart.runs.folder import read_result, write_predictions
@@ -83,12 +84,17 @@ class Ready(Protocol):
         ...
 
 
-def finish(run: Path, state: TrainState, ready: Ready, *, log: RunLog, started: float) -> Run:
+def finish(run: Path, state: TrainState, ready: Ready, *, log: RunLog | None, started: float) -> Run:
     """Write everything that a finished run holds; result.json comes last but for the report.
+
+    ``log`` is None on all but the first of several processes: these help to evaluate, and write nothing.
 
     Raises: StorageError.
     """
-    load_best(state, run / "checkpoints")
+    with together():
+        if log is not None:
+            load_best(state, run / "checkpoints")
+    model_from_first(state.model)
     merge_lora(state.model)
     rules, images = ready.course.rules, ready.images
     settings = Evaluated(batch_size=images.val.batch_size, precision=rules.precision, memory_format=rules.memory_format)
@@ -104,6 +110,8 @@ def finish(run: Path, state: TrainState, ready: Ready, *, log: RunLog, started: 
         "task": images.task.kind, "seconds": seconds, "metrics": metrics, "epoch": state.best.epoch,
         "weights": state.best.weights, "test_metrics": found["test"].metrics if "test" in found else None,
     }  # fmt: skip
+    if log is None:
+        return _run(run, result, state.model.eval())
     facts = bundle_facts(ready.opened, ready.swap, ready.config, task=images.task, evaluated=settings, metrics=metrics)
     write_bundle(run / "model", state.model, facts, plan=ready.document, result=result)
     write_predictions(run / "predictions.csv", found["val"])

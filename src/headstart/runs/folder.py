@@ -18,6 +18,7 @@ import torch
 from headstart.config.load import load_config, write_yaml
 from headstart.config.schema import Config
 from headstart.errors import ConfigError
+from headstart.parallel.processes import current
 from headstart.storage import json_bytes, make_folder, read_json, sweep, write_file, write_json
 from headstart.train.evaluate import Evaluation
 
@@ -124,7 +125,8 @@ def environment(device: torch.device) -> dict[str, Any]:
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "instruction_set": torch.backends.cpu.get_cpu_capability(),
-        "device": str(device),
+        "processes": current().world_size,
+        "device": device.type if current().several else str(device),
         "device_name": torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu(),
     }
 

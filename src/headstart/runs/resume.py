@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
 from torch import optim
 
 from headstart.models.head import head_parameters
-from headstart.runs.checkpoint import read_checkpoint, restore_found
+from headstart.parallel.messages import files_from_first, together
+from headstart.parallel.processes import current
+from headstart.runs.checkpoint import FoundCheckpoint, read_checkpoint, restore_found
 from headstart.runs.finish import Ready
 from headstart.runs.log import Note
 from headstart.train.phases import enter_phase
@@ -22,7 +25,7 @@ def begin(run: Path, ready: Ready, changed: Sequence[str] = ()) -> tuple[TrainSt
     Raises: StorageError: there are checkpoints, and all are damaged.
     """
     state = _first_state(ready)
-    found = read_checkpoint(run / "checkpoints")
+    found = _found(run / "checkpoints")
     if found is None:
         return state, ()
     enter_phase(state, ready.course, found.counters["phase"])
@@ -31,6 +34,17 @@ def begin(run: Path, ready: Ready, changed: Sequence[str] = ()) -> tuple[TrainSt
     if changed:
         passed_over += (Note(f"this resume is not exact to the bit: {'; '.join(changed)}"),)
     return state, (*passed_over, Note(f"going on from step {state.step} ({found.path})"))
+
+
+def _found(folder: Path) -> FoundCheckpoint | None:
+    """Read by the first process and sent to the others, which may not see its disk."""
+    ours = current()
+    with together():
+        found = read_checkpoint(folder) if ours.is_first else None
+    files = files_from_first(found.files if found else None)
+    if ours.is_first or files is None:
+        return found
+    return FoundCheckpoint(folder, files, json.loads(files["state.json"]), ())
 
 
 def _first_state(ready: Ready) -> TrainState:

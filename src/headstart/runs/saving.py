@@ -12,7 +12,9 @@ from pathlib import Path
 from types import FrameType
 
 from headstart.config.schema import Checkpoint
-from headstart.errors import Interrupted
+from headstart.errors import Interrupted, OthersFailed
+from headstart.parallel.messages import any_of
+from headstart.parallel.processes import current
 from headstart.runs.checkpoint import save
 from headstart.runs.log import RunLog
 from headstart.train.fit import EpochDone
@@ -60,10 +62,18 @@ def interruptible() -> Iterator[Interruption]:
 
 
 class Saver:
-    """Tells the log and the watcher of every event, and saves the state when it is due."""
+    """Tells the log and the watcher of every event, and saves the state when it is due; ``log`` is None on all but the
+    first of several processes.
+    """
 
     def __init__(
-        self, run: Path, rules: Checkpoint, *, log: RunLog, interrupted: Interruption, watch: Callable[[object], None]
+        self,
+        run: Path,
+        rules: Checkpoint,
+        *,
+        log: RunLog | None,
+        interrupted: Interruption,
+        watch: Callable[[object], None],
     ) -> None:
         self._run, self._rules, self._log, self._interrupted, self._watch = run, rules, log, interrupted, watch
         self._saved_at = time.monotonic()
@@ -73,32 +83,36 @@ class Saver:
 
         Raises: Interrupted: a signal asked for it, and the state is saved. StorageError: it cannot be saved.
         """
-        self._log.tell(event, phase=state.phase)
+        if self._log is not None:
+            self._log.tell(event, phase=state.phase)
         self._watch(event)
-        stopping = bool(self._interrupted.signals) and isinstance(event, StepDone)
-        if stopping or self._is_due(event):
+        signalled = bool(self._interrupted.signals)
+        stopping, due = any_of(signalled, self._is_due(event)) if isinstance(event, StepDone) else (False, False)
+        if stopping or due or isinstance(event, EpochDone):
             self._save(state)
         if stopping:
-            number = self._interrupted.signals[0]
+            number = (self._interrupted.signals or [signal.SIGTERM])[0]
+            if self._log is None:
+                raise OthersFailed(exit_code=128 + number)
             raise Interrupted(
                 f"stopped by {signal.Signals(number).name} after step {state.step}, and saved; "
                 f"go on with the same command and --resume (run folder {self._run})",
                 signal_number=number,
             )
 
-    def _is_due(self, event: object) -> bool:
-        if isinstance(event, EpochDone):
-            return True
+    def _is_due(self, event: StepDone | object) -> bool:
         if not isinstance(event, StepDone):
             return False
         by_steps = self._rules.every_steps > 0 and event.step % self._rules.every_steps == 0
         by_time = 0 < self._rules.every_seconds <= time.monotonic() - self._saved_at
-        return by_steps or by_time
+        return by_steps or (by_time and current().is_first)  # of several clocks one counts
 
     def _save(self, state: TrainState) -> None:
-        self._log.mark("saved", {"step": state.step})  # before: a life that goes on from here finds it told
-        self._log.sync()
-        save(state, self._run / "checkpoints", keep=self._rules.keep)
+        """By the first process; the others have the same state."""
+        if self._log is not None:
+            self._log.mark("saved", {"step": state.step})  # before: a life that goes on from here finds it told
+            self._log.sync()
+            save(state, self._run / "checkpoints", keep=self._rules.keep)
+            self._log.note(f"saved: step {state.step}")
+            self._watch(Saved(state.step))
         self._saved_at = time.monotonic()
-        self._log.note(f"saved: step {state.step}")
-        self._watch(Saved(state.step))

@@ -17,6 +17,7 @@ from headstart.data.augment import eval_transform
 from headstart.data.batches import Batch, Batches
 from headstart.data.task import TaskSpec
 from headstart.errors import NonFiniteError
+from headstart.parallel.messages import gathered
 from headstart.train.metrics import measure
 from headstart.train.precision import MEMORY_FORMATS, Precision, autocast, device_of, dtype_of
 from headstart.train.step import training_outputs
@@ -93,8 +94,7 @@ def predict(
     model: nn.Module, batches: Batches, *, precision: Precision = "fp32", memory_format: str = "contiguous"
 ) -> Predictions:
     """Probabilities (N, K), or numbers in original units (N, T), for every image of ``batches``."""
-    predictions, _ = _run(model, batches, precision=precision, memory_format=memory_format)
-    return predictions
+    return _run(model, batches, precision=precision, memory_format=memory_format)
 
 
 def evaluate(
@@ -103,10 +103,11 @@ def evaluate(
     """Metrics over every image of ``batches`` exactly once, training ones without their random changes.
 
     The model, its modes and its buffers are as before. The last batch is padded to the others' shape, so that an
-    image's result depends on neither its batch mates nor their number.
+    image's result depends on neither its batch mates nor their number. Several processes share the batches, and each
+    gets the whole result.
     """
-    predictions, targets = _run(model, batches, precision=precision, memory_format=memory_format)
-    truth = targets
+    predictions = _run(model, batches, precision=precision, memory_format=memory_format)
+    truth = batches.targets()
     if batches.task.kind == "regress":  # as given: there and back through the scaling they would be rounded
         truth = torch.tensor([sample.target for sample in batches.samples], dtype=torch.float64)
     with warnings.catch_warnings():
@@ -116,16 +117,13 @@ def evaluate(
     return Evaluation(predictions=predictions, truth=truth, metrics=metrics)
 
 
-def _run(model: nn.Module, batches: Batches, *, precision: Precision, memory_format: str) -> tuple[Predictions, Tensor]:
-    outputs, targets, keys = [], [], list[str]()
+def _run(model: nn.Module, batches: Batches, *, precision: Precision, memory_format: str) -> Predictions:
     if batches.training is not None:  # the same images as they are: in order, not changed at random
         batches = replace(batches, training=None, transform=eval_transform(batches.preprocess))
+    keys = tuple(sample.key for sample in batches.samples)
     with in_eval(model):
-        for batch in batches.epoch(0):
-            outputs.append(scores(model, batch, precision=precision, memory_format=memory_format))
-            targets.append(batch.targets[: batch.size])
-            keys += batch.keys
-        joined = torch.cat(outputs)
+        outputs = [scores(model, batch, precision=precision, memory_format=memory_format) for batch in batches.epoch(0)]
+        joined = _joined(outputs, batches) if batches.processes.several else torch.cat(outputs)
         damaged = [key for key, row in zip(keys, joined, strict=True) if not bool(torch.isfinite(row).all())]
         if damaged:
             raise NonFiniteError(
@@ -133,7 +131,16 @@ def _run(model: nn.Module, batches: Batches, *, precision: Precision, memory_for
                 "try a lower rate (--lr) or --precision fp32"
             )
         result = _read(batches.task, joined)
-    return Predictions(task=batches.task, outputs=result.clone(), keys=tuple(keys)), torch.cat(targets)
+    return Predictions(task=batches.task, outputs=result.clone(), keys=keys)
+
+
+def _joined(outputs: list[Tensor], batches: Batches) -> Tensor:
+    """All images' outputs (N, K) from each process's batches: number i is with rank i modulo their number."""
+    size, each = batches.batch_size, -(-len(batches) // batches.processes.world_size)
+    room = torch.zeros(each, size, batches.task.num_outputs)
+    for place, output in enumerate(outputs):
+        room[place, : len(output)] = output
+    return torch.stack(gathered(room), dim=1).flatten(0, 2)[: len(batches.samples)]
 
 
 def _read(task: TaskSpec, outputs: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from headstart.config.schema import FreezeRule, NormStatistics, Optimizer, Schedule
 from headstart.data.batches import Batches
@@ -18,6 +18,8 @@ from headstart.models.freeze import Frozen, freeze_by
 from headstart.models.layout import named_tensors
 from headstart.optim.groups import param_groups
 from headstart.optim.optimizers import make_optimizer
+from headstart.parallel.messages import exchange, from_first
+from headstart.parallel.processes import current
 from headstart.train.evaluate import evaluate
 from headstart.train.fit import EpochDone, fit
 from headstart.train.metrics import score
@@ -121,6 +123,7 @@ def train_phases(
                 yield event
                 continue
             assert frozen_digest(state.model, frozen) == proof, f"a frozen tensor changed in phase {phase.name}"
+            _check_equal(state.model)
             yield _validated(state, course, replace(event, phase=index), val)
             if _is_over(state):
                 return
@@ -133,6 +136,8 @@ def _validated(state: TrainState, course: Course, event: EpochDone, val: Batches
     if state.average is not None:
         averaged = evaluate(state.average.module, val, precision=rules.precision, memory_format=rules.memory_format)
         found["average"] = averaged.metrics
+    found = from_first(found)  # the same choice everywhere, whatever the last bit of a machine is
+    metrics = found["trained"]
     name, value = max(((name, score(val.task, values)) for name, values in found.items()), key=lambda pair: pair[1])
     better = state.best is None or value > state.best.score
     if better:
@@ -149,8 +154,19 @@ def _is_over(state: TrainState) -> bool:
 
 def frozen_digest(model: nn.Module, frozen: Frozen) -> str:
     """SHA-256 over the bytes of all frozen tensors, buffers included."""
-    digest = hashlib.sha256()
     tensors = {name: tensor for name, tensor, _ in named_tensors(model)}
-    for name in sorted(frozen.tensors):
-        digest.update(tensors[name].detach().contiguous().cpu().view(-1).view(torch.uint8).numpy().data)
+    return _digest([tensors[name] for name in sorted(frozen.tensors)])
+
+
+def _check_equal(model: nn.Module) -> None:
+    """Prove that every process has the same weights and buffers, to the bit."""
+    if current().several:
+        digests = exchange(_digest([tensor for _, tensor, _ in named_tensors(model)]))
+        assert len(set(digests)) == 1, f"the ranks' models differ: {digests}"
+
+
+def _digest(tensors: list[Tensor]) -> str:
+    digest = hashlib.sha256()
+    for tensor in tensors:
+        digest.update(tensor.detach().contiguous().cpu().view(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()

@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 
 from headstart.errors import ConfigError
+from headstart.parallel.processes import in_environment
 
 Precision = Literal["fp32", "bf16", "fp16"]
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -42,11 +43,17 @@ def dtype_of(module: torch.nn.Module) -> torch.dtype:
 def usable_device(wanted: str) -> torch.device:
     """The device that ``auto`` means (the accelerator if there is one), or the one named, set to exact arithmetic.
 
+    Of several processes each takes the one of its local rank, unless the name has a number.
+
     Raises: ConfigError: it is not there.
     """
     found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     try:
         device = (found or torch.device("cpu")) if wanted == "auto" else torch.device(wanted)
+        ours = in_environment()
+        if ours.several and ":" not in str(device) and device.type != "cpu":
+            device = torch.device(device.type, ours.local_rank)
+            torch.accelerator.set_device_index(ours.local_rank)
         torch.zeros(1, device=device).cpu()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).splitlines()[0][:120]

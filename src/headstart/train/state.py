@@ -8,6 +8,8 @@ import torch
 from timm.utils.model_ema import ModelEmaV3
 from torch import Tensor, nn
 
+from headstart.parallel.model import Replica
+
 
 @dataclass
 class Best:
@@ -40,6 +42,7 @@ class TrainState:
     stopped: bool = False  # early stopping ended the run
     epoch_loss: float = 0.0  # sum of losses of the running epoch, float64
     epoch_weight: float = 0.0
+    replica: Replica | None = None  # the model across processes, where there are several
 
 
 def make_average(model: nn.Module, *, half_life: float, total_steps: int) -> ModelEmaV3:

@@ -15,9 +15,13 @@ from torch import Tensor, nn
 from headstart.config import schema
 from headstart.config.schema import Loss, Penalties
 from headstart.data.batches import Batch
+from headstart.data.randomness import derived_seed
 from headstart.errors import ConfigError, DataError, NonFiniteError
 from headstart.optim.losses import LossFunction, check_first_outputs, check_labels, make_loss, wide
 from headstart.optim.penalties import penalty
+from headstart.parallel.messages import summed
+from headstart.parallel.model import reducing, replicated, share_statistics
+from headstart.parallel.processes import current
 from headstart.train.precision import MEMORY_FORMATS, Precision, autocast, device_of, dtype_of
 from headstart.train.state import TrainState
 
@@ -82,14 +86,15 @@ def train_step(state: TrainState, batch: Batch, *, rules: StepRules) -> StepDone
     """Make one optimizer step on ``batch``, in ``rules.accumulate`` micro-batches, with the rates that the groups
     have now.
 
-    Dropout draws from (seed, step): nothing random is carried from step to step.
+    Dropout draws from (seed, step, rank): nothing random is carried from step to step. Of several processes each gives
+    its part of the batch, and all make the same step.
 
     Raises: NonFiniteError: the loss or the gradient is NaN or infinite (fp16: after 20 halvings of the loss scale).
     """
     state.model.train()
     before = [buffer.clone() for buffer in state.model.buffers()] if state.scaler else []
     for _ in range(_MOST_OVERFLOWS):
-        torch.manual_seed((rules.seed << 24) + state.step & 0x7FFF_FFFF_FFFF_FFFF)
+        torch.manual_seed(_step_seed(state, rules))
         state.optimizer.zero_grad(set_to_none=True)
         loss_sum, weight = _accumulate(state, batch, rules)
         grad_norm = _finish_gradient(state, batch, rules, weight)
@@ -104,8 +109,15 @@ def train_step(state: TrainState, batch: Batch, *, rules: StepRules) -> StepDone
     state.step += 1
     return StepDone(
         step=state.step, epoch=state.epochs_done + 1, loss=loss_sum / weight, weight=weight, grad_norm=grad_norm,
-        lr=max(body, default=0.0), head_lr=groups[-1]["lr"], images=batch.size,
+        lr=max(body, default=0.0), head_lr=groups[-1]["lr"], images=_images(batch),
     )  # fmt: skip
+
+
+def _step_seed(state: TrainState, rules: StepRules) -> int:
+    rank = current().rank
+    if rank:
+        return derived_seed("step", rules.seed, state.step, rank)
+    return (rules.seed << 24) + state.step & 0x7FFF_FFFF_FFFF_FFFF
 
 
 def _put_back(state: TrainState, before: list[Tensor]) -> None:
@@ -119,23 +131,40 @@ def _accumulate(state: TrainState, batch: Batch, rules: StepRules) -> tuple[floa
     loss_function, device = rules.loss_function(), device_of(state.model)
     inputs = batch.inputs(device, MEMORY_FORMATS[rules.memory_format]).to(dtype_of(state.model))  # (B, C, H, W)
     targets = batch.targets.to(device)
-    loss_sum, weight_sum = torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)
+    sums = torch.zeros(2, dtype=torch.float64)  # of losses, of weights
+    forward, images = _forward(state), _images(batch) / current().world_size
     for piece in _pieces(len(targets), rules.accumulate):
-        with autocast(device, rules.precision):
-            outputs = state.model(inputs[piece])
-        shares = training_outputs(outputs)
-        check_labels(shares[0][1], batch.targets[piece])
-        if state.step == 0:
-            check_first_outputs(shares[0][1], targets[piece])
-        losses, weights = _losses(loss_function, shares, targets[piece])
-        total = (losses * weights).sum()
-        scaled = total / len(targets)  # by the images for now: the sum of weights is known only after the last piece
-        (state.scaler.scale(scaled) if state.scaler else scaled).backward()  # type: ignore[no-untyped-call]
-        loss_sum += total.detach().cpu().double()  # MPS has no float64
-        weight_sum += weights.detach().cpu().double().sum()
+        with reducing(forward, last=piece.stop == len(targets)):
+            with autocast(device, rules.precision):
+                outputs = forward(inputs[piece])
+            shares = training_outputs(outputs)
+            check_labels(shares[0][1], batch.targets[piece])
+            if state.step == 0:
+                check_first_outputs(shares[0][1], targets[piece])
+            losses, weights = _losses(loss_function, shares, targets[piece])
+            weights = weights * (torch.arange(piece.start, piece.stop, device=device) < batch.size)  # copies: nothing
+            total = (losses * weights).sum()
+            scaled = total / images  # by the images for now: the sum of weights is known only after the last piece
+            (state.scaler.scale(scaled) if state.scaler else scaled).backward()  # type: ignore[no-untyped-call]
+        # MPS has no float64
+        sums += torch.stack([total.detach().cpu().double(), weights.detach().cpu().double().sum()])
+    loss_sum, weight_sum = summed(sums).tolist()
     if not weight_sum > 0:
         raise NonFiniteError(f"step {state.step + 1}: all loss weights of the batch are zero; images: {_names(batch)}")
-    return float(loss_sum), float(weight_sum)
+    return loss_sum, weight_sum
+
+
+def _forward(state: TrainState) -> nn.Module:
+    """The model, or what averages its gradients over several processes."""
+    if not current().several:
+        return state.model
+    state.replica = replicated(state.model, state.replica)
+    return state.replica.module
+
+
+def _images(batch: Batch) -> int:
+    """Of the whole step, over all processes."""
+    return batch.total or len(batch.targets)
 
 
 def _pieces(size: int, accumulate: int) -> Iterator[slice]:
@@ -187,12 +216,12 @@ def training_outputs(outputs: object) -> list[tuple[float, Tensor]]:
 def _finish_gradient(state: TrainState, batch: Batch, rules: StepRules, weight: float) -> float:
     """Mean over weights, penalties, unscale, clip; the norm before clipping."""
     trained = [parameter for group in state.optimizer.param_groups for parameter in group["params"]]
-    factor = len(batch.targets) / weight
+    factor = _images(batch) / weight
     if factor != 1.0:
         torch._foreach_mul_([parameter.grad for parameter in trained if parameter.grad is not None], factor)
     extra = penalty(state.model, rules.penalties, start=state.start)
     if extra is not None:
-        (state.scaler.scale(extra) if state.scaler else extra).backward()  # type: ignore[no-untyped-call]
+        _add_gradient(state.scaler.scale(extra) if state.scaler else extra, trained)
     if state.scaler:
         state.scaler.unscale_(state.optimizer)
     with_gradient = [parameter for parameter in trained if parameter.grad is not None]
@@ -202,6 +231,13 @@ def _finish_gradient(state: TrainState, batch: Batch, rules: StepRules, weight: 
     if rules.clip_value is not None:
         nn.utils.clip_grad_value_(with_gradient, rules.clip_value)
     return float(norm)
+
+
+def _add_gradient(value: Tensor, trained: list[Tensor]) -> None:
+    """What ``value.backward()`` would add, past the hooks that average over processes: it is the same on all."""
+    for parameter, more in zip(trained, torch.autograd.grad(value, trained, allow_unused=True), strict=True):
+        if more is not None:
+            parameter.grad = more if parameter.grad is None else parameter.grad.add_(more)
 
 
 def _usable(state: TrainState, batch: Batch, loss: float, grad_norm: float) -> bool:
@@ -237,5 +273,7 @@ def _update(state: TrainState) -> None:
         state.scaler.update()
     else:
         state.optimizer.step()
+    if current().several:
+        share_statistics(state.model)
     if state.average is not None:
         state.average.update(state.model, step=state.step)

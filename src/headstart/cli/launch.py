@@ -1,0 +1,58 @@
+"""``--devices N``: the same command again in N processes, under torch's own launcher."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+from collections.abc import Sequence
+
+from headstart.config.schema import Config
+from headstart.errors import OthersFailed, RunError
+
+
+def wants_processes(config: Config) -> int:
+    """How many processes to start: 1 where somebody has started several already."""
+    if "RANK" in os.environ:
+        return 1
+    if isinstance(config.devices, int):
+        return config.devices
+    if config.device not in ("auto", "cuda", "xpu"):
+        return 1
+    import torch
+
+    return max(1, torch.accelerator.device_count()) if torch.accelerator.is_available() else 1
+
+
+def launch(argv: Sequence[str], *, processes: int) -> int:
+    """Run ``headstart train ARGV`` in so many processes; gives the exit code of the one that failed first.
+
+    Raises: RunError: one was killed by a signal.
+    """
+    from torch.distributed.elastic.multiprocessing import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    for name in [name for name in logging.root.manager.loggerDict if name.startswith("torch.distributed")]:
+        logging.getLogger(name).setLevel(logging.CRITICAL)  # each process says itself what went wrong
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // processes)))
+    config = LaunchConfig(
+        min_nodes=1, max_nodes=1, nproc_per_node=processes, rdzv_backend="c10d", rdzv_endpoint="localhost:0",
+        local_addr="localhost", max_restarts=0, run_id=f"headstart-{os.getpid()}",
+    )  # fmt: skip
+    try:
+        elastic_launch(config, sys.executable)("-m", "headstart", "train", *argv)
+    except ChildFailedError as error:
+        rank, failure = error.get_first_failure()
+        if failure.exitcode < 0:
+            name = signal.Signals(-failure.exitcode).name
+            raise RunError(
+                f"rank {rank} of {processes} (process {failure.pid}) was killed by {name}; for SIGKILL mostly memory "
+                "ran out (see the system's log); go on with the same command and --resume"
+            ) from error
+        return int(failure.exitcode)
+    except SignalException as error:
+        raise OthersFailed(exit_code=128 + int(error.sigval)) from error
+    return 0

@@ -1,0 +1,1 @@
+"""Several processes in one run: their places, their messages, their failures, and the model across them."""
