@@ -16,7 +16,6 @@ import fnmatch
 import json
 import warnings
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict
 from datetime import date
 from multiprocessing import get_context
@@ -282,9 +281,9 @@ def run_missing(only: str, processes: int) -> None:
     """Examine every architecture that has no line yet, and append each as it is done."""
     todo = list(missing(only))
     RESULTS.parent.mkdir(exist_ok=True)
-    with ProcessPoolExecutor(processes, mp_context=get_context("spawn"), max_tasks_per_child=50) as pool:
-        for number, future in enumerate(as_completed([pool.submit(run, name) for name in todo]), start=1):
-            row = future.result()
+    # ProcessPoolExecutor's max_tasks_per_child hangs in Python 3.11 (cpython issue 115634)
+    with get_context("spawn").Pool(processes, maxtasksperchild=50) as pool:
+        for number, row in enumerate(pool.imap_unordered(run, todo), start=1):
             with RESULTS.open("a") as file:
                 file.write(json.dumps(row) + "\n")
             failed = [f"{check}: {reason}" for check, reason in verdicts(row) if reason != "pass"]

@@ -16,7 +16,6 @@ import copy
 import fnmatch
 import json
 import warnings
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from datetime import date
 from multiprocessing import get_context
 from pathlib import Path
@@ -198,9 +197,9 @@ def run_missing(only: str, processes: int) -> None:
     """Check every member that has no line yet, and append each as it is done."""
     there = {row["name"] for row in read()}
     todo = [name for name in members() if name not in there and fnmatch.fnmatchcase(name, only)]
-    with ProcessPoolExecutor(processes, mp_context=get_context("spawn"), max_tasks_per_child=20) as pool:
-        for number, future in enumerate(as_completed([pool.submit(run, name) for name in todo]), start=1):
-            row = future.result()
+    # ProcessPoolExecutor's max_tasks_per_child hangs in Python 3.11 (cpython issue 115634)
+    with get_context("spawn").Pool(processes, maxtasksperchild=20) as pool:
+        for number, row in enumerate(pool.imap_unordered(run, todo), start=1):
             with RESULTS.open("a") as file:
                 file.write(json.dumps(row) + "\n")
             print(f"{number} of {len(todo)}: {row['name']}: {row['verdict']}", flush=True)
