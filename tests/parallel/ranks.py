@@ -30,6 +30,8 @@ from headstart.optim.losses import make_loss
 from headstart.parallel.group import joined
 from headstart.parallel.messages import any_of, exchange, files_from_first, from_first, together
 from headstart.parallel.processes import current
+from headstart.parallel.shards import is_sharded, shard, whole
+from headstart.runs.checkpoint import restore, save
 from headstart.train.evaluate import evaluate
 from headstart.train.phases import _check_equal
 from headstart.train.state import TrainState
@@ -77,11 +79,13 @@ def gradients(*, folder: str, loss: str, accumulate: int, mixup: float = 0.0, cu
     )  # fmt: skip
     train = pictures(folder, mixup=mixup, cutmix=cutmix).train
     model = network(unused=rest.get("unused", False)).double()
+    if rest.get("sharded") and current().several:
+        shard(model, torch.device("cpu"))
     state = TrainState(model, torch.optim.SGD(model.parameters(), lr=0.0))
     found = []
     for batch in train.epoch(0):
         done = train_step(state, batch, rules=rules)
-        flat = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+        flat = torch.cat([whole(p.grad).flatten() for p in model.parameters() if p.grad is not None])
         found.append({
             "gradient": flat.tolist(), "loss": done.loss, "weight": done.weight, "images": done.images,
             "norm": done.grad_norm, "own": batch.size,
@@ -116,9 +120,36 @@ def phases(*, folder: str) -> Any:
     return [value.double().flatten().tolist() for value in model.state_dict().values()]
 
 
-def metrics(*, folder: str, counts: list[int]) -> Any:
+def checkpoints(*, folder: str, run: str, before: int, sharded: bool) -> Any:
+    """AdamW steps up to the second epoch's end, a checkpoint after each; goes on from one that is there.
+
+    Gives the whole weights and the optimizer's averages.
+    """
+    train = pictures(folder).train
+    model = network()
+    if sharded and current().several:
+        shard(model, torch.device("cpu"))
+    state = TrainState(model, torch.optim.AdamW(model.parameters(), lr=1e-2))
+    if (Path(run) / "last.json").exists():
+        restore(state, run)
+    for epoch in range(state.epochs_done, 2):
+        for batch in train.epoch(epoch, first=state.epoch_step):
+            if state.step == before:
+                return state.step
+            train_step(state, batch, rules=StepRules(seed=3))
+            state.epoch_step += 1
+            if current().is_first or is_sharded(model):
+                save(state, run)
+        state.epochs_done, state.epoch_step = epoch + 1, 0
+    kept = [whole(state.optimizer.state[p]["exp_avg"]) for p in model.parameters()]
+    return [value.tolist() for value in (*map(whole, model.state_dict().values()), *kept)]
+
+
+def metrics(*, folder: str, counts: list[int], sharded: bool = False) -> Any:
     """Probabilities and metrics of the first so many pictures, each seen once."""
     images, model = pictures(folder, batch=4), network()
+    if sharded and current().several:
+        shard(model, torch.device("cpu"))
     found = []
     for count in counts:
         some = replace(images.val, samples=images.train.samples[:count])
@@ -190,7 +221,8 @@ def digest(module: nn.Module) -> str:
     return found.hexdigest()
 
 
-CASES = {function.__name__: function for function in (gradients, statistics, phases, metrics, scanned, told, failing)}
+KNOWN = (gradients, statistics, phases, checkpoints, metrics, scanned, told, failing)
+CASES = {function.__name__: function for function in KNOWN}
 
 
 def run_rank(case: str, options: dict[str, Any], *, rank: int, world: int, port: int) -> dict[str, Any]:

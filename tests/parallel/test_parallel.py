@@ -77,6 +77,36 @@ def test_metrics_count_every_image_once_and_are_the_same_bits(ranks, many, world
     assert gave(ranks("metrics", world=world, folder=many, counts=counts)) == [alone] * world
 
 
+def test_a_model_that_is_shared_out_makes_the_same_step(ranks, few) -> None:
+    """FSDP2: loss, gradients (put together), clipping and penalties are those of one process, float64."""
+    options = {"folder": few, "loss": "weighted", "l1": 0.3, "clip_norm": 0.5, "mixup": 0.0}
+    (alone,) = gave(ranks("gradients", world=1, accumulate=1, **options))
+    for world, accumulate in ((2, 1), (3, 4)):
+        assert_same_steps(alone, gave(ranks("gradients", world=world, accumulate=accumulate, sharded=True, **options)))
+
+
+def test_a_model_that_is_shared_out_sees_every_image_once(ranks, few) -> None:
+    """3 processes, 1 to 3 batches: those without one take part in putting the model together."""
+    (alone,) = gave(ranks("metrics", world=1, folder=few, counts=[3, 7, 11]))
+    assert gave(ranks("metrics", world=3, folder=few, counts=[3, 7, 11], sharded=True)) == [alone] * 3
+
+
+@pytest.mark.parametrize(
+    ("first", "second"), [((2, True), (2, True)), ((3, True), (2, False)), ((2, False), (3, True))]
+)
+def test_checkpoints_fit_any_number_of_processes(ranks, few, tmp_path, first, second) -> None:
+    """Written by a model that is shared out or whole, read by the other: the same steps go on."""
+    options = {"folder": few, "before": 99}
+    (whole, *_) = gave(ranks("checkpoints", world=second[0], run=str(tmp_path / "a"), sharded=second[1], **options))
+    options = {"folder": few, "run": str(tmp_path / "b")}
+    assert set(gave(ranks("checkpoints", world=first[0], before=3, sharded=first[1], **options))) == {3}
+    (cut, *_) = gave(ranks("checkpoints", world=second[0], before=99, sharded=second[1], **options))
+    for one, other in zip(whole, cut, strict=True):
+        torch.testing.assert_close(torch.tensor(one), torch.tensor(other), rtol=1e-4, atol=1e-5)
+    if first == second:
+        assert whole == cut
+
+
 def test_every_process_learns_what_each_found_in_the_images(ranks, tmp_path) -> None:
     for number in range(5):
         Image.new("RGB", (8, 8), (number // 2, 0, 0)).save(tmp_path / f"{number}.png")

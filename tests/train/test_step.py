@@ -16,7 +16,7 @@ from torchvision.models.inception import InceptionOutputs
 
 from headstart.config.schema import Bce, CrossEntropy, Huber, Penalties
 from headstart.data.task import TaskSpec
-from headstart.errors import ConfigError, DataError, NonFiniteError
+from headstart.errors import ConfigError, DataError, NonFiniteError, RunError
 from headstart.optim.groups import param_groups
 from headstart.optim.losses import make_loss
 from headstart.train.precision import make_scaler
@@ -379,3 +379,41 @@ def test_no_piece_of_a_step_is_a_single_image_unless_the_step_is(size: int, accu
     assert [place for piece in pieces for place in piece] == list(range(size))
     assert len(pieces) <= accumulate
     assert min(map(len, pieces)) >= min(2, size)
+
+
+class Small(nn.Module):
+    """Has memory for so many images at a time, and counts its calls in a buffer."""
+
+    def __init__(self, inner: nn.Module, *, most: int) -> None:
+        super().__init__()
+        self.inner, self.most = inner, most
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        self.calls += 1
+        if len(images) > self.most:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1.00 GiB")
+        return self.inner(images)
+
+
+def test_where_memory_runs_out_the_same_step_is_made_in_more_pieces(net, noise) -> None:
+    """Equal to the step in one piece, for gradients and batch statistics; later steps begin with as many pieces."""
+    whole, cut = sgd(net().double()), sgd(Small(net(dropout=0.0).double(), most=3))
+    expected = train_step(whole, noise(12), rules=StepRules(loss=WEIGHTED))
+    found = train_step(cut, noise(12), rules=StepRules(loss=WEIGHTED))
+    assert (gradients(whole) - gradients(cut)).norm() <= 1e-12 * gradients(whole).norm()
+    assert found.loss == pytest.approx(expected.loss, rel=1e-12)
+    assert (expected.micro_batches, found.micro_batches, cut.micro_batches) == (1, 4, 4)
+    assert cut.model.calls == 4, "what the failed tries counted was put back"
+    train_step(cut, noise(12), rules=StepRules(loss=WEIGHTED))
+    assert cut.model.calls == 8
+
+
+def test_memory_that_is_too_small_for_two_images_ends_the_run_with_a_way_out(net, noise) -> None:
+    state = sgd(Small(net(), most=1))
+    said = (
+        r"step 1: cpu has no memory left with 2 images at a time \(CUDA out of memory.*\); give --batch.accumulate 8,"
+    )
+    with pytest.raises(RunError, match=said):
+        train_step(state, noise(8), rules=StepRules())
+    assert state.step == 0

@@ -109,6 +109,26 @@ def files_from_first(files: Mapping[str, bytes] | None) -> dict[str, bytes] | No
     return found
 
 
+def files_to_first(files: Mapping[str, bytes]) -> dict[str, bytes]:
+    """The files of all ranks, on the first one; the others get none. Names differ from rank to rank."""
+    names = exchange({name: len(data) for name, data in files.items()})
+    room = max(sum(sizes.values()) for sizes in names)
+    data = torch.zeros(room, dtype=torch.uint8)
+    joined = b"".join(files.values())
+    data[: len(joined)] = torch.frombuffer(bytearray(joined), dtype=torch.uint8)
+    sent, first = data.to(_device()), current().is_first
+    received = [torch.empty_like(sent) for _ in names] if first else None
+    _count()
+    dist.gather(sent, received, dst=0)
+    found: dict[str, bytes] = {}
+    for sizes, part in zip(names, received or (), strict=first):
+        whole, start = part.cpu().numpy().tobytes(), 0
+        for name, size in sizes.items():
+            found[name] = whole[start : start + size]
+            start += size
+    return found
+
+
 def _broadcast(value: Tensor) -> Tensor:
     _count()
     dist.broadcast(value, src=0)

@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from headstart.parallel.messages import tensors_from_first
+from headstart.parallel.shards import is_sharded, reduce_next
 
 
 @dataclass(frozen=True)
@@ -47,8 +48,10 @@ def reducing(forward: nn.Module, *, last: bool) -> Iterator[None]:
         if isinstance(forward, DistributedDataParallel) and not last:
             with forward.no_sync():
                 yield
-        else:
-            yield
+            return
+        if is_sharded(forward):
+            reduce_next(forward, reduce=last)
+        yield
 
 
 def share_statistics(module: nn.Module) -> None:

@@ -21,8 +21,8 @@ class Pulse:
     """Tells the others every half second that this process lives and how many messages it has taken part in.
 
     ``tell_failure`` is said before an error leaves; a rank that is then stuck in a message (NCCL cannot be interrupted)
-    is ended after five seconds; all end, saving, when the launcher that started them is gone. One thread alone talks to the store: its answers may never come, if the process that
-    holds it stands still.
+    is ended after five seconds; all end, saving, when the launcher that started them is gone. One thread alone talks to
+    the store: its answers may never come, if the process that holds it stands still.
     """
 
     def __init__(self, store: Store, *, rank: int, world_size: int) -> None:

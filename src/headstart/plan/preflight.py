@@ -23,6 +23,7 @@ from headstart.optim.optimizers import decay_kind
 from headstart.optim.penalties import penalised
 from headstart.plan.decisions import Decision, choose_device, choose_memory_format, choose_model, choose_precision
 from headstart.plan.light import adapt, lora_document
+from headstart.plan.parallel import choose_parallel
 from headstart.plan.phases import make_phases
 from headstart.train.phases import Course, PhasePlan, freeze_phase, phase_optimizer
 from headstart.train.step import StepRules
@@ -105,6 +106,7 @@ def prepare(config: Config, *, module: nn.Module | None, loss: LossFunction | No
     decisions = (
         chosen_device, chosen_model, *_about_model(opened, swap, config.head), *chosen_lora, *_about_data(images),
         chosen_loss, *chosen_phases, *_about_steps(config, images), chosen_precision, chosen_format,
+        *choose_parallel(config, opened.module, device),
     )  # fmt: skip
     opened.module.to(
         device, memory_format=torch.channels_last if memory_format == "channels_last" else torch.preserve_format

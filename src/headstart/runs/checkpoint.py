@@ -1,6 +1,8 @@
 """Checkpoints: safetensors and JSON under a manifest, whole or not at all; the newest good one is where a run goes on.
 
 checkpoints/step-00001234/{model,optimizer,average}.safetensors + state.json + MANIFEST.json
+    of a model that is shared out among N processes: {model,optimizer}-0000R-of-0000N.safetensors, the whole shapes in
+    state.json
 checkpoints/{last,best}.json name folders for people and other tools; headstart itself reads the folders
 """
 
@@ -19,10 +21,16 @@ from safetensors.torch import save as tensor_bytes
 from torch import Tensor, nn
 
 from headstart.errors import StorageError
+from headstart.parallel.messages import files_to_first
+from headstart.parallel.processes import current
+from headstart.parallel.shards import is_sharded, is_shared_out, joined_parts, like_parameter, parts, put
 from headstart.storage import DISK, MANIFEST, Disk, json_bytes, read_folder, write_folder, write_json
 from headstart.train.state import Best, TrainState
 
-_COUNTERS = ("step", "epochs_done", "epoch_step", "phase", "stale_epochs", "stopped", "epoch_loss", "epoch_weight")
+_COUNTERS = (
+    "step", "epochs_done", "epoch_step", "phase", "stale_epochs", "stopped", "epoch_loss", "epoch_weight",
+    "micro_batches",
+)  # fmt: skip
 _FOLDER = re.compile(r"step-([0-9]+)")
 
 
@@ -35,12 +43,11 @@ def save(state: TrainState, folder: str | Path, *, keep: int = 2, disk: Disk = D
     """
     root = Path(folder)
     target = root / _folder_name(state.step)
-    files = {"model.safetensors": packed(state.model.state_dict())}
-    tensors, plain = _optimizer_state(state)
-    files["optimizer.safetensors"] = packed(tensors)
-    if state.average is not None:
-        files["average.safetensors"] = packed(state.average.module.state_dict())
-    files["state.json"] = json_bytes(_counters(state) | {"optimizer": plain})
+    files = _contents(state)
+    if is_sharded(state.model):
+        files = files_to_first(files)
+        if not current().is_first:
+            return target
     write_folder(target, files, disk=disk)
     write_json(root / "last.json", {"folder": target.name, "step": state.step}, disk=disk)
     if state.best is not None:
@@ -48,6 +55,38 @@ def save(state: TrainState, folder: str | Path, *, keep: int = 2, disk: Disk = D
         write_json(root / "best.json", best, disk=disk)
     _drop_old(root, state, keep=keep, disk=disk)
     return target
+
+
+def _contents(state: TrainState) -> dict[str, bytes]:
+    """The files of a checkpoint; of a model that is shared out, those of this process."""
+    tensors, plain = _optimizer_state(state)
+    kinds = {"model": state.model.state_dict(), "optimizer": tensors}
+    if state.average is not None:
+        kinds["average"] = state.average.module.state_dict()
+    if not is_sharded(state.model):
+        files = {f"{kind}.safetensors": packed(values) for kind, values in kinds.items()}
+        return files | {"state.json": json_bytes(_counters(state) | {"optimizer": plain})}
+    ours, files, shapes = current(), {}, {}
+    for kind, values in kinds.items():
+        mine, shapes[kind] = parts(values)
+        files[_part_name(kind, ours.rank, ours.world_size)] = packed(mine)
+    shared = {"processes": ours.world_size, "shapes": shapes}
+    state_file = json_bytes(_counters(state) | {"optimizer": plain, "shared_out": shared})
+    return files | ({"state.json": state_file} if ours.is_first else {})
+
+
+def _part_name(kind: str, rank: int, processes: int) -> str:
+    return f"{kind}-{rank + 1:05d}-of-{processes:05d}.safetensors"
+
+
+def _tensors(found: Mapping[str, bytes], kind: str) -> dict[str, Tensor]:
+    """The whole tensors of one kind, from one file or from each process's part."""
+    if f"{kind}.safetensors" in found:
+        return read_tensors(found[f"{kind}.safetensors"])
+    shared = json.loads(found["state.json"])["shared_out"]
+    count = int(shared["processes"])
+    read = [read_tensors(found[_part_name(kind, rank, count)]) for rank in range(count)]
+    return joined_parts(read, shared["shapes"][kind])
 
 
 def _folder_name(step: int) -> str:
@@ -156,7 +195,7 @@ def restore_found(state: TrainState, found: FoundCheckpoint) -> None:
     """Put a checkpoint that was read into ``state``.  Raises: StorageError: it belongs to another model."""
     where, counters = found.path, found.counters
     for name, ours, theirs in (
-        ("average", state.average is not None, "average.safetensors" in found.files),
+        ("average", state.average is not None, any(name.startswith("average") for name in found.files)),
         ("scaler", state.scaler is not None, counters["scaler"] is not None),
     ):
         if ours != theirs:
@@ -164,10 +203,10 @@ def restore_found(state: TrainState, found: FoundCheckpoint) -> None:
                 f"{where}: was saved with{'' if theirs else 'out'} state.{name}; restore it into a state that is "
                 "made the same way"
             )
-    _load_into(state.model, found.files["model.safetensors"], where=where)
+    _load_into(state.model, _tensors(found.files, "model"), where=where)
     if state.average is not None:
-        _load_into(state.average.module, found.files["average.safetensors"], where=where)
-    _restore_optimizer(state, read_tensors(found.files["optimizer.safetensors"]), counters["optimizer"], where=where)
+        _load_into(state.average.module, _tensors(found.files, "average"), where=where)
+    _restore_optimizer(state, _tensors(found.files, "optimizer"), counters["optimizer"], where=where)
     for name in _COUNTERS:
         setattr(state, name, counters[name])
     best = counters["best"]
@@ -176,12 +215,16 @@ def restore_found(state: TrainState, found: FoundCheckpoint) -> None:
         state.scaler.load_state_dict(counters["scaler"])
 
 
-def _load_into(module: nn.Module, data: bytes, *, where: str | Path) -> None:
-    tensors, own = read_tensors(data), module.state_dict()
+def _load_into(module: nn.Module, tensors: Mapping[str, Tensor], *, where: str | Path) -> None:
+    own = module.state_dict()
     wrong = sorted(set(tensors) ^ set(own)) or [name for name in own if tensors[name].shape != own[name].shape]
     if wrong:
         raise StorageError(f"{where}: belongs to another model: {', '.join(wrong[:5])} differ ({len(wrong)} tensors)")
-    module.load_state_dict(tensors)
+    if not is_sharded(module):
+        module.load_state_dict(tensors)
+        return
+    for name, value in own.items():
+        put(value, tensors[name])
 
 
 def _restore_optimizer(
@@ -210,6 +253,8 @@ def _placed(value: Tensor, key: str, *, like: Tensor) -> Tensor:
         return value
     if value.shape != like.shape:
         return value.to(like.device)
+    if is_shared_out(like):
+        return like_parameter(value, like)
     return torch.empty_like(like, dtype=value.dtype).copy_(value)
 
 
@@ -222,9 +267,9 @@ def _drop_old(root: Path, state: TrainState, *, keep: int, disk: Disk) -> None:
             disk.remove(path)
 
 
-def load_best(state: TrainState, folder: Path) -> None:
-    """Put the best epoch's weights (trained or averaged) into the state's model.  Raises: StorageError."""
+def load_best(state: TrainState, folder: Path, *, into: nn.Module) -> None:
+    """Put the best epoch's weights (trained or averaged) into a model.  Raises: StorageError."""
     assert state.best is not None
     files = read_folder(folder / _folder_name(state.best.step))
     name = "average" if state.best.weights == "average" else "model"
-    _load_into(state.model, files[f"{name}.safetensors"], where=folder)
+    _load_into(into, _tensors(files, name), where=folder)

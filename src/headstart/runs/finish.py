@@ -91,17 +91,16 @@ def finish(run: Path, state: TrainState, ready: Ready, *, log: RunLog | None, st
 
     Raises: StorageError.
     """
+    model = state.model if state.unsharded is None else state.unsharded.to(ready.device)
     with together():
         if log is not None:
-            load_best(state, run / "checkpoints")
-    model_from_first(state.model)
-    merge_lora(state.model)
+            load_best(state, run / "checkpoints", into=model)
+    model_from_first(model)
+    merge_lora(model)
     rules, images = ready.course.rules, ready.images
     settings = Evaluated(batch_size=images.val.batch_size, precision=rules.precision, memory_format=rules.memory_format)
     found = {
-        name: _evaluate(state.model, split, settings)
-        for name, split in (("val", images.val), ("test", images.test))
-        if split
+        name: _evaluate(model, split, settings) for name, split in (("val", images.val), ("test", images.test)) if split
     }
     seconds = time.monotonic() - started
     assert state.best is not None
@@ -111,16 +110,16 @@ def finish(run: Path, state: TrainState, ready: Ready, *, log: RunLog | None, st
         "weights": state.best.weights, "test_metrics": found["test"].metrics if "test" in found else None,
     }  # fmt: skip
     if log is None:
-        return _run(run, result, state.model.eval())
+        return _run(run, result, model.eval())
     facts = bundle_facts(ready.opened, ready.swap, ready.config, task=images.task, evaluated=settings, metrics=metrics)
-    write_bundle(run / "model", state.model, facts, plan=ready.document, result=result)
+    write_bundle(run / "model", model, facts, plan=ready.document, result=result)
     write_predictions(run / "predictions.csv", found["val"])
     log.mark("finished", {"step": state.step, "seconds": seconds})
     log.sync()
     write_json(run / "result.json", result)
     log.note(f"finished: step {state.step}")
     write_report(run)
-    return _run(run, result, state.model.eval())
+    return _run(run, result, model.eval())
 
 
 def _evaluate(model: nn.Module, split: Batches, settings: Evaluated) -> Evaluation:

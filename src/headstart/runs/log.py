@@ -38,6 +38,7 @@ class RunLog:
         self._path, self._csv = run / "events.jsonl", run / "metrics.csv"
         kept = list(takewhile(lambda event: _is_before(event, state), _read(self._path)))
         write_file(self._path, "".join(json.dumps(event) + "\n" for event in kept).encode())
+        self._micro_batches = 0
         self._epochs = [_row(event) for event in kept if event["event"] == "epoch"]
         self._phases = {event["phase"] for event in kept if event["event"] == "phase"}
         if self._epochs:
@@ -68,6 +69,9 @@ class RunLog:
         """Record one event of the training."""
         match event:
             case StepDone():
+                if event.micro_batches > self._micro_batches > 0:
+                    self.note(f"step {event.step}: memory ran out; from here in {event.micro_batches} micro-batches")
+                self._micro_batches = event.micro_batches
                 shown = ("step", "epoch", "loss", "grad_norm", "lr", "head_lr", "images", "seconds")
                 self._line("step", {"phase": phase} | {name: getattr(event, name) for name in shown})
             case EpochDone():

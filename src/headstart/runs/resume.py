@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from timm.layers.norm_act import convert_sync_batchnorm
 from torch import optim
 
 from headstart.models.head import head_parameters
 from headstart.parallel.messages import files_from_first, together
 from headstart.parallel.processes import current
+from headstart.parallel.shards import shard, shares_out
 from headstart.runs.checkpoint import FoundCheckpoint, read_checkpoint, restore_found
 from headstart.runs.finish import Ready
 from headstart.runs.log import Note
@@ -49,8 +52,14 @@ def _found(folder: Path) -> FoundCheckpoint | None:
 
 def _first_state(ready: Ready) -> TrainState:
     module, course, average = ready.opened.module, ready.course, ready.config.average
+    plain = None
+    if ready.config.parallel.sync_norm and current().several:
+        convert_sync_batchnorm(module)  # type: ignore[no-untyped-call]
+    if shares_out(ready.config.parallel.kind, module, ready.device):
+        plain = copy.deepcopy(module).cpu()  # for the end: a model that is shared out is not put together again
+        shard(module, ready.device)
     optimizer = optim.SGD(module.parameters(), lr=0.0)  # until the first phase makes its own
-    state = TrainState(module, optimizer, scaler=make_scaler(ready.device, course.rules.precision))
+    state = TrainState(module, optimizer, scaler=make_scaler(ready.device, course.rules.precision), unsharded=plain)
     if course.rules.penalties.l2_start:
         heads = set(head_parameters(module))
         state.start = {name: value.detach().clone() for name, value in module.named_parameters() if name not in heads}

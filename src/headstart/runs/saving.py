@@ -15,6 +15,7 @@ from headstart.config.schema import Checkpoint
 from headstart.errors import Interrupted, OthersFailed
 from headstart.parallel.messages import any_of
 from headstart.parallel.processes import current
+from headstart.parallel.shards import is_sharded
 from headstart.runs.checkpoint import save
 from headstart.runs.log import RunLog
 from headstart.train.fit import EpochDone
@@ -112,7 +113,9 @@ class Saver:
         if self._log is not None:
             self._log.mark("saved", {"step": state.step})  # before: a life that goes on from here finds it told
             self._log.sync()
+        if self._log is not None or is_sharded(state.model):  # a model that is shared out is gathered from all
             save(state, self._run / "checkpoints", keep=self._rules.keep)
+        if self._log is not None:
             self._log.note(f"saved: step {state.step}")
             self._watch(Saved(state.step))
         self._saved_at = time.monotonic()

@@ -18,6 +18,7 @@ from headstart.data.batches import Batch, Batches
 from headstart.data.task import TaskSpec
 from headstart.errors import NonFiniteError
 from headstart.parallel.messages import gathered
+from headstart.parallel.shards import is_sharded
 from headstart.train.metrics import measure
 from headstart.train.precision import MEMORY_FORMATS, Precision, autocast, device_of, dtype_of
 from headstart.train.step import training_outputs
@@ -122,7 +123,8 @@ def _run(model: nn.Module, batches: Batches, *, precision: Precision, memory_for
         batches = replace(batches, training=None, transform=eval_transform(batches.preprocess))
     keys = tuple(sample.key for sample in batches.samples)
     with in_eval(model):
-        outputs = [scores(model, batch, precision=precision, memory_format=memory_format) for batch in batches.epoch(0)]
+        level = _level(batches.epoch(0), batches, everywhere=is_sharded(model))
+        outputs = [scores(model, batch, precision=precision, memory_format=memory_format) for batch in level]
         joined = _joined(outputs, batches) if batches.processes.several else torch.cat(outputs)
         damaged = [key for key, row in zip(keys, joined, strict=True) if not bool(torch.isfinite(row).all())]
         if damaged:
@@ -132,6 +134,23 @@ def _run(model: nn.Module, batches: Batches, *, precision: Precision, memory_for
             )
         result = _read(batches.task, joined)
     return Predictions(task=batches.task, outputs=result.clone(), keys=keys)
+
+
+def _level(made: Iterator[Batch], batches: Batches, *, everywhere: bool) -> Iterator[Batch]:
+    """The batches; with ``everywhere`` then empty ones, until every process has had as many: a model that is shared
+    out is put together for each forward pass by all of them.
+    """
+    count = 0
+    for count, batch in enumerate(made, start=1):  # noqa: B007
+        yield batch
+    missing = -(-len(batches) // batches.processes.world_size) - count if everywhere else 0
+    preprocess, rows = batches.preprocess, batches.batch_size
+    for _ in range(missing):
+        yield Batch(
+            pixels=torch.zeros(rows, preprocess.channels, preprocess.height, preprocess.width, dtype=torch.uint8),
+            targets=torch.empty(0), indices=torch.full((rows,), -1), keys=(), size=0,
+            mean=torch.tensor(preprocess.mean), std=torch.tensor(preprocess.std),
+        )  # fmt: skip
 
 
 def _joined(outputs: list[Tensor], batches: Batches) -> Tensor:

@@ -14,6 +14,7 @@ from headstart.config.schema import Schedule
 from headstart.data.batches import Batch
 from headstart.errors import NonFiniteError
 from headstart.optim.schedules import rate_factor
+from headstart.parallel.shards import local
 from headstart.train.state import TrainState
 from headstart.train.step import StepDone, StepRules, train_step
 
@@ -95,7 +96,7 @@ def _close_epoch(state: TrainState, images: int, seconds: float) -> EpochDone:
         state.model.named_parameters()
     )  # a buffer may hold an infinity on purpose, statistics may not
     tensors |= {name: value for name, value in state.model.named_buffers() if "running_" in name}
-    damaged = [name for name, value in tensors.items() if not bool(torch.isfinite(value).all())]
+    damaged = [name for name, value in tensors.items() if not bool(torch.isfinite(local(value)).all())]
     if damaged:
         raise NonFiniteError(
             f"epoch {state.epochs_done + 1}: {', '.join(damaged[:5])}: not finite after step {state.step}; try a "

@@ -42,6 +42,8 @@ class TrainState:
     stopped: bool = False  # early stopping ended the run
     epoch_loss: float = 0.0  # sum of losses of the running epoch, float64
     epoch_weight: float = 0.0
+    micro_batches: int = 0  # that a step is cut into since memory ran out; 0: as the rules say
+    unsharded: nn.Module | None = None  # the same model whole, where the trained one is shared out among processes
     replica: Replica | None = None  # the model across processes, where there are several
 
 

@@ -16,12 +16,13 @@ from headstart.config import schema
 from headstart.config.schema import Loss, Penalties
 from headstart.data.batches import Batch
 from headstart.data.randomness import derived_seed
-from headstart.errors import ConfigError, DataError, NonFiniteError
+from headstart.errors import ConfigError, DataError, NonFiniteError, RunError
 from headstart.optim.losses import LossFunction, check_first_outputs, check_labels, make_loss, wide
 from headstart.optim.penalties import penalty
 from headstart.parallel.messages import summed
 from headstart.parallel.model import reducing, replicated, share_statistics
 from headstart.parallel.processes import current
+from headstart.parallel.shards import is_sharded, whole
 from headstart.train.precision import MEMORY_FORMATS, Precision, autocast, device_of, dtype_of
 from headstart.train.state import TrainState
 
@@ -68,6 +69,7 @@ class StepDone:
     images: int
     seconds: float = 0.0
     steps_in_epoch: int = 0
+    micro_batches: int = 1
 
 
 def loss_by_name(name: str) -> Loss:
@@ -87,16 +89,15 @@ def train_step(state: TrainState, batch: Batch, *, rules: StepRules) -> StepDone
     have now.
 
     Dropout draws from (seed, step, rank): nothing random is carried from step to step. Of several processes each gives
-    its part of the batch, and all make the same step.
+    its part of the batch, and all make the same step. Where an accelerator's memory runs out, this step and all later
+    ones are made in twice as many micro-batches: the same mathematics.
 
     Raises: NonFiniteError: the loss or the gradient is NaN or infinite (fp16: after 20 halvings of the loss scale).
     """
     state.model.train()
-    before = [buffer.clone() for buffer in state.model.buffers()] if state.scaler else []
+    before = [buffer.clone() for buffer in state.model.buffers()]
     for _ in range(_MOST_OVERFLOWS):
-        torch.manual_seed(_step_seed(state, rules))
-        state.optimizer.zero_grad(set_to_none=True)
-        loss_sum, weight = _accumulate(state, batch, rules)
+        loss_sum, weight = _gradients(state, batch, rules, before)
         grad_norm = _finish_gradient(state, batch, rules, weight)
         if _usable(state, batch, loss_sum / weight, grad_norm):
             break
@@ -110,7 +111,32 @@ def train_step(state: TrainState, batch: Batch, *, rules: StepRules) -> StepDone
     return StepDone(
         step=state.step, epoch=state.epochs_done + 1, loss=loss_sum / weight, weight=weight, grad_norm=grad_norm,
         lr=max(body, default=0.0), head_lr=groups[-1]["lr"], images=_images(batch),
+        micro_batches=max(rules.accumulate, state.micro_batches),
     )  # fmt: skip
+
+
+def _gradients(state: TrainState, batch: Batch, rules: StepRules, before: list[Tensor]) -> tuple[float, float]:
+    """Sums of losses and weights, with the gradients in place; where memory runs out, in twice as many micro-batches.
+
+    Raises: RunError: memory runs out with two images at a time, or in one of several processes.
+    """
+    while True:
+        torch.manual_seed(_step_seed(state, rules))
+        state.optimizer.zero_grad(set_to_none=True)
+        count = max(rules.accumulate, state.micro_batches)
+        try:
+            return _accumulate(state, batch, rules, count)
+        except torch.OutOfMemoryError as error:
+            images = -(-len(batch.targets) // count)
+            if images <= 2 or current().several:
+                raise RunError(
+                    f"step {state.step + 1}: {device_of(state.model)} has no memory left with {images} images at a "
+                    f"time ({str(error).splitlines()[0][:120]}); give --batch.accumulate {2 * count}, a smaller "
+                    "--batch-size or --image-size, or a smaller model"
+                ) from error
+        _put_back(state, before)
+        torch.accelerator.empty_cache() if torch.accelerator.is_available() else None
+        state.micro_batches = 2 * count
 
 
 def _step_seed(state: TrainState, rules: StepRules) -> int:
@@ -126,14 +152,14 @@ def _put_back(state: TrainState, before: list[Tensor]) -> None:
         buffer.copy_(value)
 
 
-def _accumulate(state: TrainState, batch: Batch, rules: StepRules) -> tuple[float, float]:
-    """Backward of every micro-batch's sum of losses; the step's sums of losses and weights."""
+def _accumulate(state: TrainState, batch: Batch, rules: StepRules, count: int) -> tuple[float, float]:
+    """Backward of each of ``count`` micro-batches' sum of losses; the step's sums of losses and weights."""
     loss_function, device = rules.loss_function(), device_of(state.model)
     inputs = batch.inputs(device, MEMORY_FORMATS[rules.memory_format]).to(dtype_of(state.model))  # (B, C, H, W)
     targets = batch.targets.to(device)
     sums = torch.zeros(2, dtype=torch.float64)  # of losses, of weights
     forward, images = _forward(state), _images(batch) / current().world_size
-    for piece in _pieces(len(targets), rules.accumulate):
+    for piece in _pieces(len(targets), count):
         with reducing(forward, last=piece.stop == len(targets)):
             with autocast(device, rules.precision):
                 outputs = forward(inputs[piece])
@@ -156,7 +182,7 @@ def _accumulate(state: TrainState, batch: Batch, rules: StepRules) -> tuple[floa
 
 def _forward(state: TrainState) -> nn.Module:
     """The model, or what averages its gradients over several processes."""
-    if not current().several:
+    if not current().several or is_sharded(state.model):
         return state.model
     state.replica = replicated(state.model, state.replica)
     return state.replica.module
@@ -225,7 +251,7 @@ def _finish_gradient(state: TrainState, batch: Batch, rules: StepRules, weight: 
     if state.scaler:
         state.scaler.unscale_(state.optimizer)
     with_gradient = [parameter for parameter in trained if parameter.grad is not None]
-    norm = nn.utils.get_total_norm([parameter.grad for parameter in with_gradient if parameter.grad is not None])
+    norm = whole(nn.utils.get_total_norm([part.grad for part in with_gradient if part.grad is not None]))
     if rules.clip_norm is not None:
         nn.utils.clip_grads_with_norm_(with_gradient, rules.clip_norm, norm)
     if rules.clip_value is not None:

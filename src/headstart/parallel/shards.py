@@ -1,0 +1,117 @@
+"""A model whose parameters are shared out: each process holds a part of every one (FSDP2, ``fully_shard``).
+
+Each parameter is cut along its first dimension into as many parts as there are processes, as ``torch.chunk`` cuts; what
+is whole here is whole on every process (buffers, counters).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor, Shard, distribute_tensor
+
+from headstart.parallel.processes import current
+
+_SHARE_OF_ALL = 64  # a block with at least so many-th of the parameters is gathered by itself
+
+
+def shares_out(kind: str, module: nn.Module, device: torch.device) -> bool:
+    """Whether to share the parameters out: where asked, or where training would not fit otherwise (``auto``)."""
+    if not current().several or kind == "ddp":
+        return False
+    return kind == "fsdp" or (
+        device.type == "cuda" and training_bytes(module) > 0.8 * torch.cuda.mem_get_info(device)[1]
+    )
+
+
+def training_bytes(module: nn.Module) -> int:
+    """Weights, and for those that train a gradient and two values of AdamW's, without activations."""
+    sizes = [(part.numel() * part.element_size(), part.requires_grad) for part in module.parameters()]
+    return sum(size * (4 if trains else 1) for size, trains in sizes)
+
+
+def shard(module: nn.Module, device: torch.device) -> None:
+    """Share the parameters out, in place: block by block, so that one block is whole at a time."""
+    mesh = init_device_mesh(device.type, (current().world_size,))
+    for block in _blocks(module):
+        fully_shard(block, mesh=mesh)
+    fully_shard(module, mesh=mesh)
+
+
+def _blocks(module: nn.Module) -> list[nn.Module]:
+    """The repeated parts: members of sequences with a good share of the parameters, none inside another."""
+    least = sum(parameter.numel() for parameter in module.parameters()) / _SHARE_OF_ALL
+    found: dict[str, nn.Module] = {}
+    for path, part in module.named_modules():
+        if not isinstance(part, nn.Sequential | nn.ModuleList):
+            continue
+        for name, child in part.named_children():
+            own, size = f"{path}.{name}" if path else name, sum(p.numel() for p in child.parameters())
+            if size >= least and not isinstance(child, nn.Sequential | nn.ModuleList):
+                found[own] = child
+    return [part for path, part in found.items() if not any(path.startswith(f"{other}.") for other in found)]
+
+
+def is_sharded(module: nn.Module) -> bool:
+    """Whether the parameters are shared out."""
+    return isinstance(module, FSDPModule)
+
+
+def is_shared_out(tensor: Tensor) -> bool:
+    """Whether each process holds a part of it."""
+    return isinstance(tensor, DTensor)
+
+
+def reduce_next(module: nn.Module, *, reduce: bool) -> None:
+    """Whether the next backward pass averages the gradients over the processes."""
+    assert isinstance(module, FSDPModule)
+    module.set_requires_gradient_sync(reduce)
+
+
+def local(tensor: Tensor) -> Tensor:
+    """This process's part, or the tensor itself."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """The whole of a tensor that is shared out (all processes call it), or the tensor itself."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def like_parameter(value: Tensor, like: Tensor) -> Tensor:
+    """A whole tensor, shared out as ``like`` is; every process has the same one, and nothing is sent."""
+    if not isinstance(like, DTensor) or value.shape != like.shape:
+        return value
+    return distribute_tensor(value.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
+
+
+def put(into: Tensor, value: Tensor) -> None:
+    """Overwrite a tensor, shared out or not, with a whole one."""
+    with torch.no_grad():
+        into.copy_(like_parameter(value, into))
+
+
+def parts(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, list[int]]]:
+    """What this process writes of them, and the whole shapes of those that are shared out.
+
+    Whole tensors are written by the first process alone.
+    """
+    shapes = {name: list(value.shape) for name, value in tensors.items() if isinstance(value, DTensor)}
+    for name in shapes:
+        value = tensors[name]
+        assert isinstance(value, DTensor) and value.placements == (Shard(0),), name
+    mine = {name: local(value) for name, value in tensors.items() if name in shapes or current().is_first}
+    return mine, shapes
+
+
+def joined_parts(files: Sequence[Mapping[str, Tensor]], shapes: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Whole tensors from the parts of all processes, in their order."""
+    found = dict(files[0])
+    for name, shape in shapes.items():
+        found[name] = torch.cat([part[name] for part in files]).reshape(shape)
+    return found
