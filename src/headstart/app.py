@@ -32,13 +32,15 @@ def train(
     model: nn.Module | None = None,
     loss: LossFunction | None = None,
     resume: bool = False,
+    allow_inexact: bool = False,
     watch: Watch = lambda _: None,
 ) -> Run:
     """Fine-tune as ``config`` says and leave a run folder with model, records and report.
 
     ``model``: your own module instead of ``config.model.name``; ``loss``: your own function (outputs, targets) -> one
-    loss per sample (B,), or (losses, weights); ``resume``: go on from the last good checkpoint; ``watch`` is called
-    with every event.
+    loss per sample (B,), or (losses, weights); ``resume``: go on from the last good checkpoint; ``allow_inexact``: even
+    where something that decides the bits (versions, threads, device, ...) has changed; ``watch`` is called with every
+    event.
 
     Raises: Error: see ``headstart.errors``; a ConfigError, ModelError or DataError comes before anything is written.
     """
@@ -52,7 +54,7 @@ def train(
     with locked(run), interruptible() as interrupted:
         if check_free(run, config, resume=resume):  # again: another process may have had it until now
             return finished_run(run, model=model)
-        changed = record_start(run, config, prepared.document, prepared.device)
+        changed = record_start(run, config, prepared.document, prepared.device, allow_inexact=allow_inexact)
         state, notes = begin(run, prepared, changed)
         with closing(RunLog(run, state)) as log:
             for note in notes:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
+import os
 import random
 import signal
 import subprocess
@@ -16,7 +18,8 @@ from typing import Any
 import pytest
 
 import headstart as hs
-from headstart.config.load import write_yaml
+from headstart.config.load import plain, write_yaml
+from headstart.errors import ConfigError
 from headstart.runs.checkpoint import read_checkpoint
 
 EVERYTHING = {
@@ -171,23 +174,102 @@ def test_a_crash_among_the_first_files_is_gone_on_with(settings, tmp_path, missi
     assert hs.train(config, resume=True).metrics
 
 
-def test_what_may_change_the_bits_of_a_resume_is_said_and_kept(settings, tmp_path) -> None:
-    """A damaged checkpoint that is passed over, and another library than at the start."""
-    config = hs.load_config(settings(recipe="full", epochs=2, checkpoint={"every_steps": 1}))
-    run = hs.train(config)
-    (run.path / "result.json").unlink()
-    newest = read_checkpoint(run.path / "checkpoints").path
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def edited(path: Path, **values: object) -> dict[str, Any]:
+    """Change a JSON file in place; what it held."""
+    before = json.loads(path.read_text())
+    path.write_text(json.dumps(before | values))
+    return before
+
+
+def broken_off(settings, **sections: Any) -> tuple[hs.Config, Path]:
+    """A run whose last files are missing, as after a kill."""
+    config = hs.load_config(settings(recipe="full", checkpoint={"every_steps": 1, "keep": 3}, **sections))
+    run = hs.train(config).path
+    (run / "result.json").unlink()
+    return config, run
+
+
+FACTS = {
+    "threads": 7, "instruction_set": "AVX9", "instruction_limits": "ONEDNN_MAX_CPU_ISA=SSE41", "torch": "2.0.0",
+    "python": "3.9.1", "world_size": 4, "device": "cuda", "platform": "Darwin-arm64",
+}  # fmt: skip
+
+
+def test_a_resume_with_another_fact_that_decides_the_bits_is_refused_by_name(settings) -> None:
+    """Each of eight; nothing is written."""
+    config, run = broken_off(settings, epochs=1)
+    for name, value in FACTS.items():
+        before = edited(run / "environment.json", **{name: value})
+        there = contents(run)
+        with pytest.raises(ConfigError) as refused:
+            hs.train(config, resume=True)
+        now = before[name] if before[name] != "" else "none"
+        assert f"not be exact to the bit ({name} was {value}, is {now});" in str(refused.value)
+        assert "--allow-inexact" in str(refused.value)
+        assert contents(run) == there
+        edited(run / "environment.json", **before)
+    edited(run / "environment.json", kernel="1.0", cores=99)
+    hs.train(config, resume=True)
+
+
+def test_the_command_refuses_a_resume_on_a_process_that_computes_otherwise(settings, tmp_path) -> None:
+    config, _ = broken_off(settings, epochs=1)
+    file = config_file(tmp_path / "c.yaml", plain(config))
+    words = [sys.executable, "-m", "headstart.cli.main", "train", "--config", str(file), "--resume"]
+    limited = os.environ | {"OMP_NUM_THREADS": "1", "ONEDNN_MAX_CPU_ISA": "AVX2"}
+    refused = subprocess.run(words, capture_output=True, text=True, env=limited)
+    assert refused.returncode == 2, refused.stderr
+    said = "not be exact to the bit (instruction_limits was none, is ONEDNN_MAX_CPU_ISA=AVX2);"
+    assert said in refused.stderr
+    allowed = subprocess.run([*words, "--allow-inexact"], capture_output=True, text=True, env=limited)
+    assert allowed.returncode == 0, allowed.stderr
+    assert "this resume is not exact to the bit: instruction_limits was none" in allowed.stderr
+
+
+def test_an_inexact_resume_that_was_allowed_is_said_and_marked_in_the_report(settings) -> None:
+    """With a damaged checkpoint that is passed over."""
+    config, run = broken_off(settings, epochs=2)
+    newest = read_checkpoint(run / "checkpoints").path
     (newest / "state.json").write_text("{}")
-    facts = json.loads((run.path / "environment.json").read_text())
-    (run.path / "environment.json").write_text(json.dumps(facts | {"timm": "0.9.0"}))
+    now = edited(run / "environment.json", timm="0.9.0")["timm"]
     said = []
-    hs.train(config, resume=True, watch=lambda event: said.append(getattr(event, "text", "")))
+    hs.train(config, resume=True, allow_inexact=True, watch=lambda event: said.append(getattr(event, "text", "")))
     text = "\n".join(said)
     assert f"passed over: {newest / 'state.json'}: 2 bytes that do not match the manifest" in text
-    assert f"not exact to the bit: timm was 0.9.0, is {facts['timm']}" in text
+    assert f"not exact to the bit: timm was 0.9.0, is {now}" in text
     assert "going on from step" in text
-    log = (run.path / "log.txt").read_text()
+    log = (run / "log.txt").read_text()
     assert all(line in log for line in text.splitlines())
+    assert f"timm was 0.9.0, then {now}." in (run / "report.html").read_text()
+    hs.train(config, resume=True)  # it is finished: nothing is left to compare
+
+
+def test_a_life_that_left_nothing_does_not_count_as_inexact(settings, tmp_path) -> None:
+    """Killed before its first save, it is forgotten when the run goes on where it began; else its mark stays."""
+    config, run = broken_off(settings, epochs=1)
+    step = read_checkpoint(run / "checkpoints").counters["step"]
+    changed = {"step": step, "changed": {"torch": ["2.0.0", "2.1.0"]}}
+    now = edited(run / "environment.json", inexact=[changed])["torch"]
+    changed["changed"] = {"torch": [now, "2.1.0"]}
+    edited(run / "environment.json", torch="2.1.0", inexact=[changed])
+    hs.train(config, resume=True)
+    assert "inexact" not in json.loads((run / "environment.json").read_text())
+    (run / "result.json").unlink()
+    edited(run / "environment.json", inexact=[changed | {"step": step - 1}])
+    hs.train(config, resume=True)
+    assert f"after step {step - 1} torch was {now}, then 2.1.0" in (run / "report.html").read_text()
+
+
+def test_the_number_of_workers_may_change_between_lives(settings) -> None:
+    config, run = broken_off(settings, epochs=1)
+    hs.train(dataclasses.replace(config, workers=2), resume=True)
+    (run / "result.json").unlink()
+    with pytest.raises(ConfigError, match=r"other options \(seed: the run has 42, now 3\)"):
+        hs.train(dataclasses.replace(config, workers=2, seed=3), resume=True)
 
 
 def test_a_run_that_was_killed_before_its_report_gets_one(settings, tmp_path) -> None:

@@ -24,6 +24,8 @@ class Train:
     """YAML file with any of the options below; flags win over it."""
     resume: Annotated[bool, tyro.conf.arg(help_behavior_hint="")] = False
     """Go on from the last good checkpoint of the run folder; starts the run where there is none."""
+    allow_inexact: Annotated[bool, tyro.conf.arg(help_behavior_hint="")] = False
+    """Resume even where versions, threads or device have changed: the result is as good, its last bits are others."""
     json: Annotated[bool, tyro.conf.arg(help_behavior_hint="")] = False
     """Print the result as one JSON object."""
 
@@ -35,7 +37,7 @@ def run(argv: Sequence[str]) -> int:
     from headstart import app  # imports torch
 
     with Progress() as progress:
-        done = app.train(config, resume=args.resume, watch=progress)
+        done = app.train(config, resume=args.resume, allow_inexact=args.allow_inexact, watch=progress)
     write(result(done, as_json=args.json))
     if not args.json:
         report = done.path / "report.html"
