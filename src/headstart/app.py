@@ -13,6 +13,7 @@ from torch import nn
 
 from headstart.config.load import check
 from headstart.config.schema import Config
+from headstart.data.workers import deaths_explained
 from headstart.optim.losses import LossFunction
 from headstart.plan.preflight import Plan, prepare
 from headstart.runs.finish import Run, finish, finished_run
@@ -51,7 +52,7 @@ def train(
         return finished_run(run, model=model)
     started = time.monotonic()
     prepared = prepare(config, module=model, loss=loss, tell=watch)
-    with locked(run), interruptible() as interrupted:
+    with locked(run), deaths_explained(), interruptible() as interrupted:
         if check_free(run, config, resume=resume):  # again: another process may have had it until now
             return finished_run(run, model=model)
         changed = record_start(run, config, prepared.document, prepared.device, allow_inexact=allow_inexact)

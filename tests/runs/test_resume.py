@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import dataclasses
 import json
@@ -11,7 +12,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -92,57 +92,104 @@ def steps_told(run: Path) -> int:
     return path.read_text().count('"event": "step"') if path.exists() else 0
 
 
-@pytest.fixture
-def command(settings, tmp_path) -> Callable[[], subprocess.Popen[str]]:
-    """Starts ``headstart train`` on many epochs, and waits for its third step."""
-    sections = settings(epochs=60, checkpoint={"every_seconds": 0.0})
-    config = config_file(tmp_path / "c.yaml", sections)
-
-    def start() -> subprocess.Popen[str]:
-        words = [sys.executable, "-m", "headstart.cli.main", "train", "--config", str(config)]
-        child = subprocess.Popen(words, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
-        deadline = time.monotonic() + 120
-        while steps_told(Path(sections["out"])) < 3 and time.monotonic() < deadline:
-            assert child.poll() is None, child.stderr.read()
-            time.sleep(0.01)
-        return child
-
-    return start
+def started(config: Path, run: Path, *, steps: int) -> subprocess.Popen[str]:
+    """``headstart train --config CONFIG`` in a session of its own, when it has done so many steps."""
+    words = [sys.executable, "-m", "headstart.cli.main", "train", "--config", str(config)]
+    streams = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
+    child = subprocess.Popen(words, **streams, start_new_session=True)
+    deadline = time.monotonic() + 300
+    while steps_told(run) < steps and time.monotonic() < deadline:
+        assert child.poll() is None, child.stderr.read()
+        time.sleep(0.01)
+    return child
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_an_interrupted_run_finishes_its_step_saves_and_says_how_to_go_on(
-    command, settings, tmp_path, number, code
-) -> None:
-    child = command()
-    child.send_signal(number)
-    _, said = child.communicate(timeout=60)
-    assert child.returncode == code
-    run = tmp_path / "run"
-    found = read_checkpoint(run / "checkpoints")
-    step = found.counters["step"]
-    assert step >= 3
-    message = (
-        f"headstart: stopped by {number.name} after step {step}, and saved; go on with the same command and --resume"
-    )
-    assert message in said
-    assert f"(run folder {run})" in said
+def survivors(session: int) -> list[int]:
+    """Living processes of a session, those that have not noticed yet waited for."""
+    deadline = time.monotonic() + 10
+    while True:
+        found = []
+        for status in Path("/proc").glob("[0-9]*/stat"):
+            with contextlib.suppress(OSError):
+                state, _, _, of, *_ = status.read_text().rpartition(")")[2].split()
+                found += [int(status.parent.name)] * (int(of) == session and state != "Z")
+        if not found or time.monotonic() > deadline:
+            return found
+        time.sleep(0.1)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+def test_an_interrupted_run_finishes_its_step_saves_and_says_how_to_go_on(settings, tmp_path, number, code) -> None:
+    """With loading processes that get the signal too, as from a terminal; the command that is printed goes on."""
+    run = tmp_path / "it's a run"
+    sections = settings(epochs=3, batch={"size": 2}, checkpoint={"every_seconds": 0.0}, workers=2, out=str(run))
+    child = started(config_file(tmp_path / "my c.yaml", sections), run, steps=3)
+    os.killpg(child.pid, number)
+    _, said = child.communicate()
+    assert child.returncode == code, said
+    step = read_checkpoint(run / "checkpoints").counters["step"]
+    assert steps_told(run) == step >= 3
+    *_, last = said.splitlines()
+    before, _, again = last.partition("; go on with: ")
+    assert before == f"headstart: stopped by {number.name} after step {step}, and saved in {run}"
     assert "Traceback" not in said
-    assert steps_told(run) == step
-    short = settings(epochs=60, checkpoint={"every_seconds": 0.0})
-    seen = []
+    assert survivors(child.pid) == []
+    if number == signal.SIGINT:
+        done = subprocess.run(again, shell=True, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert f"going on from step {step}" in done.stderr
+        assert json.loads((run / "result.json").read_text())["metrics"]
 
-    class Enough(Exception):
-        pass
 
-    def watch(event: object) -> None:
-        if isinstance(event, hs.StepDone):
-            seen.append(event.step)
-            raise Enough
+def test_no_loading_process_outlives_a_run_that_is_killed(settings, tmp_path) -> None:
+    run = tmp_path / "run"
+    child = started(config_file(tmp_path / "c.yaml", settings(epochs=60, workers=3)), run, steps=1)
+    child.kill()
+    child.communicate()
+    assert survivors(child.pid) == []
 
-    with pytest.raises(Enough):
-        hs.train(hs.load_config(short), resume=True, watch=watch)
-    assert seen == [step + 1]
+
+STRUCK = """
+import importlib, os, sys, torch
+torch.set_num_threads(1)
+module, _, name = sys.argv.pop(1).rpartition(".")
+number = int(sys.argv.pop(1))
+home = importlib.import_module(module)
+real = getattr(home, name)
+def struck(*given, **named):
+    os.kill(os.getpid(), number)
+    return real(*given, **named)
+setattr(home, name, struck)
+from headstart.cli.main import main
+sys.argv[0] = "headstart.py"
+sys.exit(main())
+"""
+OUTSIDE = [  # the run has 2 epochs of 4 steps
+    (signal.SIGINT, 130, "headstart.plan.preflight.load_images", ""),
+    (signal.SIGHUP, 129, "headstart.app.begin", " before a step was done"),
+    (signal.SIGTERM, 143, "headstart.train.phases.evaluate", " after step 4, and saved in RUN"),
+    (signal.SIGINT, 130, "headstart.runs.finish.write_bundle", " after step 8, and saved in RUN"),
+]
+
+
+def test_a_signal_outside_the_steps_ends_with_one_line_and_loses_nothing(settings, tmp_path) -> None:
+    """In the scan, the start, validation and the last writing: at once; the run then ends as one that was not."""
+    sections = settings(epochs=2, recipe="full", checkpoint={"every_seconds": 0.0}, average={"kind": "ema"})
+    expected = facts(hs.train(hs.load_config(sections)).path)
+    for number, code, where, when in OUTSIDE:
+        run = tmp_path / where
+        config = config_file(tmp_path / "c.yaml", sections | {"out": str(run)})
+        words = [sys.executable, "-c", STRUCK, where, str(int(number)), "train", "--config", str(config)]
+        done = subprocess.run(words, capture_output=True, text=True)
+        assert done.returncode == code, (where, done.stderr)
+        again = f"{sys.executable} -m headstart.cli.main train --config {config} --resume"
+        said = f"headstart: stopped by {number.name}{when.replace('RUN', str(run))}; go on with: {again}"
+        assert done.stderr.splitlines()[-1] == said
+        assert "Traceback" not in done.stderr
+        found = facts(hs.train(hs.load_config(str(config)), resume=True).path)
+        for history in (expected, found):  # when it was saved is not part of what was trained
+            history["events"] = [event for event in history["events"] if event["event"] != "saved"]
+        assert [name for name, value in expected.items() if found[name] != value] == [], where
 
 
 def test_a_folder_that_a_crash_left_before_the_first_step_is_gone_on_with(settings, tmp_path) -> None:

@@ -33,7 +33,7 @@ def environment(device: torch.device) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "instruction_set": torch.backends.cpu.get_cpu_capability(),
         "instruction_limits": " ".join(f"{name}={os.environ[name]}" for name in _LIMITS if name in os.environ),
-        "world_size": _world_size(),
+        "world_size": world_size(),
         "device": device.type,
         "device_name": torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu(),
     }
@@ -86,13 +86,14 @@ def shown_facts(facts: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in facts.items() if name != _INEXACT}
 
 
-def _shown(value: object) -> str:
-    return "not recorded" if value is None else str(value) or "none"
-
-
-def _world_size() -> int:
+def world_size() -> int:
+    """Processes that train together."""
     distributed = torch.distributed
     return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
+
+
+def _shown(value: object) -> str:
+    return "not recorded" if value is None else str(value) or "none"
 
 
 def _cpu() -> str:

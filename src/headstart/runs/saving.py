@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import FrameType
+from typing import NoReturn
 
 from headstart.config.schema import Checkpoint
 from headstart.errors import Interrupted
 from headstart.runs.checkpoint import save
+from headstart.runs.environment import world_size
 from headstart.runs.log import RunLog
 from headstart.train.fit import EpochDone
 from headstart.train.state import TrainState
@@ -27,28 +30,42 @@ class Saved:
     step: int
 
 
+def _leave_early(number: int) -> NoReturn:
+    raise Interrupted(f"stopped by {signal.Signals(number).name} before a step was done", signal_number=number)
+
+
 @dataclass
 class Interruption:
-    """The signal that asked the run to stop, if one did."""
+    """The signal that asked the run to stop, if one did, and what is done the moment it comes.
+
+    ``at_once`` None: nothing, the step is finished first.
+    """
 
     signals: list[int] = field(default_factory=list)
+    at_once: Callable[[int], NoReturn] | None = _leave_early
 
 
 @contextmanager
 def interruptible() -> Iterator[Interruption]:
-    """Within, the first Ctrl-C or SIGTERM is only noted, a second one acts as usual.
+    """Within, the first Ctrl-C, SIGTERM or SIGHUP is noted, a second one acts as usual.
 
-    Nothing changes outside the main thread.
+    What is ignored (nohup) stays so. Nothing changes outside the main thread.
     """
-    noted = Interruption()
+    noted, owner = Interruption(), os.getpid()
     if threading.current_thread() is not threading.main_thread():
         yield noted
         return
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    found = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    before = {number: handler for number, handler in found.items() if handler not in (signal.SIG_IGN, None)}
 
     def note(number: int, _: FrameType | None) -> None:
+        if os.getpid() != owner:  # a loading process that was forked this instant
+            return
         noted.signals.append(number)
-        signal.signal(number, before[signal.Signals(number)])
+        for other, handler in before.items():
+            signal.signal(other, handler)
+        if noted.at_once is not None:
+            noted.at_once(number)
 
     for number in before:
         signal.signal(number, note)
@@ -67,24 +84,41 @@ class Saver:
     ) -> None:
         self._run, self._rules, self._log, self._interrupted, self._watch = run, rules, log, interrupted, watch
         self._saved_at = time.monotonic()
+        self._unsaved: TrainState | None = None
 
     def after(self, event: object, state: TrainState) -> None:
         """Record the event; save when it is time.
 
+        A signal within an epoch waits for its step; during validation and after the last epoch it is obeyed at once,
+        since nothing can be lost.
+
         Raises: Interrupted: a signal asked for it, and the state is saved. StorageError: it cannot be saved.
         """
+        self._interrupted.at_once = None
         self._log.tell(event, phase=state.phase)
         self._watch(event)
         stopping = bool(self._interrupted.signals) and isinstance(event, StepDone)
         if stopping or self._is_due(event):
             self._save(state)
         if stopping:
-            number = self._interrupted.signals[0]
-            raise Interrupted(
-                f"stopped by {signal.Signals(number).name} after step {state.step}, and saved; "
-                f"go on with the same command and --resume (run folder {self._run})",
-                signal_number=number,
-            )
+            self._stop(state)
+        within_epoch = isinstance(event, StepDone) and state.epoch_step < event.steps_in_epoch
+        if within_epoch or world_size() > 1:  # the others would wait for this one
+            return
+        self._unsaved = replace(state) if isinstance(event, StepDone) else None  # as it is before validation
+        self._interrupted.at_once = lambda _: self._stop(state)
+        if self._interrupted.signals:
+            self._stop(state)
+
+    def _stop(self, state: TrainState) -> NoReturn:
+        """Save what is not saved yet, and leave."""
+        self._interrupted.at_once = None
+        number = self._interrupted.signals[0]
+        name, step = signal.Signals(number).name, state.step
+        if self._unsaved is not None:
+            self._save(self._unsaved)
+        when = f"after step {step}, and saved in {self._run}" if step else f"before the first step of {self._run}"
+        raise Interrupted(f"stopped by {name} {when}", signal_number=number)
 
     def _is_due(self, event: object) -> bool:
         if isinstance(event, EpochDone):
