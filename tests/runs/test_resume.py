@@ -149,6 +149,21 @@ def test_no_loading_process_outlives_a_run_that_is_killed(settings, tmp_path) ->
     assert survivors(child.pid) == []
 
 
+def test_a_loading_process_that_the_system_kills_is_reported_in_one_sentence(settings, tmp_path) -> None:
+    run = tmp_path / "run"
+    child = started(config_file(tmp_path / "c.yaml", settings(epochs=400, batch={"size": 2}, workers=2)), run, steps=1)
+    workers: list[str] = []
+    while not workers:
+        workers = Path(f"/proc/{child.pid}/task/{child.pid}/children").read_text().split()
+    os.kill(int(workers[0]), signal.SIGKILL)
+    _, said = child.communicate()
+    assert child.returncode == 1
+    last = said.splitlines()[-1]
+    assert last.startswith("headstart: a process that loads images died; usually the system was out of memory: fewer")
+    assert "Traceback" not in said
+    assert survivors(child.pid) == []
+
+
 STRUCK = """
 import importlib, os, sys, torch
 torch.set_num_threads(1)

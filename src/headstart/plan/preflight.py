@@ -13,8 +13,10 @@ from torch import nn
 from headstart.config.light import wants_lora
 from headstart.config.rules import freeze_text
 from headstart.config.schema import Config, Head, MlpHead
+from headstart.data.batches import Batches
 from headstart.data.images import Images, load_images
 from headstart.data.listing import list_source
+from headstart.data.workers import check_room
 from headstart.models.head import HeadSwap, head_parameters, replace_head
 from headstart.models.lora import adapter_size
 from headstart.models.sources import OpenedModel, open_model
@@ -86,6 +88,7 @@ def prepare(config: Config, *, module: nn.Module | None, loss: LossFunction | No
     list_source(config.data, kind=config.task.kind)  # a mistake in the data must not wait for a download
     opened, chosen_model = _open(config, device, module)
     images = load_images(config, opened.preprocess, on_decoded=lambda done, total: tell(ScanProgress(done, total)))
+    check_room(workers=images.train.workers, batch_bytes=_batch_bytes(images.train))
     torch.manual_seed(config.seed)
     swap = _swap(opened, config.head, images.task.num_outputs)
     adapters, chosen_lora = adapt(config, opened.module)
@@ -122,6 +125,12 @@ def prepare(config: Config, *, module: nn.Module | None, loss: LossFunction | No
         course=course,
         device=device,
     )
+
+
+def _batch_bytes(batches: Batches) -> int:
+    """Of the pixels that a loading process hands over at once, 8 bits each."""
+    shape = batches.preprocess
+    return batches.batch_size * shape.channels * shape.height * shape.width
 
 
 def _open(config: Config, device: torch.device, module: nn.Module | None) -> tuple[OpenedModel, Decision]:
