@@ -14,10 +14,11 @@ from types import FrameType
 from typing import NoReturn
 
 from headstart.config.schema import Checkpoint
-from headstart.errors import Interrupted
+from headstart.errors import Interrupted, NonFiniteError
 from headstart.runs.checkpoint import save
 from headstart.runs.environment import world_size
 from headstart.runs.log import RunLog
+from headstart.train.finite import damaged
 from headstart.train.fit import EpochDone
 from headstart.train.state import TrainState
 from headstart.train.step import StepDone
@@ -130,6 +131,9 @@ class Saver:
         return by_steps or by_time
 
     def _save(self, state: TrainState) -> None:
+        wrong = damaged(state.model)  # a watcher may have changed it
+        if wrong:
+            raise NonFiniteError(f"step {state.step}: {', '.join(wrong[:5])}: not finite, so it is not saved")
         self._log.mark("saved", {"step": state.step})  # before: a life that goes on from here finds it told
         self._log.sync()
         save(state, self._run / "checkpoints", keep=self._rules.keep)

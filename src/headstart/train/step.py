@@ -18,6 +18,7 @@ from headstart.data.batches import Batch
 from headstart.errors import ConfigError, DataError, NonFiniteError
 from headstart.optim.losses import LossFunction, check_first_outputs, check_labels, make_loss, wide
 from headstart.optim.penalties import penalty
+from headstart.train.finite import check_rates, check_weights, complaint, names
 from headstart.train.precision import MEMORY_FORMATS, Precision, autocast, device_of, dtype_of
 from headstart.train.state import TrainState
 
@@ -84,8 +85,10 @@ def train_step(state: TrainState, batch: Batch, *, rules: StepRules) -> StepDone
 
     Dropout draws from (seed, step): nothing random is carried from step to step.
 
-    Raises: NonFiniteError: the loss or the gradient is NaN or infinite (fp16: after 20 halvings of the loss scale).
+    Raises: NonFiniteError: a rate, the loss, the gradient or (after the step) a weight is NaN or infinite (fp16: after
+    20 halvings of the loss scale).
     """
+    check_rates(state, batch)
     state.model.train()
     before = [buffer.clone() for buffer in state.model.buffers()] if state.scaler else []
     for _ in range(_MOST_OVERFLOWS):
@@ -97,8 +100,9 @@ def train_step(state: TrainState, batch: Batch, *, rules: StepRules) -> StepDone
             break
         _put_back(state, before)
     else:
-        raise NonFiniteError(_complaint(state, batch, loss_sum / weight, grad_norm))
+        raise NonFiniteError(complaint(state, batch, loss_sum / weight, grad_norm))
     _update(state)
+    check_weights(state, batch)
     groups = state.optimizer.param_groups
     body = [group["lr"] for group in groups if str(group.get("name", "")).partition(" ")[0] != "head"]
     state.step += 1
@@ -134,7 +138,7 @@ def _accumulate(state: TrainState, batch: Batch, rules: StepRules) -> tuple[floa
         loss_sum += total.detach().cpu().double()  # MPS has no float64
         weight_sum += weights.detach().cpu().double().sum()
     if not weight_sum > 0:
-        raise NonFiniteError(f"step {state.step + 1}: all loss weights of the batch are zero; images: {_names(batch)}")
+        raise NonFiniteError(f"step {state.step + 1}: all loss weights of the batch are zero; images: {names(batch)}")
     return float(loss_sum), float(weight_sum)
 
 
@@ -197,6 +201,8 @@ def _finish_gradient(state: TrainState, batch: Batch, rules: StepRules, weight: 
         state.scaler.unscale_(state.optimizer)
     with_gradient = [parameter for parameter in trained if parameter.grad is not None]
     norm = nn.utils.get_total_norm([parameter.grad for parameter in with_gradient if parameter.grad is not None])
+    if not torch.isfinite(norm):  # clipping would spread it to all groups
+        return float(norm)
     if rules.clip_norm is not None:
         nn.utils.clip_grads_with_norm_(with_gradient, rules.clip_norm, norm)
     if rules.clip_value is not None:
@@ -210,25 +216,9 @@ def _usable(state: TrainState, batch: Batch, loss: float, grad_norm: float) -> b
     if bool(finite.all()):
         return True
     if state.scaler is None or not finite[0]:
-        raise NonFiniteError(_complaint(state, batch, loss, grad_norm))
+        raise NonFiniteError(complaint(state, batch, loss, grad_norm))
     state.scaler.update()  # it saw the overflow when it unscaled
     return False
-
-
-def _complaint(state: TrainState, batch: Batch, loss: float, grad_norm: float) -> str:
-    rates = ", ".join(
-        f"{group.get('name', number)} {group['lr']:.3g}" for number, group in enumerate(state.optimizer.param_groups)
-    )
-    return (
-        f"step {state.step + 1}: loss {loss}, gradient norm {grad_norm}: not finite, so the step was not taken. "
-        f"Images: {_names(batch)}. "
-        f"Rates: {rates}. Try a lower rate (--lr), clipping (--batch.clip_norm 1.0) or --precision fp32"
-    )
-
-
-def _names(batch: Batch) -> str:
-    shown = ", ".join(batch.keys[:8])
-    return shown + (f" and {len(batch.keys) - 8} more" if len(batch.keys) > 8 else "")
 
 
 def _update(state: TrainState) -> None:
