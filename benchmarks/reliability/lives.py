@@ -6,6 +6,7 @@ import contextlib
 import csv
 import json
 import os
+import signal
 import sys
 import time
 from dataclasses import dataclass
@@ -108,6 +109,9 @@ def _forked(live: Any, said: Path) -> Life:
     if pid:
         return Life(pid, said)
     try:
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, signal.SIG_DFL)  # a job in the background has Ctrl-C ignored, and keeps it so
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         os.setsid()
         file = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(file, 1)

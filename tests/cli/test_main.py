@@ -130,7 +130,8 @@ sys.exit(edge.main([]))
 def test_a_signal_in_the_middle_of_an_import_ends_with_one_line(number: int, code: int) -> None:
     """Where an exception can be swallowed, or turned into another."""
     program = f"""
-import os, sys
+import os, signal, sys
+signal.signal({int(number)}, signal.SIG_DFL)
 class Finder:
     def find_spec(self, name, *_):
         if name == "timm.models":

@@ -96,12 +96,18 @@ def started(config: Path, run: Path, *, steps: int) -> subprocess.Popen[str]:
     """``headstart train --config CONFIG`` in a session of its own, when it has done so many steps."""
     words = [sys.executable, "-m", "headstart.cli.main", "train", "--config", str(config)]
     streams = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
-    child = subprocess.Popen(words, **streams, start_new_session=True)
+    child = subprocess.Popen(words, **streams, start_new_session=True, preexec_fn=heard)
     deadline = time.monotonic() + 300
     while steps_told(run) < steps and time.monotonic() < deadline:
         assert child.poll() is None, child.stderr.read()
         time.sleep(0.01)
     return child
+
+
+def heard() -> None:
+    """Signals that whoever started the tests ignores (a job in the background) would stay ignored."""
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
 
 
 def survivors(session: int) -> list[int]:
@@ -195,7 +201,7 @@ def test_a_signal_outside_the_steps_ends_with_one_line_and_loses_nothing(setting
         run = tmp_path / where
         config = config_file(tmp_path / "c.yaml", sections | {"out": str(run)})
         words = [sys.executable, "-c", STRUCK, where, str(int(number)), "train", "--config", str(config)]
-        done = subprocess.run(words, capture_output=True, text=True)
+        done = subprocess.run(words, capture_output=True, text=True, preexec_fn=heard)
         assert done.returncode == code, (where, done.stderr)
         again = f"{sys.executable} -m headstart.cli.main train --config {config} --resume"
         said = f"headstart: stopped by {number.name}{when.replace('RUN', str(run))}; go on with: {again}"
