@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,16 @@ from headstart.train.step import StepRules, train_step
 def grouped(model: nn.Module) -> TrainState:
     groups = param_groups(model, lr=1e-2, head_lr=1e-1, layer_decay=0.5, weight_decay=0.1)
     return TrainState(model, torch.optim.AdamW(groups))
+
+
+@contextlib.contextmanager
+def after_each_step(call: Callable[..., None]) -> Iterator[None]:
+    """Within, torch calls it after every optimizer step."""
+    hook = register_optimizer_step_post_hook(call)
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 @pytest.mark.parametrize("rate", [math.nan, math.inf, -math.inf])
@@ -54,12 +65,8 @@ def test_a_weight_that_is_not_finite_stops_the_step_that_made_it(net, noise, val
         with torch.no_grad():
             state.model.fc.bias[0] = value
 
-    hook = register_optimizer_step_post_hook(spoil)
-    try:
-        with pytest.raises(NonFiniteError) as found:
-            train_step(state, noise(8), rules=StepRules())
-    finally:
-        hook.remove()
+    with after_each_step(spoil), pytest.raises(NonFiniteError) as found:
+        train_step(state, noise(8), rules=StepRules())
     assert "step 1: not finite after it: fc.bias; nothing of it is saved. Weights of: head" in str(found.value)
     assert "Images: 00.png" in str(found.value)
 
@@ -90,13 +97,16 @@ def nan_from(step: int) -> Callable[[Tensor, Tensor], Tensor]:
     return loss
 
 
-@pytest.mark.parametrize("cause", ["loss", "watcher"])
+@pytest.mark.parametrize("cause", ["loss", "watcher", "rate"])
 def test_what_is_not_finite_becomes_neither_best_nor_last(settings, cause: str) -> None:
     """In the second epoch; the checkpoint before it is whole, and the last."""
     config = hs.load_config(settings(recipe="full", checkpoint={"every_steps": 1, "keep": 99}))
     models: list[nn.Module] = []
+    optimizers: list[torch.optim.Optimizer] = []
 
     def watch(event: object) -> None:
+        if cause == "rate" and isinstance(event, hs.StepDone) and event.step == 6:
+            optimizers[0].param_groups[0]["initial_lr"] = math.inf
         if cause == "watcher" and isinstance(event, hs.StepDone) and event.step == 6:
             with torch.no_grad():
                 models[0].fc.bias[0] = math.nan
@@ -113,7 +123,10 @@ def test_what_is_not_finite_becomes_neither_best_nor_last(settings, cause: str) 
     inner = hs.open_model("timm/resnet18", weights="none", options={"channels": [8, 8, 16, 16]}).module
     inner.fc = nn.Linear(inner.conv1.out_channels, 3)
     loss = nan_from(6) if cause == "loss" else None
-    with pytest.raises(NonFiniteError, match="step 6: "):
+    with (
+        after_each_step(lambda optimizer, *_: optimizers.append(optimizer)),
+        pytest.raises(NonFiniteError, match="step 6: "),
+    ):
         hs.train(config, model=Spy(inner), loss=loss, watch=watch)
     checkpoints = Path(config.out) / "checkpoints"
     assert json.loads((checkpoints / "last.json").read_text())["step"] == 5

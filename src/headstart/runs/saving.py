@@ -14,11 +14,11 @@ from types import FrameType
 from typing import NoReturn
 
 from headstart.config.schema import Checkpoint
-from headstart.errors import Interrupted, NonFiniteError
+from headstart.errors import Interrupted
 from headstart.runs.checkpoint import save
 from headstart.runs.environment import world_size
 from headstart.runs.log import RunLog
-from headstart.train.finite import damaged
+from headstart.train.finite import check_before_saving
 from headstart.train.fit import EpochDone
 from headstart.train.state import TrainState
 from headstart.train.step import StepDone
@@ -93,7 +93,8 @@ class Saver:
         A signal within an epoch waits for its step; during validation and after the last epoch it is obeyed at once,
         since nothing can be lost.
 
-        Raises: Interrupted: a signal asked for it, and the state is saved. StorageError: it cannot be saved.
+        Raises: Interrupted: a signal asked for it, and the state is saved. StorageError: it cannot be
+        saved. NonFiniteError: it must not be.
         """
         self._interrupted.at_once = None
         self._log.tell(event, phase=state.phase)
@@ -131,9 +132,7 @@ class Saver:
         return by_steps or by_time
 
     def _save(self, state: TrainState) -> None:
-        wrong = damaged(state.model)  # a watcher may have changed it
-        if wrong:
-            raise NonFiniteError(f"step {state.step}: {', '.join(wrong[:5])}: not finite, so it is not saved")
+        check_before_saving(state)  # a watcher may have changed it
         self._log.mark("saved", {"step": state.step})  # before: a life that goes on from here finds it told
         self._log.sync()
         save(state, self._run / "checkpoints", keep=self._rules.keep)

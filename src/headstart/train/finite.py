@@ -46,6 +46,18 @@ def damaged(model: nn.Module) -> list[str]:
     return [name for name, value in tensors.items() if not bool(torch.isfinite(value).all())]
 
 
+def check_before_saving(state: TrainState) -> None:
+    """Raises: NonFiniteError: a weight, a batch statistic or a group's number is not finite, so it is not to be kept."""
+    wrong = damaged(state.model) + [
+        f"{key} of group {name}"
+        for name, group in _groups(state).items()
+        for key, value in group.items()
+        if isinstance(value, float) and not math.isfinite(value)
+    ]
+    if wrong:
+        raise NonFiniteError(f"step {state.step}: {_some(wrong)}: not finite, so the state is not saved")
+
+
 def complaint(state: TrainState, batch: Batch, loss: float, grad_norm: float) -> str:
     """What to say of a step that cannot be taken."""
     return (
