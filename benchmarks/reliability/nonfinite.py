@@ -30,7 +30,7 @@ from headstart.errors import NonFiniteError
 from headstart.runs.checkpoint import read_checkpoint
 
 WAYS = ("input", "loss", "gradient", "weight", "rate", "fp16")
-STEPS = 24  # 3 epochs of 8
+STEPS = 24  # of 3 epochs of 8 or 9
 
 
 class Net(nn.Module):
@@ -55,6 +55,7 @@ class Strike:
     def __init__(self, way: str, step: int, value: float, net: Net) -> None:
         self.way, self.step, self.value, self.net, self.done = way, step, value, net, 0
         self.optimizer: torch.optim.Optimizer
+        self.twice = False
         net.strike = self
         if way in ("gradient", "fp16"):
             kept = [value for name, value in net.named_parameters() if not name.startswith("fc")]  # fc is replaced
@@ -79,8 +80,10 @@ class Strike:
         self.optimizer = optimizer
 
     def watch(self, event: object) -> None:
-        """Called by the run: a step is done and saved."""
-        if type(event).__name__ == "Saved" and self.falls("rate"):
+        """Called by the run: a step is done and saved; the last of an epoch is saved twice."""
+        if isinstance(event, hs.StepDone | hs.EpochDone):
+            self.twice = isinstance(event, hs.StepDone) and event.step % event.steps_in_epoch == 0
+        if type(event).__name__ == "Saved" and self.falls("rate") and not self.twice:
             self.optimizer.param_groups[0]["initial_lr"] = self.value
 
 

@@ -25,6 +25,7 @@ from headstart.optim.optimizers import decay_kind
 from headstart.optim.penalties import penalised
 from headstart.plan.decisions import Decision, choose_device, choose_memory_format, choose_model, choose_precision
 from headstart.plan.light import adapt, lora_document
+from headstart.plan.memory import check_memory
 from headstart.plan.phases import make_phases
 from headstart.train.phases import Course, PhasePlan, freeze_phase, phase_optimizer
 from headstart.train.step import StepRules
@@ -112,19 +113,14 @@ def prepare(config: Config, *, module: nn.Module | None, loss: LossFunction | No
     opened.module.to(
         device, memory_format=torch.channels_last if memory_format == "channels_last" else torch.preserve_format
     )  # type: ignore[call-overload]
+    decisions += check_memory(config, opened.module, course, opened.preprocess, batch_size=batch)
     document = _document(decisions, opened, images, course) | {"device": str(device), "seed": config.seed}
     made = {"head": _head_document(config.head, swap), "lora": lora_document(config, adapters)}
     plan = Plan(decisions=decisions, document=document | made)
     tell(Decided(plan))
     return Prepared(
-        config=config,
-        plan=plan,
-        opened=opened,
-        swap=swap,
-        images=images,
-        course=course,
-        device=device,
-    )
+        config=config, plan=plan, opened=opened, swap=swap, images=images, course=course, device=device
+    )  # fmt: skip
 
 
 def _batch_bytes(batches: Batches) -> int:

@@ -47,7 +47,7 @@ def damaged(model: nn.Module) -> list[str]:
 
 
 def check_before_saving(state: TrainState) -> None:
-    """Raises: NonFiniteError: a weight, a batch statistic or a group's number is not finite, so it is not to be kept."""
+    """Raises: NonFiniteError: a weight, a batch statistic or a number of a group is not finite: not to be kept."""
     wrong = damaged(state.model) + [
         f"{key} of group {name}"
         for name, group in _groups(state).items()
