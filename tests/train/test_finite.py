@@ -106,7 +106,7 @@ def test_what_is_not_finite_becomes_neither_best_nor_last(settings, cause: str) 
 
     def watch(event: object) -> None:
         if cause == "rate" and isinstance(event, hs.StepDone) and event.step == 6:
-            optimizers[0].param_groups[0]["initial_lr"] = math.inf
+            optimizers[-1].param_groups[0]["initial_lr"] = math.inf
         if cause == "watcher" and isinstance(event, hs.StepDone) and event.step == 6:
             with torch.no_grad():
                 models[0].fc.bias[0] = math.nan
