@@ -207,6 +207,8 @@ def test_a_signal_outside_the_steps_ends_with_one_line_and_loses_nothing(setting
         said = f"headstart: stopped by {number.name}{when.replace('RUN', str(run))}; go on with: {again}"
         assert done.stderr.splitlines()[-1] == said
         assert "Traceback" not in done.stderr
+        if "saved" in when:
+            assert read_checkpoint(run / "checkpoints").counters["step"] == int(when.split()[2].strip(","))
         found = facts(hs.train(hs.load_config(str(config)), resume=True).path)
         for history in (expected, found):  # when it was saved is not part of what was trained
             history["events"] = [event for event in history["events"] if event["event"] != "saved"]

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 _GO_ON = {"train": ("--resume",), "demo": ()}  # verbs that can, and what their command then needs
 _SHOW_CURSOR = "\x1b[?25h\n"  # a live progress line has hidden it
@@ -41,7 +41,7 @@ def leaving_on_signals(words: Sequence[str], *, put_back: bool) -> Iterator[None
     An exception could be swallowed by an import or a callback. What the parent told us to ignore (nohup) stays ignored,
     and outside the main thread nothing changes. ``put_back``: the handlers of before, afterwards.
     """
-    before: dict[signal.Signals, object] = {}
+    before: dict[signal.Signals, Any] = {}
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         handler = signal.getsignal(number)
         if handler not in (signal.SIG_IGN, None) and _set(number, _leaver(words, os.getpid())):
@@ -50,7 +50,7 @@ def leaving_on_signals(words: Sequence[str], *, put_back: bool) -> Iterator[None
         yield
     finally:
         for number, handler in before.items() if put_back else ():
-            signal.signal(number, handler)  # type: ignore[arg-type]
+            signal.signal(number, handler)
 
 
 def _set(number: signal.Signals, handler: Callable[[int, FrameType | None], object]) -> bool:
