@@ -98,6 +98,8 @@ def faults(ground: Ground, way: str, *, new: bool, go_on: bool, draw: random.Ran
     said = life.said.read_text(errors="replace")
     if (out / "report.html").exists() and code in (0, -numbers[0], -numbers[-1]):  # it was leaving, all was written
         return None
+    if not said and not out.exists() and code in (99, -numbers[0]) and way != "SIGKILL":  # before headstart's own code
+        return None
     lines = [line for line in said.splitlines() if line.startswith("headstart: ")]
     wrong = [] if code == expected else [f"exit code {code}"]
     wrong += ["a traceback"] * ("Traceback" in said or "Exception ignored" in said)

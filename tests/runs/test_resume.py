@@ -170,6 +170,24 @@ def test_a_loading_process_that_the_system_kills_is_reported_in_one_sentence(set
     assert survivors(child.pid) == []
 
 
+SWALLOWED = """
+import os, signal
+signal.signal(signal.SIGTERM, lambda *_: os._exit(7))  # as before the run: leaves at once
+from headstart.runs.saving import interruptible
+with interruptible():
+    os.register_at_fork(before=lambda: os.kill(os.getpid(), signal.SIGTERM))
+    if os.fork() == 0:
+        os._exit(0)
+    os._exit(1)
+"""
+
+
+def test_an_interruption_that_lands_in_a_callback_is_neither_lost_nor_shown_as_a_traceback() -> None:
+    """Python drops what is raised there: here while a loading process is forked."""
+    done = subprocess.run([sys.executable, "-c", SWALLOWED], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (7, "")
+
+
 STRUCK = """
 import importlib, os, sys, torch
 torch.set_num_threads(1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -68,11 +69,21 @@ def interruptible() -> Iterator[Interruption]:
         if noted.at_once is not None:
             noted.at_once(number)
 
+    usual = sys.unraisablehook
+
+    def swallowed(found: sys.UnraisableHookArgs) -> None:
+        if found.exc_type is Interrupted:  # in a callback (of fork, of a weak reference); all is saved: again, as usual
+            signal.raise_signal(noted.signals[0])
+        else:
+            usual(found)
+
     for number in before:
         signal.signal(number, note)
+    sys.unraisablehook = swallowed
     try:
         yield noted
     finally:
+        sys.unraisablehook = usual
         for number, handler in before.items():
             signal.signal(number, handler)
 
