@@ -56,7 +56,7 @@ def drawn(draw: random.Random, number: int) -> dict[str, Any]:
         "seed": draw.randrange(1000),
     }
     if recipe == "lora":
-        options["model"] = {"name": "starter", "weights": "auto", "options": {}}  # pretrained ones are needed
+        options["model"] = {"name": "starter", "weights": "pretrained", "options": {}}  # pretrained ones are needed
     else:
         options["penalties"] = {"l1": 1e-4, "l2_start": 0.01}
     return options

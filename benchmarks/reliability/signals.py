@@ -128,16 +128,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--each", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--minutes", type=float, default=60, help="begin no further round after so many")
     args = parser.parse_args()
     draw = random.Random(args.seed)
     os.environ["OMP_NUM_THREADS"] = "1"
     good = dict.fromkeys(WAYS, 0)
-    went_on, bad = 0, list[str]()
+    went_on, each, bad = 0, 0, list[str]()
     begun = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         ground = prepare(Path(folder))
         print(f"a life: {ground.seconds}", flush=True)
         for number in range(args.each):
+            if time.monotonic() - begun > 60 * args.minutes:
+                break
+            each += 1
             for way in WAYS:
                 found = None
                 while found is None:
@@ -148,13 +152,13 @@ def main() -> None:
                 good[way] += not found
                 bad += [f"{way} {number}: {found}"] if found else []
                 print(way, number, found or "good", flush=True)
-    total, whole = sum(good.values()), args.each * len(WAYS)
+    total, whole = sum(good.values()), each * len(WAYS)
     keep(
         "P12",
         what="SIGINT, SIGINT twice, SIGTERM, SIGHUP, SIGKILL at random instants, 3 loading processes: exit code, one "
         "line, no traceback, nothing alive after 10 s",
         goal="250 of 250", found=f"{total} of {whole}", met=total == whole == 250,
-        command=f"python -m benchmarks.reliability.signals --each {args.each} --seed {args.seed}", ways=good, bad=bad,
+        command=f"python -m benchmarks.reliability.signals --each {each} --seed {args.seed}", ways=good, bad=bad,
         note=f"{went_on} of them went on by the printed command and ended with the bits of a run never stopped; every "
         f"fifth life is a new interpreter, from the moment at which headstart's own code runs (before it, Python "
         f"itself answers). {time.monotonic() - begun:.0f} s.",
