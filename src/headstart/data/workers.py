@@ -19,6 +19,7 @@ _FILES_EACH = 12  # descriptors of one process here: queues and events (8 counte
 _FILES_SPARE = 32
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _DEATH = "DataLoader worker"  # in every message of torch about a loading process
+_HANDING_OVER = ("</torch_", "ancdata")  # in those about what it hands over: a shared memory object, a file descriptor
 _CAUSES = {  # words of torch's messages: what usually is behind them, and what helps
     "Too many open files": ("too many files are open", "ulimit -n 65536 before the start, or fewer --workers"),
     "ancdata": ("too many files are open", "ulimit -n 65536 before the start, or fewer --workers"),
@@ -46,7 +47,7 @@ def deaths_explained() -> Iterator[None]:
         yield
     except RuntimeError as error:
         text = str(error)
-        if not any(word in text for word in (_DEATH, *filter(None, _CAUSES))):
+        if not any(words in text for words in (_DEATH, *_HANDING_OVER)):
             raise
         what = next((line for line in text.splitlines() if _DEATH in line), text.splitlines()[-1]).strip()
         cause, remedy = next(value for words, value in _CAUSES.items() if words in text)
