@@ -13,6 +13,7 @@ from torch import nn
 
 from headstart.config.load import check
 from headstart.config.schema import Config
+from headstart.data.workers import deaths_explained
 from headstart.optim.losses import LossFunction
 from headstart.parallel.group import check_devices, joined, was_restarted
 from headstart.parallel.messages import from_first, together
@@ -35,13 +36,15 @@ def train(
     model: nn.Module | None = None,
     loss: LossFunction | None = None,
     resume: bool = False,
+    allow_inexact: bool = False,
     watch: Watch = lambda _: None,
 ) -> Run:
     """Fine-tune as ``config`` says and leave a run folder with model, records and report.
 
     ``model``: your own module instead of ``config.model.name``; ``loss``: your own function (outputs, targets) -> one
-    loss per sample (B,), or (losses, weights); ``resume``: go on from the last good checkpoint; ``watch`` is called
-    with every event. Of several processes (torchrun, SLURM) each calls this; the first one writes and tells.
+    loss per sample (B,), or (losses, weights); ``resume``: go on from the last good checkpoint; ``allow_inexact``: even
+    where something that decides the bits (versions, threads, device, ...) has changed; ``watch`` is called with every
+    event. Of several processes (torchrun, SLURM) each calls this; the first one writes and tells.
 
     Raises: Error: see ``headstart.errors``; a ConfigError, ModelError or DataError comes before anything is written.
     """
@@ -58,11 +61,15 @@ def train(
         started = time.monotonic()
         with together():
             prepared = prepare(config, module=model, loss=loss, tell=tell)
-        with locked(run) if ours.is_first else nullcontext(), interruptible() as interrupted:
+        with locked(run) if ours.is_first else nullcontext(), deaths_explained(), interruptible() as interrupted:
             with together():
                 finished = ours.is_first and check_free(run, config, resume=resume)  # another process may have had it
                 begun = ours.is_first and not finished
-                changed = record_start(run, config, prepared.document, prepared.device) if begun else ()
+                changed = (
+                    record_start(run, config, prepared.document, prepared.device, allow_inexact=allow_inexact)
+                    if begun
+                    else ()
+                )
             if from_first(finished):
                 return finished_run(run, model=model)
             state, notes = begin(run, prepared, changed)

@@ -6,7 +6,7 @@
     ├── ModelError        a model spec, weights, a head, a freeze rule
     ├── RunError          the run itself failed, exit code 1
     │   ├── NonFiniteError    a loss, gradient, weight or rate is NaN or infinite
-    │   ├── Interrupted       Ctrl-C (exit code 130) or SIGTERM (143), after saving
+    │   ├── Interrupted       Ctrl-C (exit code 130), SIGTERM (143) or SIGHUP (129), after saving
     │   └── OthersFailed      another process of the run has failed, and says why itself; nothing is shown
     └── StorageError      the disk: full, read-only, damaged; exit code 4
 
@@ -45,10 +45,11 @@ class NonFiniteError(RunError):
 
 
 class Interrupted(RunError):
-    """The run was asked to stop, and has saved its state."""
+    """The run was asked to stop, and has saved its state; ``what`` says when, without how to go on."""
 
-    def __init__(self, message: str, *, signal_number: int) -> None:
-        super().__init__(message)
+    def __init__(self, what: str, *, signal_number: int) -> None:
+        super().__init__(f"{what}; go on with resume=True")
+        self.what = what
         self.exit_code = 128 + signal_number
 
 

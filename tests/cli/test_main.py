@@ -11,7 +11,16 @@ import pytest
 
 from headstart.cli import main as edge
 from headstart.cli.main import VERBS, main
-from headstart.errors import ConfigError, DataError, Error, ModelError, NonFiniteError, RunError, StorageError
+from headstart.errors import (
+    ConfigError,
+    DataError,
+    Error,
+    Interrupted,
+    ModelError,
+    NonFiniteError,
+    RunError,
+    StorageError,
+)
 
 PROBE = """
 import sys
@@ -81,7 +90,7 @@ def test_a_mistyped_command_names_the_near_one(capsys) -> None:
         (NonFiniteError("x"), 1),
         (StorageError("x"), 4),
         (KeyboardInterrupt(), 130),
-        (edge.Terminated(), 143),
+        (Interrupted("x", signal_number=15), 143),
         (SystemExit(2), 2),
     ],
 )
@@ -114,7 +123,43 @@ sys.exit(edge.main([]))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 143
-    assert "terminated" in done.stderr
+    assert done.stderr == "headstart: stopped by SIGTERM\n"
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGHUP, 129)])
+def test_a_signal_in_the_middle_of_an_import_ends_with_one_line(number: int, code: int) -> None:
+    """Where an exception can be swallowed, or turned into another."""
+    program = f"""
+import os, signal, sys
+signal.signal({int(number)}, signal.SIG_DFL)
+class Finder:
+    def find_spec(self, name, *_):
+        if name == "timm.models":
+            try:
+                os.kill(os.getpid(), {int(number)})
+            except BaseException:
+                pass
+sys.meta_path.insert(0, Finder())
+sys.argv = ["headstart.py", "train", "a b", "--out", "it's"]
+from headstart.cli.main import main
+sys.exit(main())
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == code
+    again = f"{sys.executable} -m headstart.cli.main train 'a b' --out 'it'\"'\"'s' --resume"
+    assert done.stderr == f"headstart: stopped by {signal.Signals(number).name}; go on with: {again}\n"
+
+
+def test_what_the_parent_ignores_stays_ignored(tmp_path: Path) -> None:
+    """As under nohup."""
+    code = """
+import os, signal, sys
+signal.signal(signal.SIGHUP, signal.SIG_IGN)
+from headstart.cli import main as edge
+edge._dispatch = lambda _: os.kill(os.getpid(), signal.SIGHUP) or 0
+sys.exit(edge.main([]))
+"""
+    assert subprocess.run([sys.executable, "-c", code], cwd=tmp_path).returncode == 0
 
 
 def test_the_handler_of_sigterm_is_put_back() -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
+import shlex
 import signal
 import sys
 from collections.abc import Sequence
 
+from headstart.cli.leaving import LAUNCHED_AS, program
 from headstart.config.schema import Config
 from headstart.errors import OthersFailed, RunError
 
@@ -36,6 +38,7 @@ def launch(argv: Sequence[str], *, processes: int) -> int:
 
     for name in [name for name in logging.root.manager.loggerDict if name.startswith("torch.distributed")]:
         logging.getLogger(name).setLevel(logging.CRITICAL)  # each process says itself what went wrong
+    os.environ[LAUNCHED_AS] = shlex.join(program())
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // processes)))
     config = LaunchConfig(

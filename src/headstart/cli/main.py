@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import difflib
 import os
-import signal
 import sys
 import traceback
 from collections.abc import Sequence
 from importlib import import_module, metadata
-from types import FrameType
 
+from headstart.cli.leaving import leaving_on_signals, to_go_on
 from headstart.cli.output import write
-from headstart.errors import Error, OthersFailed
+from headstart.errors import Error, Interrupted, OthersFailed
 
 VERBS = {  # a verb's module is imported when it is called
     "demo": "train the starter on handwritten digits, offline, and write a report",
@@ -26,31 +25,29 @@ VERBS = {  # a verb's module is imported when it is called
 }
 
 
-class Terminated(KeyboardInterrupt):
-    """The process was asked to end (SIGTERM)."""
-
-
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; gives 0 done, 1 failed, 2 the user's mistake, 4 storage, 130 or 143 interrupted."""
+    """Run one command; gives 0 done, 1 failed, 2 the user's mistake, 4 storage, 129, 130 or 143 interrupted."""
     words = list(sys.argv[1:] if argv is None else argv)
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")  # file names that are not UTF-8
     if "RANK" in os.environ:  # one of several processes: torch's C++ warnings would be said by each
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-    before = _on_terminate(_raise_terminated)
     try:
-        return _dispatch(words)
+        with leaving_on_signals(words, put_back=argv is not None):
+            return _dispatch(words)
     except OthersFailed as error:  # another process of the run says why
         return error.exit_code
+    except Interrupted as stop:
+        _complain(f"{stop.what}{to_go_on(words)}")
+        if argv is None:  # all is saved and closed; a second signal must find nothing to interrupt
+            os._exit(stop.exit_code)
+        return stop.exit_code
     except Error as error:
         _complain(str(error))
         return error.exit_code
-    except Terminated:
-        _complain("terminated; headstart train ... --resume goes on from the last checkpoint")
-        return 143
     except KeyboardInterrupt:
-        _complain("interrupted; headstart train ... --resume goes on from the last checkpoint")
+        _complain(f"interrupted{to_go_on(words)}")
         return 130
     except BrokenPipeError:  # the reader of our output has gone, e.g. head
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
@@ -61,8 +58,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         traceback.print_exc()
         _complain("this is a bug in headstart, not in what you typed; please report it with the lines above")
         return 1
-    finally:
-        _on_terminate(before)
 
 
 def _dispatch(words: list[str]) -> int:
@@ -98,18 +93,6 @@ def overview() -> str:
 
 def _complain(text: str) -> None:
     sys.stderr.write(f"headstart: {text}\n")
-
-
-def _raise_terminated(_signal: int, _frame: FrameType | None) -> None:
-    raise Terminated
-
-
-def _on_terminate(handler: object) -> object:
-    """Set the handler of SIGTERM and return the one before; outside the main thread nothing is changed."""
-    try:
-        return signal.signal(signal.SIGTERM, handler)  # type: ignore[arg-type]
-    except (ValueError, TypeError):
-        return None
 
 
 if __name__ == "__main__":

@@ -27,6 +27,8 @@ class Train:
     """YAML file with any of the options below; flags win over it."""
     resume: Annotated[bool, tyro.conf.arg(help_behavior_hint="")] = False
     """Go on from the last good checkpoint of the run folder; starts the run where there is none."""
+    allow_inexact: Annotated[bool, tyro.conf.arg(help_behavior_hint="")] = False
+    """Resume even where versions, threads or device have changed: the result is as good, its last bits are others."""
     json: Annotated[bool, tyro.conf.arg(help_behavior_hint="")] = False
     """Print the result as one JSON object."""
 
@@ -44,7 +46,7 @@ def run(argv: Sequence[str]) -> int:
     from headstart import app  # imports torch
 
     with Progress() as progress:
-        done = app.train(config, resume=args.resume, watch=progress)
+        done = app.train(config, resume=args.resume, allow_inexact=args.allow_inexact, watch=progress)
     if not first:
         return 0
     write(result(done, as_json=args.json))

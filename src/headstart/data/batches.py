@@ -9,6 +9,7 @@ import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -19,6 +20,7 @@ from headstart.data.decode import UnreadableImage, read_image
 from headstart.data.randomness import derived_seed, drawing_from, epoch_order
 from headstart.data.samples import Sample
 from headstart.data.task import TaskSpec
+from headstart.data.workers import stay_with
 from headstart.models.preprocess import Preprocess
 from headstart.parallel.processes import ALONE, Processes, current
 
@@ -106,6 +108,7 @@ class Batches:
             batch_sampler=[[(epoch, position) for position in part.rows] for part in parts],
             collate_fn=_stacked,
             num_workers=self.workers,
+            worker_init_fn=partial(_begin_worker, os.getpid()),
             # the loader draws its workers' base seed from here; the default generator must not notice
             generator=torch.Generator().manual_seed(0),
         )
@@ -175,6 +178,10 @@ def _part(number: int, batch: Sequence[int], ours: Processes, *, mixes: bool) ->
     fill = batch[: max(0, min(2, len(batch)) - len(mine))]
     lead = [batch[places.start - 1]] if mixes and ours.several else []  # mixup rolls the batch by one row
     return _Part(number, (*lead, *mine, *fill), size=len(mine), lead=len(lead), total=len(batch))
+
+
+def _begin_worker(parent: int, _number: int) -> None:
+    stay_with(parent)
 
 
 class _Decoded(Dataset[Tensor | UnreadableImage]):

@@ -80,8 +80,9 @@ def load_images(config: Config, preprocess: Preprocess, *, on_decoded: OnDecoded
     scan = scan_files(files, threads=available_cores(), on_decoded=on_decoded)
     if config.data.unreadable == "stop":
         refuse_unreadable(scan)
-    indices = {entry.key: index for index, entry in enumerate(listing.entries)}
     readable, skipped = _without_unreadable(listing, scan)
+    # among the readable ones: skipped files are as if they were not there
+    indices = {entry.key: index for index, entry in enumerate(readable.entries)}
     entries, split_notes = _divide(readable, scan, config)
     notes = listing.notes + skipped + split_notes + _duplicate_notes(entries, scan)
     notes += compare_splits(entries, kind=listing.kind, source=printable(listing.source))

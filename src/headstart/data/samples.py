@@ -33,7 +33,7 @@ _PASSED_OVER = frozenset({"__macosx", "@eadir", "__pycache__", "lost+found", "th
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
-    """One image of a split. ``index`` is its place among the sorted keys of the whole source, whatever the split.
+    """One image of a split. ``index`` is its place among the sorted keys of all readable images, whatever the split.
 
     ``target``: the class's number, 0/1 per tag, numbers in original units, or () when there is none.
     """

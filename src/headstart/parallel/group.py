@@ -101,6 +101,11 @@ def _said_by_rank(found: Processes, pulse: Pulse) -> Iterator[None]:
     except OthersFailed:
         why = ""
         raise
+    except Interrupted as stop:
+        why = ""
+        if not found.is_first:  # all are told to stop; the first one says it
+            raise OthersFailed(exit_code=stop.exit_code) from stop
+        raise
     except Error as error:
         why = str(error)
         if error.exit_code != Error.exit_code and not isinstance(

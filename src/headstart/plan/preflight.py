@@ -13,8 +13,10 @@ from torch import nn
 from headstart.config.light import wants_lora
 from headstart.config.rules import freeze_text
 from headstart.config.schema import Config, Head, MlpHead
+from headstart.data.batches import Batches
 from headstart.data.images import Images, load_images
 from headstart.data.listing import list_source
+from headstart.data.workers import check_room
 from headstart.models.head import HeadSwap, head_parameters, replace_head
 from headstart.models.lora import adapter_size
 from headstart.models.sources import OpenedModel, open_model
@@ -23,6 +25,7 @@ from headstart.optim.optimizers import decay_kind
 from headstart.optim.penalties import penalised
 from headstart.plan.decisions import Decision, choose_device, choose_memory_format, choose_model, choose_precision
 from headstart.plan.light import adapt, lora_document
+from headstart.plan.memory import check_memory
 from headstart.plan.parallel import choose_parallel
 from headstart.plan.phases import make_phases
 from headstart.train.phases import Course, PhasePlan, freeze_phase, phase_optimizer
@@ -87,6 +90,7 @@ def prepare(config: Config, *, module: nn.Module | None, loss: LossFunction | No
     list_source(config.data, kind=config.task.kind)  # a mistake in the data must not wait for a download
     opened, chosen_model = _open(config, device, module)
     images = load_images(config, opened.preprocess, on_decoded=lambda done, total: tell(ScanProgress(done, total)))
+    check_room(workers=images.train.workers, batch_bytes=_batch_bytes(images.train))
     torch.manual_seed(config.seed)
     swap = _swap(opened, config.head, images.task.num_outputs)
     adapters, chosen_lora = adapt(config, opened.module)
@@ -111,19 +115,20 @@ def prepare(config: Config, *, module: nn.Module | None, loss: LossFunction | No
     opened.module.to(
         device, memory_format=torch.channels_last if memory_format == "channels_last" else torch.preserve_format
     )  # type: ignore[call-overload]
+    decisions += check_memory(config, opened.module, course, opened.preprocess, batch_size=batch)
     document = _document(decisions, opened, images, course) | {"device": str(device), "seed": config.seed}
     made = {"head": _head_document(config.head, swap), "lora": lora_document(config, adapters)}
     plan = Plan(decisions=decisions, document=document | made)
     tell(Decided(plan))
     return Prepared(
-        config=config,
-        plan=plan,
-        opened=opened,
-        swap=swap,
-        images=images,
-        course=course,
-        device=device,
-    )
+        config=config, plan=plan, opened=opened, swap=swap, images=images, course=course, device=device
+    )  # fmt: skip
+
+
+def _batch_bytes(batches: Batches) -> int:
+    """Of the pixels that a loading process hands over at once, 8 bits each."""
+    shape = batches.preprocess
+    return batches.batch_size * shape.channels * shape.height * shape.width
 
 
 def _open(config: Config, device: torch.device, module: nn.Module | None) -> tuple[OpenedModel, Decision]:

@@ -176,6 +176,11 @@ def _by_step(root: Path) -> dict[int, Path]:
     return dict(sorted(((int(match[1]), path) for match, path in matches if match), reverse=True))
 
 
+def newest_step(folder: Path) -> int | None:
+    """The step of the newest checkpoint there, by its name; None where there is none."""
+    return next(iter(_by_step(folder)), None)
+
+
 def restore(state: TrainState, folder: str | Path) -> tuple[str, ...]:
     """Put the newest whole checkpoint in ``folder`` (or the one that it is) into ``state``; why newer ones were
     passed over.

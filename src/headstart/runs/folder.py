@@ -5,11 +5,8 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
-import platform
 from collections.abc import Mapping
 from dataclasses import asdict
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +15,10 @@ import torch
 from headstart.config.load import load_config, write_yaml
 from headstart.config.schema import Config
 from headstart.errors import ConfigError
-from headstart.parallel.processes import current
+from headstart.runs.checkpoint import newest_step
+from headstart.runs.environment import compare, environment
 from headstart.storage import json_bytes, make_folder, read_json, sweep, write_file, write_json
 from headstart.train.evaluate import Evaluation
-
-_LIBRARIES = ("headstart", "torch", "torchvision", "timm", "numpy", "pillow", "safetensors")
 
 
 def default_out(config: Config) -> Path:
@@ -58,17 +54,19 @@ def check_free(run: Path, config: Config, *, resume: bool) -> bool:
             f"its model further: --model {run} and another --out)"
         )
     if old.read_text(encoding="utf-8", errors="surrogateescape") != write_yaml(config):
-        raise ConfigError(
-            f"{old}: the run was made with other options ({'; '.join(_differences(old, config))}); "
-            "resume it with the same ones, or choose another folder with --out"
-        )
+        different = _differences(old, config)
+        if different:
+            raise ConfigError(
+                f"{old}: the run was made with other options ({'; '.join(different)}); "
+                "resume it with the same ones, or choose another folder with --out"
+            )
     return (run / "result.json").exists()
 
 
 def _differences(old: Path, config: Config) -> list[str]:
-    """Each option that differs, with both values."""
+    """Each option that differs, with both values; but for ``workers``, which no bit depends on."""
     before, now = (_leaves(asdict(one)) for one in (load_config(old), config))
-    changed = [name for name in {**before, **now} if before.get(name) != now.get(name)]
+    changed = [name for name in {**before, **now} if before.get(name) != now.get(name) and name != "workers"]
     return [f"{name}: the run has {before.get(name)}, now {now.get(name)}" for name in changed[:5]]
 
 
@@ -79,23 +77,26 @@ def _leaves(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return found
 
 
-def record_start(run: Path, config: Config, plan: Mapping[str, Any], device: torch.device) -> tuple[str, ...]:
+def record_start(
+    run: Path, config: Config, plan: Mapping[str, Any], device: torch.device, *, allow_inexact: bool = False
+) -> tuple[str, ...]:
     """Write config.yaml, plan.json and environment.json, under the run's lock; what a crash left half-done is swept.
 
-    What differs from the machine and the versions that the run began with is returned: it can change the bits.
+    What differs from the machine and the versions that the run had is returned: it can change the bits.
 
-    Raises: ConfigError: a run to go on with began with other data. StorageError: they cannot be written.
+    Raises: ConfigError: a run to go on with began with other data, or (without ``allow_inexact``) something differs;
+    nothing is written. StorageError: they cannot be written.
     """
-    sweep(run)
+    checkpoints, facts = run / "checkpoints", run / "environment.json"
     _check_data(run / "plan.json", plan)
+    now, changed = compare(facts, environment(device), step=newest_step(checkpoints), allow_inexact=allow_inexact)
+    sweep(run)
     write_file(run / "config.yaml", write_yaml(config).encode("utf-8", "surrogateescape"))  # from here on it is a run
-    make_folder(run / "checkpoints")
-    sweep(run / "checkpoints")
+    make_folder(checkpoints)
+    sweep(checkpoints)
     write_json(run / "plan.json", plan)
-    now = environment(device)
-    before = read_json(run / "environment.json") if (run / "environment.json").exists() else now
-    write_json(run / "environment.json", now)
-    return tuple(f"{name} was {before.get(name)}, is {now[name]}" for name in now if before.get(name) != now[name])
+    write_json(facts, now)
+    return changed
 
 
 def _check_data(old: Path, plan: Mapping[str, Any]) -> None:
@@ -113,28 +114,6 @@ def _check_data(old: Path, plan: Mapping[str, Any]) -> None:
             f"{old}: the data have changed since the run began ({'; '.join(changed)}); put them back, or start a new "
             "run with another --out"
         )
-
-
-def environment(device: torch.device) -> dict[str, Any]:
-    """Facts that can change the bits of a result, and versions."""
-    return {
-        "python": platform.python_version(),
-        **{name: version(name) for name in _LIBRARIES},
-        "platform": platform.platform(),
-        "cpu": _cpu(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "instruction_set": torch.backends.cpu.get_cpu_capability(),
-        "processes": current().world_size,
-        "device": device.type if current().several else str(device),
-        "device_name": torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu(),
-    }
-
-
-def _cpu() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
 def write_predictions(path: Path, evaluation: Evaluation) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from headstart.runs.card import loads_in_timm
+from headstart.runs.environment import inexact_text, shown_facts
 from headstart.runs.figures import curve_figures, rate_figures, step_figures, target_figures
 from headstart.runs.headline import metrics, mismatch, task_scores
 from headstart.runs.intervals import Interval
@@ -71,6 +72,8 @@ def render(record: RunRecord) -> str:
         result=record.result,
         metrics=metrics(record, scores),
         mismatch=mismatch(record, scores),
+        inexact=inexact_text(record.environment),
+        environment=shown_facts(record.environment),
         classify=_classify(scores) if isinstance(scores, ClassifyScores) else None,
         tags=_tags(scores) if isinstance(scores, MultilabelScores) else None,
         targets=target_figures(record, scores) if isinstance(scores, tuple) else (),

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import FrameType
+from typing import NoReturn
 
 from headstart.config.schema import Checkpoint
 from headstart.errors import Interrupted, OthersFailed
@@ -18,9 +21,12 @@ from headstart.parallel.processes import current
 from headstart.parallel.shards import is_sharded
 from headstart.runs.checkpoint import save
 from headstart.runs.log import RunLog
+from headstart.train.finite import check_before_saving
 from headstart.train.fit import EpochDone
 from headstart.train.state import TrainState
 from headstart.train.step import StepDone
+
+_REPEATED_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
@@ -30,34 +36,66 @@ class Saved:
     step: int
 
 
+def _leave_early(number: int) -> NoReturn:
+    raise Interrupted(f"stopped by {signal.Signals(number).name} before a step was done", signal_number=number)
+
+
 @dataclass
 class Interruption:
-    """The signal that asked the run to stop, if one did."""
+    """The signal that asked the run to stop, if one did, and what is done the moment it comes.
+
+    ``at_once`` None: nothing, the step is finished first.
+    """
 
     signals: list[int] = field(default_factory=list)
+    at_once: Callable[[int], NoReturn] | None = _leave_early
+    heard: float = 0.0
 
 
 @contextmanager
 def interruptible() -> Iterator[Interruption]:
-    """Within, the first Ctrl-C or SIGTERM is only noted, a second one acts as usual.
+    """Within, the first Ctrl-C, SIGTERM or SIGHUP is noted, a second one acts as usual.
 
-    Nothing changes outside the main thread.
+    What is ignored (nohup) stays so. Nothing changes outside the main thread.
     """
-    noted = Interruption()
+    noted, owner = Interruption(), os.getpid()
     if threading.current_thread() is not threading.main_thread():
         yield noted
         return
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    found = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    before = {number: handler for number, handler in found.items() if handler not in (signal.SIG_IGN, None)}
 
     def note(number: int, _: FrameType | None) -> None:
+        if os.getpid() != owner:  # a loading process that was forked this instant
+            return
+        if noted.signals and current().several and time.monotonic() - noted.heard < _REPEATED_SECONDS:
+            return  # a terminal sends it to every process, and the launcher once more
         noted.signals.append(number)
-        signal.signal(number, before[signal.Signals(number)])
+        noted.heard = time.monotonic()
+        if len(noted.signals) == 1 and current().several:
+            return
+        for other, handler in before.items():
+            signal.signal(other, handler)
+        if len(noted.signals) > 1:
+            signal.raise_signal(number)
+        if noted.at_once is not None:
+            noted.at_once(number)
+
+    usual = sys.unraisablehook
+
+    def swallowed(found: sys.UnraisableHookArgs) -> None:
+        if found.exc_type is Interrupted:  # in a callback (of fork, of a weak reference); all is saved: again, as usual
+            signal.raise_signal(noted.signals[0])
+        else:
+            usual(found)
 
     for number in before:
         signal.signal(number, note)
+    sys.unraisablehook = swallowed
     try:
         yield noted
     finally:
+        sys.unraisablehook = usual
         for number, handler in before.items():
             signal.signal(number, handler)
 
@@ -78,12 +116,18 @@ class Saver:
     ) -> None:
         self._run, self._rules, self._log, self._interrupted, self._watch = run, rules, log, interrupted, watch
         self._saved_at = time.monotonic()
+        self._unsaved: TrainState | None = None
 
     def after(self, event: object, state: TrainState) -> None:
         """Record the event; save when it is time.
 
-        Raises: Interrupted: a signal asked for it, and the state is saved. StorageError: it cannot be saved.
+        A signal within an epoch waits for its step; during validation and after the last epoch it is obeyed at once,
+        since nothing can be lost.
+
+        Raises: Interrupted: a signal asked for it, and the state is saved. StorageError: it cannot be
+        saved. NonFiniteError: it must not be.
         """
+        self._interrupted.at_once = None
         if self._log is not None:
             self._log.tell(event, phase=state.phase)
         self._watch(event)
@@ -92,14 +136,26 @@ class Saver:
         if stopping or due or isinstance(event, EpochDone):
             self._save(state)
         if stopping:
-            number = (self._interrupted.signals or [signal.SIGTERM])[0]
-            if self._log is None:
-                raise OthersFailed(exit_code=128 + number)
-            raise Interrupted(
-                f"stopped by {signal.Signals(number).name} after step {state.step}, and saved; "
-                f"go on with the same command and --resume (run folder {self._run})",
-                signal_number=number,
-            )
+            self._stop(state)
+        within_epoch = isinstance(event, StepDone) and state.epoch_step < event.steps_in_epoch
+        if within_epoch or current().several:  # the others would wait for this one
+            return
+        self._unsaved = replace(state) if isinstance(event, StepDone) else None  # as it is before validation
+        self._interrupted.at_once = lambda _: self._stop(state)
+        if self._interrupted.signals:
+            self._stop(state)
+
+    def _stop(self, state: TrainState) -> NoReturn:
+        """Save what is not saved yet, and leave."""
+        self._interrupted.at_once = None
+        number = (self._interrupted.signals or [signal.SIGTERM])[0]  # of several processes one may not have heard it
+        if self._log is None:
+            raise OthersFailed(exit_code=128 + number)
+        name, step = signal.Signals(number).name, state.step
+        if self._unsaved is not None:
+            self._save(self._unsaved)
+        when = f"after step {step}, and saved in {self._run}" if step else f"before the first step of {self._run}"
+        raise Interrupted(f"stopped by {name} {when}", signal_number=number)
 
     def _is_due(self, event: StepDone | object) -> bool:
         if not isinstance(event, StepDone):
@@ -110,6 +166,7 @@ class Saver:
 
     def _save(self, state: TrainState) -> None:
         """By the first process; the others have the same state."""
+        check_before_saving(state)  # a watcher may have changed it
         if self._log is not None:
             self._log.mark("saved", {"step": state.step})  # before: a life that goes on from here finds it told
             self._log.sync()

@@ -7,14 +7,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
-import torch
-from torch import Tensor
-
 from headstart.config.schema import Schedule
 from headstart.data.batches import Batch
 from headstart.errors import NonFiniteError
 from headstart.optim.schedules import rate_factor
-from headstart.parallel.shards import local
+from headstart.train.finite import damaged
 from headstart.train.state import TrainState
 from headstart.train.step import StepDone, StepRules, train_step
 
@@ -92,14 +89,10 @@ def set_rates(state: TrainState, factor: float) -> None:
 
 
 def _close_epoch(state: TrainState, images: int, seconds: float) -> EpochDone:
-    tensors: dict[str, Tensor] = dict(
-        state.model.named_parameters()
-    )  # a buffer may hold an infinity on purpose, statistics may not
-    tensors |= {name: value for name, value in state.model.named_buffers() if "running_" in name}
-    damaged = [name for name, value in tensors.items() if not bool(torch.isfinite(local(value)).all())]
-    if damaged:
+    wrong = damaged(state.model)
+    if wrong:
         raise NonFiniteError(
-            f"epoch {state.epochs_done + 1}: {', '.join(damaged[:5])}: not finite after step {state.step}; try a "
+            f"epoch {state.epochs_done + 1}: {', '.join(wrong[:5])}: not finite after step {state.step}; try a "
             "lower rate (--lr)"
         )
     loss = state.epoch_loss / state.epoch_weight

@@ -23,6 +23,7 @@ from headstart.parallel.messages import summed
 from headstart.parallel.model import reducing, replicated, share_statistics
 from headstart.parallel.processes import current
 from headstart.parallel.shards import is_sharded, whole
+from headstart.train.finite import check_rates, check_weights, complaint, names
 from headstart.train.precision import MEMORY_FORMATS, Precision, autocast, device_of, dtype_of
 from headstart.train.state import TrainState
 
@@ -92,8 +93,10 @@ def train_step(state: TrainState, batch: Batch, *, rules: StepRules) -> StepDone
     its part of the batch, and all make the same step. Where an accelerator's memory runs out, this step and all later
     ones are made in twice as many micro-batches: the same mathematics.
 
-    Raises: NonFiniteError: the loss or the gradient is NaN or infinite (fp16: after 20 halvings of the loss scale).
+    Raises: NonFiniteError: a rate, the loss, the gradient or (after the step) a weight is NaN or infinite (fp16: after
+    20 halvings of the loss scale).
     """
+    check_rates(state, batch)
     state.model.train()
     before = [buffer.clone() for buffer in state.model.buffers()]
     for _ in range(_MOST_OVERFLOWS):
@@ -103,8 +106,9 @@ def train_step(state: TrainState, batch: Batch, *, rules: StepRules) -> StepDone
             break
         _put_back(state, before)
     else:
-        raise NonFiniteError(_complaint(state, batch, loss_sum / weight, grad_norm))
+        raise NonFiniteError(complaint(state, batch, loss_sum / weight, grad_norm))
     _update(state)
+    check_weights(state, batch)
     groups = state.optimizer.param_groups
     body = [group["lr"] for group in groups if str(group.get("name", "")).partition(" ")[0] != "head"]
     state.step += 1
@@ -176,7 +180,7 @@ def _accumulate(state: TrainState, batch: Batch, rules: StepRules, count: int) -
         sums += torch.stack([total.detach().cpu().double(), weights.detach().cpu().double().sum()])
     loss_sum, weight_sum = summed(sums).tolist()
     if not weight_sum > 0:
-        raise NonFiniteError(f"step {state.step + 1}: all loss weights of the batch are zero; images: {_names(batch)}")
+        raise NonFiniteError(f"step {state.step + 1}: all loss weights of the batch are zero; images: {names(batch)}")
     return loss_sum, weight_sum
 
 
@@ -252,6 +256,8 @@ def _finish_gradient(state: TrainState, batch: Batch, rules: StepRules, weight: 
         state.scaler.unscale_(state.optimizer)
     with_gradient = [parameter for parameter in trained if parameter.grad is not None]
     norm = whole(nn.utils.get_total_norm([part.grad for part in with_gradient if part.grad is not None]))
+    if not torch.isfinite(norm):  # clipping would spread it to all groups
+        return float(norm)
     if rules.clip_norm is not None:
         nn.utils.clip_grads_with_norm_(with_gradient, rules.clip_norm, norm)
     if rules.clip_value is not None:
@@ -272,25 +278,9 @@ def _usable(state: TrainState, batch: Batch, loss: float, grad_norm: float) -> b
     if bool(finite.all()):
         return True
     if state.scaler is None or not finite[0]:
-        raise NonFiniteError(_complaint(state, batch, loss, grad_norm))
+        raise NonFiniteError(complaint(state, batch, loss, grad_norm))
     state.scaler.update()  # it saw the overflow when it unscaled
     return False
-
-
-def _complaint(state: TrainState, batch: Batch, loss: float, grad_norm: float) -> str:
-    rates = ", ".join(
-        f"{group.get('name', number)} {group['lr']:.3g}" for number, group in enumerate(state.optimizer.param_groups)
-    )
-    return (
-        f"step {state.step + 1}: loss {loss}, gradient norm {grad_norm}: not finite, so the step was not taken. "
-        f"Images: {_names(batch)}. "
-        f"Rates: {rates}. Try a lower rate (--lr), clipping (--batch.clip_norm 1.0) or --precision fp32"
-    )
-
-
-def _names(batch: Batch) -> str:
-    shown = ", ".join(batch.keys[:8])
-    return shown + (f" and {len(batch.keys) - 8} more" if len(batch.keys) > 8 else "")
 
 
 def _update(state: TrainState) -> None:

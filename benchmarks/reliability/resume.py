@@ -1,0 +1,172 @@
+"""P1: runs killed by SIGKILL at random instants and gone on with must end with the bits of one that was never stopped.
+
+python -m benchmarks.reliability.resume [--runs 25] [--seed 0]
+
+Each run draws its recipe, its precision and how often it saves; each life its number of loading processes (0, 2, 3) and
+its end, uniform over the length of a whole life: in the scan, a step, a save, validation, a new phase, the report.
+Afterwards the twelve cases in which other trainers were measured: 30 steps, 10 an epoch, saved every 5, killed after
+step 7, 17, 20 and 23, with and without random augmentation, with 0 and 2 loading processes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import signal
+import tempfile
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import headstart as hs
+from benchmarks.reliability.lives import Life, facts, forked, pictures, settings
+from benchmarks.reliability.results import keep
+from headstart.config.load import write_yaml
+
+EVERYTHING: dict[str, Any] = {
+    "epochs": 4, "head": {"kind": "mlp", "hidden": [8], "dropout": 0.5},
+    "augment": {"preset": "strong", "mixup": 0.4, "cutmix": 0.4}, "average": {"kind": "ema", "half_life": 0.2},
+    "batch": {"size": 8, "accumulate": 3, "clip_norm": 1.0}, "schedule": {"kind": "cosine"},
+}  # fmt: skip
+RECIPES = ("lp_ft", "gradual", "lora", "full")
+
+
+@dataclass
+class Tally:
+    """What happened in all runs."""
+
+    kills: int = 0
+    in_saves: int = 0
+    ways: Counter[str] = field(default_factory=Counter)
+    bad: list[str] = field(default_factory=list)
+
+
+def drawn(draw: random.Random, number: int) -> dict[str, Any]:
+    """The options of one run."""
+    recipe = RECIPES[number % len(RECIPES)]
+    options = EVERYTHING | {
+        "recipe": recipe,
+        "precision": draw.choice(("fp32", "fp32", "fp32", "bf16")),
+        "checkpoint": {"every_steps": draw.choice((1, 2, 5)), "every_seconds": 0.0, "keep": draw.choice((1, 2))},
+        "seed": draw.randrange(1000),
+    }
+    if recipe == "lora":
+        options["model"] = {"name": "starter", "weights": "pretrained", "options": {}}  # pretrained ones are needed
+    else:
+        options["penalties"] = {"l1": 1e-4, "l2_start": 0.01}
+    return options
+
+
+def begun(root: Path, name: str, options: dict[str, Any], *, workers: int) -> Life:
+    """A life of this run that starts it or goes on with it."""
+    path = root / f"{name}.yaml"
+    path.write_text(write_yaml(hs.load_config(settings(root / "data", root / name, **options, workers=workers))))
+    return forked(["train", "--config", str(path), "--resume"], root / f"{name}.said")
+
+
+def whole(root: Path, name: str, options: dict[str, Any], *, workers: int) -> float:
+    """Live to the end; the seconds that it took."""
+    started = time.monotonic()
+    life = begun(root, name, options, workers=workers)
+    assert life.wait() == 0, life.said.read_text()
+    return time.monotonic() - started
+
+
+def killed(root: Path, name: str, options: dict[str, Any], *, workers: int, seconds: float, tally: Tally) -> None:
+    """A life that ends by SIGKILL after so many seconds, if it has not ended by then."""
+    life = begun(root, name, options, workers=workers)
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline and not life.is_over():
+        time.sleep(0.002)
+    if not life.is_over():
+        os.kill(life.pid, signal.SIGKILL)
+        tally.kills += 1
+    assert life.wait() in (0, -signal.SIGKILL), life.said.read_text()
+    tally.in_saves += any((root / name / "checkpoints").glob(".new-*"))
+
+
+def run(root: Path, number: int, draw: random.Random, tally: Tally) -> None:
+    """One run, whole and killed up to three times, compared."""
+    options = drawn(draw, number)
+    seconds = whole(root, f"whole-{number}", options, workers=draw.choice((0, 2, 3)))
+    kills, before = draw.randint(1, 3), tally.kills
+    while tally.kills == before:
+        for _ in range(kills):
+            workers = draw.choice((0, 2, 3))
+            killed(root, f"killed-{number}", options, workers=workers, seconds=draw.uniform(0, seconds), tally=tally)
+    whole(root, f"killed-{number}", options, workers=draw.choice((0, 2, 3)))
+    expected, found = facts(root / f"whole-{number}"), facts(root / f"killed-{number}")
+    different = [name for name, value in expected.items() if found[name] != value]
+    way = f"{options['recipe']} {options['precision']}"
+    tally.ways[way] += not different
+    tally.bad += [f"{number} {options}: {different}"] if different else []
+    print(number, way, f"{tally.kills - before} kills", different or "equal", flush=True)
+
+
+def peers_cases(root: Path) -> tuple[int, int]:
+    """(equal, all) of the twelve cases."""
+    pictures(root / "data", each=67)  # 160 train in batches of 16
+    equal = cases = 0
+    for augment, workers in (("none", 0), ("standard", 0), ("standard", 2)):
+        options = {
+            "recipe": "full", "epochs": 3, "batch": {"size": 16}, "augment": {"preset": augment},
+            "head": {"kind": "linear", "dropout": 0.2}, "checkpoint": {"every_steps": 5, "every_seconds": 0.0},
+        }  # fmt: skip
+        name = f"{augment}-{workers}"
+        whole(root, name, options, workers=workers)
+        for step in (7, 17, 20, 23):
+            other = f"{name}-{step}"
+            life, events = begun(root, other, options, workers=workers), root / other / "events.jsonl"
+            while not events.exists() or events.read_text().count('"event": "step"') < step:
+                time.sleep(0.002)
+            os.kill(life.pid, signal.SIGKILL)
+            life.wait()
+            whole(root, other, options, workers=workers)
+            cases += 1
+            equal += facts(root / other) == facts(root / name)
+            print(name, step, equal, flush=True)
+    return equal, cases
+
+
+def main() -> None:
+    """Draw, kill, go on, compare, keep."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--runs", type=int, default=25)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--minutes", type=float, default=60, help="begin no further run after so many")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    draw, tally, started, runs = random.Random(args.seed), Tally(), time.monotonic(), 0
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        pictures(root / "data", each=20)
+        for number in range(args.runs):
+            if time.monotonic() - started > 60 * args.minutes:
+                break
+            runs += 1
+            run(root, number, draw, tally)
+    equal = sum(tally.ways.values())
+    command = f"python -m benchmarks.reliability.resume --runs {runs} --seed {args.seed}"
+    keep(
+        "P1", what="killed 1 to 3 times at random instants, workers drawn per life, everything random switched on: "
+        "weights, optimizer, average, predictions, metrics and history equal those of the whole run",
+        goal="200 of 200", found=f"{equal} of {runs} ({tally.kills} kills, {tally.in_saves} inside a save)",
+        met=equal == runs >= 200, command=command, ways=dict(tally.ways), bad=tally.bad,
+        note=f"{runs} runs instead of 200 for want of time, {time.monotonic() - started:.0f} s.",
+    )  # fmt: skip
+    with tempfile.TemporaryDirectory() as folder:
+        equal, cases = peers_cases(Path(folder))
+    keep(
+        "P1", what="30 steps, 10 an epoch, saved every 5, killed after step 7, 17, 20, 23; no augmentation, and "
+        "random with 0 and with 2 workers",
+        goal="12 of 12", found=f"{equal} of {cases}", met=equal == cases == 12, command=command,
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,93 @@
+"""Loading processes: is there room for them; they leave signals to the run and die with it; a death is explained."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import resource
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from headstart.errors import ConfigError, RunError
+
+_SHARED = Path("/dev/shm")  # where torch passes tensors between processes
+_PREFETCHED = 2  # batches that each process holds ready: torch's DataLoader(prefetch_factor)
+_FILES_EACH = 12  # descriptors of one process here: queues and events (8 counted), a batch each that is ready or read
+_FILES_SPARE = 32
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+_DEATH = "DataLoader worker"  # in every message of torch about a loading process
+_HANDING_OVER = ("</torch_", "ancdata")  # in those about what it hands over: a shared memory object, a file descriptor
+_CAUSES = {  # words of torch's messages: what usually is behind them, and what helps
+    "Too many open files": ("too many files are open", "ulimit -n 65536 before the start, or fewer --workers"),
+    "ancdata": ("too many files are open", "ulimit -n 65536 before the start, or fewer --workers"),
+    "Bus error": ("shared memory (/dev/shm) is full", "fewer --workers, or in a container --shm-size=4g"),
+    "shared memory": ("shared memory (/dev/shm) is full", "fewer --workers, or in a container --shm-size=4g"),
+    "No space left": ("shared memory (/dev/shm) is full", "fewer --workers, or in a container --shm-size=4g"),
+    "": ("the system was out of memory", "fewer --workers (0: none), or a smaller --batch-size"),
+}
+
+
+def stay_with(parent: int) -> None:
+    """In a loading process: signals are the run's affair (a terminal sends Ctrl-C to all); it ends with the run."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it ended before the line above
+        os._exit(1)
+
+
+@contextmanager
+def deaths_explained() -> Iterator[None]:
+    """Within, the death of a loading process (torch raises it wherever the program is) becomes a ``RunError``."""
+    try:
+        yield
+    except RuntimeError as error:
+        text = str(error)
+        if not any(words in text for words in (_DEATH, *_HANDING_OVER)):
+            raise
+        what = next((line for line in text.splitlines() if _DEATH in line), text.splitlines()[-1]).strip()
+        cause, remedy = next(value for words, value in _CAUSES.items() if words in text)
+        raise RunError(
+            f"a process that loads images died; usually {cause}: {remedy}; then --resume goes on from the last "
+            f"checkpoint ({what[:160]})"
+        ) from error
+
+
+def check_room(*, workers: int, batch_bytes: int, shared: Path = _SHARED) -> None:
+    """Whether so many processes can hand over batches of that size: shared memory, and open files.
+
+    Raises: ConfigError: they cannot; it names need, room and remedy.
+    """
+    if workers == 0:
+        return
+    need = (workers * _PREFETCHED + 1) * batch_bytes
+    if shared.is_dir():
+        room = os.statvfs(shared)
+        free = room.f_bavail * room.f_frsize
+        if need > free:
+            fit = max(0, (free // batch_bytes - 1) // _PREFETCHED)
+            raise ConfigError(
+                f"workers: {workers} loading processes need {_mib(need)} of shared memory, {_mib(free)} are free in "
+                f"{shared}; give --workers {fit}, a smaller --batch-size, or in a container --shm-size=4g"
+            )
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    files = _open_files() + workers * _FILES_EACH + _FILES_SPARE
+    if limit != resource.RLIM_INFINITY and files > limit:
+        fit = max(0, workers - -(-(files - limit) // _FILES_EACH))
+        raise ConfigError(
+            f"workers: {workers} loading processes need about {files} open files, {limit} are allowed; give --workers "
+            f"{fit}, or raise the limit with ulimit -n {max(4096, files)} before the start"
+        )
+
+
+def _open_files() -> int:
+    folder = Path("/proc/self/fd")
+    return len(list(folder.iterdir())) if folder.is_dir() else 32
+
+
+def _mib(count: int) -> str:
+    return f"{count / 2**20:,.1f} MiB"

@@ -1,0 +1,101 @@
+"""Nothing passes that is not finite: rates before a step, loss and gradient in it, weights and statistics after it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from headstart.data.batches import Batch
+from headstart.errors import NonFiniteError
+from headstart.parallel.shards import local
+from headstart.train.state import TrainState
+
+_SHOWN = 8  # files, groups or tensors that a message names
+
+
+def check_rates(state: TrainState, batch: Batch) -> None:
+    """Raises: NonFiniteError: a group's rate is NaN or infinite."""
+    for name, group in _groups(state).items():
+        if not math.isfinite(group["lr"]):
+            raise NonFiniteError(
+                f"step {state.step + 1}: the rate of group {name} is {float(group['lr'])}, so the step was not taken; "
+                f"give a finite one (--lr). Images: {names(batch)}"
+            )
+
+
+def check_weights(state: TrainState, batch: Batch) -> None:
+    """After a step.  Raises: NonFiniteError: a weight or a batch statistic is not finite; names them and the files."""
+    trained = [local(parameter.detach()) for group in state.optimizer.param_groups for parameter in group["params"]]
+    if math.isfinite(nn.utils.get_total_norm([*trained, *_statistics(state.model).values()])):
+        return
+    wrong = damaged(state.model)
+    if not wrong:  # only their squares are too large
+        return
+    raise NonFiniteError(
+        f"step {state.step + 1}: not finite after it: {_some(wrong)}; nothing of it is saved. "
+        f"{_of_groups(state, by_gradient=False)}Images: {names(batch)}. Rates: {_rates(state)}. Try a lower rate (--lr)"
+    )
+
+
+def damaged(model: nn.Module) -> list[str]:
+    """Names of parameters and batch statistics that hold a NaN or an infinity (other buffers may, on purpose)."""
+    tensors = dict(model.named_parameters()) | _statistics(model)
+    return [name for name, value in tensors.items() if not bool(torch.isfinite(local(value)).all())]
+
+
+def check_before_saving(state: TrainState) -> None:
+    """Raises: NonFiniteError: a weight, a batch statistic or a number of a group is not finite: not to be kept."""
+    wrong = damaged(state.model) + [
+        f"{key} of group {name}"
+        for name, group in _groups(state).items()
+        for key, value in group.items()
+        if isinstance(value, float) and not math.isfinite(value)
+    ]
+    if wrong:
+        raise NonFiniteError(f"step {state.step}: {_some(wrong)}: not finite, so the state is not saved")
+
+
+def complaint(state: TrainState, batch: Batch, loss: float, grad_norm: float) -> str:
+    """What to say of a step that cannot be taken."""
+    return (
+        f"step {state.step + 1}: loss {loss}, gradient norm {grad_norm}: not finite, so the step was not taken. "
+        f"{_of_groups(state, by_gradient=True)}Images: {names(batch)}. Rates: {_rates(state)}. Try a lower rate "
+        "(--lr), clipping (--batch.clip_norm 1.0) or --precision fp32"
+    )
+
+
+def names(batch: Batch) -> str:
+    """The files of a batch, the first few."""
+    return _some(batch.keys)
+
+
+def _statistics(model: nn.Module) -> dict[str, Tensor]:
+    return {name: value for name, value in model.named_buffers() if "running_" in name}
+
+
+def _groups(state: TrainState) -> Mapping[str, dict[str, Any]]:
+    groups = state.optimizer.param_groups
+    return {str(group.get("name", f"number {number}")): group for number, group in enumerate(groups)}
+
+
+def _of_groups(state: TrainState, *, by_gradient: bool) -> str:
+    """``Weights of: GROUP, GROUP. ``, those with one (or a gradient) that is not finite."""
+    found = []
+    for name, group in _groups(state).items():
+        values = [parameter.grad if by_gradient else parameter for parameter in group["params"]]
+        if any(not bool(torch.isfinite(local(value)).all()) for value in values if value is not None):
+            found.append(name)
+    return f"{'Gradients' if by_gradient else 'Weights'} of: {_some(found)}. " if found else ""
+
+
+def _rates(state: TrainState) -> str:
+    return ", ".join(f"{name.removeprefix('number ')} {group['lr']:.3g}" for name, group in _groups(state).items())
+
+
+def _some(found: tuple[str, ...] | list[str]) -> str:
+    more = f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
+    return ", ".join(found[:_SHOWN]) + more
