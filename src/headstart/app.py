@@ -15,6 +15,7 @@ from headstart.config.load import check
 from headstart.config.schema import Config
 from headstart.optim.losses import LossFunction
 from headstart.plan.preflight import Plan, prepare
+from headstart.plan.space import refuse_small_disk
 from headstart.runs.finish import Run, finish, finished_run
 from headstart.runs.folder import check_free, default_out, record_start
 from headstart.runs.log import Note, RunLog
@@ -40,7 +41,8 @@ def train(
     loss per sample (B,), or (losses, weights); ``resume``: go on from the last good checkpoint; ``watch`` is called
     with every event.
 
-    Raises: Error: see ``headstart.errors``; a ConfigError, ModelError or DataError comes before anything is written.
+    Raises: Error: see ``headstart.errors``; a ConfigError, ModelError or DataError, or a StorageError about too little
+    space, comes before anything is written.
     """
     config = check(config)
     run = default_out(config)
@@ -49,6 +51,7 @@ def train(
         return finished_run(run, model=model)
     started = time.monotonic()
     prepared = prepare(config, module=model, loss=loss, tell=watch)
+    refuse_small_disk(run, prepared)
     with locked(run), interruptible() as interrupted:
         if check_free(run, config, resume=resume):  # again: another process may have had it until now
             return finished_run(run, model=model)
