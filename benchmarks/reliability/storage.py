@@ -103,9 +103,9 @@ def kills() -> None:
             whole += found is not None and _is_whole(found, acknowledged)
             steps = max(steps, acknowledged)
     keep(
-        "P2", what=f"{KILLS} SIGKILLs of a process that saves 4 MiB in a loop ({steps} saves)",
+        "P2", what=f"{KILLS} SIGKILLs of a process that saves 4 MiB in a loop",
         goal=f"{KILLS} of {KILLS} readable, 0 stale temporary files after the next start",
-        found=f"{whole} of {KILLS} readable, {stale} stale ({temporary} were left by the kills)",
+        found=f"{whole} of {KILLS} readable, {stale} stale ({temporary} were left by the kills; {steps} saves)",
         met=whole == KILLS and not stale,
         command=f"{COMMAND} kills",
     )  # fmt: skip
