@@ -6,6 +6,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -24,6 +25,7 @@ from headstart.storage import (
     DISK,
     MANIFEST,
     explained,
+    free_bytes,
     json_bytes,
     locked,
     make_folder,
@@ -249,9 +251,8 @@ class Failing:
 
     def write(self, path: Path, data: bytes) -> None:
         self.left -= len(data)
-        with explained(path, needed=len(data)):
-            if self.left < 0:
-                raise OSError(self.code, os.strerror(self.code))
+        if self.left < 0:
+            raise OSError(self.code, os.strerror(self.code), str(path))
         DISK.write(path, data)
 
     def __getattr__(self, name: str) -> Callable[..., None]:
@@ -262,16 +263,89 @@ def test_a_full_disk_is_named_and_leaves_the_old_folder(tmp_path) -> None:
     write_folder(tmp_path / "x", {"v": b"1"})
     with pytest.raises(StorageError) as caught:
         write_folder(tmp_path / "x", {"v": b"2" * 5000}, disk=Failing(errno.ENOSPC, after=100))
-    assert "v: cannot be written: No space left on device (5,000 bytes needed, " in str(caught.value)
+    needed = sum(path.stat().st_size for path in write_sample(tmp_path / "sample", {"v": b"2" * 5000}).iterdir())
+    assert needed > 5000
+    assert f"v: cannot be written: No space left on device ({needed:,} bytes needed, " in str(caught.value)
     assert "earlier checkpoints are intact; free some space or choose another folder with --out" in str(caught.value)
     assert caught.value.exit_code == 4
     assert read_folder(tmp_path / "x") == {"v": b"1"}
-    write_folder(tmp_path / "x", {"v": b"3"})
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["sample", "x"]  # its space is given back
+
+
+def write_sample(path: Path, files: dict[str, bytes]) -> Path:
+    write_folder(path, files)
+    return path
+
+
+def test_what_a_failed_replacement_moved_aside_is_back_at_once(tmp_path) -> None:
+    class FailsToPutInPlace(Recorder):
+        def rename(self, source: Path, target: Path) -> None:
+            if source.name.startswith(".new-"):
+                raise OSError(errno.EIO, os.strerror(errno.EIO), str(target))
+            DISK.rename(source, target)
+
+    write_folder(tmp_path / "x", {"v": b"1"})
+    said = (
+        r"x: cannot be written: Input/output error .*check the disk, which seems to fail \(dmesg says more\), or choose"
+    )
+    with pytest.raises(StorageError, match=said):
+        write_folder(tmp_path / "x", {"v": b"2"}, disk=FailsToPutInPlace())
     assert [path.name for path in tmp_path.iterdir()] == ["x"]
+    assert read_folder(tmp_path / "x") == {"v": b"1"}
+
+
+def test_a_failed_file_leaves_the_old_one_and_nothing_else(tmp_path) -> None:
+    write_file(tmp_path / "x", b"old")
+    with pytest.raises(StorageError, match=r"\.new-x: cannot be written: .* \(3 bytes needed, [\d,]+ free\)"):
+        write_file(tmp_path / "x", b"new", disk=Failing(errno.ENOSPC, after=0))
+    assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("x", b"old")]
+    with pytest.raises(StorageError, match=r"\(5,000 bytes needed"):
+        write_file(tmp_path / "x", b"new", disk=Failing(errno.ENOSPC, after=0), needed=5000)
+
+
+def test_a_failure_while_clearing_up_does_not_hide_the_first_one(tmp_path) -> None:
+    def fails() -> None:
+        raise OSError(errno.EIO, "and this fails too")
+
+    with pytest.raises(StorageError, match="No space left"), explained(tmp_path, needed=1, undo=fails):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_free_bytes_are_those_of_the_nearest_folder_that_can_be_asked(tmp_path) -> None:
+    assert free_bytes(tmp_path / "not" / "yet") == pytest.approx(shutil.disk_usage(tmp_path).free, rel=0.1)
+    (tmp_path / "file").write_bytes(b"")
+    assert free_bytes(tmp_path / "file" / "below") is not None
+    assert free_bytes(Path("/proc")) is None  # says nothing of its size
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+def test_a_folder_of_another_user_is_refused_with_the_bytes_free(tmp_path) -> None:
+    """The folder may not even be looked into."""
+    code = """
+import os, sys
+from pathlib import Path
+from headstart.storage import write_folder
+from headstart.errors import StorageError
+os.setgid(65534); os.setuid(65534)
+try:
+    write_folder(Path(sys.argv[1]), {"v": b"1"})
+except StorageError as error:
+    print(error)
+"""
+    tmp_path.chmod(0o700)
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "deep" / "x")], capture_output=True, text=True, timeout=60
+    )
+    assert "cannot be written: Permission denied (" in done.stdout, done.stderr
+    assert re.search(r"[\d,]+ bytes needed, [\d,]+ free\); .* check the folder's permissions", done.stdout)
 
 
 @pytest.mark.parametrize(
-    ("code", "remedy"), [(errno.EROFS, "check the folder's permissions"), (errno.EDQUOT, "free some space")]
+    ("code", "remedy"),
+    [
+        (errno.EROFS, "check the folder's permissions"),
+        (errno.EDQUOT, r"free on the disk, less within your quota\).*; free some space, ask for a larger quota"),
+    ],
 )
 def test_a_read_only_disk_and_a_quota_have_their_own_remedy(tmp_path, code, remedy) -> None:
     with pytest.raises(StorageError, match=rf"{os.strerror(code)} .*{remedy} or choose another folder with --out"):
@@ -339,6 +413,47 @@ def test_orphans_of_a_killed_process_are_waited_for(tmp_path) -> None:
     started = time.monotonic()
     with locked(tmp_path / "run"):
         assert time.monotonic() - started < 10
+
+
+@pytest.mark.parametrize("code", [errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS])
+def test_a_file_system_without_locks_is_refused_in_one_sentence(tmp_path, monkeypatch, code) -> None:
+    def flock(descriptor: int, operation: int) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    said = (
+        rf"run: its file system cannot lock files \({os.strerror(code)}\), so two processes could write this run at "
+        "once; choose a folder on a local disk with --out"
+    )
+    with pytest.raises(StorageError, match=said) as caught, locked(tmp_path / "run"):
+        pass
+    assert caught.value.exit_code == 4
+
+
+def test_a_process_that_has_not_yet_said_its_number_is_asked_again(tmp_path) -> None:
+    code = """
+import fcntl, os, sys, time
+descriptor = os.open(sys.argv[1], os.O_RDWR | os.O_CREAT)
+fcntl.flock(descriptor, fcntl.LOCK_EX)
+print("held", flush=True)
+time.sleep(0.5)
+os.pwrite(descriptor, str(os.getpid()).encode(), 0)
+time.sleep(60)
+"""
+    (tmp_path / "run").mkdir()
+    words = [sys.executable, "-c", code, str(tmp_path / "run" / ".lock")]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "held\n"
+        with pytest.raises(StorageError, match=rf"process {process.pid} is using this run"), locked(tmp_path / "run"):
+            pass
+        process.kill()
+
+
+def test_a_full_disk_at_the_lock_is_said_too(tmp_path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / ".lock").symlink_to("/dev/full")
+    with pytest.raises(StorageError, match=r"\.lock: cannot be written: .* bytes needed"), locked(tmp_path / "run"):
+        pass
 
 
 def test_the_lock_of_this_very_process_is_a_lock_too(tmp_path) -> None:

@@ -18,6 +18,7 @@ from headstart.optim.losses import LossFunction
 from headstart.parallel.group import check_devices, joined, was_restarted
 from headstart.parallel.messages import from_first, together
 from headstart.plan.preflight import Plan, prepare
+from headstart.plan.space import refuse_small_disk
 from headstart.runs.finish import Run, finish, finished_run
 from headstart.runs.folder import check_free, default_out, record_start
 from headstart.runs.log import Note, RunLog
@@ -46,7 +47,8 @@ def train(
     where something that decides the bits (versions, threads, device, ...) has changed; ``watch`` is called with every
     event. Of several processes (torchrun, SLURM) each calls this; the first one writes and tells.
 
-    Raises: Error: see ``headstart.errors``; a ConfigError, ModelError or DataError comes before anything is written.
+    Raises: Error: see ``headstart.errors``; a ConfigError, ModelError or DataError, or a StorageError about too little
+    space, comes before anything is written.
     """
     config = check(config)
     run, resume = default_out(config), resume or was_restarted()
@@ -61,6 +63,8 @@ def train(
         started = time.monotonic()
         with together():
             prepared = prepare(config, module=model, loss=loss, tell=tell)
+            if ours.is_first:
+                refuse_small_disk(run, prepared)
         with locked(run) if ours.is_first else nullcontext(), deaths_explained(), interruptible() as interrupted:
             with together():
                 finished = ours.is_first and check_free(run, config, resume=resume)  # another process may have had it

@@ -17,7 +17,7 @@ import re
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -26,11 +26,17 @@ from headstart.errors import StorageError
 MANIFEST = "MANIFEST.json"
 _NAME = re.compile(r"[A-Za-z0-9._-]+")
 _TEMP, _OLD = ".new-", ".old-"
+_BLOCK = 4096  # what a new folder takes
+_REMEDIES = {
+    errno.ENOSPC: "free some space",
+    errno.EDQUOT: "free some space, ask for a larger quota",
+    errno.EIO: "check the disk, which seems to fail (dmesg says more),",
+}
 _ORPHANS_SECONDS = 15.0  # loading processes of a killed run hold its lock until they notice, within 5 s
 
 
 class Disk(Protocol):
-    """The six durable operations."""
+    """The six durable operations.  Each raises OSError, whose ``filename`` is the path."""
 
     def write(self, path: Path, data: bytes) -> None:
         """Create or overwrite a file."""
@@ -52,19 +58,16 @@ class Disk(Protocol):
 
 
 class LocalDisk:
-    """The operations on the real file system.
-
-    An OS error becomes a ``StorageError`` with path, bytes needed and bytes free.
-    """
+    """The operations on the real file system."""
 
     def write(self, path: Path, data: bytes) -> None:
         """See ``Disk``."""
-        with explained(path, needed=len(data)), path.open("wb") as file:
+        with _named(path), path.open("wb") as file:
             file.write(data)
 
     def fsync(self, path: Path) -> None:
         """See ``Disk``."""
-        with explained(path):
+        with _named(path):
             descriptor = os.open(path, os.O_RDONLY)
             try:
                 os.fsync(descriptor)
@@ -77,17 +80,17 @@ class LocalDisk:
 
     def rename(self, source: Path, target: Path) -> None:
         """See ``Disk``."""
-        with explained(target):
+        with _named(target):
             source.replace(target)
 
     def mkdir(self, path: Path) -> None:
         """See ``Disk``."""
-        with explained(path):
+        with _named(path):
             path.mkdir(exist_ok=True)
 
     def remove(self, path: Path) -> None:
         """See ``Disk``."""
-        with explained(path):
+        with _named(path):
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path)
             else:
@@ -98,40 +101,70 @@ DISK = LocalDisk()
 
 
 @contextmanager
-def explained(path: Path, *, needed: int = 0) -> Iterator[None]:
-    """Within, an OS error becomes a ``StorageError`` that names the path, the bytes ``needed`` and the bytes free."""
+def _named(path: Path) -> Iterator[None]:
+    """An OS error says where: writing and syncing do not by themselves."""
     try:
         yield
     except OSError as error:
-        space = (
-            f"{needed:,} bytes needed, {_free_bytes(path):,} free" if needed else f"{_free_bytes(path):,} bytes free"
-        )
-        remedy = "free some space" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "check the folder's permissions"
+        error.filename = str(path)
+        raise
+
+
+@contextmanager
+def explained(path: Path, *, needed: int = 0, undo: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """Within, an OS error becomes a ``StorageError`` with the path, the bytes ``needed`` and the bytes free.
+
+    ``needed`` is what the whole of the writing takes; the free bytes are counted after ``undo`` removed what was left
+    half-done, so that the difference is what has to be freed.
+    """
+    try:
+        yield
+    except OSError as error:
+        with suppress(OSError):  # the first failure is the one to tell
+            undo()
+        remedy = _REMEDIES.get(error.errno or 0, "check the folder's permissions")
         raise StorageError(
-            f"{path}: cannot be written: {error.strerror or error} ({space}); earlier checkpoints are intact; "
+            f"{error.filename or path}: cannot be written: {error.strerror or error} "
+            f"({_space(path, needed, error.errno)}); earlier checkpoints are intact; "
             f"{remedy} or choose another folder with --out"
         ) from error
 
 
-def _free_bytes(path: Path) -> int:
+def _space(path: Path, needed: int, code: int | None) -> str:
+    free = free_bytes(path)
+    shown = "an unknown number" if free is None else f"{free:,}"
+    text = f"{needed:,} bytes needed, {shown} free" if needed else f"{shown} bytes free"
+    return f"{text} on the disk, less within your quota" if code == errno.EDQUOT else text
+
+
+def free_bytes(path: Path) -> int | None:
+    """Bytes free where ``path`` is or would be; None where the file system does not say.
+
+    A quota is not seen: the system call knows the file system only.
+    """
     for folder in (path, *path.parents):
-        if folder.exists():
-            return shutil.disk_usage(folder).free
-    return 0
+        with suppress(OSError):  # not there yet, or not to be looked into
+            usage = shutil.disk_usage(folder)
+            return usage.free if usage.total else None
+    return None
 
 
-def write_file(path: Path, data: bytes, *, disk: Disk = DISK) -> None:
-    """Write a file so that a crash leaves either the old contents or the new.  Raises: StorageError."""
+def write_file(path: Path, data: bytes, *, disk: Disk = DISK, needed: int = 0) -> None:
+    """Write a file so that a crash leaves either the old contents or the new.
+
+    ``needed``: bytes of the whole that it is a part of.  Raises: StorageError.
+    """
     temp = path.with_name(_TEMP + path.name)
-    disk.write(temp, data)
-    disk.fsync(temp)
-    disk.rename(temp, path)
-    disk.fsync_dir(path.parent)
+    with explained(path, needed=needed or len(data), undo=lambda: disk.remove(temp)):
+        disk.write(temp, data)
+        disk.fsync(temp)
+        disk.rename(temp, path)
+        disk.fsync_dir(path.parent)
 
 
-def write_json(path: Path, value: object, *, disk: Disk = DISK) -> None:
+def write_json(path: Path, value: object, *, disk: Disk = DISK, needed: int = 0) -> None:
     """``write_file`` of indented JSON; NaN is refused (it is not JSON)."""
-    write_file(path, json_bytes(value), disk=disk)
+    write_file(path, json_bytes(value), disk=disk, needed=needed)
 
 
 def json_bytes(value: object) -> bytes:
@@ -141,6 +174,11 @@ def json_bytes(value: object) -> bytes:
 
 def make_folder(path: Path, *, disk: Disk = DISK) -> None:
     """Create a folder and its parents so that they survive a crash.  Raises: StorageError."""
+    with explained(path, needed=_BLOCK):
+        _make_folder(path, disk=disk)
+
+
+def _make_folder(path: Path, *, disk: Disk) -> None:
     missing = [folder for folder in (path, *path.parents) if not folder.exists()]
     for folder in reversed(missing):
         disk.mkdir(folder)
@@ -153,25 +191,38 @@ def write_folder(path: Path, files: Mapping[str, bytes], *, disk: Disk = DISK) -
     A folder at ``path`` is replaced.  Raises: StorageError.
     """
     temp, old = path.with_name(_TEMP + path.name), path.with_name(_OLD + path.name)
-    make_folder(path.parent, disk=disk)
-    if old.exists():
-        _settle(old, path, disk=disk)
-    if temp.exists():
-        disk.remove(temp)
+    assert all(_is_plain(name) for name in files), list(files)
+    complete = {**files, MANIFEST: _manifest(files)}
+    needed = sum(map(len, complete.values()))
+    with explained(path, needed=needed, undo=lambda: _give_up(temp, old, path, disk=disk)):
+        _make_folder(path.parent, disk=disk)
+        if old.exists():
+            _settle(old, path, disk=disk)
+        if temp.exists():
+            disk.remove(temp)
+        _fill(temp, complete, disk=disk)
+        if path.exists():
+            disk.rename(path, old)
+        disk.rename(temp, path)
+        disk.fsync_dir(path.parent)
+        if old.exists():
+            disk.remove(old)
+
+
+def _fill(temp: Path, files: Mapping[str, bytes], *, disk: Disk) -> None:
     disk.mkdir(temp)
     for name, data in files.items():
-        assert _is_plain(name), name
         disk.write(temp / name, data)
         disk.fsync(temp / name)
-    disk.write(temp / MANIFEST, _manifest(files))
-    disk.fsync(temp / MANIFEST)
     disk.fsync_dir(temp)
-    if path.exists():
-        disk.rename(path, old)
-    disk.rename(temp, path)
-    disk.fsync_dir(path.parent)
-    if old.exists():
-        disk.remove(old)
+
+
+def _give_up(temp: Path, old: Path, path: Path, *, disk: Disk) -> None:
+    """After a failure what was moved aside comes back, and what was half-done gives its space back."""
+    if old.exists() and not path.exists():
+        disk.rename(old, path)
+    if temp.exists():
+        disk.remove(temp)
 
 
 def _is_plain(name: str) -> bool:
@@ -240,16 +291,21 @@ def read_json(path: Path) -> Any:
 
 
 def sweep(folder: Path, *, disk: Disk = DISK) -> None:
-    """Finish or undo what a crash left half-done directly in ``folder``; call it only under the run's lock."""
-    for left in sorted(folder.glob(_OLD + "*")):
-        _settle(left, left.with_name(left.name.removeprefix(_OLD)), disk=disk)
-    for left in sorted(folder.glob(_TEMP + "*")):
-        disk.remove(left)
+    """Finish or undo what a crash left half-done directly in ``folder``; call it only under the run's lock.
+
+    Raises: StorageError.
+    """
+    with explained(folder):
+        for left in sorted(folder.glob(_OLD + "*")):
+            _settle(left, left.with_name(left.name.removeprefix(_OLD)), disk=disk)
+        for left in sorted(folder.glob(_TEMP + "*")):
+            disk.remove(left)
 
 
 def _settle(old: Path, path: Path, *, disk: Disk) -> None:
     """What was moved aside goes when its successor is in place, else it comes back."""
     if path.exists():
+        disk.fsync_dir(path.parent)  # a process that was killed may not have got that far
         disk.remove(old)
     else:
         disk.rename(old, path)
@@ -259,15 +315,18 @@ def _settle(old: Path, path: Path, *, disk: Disk) -> None:
 def locked(folder: Path, *, describe: Callable[[], str] = lambda: str(os.getpid())) -> Iterator[None]:
     """Hold the lock on a run folder; the operating system frees it when the process dies.
 
-    Raises: StorageError: another living process holds it; the message names its process id.
+    Raises: StorageError: another living process holds it (the message names its process id), or the file system has no
+    locks.
     """
     make_folder(folder)
-    with explained(folder):
-        descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    path, said = folder / ".lock", describe().encode()
+    with explained(path, needed=len(said)):
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
         _take(descriptor, folder)
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, describe().encode(), 0)
+        with explained(path, needed=len(said)):
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, said, 0)
         yield
     finally:
         os.close(descriptor)
@@ -280,12 +339,17 @@ def _take(descriptor: int, folder: Path) -> None:
         try:
             return fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            owner = os.pread(descriptor, 64, 0).decode(errors="replace") or "unknown"
-            if _is_alive(owner) or time.monotonic() > patience:
+            owner = os.pread(descriptor, 64, 0).decode(errors="replace")  # empty: it has not yet said who it is
+            if (owner and _is_alive(owner)) or time.monotonic() > patience:
                 raise StorageError(
-                    f"{folder}: process {owner} is using this run; wait for it or choose another --out"
+                    f"{folder}: process {owner or 'unknown'} is using this run; wait for it or choose another --out"
                 ) from error
             time.sleep(0.1)
+        except OSError as error:  # ENOLCK, ENOTSUP, ENOSYS: some network file systems
+            raise StorageError(
+                f"{folder}: its file system cannot lock files ({error.strerror or error}), so two processes could "
+                "write this run at once; choose a folder on a local disk with --out"
+            ) from error
 
 
 def _is_alive(owner: str) -> bool:

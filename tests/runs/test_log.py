@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from headstart.errors import StorageError
 from headstart.runs.log import RunLog
 from headstart.train.fit import EpochDone
 from headstart.train.phases import PhaseStarted
@@ -89,6 +90,14 @@ def test_events_are_there_as_soon_as_they_are_told(tmp_path) -> None:
     log.mark("saved", {"step": 0})
     assert json.loads((tmp_path / "events.jsonl").read_text()) == {"event": "saved", "step": 0}
     log.close()
+
+
+def test_a_full_disk_is_said_with_the_file_and_the_bytes(tmp_path) -> None:
+    (tmp_path / "log.txt").symlink_to("/dev/full")
+    said = r"log\.txt: cannot be written: No space left on device \(\d+ bytes needed, [\d,]+ free\)"
+    with pytest.raises(StorageError, match=said) as caught:
+        RunLog(tmp_path, fresh())
+    assert caught.value.exit_code == 4
 
 
 def test_a_table_has_a_row_per_epoch_and_room_for_metrics_that_came_later(tmp_path) -> None:

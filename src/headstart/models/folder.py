@@ -13,7 +13,7 @@ from timm.models import PretrainedCfg
 
 from headstart.errors import ModelError
 from headstart.models.factory import Architecture
-from headstart.storage import read_folder
+from headstart.storage import MANIFEST, read_folder
 
 CONFIG, WEIGHTS, BUNDLE = "config.json", "model.safetensors", "headstart.json"
 _PLACES = ("url", "file", "state_dict", "hf_hub_id", "hf_hub_filename", "source", "custom_load")  # timm must not fetch
@@ -48,7 +48,7 @@ def read_bundle(path: Path) -> Bundle | None:
 
     Raises: ModelError: not this format; StorageError: damaged.
     """
-    if not (path / BUNDLE).is_file():
+    if not (path / BUNDLE).is_file() and not (path / MANIFEST).is_file():
         return None
     files = read_folder(path)
     missing = [name for name in (BUNDLE, CONFIG, WEIGHTS) if name not in files]

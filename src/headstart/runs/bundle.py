@@ -24,7 +24,7 @@ from headstart.models.sources import OpenedModel, open_model
 from headstart.models.weights import read_safetensors
 from headstart.runs.card import model_card
 from headstart.runs.checkpoint import packed
-from headstart.storage import json_bytes, write_folder
+from headstart.storage import explained, json_bytes, write_folder
 from headstart.train.precision import MEMORY_FORMATS, Precision
 
 
@@ -102,7 +102,7 @@ def _config(model: nn.Module, facts: dict[str, Any]) -> dict[str, Any]:
         "interpolation": given.interpolation, "crop_pct": given.crop_pct, "crop_mode": given.crop_mode,
     }  # fmt: skip
     names = list(facts["task"]["classes"] or facts["task"]["targets"])
-    with tempfile.TemporaryDirectory() as folder:
+    with explained(Path(tempfile.gettempdir())), tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "config.json")
         save_config_for_hf(
             model, str(path), {"label_names": names}, model_args=about["options"], data_config=data_config

@@ -24,7 +24,7 @@ from headstart.errors import StorageError
 from headstart.parallel.messages import files_to_first
 from headstart.parallel.processes import current
 from headstart.parallel.shards import is_sharded, is_shared_out, joined_parts, like_parameter, parts, put
-from headstart.storage import DISK, MANIFEST, Disk, json_bytes, read_folder, write_folder, write_json
+from headstart.storage import DISK, MANIFEST, Disk, explained, json_bytes, read_folder, write_folder, write_json
 from headstart.train.state import Best, TrainState
 
 _COUNTERS = (
@@ -48,12 +48,14 @@ def save(state: TrainState, folder: str | Path, *, keep: int = 2, disk: Disk = D
         files = files_to_first(files)
         if not current().is_first:
             return target
+    needed = sum(map(len, files.values()))
     write_folder(target, files, disk=disk)
-    write_json(root / "last.json", {"folder": target.name, "step": state.step}, disk=disk)
+    write_json(root / "last.json", {"folder": target.name, "step": state.step}, disk=disk, needed=needed)
     if state.best is not None:
         best = {"folder": _folder_name(state.best.step), **asdict(state.best)}
-        write_json(root / "best.json", best, disk=disk)
-    _drop_old(root, state, keep=keep, disk=disk)
+        write_json(root / "best.json", best, disk=disk, needed=needed)
+    with explained(root, needed=needed):
+        _drop_old(root, state, keep=keep, disk=disk)
     return target
 
 
@@ -160,7 +162,9 @@ def read_checkpoint(folder: str | Path) -> FoundCheckpoint | None:
     for path in [root] if (root / MANIFEST).exists() else _by_step(root).values():
         try:
             files = read_folder(path)
-            return FoundCheckpoint(path, files, json.loads(files["state.json"]), tuple(skipped))
+            counters = json.loads(files["state.json"])
+            _check_name(path, int(counters["step"]))
+            return FoundCheckpoint(path, files, counters, tuple(skipped))
         except StorageError as error:
             skipped.append(str(error))
         except KeyError:
@@ -168,6 +172,13 @@ def read_checkpoint(folder: str | Path) -> FoundCheckpoint | None:
     if skipped:
         raise StorageError("no checkpoint is whole: " + "; ".join(skipped))
     return None
+
+
+def _check_name(path: Path, step: int) -> None:
+    """Refuse a checkpoint under another one's name: it would be taken for newer or older than it is."""
+    match = _FOLDER.fullmatch(path.name)
+    if match and int(match[1]) != step:
+        raise StorageError(f"{path}: holds the checkpoint of step {step}; rename it to {_folder_name(step)}")
 
 
 def _by_step(root: Path) -> dict[int, Path]:

@@ -10,13 +10,15 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from itertools import takewhile
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from headstart.storage import explained, write_file
 from headstart.train.fit import EpochDone
 from headstart.train.phases import PhaseStarted
 from headstart.train.state import TrainState
 from headstart.train.step import StepDone
+
+_LINE = 400  # bytes, about
 
 
 @dataclass(frozen=True)
@@ -43,27 +45,23 @@ class RunLog:
         self._phases = {event["phase"] for event in kept if event["event"] == "phase"}
         if self._epochs:
             write_file(self._csv, _csv(self._epochs))
-        with explained(run):
-            self._file: TextIO = self._path.open("a", encoding="utf-8", buffering=1)
-            self._text: TextIO = (run / "log.txt").open("a", encoding="utf-8", errors="backslashreplace", buffering=1)
+        self._file, self._text = _open_to_append(self._path), _open_to_append(run / "log.txt")
         self.note(f"going on from step {state.step}" if state.step else "started")
 
     def close(self) -> None:
-        """Flush and close."""
-        self.sync()
-        self._file.close()
-        self._text.close()
+        """Close the files; what must be durable was synced before."""
+        os.close(self._file)
+        os.close(self._text)
 
     def note(self, text: str) -> None:
         """Add a line to log.txt, with the time."""
-        with explained(self._path.parent):
-            self._text.write(f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC  {text}\n")
+        line = f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC  {text}\n"
+        _append(self._text, line.encode("utf-8", "backslashreplace"), path=self._path.with_name("log.txt"))
 
     def sync(self) -> None:
         """Make everything told so far durable; called before a checkpoint that counts on it."""
-        with explained(self._path):
-            self._file.flush()
-            os.fsync(self._file.fileno())
+        with explained(self._path, needed=_LINE):
+            os.fsync(self._file)
 
     def tell(self, event: object, *, phase: int) -> None:
         """Record one event of the training."""
@@ -91,8 +89,19 @@ class RunLog:
         self._line(event, facts)
 
     def _line(self, event: str, fields: dict[str, Any]) -> None:
-        with explained(self._path):
-            self._file.write(json.dumps({"event": event} | fields) + "\n")
+        _append(self._file, (json.dumps({"event": event} | fields) + "\n").encode(), path=self._path)
+
+
+def _open_to_append(path: Path) -> int:
+    with explained(path, needed=_LINE):
+        return os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
+
+
+def _append(descriptor: int, line: bytes, *, path: Path) -> None:
+    """A whole line at once and without a buffer: what a full disk refused must not fail again when it is closed."""
+    with explained(path, needed=len(line)):
+        while line:
+            line = line[os.write(descriptor, line) :]
 
 
 def _read(path: Path) -> list[dict[str, Any]]:
