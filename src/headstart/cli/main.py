@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from importlib import import_module, metadata
 from types import FrameType
 
-from headstart.cli.output import write
+from headstart.cli.output import cell, write
 from headstart.errors import Error
 
 VERBS = {  # a verb's module is imported when it is called
@@ -93,7 +93,8 @@ def overview() -> str:
 
 
 def _complain(text: str) -> None:
-    sys.stderr.write(f"headstart: {text}\n")
+    shown = "\n".join(cell(line) for line in text.split("\n"))  # a name in it must not steer the terminal
+    sys.stderr.write(f"headstart: {shown}\n")
 
 
 def _raise_terminated(_signal: int, _frame: FrameType | None) -> None:

@@ -46,6 +46,11 @@ def existing_source(data: Data) -> Path:
             f"data.source: there is no {printable(source.absolute())}; give a folder of class folders, or a CSV or "
             f"Parquet table"
         )
+    if not source.is_dir() and not source.is_file():
+        raise DataError(
+            f"data.source: {printable(source)} is a pipe or a device; give a folder of class folders, or a CSV or "
+            f"Parquet table"
+        )
     if not source.is_dir() and source.suffix.lower() not in TABLE_SUFFIXES:
         raise DataError(
             f"data.source: {printable(source)} is neither a folder nor a table; accepted: a folder of class folders, "

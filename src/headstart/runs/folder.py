@@ -17,8 +17,8 @@ import torch
 
 from headstart.config.load import load_config, write_yaml
 from headstart.config.schema import Config
-from headstart.errors import ConfigError
-from headstart.storage import json_bytes, make_folder, read_json, sweep, write_file, write_json
+from headstart.errors import ConfigError, StorageError
+from headstart.storage import json_bytes, make_folder, read_json, read_text, refuse_links, sweep, write_file, write_json
 from headstart.train.evaluate import Evaluation
 
 _LIBRARIES = ("headstart", "torch", "torchvision", "timm", "numpy", "pillow", "safetensors")
@@ -36,14 +36,14 @@ def check_free(run: Path, config: Config, *, resume: bool) -> bool:
     is not a run's.
     """
     old = run / "config.yaml"
-    source = Path(config.data.source).resolve() if config.data.source else None
+    source = Path(os.path.realpath(config.data.source)) if config.data.source else None  # resolve() raises on a loop
     if source is not None and source.is_dir() and source in (run.resolve(), *run.resolve().parents):
         raise ConfigError(
             f"out: {run} is inside the data ({source}); choose another folder, e.g. --out runs/{source.name}"
         )
     if run.exists() and not run.is_dir():
         raise ConfigError(f"out: {run} is a file; choose another run folder, e.g. --out {run}-run")
-    if not old.exists():
+    if not os.path.lexists(old):
         strangers = [path.name for path in run.iterdir() if not path.name.startswith(".")] if run.is_dir() else []
         if strangers:
             raise ConfigError(
@@ -56,7 +56,7 @@ def check_free(run: Path, config: Config, *, resume: bool) -> bool:
             f"out: a run is in {run} already; go on with it by --resume, or choose another folder with --out (to train "
             f"its model further: --model {run} and another --out)"
         )
-    if old.read_text(encoding="utf-8", errors="surrogateescape") != write_yaml(config):
+    if read_text(old) != write_yaml(config):
         raise ConfigError(
             f"{old}: the run was made with other options ({'; '.join(_differences(old, config))}); "
             "resume it with the same ones, or choose another folder with --out"
@@ -85,6 +85,7 @@ def record_start(run: Path, config: Config, plan: Mapping[str, Any], device: tor
 
     Raises: ConfigError: a run to go on with began with other data. StorageError: they cannot be written.
     """
+    refuse_links(run, "checkpoints", "model")
     sweep(run)
     _check_data(run / "plan.json", plan)
     write_file(run / "config.yaml", write_yaml(config).encode("utf-8", "surrogateescape"))  # from here on it is a run
@@ -93,6 +94,8 @@ def record_start(run: Path, config: Config, plan: Mapping[str, Any], device: tor
     write_json(run / "plan.json", plan)
     now = environment(device)
     before = read_json(run / "environment.json") if (run / "environment.json").exists() else now
+    if not isinstance(before, dict):
+        raise StorageError(f"{run / 'environment.json'}: is damaged, holds no object; remove it to go on")
     write_json(run / "environment.json", now)
     return tuple(f"{name} was {before.get(name)}, is {now[name]}" for name in now if before.get(name) != now[name])
 
@@ -101,9 +104,9 @@ def _check_data(old: Path, plan: Mapping[str, Any]) -> None:
     """Refuse to go on with a run whose data have changed: its history would be of neither."""
     if not old.exists():
         return
-    before, now = read_json(old)["data"], json.loads(json_bytes(plan))["data"]
+    before, now = _section(old, "data"), json.loads(json_bytes(plan))["data"]
     changed = [
-        f"{name} was {before[name]}, is {now[name]}"
+        f"{name} was {before.get(name)}, is {now[name]}"
         for name in ("train", "val", "test", "class_counts", "unreadable", "duplicates", "digest")
         if before.get(name) != now[name]
     ]
@@ -112,6 +115,14 @@ def _check_data(old: Path, plan: Mapping[str, Any]) -> None:
             f"{old}: the data have changed since the run began ({'; '.join(changed)}); put them back, or start a new "
             "run with another --out"
         )
+
+
+def _section(path: Path, name: str) -> dict[str, Any]:
+    found = read_json(path)
+    section = found.get(name) if isinstance(found, dict) else None
+    if not isinstance(section, dict):
+        raise StorageError(f"{path}: is damaged, {name} is missing; start a new run with another --out")
+    return section
 
 
 def environment(device: torch.device) -> dict[str, Any]:
@@ -166,5 +177,9 @@ def _rows(evaluation: Evaluation) -> list[dict[str, Any]]:
 
 def read_result(run: Path) -> dict[str, Any]:
     """result.json of a finished run.  Raises: StorageError."""
-    found: dict[str, Any] = read_json(run / "result.json")
-    return found
+    found = read_json(run / "result.json")
+    match found:
+        case {"task": str(), "seconds": float() | int(), "metrics": dict(), "test_metrics": dict() | None}:
+            if {"epoch", "weights"} <= found.keys():
+                return found
+    raise StorageError(f"{run / 'result.json'}: is damaged, it is not a result; remove it, and go on with --resume")

@@ -12,7 +12,7 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any, TextIO
 
-from headstart.storage import explained, write_file
+from headstart.storage import explained, open_log, read_text, write_file
 from headstart.train.fit import EpochDone
 from headstart.train.phases import PhaseStarted
 from headstart.train.state import TrainState
@@ -42,9 +42,8 @@ class RunLog:
         self._phases = {event["phase"] for event in kept if event["event"] == "phase"}
         if self._epochs:
             write_file(self._csv, _csv(self._epochs))
-        with explained(run):
-            self._file: TextIO = self._path.open("a", encoding="utf-8", buffering=1)
-            self._text: TextIO = (run / "log.txt").open("a", encoding="utf-8", errors="backslashreplace", buffering=1)
+        self._file: TextIO = open_log(self._path)
+        self._text: TextIO = open_log(run / "log.txt")
         self.note(f"going on from step {state.step}" if state.step else "started")
 
     def close(self) -> None:
@@ -93,12 +92,28 @@ class RunLog:
 
 def _read(path: Path) -> list[dict[str, Any]]:
     events = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+    for line in read_text(path).split("\n") if os.path.lexists(path) else ():
         try:
-            events.append(json.loads(line))
-        except ValueError:  # the line that a kill cut short
+            event = json.loads(line)
+        except (ValueError, RecursionError):  # the line that a kill cut short
             continue
+        if _is_event(event):
+            events.append(event)
     return events
+
+
+def _is_event(value: object) -> bool:
+    """Whether it has what ``RunLog`` uses of its kind; other lines are not ours, and go."""
+    match value:
+        case {"event": "phase", "phase": int()}:
+            return True
+        case {"event": "epoch", "epoch": int(), "metrics": dict(), "average_metrics": dict() | None}:
+            return {"step", "phase", "lr", "train_loss", "seconds"} <= value.keys()
+        case {"event": "phase" | "epoch"}:
+            return False
+        case {"event": str()}:
+            return isinstance(value.get("step", 0), int)
+    return False
 
 
 def _is_before(event: dict[str, Any], state: TrainState) -> bool:
