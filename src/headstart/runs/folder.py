@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import os
 import platform
@@ -18,6 +16,7 @@ import torch
 from headstart.config.load import load_config, write_yaml
 from headstart.config.schema import Config
 from headstart.errors import ConfigError, StorageError
+from headstart.runs.spreadsheet import csv_text
 from headstart.storage import json_bytes, make_folder, read_json, read_text, refuse_links, sweep, write_file, write_json
 from headstart.train.evaluate import Evaluation
 
@@ -147,13 +146,10 @@ def _cpu() -> str:
 
 
 def write_predictions(path: Path, evaluation: Evaluation) -> None:
-    """predictions.csv: id, truth and prediction of every validation image; names are written as they are."""
-    out = io.StringIO()
+    """predictions.csv: id, truth and prediction of every validation image; names that are formulas led by '."""
     rows = _rows(evaluation)
-    writer = csv.DictWriter(out, fieldnames=list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_file(path, out.getvalue().encode("utf-8", "surrogateescape"))
+    text = csv_text(([*row.values()] for row in rows), header=list(rows[0]))
+    write_file(path, text.encode("utf-8", "surrogateescape"))
 
 
 def _rows(evaluation: Evaluation) -> list[dict[str, Any]]:

@@ -12,6 +12,7 @@ from typing import Any
 
 from headstart.config.yaml import parse_yaml
 from headstart.errors import ConfigError, Error, StorageError
+from headstart.runs.spreadsheet import plain_text
 from headstart.storage import read_json, read_text
 
 TASKS = ("classify", "multilabel", "regress")
@@ -142,7 +143,7 @@ def _predictions(path: Path) -> tuple[Mapping[str, str], ...]:
                 raise StorageError(
                     f"{path}: is damaged, line {reader.line_num} does not have {len(reader.fieldnames or ())} values"
                 )
-            rows.append(row)
+            rows.append({plain_text(name): plain_text(value) for name, value in row.items()})
     except csv.Error as error:
         raise StorageError(f"{path}: is damaged, not a valid CSV table ({error})") from error
     return tuple(rows)
