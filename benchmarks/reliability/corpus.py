@@ -34,12 +34,14 @@ def main() -> None:
     broken = {law: [result for result in results if breaks(result)] for law, breaks in LAWS.items()}
     for law, ones in broken.items():
         for result in ones:
-            print(f"{law}: {result['artefact']}: {' '.join(result['argv'][:3])}: {result['code']} {result['err'][-200:]}")
+            print(
+                f"{law}: {result['artefact']}: {' '.join(result['argv'][:3])}: {result['code']} {result['err'][-200:]}"
+            )
     refused = sum(result["code"] in (2, 4) for result in results)
     controls = sum(bool(control["seen"] and control["marked"]) for control in found["controls"])
     common = {"command": "python -m benchmarks.reliability.corpus"}
     keep(
-        "P5", what=f"{found['artefacts']} malicious artefacts, {len(results):,} commands: code executed or hosts contacted",
+        "P5", what=f"{found['artefacts']} malicious artefacts, {len(results):,} commands: code executed or hosts contacted",  # noqa: E501
         goal="0", found=str(len(broken["executed"])), met=not broken["executed"], **common,
         note=f"control: {controls} of {len(found['controls'])} payloads seen by the watch where they do run",
     )  # fmt: skip
