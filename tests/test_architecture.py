@@ -26,7 +26,17 @@ LIGHT = ("errors.py", "storage.py", "__init__.py", "config/", "cli/", "models/sp
 FORBIDDEN_NAMES = {"utils", "util", "helpers", "helper", "manager", "base", "core", "common", "misc"}
 BROAD_EXCEPT_AT = ("cli/main.py", "data/decode.py")
 PICKLE_AT = ("models/weights.py",)
-PICKLES = {"pickle", "cPickle", "dill", "joblib", "cloudpickle", "shelve", "marshal"}
+PICKLES = {"pickle", "cPickle", "_pickle", "dill", "joblib", "cloudpickle", "shelve", "marshal", "runpy", "code"}
+CODE_MODULES = ("torch.distributed.checkpoint", "torch.hub", "torch.jit", "torch.package", "torch.export")
+LOADERS = {  # of code, or of files that may hold some
+    "torch.load", "th.load", "jit.load", "dcp.load", "yaml.load", "yaml.load_all", "yaml.full_load", "yaml.unsafe_load",
+    "yaml.Loader", "yaml.FullLoader", "yaml.UnsafeLoader", "os.system", "os.popen", "os.startfile", "pty.spawn",
+    "pandas.read_pickle", "pd.read_pickle", "timm.models.load_checkpoint", "timm.models.load_state_dict",
+}  # fmt: skip
+LOADER_ENDS = (".load_state_dict_from_url", ".get_state_dict", ".read_pickle", ".load_checkpoint", ".load_learner")
+FINE = {"torch.hub.get_dir"}  # the cache's place
+EVALUATORS = {"eval", "exec", "compile", "__import__"}
+OPENERS = {"allow_pickle", "shell", "trust_remote_code"}
 BLOCKS = ast.If | ast.For | ast.While | ast.With | ast.Try | ast.Match | ast.AsyncFor | ast.AsyncWith
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
@@ -177,15 +187,27 @@ def broad_except(source: Source) -> Iterator[str]:
 
 
 def pickles(source: Source) -> Iterator[str]:
+    """What can run code that a file brings along: in one reviewed file, nowhere else."""
     if source.at in PICKLE_AT:
         return
+    harmless = {node.value for node in ast.walk(source.tree) if isinstance(node, ast.Attribute) and named(node) in FINE}
     for node in ast.walk(source.tree):
-        if any(target.partition(".")[0] in PICKLES for target in imported(node)):
-            yield f"{source.at}:{node.lineno} imports a pickle library"
-        if isinstance(node, ast.Attribute) and node.attr == "load" and ast.unparse(node.value) in ("torch", "th"):
-            yield f"{source.at}:{node.lineno} torch.load"
-        if isinstance(node, ast.keyword) and node.arg == "allow_pickle" and ast.unparse(node.value) != "False":
-            yield f"{source.at}:{node.lineno} allow_pickle"
+        where = f"{source.at}:{node.lineno}" if hasattr(node, "lineno") else source.at
+        for target in imported(node):
+            if target.partition(".")[0] in PICKLES or target.startswith(CODE_MODULES) or target in LOADERS:
+                yield f"{where} imports a pickle library or a loader of programs ({target})"
+        if isinstance(node, ast.Attribute) and node not in harmless and named(node) not in FINE:
+            full = named(node)
+            if full in LOADERS or full.endswith(LOADER_ENDS) or full.startswith(CODE_MODULES):
+                yield f"{where} {full}"
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in EVALUATORS:
+            yield f"{where} {node.func.id}("
+        if isinstance(node, ast.keyword) and node.arg in OPENERS and ast.unparse(node.value) != "False":
+            yield f"{where} {node.arg}"
+
+
+def named(node: ast.Attribute) -> str:
+    return ast.unparse(node)
 
 
 def names(source: Source) -> Iterator[str]:
@@ -291,6 +313,19 @@ BAD = {  # rule: (file, text, what it finds)
     "broad_except": ("runs/e.py", '"""M."""\ntry:\n    pass\nexcept (ValueError, Exception):\n    pass\n', "a broad except"),  # noqa: E501
     "pickles": ("runs/p.py", '"""M."""\nimport torch\nx = torch.load("f")\n', "torch.load"),
     "pickles import": ("runs/q.py", '"""M."""\nfrom pickle import loads\n', "imports a pickle library"),
+    "pickles checkpoint": ("runs/q.py", '"""M."""\nimport torch.distributed.checkpoint as dcp\n', "loader of programs"),
+    "pickles of a module": ("runs/q.py", '"""M."""\nfrom torch import hub\n', "torch.hub"),
+    "pickles name": ("runs/q.py", '"""M."""\nfrom torch import load\n', "torch.load"),
+    "pickles jit": ("runs/q.py", '"""M."""\nx = torch.jit.load("f")\n', "torch.jit.load"),
+    "pickles hub": ("models/q.py", '"""M."""\nx = torch.hub.load_state_dict_from_url("u")\n', "torch.hub.load_state"),
+    "pickles torchvision": ("models/q.py", '"""M."""\nx = weights.get_state_dict()\n', "get_state_dict"),
+    "pickles yaml": ("config/q.py", '"""M."""\nx = yaml.load(text, yaml.SafeLoader)\n', "yaml.load"),
+    "pickles loader": ("config/q.py", '"""M."""\nx = yaml.parse(text, Loader=yaml.FullLoader)\n', "yaml.FullLoader"),
+    "pickles numpy": ("data/q.py", '"""M."""\nx = np.load("f", allow_pickle=True)\n', "allow_pickle"),
+    "pickles eval": ("config/q.py", '"""M."""\nx = eval("1")\n', "eval("),
+    "pickles exec": ("config/q.py", '"""M."""\nexec("1")\n', "exec("),
+    "pickles system": ("runs/q.py", '"""M."""\nos.system("ls")\n', "os.system"),
+    "pickles shell": ("runs/q.py", '"""M."""\nsubprocess.run("ls", shell=True)\n', "shell"),
     "names": ("data/utils.py", '"""M."""\n', "a name that says nothing"),
     "unfinished": ("data/t.py", '"""M."""\n# TODO later\n', "unfinished work"),
 }  # fmt: skip

@@ -15,6 +15,7 @@ import json
 import os
 import re
 import shutil
+import stat
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -62,7 +63,7 @@ class LocalDisk:
 
     def write(self, path: Path, data: bytes) -> None:
         """See ``Disk``."""
-        with _named(path), path.open("wb") as file:
+        with _named(path), open(path, "wb", opener=_open_plainly) as file:
             file.write(data)
 
     def fsync(self, path: Path) -> None:
@@ -279,7 +280,38 @@ def _bytes_of(path: Path) -> bytes:
 
 
 def _open_plainly(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK)  # a link could point anywhere, a pipe would wait
+    """A descriptor of a plain file: a link in a folder from elsewhere could lead anywhere, a pipe would wait."""
+    try:
+        descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise OSError(errno.ELOOP, "it is a link, and links in a run folder are not followed", path) from error
+        raise
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "it is not a plain file", path)
+    return descriptor
+
+
+def open_log(path: Path, *, needed: int) -> int:
+    """A descriptor of a run's file, to add lines of about ``needed`` bytes to.  Raises: StorageError."""
+    with explained(path, needed=needed):
+        return _open_plainly(str(path), os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC)
+
+
+def read_text(path: Path) -> str:
+    """The text of a run's file; bytes that are not UTF-8 (a file's name) survive.  Raises: StorageError."""
+    return _bytes_of(path).decode("utf-8", "surrogateescape")
+
+
+def refuse_links(run: Path, *names: str) -> None:
+    """Raises: StorageError: a folder of a run is a link, through which files elsewhere would be changed."""
+    for name in names:
+        if (run / name).is_symlink():
+            raise StorageError(
+                f"{run / name}: it is a link, and links in a run folder are not followed; put the folder itself there, "
+                "or make the whole run folder a link"
+            )
 
 
 def read_json(path: Path) -> Any:
@@ -321,7 +353,7 @@ def locked(folder: Path, *, describe: Callable[[], str] = lambda: str(os.getpid(
     make_folder(folder)
     path, said = folder / ".lock", describe().encode()
     with explained(path, needed=len(said)):
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        descriptor = _open_plainly(str(path), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC)
     try:
         _take(descriptor, folder)
         with explained(path, needed=len(said)):

@@ -127,7 +127,7 @@ def test_damage_is_refused(tmp_path: Path) -> None:
     whole = (tmp_path / "w.safetensors").read_bytes()
     for damaged in (whole[:-5], b"", struct.pack("<Q", 1 << 60) + whole[8:]):
         (tmp_path / "w.safetensors").write_bytes(damaged)
-        with pytest.raises(ModelError, match="not a whole safetensors file"):
+        with pytest.raises(ModelError, match=r"not a whole safetensors file|the file is empty"):
             read_weights(tmp_path / "w.safetensors")
     torch.save(small_net().state_dict(), tmp_path / "w.pth")
     (tmp_path / "w.pth").write_bytes((tmp_path / "w.pth").read_bytes()[:-300])

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from importlib import import_module, metadata
 
 from headstart.cli.leaving import leaving_on_signals, to_go_on
-from headstart.cli.output import write
+from headstart.cli.output import cell, write
 from headstart.errors import Error, Interrupted, OthersFailed
 
 VERBS = {  # a verb's module is imported when it is called
@@ -92,7 +92,8 @@ def overview() -> str:
 
 
 def _complain(text: str) -> None:
-    sys.stderr.write(f"headstart: {text}\n")
+    shown = "\n".join(cell(line) for line in text.split("\n"))  # a name in it must not steer the terminal
+    sys.stderr.write(f"headstart: {shown}\n")
 
 
 if __name__ == "__main__":

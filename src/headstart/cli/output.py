@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import math
 import sys
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
+
+from headstart.runs.spreadsheet import csv_text
 
 
 def write(text: str) -> None:
@@ -61,11 +61,7 @@ def to_json(value: object) -> str:
 
 def to_csv(rows: Iterable[Sequence[object]], *, header: Sequence[str]) -> str:
     """CSV whose text cells no spreadsheet runs as formulas: a leading = + - @ is quoted with '."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([_no_formula(name) for name in header])
-    writer.writerows([_no_formula(value) for value in row] for row in rows)
-    return text.getvalue().removesuffix("\n")
+    return csv_text(rows, header=header).removesuffix("\n")
 
 
 def result(run: Any, *, as_json: bool) -> str:
@@ -79,12 +75,6 @@ def result(run: Any, *, as_json: bool) -> str:
         rows = [(name, value, run.test_metrics.get(name)) for name, value in run.metrics.items()]
     header = ("", "validation", "test") if run.test_metrics else ()
     return table(rows, header=header) + (f"\n\n{cell(run.note)}" if run.note else "")
-
-
-def _no_formula(value: object) -> object:
-    if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")):
-        return f"'{value}"
-    return "" if value is None else value
 
 
 def _finite(value: object) -> object:

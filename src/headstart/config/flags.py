@@ -18,6 +18,7 @@ from headstart.errors import ConfigError
 EVERY = ("", *hints(Config))  # sections to have flags for; "": the options outside sections
 _NOT_FLAGS = ("data.source",)  # the positional DATA
 _RULES: dict[Any, str] = {Until: "until:NAME", Stages: "stages:N", Names: "names:GLOB,...", But: "but:KIND"}
+_NEARLY = ("yes", "no", "on", "off", "1", "0")  # meant as true or false, and told so; other words are the next argument
 _METAVARS = {int: "INT", float: "NUMBER", str: "TEXT", bool: "true|false", dict: "YAML"}
 
 
@@ -169,7 +170,7 @@ def _with_true(argv: Sequence[str]) -> list[str]:
     for index, word in enumerate(argv):
         completed.append(word)
         after = argv[index + 1].lower() if index + 1 < len(argv) else ""
-        if word.replace("_", "-") in switches and after not in ("true", "false", "auto"):
+        if word.replace("_", "-") in switches and after not in ("true", "false", "auto", *_NEARLY):
             completed.append("true")
     return completed
 

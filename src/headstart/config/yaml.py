@@ -27,6 +27,8 @@ _WORDS: dict[str, bool | None] = {
 def read_yaml(path: Path) -> object:
     """The value in a YAML file.  Raises: ConfigError: it cannot be read or is not strict YAML."""
     try:
+        if path.exists() and not path.is_file() and not path.is_dir():
+            raise ConfigError(f"{path}: it is a pipe or a device, not a file; write it into a file first")
         with path.open("rb") as file:
             raw = file.read(MAX_BYTES + 1)
     except OSError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -43,7 +44,12 @@ def existing_source(data: Data) -> Path:
     source = Path(data.source)
     if not source.exists():
         raise DataError(
-            f"data.source: there is no {printable(source.absolute())}; give a folder of class folders, or a CSV or "
+            f"data.source: there is no {printable(source.absolute())}{_near(source)}; give a folder of class folders, "
+            f"or a CSV or Parquet table"
+        )
+    if not source.is_dir() and not source.is_file():
+        raise DataError(
+            f"data.source: {printable(source)} is a pipe or a device; give a folder of class folders, or a CSV or "
             f"Parquet table"
         )
     if not source.is_dir() and source.suffix.lower() not in TABLE_SUFFIXES:
@@ -52,6 +58,13 @@ def existing_source(data: Data) -> Path:
             f"{', '.join(sorted(TABLE_SUFFIXES))}"
         )
     return source
+
+
+def _near(source: Path) -> str:
+    """The name beside it that was probably meant."""
+    beside = [path.name for path in source.absolute().parent.glob("*") if not path.name.startswith(".")]
+    found = difflib.get_close_matches(source.name, beside, n=1, cutoff=0.7)
+    return f", did you mean {printable(source.with_name(found[0]))}?" if found else ""
 
 
 def list_files(data: Data) -> tuple[tuple[Path, str], ...]:

@@ -6,7 +6,7 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -54,11 +54,22 @@ class TaskSpec:
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> TaskSpec:
-        """The task that :meth:`to_dict` wrote."""
+        """The task that :meth:`to_dict` wrote.  Raises: DataError: it is another thing."""
         values: dict[str, Any] = {
             name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()
         }
-        return cls(**values)
+        try:
+            found = cls(**values)
+            names = found.targets if found.kind == "regress" else found.classes
+            scales = (*found.mean, *found.std)
+            good = found.kind in get_args(TaskKind) and names and len(set(names)) == len(names)
+            good = good and all(isinstance(name, str) for name in names)
+            good = good and all(isinstance(number, int | float) for number in scales)
+        except TypeError as error:
+            raise DataError(f"task: {error}; not a task that headstart wrote") from error
+        if not good or (found.kind == "regress" and not len(found.mean) == len(found.std) == len(names)):
+            raise DataError(f"task: {str(dict(fields))[:200]} is not a task that headstart wrote")
+        return found
 
 
 def regression_task(targets: Sequence[str], rows: Sequence[Sequence[float]], *, log: bool) -> TaskSpec:

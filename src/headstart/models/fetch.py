@@ -20,6 +20,7 @@ from headstart.models.weights import Digest, check_digest, hash_prefix, named
 from headstart.storage import write_file
 
 CONTACT_SECONDS = 8.0  # until the first answer of a server, name look-up and all its addresses included
+_USER = re.compile(r"//[^/@\s]*@")
 _T = TypeVar("_T")
 
 
@@ -137,7 +138,7 @@ def _published_digest(repo: str, filename: str, revision: str | None, *, lack: s
     url = huggingface_hub.hf_hub_url(repo, filename, revision=revision, endpoint=_endpoint())
     facts = _asked(
         lambda: huggingface_hub.get_hf_file_metadata(url, timeout=CONTACT_SECONDS, endpoint=_endpoint()),
-        what=f"the hub ({urllib.parse.urlparse(url).netloc}), asked for {repo}/{filename},",
+        what=f"the hub ({_host(url)}), asked for {repo}/{filename},",
         seconds=CONTACT_SECONDS,
     )
     etag = facts.etag or ""
@@ -148,6 +149,11 @@ def _published_digest(repo: str, filename: str, revision: str | None, *, lack: s
     raise ModelError(
         f"the hub publishes no hash of {repo}/{filename} ({etag!r}); download it and give it as --weights FILE"
     )
+
+
+def _host(url: str) -> str:
+    """The server's name and port, without a user's name and password."""
+    return urllib.parse.urlparse(url).netloc.rpartition("@")[2]
 
 
 def _endpoint() -> str | None:
@@ -183,6 +189,7 @@ def _asked(question: Callable[[], _T], *, what: str, seconds: float | None) -> _
     failure = failures[0]
     reason = (str(failure).strip().splitlines() or [type(failure).__name__])[0]
     status = getattr(getattr(failure, "response", None), "status_code", None)
+    reason = _USER.sub("//", reason)  # a name and password in a proxy's or mirror's address
     if status in (401, 403, 404):
         raise NotThere(f"{what} answered {status}: {reason}") from failure
     raise ModelError(f"{what} cannot be reached ({reason}); {ways_on()}") from failure
@@ -191,7 +198,7 @@ def _asked(question: Callable[[], _T], *, what: str, seconds: float | None) -> _
 def _download(url: str, path: Path) -> None:
     answer = _asked(
         lambda: urllib.request.urlopen(url, timeout=CONTACT_SECONDS),
-        what=f"{urllib.parse.urlparse(url).netloc}, asked for {path.name},",
+        what=f"{_host(url)}, asked for {path.name},",
         seconds=CONTACT_SECONDS,
     )
     with answer:

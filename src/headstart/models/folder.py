@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import stat
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -13,10 +14,13 @@ from timm.models import PretrainedCfg
 
 from headstart.errors import ModelError
 from headstart.models.factory import Architecture
+from headstart.models.weights import Digest, check_digest
 from headstart.storage import MANIFEST, read_folder
 
 CONFIG, WEIGHTS, BUNDLE = "config.json", "model.safetensors", "headstart.json"
 _PLACES = ("url", "file", "state_dict", "hf_hub_id", "hf_hub_filename", "source", "custom_load")  # timm must not fetch
+MOST_OUTPUTS = 1_000_000  # ImageNet-21k has 21,841 classes
+_MOST_OPTION = 65_536  # of widths, depths, sizes
 _MOST_JSON_BYTES = 64 << 20  # ImageNet-21k's label descriptions are 3 MB
 
 
@@ -60,12 +64,21 @@ def read_bundle(path: Path) -> Bundle | None:
     return Bundle(path, files, facts)
 
 
-def read_json_file(path: Path) -> dict[str, Any]:
-    """A JSON object of bounded size.  Raises: ModelError: no such file, too large, or not an object."""
+def read_json_file(path: Path, *, expected: Digest | None = None) -> dict[str, Any]:
+    """A JSON object of bounded size.
+
+    Raises: ModelError: no such file, another hash than ``expected``, too large, or not an object.
+    """
     try:
-        if path.stat().st_size > _MOST_JSON_BYTES:
-            raise ModelError(f"{path}: {path.stat().st_size} bytes are no model description")
-        return parsed_json(path.read_bytes(), where=path)
+        facts = path.stat()
+        if not stat.S_ISREG(facts.st_mode):
+            raise ModelError(f"{path}: it is a pipe or a device, not a file; give a folder with {CONFIG} and {WEIGHTS}")
+        if facts.st_size > _MOST_JSON_BYTES:
+            raise ModelError(f"{path}: {facts.st_size:,} bytes are no model description; {CONFIG} has a few kB")
+        data = path.read_bytes()
+        if expected is not None:
+            check_digest(data, expected, where=path, remedy="Delete it and run again to fetch it anew")
+        return parsed_json(data, where=path)
     except OSError as error:
         raise ModelError(
             f"{path}: {error.strerror}; a model folder holds {CONFIG} and {WEIGHTS} "
@@ -84,6 +97,15 @@ def parsed_json(data: bytes, *, where: Path | str) -> dict[str, Any]:
     return cast("dict[str, Any]", value)
 
 
+def _refuse_sizes(value: object, *, where: str, name: str = "model_args") -> None:
+    """Raises: ModelError: a whole number with which building the model would not end; real ones have 4 digits."""
+    parts = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, part in parts:
+        _refuse_sizes(part, where=where, name=f"{name}.{key}")
+    if isinstance(value, int) and abs(value) > _MOST_OPTION:
+        raise ModelError(f"{where}: {name} is {value}; at most {_MOST_OPTION:,} is accepted")
+
+
 def described_architecture(config: Mapping[str, Any], *, where: str) -> tuple[Architecture, int]:
     """The timm architecture that a config.json describes, and its number of classes (0: it has no head).
 
@@ -99,10 +121,11 @@ def described_architecture(config: Mapping[str, Any], *, where: str) -> tuple[Ar
         )
     if not isinstance(options, dict):
         raise ModelError(f"{where}: model_args is a {type(options).__name__}, not an object")
+    _refuse_sizes(options, where=where)
     classes = config.get("num_classes", cfg.get("num_classes", 1000))
     classes = options.get("num_classes", classes)
-    if not isinstance(classes, int) or classes < 0:
-        raise ModelError(f"{where}: num_classes {classes!r} is not a number of classes")
+    if not isinstance(classes, int) or not 0 <= classes <= MOST_OUTPUTS:
+        raise ModelError(f"{where}: num_classes {classes!r} is not a number of classes, 0 to {MOST_OUTPUTS:,}")
     known = {field.name for field in fields(PretrainedCfg)} - set(_PLACES)
     cfg = {key: value for key, value in cfg.items() if key in known} | {"num_classes": classes, "architecture": name}
     options = {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}

@@ -164,7 +164,8 @@ def _hub_origin(repo: str, *, options: Mapping[str, object]) -> Origin:
     name, _, revision = repo.partition("@")
     config = fetch.hub_file(name, CONFIG, revision=revision or None)
     spec = f"hf-hub:{repo}"
-    origin = _described_origin(read_json_file(config.path), spec=spec, where=config.where, options=options)
+    facts = read_json_file(config.path, expected=config.digest)
+    origin = _described_origin(facts, spec=spec, where=config.where, options=options)
     read = lambda: _hub_weights(name, None, revision=revision or None)  # noqa: E731
     return replace(origin, pretrained=_from(origin, read, f"https://huggingface.co/{repo}"))
 

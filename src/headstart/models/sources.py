@@ -23,6 +23,7 @@ from headstart.models.factory import (
 )
 from headstart.models.folder import (
     CONFIG,
+    MOST_OUTPUTS,
     WEIGHTS,
     Bundle,
     described_architecture,
@@ -215,6 +216,8 @@ def _open_bundle(bundle: Bundle, *, weights: str, image_size: int | None) -> Ope
             "at": str(head.get("at") or "auto"),
         }
         preprocess = Preprocess.from_dict(facts["preprocess"])
+        if not 0 < outputs <= MOST_OUTPUTS:
+            raise ValueError(f"num_outputs is {outputs}")
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ModelError(f"{where}: {type(error).__name__} {error}; not a bundle that this headstart wrote") from error
     if image_size not in (None, preprocess.height) and takes_option(architecture, _size_option(architecture)):
@@ -227,15 +230,26 @@ def _open_bundle(bundle: Bundle, *, weights: str, image_size: int | None) -> Ope
     )
     if weights != "pretrained":
         return _open_origin(origin, weights=weights)
+    file = read_safetensors(bundle.files[WEIGHTS], where=f"of {bundle.path}")
+    _refuse_head((recipe["outputs"], *recipe["hidden"]), file, where=where)
     opened = _open_origin(origin, weights="none")
     replace_head(opened.module, **recipe)
-    file = read_safetensors(bundle.files[WEIGHTS], where=f"of {bundle.path}")
     coverage = cover(opened.module.state_dict(), file.tensors, heads=frozenset, where=f"of {bundle.path}")
     if coverage.unexpected:
         raise ModelError(f"weights of {bundle.path}: tensors that the model has not: {named(coverage.unexpected)}")
     load_covered(opened.module, file.tensors, coverage)
     source = WeightsSource("pretrained", str(bundle.path), file.sha256, None)
     return replace(opened, coverage=coverage, weights=source, bundle=facts)
+
+
+def _refuse_head(sizes: tuple[int, ...], file: TensorFile, *, where: str) -> None:
+    """Raises: ModelError: the weights have no head of these sizes, found out before it is allocated."""
+    there = {len(value) for value in file.tensors.values() if value.ndim}
+    strange = [size for size in sizes if size not in there]
+    if strange:
+        raise ModelError(f"{where}: a head of size {strange[0]:,}, and no tensor of the weights has that many rows")
+    widest = max((value.shape[1] for value in file.tensors.values() if value.ndim > 1), default=1)
+    refuse_memory(4 * sum(sizes) * widest, what=f"the head of {where}")
 
 
 def _bundle_architecture(bundle: Bundle, *, where: str) -> Architecture:

@@ -7,6 +7,7 @@ import io
 import os
 import pickle
 import re
+import stat
 import zipfile
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
@@ -19,20 +20,23 @@ import torch
 from torch import Tensor, nn
 
 from headstart.errors import ModelError
+from headstart.models.foreign import OTHER_FORMATS, reason, what_folder, what_it_is
 
 PICKLED = (".pth", ".pt", ".bin", ".tar")
 ACCEPTED = "weights are pretrained, none, or a file: .safetensors, .pth, .pt or .bin with a state dict"
-_OTHER_FORMATS = {
-    ".pkl": "a pickle, which can run code; where it was made, save the state dict with safetensors.torch.save_file",
-    ".pickle": "a pickle, which can run code; where it was made, save the state dict with safetensors.torch.save_file",
-    ".ckpt": "a training checkpoint; take its state dict out and save it with safetensors.torch.save_file",
-    ".h5": "a Keras file; port the weights to the timm or torchvision architecture and save them as .safetensors",
-    ".keras": "a Keras file; port the weights to the timm or torchvision architecture and save them as .safetensors",
-    ".onnx": "an ONNX graph, not trainable weights; export the original model's state dict as .safetensors",
-    ".npz": "NumPy arrays; port them to the architecture's names and save them as .safetensors",
-    ".msgpack": "a Flax file; port the weights to the architecture's names and save them as .safetensors",
-    ".pt2": "an exported program; save the original model's state dict as .safetensors",
-}
+_TORCH_ERRORS = (  # what torch.load raises over damaged or foreign files
+    pickle.UnpicklingError,
+    RuntimeError,
+    EOFError,
+    ValueError,
+    KeyError,
+    AttributeError,
+    TypeError,
+    IndexError,
+    MemoryError,
+    OverflowError,
+    AssertionError,
+)
 _NAMED = 10  # how many tensors an error names
 
 
@@ -89,13 +93,17 @@ def read_weights(path: Path, *, expected: Digest | None = None) -> TensorFile:
     """
     refuse_format(path)
     try:
-        size = path.stat().st_size
-        refuse_memory(2 * size, what=f"reading {path}")
+        facts = path.stat()
+        if not stat.S_ISREG(facts.st_mode):
+            raise ModelError(f"weights {path}: it is a pipe or a device, not a file; {ACCEPTED}")
+        refuse_memory(2 * facts.st_size, what=f"reading {path}")
         data = path.read_bytes()
     except OSError as error:
         raise ModelError(f"weights {path}: {error.strerror}; {ACCEPTED}") from error
     if expected is not None:
         check_digest(data, expected, where=path, remedy="Delete it and run again to fetch it anew")
+    if (strange := what_it_is(data, suffix=path.suffix)) is not None:
+        raise ModelError(f"weights {path}: {strange}")
     if path.suffix == ".safetensors":
         return read_safetensors(data, where=str(path))
     tensors, notes = _read_pickled(data, where=str(path))
@@ -114,8 +122,10 @@ def read_safetensors(data: bytes, *, where: str) -> TensorFile:
 def refuse_format(path: Path) -> None:
     """Raises: ModelError: the file's ending is not of a format that is read, with the way out."""
     suffix = path.suffix.lower()
-    if suffix in _OTHER_FORMATS:
-        raise ModelError(f"weights {path}: {suffix} is {_OTHER_FORMATS[suffix]}; {ACCEPTED}")
+    if path.is_dir():
+        raise ModelError(f"weights {path}: {what_folder(path)}; {ACCEPTED}")
+    if suffix in OTHER_FORMATS:
+        raise ModelError(f"weights {path}: {suffix} is {OTHER_FORMATS[suffix]}; {ACCEPTED}")
     if suffix not in (".safetensors", *PICKLED):
         raise ModelError(f"weights {path}: unknown format {suffix or '(no ending)'}; {ACCEPTED}")
 
@@ -223,12 +233,11 @@ def _refuse_body(
 def _read_pickled(data: bytes, *, where: str) -> tuple[dict[str, Tensor], tuple[str, ...]]:
     _refuse_archive(data, where=where)
     try:
-        loaded = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, AttributeError, TypeError) as error:
-        reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+        loaded = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True, mmap=False)
+    except _TORCH_ERRORS as error:
         raise ModelError(
-            f"weights {where}: not a plain state dict ({reason}); only tensors are read, code in a file is never run. "
-            "Where it was made, run safetensors.torch.save_file(model.state_dict(), 'weights.safetensors')"
+            f"weights {where}: not a plain state dict ({reason(error)}); only tensors are read, code in a file is "
+            "never run. Where it was made, run safetensors.torch.save_file(model.state_dict(), 'weights.safetensors')"
         ) from error
     return _state_dict(loaded, where=where)
 
@@ -272,12 +281,27 @@ def _checked(tensors: Mapping[str, Tensor], *, data: bytes, where: str, notes: t
     if tensors and all(name.startswith("module.") for name in tensors):
         tensors = {name.removeprefix("module."): value for name, value in tensors.items()}
         notes = (*notes, "the prefix 'module.' stripped from every name")
+    _refuse_strange(tensors, where=where)
     plain: dict[str, Tensor] = {}
     for name, value in tensors.items():
         plain[name] = value.to(torch.float32) if value.is_floating_point() else value
         if value.is_floating_point() and not bool(torch.isfinite(plain[name]).all()):
             raise ModelError(f"weights {where}: {name} holds NaN or infinity; these weights are broken, use others")
     return TensorFile(tensors=plain, sha256=hashlib.sha256(data).hexdigest(), notes=notes)
+
+
+def _refuse_strange(tensors: Mapping[str, Tensor], *, where: str) -> None:
+    """Raises: ModelError: a tensor without values of its own, or spread over more than its memory, or all too large."""
+    for name, value in tensors.items():
+        plain = value.layout == torch.strided and value.device.type == "cpu" and not value.is_quantized
+        if not plain or value.is_complex():
+            kind = str(value.layout) if value.layout != torch.strided else f"{value.dtype} on {value.device}"
+            raise ModelError(f"weights {where}: {name} is not a plain tensor ({kind}); save it dense, on the CPU")
+        if value.numel() * value.element_size() > value.untyped_storage().nbytes():
+            raise ModelError(
+                f"weights {where}: {name} claims {value.numel():,} values and holds fewer; save a contiguous tensor"
+            )
+    refuse_memory(4 * sum(value.numel() for value in tensors.values()), what=f"weights {where}")
 
 
 def hash_prefix(file_name: str) -> Digest | None:

@@ -10,14 +10,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from torch import nn
 
 from headstart.config.schema import Config, MlpHead
 from headstart.data.task import TaskSpec
-from headstart.errors import ModelError
-from headstart.models.folder import WEIGHTS, read_bundle
+from headstart.errors import DataError, ModelError
+from headstart.models.folder import BUNDLE, WEIGHTS, read_bundle
 from headstart.models.head import HeadSwap, replace_head
 from headstart.models.preprocess import Preprocess
 from headstart.models.sources import OpenedModel, open_model
@@ -147,12 +147,29 @@ def _onto(folder: Path, model: nn.Module) -> OpenedRun:
 
 
 def _opened(folder: Path, module: nn.Module, facts: Mapping[str, Any]) -> OpenedRun:
-    memory_format = str(facts["evaluation"]["memory_format"])
+    task, evaluated = _described(folder / BUNDLE, facts)
     return OpenedRun(
         path=folder,
-        model=module.to(memory_format=MEMORY_FORMATS[memory_format]).eval(),
-        task=TaskSpec.from_dict(facts["task"]),
+        model=module.to(memory_format=MEMORY_FORMATS[evaluated.memory_format]).eval(),
+        task=task,
         preprocess=Preprocess.from_dict(facts["preprocess"]),
-        evaluated=Evaluated(**facts["evaluation"]),
+        evaluated=evaluated,
         facts=facts,
     )
+
+
+def _described(where: Path, facts: Mapping[str, Any]) -> tuple[TaskSpec, Evaluated]:
+    """The task and how it was evaluated.  Raises: ModelError: not what headstart writes, or not this model's."""
+    try:
+        task, evaluated = TaskSpec.from_dict(facts["task"]), Evaluated(**facts["evaluation"])
+        now = facts["head"]["now"]
+    except (KeyError, TypeError, AttributeError, DataError) as error:
+        raise ModelError(f"{where}: {error}; not a bundle that this headstart wrote") from error
+    size = evaluated.batch_size
+    if not isinstance(size, int) or size < 1 or evaluated.precision not in get_args(Precision):
+        raise ModelError(f"{where}: evaluation {facts['evaluation']} is not one that headstart wrote")
+    if not isinstance(evaluated.memory_format, str) or evaluated.memory_format not in MEMORY_FORMATS:
+        raise ModelError(f"{where}: memory format {evaluated.memory_format!r}; accepted: {', '.join(MEMORY_FORMATS)}")
+    if task.num_outputs != now:
+        raise ModelError(f"{where}: {task.num_outputs} names for {now} outputs; the labels are not those of the model")
+    return task, evaluated

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load as read_tensors
 from safetensors.torch import save as tensor_bytes
 from torch import Tensor, nn
@@ -162,13 +163,11 @@ def read_checkpoint(folder: str | Path) -> FoundCheckpoint | None:
     for path in [root] if (root / MANIFEST).exists() else _by_step(root).values():
         try:
             files = read_folder(path)
-            counters = json.loads(files["state.json"])
+            counters = _read_counters(files, path)
             _check_name(path, int(counters["step"]))
             return FoundCheckpoint(path, files, counters, tuple(skipped))
         except StorageError as error:
             skipped.append(str(error))
-        except KeyError:
-            skipped.append(f"{path}: is no checkpoint, it has no state.json")
     if skipped:
         raise StorageError("no checkpoint is whole: " + "; ".join(skipped))
     return None
@@ -179,6 +178,27 @@ def _check_name(path: Path, step: int) -> None:
     match = _FOLDER.fullmatch(path.name)
     if match and int(match[1]) != step:
         raise StorageError(f"{path}: holds the checkpoint of step {step}; rename it to {_folder_name(step)}")
+
+
+def _read_counters(files: Mapping[str, bytes], path: Path) -> dict[str, Any]:
+    """The content of state.json.  Raises: StorageError: it is missing, or not what ``save`` writes."""
+    if "state.json" not in files:
+        raise StorageError(f"{path}: is no checkpoint, it has no state.json")
+    try:
+        counters = json.loads(files["state.json"])
+    except (ValueError, RecursionError) as error:
+        raise StorageError(f"{path / 'state.json'}: not valid JSON ({error})") from error
+    match counters:
+        case {
+            "best": None | {"step": int()},
+            "scaler": None | dict(),
+            "optimizer": {"plain": dict(), "groups": list()},
+        }:
+            numbers = [counters.get(name) for name in _COUNTERS]
+            whole = all(isinstance(counters.get(name), int) for name in ("step", "epochs_done", "epoch_step", "phase"))
+            if whole and all(isinstance(number, int | float) and number >= -1 for number in numbers):  # phase: none yet
+                return dict(counters)
+    raise StorageError(f"{path / 'state.json'}: holds other things than headstart writes")
 
 
 def _by_step(root: Path) -> dict[int, Path]:
@@ -209,6 +229,16 @@ def restore(state: TrainState, folder: str | Path) -> tuple[str, ...]:
 
 def restore_found(state: TrainState, found: FoundCheckpoint) -> None:
     """Put a checkpoint that was read into ``state``.  Raises: StorageError: it belongs to another model."""
+    try:
+        _restore(state, found)
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError, SafetensorError) as error:
+        raise StorageError(
+            f"{found.path}: is not a checkpoint of this run ({type(error).__name__}: {error}); remove it, or start a "
+            "new run with another --out"
+        ) from error
+
+
+def _restore(state: TrainState, found: FoundCheckpoint) -> None:
     where, counters = found.path, found.counters
     for name, ours, theirs in (
         ("average", state.average is not None, any(name.startswith("average") for name in found.files)),

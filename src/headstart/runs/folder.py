@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -14,10 +13,11 @@ import torch
 
 from headstart.config.load import load_config, write_yaml
 from headstart.config.schema import Config
-from headstart.errors import ConfigError
+from headstart.errors import ConfigError, StorageError
 from headstart.runs.checkpoint import newest_step
 from headstart.runs.environment import compare, environment
-from headstart.storage import json_bytes, make_folder, read_json, sweep, write_file, write_json
+from headstart.runs.spreadsheet import csv_text
+from headstart.storage import json_bytes, make_folder, read_json, read_text, refuse_links, sweep, write_file, write_json
 from headstart.train.evaluate import Evaluation
 
 
@@ -33,14 +33,14 @@ def check_free(run: Path, config: Config, *, resume: bool) -> bool:
     is not a run's.
     """
     old = run / "config.yaml"
-    source = Path(config.data.source).resolve() if config.data.source else None
+    source = Path(os.path.realpath(config.data.source)) if config.data.source else None  # resolve() raises on a loop
     if source is not None and source.is_dir() and source in (run.resolve(), *run.resolve().parents):
         raise ConfigError(
             f"out: {run} is inside the data ({source}); choose another folder, e.g. --out runs/{source.name}"
         )
     if run.exists() and not run.is_dir():
         raise ConfigError(f"out: {run} is a file; choose another run folder, e.g. --out {run}-run")
-    if not old.exists():
+    if not os.path.lexists(old):
         strangers = [path.name for path in run.iterdir() if not path.name.startswith(".")] if run.is_dir() else []
         if strangers:
             raise ConfigError(
@@ -53,7 +53,7 @@ def check_free(run: Path, config: Config, *, resume: bool) -> bool:
             f"out: a run is in {run} already; go on with it by --resume, or choose another folder with --out (to train "
             f"its model further: --model {run} and another --out)"
         )
-    if old.read_text(encoding="utf-8", errors="surrogateescape") != write_yaml(config):
+    if read_text(old) != write_yaml(config):
         different = _differences(old, config)
         if different:
             raise ConfigError(
@@ -87,6 +87,7 @@ def record_start(
     Raises: ConfigError: a run to go on with began with other data, or (without ``allow_inexact``) something differs;
     nothing is written. StorageError: they cannot be written.
     """
+    refuse_links(run, "checkpoints", "model")
     checkpoints, facts = run / "checkpoints", run / "environment.json"
     _check_data(run / "plan.json", plan)
     now, changed = compare(facts, environment(device), step=newest_step(checkpoints), allow_inexact=allow_inexact)
@@ -103,9 +104,9 @@ def _check_data(old: Path, plan: Mapping[str, Any]) -> None:
     """Refuse to go on with a run whose data have changed: its history would be of neither."""
     if not old.exists():
         return
-    before, now = read_json(old)["data"], json.loads(json_bytes(plan))["data"]
+    before, now = _section(old, "data"), json.loads(json_bytes(plan))["data"]
     changed = [
-        f"{name} was {before[name]}, is {now[name]}"
+        f"{name} was {before.get(name)}, is {now[name]}"
         for name in ("train", "val", "test", "class_counts", "unreadable", "duplicates", "digest")
         if before.get(name) != now[name]
     ]
@@ -116,14 +117,19 @@ def _check_data(old: Path, plan: Mapping[str, Any]) -> None:
         )
 
 
+def _section(path: Path, name: str) -> dict[str, Any]:
+    found = read_json(path)
+    section = found.get(name) if isinstance(found, dict) else None
+    if not isinstance(section, dict):
+        raise StorageError(f"{path}: is damaged, {name} is missing; start a new run with another --out")
+    return section
+
+
 def write_predictions(path: Path, evaluation: Evaluation) -> None:
-    """predictions.csv: id, truth and prediction of every validation image; names are written as they are."""
-    out = io.StringIO()
+    """predictions.csv: id, truth and prediction of every validation image; names that are formulas led by '."""
     rows = _rows(evaluation)
-    writer = csv.DictWriter(out, fieldnames=list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_file(path, out.getvalue().encode("utf-8", "surrogateescape"))
+    text = csv_text(([*row.values()] for row in rows), header=list(rows[0]))
+    write_file(path, text.encode("utf-8", "surrogateescape"))
 
 
 def _rows(evaluation: Evaluation) -> list[dict[str, Any]]:
@@ -147,5 +153,9 @@ def _rows(evaluation: Evaluation) -> list[dict[str, Any]]:
 
 def read_result(run: Path) -> dict[str, Any]:
     """result.json of a finished run.  Raises: StorageError."""
-    found: dict[str, Any] = read_json(run / "result.json")
-    return found
+    found = read_json(run / "result.json")
+    match found:
+        case {"task": str(), "seconds": float() | int(), "metrics": dict(), "test_metrics": dict() | None}:
+            if {"epoch", "weights"} <= found.keys():
+                return dict(found)
+    raise StorageError(f"{run / 'result.json'}: is damaged, it is not a result; remove it, and go on with --resume")

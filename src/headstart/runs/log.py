@@ -12,7 +12,7 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-from headstart.storage import explained, write_file
+from headstart.storage import explained, open_log, read_text, write_file
 from headstart.train.fit import EpochDone
 from headstart.train.phases import PhaseStarted
 from headstart.train.state import TrainState
@@ -45,7 +45,7 @@ class RunLog:
         self._phases = {event["phase"] for event in kept if event["event"] == "phase"}
         if self._epochs:
             write_file(self._csv, _csv(self._epochs))
-        self._file, self._text = _open_to_append(self._path), _open_to_append(run / "log.txt")
+        self._file, self._text = open_log(self._path, needed=_LINE), open_log(run / "log.txt", needed=_LINE)
         self.note(f"going on from step {state.step}" if state.step else "started")
 
     def close(self) -> None:
@@ -92,11 +92,6 @@ class RunLog:
         _append(self._file, (json.dumps({"event": event} | fields) + "\n").encode(), path=self._path)
 
 
-def _open_to_append(path: Path) -> int:
-    with explained(path, needed=_LINE):
-        return os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
-
-
 def _append(descriptor: int, line: bytes, *, path: Path) -> None:
     """A whole line at once and without a buffer: what a full disk refused must not fail again when it is closed."""
     with explained(path, needed=len(line)):
@@ -106,12 +101,28 @@ def _append(descriptor: int, line: bytes, *, path: Path) -> None:
 
 def _read(path: Path) -> list[dict[str, Any]]:
     events = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+    for line in read_text(path).split("\n") if os.path.lexists(path) else ():
         try:
-            events.append(json.loads(line))
-        except ValueError:  # the line that a kill cut short
+            event = json.loads(line)
+        except (ValueError, RecursionError):  # the line that a kill cut short
             continue
+        if _is_event(event):
+            events.append(event)
     return events
+
+
+def _is_event(value: Any) -> bool:
+    """Whether it has what ``RunLog`` uses of its kind; other lines are not ours, and go."""
+    match value:
+        case {"event": "phase", "phase": int()}:
+            return True
+        case {"event": "epoch", "epoch": int(), "metrics": dict(), "average_metrics": dict() | None}:
+            return value.keys() >= {"step", "phase", "lr", "train_loss", "seconds"}
+        case {"event": "phase" | "epoch"}:
+            return False
+        case {"event": str()}:
+            return isinstance(value.get("step", 0), int)
+    return False
 
 
 def _is_before(event: dict[str, Any], state: TrainState) -> bool:

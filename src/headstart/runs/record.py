@@ -12,7 +12,8 @@ from typing import Any
 
 from headstart.config.yaml import parse_yaml
 from headstart.errors import ConfigError, Error, StorageError
-from headstart.storage import read_json
+from headstart.runs.spreadsheet import plain_text
+from headstart.storage import read_json, read_text
 
 TASKS = ("classify", "multilabel", "regress")
 
@@ -56,7 +57,7 @@ def read_record(run: Path) -> RunRecord:
     if missing:
         raise Error(f"{run}: is not the folder of a run, {' and '.join(missing)} is missing; give the folder that "
                     "headstart train wrote (its --out)")  # fmt: skip
-    config_text = _text(run / "config.yaml")
+    config_text = read_text(run / "config.yaml")
     events, unread = _events(run / "events.jsonl")
     return RunRecord(
         name=run.resolve().name,
@@ -72,14 +73,6 @@ def read_record(run: Path) -> RunRecord:
         result=_json(run / "result.json") if (run / "result.json").is_file() else None,
         unread_events=unread,
     )
-
-
-def _text(path: Path) -> str:
-    try:
-        # surrogateescape: a file name that is not UTF-8 must not make the run unreadable
-        return path.read_text(encoding="utf-8", errors="surrogateescape")
-    except OSError as error:
-        raise StorageError(f"{path}: cannot be read: {error.strerror or error}") from error
 
 
 def _json(path: Path) -> Mapping[str, Any]:
@@ -118,10 +111,10 @@ def _events(path: Path) -> tuple[list[Mapping[str, Any]], int]:
         return [], 0
     events: list[Mapping[str, Any]] = []
     unread = 0
-    for line in filter(str.strip, _text(path).split("\n")):
+    for line in filter(str.strip, read_text(path).split("\n")):
         try:
             event = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             event = None
         if isinstance(event, dict):
             events.append(event)
@@ -144,13 +137,13 @@ def _predictions(path: Path) -> tuple[Mapping[str, str], ...]:
         return ()
     rows = []
     try:
-        reader = csv.DictReader(io.StringIO(_text(path), newline=""), strict=True)
+        reader = csv.DictReader(io.StringIO(read_text(path), newline=""), strict=True)
         for row in reader:
             if None in row or None in row.values():
                 raise StorageError(
                     f"{path}: is damaged, line {reader.line_num} does not have {len(reader.fieldnames or ())} values"
                 )
-            rows.append(row)
+            rows.append({plain_text(name): plain_text(value) for name, value in row.items()})
     except csv.Error as error:
         raise StorageError(f"{path}: is damaged, not a valid CSV table ({error})") from error
     return tuple(rows)

@@ -8,8 +8,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, TemplateError
 
+from headstart.errors import StorageError
 from headstart.runs.card import loads_in_timm
 from headstart.runs.environment import inexact_text, shown_facts
 from headstart.runs.figures import curve_figures, rate_figures, step_figures, target_figures
@@ -23,6 +24,8 @@ from headstart.storage import write_file
 _MATRIX = 30  # classes up to which the confusion matrix is shown whole
 _PAIRS = 20  # most confused pairs shown beyond
 _TEMPLATES = Path(__file__).parent / "templates"
+# what reading a text where a mapping belongs raises: a foreign record is not checked field by field
+_SHAPES = (TypeError, ValueError, KeyError, IndexError, AttributeError, ArithmeticError, TemplateError)
 _SHARES = ("accuracy",)  # metrics that read best as per cent
 
 
@@ -35,10 +38,20 @@ def report(run: str | Path) -> Path:
 
 
 def write_report(run: Path) -> Path:
-    """Read the run folder, render the page and write it as ``run/report.html``."""
-    path = run / "report.html"
+    """Read the run folder, render the page and write it as ``run/report.html``.
+
+    Raises: Error: there is no run in this folder. StorageError: a record is damaged, or the page cannot be written.
+    """
+    path, record = run / "report.html", read_record(run)
+    try:
+        page = render(record)
+    except _SHAPES as error:
+        raise StorageError(
+            f"{run}: a record does not have the shape that headstart writes ({type(error).__name__}: {error}); was "
+            "plan.json, result.json, predictions.csv or events.jsonl changed?"
+        ) from error
     # backslashreplace: a file name that is not UTF-8 is shown as \udcff
-    write_file(path, render(read_record(run)).encode("utf-8", "backslashreplace"))
+    write_file(path, page.encode("utf-8", "backslashreplace"))
     return path
 
 

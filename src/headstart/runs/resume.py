@@ -10,6 +10,7 @@ from pathlib import Path
 from timm.layers.norm_act import convert_sync_batchnorm
 from torch import optim
 
+from headstart.errors import StorageError
 from headstart.models.head import head_parameters
 from headstart.parallel.messages import files_from_first, together
 from headstart.parallel.processes import current
@@ -31,6 +32,11 @@ def begin(run: Path, ready: Ready, changed: Sequence[str] = ()) -> tuple[TrainSt
     found = _found(run / "checkpoints")
     if found is None:
         return state, ()
+    if not 0 <= found.counters["phase"] < len(ready.course.phases):
+        raise StorageError(
+            f"{found.path}: is in phase {found.counters['phase'] + 1} of a run with {len(ready.course.phases)}; remove "
+            "it, or start a new run with another --out"
+        )
     enter_phase(state, ready.course, found.counters["phase"])
     restore_found(state, found)
     passed_over = tuple(Note(f"passed over: {why}") for why in found.skipped)

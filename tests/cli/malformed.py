@@ -1,0 +1,343 @@
+"""What people type wrong: commands, options, configurations, data, tables and files, with what the answer must name.
+
+Words in capitals stand for files and folders of the world that ``make_world`` makes.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+SMALL = "--model timm/test_resnet --weights none --image-size 32 --recipe full --epochs 1 --workers 0 --device cpu"
+
+
+@dataclass(frozen=True)
+class Case:
+    """A command line and what its answer must say: where or what, what is accepted, what to type."""
+
+    line: str
+    tells: tuple[str, ...]
+
+    def argv(self, world: Path) -> list[str]:
+        """The words, places filled in."""
+        places = {"SMALL": SMALL, "PHOTOS": str(world / "photos"), "RUN": str(world / "run"), "W": str(world)}
+        return shlex.split(self.line.format(**places))
+
+
+def _cases(*pairs: tuple[str, ...]) -> tuple[Case, ...]:
+    return tuple(Case(line, tells) for line, *rest in pairs for tells in [tuple(rest)])
+
+
+COMMANDS = _cases(
+    ("trian {PHOTOS}", "'trian' is no command", "did you mean train?", "commands: demo"),
+    ("fit {PHOTOS}", "'fit' is no command", "commands: demo, train"),
+    ("Train {PHOTOS}", "did you mean train?"),
+    ("--train {PHOTOS}", "is no command", "commands: demo"),
+    ("train", "DATA is missing", "headstart train photos/"),
+    ("plan", "DATA is missing"),
+    ("evaluate", "RUN"),
+    ("evaluate {RUN}", "DATA"),
+    ("predict", "RUN"),
+    ("predict {RUN}", "PATH is missing", "headstart predict runs/photos new/"),
+    ("report", "RUN"),
+    ("describe", "SPEC"),
+    ("train {PHOTOS} more", "more"),
+    ("report {RUN} {RUN}", "run"),
+    ("models --sort beauty", "beauty", "top1"),
+    ("models --limit 0", "--limit", "20"),
+    ("models --max-params many", "--max-params", "5M"),
+    ("models no-such-model", "no-such-model"),
+    ("demo extra", "extra"),
+)
+OPTIONS = _cases(
+    ("train {PHOTOS} --epocs 3", "--epocs", "--epochs"),
+    ("train {PHOTOS} --learning-rate 1e-3", "--learning-rate: unknown option; did you mean --lr?"),
+    ("train {PHOTOS} --batch_sizes 8", "--batch-size"),
+    ("train {PHOTOS} --num-classes 10", "--num-classes"),
+    ("train {PHOTOS} --epochs", "--epochs", "Expected 1 values"),
+    ("train {PHOTOS} --epochs 0", "epochs: 0 is not positive; give at least 1, e.g. --epochs 5"),
+    ("train {PHOTOS} --epochs -3", "epochs: -3 is not positive; give at least 1"),
+    ("train {PHOTOS} --epochs 1.5", "epochs: 1.5 is not a whole number", "--epochs 5"),
+    ("train {PHOTOS} --epochs ten", "epochs: 'ten' is not a number", "--epochs 5"),
+    ("train {PHOTOS} --lr nan", "optimizer.lr", "'nan' is not a number", "1e-4"),
+    ("train {PHOTOS} --lr .nan", "optimizer.lr: nan is not a finite number"),
+    ("train {PHOTOS} --lr inf", "optimizer.lr", "is not a number"),
+    ("train {PHOTOS} --lr -0.1", "optimizer.lr: -0.1 is not positive", "--lr 1e-4"),
+    ("train {PHOTOS} --lr 0", "optimizer.lr: 0 is not positive"),
+    ("train {PHOTOS} --lr 1e-4x", "optimizer.lr: '1e-4x' is not a number"),
+    ("train {PHOTOS} --batch-size 0", "batch.size: 0 is not positive", "--batch-size 64"),
+    ("train {PHOTOS} --seed -1", "seed: -1"),
+    ("train {PHOTOS} --seed 99999999999", "seed: 99999999999 is too large"),
+    ("train {PHOTOS} --val 1.5", "data.val: 1.5 is too large", "below 1"),
+    ("train {PHOTOS} --val 20%", "data.val: '20%' is not a number"),
+    ("train {PHOTOS} --data.test -1", "data.test: -1"),
+    ("train {PHOTOS} {SMALL} --val 0.6 --data.test 0.6", "data.val, data.test", "give less"),
+    ("train {PHOTOS} --image-size 4", "model.image_size: 4 is too small", "at least 8"),
+    ("train {PHOTOS} --image-size 224x224", "model.image_size: '224x224' is not a number", "--image-size 224"),
+    ("train {PHOTOS} --precision bf17", "did you mean bf16?", "fp32"),
+    ("train {PHOTOS} --precision half", "precision: 'half'", "fp16"),
+    ("train {PHOTOS} --device gpu", "device: 'gpu'", "give cpu"),
+    ("train {PHOTOS} --device cuda:99", "device: 'cuda:99'", "cpu"),
+    ("train {PHOTOS} --workers -1", "workers: -1 is negative", "--workers 4"),
+    ("train {PHOTOS} --recipe finetune", "recipe: 'finetune'", "full"),
+    ("train {PHOTOS} --freeze bakbone", "'bakbone' is no freeze rule; give none, backbone"),
+    ("train {PHOTOS} {SMALL} --freeze until:layer9", "layer9", "layer4"),
+    ("train {PHOTOS} {SMALL} --freeze stages:99", "99"),
+    ("train {PHOTOS} {SMALL} --freeze names:nothing.*", "nothing.*"),
+    ("train {PHOTOS} --recipe probe --freeze backbone", "recipe probe trains the head alone", "--recipe lp_ft"),
+    ("train {PHOTOS} --optimizer.kind admw", "did you mean adamw?", "sgd"),
+    ("train {PHOTOS} --optimizer.momentum 0.9", "adamw has no momentum", "--optimizer.kind sgd"),
+    ("train {PHOTOS} --optimizer.kind sgd --optimizer.momentum 2", "optimizer.momentum: 2 is too large"),
+    (
+        "train {PHOTOS} {SMALL} --optimizer.kind timm --optimizer.name adamm --lr 1e-3",
+        "timm has no optimizer 'adamm'",
+        "near names: adam",
+    ),
+    ("train {PHOTOS} --optimizer.betas 0.9", "optimizer.betas"),
+    ("train {PHOTOS} --schedule.kind cosin", "did you mean cosine?"),
+    ("train {PHOTOS} --schedule.warmup 2", "schedule.warmup: 2 is too large"),
+    ("train {PHOTOS} --loss.kind crossentropy", "loss.kind: 'crossentropy'", "did you mean cross_entropy?"),
+    ("train {PHOTOS} {SMALL} --loss.kind mse", "mse", "classify"),
+    ("train {PHOTOS} {SMALL} --loss.class-weights '{{green: 2}}'", "green", "cat"),
+    ("train {PHOTOS} --loss.class-weights '{{a: 1, a: 2}}'", "a is given twice"),
+    ("train {PHOTOS} --loss.class-weights '{{cat: -1}}'", "loss.class_weights", "above 0"),
+    ("train {PHOTOS} --head.hidden 64", "linear has no hidden", "--head.kind mlp"),
+    ("train {PHOTOS} --head.dropout 2", "head.dropout: 2 is too large"),
+    ("train {PHOTOS} {SMALL} --head.at layer7.fc", "layer7.fc"),
+    ("train {PHOTOS} --augment.preset storng", "did you mean strong?"),
+    ("train {PHOTOS} --augment.flip yes", "augment.flip: 'yes'", "true"),
+    ("train {PHOTOS} --model.options 'drop_path_rate=0.1'", "model.options", "{drop_path_rate: 0.1}"),
+    ("train {PHOTOS} --model timm/test_resnet --weights none --model.options '{{drop_rat: 0.1}}'", "drop_rat"),
+    ("train {PHOTOS} --model.options '{{a: [1, 2}}'", "--model.options", "not YAML"),
+    ("train {PHOTOS} --checkpoint.keep 0", "checkpoint.keep: 0 is not positive"),
+    ("train {PHOTOS} --stop.patience -1", "stop.patience: -1 is negative"),
+    ("train {PHOTOS} --lora.rank 4", "belongs to recipe lora"),
+    ("train {PHOTOS} --data.log no", "data.log: 'no'", "true or false"),
+    ("train {PHOTOS} {SMALL} --data.log", "data.log: it is for numbers"),
+    ("train {PHOTOS} {SMALL} --data.target price", "data.target: it is for tables"),
+    ("train {PHOTOS} {SMALL} --task.kind regress", "task.kind: regress", "--task.kind classify"),
+    ("train {PHOTOS} {SMALL} --task.kind detect", "task.kind: 'detect'", "classify"),
+    ("train {PHOTOS} {SMALL} --out {PHOTOS}/run", "out: ", "inside the data", "--out runs/photos"),
+    ("train {PHOTOS} {SMALL} --out {RUN}", "a run is in", "--resume"),
+    ("train {PHOTOS} {SMALL} --out {W}/c.yaml", "is a file", "--out"),
+    ("train {PHOTOS} {SMALL} --out {W}/photos2", "holds other files", "--out runs/"),
+    (
+        "train {PHOTOS} {SMALL} --out {RUN} --resume --epochs 3",
+        "made with other options",
+        "epochs: the run has 1, now 3",
+    ),
+    ("predict {RUN} {PHOTOS} --top 0", "--top: 0 is not positive", "--top 5"),
+    ("predict {RUN} {PHOTOS} --top many", "--top"),
+    ("predict {RUN} {PHOTOS} --format xml", "xml", "csv"),
+    ("predict {RUN} {PHOTOS} --device gpu", "device", "gpu", "cpu"),
+    ("evaluate {RUN} {PHOTOS} --data.val 0.3", "data.val", "leave it out"),
+    ("describe timm/test_resnet --freeze foo", "--freeze", "backbone"),
+    ("describe timm/test_resnet --image-size 3", "3"),
+)
+MODELS = _cases(
+    ("train {PHOTOS} --model resnet50", "'resnet50' does not say where it comes from: write timm/resnet50"),
+    ("train {PHOTOS} --model timm/resnet500", "timm has no model 'resnet500'", "did you mean timm/resnet"),
+    ("train {PHOTOS} --model timm/resnet50.in1kk", "resnet50", "its tags"),
+    ("train {PHOTOS} --model torchvision/resnet5", "torchvision has no classification model 'resnet5'", "did you mean"),
+    ("train {PHOTOS} --model torchvision/resnet50.V9", "has no weights 'V9'", "IMAGENET1K_V1"),
+    ("train {PHOTOS} --model timm/", "expected timm/NAME"),
+    ("train {PHOTOS} --model hf-hub:resnet", "expected hf-hub:ORG/NAME"),
+    ("train {PHOTOS} --model {W}/none/", "there is no such folder", "a model is one of"),
+    ("train {PHOTOS} --model {W}/w.pth", "is a file", "--weights"),
+    ("train {PHOTOS} --model {PHOTOS}", "config.json", "timm's local-dir layout"),
+    ("train {PHOTOS} --model google/vit-base", "hf-hub:google/vit-base"),
+    ("train {PHOTOS} --model timm/test_resnet --weights imagenet", "imagenet", "pretrained, none, or a file"),
+    (
+        "train {PHOTOS} --model timm/test_resnet --weights {W}/none.pth",
+        "none.pth: No such file",
+        "weights are pretrained",
+    ),
+    ("train {PHOTOS} --model timm/test_resnet --weights {W}/w.pkl", ".pkl is a pickle", "save_file"),
+    ("train {PHOTOS} --model timm/test_resnet --weights {W}/page.pth", "web page (HTML)"),
+    ("train {PHOTOS} --model timm/test_resnet --weights {W}/lfs.safetensors", "Git LFS pointer", "git lfs pull"),
+    ("train {PHOTOS} --model timm/test_resnet --weights {W}/w.pth", "the file is empty"),
+    ("describe timm/vitt", "timm has no model 'vitt'", "did you mean"),
+    ("evaluate {W} {PHOTOS}", "no finished run is there"),
+    ("predict {W}/none {PHOTOS}", "no finished run is there", "--resume"),
+    ("report {W}/none", "there is no such folder", "runs/demo"),
+    ("report {PHOTOS}", "is not the folder of a run", "config.yaml"),
+)
+DATA = _cases(
+    ("train {W}/nowhere {SMALL}", "data.source: there is no", "give a folder of class folders"),
+    ("train {W}/photso {SMALL}", "data.source: there is no", "did you mean", "photos"),
+    ("train {W}/c.yaml {SMALL}", "neither a folder nor a table", ".csv"),
+    ("train {W}/sets/empty {SMALL}", "there are no images", "SOURCE/CLASS/IMAGE"),
+    ("train {W}/sets/flat {SMALL}", "images and no class folders"),
+    ("train {W}/sets/one {SMALL}", "all images have the class", "at least two classes"),
+    ("train {W}/sets/hollow {SMALL}", "the class folder has no images", "remove the folder"),
+    ("train {W}/sets/twins {SMALL}", "differ only in case"),
+    ("train {W}/sets/noval {SMALL}", "no 'train' folder"),
+    ("train {W}/sets/strange {SMALL}", "class 'owl' is in val and not in train", "train has 'cat', 'dog'"),
+    ("train {W}/sets/beside {SMALL}", "there is 'owl'", "classes go under train and val"),
+    ("train {W}/sets/broken {SMALL}", "1 of 13 images cannot be read", "cat/bad.png", "--data.unreadable skip"),
+    ("train {W}/sets/allbroken {SMALL} --data.unreadable skip", "no image of 'cat' can be read"),
+    ("train {W}/sets/single {SMALL}", "too few to hold some out"),
+    ("train {W}/sets/inner {SMALL}", "did you mean", "inner/deep"),
+    ("evaluate {RUN} {W}/sets/strange", "the model does not know", "the model's classes are 'cat', 'dog'"),
+    ("evaluate {RUN} {W}/nowhere", "data.source: there is no"),
+    ("predict {RUN} {W}/nowhere.jpg", "there is no such file or folder"),
+    ("predict {RUN} {W}/sets/empty", "no images in"),
+    ("predict {RUN} {W}/c.yaml", "c.yaml", "none of the 1 images could be read"),
+)
+TABLES = _cases(
+    *(
+        (f"train {{W}}/tables/{name} {{SMALL}} {words}", *tells)
+        for name, words, *tells in (
+            ("empty.csv", "", "the file is empty; its first line must name the columns"),
+            ("header.csv", "", "the table has no rows"),
+            ("ragged.csv", "", "ragged.csv line 3", "cells", "double quotes"),
+            ("latin.csv", "", "not UTF-8", "save it as UTF-8"),
+            ("twice.csv", "", "column 'label' occurs more than once"),
+            ("repeated.csv", "", "is already in repeated.csv line 2", "one row per image"),
+            ("missing.csv", "", "missing.csv line 4", "images do not exist", "--data.images FOLDER"),
+            ("blank.csv", "", "blank.csv line 3", "no image path"),
+            ("noimage.csv", "", "no column holds image paths", "--data.image COLUMN"),
+            ("good.csv", "--data.image picture", "has no column 'picture'", "its columns are 'image', 'label'"),
+            ("good.csv", "--data.target colour", "has no column 'colour'", "its columns are"),
+            ("good.csv", "--data.group patient", "has no column 'patient'"),
+            ("good.csv", "--data.split fold", "has no column 'fold'"),
+            ("good.csv", "--data.images {W}/nowhere", "data.images: there is no folder", "--data.images FOLDER"),
+            ("unlabelled.csv", "", "unlabelled.csv line 3", "label"),
+            ("split.csv", "", "'trian'", "accepted: train, val, test"),
+            ("notrain.csv", "--data.split split", "marks no row as train"),
+            ("numbers.csv", "", "--task.kind classify", "--task.kind regress"),
+            ("number.csv", "--task.kind regress", "number.csv line 4", "'12,5 m'"),
+            ("constant.csv", "--task.kind regress", "nothing to learn", "--data.target NAME"),
+            ("negative.csv", "--task.kind regress --data.log", "negative.csv line 3"),
+            ("outside.csv", "", "outside.csv line 8", "lies outside", "--data.images FOLDER"),
+            ("all.csv", "", "all images have the class"),
+            ("two.csv", "", "'label', 'other'", "--data.target"),
+            ("quote.csv", "", "quote.csv line", "not readable as CSV"),
+            ("no.parquet", "", "not readable as Parquet"),
+        )
+    )
+)
+CONFIGS = _cases(
+    *(
+        (f"train {{PHOTOS}} --config {{W}}/configs/{name}.yaml", *tells)
+        for name, *tells in (
+            ("none", "cannot be read (No such file or directory)", "--config"),
+            ("typo", "typo.yaml: epocs: unknown; did you mean epochs?"),
+            ("section", "section.yaml: optimizer.lrr: unknown; did you mean lr?"),
+            ("flat", "flat.yaml: learning_rate: unknown; did you mean optimizer.lr?"),
+            ("text", "is no configuration; write NAME: VALUE lines"),
+            ("list", "is no configuration"),
+            ("string", "string.yaml: epochs: '5' is not a number"),
+            ("model", "model: 'timm/resnet18' is no section; write model: {name: timm/resnet18}"),
+            ("twice", "twice.yaml:2: epochs is given twice"),
+            ("indent", "indent.yaml:3: not YAML"),
+            ("tab", "tab.yaml:2: not YAML"),
+            ("tag", "tag.yaml:1: the tag", "plain value"),
+            ("anchor", "anchor.yaml:1: anchors and aliases"),
+            ("latin", "latin.yaml:1: not UTF-8"),
+            ("phases", "phases[0].epochs: missing", "whole number"),
+            ("clash", "recipe", "phases exclude each other"),
+            ("two", "two.yaml: epochs: 0 is not positive", "two.yaml: seed: -1"),
+            ("null", "optimizer: null is no section"),
+        )
+    )
+)
+CASES = (*COMMANDS, *OPTIONS, *MODELS, *DATA, *TABLES, *CONFIGS)
+
+
+def make_world(root: Path) -> None:
+    """Everything that the cases name but the run."""
+    _draw(root / "photos", cat=6, dog=6)
+    (root / "photos2").mkdir()
+    (root / "photos2" / "diary.txt").write_text("mine")
+    (root / "c.yaml").write_text("epochs: 3\n")
+    (root / "w.pth").write_bytes(b"")
+    (root / "w.pkl").write_bytes(b"\x80\x04.")
+    (root / "page.pth").write_text("<!DOCTYPE html><html>Not found</html>")
+    (root / "lfs.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
+    _sets(root / "sets")
+    _tables(root / "tables")
+    _configs(root / "configs")
+
+
+def _draw(root: Path, **counts: int) -> None:
+    for place, (name, count) in enumerate(counts.items()):
+        folder = root / name.replace("__", "/")
+        folder.mkdir(parents=True)
+        for number in range(count):
+            noise = np.random.default_rng(100 * place + number)
+            Image.fromarray(noise.integers(0, 256, (24, 24, 3), dtype=np.uint8)).save(folder / f"{number}.png")
+
+
+def _sets(root: Path) -> None:
+    for name, counts in {
+        "flat": {}, "one": {"cat": 3}, "hollow": {"cat": 3, "dog": 3, "owl": 0}, "twins": {"Cat": 3, "cat": 3},
+        "noval": {"val__cat": 2, "val__dog": 2}, "beside": {"train__cat": 2, "train__dog": 2, "val__cat": 2, "owl": 2},
+        "strange": {"train__cat": 2, "train__dog": 2, "val__cat": 1, "val__owl": 1}, "broken": {"cat": 6, "dog": 6},
+        "allbroken": {"cat": 0, "dog": 6}, "single": {"cat": 1, "dog": 1}, "inner": {"deep__cat": 3, "deep__dog": 3},
+        "empty": {},
+    }.items():  # fmt: skip
+        (root / name).mkdir(parents=True)
+        _draw(root / name, **counts)
+    for number in range(3):
+        Image.new("RGB", (8, 8), (number, 0, 0)).save(root / "flat" / f"{number}.png")
+    (root / "broken" / "cat" / "bad.png").write_bytes(b"\x89PNG\r\n\x1a\nnothing")
+    (root / "allbroken" / "cat" / "bad.png").write_bytes(b"nothing")
+
+
+def _tables(root: Path) -> None:
+    root.mkdir()
+    for number in range(8):
+        Image.new("RGB", (24, 24), (30 * number, 9, 9)).save(root / f"{number}.png")
+    Image.new("RGB", (24, 24)).save(root.parent / "outside.png")
+    label: Callable[[int], str] = lambda place: "ab"[place % 2]  # noqa: E731
+    good = [f"{place}.png,{label(place)}" for place in range(6)]
+    head = "image,label"
+    texts: Mapping[str, list[str]] = {
+        "empty.csv": [], "header.csv": [head], "good.csv": [head, *good], "ragged.csv": [head, good[0], "1.png,a,b"],
+        "twice.csv": ["image,label,label", *(f"{row},x" for row in good)], "repeated.csv": [head, *good, good[0]],
+        "missing.csv": [head, *good[:2], "gone.png,a", *good[2:]], "blank.csv": [head, good[0], ",a", *good[1:]],
+        "noimage.csv": ["name,label", *(f"n{place},{label(place)}" for place in range(6))],
+        "unlabelled.csv": [head, good[0], "1.png,", *good[2:]],
+        "split.csv": ["image,label,split", *(f"{row},{'trian' if place == 1 else 'train'}" for place, row in enumerate(good))],  # noqa: E501
+        "notrain.csv": ["image,label,split", *(f"{row},val" for row in good)],
+        "numbers.csv": ["image,rooms", *(f"{place}.png,{1 + place % 3}" for place in range(6))],
+        "number.csv": ["image,size", *(f"{place}.png,{place + 0.5}" for place in range(2)), '2.png,"12,5 m"', "3.png,4"],  # noqa: E501
+        "constant.csv": ["image,size", *(f"{place}.png,4.5" for place in range(6))],
+        "negative.csv": ["image,size", *(f"{place}.png,{-1.5 if place == 1 else place + 0.5}" for place in range(6))],
+        "outside.csv": [head, *good, "../outside.png,a"], "all.csv": [head, *(f"{place}.png,a" for place in range(6))],
+        "two.csv": ["image,label,other", *(f"{row},{'xyz'[place % 3]}" for place, row in enumerate(good))],
+        "quote.csv": [head, good[0], '"1.png"x,a', *good[2:]],
+    }  # fmt: skip
+    for name, lines in texts.items():
+        (root / name).write_text("".join(f"{line}\n" for line in lines))
+    (root / "latin.csv").write_bytes("image,label\n0.png,café\n".encode("latin-1"))
+    (root / "no.parquet").write_bytes(b"nothing")
+
+
+def _configs(root: Path) -> None:
+    root.mkdir()
+    for name, text in {
+        "typo": "epocs: 3\n", "section": "optimizer: {lrr: 0.1}\n", "flat": "learning_rate: 0.1\n", "text": "resnet\n",
+        "list": "- epochs\n", "string": "epochs: '5'\n", "model": "model: timm/resnet18\n", "twice": "epochs: 1\nepochs: 2\n",  # noqa: E501
+        "indent": "model:\n  name: starter\n weights: none\n", "tab": "model:\n\tname: starter\n",
+        "tag": "epochs: !!python/name:os.system\n", "anchor": "seed: &s 1\n", "phases": "phases: [{freeze: none}]\n",
+        "clash": "recipe: full\nphases: [{epochs: 1}]\n", "two": "epochs: 0\nseed: -1\n", "null": "optimizer:\n",
+    }.items():  # fmt: skip
+        (root / f"{name}.yaml").write_text(text)
+    (root / "latin.yaml").write_bytes("out: café\n".encode("latin-1"))
+
+
+def contents(root: Path) -> dict[str, bytes | None]:
+    """Every file below by path, byte for byte; folders with None."""
+    found: dict[str, bytes | None] = {}
+    for here, folders, files in os.walk(root):
+        found.update({str(Path(here, name)): None for name in folders})
+        found.update({str(Path(here, name)): Path(here, name).read_bytes() for name in files})
+    return found
