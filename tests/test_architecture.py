@@ -19,6 +19,7 @@ LAYERS = [  # a row imports from the rows above it only
     {"app", "inference"},
     {"demo"},
     {"cli"},
+    {"__main__"},
 ]
 LEVEL = {name: level for level, row in enumerate(LAYERS) for name in row}
 HEAVY = {"torch", "timm", "torchvision"}

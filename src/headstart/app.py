@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from contextlib import closing, nullcontext
+from pathlib import Path
 
 from torch import nn
 
@@ -17,7 +18,8 @@ from headstart.data.workers import deaths_explained
 from headstart.optim.losses import LossFunction
 from headstart.parallel.group import check_devices, joined, was_restarted
 from headstart.parallel.messages import from_first, together
-from headstart.plan.preflight import Plan, prepare
+from headstart.parallel.processes import current
+from headstart.plan.preflight import Plan, Prepared, prepare
 from headstart.plan.space import refuse_small_disk
 from headstart.runs.finish import Run, finish, finished_run
 from headstart.runs.folder import check_free, default_out, record_start
@@ -54,10 +56,7 @@ def train(
     run, resume = default_out(config), resume or was_restarted()
     with joined(usable_device(config.device), timeout_seconds=config.parallel.timeout_seconds) as ours:
         tell = watch if ours.is_first else _silent
-        with together():
-            check_devices(config.devices)
-            finished = ours.is_first and check_free(run, config, resume=resume)
-        if from_first(finished):
+        if _is_finished(run, config, resume=resume):
             tell(Note(f"{run} is finished already; choose another folder with --out for a new run"))
             return finished_run(run, model=model)
         started = time.monotonic()
@@ -65,27 +64,40 @@ def train(
             prepared = prepare(config, module=model, loss=loss, tell=tell)
             if ours.is_first:
                 refuse_small_disk(run, prepared)
-        with locked(run) if ours.is_first else nullcontext(), deaths_explained(), interruptible() as interrupted:
-            with together():
-                finished = ours.is_first and check_free(run, config, resume=resume)  # another process may have had it
-                begun = ours.is_first and not finished
-                changed = (
-                    record_start(run, config, prepared.document, prepared.device, allow_inexact=allow_inexact)
-                    if begun
-                    else ()
-                )
-            if from_first(finished):
+        with locked(run) if ours.is_first else nullcontext():
+            if _is_finished(run, config, resume=resume):  # again: another process may have had it until now
                 return finished_run(run, model=model)
-            state, notes = begin(run, prepared, changed)
-            with closing(RunLog(run, state)) if ours.is_first else nullcontext() as log:
-                for note in notes:
-                    tell(note)
-                    if log is not None:
-                        log.note(note.text)
-                saver = Saver(run, config.checkpoint, log=log, interrupted=interrupted, watch=tell)
-                for event in train_phases(state, prepared.course, prepared.images.train, prepared.images.val):
-                    saver.after(event, state)
-                return finish(run, state, prepared, log=log, started=started)
+            changed = _recorded(run, prepared, allow_inexact=allow_inexact)
+            return _trained(run, prepared, changed, tell=tell, started=started)
+
+
+def _trained(run: Path, prepared: Prepared, changed: tuple[str, ...], *, tell: Watch, started: float) -> Run:
+    """From the first step, or the last good checkpoint, to the report."""
+    with deaths_explained(), interruptible() as interrupted:
+        state, notes = begin(run, prepared, changed)
+        with closing(RunLog(run, state)) if current().is_first else nullcontext() as log:
+            saver = Saver(run, prepared.config.checkpoint, log=log, interrupted=interrupted, watch=tell)
+            for note in notes:
+                saver.note(note)
+            for event in train_phases(state, prepared.course, prepared.images.train, prepared.images.val):
+                saver.after(event, state)
+            return finish(run, state, prepared, log=log, started=started)
+
+
+def _is_finished(run: Path, config: Config, *, resume: bool) -> bool:
+    """Whether there is nothing left to do; every process learns it from the first one."""
+    with together():
+        check_devices(config.devices)
+        found = current().is_first and check_free(run, config, resume=resume)
+    return bool(from_first(found))
+
+
+def _recorded(run: Path, prepared: Prepared, *, allow_inexact: bool) -> tuple[str, ...]:
+    """What has changed since the run began, once the first process has recorded its start."""
+    with together():
+        if not current().is_first:
+            return ()
+        return record_start(run, prepared.config, prepared.document, prepared.device, allow_inexact=allow_inexact)
 
 
 def _silent(_: object) -> None:

@@ -20,7 +20,7 @@ from headstart.parallel.messages import any_of
 from headstart.parallel.processes import current
 from headstart.parallel.shards import is_sharded
 from headstart.runs.checkpoint import save
-from headstart.runs.log import RunLog
+from headstart.runs.log import Note, RunLog
 from headstart.train.finite import check_before_saving
 from headstart.train.fit import EpochDone
 from headstart.train.state import TrainState
@@ -117,6 +117,12 @@ class Saver:
         self._run, self._rules, self._log, self._interrupted, self._watch = run, rules, log, interrupted, watch
         self._saved_at = time.monotonic()
         self._unsaved: TrainState | None = None
+
+    def note(self, note: Note) -> None:
+        """Tell the log and the watcher a sentence."""
+        if self._log is not None:
+            self._log.note(note.text)
+        self._watch(note)
 
     def after(self, event: object, state: TrainState) -> None:
         """Record the event; save when it is time.
