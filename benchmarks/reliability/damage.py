@@ -162,8 +162,8 @@ def main() -> None:
     for line in sorted(wrong)[:20]:
         print(line)
     keep(
-        "P4", what="2,400 damaged checkpoints, 600 bundles and model folders (bits, cuts, insertions, deletions, files of "
-        "another generation, exchanged, renamed, removed)",
+        "P4", what="2,400 damaged checkpoints, 600 bundles and model folders (bits, cuts, insertions, deletions, files "
+        "of another generation, exchanged, renamed, removed)",
         goal="all refused by file name, or read as the bytes written", met=not wrong and found.total() == MUTANTS,
         found=f"{found['refused']:,} refused, {found['same']:,} byte-identical, {sum(wrong.values())} other",
         command="python -m benchmarks.reliability.damage",
