@@ -72,7 +72,7 @@ def test_the_cluster_example_trains_in_two_processes_on_this_machine(squares: Pa
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout == "[0, 0]\n"
-    assert json.loads((tmp_path / "run" / "environment.json").read_text())["processes"] == 2
+    assert json.loads((tmp_path / "run" / "environment.json").read_text())["world_size"] == 2
 
 
 def test_the_kubernetes_example_is_a_command_that_torchrun_and_headstart_take() -> None:

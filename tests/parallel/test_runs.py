@@ -147,7 +147,7 @@ def test_two_processes_do_what_one_does(started, tmp_path) -> None:
     assert [line.split(",")[:2] for line in one["predictions"].splitlines()] == [
         line.split(",")[:2] for line in two["predictions"].splitlines()
     ]
-    assert json.loads((tmp_path / "run2" / "environment.json").read_text())["processes"] == 2
+    assert json.loads((tmp_path / "run2" / "environment.json").read_text())["world_size"] == 2
     assert "Warning" not in said[2][1] and "W1" not in said[2][1]
 
 
