@@ -80,8 +80,8 @@ def gradients(run: Ranks, folder: str) -> None:
             worst = max(worst, *(difference(alone["gave"], one["gave"]) for one in found))
             cases += 1
     keep(
-        "P9", what="float64 gradients, ragged batches: 1 to 4 processes x 1, 2, 4, 8 micro-batches, three losses, mixup "
-        "and CutMix, whole models and shared out ones", goal="relative difference <= 1e-12",
+        "P9", what="float64 gradients, ragged batches: 1 to 4 processes x 1, 2, 4, 8 micro-batches, three losses, "
+        "mixup and CutMix, whole models and shared out ones", goal="relative difference <= 1e-12",
         found=f"{worst:.1e} at most in {cases} cases", met=worst <= 1e-12,
         command="python -m benchmarks.reliability.processes gradients",
     )  # fmt: skip

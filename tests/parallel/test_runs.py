@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load
 
 import headstart as hs
 from headstart.config.load import write_yaml
@@ -164,6 +166,29 @@ def test_a_run_of_two_processes_killed_at_random_instants_ends_as_one_that_was_n
     said = child.communicate()
     assert child.returncode == 0, said
     assert facts(tmp_path / "run") == facts(whole)
+
+
+def test_a_run_that_shares_the_model_out_is_the_same_stopped_and_resumed(started, tmp_path) -> None:
+    """FSDP2 from the first step to a whole bundle; SIGTERM in between; the losses are those of one process."""
+    plain = {"model": {"name": "starter"}, "recipe": "lp_ft", "epochs": 2, "batch": {"size": 8, "accumulate": 2}}
+    child = started(sections=plain, run="alone")
+    assert child.communicate() and child.returncode == 0
+    shared = plain | {"devices": 2, "parallel": {"kind": "fsdp"}, "checkpoint": {"every_steps": 1}}
+    child = started(sections=shared)
+    wait_for_step(tmp_path / "run", 1, child)
+    kill_all(child.mark, signal.SIGTERM)
+    child.communicate()
+    assert (tmp_path / "run" / "checkpoints" / "step-00000001" / "model-00002-of-00002.safetensors").exists()
+    child = started(sections=shared)
+    said = child.communicate()
+    assert child.returncode == 0, said
+    alone, both = facts(tmp_path / "alone"), facts(tmp_path / "run")
+    losses = [[event["loss"] for event in run["events"] if event["event"] == "step"] for run in (alone, both)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+    weights = [load(run["weights"]) for run in (alone, both)]
+    assert weights[0].keys() == weights[1].keys()
+    for name, value in weights[0].items():
+        torch.testing.assert_close(value, weights[1][name], rtol=1e-3, atol=1e-4)
 
 
 def test_a_killed_rank_ends_the_run_and_is_named(started, tmp_path) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from headstart.models.head_search import search_head
 from headstart.models.stages import Cut, cut_stages
 from headstart.models.trace import How, Trace, adapted_layers, is_adapted, trace_module, with_new_leaves
+from headstart.parallel.shards import plain_type
 
 Kind = Literal["conv", "linear", "norm", "attention", "embedding", "token", "adapter", "head", "other"]
 
@@ -121,7 +122,7 @@ def named_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor, bool]]:
 
 
 def _structure(module: nn.Module) -> object:
-    parts = tuple((name, type(part)) for name, part in module.named_modules())
+    parts = tuple((name, plain_type(part)) for name, part in module.named_modules())
     return parts, tuple((name, tuple(tensor.shape)) for name, tensor, _ in named_tensors(module))
 
 

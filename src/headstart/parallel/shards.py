@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from headstart.parallel.processes import current
 
@@ -55,6 +56,13 @@ def _blocks(module: nn.Module) -> list[nn.Module]:
             if size >= least and not isinstance(child, nn.Sequential | nn.ModuleList):
                 found[own] = child
     return [part for path, part in found.items() if not any(path.startswith(f"{other}.") for other in found)]
+
+
+def plain_type(module: nn.Module) -> type[object]:
+    """Its class but for what several processes change of it: FSDP2 puts its own before it, SyncBatchNorm takes over."""
+    if isinstance(module, _BatchNorm):
+        return _BatchNorm
+    return next(kind for kind in type(module).__mro__ if not issubclass(kind, FSDPModule))
 
 
 def is_sharded(module: nn.Module) -> bool:
