@@ -15,6 +15,7 @@ from headstart.config.schema import Config, Optimizer
 from headstart.errors import ConfigError
 from headstart.models.preprocess import Preprocess
 from headstart.optim.optimizers import make_optimizer
+from headstart.parallel.processes import current
 from headstart.plan.decisions import Decision
 from headstart.train.phases import Course, freeze_phase
 from headstart.train.precision import autocast, device_of, dtype_of
@@ -59,7 +60,7 @@ def check_memory(
         need = measure(config, module, course, preprocess)
     except (RuntimeError, ValueError):  # not for so few images; what else is wrong, the first step says
         return ()
-    images = math.ceil(batch_size / config.batch.accumulate)
+    images = math.ceil(batch_size / (config.batch.accumulate * current().world_size))  # in this process
     if need.about(images) <= free:
         return ()
     remedy = _remedy(need, free, batch_size=batch_size)
