@@ -102,13 +102,13 @@ def _read(path: Path) -> list[dict[str, Any]]:
     return events
 
 
-def _is_event(value: object) -> bool:
+def _is_event(value: Any) -> bool:
     """Whether it has what ``RunLog`` uses of its kind; other lines are not ours, and go."""
     match value:
         case {"event": "phase", "phase": int()}:
             return True
         case {"event": "epoch", "epoch": int(), "metrics": dict(), "average_metrics": dict() | None}:
-            return {"step", "phase", "lr", "train_loss", "seconds"} <= value.keys()
+            return all(name in value for name in ("step", "phase", "lr", "train_loss", "seconds"))
         case {"event": "phase" | "epoch"}:
             return False
         case {"event": str()}:
