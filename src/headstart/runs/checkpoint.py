@@ -185,7 +185,7 @@ def _read_counters(files: Mapping[str, bytes], path: Path) -> dict[str, Any]:
     if "state.json" not in files:
         raise StorageError(f"{path}: is no checkpoint, it has no state.json")
     try:
-        counters = json.loads(files["state.json"])
+        counters: dict[str, Any] = json.loads(files["state.json"])
     except (ValueError, RecursionError) as error:
         raise StorageError(f"{path / 'state.json'}: not valid JSON ({error})") from error
     match counters:

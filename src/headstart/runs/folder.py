@@ -153,7 +153,7 @@ def _rows(evaluation: Evaluation) -> list[dict[str, Any]]:
 
 def read_result(run: Path) -> dict[str, Any]:
     """result.json of a finished run.  Raises: StorageError."""
-    found = read_json(run / "result.json")
+    found: dict[str, Any] = read_json(run / "result.json")
     match found:
         case {"task": str(), "seconds": float() | int(), "metrics": dict(), "test_metrics": dict() | None}:
             if {"epoch", "weights"} <= found.keys():

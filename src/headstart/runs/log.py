@@ -117,7 +117,7 @@ def _is_event(value: Any) -> bool:
         case {"event": "phase", "phase": int()}:
             return True
         case {"event": "epoch", "epoch": int(), "metrics": dict(), "average_metrics": dict() | None}:
-            return bool(value.keys() >= {"step", "phase", "lr", "train_loss", "seconds"})
+            return all(name in value for name in ("step", "phase", "lr", "train_loss", "seconds"))
         case {"event": "phase" | "epoch"}:
             return False
         case {"event": str()}:
