@@ -49,13 +49,14 @@ def cable() -> Iterator[None]:
 def start(number: int, folder: Path, data: str) -> subprocess.Popen[str]:
     """One side's torchrun."""
     inside = ["ip", "netns", "exec", SIDES[number], "unshare", "--uts", "sh", "-c"]
+    here = f"10.77.0.{number + 1}"
     torchrun = [
-        sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1", "--rdzv-id", "headstart",
-        "--rdzv-backend", "c10d", "--rdzv-endpoint", "10.77.0.1:29400", "--local-addr", f"10.77.0.{number + 1}",
+        sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1", "--local-addr", here,
+        "--rdzv-backend", "c10d", "--rdzv-endpoint", "10.77.0.1:29400", "--rdzv-id", "headstart", "-m", "headstart",
     ]  # fmt: skip
     train = [
-        "-m", "headstart", "train", data, "--model", "starter", "--epochs", "500", "--batch-size", "8",
-        "--parallel.timeout-seconds", str(TIMEOUT_SECONDS), "--checkpoint.every-steps", "1", "--out", str(folder / "run"),
+        "train", data, "--model", "starter", "--epochs", "500", "--batch-size", "8", "--checkpoint.every-steps", "1",
+        "--parallel.timeout-seconds", str(TIMEOUT_SECONDS), "--out", str(folder / "run"),
     ]  # fmt: skip
     words = [*inside, f'hostname {SIDES[number]}; exec "$@"', "sh", *torchrun, *train]
     return subprocess.Popen(
