@@ -230,7 +230,7 @@ def test_the_best_weights_are_the_trained_or_the_averaged_ones(make, noise, tmp_
         save(state, tmp_path / weights)
         loaded = make(average=True)
         loaded.best = state.best
-        load_best(loaded, tmp_path / weights)
+        load_best(loaded, tmp_path / weights, into=loaded.model)
         for name, value in model.state_dict().items():
             assert torch.equal(loaded.model.state_dict()[name], value)
 
@@ -288,5 +288,5 @@ def after_the_crash(folder: Path, acknowledged: tuple[int, int]) -> None:
         restore(state, folder)
         state.step += 1
         save(state, folder, keep=1, disk=Recorder())
-        load_best(state, folder)
+        load_best(state, folder, into=state.model)
         assert json.loads((folder / "best.json").read_text())["step"] == best["step"]

@@ -228,5 +228,6 @@ def run(root: Path, parts: str = "", only: str = "", *, quick: bool = False) -> 
 
 if __name__ == "__main__":
     words = [word for word in sys.argv[1:] if word != "--quick"]
+    target = Path(words[1]).resolve()  # before the folder is changed
     found = run(Path(words[0]).resolve(), *words[2:], quick="--quick" in sys.argv)
-    Path(words[1]).write_text(json.dumps(found, default=str))
+    target.write_text(json.dumps(found, default=str))

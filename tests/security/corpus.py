@@ -105,6 +105,7 @@ def make_world(root: Path) -> World:
     for folder in (world.home, world.work, world.marks):
         folder.mkdir(parents=True)
     (world.home / "id_rsa").write_text(SECRET)
+    (world.home / "empty").mkdir()
     (world.home / "folder").mkdir()
     (world.home / "folder" / "step-00000001").mkdir()
     (world.home / "folder" / "step-00000001" / "kept.txt").write_text(SECRET)

@@ -179,8 +179,10 @@ def _links(world: World) -> Iterator[Artefact]:
         run = world.copied_run(f"link-{name}")
         (run / "result.json").unlink()
         shutil.rmtree(run / name)
-        (run / name).symlink_to(world.home / "folder")
-        yield Artefact(name=f"link {name}", commands=(_resume(world, run),), codes=frozenset({0, 2, 4}), owns=(run,))
+        (run / name).symlink_to(world.home / "empty")
+        yield Artefact(
+            name=f"link {name}", commands=(_resume(world, run),), codes=frozenset({4}), told="it is a link", owns=(run,)
+        )
     for name, target in (("file", secret), ("zero", Path("/dev/zero"))):
         run = world.copied_run(f"link-weights-{name}")
         (run / "model" / "model.safetensors").unlink()

@@ -16,9 +16,8 @@ def executed(result: Result) -> bool:
 
 
 def wrote_outside(result: Result) -> bool:
-    """A file outside the artefact's own folder was written; a refused command writes nothing at all."""
-    strange = [path for path in result["changed"] if "/home/" in path or result["code"] != 0]
-    return bool(result["outside"] or strange)
+    """A file outside the artefact's own folder was made, changed or removed."""
+    return bool(result["outside"] or result["changed"])
 
 
 def wrong_code(result: Result) -> bool:
