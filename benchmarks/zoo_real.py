@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 RESULTS = Path(__file__).parent / "results" / "zoo_real.jsonl"
-SMALLEST_SIDES = (64, 96, 128, 160, 192, 224, 256)  # tried in order: the first that the model runs on
+SMALLEST_SIDES = (64, 96, 128, 160, 192, 224, 256, 299)  # tried in order: the first that the model runs on
 LARGEST = 200_000_000  # parameters; five steps of AdamW take 16 bytes and more for each
 
 
@@ -63,6 +63,7 @@ def build(name: str) -> tuple[nn.Module, int]:
             side = side or zoo.images(module).shape[-1]
             with torch.no_grad():
                 module.eval()(torch.zeros(2, 3, side, side))
+                module.train()(torch.zeros(2, 3, side, side))  # auxiliary heads may need a larger one
         except (RuntimeError, TypeError, ValueError, AssertionError, AttributeError, IndexError, ZeroDivisionError):
             continue
         for parameter in module.parameters():
@@ -122,6 +123,7 @@ def five_steps(module: nn.Module, side: int) -> tuple[nn.Module, list[str]]:
     from timm.utils.model_ema import ModelEmaV3
 
     from headstart.optim.groups import param_groups
+    from headstart.train.state import update_average
     from headstart.train.step import training_outputs
 
     optimizer = torch.optim.AdamW(param_groups(module, lr=1e-3, head_lr=1e-2, layer_decay=0.9, weight_decay=0.1))
@@ -138,7 +140,7 @@ def five_steps(module: nn.Module, side: int) -> tuple[nn.Module, list[str]]:
         loss.backward()  # type: ignore[no-untyped-call]
         reached |= {path for path, p in module.named_parameters() if p.grad is not None and bool((p.grad != 0).any())}
         optimizer.step()
-        average.update(module)
+        update_average(average, module, step=step)
     trainable = [path for path, parameter in module.named_parameters() if parameter.requires_grad]
     return average.module, [path for path in trainable if path not in reached]
 

@@ -115,8 +115,8 @@ def main() -> None:
         "P11", what=f"two machines (network namespaces) whose cable is pulled, timeout {TIMEOUT_SECONDS} s",
         goal="both sides end, each names the other", found=f"ended: {times}; {'both named' if named else 'not named'}",
         met=named and len(ended) == 2, command="sudo python -m benchmarks.reliability.hosts",
-        note="headstart's process ends on both sides; torchrun's agent on the side without the rendezvous store waits for "
-        "the store and outlives it",
+        note="headstart's process ends on both sides; torchrun's agent on the side without the rendezvous store waits "
+        "for the store and outlives it",
     )  # fmt: skip
 
 

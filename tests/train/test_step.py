@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections import namedtuple
+from collections import OrderedDict, namedtuple
 
 import pytest
 import torch
@@ -20,7 +20,7 @@ from headstart.errors import ConfigError, DataError, NonFiniteError, RunError
 from headstart.optim.groups import param_groups
 from headstart.optim.losses import make_loss
 from headstart.train.precision import make_scaler
-from headstart.train.state import TrainState
+from headstart.train.state import TrainState, make_average
 from headstart.train.step import StepRules, _pieces, train_step, training_outputs
 
 CPU = torch.device("cpu")
@@ -417,3 +417,16 @@ def test_memory_that_is_too_small_for_two_images_ends_the_run_with_a_way_out(net
     with pytest.raises(RunError, match=said):
         train_step(state, noise(8), rules=StepRules())
     assert state.step == 0
+
+
+def test_a_limit_of_infinity_stays_one_in_the_average(net, noise) -> None:
+    """As Gemma 4's vision model has them in its buffers; other buffers are averaged."""
+    model = nn.Sequential(OrderedDict(inner=net(norm=True)))
+    model.register_buffer("limit", torch.tensor([float("inf"), -float("inf")]))
+    state = sgd(model)
+    state.average = make_average(model, half_life=0.5, total_steps=4)
+    for seed in range(3):
+        train_step(state, noise(8, seed=seed), rules=StepRules())
+    assert state.average.module.limit.tolist() == [float("inf"), -float("inf")]
+    own, trained = state.average.module.inner.bn1.running_mean, model.inner.bn1.running_mean
+    assert bool(torch.isfinite(own).all()) and not torch.equal(own, trained)

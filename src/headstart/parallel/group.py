@@ -136,6 +136,7 @@ def _lost(pulse: Pulse, error: RuntimeError) -> RunError:
         return OthersFailed()
     who = ", ".join(f"rank {rank} ({where})" for rank, where in gone.items()) or "another rank"
     pulse.end(gone)
+    pulse.tell_failure(f"lost {who}")  # the others then stay silent, also where this process's end is what they notice
     return RunError(
         f"{who} of {pulse.world_size} is lost: killed by a signal (often for memory: see the system's log), "
         "cut off, or standing still for longer than parallel.timeout_seconds; all others stop. Go on from the last "

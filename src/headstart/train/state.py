@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from dataclasses import dataclass, field
 
 import torch
@@ -51,3 +52,16 @@ def make_average(model: nn.Module, *, half_life: float, total_steps: int) -> Mod
     """An exponential moving average, buffers included, whose past counts half after ``half_life`` of all steps."""
     decay = 0.5 ** (1 / max(1.0, half_life * total_steps))
     return ModelEmaV3(model, decay=decay)
+
+
+_UNBOUNDED: weakref.WeakKeyDictionary[ModelEmaV3, tuple[tuple[Tensor, Tensor], ...]] = weakref.WeakKeyDictionary()
+
+
+def update_average(average: ModelEmaV3, model: nn.Module, *, step: int) -> None:
+    """One step of the average. Buffers with infinities (limits that limit nothing) are copied: their mean is NaN."""
+    average.update(model, step=step)
+    if average not in _UNBOUNDED:
+        pairs = zip(average.module.buffers(), model.buffers(), strict=True)
+        _UNBOUNDED[average] = tuple((own, source) for own, source in pairs if bool(torch.isinf(source).any()))
+    for own, source in _UNBOUNDED[average]:
+        own.copy_(source)

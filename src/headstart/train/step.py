@@ -25,7 +25,7 @@ from headstart.parallel.processes import current
 from headstart.parallel.shards import is_sharded, whole
 from headstart.train.finite import check_rates, check_weights, complaint, names
 from headstart.train.precision import MEMORY_FORMATS, Precision, autocast, device_of, dtype_of
-from headstart.train.state import TrainState
+from headstart.train.state import TrainState, update_average
 
 _AUXILIARY_WEIGHT = 0.3  # of auxiliary heads, in training only (Szegedy et al. 2015, section 5)
 _MOST_OVERFLOWS = 20  # fp16: from 2**16 this many halvings reach 2**-4, where no healthy loss overflows
@@ -292,4 +292,4 @@ def _update(state: TrainState) -> None:
     if current().several:
         share_statistics(state.model)
     if state.average is not None:
-        state.average.update(state.model, step=state.step)
+        update_average(state.average, state.model, step=state.step)
