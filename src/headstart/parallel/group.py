@@ -94,34 +94,33 @@ def _open_group(found: Processes, device: torch.device, *, timeout: timedelta) -
 @contextmanager
 def _said_by_rank(found: Processes, pulse: Pulse) -> Iterator[None]:
     """Within, what goes wrong is told to the others and said by the rank where it did, once."""
-    why = "it ended early"
+    why, failed = "it ended early", True
     try:
         yield
-        why = ""
+        why, failed = "", False
     except OthersFailed:
         why = ""
         raise
     except Interrupted as stop:
-        why = ""
+        why, failed = "", False
         if not found.is_first:  # all are told to stop; the first one says it
             raise OthersFailed(exit_code=stop.exit_code) from stop
         raise
     except Error as error:
         why = str(error)
-        if error.exit_code != Error.exit_code and not isinstance(
-            error, Interrupted
-        ):  # the user's mistake is everyone's
+        if error.exit_code != Error.exit_code:  # 2: everyone's, said plainly
             error.args = (f"rank {found.rank} of {found.world_size}: {error}",)
         raise
     except RuntimeError as error:
-        if not _is_lost_contact(error):
-            why = _first_line(error)
+        why = "" if _is_lost_contact(error) else _first_line(error)
+        if why:
             raise
-        why = ""
         raise _lost(pulse, error) from error
     finally:
         if why:
             pulse.tell_failure(why)
+        if failed:
+            pulse.linger()
 
 
 def _is_lost_contact(error: RuntimeError) -> bool:

@@ -14,6 +14,7 @@ from torch._C._distributed_c10d import Store
 
 _EVERY_SECONDS = 0.5
 _STILL_SECONDS = 2.5  # a rank whose beat has not moved for so long, while it is watched, is named
+_LINGER_SECONDS = 3.0
 _GRACE_SECONDS = 5.0  # to leave by itself, once another rank has failed
 
 
@@ -59,8 +60,11 @@ class Pulse:
         self._failure = why[:500] or "failed"
         self._woken.set()
         self._told.wait(_STILL_SECONDS)
-        if self.rank == 0:  # the store may go with this process: the others read it first
-            time.sleep(2 * self._every + 0.2)
+
+    def linger(self) -> None:
+        """Where the first process holds the store it must not take it along before the others have read who failed."""
+        if self.rank == 0:
+            time.sleep(_LINGER_SECONDS)
 
     @property
     def others_failed(self) -> bool:
