@@ -71,7 +71,7 @@ def _leaver(words: Sequence[str], owner: int) -> Callable[[int, FrameType | None
         if os.getpid() == owner:  # not a loading process that was forked this instant
             name = signal.Signals(number).name
             line = f"{_SHOW_CURSOR * os.isatty(2)}headstart: stopped by {name}{to_go_on(words)}\n"
-            if os.environ.get("RANK", "0") == "0":  # of several processes the first
+            if "RANK" not in os.environ:  # of several processes: the launcher ends all when one has failed
                 os.write(2, line.encode("utf-8", "backslashreplace"))  # sys.stderr may be in the middle of a write
         os._exit(128 + number)
 

@@ -6,6 +6,8 @@ headstart joins the group that the environment describes, or takes the one that 
 from __future__ import annotations
 
 import os
+import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -117,10 +119,18 @@ def _said_by_rank(found: Processes, pulse: Pulse) -> Iterator[None]:
             raise
         raise _lost(pulse, error) from error
     finally:
+        if failed:
+            _finish_speaking()
         if why:
             pulse.tell_failure(why)
         if failed:
             pulse.linger()
+
+
+def _finish_speaking() -> None:
+    """The launcher ends all when one has failed; what went wrong is said before that."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def _is_lost_contact(error: RuntimeError) -> bool:
@@ -129,6 +139,7 @@ def _is_lost_contact(error: RuntimeError) -> bool:
 
 def _lost(pulse: Pulse, error: RuntimeError) -> RunError:
     """Who is lost: said by the first rank that is left, unless somebody has said why it failed."""
+    _finish_speaking()
     gone = pulse.lost()
     left = [rank for rank in range(pulse.world_size) if rank not in gone]
     if pulse.others_failed or pulse.rank != left[0]:

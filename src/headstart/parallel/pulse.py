@@ -63,7 +63,7 @@ class Pulse:
 
     def linger(self) -> None:
         """Where the first process holds the store it must not take it along before the others have read who failed."""
-        if self.rank == 0:
+        if self.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
             time.sleep(_LINGER_SECONDS)
 
     @property
