@@ -135,7 +135,7 @@ def lost(run: Ranks, each: int) -> None:
         goal="all end, the right rank named once, 100 of 100",
         found=f"{named} of {cases} ({times} at most, with the start)",
         met=named == cases >= 100, command=f"python -m benchmarks.reliability.processes lost --each {each}",
-        note="one machine, gloo; two machines with the link cut and NCCL were not run",
+        note="one machine, gloo; NCCL was not run",
     )  # fmt: skip
 
 
