@@ -201,6 +201,8 @@ def failing(*, rank: int, how: str) -> Any:
                 raise Error("it was this one")
             case "bug":
                 raise AssertionError("a bug")
+            case "own":
+                raise RuntimeError("the store of my peers cannot be restored: timeout")
             case "kill":
                 os.kill(os.getpid(), signal.SIGKILL)
             case "stop":
@@ -236,7 +238,7 @@ def run_rank(case: str, options: dict[str, Any], *, rank: int, world: int, port:
     try:
         with joined(torch.device("cpu"), timeout_seconds=timeout):
             return {"gave": CASES[case](**options)}
-    except (Error, AssertionError) as error:
+    except (Error, AssertionError, RuntimeError) as error:
         return {"error": type(error).__name__, "text": str(error)}
 
 

@@ -135,9 +135,11 @@ def test_an_error_is_said_once_by_the_rank_that_has_it(ranks, rank, how) -> None
     assert found[rank]["text"] == "it was this one"
 
 
-def test_a_bug_is_raised_by_the_rank_that_has_it(ranks) -> None:
-    found = ranks("failing", world=2, rank=1, how="bug", timeout=20.0)
-    assert [one["error"] for one in found] == ["OthersFailed", "AssertionError"]
+@pytest.mark.parametrize(("how", "kind"), [("bug", "AssertionError"), ("own", "RuntimeError")])
+def test_a_bug_is_raised_by_the_rank_that_has_it(ranks, how, kind) -> None:
+    """A model's own error is not taken for a lost process, whatever words it uses."""
+    found = ranks("failing", world=2, rank=1, how=how, timeout=20.0)
+    assert [one["error"] for one in found] == ["OthersFailed", kind]
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ from headstart.parallel.processes import Processes, current, in_environment
 from headstart.parallel.pulse import Pulse
 
 _BACKENDS = {"cpu": "gloo", "cuda": "nccl", "xpu": "xccl"}
-_LOST = ("connection", "gloo", "timed out", "timeout", "nccl", "store", "socket", "peer")  # words of torch's errors
+_LOST = ("/gloo/", "gloo::", "nccl", "connection reset by peer", "connection closed by peer", "tcpstore")  # of torch
 
 
 @contextmanager
@@ -52,8 +52,7 @@ def joined(device: torch.device, *, timeout_seconds: float) -> Iterator[Processe
 
 def check_devices(wanted: int | str) -> None:
     """Refuse another number of processes than asked for.  Raises: ConfigError."""
-    size = int(os.environ.get("GROUP_WORLD_SIZE", "1"))  # machines, as torchrun says
-    found = current().world_size // max(1, size)
+    found = current().local_size
     if isinstance(wanted, int) and wanted != found:
         raise ConfigError(
             f"devices: {wanted} asked for, and this run has {found} process{'es' * (found != 1)} on each machine; "

@@ -21,21 +21,6 @@ from headstart.parallel.processes import current
 _SHARE_OF_ALL = 64  # a block with at least so many-th of the parameters is gathered by itself
 
 
-def shares_out(kind: str, module: nn.Module, device: torch.device) -> bool:
-    """Whether to share the parameters out: where asked, or where training would not fit otherwise (``auto``)."""
-    if not current().several or kind == "ddp":
-        return False
-    return kind == "fsdp" or (
-        device.type == "cuda" and training_bytes(module) > 0.8 * torch.cuda.mem_get_info(device)[1]
-    )
-
-
-def training_bytes(module: nn.Module) -> int:
-    """Weights, and for those that train a gradient and two values of AdamW's, without activations."""
-    sizes = [(part.numel() * part.element_size(), part.requires_grad) for part in module.parameters()]
-    return sum(size * (4 if trains else 1) for size, trains in sizes)
-
-
 def shard(module: nn.Module, device: torch.device) -> None:
     """Share the parameters out, in place: block by block, so that one block is whole at a time."""
     mesh = init_device_mesh(device.type, (current().world_size,))

@@ -75,8 +75,8 @@ def check_memory(
 
 def measure(config: Config, module: nn.Module, course: Course, preprocess: Preprocess) -> MemoryNeed:
     """What the phase that trains most takes; the model is left as the last phase has it."""
-    trainable = [freeze_phase(module, phase).of - freeze_phase(module, phase).parameters for phase in course.phases]
-    freeze_phase(module, course.phases[trainable.index(max(trainable))])
+    frozen = [freeze_phase(module, phase).parameters for phase in course.phases]
+    freeze_phase(module, course.phases[frozen.index(min(frozen))])
     trained = sum(value.nbytes for value in module.parameters() if value.requires_grad)
     (few, largest), (more, _) = (_kept(module, preprocess, course.rules, images=count) for count in _PROBES)
     freeze_phase(module, course.phases[-1])
@@ -84,7 +84,7 @@ def measure(config: Config, module: nn.Module, course: Course, preprocess: Prepr
     own = sum(value.nbytes for value in (*module.parameters(), *module.buffers()))
     return MemoryNeed(
         gradients=trained,
-        optimizer=int(trained * _state_share(config.optimizer)),
+        optimizer=int(trained * state_share(config.optimizer)),
         average=own if config.average.kind == "ema" else 0,
         kept=max(0, few - _PROBES[0] * per_image),
         kept_per_image=per_image,
@@ -128,7 +128,7 @@ def _as_it_was(module: nn.Module) -> Iterator[None]:
             buffer.copy_(value)
 
 
-def _state_share(options: Optimizer) -> float:
+def state_share(options: Optimizer) -> float:
     """Bytes of the optimizer's state per byte of weights, by one step on a small matrix."""
     weight = nn.Parameter(torch.zeros(64, 64))
     optimizer = make_optimizer([{"params": [weight], "lr": 1e-3, "weight_decay": 0.0, "name": "probe"}], options)

@@ -8,12 +8,14 @@ from torch import nn
 from headstart.config.schema import Config
 from headstart.errors import ConfigError
 from headstart.parallel.processes import current
-from headstart.parallel.shards import shares_out, training_bytes
 from headstart.plan.decisions import Decision
+from headstart.plan.memory import state_share
+
+_MOST = 0.8  # of a GPU's memory for weights, gradients and the optimizer; the rest is for activations
 
 
-def choose_parallel(config: Config, module: nn.Module, device: torch.device) -> tuple[Decision, ...]:
-    """Nothing for one process; else how the work is divided.
+def choose_parallel(config: Config, module: nn.Module, device: torch.device) -> tuple[bool, tuple[Decision, ...]]:
+    """Whether each process holds a part of every parameter; and what is said of it, where there are several.
 
     Raises: ConfigError: what was asked for does not go together.
     """
@@ -25,9 +27,14 @@ def choose_parallel(config: Config, module: nn.Module, device: torch.device) -> 
     if chosen.sync_norm and device.type == "cpu":
         raise ConfigError("parallel.sync_norm: torch has it for accelerators only, not for the CPU; give false")
     if not ours.several:
-        return ()
-    shared = shares_out(chosen.kind, module, device)
+        return False, ()
+    weights = sum(parameter.nbytes for parameter in module.parameters())
+    needed = int(weights * (2 + state_share(config.optimizer)))  # where all train
+    fits = device.type != "cuda" or needed <= _MOST * torch.cuda.mem_get_info(device)[1]
+    can = config.average.kind == "none" and config.precision != "fp16"
+    shared = chosen.kind == "fsdp" or (chosen.kind == "auto" and not fits and can)
     kind = "fsdp: each holds a part of every parameter" if shared else "ddp: each holds the whole model"
-    why = f"{chosen.kind}: training needs {training_bytes(module) / 2**20:,.0f} MiB besides the activations"
+    why = f"{chosen.kind}: to train it all takes {needed / 2**20:,.0f} MiB besides the activations"
     norm = "over all processes" if chosen.sync_norm else "of the first process's part of each batch"
-    return (Decision("parallel", f"{ours.world_size} processes, {kind}", f"{why}; BatchNorm's statistics are {norm}"),)
+    said = Decision("parallel", f"{ours.world_size} processes, {kind}", f"{why}; BatchNorm's statistics are {norm}")
+    return shared, (said,)

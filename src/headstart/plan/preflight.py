@@ -72,6 +72,7 @@ class Prepared:
     images: Images
     course: Course
     device: torch.device
+    shared_out: bool
 
     @property
     def document(self) -> dict[str, Any]:
@@ -107,10 +108,11 @@ def prepare(config: Config, *, module: nn.Module | None, loss: LossFunction | No
     course = Course(
         phases=phases, optimizer=config.optimizer, schedule=config.schedule, rules=rules, patience=config.stop.patience
     )
+    shared_out, chosen_parallel = choose_parallel(config, opened.module, device)
     decisions = (
         chosen_device, chosen_model, *_about_model(opened, swap, config.head), *chosen_lora, *_about_data(images),
         chosen_loss, *chosen_phases, *_about_steps(config, images), chosen_precision, chosen_format,
-        *choose_parallel(config, opened.module, device),
+        *chosen_parallel,
     )  # fmt: skip
     opened.module.to(
         device, memory_format=torch.channels_last if memory_format == "channels_last" else torch.preserve_format
@@ -121,7 +123,8 @@ def prepare(config: Config, *, module: nn.Module | None, loss: LossFunction | No
     plan = Plan(decisions=decisions, document=document | made)
     tell(Decided(plan))
     return Prepared(
-        config=config, plan=plan, opened=opened, swap=swap, images=images, course=course, device=device
+        config=config, plan=plan, opened=opened, swap=swap, images=images, course=course, device=device,
+        shared_out=shared_out,
     )  # fmt: skip
 
 

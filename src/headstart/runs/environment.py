@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from headstart.errors import ConfigError
+from headstart.parallel.processes import current
 from headstart.storage import read_json
 
 _LIBRARIES = ("headstart", "torch", "torchvision", "timm", "numpy", "pillow", "safetensors")
@@ -33,7 +34,7 @@ def environment(device: torch.device) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "instruction_set": torch.backends.cpu.get_cpu_capability(),
         "instruction_limits": " ".join(f"{name}={os.environ[name]}" for name in _LIMITS if name in os.environ),
-        "world_size": world_size(),
+        "world_size": current().world_size,
         "device": device.type,
         "device_name": torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu(),
     }
@@ -84,12 +85,6 @@ def inexact_text(facts: Mapping[str, Any]) -> str:
 def shown_facts(facts: Mapping[str, Any]) -> dict[str, Any]:
     """The facts of the last life, for a table."""
     return {name: value for name, value in facts.items() if name != _INEXACT}
-
-
-def world_size() -> int:
-    """Processes that train together."""
-    distributed = torch.distributed
-    return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
 
 
 def _shown(value: object) -> str:

@@ -83,6 +83,11 @@ class Ready(Protocol):
         """Where it is trained."""
         ...
 
+    @property
+    def shared_out(self) -> bool:
+        """Whether each of several processes holds a part of every parameter."""
+        ...
+
 
 def finish(run: Path, state: TrainState, ready: Ready, *, log: RunLog | None, started: float) -> Run:
     """Write everything that a finished run holds; result.json comes last but for the report.

@@ -14,7 +14,7 @@ from headstart.errors import StorageError
 from headstart.models.head import head_parameters
 from headstart.parallel.messages import files_from_first, together
 from headstart.parallel.processes import current
-from headstart.parallel.shards import shard, shares_out
+from headstart.parallel.shards import shard
 from headstart.runs.checkpoint import FoundCheckpoint, read_checkpoint, restore_found
 from headstart.runs.finish import Ready
 from headstart.runs.log import Note
@@ -61,7 +61,7 @@ def _first_state(ready: Ready) -> TrainState:
     plain = None
     if ready.config.parallel.sync_norm and current().several:
         convert_sync_batchnorm(module)  # type: ignore[no-untyped-call]
-    if shares_out(ready.config.parallel.kind, module, ready.device):
+    if ready.shared_out:
         plain = copy.deepcopy(module).cpu()  # for the end: a model that is shared out is not put together again
         shard(module, ready.device)
     optimizer = optim.SGD(module.parameters(), lr=0.0)  # until the first phase makes its own
