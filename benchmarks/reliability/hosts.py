@@ -87,7 +87,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name, cable():
         folder = Path(name)
         (folder / "data").mkdir()
-        data = pictures(folder / "data", 8)
+        data = pictures(folder / "data", 8, 8, 8)
         sides = [start(number, folder, data) for number in (0, 1)]
         while steps(folder / "run") < 3 and all(side.poll() is None for side in sides):
             time.sleep(0.1)

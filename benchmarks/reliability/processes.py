@@ -54,12 +54,13 @@ def ranks() -> Iterator[Ranks]:
         server.stdin.close()
 
 
-def pictures(root: Path, each: int) -> str:
-    """Three classes of noisy coloured pictures, 16 px."""
+def pictures(root: Path, *counts: int) -> str:
+    """Three classes of so many noisy coloured pictures, 16 px."""
     draw = np.random.default_rng(0)
-    for name, colour in (("blue", (60, 60, 160)), ("green", (60, 160, 60)), ("red", (160, 60, 60))):
+    colours = {"blue": (60, 60, 160), "green": (60, 160, 60), "red": (160, 60, 60)}
+    for (name, colour), count in zip(colours.items(), counts, strict=True):
         (root / name).mkdir()
-        for number in range(each):
+        for number in range(count):
             pixels = np.clip(np.array(colour) + draw.normal(0, 50, (16, 16, 3)), 0, 255).astype(np.uint8)
             Image.fromarray(pixels).save(root / name / f"{number:03}.png")
     return str(root)
@@ -148,9 +149,9 @@ def main() -> None:
     with ranks() as run, tempfile.TemporaryDirectory() as folder:
         match asked.what:
             case "gradients":
-                gradients(run, pictures(Path(folder), 5))
+                gradients(run, pictures(Path(folder), 5, 5, 5))
             case "metrics":
-                metrics(run, pictures(Path(folder), 45))
+                metrics(run, pictures(Path(folder), 45, 45, 45))
             case _:
                 lost(run, asked.each)
 

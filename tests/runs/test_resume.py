@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import dataclasses
 import json
@@ -18,6 +17,7 @@ from typing import Any
 import pytest
 
 import headstart as hs
+from benchmarks.reliability.lives import survivors
 from headstart.config.load import plain, write_yaml
 from headstart.errors import ConfigError
 from headstart.runs.checkpoint import read_checkpoint
@@ -108,20 +108,6 @@ def heard() -> None:
     """Signals that whoever started the tests ignores (a job in the background) would stay ignored."""
     for number in (signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_DFL)
-
-
-def survivors(session: int) -> list[int]:
-    """Living processes of a session, those that have not noticed yet waited for."""
-    deadline = time.monotonic() + 10
-    while True:
-        found = []
-        for status in Path("/proc").glob("[0-9]*/stat"):
-            with contextlib.suppress(OSError):
-                state, _, _, of, *_ = status.read_text().rpartition(")")[2].split()
-                found += [int(status.parent.name)] * (int(of) == session and state != "Z")
-        if not found or time.monotonic() > deadline:
-            return found
-        time.sleep(0.1)
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])

@@ -63,6 +63,7 @@ def test_modes_come_back_when_the_model_fails(model) -> None:
 def test_outputs_can_be_used_after_evaluation(model, images) -> None:
     outputs = predict(model, images.val).outputs
     outputs.requires_grad_().sum().backward()
+    assert torch.equal(outputs.grad, torch.ones_like(outputs))
 
 
 @pytest.mark.parametrize("memory_format", ["contiguous", "channels_last"])

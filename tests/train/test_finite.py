@@ -84,6 +84,7 @@ def test_large_weights_are_finite(net, noise) -> None:
     with torch.no_grad():
         state.model.fc.bias[:] = 1e25
     train_step(state, noise(8), rules=StepRules())
+    assert state.step == 1
 
 
 def nan_from(step: int) -> Callable[[Tensor, Tensor], Tensor]:

@@ -142,7 +142,10 @@ def test_a_tensor_with_two_names_is_frozen_and_proven_like_any_other(net, images
     for name, part in {"conv1": model.conv1, "one": again, "act1": nn.ReLU(), "two": again, "pool": model.pool,
                        "flat": model.flat, "fc": nn.Linear(8, 3)}.items():  # fmt: skip
         tied.add_module(name, part)
-    list(train_phases(fresh(tied), course(phase("probe", "backbone")), images.train, images.val))
+    before = again.weight.clone()
+    events = list(train_phases(fresh(tied), course(phase("probe", "backbone")), images.train, images.val))
+    assert isinstance(events[-1], EpochDone)
+    assert torch.equal(again.weight, before)
 
 
 def test_events_come_in_order_with_the_phase_and_its_metrics(net, images) -> None:
