@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from headstart.cli.leaving import LAUNCHED_AS, program
 from headstart.config.schema import Config
-from headstart.errors import OthersFailed, RunError
+from headstart.errors import ConfigError, OthersFailed, RunError
 
 
 def wants_processes(config: Config) -> int:
@@ -25,6 +25,25 @@ def wants_processes(config: Config) -> int:
     import torch
 
     return max(1, torch.accelerator.device_count()) if torch.accelerator.is_available() else 1
+
+
+def check_there(config: Config, processes: int) -> None:
+    """Refuse more processes than devices, once and before any is started.  Raises: ConfigError."""
+    kind = config.device.partition(":")[0]
+    if kind == "cpu":
+        return
+    import torch
+
+    found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    if found is None and kind == "auto":
+        return
+    there = torch.accelerator.device_count() if found is not None and kind in ("auto", found.type) else 0
+    if processes > there:
+        what = found.type if found is not None and kind == "auto" else kind
+        raise ConfigError(
+            f"devices: {processes} processes need as many {what} devices, and this machine has {there}; give "
+            f"{f'--devices {there}' if there else '--device cpu'}"
+        )
 
 
 def launch(argv: Sequence[str], *, processes: int) -> int:

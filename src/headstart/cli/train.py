@@ -10,7 +10,7 @@ from typing import Annotated
 import tyro
 
 from headstart.cli.configured import configured
-from headstart.cli.launch import launch, wants_processes
+from headstart.cli.launch import check_there, launch, wants_processes
 from headstart.cli.output import result, table, write
 from headstart.cli.progress import Progress
 from headstart.config.flags import EVERY, parse_args
@@ -42,6 +42,7 @@ def run(argv: Sequence[str]) -> int:
     except Error as error:
         raise error if first else OthersFailed(exit_code=error.exit_code) from error  # said once
     if (processes := wants_processes(config)) > 1:
+        check_there(config, processes)
         return launch(argv, processes=processes)
     from headstart import app  # imports torch
 

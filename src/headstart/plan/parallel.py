@@ -14,18 +14,20 @@ from headstart.plan.memory import state_share
 _MOST = 0.8  # of a GPU's memory for weights, gradients and the optimizer; the rest is for activations
 
 
-def choose_parallel(config: Config, module: nn.Module, device: torch.device) -> tuple[bool, tuple[Decision, ...]]:
-    """Whether each process holds a part of every parameter; and what is said of it, where there are several.
-
-    Raises: ConfigError: what was asked for does not go together.
-    """
-    ours, chosen = current(), config.parallel
+def check_parallel(config: Config, device: torch.device) -> None:
+    """Refuse what does not go together.  Raises: ConfigError."""
+    chosen = config.parallel
     if chosen.kind == "fsdp" and (config.average.kind != "none" or config.precision == "fp16"):
         field = "average.kind" if config.average.kind != "none" else "precision"
         accepted = "none" if config.average.kind != "none" else "bf16 or fp32"
         raise ConfigError(f"{field}: with parallel.kind fsdp only {accepted}; or give --parallel.kind ddp")
     if chosen.sync_norm and device.type == "cpu":
         raise ConfigError("parallel.sync_norm: torch has it for accelerators only, not for the CPU; give false")
+
+
+def choose_parallel(config: Config, module: nn.Module, device: torch.device) -> tuple[bool, tuple[Decision, ...]]:
+    """Whether each process holds a part of every parameter; and what is said of it, where there are several."""
+    ours, chosen = current(), config.parallel
     if not ours.several:
         return False, ()
     weights = sum(parameter.nbytes for parameter in module.parameters())

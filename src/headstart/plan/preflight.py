@@ -26,7 +26,7 @@ from headstart.optim.penalties import penalised
 from headstart.plan.decisions import Decision, choose_device, choose_memory_format, choose_model, choose_precision
 from headstart.plan.light import adapt, lora_document
 from headstart.plan.memory import check_memory
-from headstart.plan.parallel import choose_parallel
+from headstart.plan.parallel import check_parallel, choose_parallel
 from headstart.plan.phases import make_phases
 from headstart.train.phases import Course, PhasePlan, freeze_phase, phase_optimizer
 from headstart.train.step import StepRules
@@ -88,6 +88,7 @@ def prepare(config: Config, *, module: nn.Module | None, loss: LossFunction | No
     device, chosen_device = choose_device(config)
     precision, chosen_precision = choose_precision(config, device)
     memory_format, chosen_format = choose_memory_format(config)
+    check_parallel(config, device)
     list_source(config.data, kind=config.task.kind)  # a mistake in the data must not wait for a download
     opened, chosen_model = _open(config, device, module)
     images = load_images(config, opened.preprocess, on_decoded=lambda done, total: tell(ScanProgress(done, total)))
