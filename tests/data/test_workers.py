@@ -73,3 +73,10 @@ def test_what_torch_says_of_a_dead_worker_becomes_cause_and_remedy(said: str, ca
 def test_an_error_of_the_model_is_left_as_it_is(said: str) -> None:
     with pytest.raises(RuntimeError, match=said), deaths_explained():
         raise RuntimeError(said)
+
+
+@pytest.mark.parametrize("error", [ConnectionResetError(104, "Connection reset by peer"), EOFError()])
+def test_a_death_in_the_middle_of_handing_over_is_explained_too(error) -> None:
+    said = "a process that loads images died; usually the system was out of memory"
+    with pytest.raises(RunError, match=said), deaths_explained():
+        raise error

@@ -45,9 +45,9 @@ def deaths_explained() -> Iterator[None]:
     """Within, the death of a loading process (torch raises it wherever the program is) becomes a ``RunError``."""
     try:
         yield
-    except RuntimeError as error:
-        text = str(error)
-        if not any(words in text for words in (_DEATH, *_HANDING_OVER)):
+    except (RuntimeError, ConnectionError, EOFError) as error:  # the last two: in the middle of handing over a batch
+        text = str(error) or type(error).__name__
+        if isinstance(error, RuntimeError) and not any(words in text for words in (_DEATH, *_HANDING_OVER)):
             raise
         what = next((line for line in text.splitlines() if _DEATH in line), text.splitlines()[-1]).strip()
         cause, remedy = next(value for words, value in _CAUSES.items() if words in text)
