@@ -1,0 +1,119 @@
+"""A file of pages of one size, each known to be whole or not by its own checksum: for what can be computed again.
+
+Not durable as ``storage`` is, and needs not be: a page that a crash, a full disk or a bad sector damaged is seen when
+it is read, and made again. Read with ``pread``: a memory map of a file that is cut short kills the process (SIGBUS).
+Several processes may write the same file at once, if equal numbers mean equal pages.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import zlib
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Self, TypeVar
+
+from headstart.errors import StorageError
+
+_MARK = b"page"  # what was never written is zeros
+_TAIL = len(_MARK) + 4  # and CRC-32 of key, number and page
+Buffer = bytes | bytearray | memoryview
+_T = TypeVar("_T")
+
+
+class PageFile:
+    """``count`` pages of ``page_bytes``, numbered from 0; ``key`` says of what: pages of another key are not whole.
+
+    Raises: StorageError: there is no room, or the file cannot be opened or written.
+    """
+
+    def __init__(self, path: Path, *, count: int, page_bytes: int, key: str) -> None:
+        self.path, self.count, self.page_bytes = path, count, page_bytes
+        self._key = key.encode()
+        self._step = page_bytes + _TAIL
+        self._descriptor = _opened(path, size=count * self._step)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file; the pages stay."""
+        os.close(self._descriptor)
+
+    def write(self, number: int, page: Buffer) -> None:
+        """Write a page."""
+        view = memoryview(page).cast("B")
+        assert 0 <= number < self.count and len(view) == self.page_bytes, (number, self.count, len(view))
+        data: list[Buffer] = [view, _MARK + self._checksum(number, view)]
+        written = _explained(self.path, lambda: os.pwritev(self._descriptor, data, number * self._step))
+        if written != self._step:
+            raise StorageError(f"{self.path}: {written:,} of {self._step:,} bytes written; the disk is full")
+
+    def read(self, number: int, into: bytearray | memoryview) -> bool:
+        """Fill ``into`` with a page; False where it was never written or is damaged."""
+        view, tail = memoryview(into).cast("B"), bytearray(_TAIL)
+        assert 0 <= number < self.count and len(view) == self.page_bytes, (number, self.count, len(view))
+        try:
+            found = os.preadv(self._descriptor, [view, tail], number * self._step)
+        except OSError:  # a bad sector
+            return False
+        return found == self._step and bytes(tail) == _MARK + self._checksum(number, view)
+
+    def missing(self) -> list[int]:
+        """Numbers of the pages that are not whole; all are read."""
+        room = bytearray(self.page_bytes)
+        return [number for number in range(self.count) if not self.read(number, room)]
+
+    def expect(self, numbers: Iterable[int]) -> None:
+        """Have the system read these pages in the background, in the order of the file."""
+        if not hasattr(os, "posix_fadvise"):
+            return
+        for number in sorted(numbers):
+            os.posix_fadvise(self._descriptor, number * self._step, self._step, os.POSIX_FADV_WILLNEED)
+
+    def sync(self) -> None:
+        """Have everything written reach the disk."""
+        _explained(self.path, lambda: os.fsync(self._descriptor))
+
+    def _checksum(self, number: int, page: Buffer) -> bytes:
+        start = zlib.crc32(b"%s %d" % (self._key, number))
+        return zlib.crc32(page, start).to_bytes(4, "little")
+
+
+def _opened(path: Path, *, size: int) -> int:
+    """A descriptor of the file at this size; its blocks are there before anything is written to them."""
+
+    def make() -> int:
+        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+        descriptor = os.open(path, flags, 0o666)
+        try:
+            if os.fstat(descriptor).st_size != size:
+                os.ftruncate(descriptor, size)
+                _allocate(descriptor, size)
+        except OSError:
+            os.close(descriptor)
+            path.unlink(missing_ok=True)
+            raise
+        return descriptor
+
+    return _explained(path, make)
+
+
+def _allocate(descriptor: int, size: int) -> None:
+    if size and hasattr(os, "posix_fallocate"):
+        try:
+            os.posix_fallocate(descriptor, 0, size)
+        except OSError as error:
+            if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):  # a file system without it: blocks as they come
+                raise
+
+
+def _explained(path: Path, action: Callable[[], _T]) -> _T:
+    try:
+        return action()
+    except OSError as error:
+        raise StorageError(f"{path}: {error.strerror or error}") from error
