@@ -12,6 +12,7 @@ PACKAGE = ROOT / "src" / "headstart"
 LAYERS = [  # a row imports from the rows above it only
     {"errors"},
     {"config", "storage", "pages", "parallel"},
+    {"shelf"},
     {"models"},
     {"data", "optim"},
     {"train"},
@@ -23,7 +24,16 @@ LAYERS = [  # a row imports from the rows above it only
 ]
 LEVEL = {name: level for level, row in enumerate(LAYERS) for name in row}
 HEAVY = {"torch", "timm", "torchvision"}
-LIGHT = ("errors.py", "storage.py", "pages.py", "__init__.py", "config/", "cli/", "models/spec.py")  # answer in a blink
+LIGHT = (
+    "errors.py",
+    "storage.py",
+    "pages.py",
+    "shelf.py",
+    "__init__.py",
+    "config/",
+    "cli/",
+    "models/spec.py",
+)  # answer in a blink
 FORBIDDEN_NAMES = {"utils", "util", "helpers", "helper", "manager", "base", "core", "common", "misc"}
 BROAD_EXCEPT_AT = ("cli/main.py", "data/decode.py")
 PICKLE_AT = ("models/weights.py",)

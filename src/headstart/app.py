@@ -22,7 +22,7 @@ from headstart.parallel.processes import current
 from headstart.plan.preflight import Plan, Prepared, prepare
 from headstart.plan.space import refuse_small_disk
 from headstart.runs.finish import Run, finish, finished_run
-from headstart.runs.folder import check_free, default_out, record_start
+from headstart.runs.folder import check_free, default_out, record_start, recorded_choices
 from headstart.runs.log import Note, RunLog
 from headstart.runs.resume import begin
 from headstart.runs.saving import Saver, interruptible
@@ -61,7 +61,8 @@ def train(
             return finished_run(run, model=model)
         started = time.monotonic()
         with together():
-            prepared = prepare(config, module=model, loss=loss, tell=tell)
+            recorded = from_first(recorded_choices(run) if resume and ours.is_first else None)
+            prepared = prepare(config, module=model, loss=loss, tell=tell, recorded=recorded)
             if ours.is_first:
                 refuse_small_disk(run, prepared)
         with locked(run) if ours.is_first else nullcontext():

@@ -8,9 +8,11 @@ Several processes may write the same file at once, if equal numbers mean equal p
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import zlib
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Self, TypeVar
 
@@ -22,8 +24,15 @@ Buffer = bytes | bytearray | memoryview
 _T = TypeVar("_T")
 
 
+def file_bytes(*, count: int, page_bytes: int) -> int:
+    """Of a file with so many pages."""
+    return count * (page_bytes + _TAIL)
+
+
 class PageFile:
     """``count`` pages of ``page_bytes``, numbered from 0; ``key`` says of what: pages of another key are not whole.
+
+    A shared lock on the file says that it is in use.
 
     Raises: StorageError: there is no room, or the file cannot be opened or written.
     """
@@ -32,7 +41,7 @@ class PageFile:
         self.path, self.count, self.page_bytes = path, count, page_bytes
         self._key = key.encode()
         self._step = page_bytes + _TAIL
-        self._descriptor = _opened(path, size=count * self._step)
+        self._descriptor = _opened(path, size=file_bytes(count=count, page_bytes=page_bytes))
 
     def __enter__(self) -> Self:
         return self
@@ -94,6 +103,8 @@ def _opened(path: Path, *, size: int) -> int:
             if os.fstat(descriptor).st_size != size:
                 os.ftruncate(descriptor, size)
                 _allocate(descriptor, size)
+            with suppress(OSError):  # a file system without locks
+                fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except OSError:
             os.close(descriptor)
             path.unlink(missing_ok=True)

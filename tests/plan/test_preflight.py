@@ -19,7 +19,7 @@ from headstart.plan.preflight import prepare
 
 KEYS = {
     "decisions", "task", "model", "preprocess", "phases", "data", "steps_per_epoch", "batch_size", "precision",
-    "device", "seed", "head", "lora",
+    "device", "seed", "head", "lora", "choices",
 }  # fmt: skip
 
 

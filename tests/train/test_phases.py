@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from torch import nn
 
 from headstart.config.schema import AdamW, Schedule, Sgd, Stages, TimmOptimizer
 from headstart.models.freeze import freeze_by
+from headstart.train.cache import CacheRules
 from headstart.train.evaluate import evaluate
 from headstart.train.fit import EpochDone
 from headstart.train.metrics import score
@@ -30,6 +32,7 @@ def course(*phases: PhasePlan, optimizer=None, patience: int = 0, **rules) -> Co
     return Course(
         phases=phases, optimizer=optimizer or AdamW(), schedule=Schedule(kind="constant", warmup=0),
         rules=StepRules(**rules), patience=patience,
+        cache=CacheRules(folder=Path("nowhere"), model="net", dtype="auto", limit_bytes=0),
     )  # fmt: skip
 
 

@@ -35,6 +35,8 @@ class Progress:
             "Note": self._note,
             "Decided": self._decided,
             "ScanProgress": self._scanned,
+            "CacheProgress": self._cached,
+            "CacheNote": self._note,
             "PhaseStarted": self._phase_started,
             "StepDone": self._step_done,
             "EpochDone": self._epoch_done,
@@ -68,6 +70,12 @@ class Progress:
             self._move("reading images", event.done, event.total, f"{event.done:,} of {event.total:,}")
         elif event.done == event.total or self._is_time():
             self._say(f"reading images: {event.done:,} of {event.total:,}")
+
+    def _cached(self, event: Any) -> None:
+        if self._live:
+            self._move("computing what is frozen", event.done, event.total, f"{event.done:,} of {event.total:,}")
+        elif self._is_time():
+            self._say(f"computing what is frozen: {event.done:,} of {event.total:,} images")
 
     def _phase_started(self, event: Any) -> None:
         self._close()

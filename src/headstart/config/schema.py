@@ -259,6 +259,22 @@ class Average:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Cache:
+    """Activations at the boundary between what is frozen and what trains, kept instead of computed in every epoch."""
+
+    use: Literal["auto", "always", "never"] = "auto"
+    """Whether what is frozen runs once per image instead of in every epoch. auto: where that saves time."""
+    views: Auto | Count = "auto"
+    """Random changes that an image has in turn in front of a frozen part.
+
+    auto: 4 where they are cached, else new ones in every epoch."""
+    dtype: Literal["auto", "bf16"] = "auto"
+    """What activations are stored in; auto: as they are computed."""
+    limit_gb: Positive = 20.0
+    """Gigabytes that all caches of this user may take; the least recently used go first."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Checkpoint:
     """When the run is saved (always at the end of an epoch as well)."""
 
@@ -340,5 +356,6 @@ class Config:
     """Everything random is a function of it."""
     out: str | None = None
     """Run folder; default: runs/ and the data's name."""
+    cache: Cache = field(default_factory=Cache)
     checkpoint: Checkpoint = field(default_factory=Checkpoint)
     stop: Stop = field(default_factory=Stop)

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -24,6 +25,17 @@ from headstart.data.workers import stay_with
 from headstart.models.preprocess import Preprocess
 from headstart.parallel.processes import ALONE, Processes, current
 
+Arguments = tuple[Tensor, ...]
+"""What a model, or its part behind the boundary, is called with: (B, ...) each."""
+
+
+class Stored(Protocol):
+    """Tensors that stand for images, computed before: those at a model's boundary."""
+
+    def rows(self, parts: Sequence[Sequence[int]], *, epoch: int) -> Iterator[Arguments]:
+        """For each part, tensors (B, ...) of the samples at these positions, as ``epoch`` changes them."""
+        ...
+
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
@@ -33,6 +45,7 @@ class Batch:
     after mixup; multilabel float32 (B, K); regress float32 (B, T), standardised; without labels, empty.
     The first ``size`` images are real, and ``keys`` are theirs; rows beyond fill it up (``indices`` -1): zeros in
     evaluation, in training copies that weigh nothing. ``total``: images of all processes' parts (0: this is all).
+    ``stored``: tensors (B, ...) at the model's boundary, in place of pixels, which then are empty.
     """
 
     pixels: Tensor
@@ -43,6 +56,13 @@ class Batch:
     std: Tensor
     size: int
     total: int = 0
+    stored: tuple[Tensor, ...] = ()
+
+    def arguments(self, device: torch.device, memory_format: torch.memory_format, dtype: torch.dtype) -> Arguments:
+        """What is computed with, on the device: the model's input, or what the suffix behind its boundary takes."""
+        if self.stored:
+            return tuple(value.to(device, non_blocking=True) for value in self.stored)
+        return (self.inputs(device, memory_format).to(dtype),)
 
     def inputs(self, device: torch.device, memory_format: torch.memory_format) -> Tensor:
         """What the model takes: ``(pixels / 255 - mean) / std`` in float32 on the device, (B, C, H, W)."""
@@ -53,11 +73,27 @@ class Batch:
 
 @dataclass(frozen=True, kw_only=True)
 class Training:
-    """What makes batches training ones: the seed of order and changes, and mixing within the batch (alpha; 0: off)."""
+    """What makes batches training ones: the seed of order and changes, and mixing within the batch (alpha; 0: off).
+
+    ``random``: images are changed at random at all. ``views``: after so many epochs, counted from ``first_epoch``, an
+    image's changes come again; 0: always new ones.
+    """
 
     seed: int
     mixup: float
     cutmix: float
+    random: bool = True
+    views: int = 0
+    first_epoch: int = 0
+
+    @property
+    def mixes(self) -> bool:
+        """Whether images of a batch are mixed with one another."""
+        return self.mixup > 0 or self.cutmix > 0
+
+    def drawn_in(self, epoch: int) -> int:
+        """The epoch whose random changes are made in this one."""
+        return self.first_epoch + (epoch - self.first_epoch) % self.views if self.views else epoch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +102,8 @@ class Batches:
 
     With ``training``: shuffled, augmented, a last batch of one image merged into the one before. Without: in order,
     the last batch padded to ``batch_size``, so that every image is seen at one batch shape. Of several processes each
-    gets its part of every training batch, and every so many-th batch without training.
+    gets its part of every training batch, and every so many-th batch without training. With ``stored`` they hold
+    tensors at the model's boundary.
     """
 
     samples: tuple[Sample, ...]
@@ -77,6 +114,7 @@ class Batches:
     training: Training | None
     workers: int
     processes: Processes = ALONE
+    stored: Stored | None = None
 
     def __len__(self) -> int:
         """Batches per epoch."""
@@ -103,6 +141,23 @@ class Batches:
             UnreadableImage: names the file that gives no picture.
         """
         parts = [part for part in self._parts(epoch) if part.number >= first]
+        made = self.stored.rows([part.rows for part in parts], epoch=epoch) if self.stored else self._read(parts, epoch)
+        for part, values in zip(parts, made, strict=True):
+            yield self._batch(part, values, epoch=epoch)
+
+    def padded(self, groups: Sequence[Sequence[int]], *, epoch: int) -> Iterator[Batch]:
+        """Batches of the samples at these positions, each padded to ``batch_size``: as without training, but with the
+        random changes that training makes in this epoch.
+
+        Raises:
+            UnreadableImage: names the file that gives no picture.
+        """
+        parts = [_Part(number, tuple(group), len(group), padded=True) for number, group in enumerate(groups)]
+        for part, values in zip(parts, self._read(parts, epoch), strict=True):
+            yield self._batch(part, values, epoch=epoch)
+
+    def _read(self, parts: Sequence[_Part], epoch: int) -> Iterator[Arguments]:
+        """The pixels of each part's images."""
         loader = DataLoader(
             _Decoded(self),
             batch_sampler=[[(epoch, position) for position in part.rows] for part in parts],
@@ -112,56 +167,62 @@ class Batches:
             # the loader draws its workers' base seed from here; the default generator must not notice
             generator=torch.Generator().manual_seed(0),
         )
-        for part, pixels in zip(parts, loader, strict=True):
+        for pixels in loader:
             if isinstance(pixels, UnreadableImage):
                 raise pixels
-            yield self._batch(part, pixels, epoch=epoch)
+            yield (pixels,)
 
     def _parts(self, epoch: int) -> list[_Part]:
         """What this process takes of every batch of the epoch, in order."""
         count, ours = len(self.samples), self.processes
         if self.training is None:
             batches = _cut(range(count), size=self.batch_size, merge=False)[ours.rank :: ours.world_size]
-            return [_Part(number, tuple(batch), len(batch)) for number, batch in enumerate(batches)]
+            return [_Part(number, tuple(batch), len(batch), padded=True) for number, batch in enumerate(batches)]
         order = epoch_order(count, seed=self.training.seed, epoch=epoch)
-        mixes = self.training.mixup > 0 or self.training.cutmix > 0
         return [
-            _part(number, batch, ours, mixes=mixes)
+            _part(number, batch, ours, mixes=self.training.mixes)
             for number, batch in enumerate(_cut(order, size=self.batch_size, merge=True))
         ]
 
-    def _batch(self, part: _Part, pixels: Tensor, *, epoch: int) -> Batch:
+    def _batch(self, part: _Part, values: Arguments, *, epoch: int) -> Batch:
         samples = [self.samples[position] for position in part.rows]
         targets = _targets(samples, self.task)
-        if self.training is None:
-            pixels, targets = _padded(pixels, self.batch_size), _padded(targets, self.batch_size)
-        elif self.training.mixup > 0 or self.training.cutmix > 0:
-            pixels, targets = mix_batch(
-                pixels,
-                targets,
-                num_classes=self.task.num_outputs,
-                mixup=self.training.mixup,
-                cutmix=self.training.cutmix,
-                seed=derived_seed("mix", self.training.seed, epoch, part.number),
-            )
-        pixels, targets, samples = pixels[part.lead :], targets[part.lead :], samples[part.lead :][: part.size]
+        if part.padded:
+            values, targets = tuple(_padded(one, self.batch_size) for one in values), _padded(targets, self.batch_size)
+        elif self.training is not None and self.training.mixes:
+            values, targets = self._mixed(part, values[0], targets, epoch=epoch)
+        values, targets, samples = tuple(one[part.lead :] for one in values), targets[part.lead :], samples[part.lead :]
+        samples = samples[: part.size]
         indices = torch.tensor([sample.index for sample in samples], dtype=torch.int64)
         return Batch(
-            pixels=pixels,
+            pixels=values[0] if self.stored is None else torch.empty(0, dtype=torch.uint8),
             targets=targets,
-            indices=torch.cat([indices, indices.new_full((len(pixels) - part.size,), -1)]),
+            indices=torch.cat([indices, indices.new_full((len(values[0]) - part.size,), -1)]),
             keys=tuple(sample.key for sample in samples),
             mean=torch.tensor(self.preprocess.mean),
             std=torch.tensor(self.preprocess.std),
             size=part.size,
             total=part.total,
+            stored=() if self.stored is None else values,
         )
+
+    def _mixed(self, part: _Part, pixels: Tensor, targets: Tensor, *, epoch: int) -> tuple[Arguments, Tensor]:
+        assert self.training is not None and self.stored is None, "only pixels can be mixed"
+        pixels, targets = mix_batch(
+            pixels,
+            targets,
+            num_classes=self.task.num_outputs,
+            mixup=self.training.mixup,
+            cutmix=self.training.cutmix,
+            seed=derived_seed("mix", self.training.seed, epoch, part.number),
+        )
+        return (pixels,), targets
 
 
 @dataclass(frozen=True)
 class _Part:
     """This process's part of batch ``number``: positions of ``lead`` images that are only mixed in, ``size`` of its
-    own, and copies that fill it up; of ``total`` images in all.
+    own, and copies that fill it up; of ``total`` images in all. ``padded``: with zeros to the whole batch's size.
     """
 
     number: int
@@ -169,6 +230,7 @@ class _Part:
     size: int
     lead: int = 0
     total: int = 0
+    padded: bool = False
 
 
 def _part(number: int, batch: Sequence[int], ours: Processes, *, mixes: bool) -> _Part:
@@ -199,7 +261,7 @@ class _Decoded(Dataset[Tensor | UnreadableImage]):
             return UnreadableImage(error.path, error.reason)  # without the traceback, which does not cross processes
         if training is None:
             return self.batches.transform(picture)
-        with drawing_from(derived_seed("augment", training.seed, epoch, sample.index)):
+        with drawing_from(derived_seed("augment", training.seed, training.drawn_in(epoch), sample.index)):
             return self.batches.transform(picture)
 
 

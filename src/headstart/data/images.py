@@ -89,7 +89,13 @@ def load_images(config: Config, preprocess: Preprocess, *, on_decoded: OnDecoded
     task = _task(replace(readable, entries=entries), log=config.data.log)
     samples = {
         split: tuple(
-            Sample(path=entry.path, key=entry.key, index=indices[entry.key], target=_target(entry, task))
+            Sample(
+                path=entry.path,
+                key=entry.key,
+                index=indices[entry.key],
+                target=_target(entry, task),
+                content=scan.hashes[entry.key],
+            )
             for entry in entries
             if entry.split == split
         )
@@ -122,7 +128,12 @@ def _assemble(
         held_out,
         samples=samples["train"],
         transform=train_transform(augment.preset, flip=augment.flip, preprocess=preprocess),
-        training=Training(seed=config.seed, mixup=augment.mixup, cutmix=augment.cutmix),
+        training=Training(
+            seed=config.seed,
+            mixup=augment.mixup,
+            cutmix=augment.cutmix,
+            random=augment.preset != "none" or augment.flip is True,
+        ),
     )
     test = replace(held_out, samples=samples["test"]) if samples["test"] else None
     return Images(task=task, train=train, val=held_out, test=test, scan=scan, source=source, notes=notes)

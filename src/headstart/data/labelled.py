@@ -31,7 +31,13 @@ def labelled_batches(data: Data, *, task: TaskSpec, preprocess: Preprocess, batc
     if data.unreadable == "stop":
         refuse_unreadable(scan)
     samples = tuple(
-        Sample(path=entry.path, key=entry.key, index=place, target=_target(entry, listing.names, task))
+        Sample(
+            path=entry.path,
+            key=entry.key,
+            index=place,
+            target=_target(entry, listing.names, task),
+            content=scan.hashes[entry.key],
+        )
         for place, entry in enumerate(entries)
         if entry.key in scan.hashes
     )

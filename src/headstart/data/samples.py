@@ -35,13 +35,15 @@ _PASSED_OVER = frozenset({"__macosx", "@eadir", "__pycache__", "lost+found", "th
 class Sample:
     """One image of a split. ``index`` is its place among the sorted keys of all readable images, whatever the split.
 
-    ``target``: the class's number, 0/1 per tag, numbers in original units, or () when there is none.
+    ``target``: the class's number, 0/1 per tag, numbers in original units, or () when there is none; ``content``: the
+    file's SHA-256, where it was scanned.
     """
 
     path: Path
     key: str
     index: int
     target: int | tuple[float, ...]
+    content: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

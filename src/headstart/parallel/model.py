@@ -30,7 +30,8 @@ def replicated(module: nn.Module, before: Replica | None) -> Replica:
     at the same bits.
     """
     trained = tuple(parameter for parameter in module.parameters() if parameter.requires_grad)
-    if before is not None and [*map(id, before.trained)] == [*map(id, trained)]:
+    same = before is not None and before.module.module is module
+    if before is not None and same and [*map(id, before.trained)] == [*map(id, trained)]:
         return before
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # broadcast_buffers has another name from torch 2.14 on

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any
 
@@ -23,15 +23,21 @@ from headstart.models.sources import OpenedModel, open_model
 from headstart.optim.losses import LossFunction, make_loss, resolve_loss
 from headstart.optim.optimizers import decay_kind
 from headstart.optim.penalties import penalised
+from headstart.plan.cache import choose_cache
 from headstart.plan.decisions import Decision, choose_device, choose_memory_format, choose_model, choose_precision
 from headstart.plan.light import adapt, lora_document
 from headstart.plan.memory import check_memory
 from headstart.plan.parallel import check_parallel, choose_parallel
 from headstart.plan.phases import make_phases
+from headstart.shelf import cache_folder
+from headstart.train.cache import CacheRules
 from headstart.train.phases import Course, PhasePlan, freeze_phase, phase_optimizer
+from headstart.train.precision import Precision
 from headstart.train.step import StepRules
 
 Watch = Callable[[object], None]
+Choices = Mapping[str, Any]
+"""What was measured and chosen when a run began, by option."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,8 +86,12 @@ class Prepared:
         return self.plan.document
 
 
-def prepare(config: Config, *, module: nn.Module | None, loss: LossFunction | None, tell: Watch) -> Prepared:
+def prepare(
+    config: Config, *, module: nn.Module | None, loss: LossFunction | None, tell: Watch, recorded: Choices | None = None
+) -> Prepared:
     """Open the model, read every image, replace the head, decide the rest; nothing is written.
+
+    ``recorded``: the choices that were measured when the run began; they stay.
 
     Raises: ConfigError, ModelError, DataError: the user's mistakes.
     """
@@ -101,14 +111,8 @@ def prepare(config: Config, *, module: nn.Module | None, loss: LossFunction | No
     phases, chosen_phases = make_phases(config, opened.module, batch_size=batch, pretrained=pretrained)
     function, chosen_loss = _loss(config, images, loss)
     penalised(opened.module, config.penalties)
-    rules = StepRules(
-        loss=function, penalties=config.penalties, precision=precision, memory_format=memory_format,
-        accumulate=config.batch.accumulate, clip_norm=config.batch.clip_norm, clip_value=config.batch.clip_value,
-        seed=config.seed,
-    )  # fmt: skip
-    course = Course(
-        phases=phases, optimizer=config.optimizer, schedule=config.schedule, rules=rules, patience=config.stop.patience
-    )
+    rules = _rules(config, function, precision, memory_format)
+    course = _course(config, phases, rules, opened.spec)
     shared_out, chosen_parallel = choose_parallel(config, opened.module, device)
     decisions = (
         chosen_device, chosen_model, *_about_model(opened, swap, config.head), *chosen_lora, *_about_data(images),
@@ -118,14 +122,36 @@ def prepare(config: Config, *, module: nn.Module | None, loss: LossFunction | No
     opened.module.to(
         device, memory_format=torch.channels_last if memory_format == "channels_last" else torch.preserve_format
     )  # type: ignore[call-overload]
-    decisions += check_memory(config, opened.module, course, opened.preprocess, batch_size=batch)
-    document = _document(decisions, opened, images, course) | {"device": str(device), "seed": config.seed}
-    made = {"head": _head_document(config.head, swap), "lora": lora_document(config, adapters)}
-    plan = Plan(decisions=decisions, document=document | made)
+    course, chosen_cache, choices = choose_cache(
+        config, opened.module, course, images, recorded=(recorded or {}).get("cache"), possible=not shared_out
+    )
+    decisions += (chosen_cache, *check_memory(config, opened.module, course, opened.preprocess, batch_size=batch))
+    document = _document(decisions, opened, images, course) | {
+        "device": str(device), "seed": config.seed, "choices": {"cache": choices},
+        "head": _head_document(config.head, swap), "lora": lora_document(config, adapters),
+    }  # fmt: skip
+    plan = Plan(decisions=decisions, document=document)
     tell(Decided(plan))
     return Prepared(
         config=config, plan=plan, opened=opened, swap=swap, images=images, course=course, device=device,
         shared_out=shared_out,
+    )  # fmt: skip
+
+
+def _rules(config: Config, loss: LossFunction, precision: Precision, memory_format: str) -> StepRules:
+    batch = config.batch
+    return StepRules(
+        loss=loss, penalties=config.penalties, precision=precision, memory_format=memory_format, seed=config.seed,
+        accumulate=batch.accumulate, clip_norm=batch.clip_norm, clip_value=batch.clip_value,
+    )  # fmt: skip
+
+
+def _course(config: Config, phases: tuple[PhasePlan, ...], rules: StepRules, model: str) -> Course:
+    limit = int(config.cache.limit_gb * 1e9)
+    where = CacheRules(folder=cache_folder(), model=model, dtype=config.cache.dtype, limit_bytes=limit)
+    return Course(
+        phases=phases, optimizer=config.optimizer, schedule=config.schedule, rules=rules, patience=config.stop.patience,
+        cache=where,
     )  # fmt: skip
 
 
@@ -280,7 +306,7 @@ def _phase_document(module: nn.Module, course: Course, phase: PhasePlan, steps: 
         "name": phase.name, "freeze": freeze_text(phase.freeze), "epochs": phase.epochs,
         "first_step": phase.first_epoch * steps, "steps": phase.epochs * steps,
         "lr": phase.lr, "head_lr": phase.head_lr, "layer_decay": phase.layer_decay,
-        "norm_statistics": phase.norm_statistics,
+        "norm_statistics": phase.norm_statistics, "views": phase.views, "cached": list(phase.cached),
         "trainable_parameters": frozen.of - frozen.parameters, "frozen_parameters": frozen.parameters,
         "frozen_modules": list(frozen.modules),
         "groups": [

@@ -2,42 +2,16 @@
 
 from __future__ import annotations
 
-import os
-import platform
 from collections.abc import Mapping
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from headstart.errors import ConfigError
-from headstart.parallel.processes import current
 from headstart.storage import read_json
+from headstart.train.machine import FOR_PEOPLE
 
-_LIBRARIES = ("headstart", "torch", "torchvision", "timm", "numpy", "pillow", "safetensors")
-_LIMITS = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "MKL_ENABLE_INSTRUCTIONS", "MKL_CBWR")
-_FOR_PEOPLE = ("kernel", "cpu", "cores")  # recorded, and other ones give the same bits
 _INEXACT = "inexact"
 """Key of what changed between the run's lives: a list of {step, changed: {fact: [before, since]}}."""
-
-
-def environment(device: torch.device) -> dict[str, Any]:
-    """Facts that can change the bits of a result, versions among them, and a few for people."""
-    return {
-        "python": platform.python_version(),
-        **{name: version(name) for name in _LIBRARIES},
-        "platform": "-".join(filter(None, (platform.system(), platform.machine(), *platform.libc_ver()))),
-        "kernel": platform.release(),
-        "cpu": _cpu(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "instruction_set": torch.backends.cpu.get_cpu_capability(),
-        "instruction_limits": " ".join(f"{name}={os.environ[name]}" for name in _LIMITS if name in os.environ),
-        "world_size": current().world_size,
-        "device": device.type,
-        "device_name": torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu(),
-    }
 
 
 def compare(
@@ -58,7 +32,7 @@ def compare(
     changed = {
         name: [before.get(name), value]
         for name, value in now.items()
-        if name not in _FOR_PEOPLE and before.get(name) != value
+        if name not in FOR_PEOPLE and before.get(name) != value
     }
     said = tuple(f"{name} was {_shown(was)}, is {_shown(value)}" for name, (was, value) in changed.items())
     if changed and not allow_inexact:
@@ -89,9 +63,3 @@ def shown_facts(facts: Mapping[str, Any]) -> dict[str, Any]:
 
 def _shown(value: object) -> str:
     return "not recorded" if value is None else str(value) or "none"
-
-
-def _cpu() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())

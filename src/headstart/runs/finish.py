@@ -12,7 +12,6 @@ import torch
 from torch import nn
 
 from headstart.config.schema import Config
-from headstart.data.batches import Batches
 from headstart.data.images import Images
 from headstart.models.head import HeadSwap
 from headstart.models.lora import merge_lora
@@ -24,8 +23,8 @@ from headstart.runs.folder import read_result, write_predictions
 from headstart.runs.log import RunLog
 from headstart.runs.report import write_report
 from headstart.storage import write_json
-from headstart.train.evaluate import Evaluation, evaluate
-from headstart.train.phases import Course
+from headstart.train.evaluate import evaluate
+from headstart.train.phases import Course, evaluate_best
 from headstart.train.state import TrainState
 
 
@@ -104,11 +103,11 @@ def finish(run: Path, state: TrainState, ready: Ready, *, log: RunLog | None, st
     merge_lora(model)
     rules, images = ready.course.rules, ready.images
     settings = Evaluated(batch_size=images.val.batch_size, precision=rules.precision, memory_format=rules.memory_format)
-    found = {
-        name: _evaluate(model, split, settings) for name, split in (("val", images.val), ("test", images.test)) if split
-    }
-    seconds = time.monotonic() - started
     assert state.best is not None
+    found = {"val": evaluate_best(model, images.val, ready.course, epoch=state.best.epoch)}
+    if images.test:
+        found["test"] = evaluate(model, images.test, precision=rules.precision, memory_format=rules.memory_format)
+    seconds = time.monotonic() - started
     metrics = found["val"].metrics
     result = {
         "task": images.task.kind, "seconds": seconds, "metrics": metrics, "epoch": state.best.epoch,
@@ -125,10 +124,6 @@ def finish(run: Path, state: TrainState, ready: Ready, *, log: RunLog | None, st
     log.note(f"finished: step {state.step}")
     write_report(run)
     return _run(run, result, model.eval())
-
-
-def _evaluate(model: nn.Module, split: Batches, settings: Evaluated) -> Evaluation:
-    return evaluate(model, split, precision=settings.precision, memory_format=settings.memory_format)
 
 
 def finished_run(run: Path, *, model: nn.Module | None) -> Run:

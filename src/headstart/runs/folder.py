@@ -15,10 +15,11 @@ from headstart.config.load import load_config, write_yaml
 from headstart.config.schema import Config
 from headstart.errors import ConfigError, StorageError
 from headstart.runs.checkpoint import newest_step
-from headstart.runs.environment import compare, environment
+from headstart.runs.environment import compare
 from headstart.runs.spreadsheet import csv_text
 from headstart.storage import json_bytes, make_folder, read_json, read_text, refuse_links, sweep, write_file, write_json
 from headstart.train.evaluate import Evaluation
+from headstart.train.machine import environment
 
 
 def default_out(config: Config) -> Path:
@@ -98,6 +99,15 @@ def record_start(
     write_json(run / "plan.json", plan)
     write_json(facts, now)
     return changed
+
+
+def recorded_choices(run: Path) -> dict[str, Any] | None:
+    """What was measured and chosen when the run there began; None where there is none.
+
+    Raises: StorageError: plan.json is damaged.
+    """
+    old = run / "plan.json"
+    return _section(old, "choices") if os.path.lexists(old) else None
 
 
 def _check_data(old: Path, plan: Mapping[str, Any]) -> None:

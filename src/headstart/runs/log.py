@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from headstart.storage import explained, open_log, read_text, write_file
+from headstart.train.cache import CacheNote
 from headstart.train.fit import EpochDone
 from headstart.train.phases import PhaseStarted
 from headstart.train.state import TrainState
@@ -83,6 +84,9 @@ class RunLog:
                 self.note(f"phase {event.name}: {event.trainable:,} parameters train, {event.frozen:,} are frozen")
                 if event.index not in self._phases:  # else a life before this one has told it
                     self._line("phase", {"phase": event.index, "name": event.name, "trainable": event.trainable})
+
+            case CacheNote():
+                self.note(event.text)
 
     def mark(self, event: str, facts: dict[str, Any]) -> None:
         """Record something that is not an event of the training."""

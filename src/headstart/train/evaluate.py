@@ -85,7 +85,7 @@ def scores(
     """
     device = device_of(model)
     with autocast(device, precision):
-        outputs = model(batch.inputs(device, MEMORY_FORMATS[memory_format]).to(dtype_of(model)))
+        outputs = model(*batch.arguments(device, MEMORY_FORMATS[memory_format], dtype_of(model)))
     parts = training_outputs(outputs)
     main = parts[0][1] if parts[0][0] == 1.0 else torch.stack([part for _, part in parts]).mean(0)
     return main[: batch.size].float().cpu()

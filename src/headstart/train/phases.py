@@ -6,7 +6,9 @@ Freeze, group, train, validate; frozen tensors are proven unchanged at every epo
 from __future__ import annotations
 
 import hashlib
+from collections import deque
 from collections.abc import Iterator
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass, replace
 
 import torch
@@ -14,14 +16,18 @@ from torch import Tensor, nn
 
 from headstart.config.schema import FreezeRule, NormStatistics, Optimizer, Schedule
 from headstart.data.batches import Batches
-from headstart.models.freeze import Frozen, freeze_by
+from headstart.errors import StorageError
+from headstart.models.boundary import find_boundary
+from headstart.models.freeze import Frozen, freeze_by, what_freezes
 from headstart.models.layout import named_tensors
 from headstart.optim.groups import param_groups
 from headstart.optim.optimizers import make_optimizer
 from headstart.parallel.messages import exchange, from_first
 from headstart.parallel.processes import current
 from headstart.parallel.shards import local
-from headstart.train.evaluate import evaluate
+from headstart.train.cache import CacheNote, CacheProgress, CacheRules, open_activations
+from headstart.train.evaluate import Evaluation, evaluate
+from headstart.train.feed import Feed, made_feed
 from headstart.train.fit import EpochDone, fit
 from headstart.train.metrics import score
 from headstart.train.state import Best, TrainState
@@ -40,6 +46,10 @@ class PhasePlan:
     head_lr: float
     layer_decay: float
     norm_statistics: NormStatistics
+    views: int = 0
+    """Fixed random changes that every image has in turn; 0: new ones in every epoch."""
+    cached: tuple[str, ...] = ()
+    """Splits (train, val) that are read from the activation cache."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +61,7 @@ class Course:
     schedule: Schedule
     rules: StepRules
     patience: int
+    cache: CacheRules
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,16 +103,16 @@ def phase_optimizer(model: nn.Module, phase: PhasePlan, options: Optimizer) -> t
     return make_optimizer(groups, options)
 
 
-def train_phases(
-    state: TrainState, course: Course, train: Batches, val: Batches
-) -> Iterator[PhaseStarted | StepDone | EpochDone]:
+Event = PhaseStarted | StepDone | EpochDone | CacheProgress | CacheNote
+
+
+def train_phases(state: TrainState, course: Course, train: Batches, val: Batches) -> Iterator[Event]:
     """All that is left of the course; after an epoch its metrics, and whether it is the best so far.
 
     Raises: NonFiniteError: see ``fit``.
     """
     for index, phase in enumerate(course.phases):
-        end = phase.first_epoch + phase.epochs
-        if state.epochs_done >= end or _is_over(state):
+        if state.epochs_done >= phase.first_epoch + phase.epochs or _is_over(state):
             continue
         frozen = enter_phase(state, course, index) if state.phase != index else freeze_phase(state.model, phase)
         yield PhaseStarted(
@@ -111,32 +122,48 @@ def train_phases(
             trainable=frozen.of - frozen.parameters,
             frozen=frozen.parameters,
         )
-        proof = frozen_digest(state.model, frozen)
-        for event in fit(
-            state,
-            train,
-            rules=course.rules,
-            epochs=phase.epochs,
-            schedule=course.schedule,
-            first_epoch=phase.first_epoch,
-        ):
-            if isinstance(event, StepDone):
-                yield event
-                continue
-            assert frozen_digest(state.model, frozen) == proof, f"a frozen tensor changed in phase {phase.name}"
-            _check_equal(state.model)
-            yield _validated(state, course, replace(event, phase=index), val)
-            if _is_over(state):
-                return
+        feed = Feed(train=_with_views(train, phase), val=val)
+        feed = yield from made_feed(state, frozen, feed, splits=phase.cached, rules=course.rules, where=course.cache)
+        state.suffix = feed.suffix
+        try:
+            yield from _train_phase(state, course, phase, frozen, feed)
+        finally:
+            state.suffix = None
+            feed.close()
 
 
-def _validated(state: TrainState, course: Course, event: EpochDone, val: Batches) -> EpochDone:
-    rules = course.rules
-    metrics = evaluate(state.model, val, precision=rules.precision, memory_format=rules.memory_format).metrics
-    found = {"trained": metrics}
+def _train_phase(state: TrainState, course: Course, phase: PhasePlan, frozen: Frozen, feed: Feed) -> Iterator[Event]:
+    proof = frozen_digest(state.model, frozen)
+    for event in fit(
+        state,
+        feed.train,
+        rules=course.rules,
+        epochs=phase.epochs,
+        schedule=course.schedule,
+        first_epoch=phase.first_epoch,
+    ):
+        if isinstance(event, StepDone):
+            yield event
+            continue
+        assert frozen_digest(state.model, frozen) == proof, f"a frozen tensor changed in phase {phase.name}"
+        _check_equal(state.model)
+        validated = _validated(state, course, replace(event, phase=state.phase), feed)
+        yield from feed.damaged()
+        yield validated
+        if _is_over(state):
+            return
+
+
+def _with_views(train: Batches, phase: PhasePlan) -> Batches:
+    if train.training is None or not phase.views:
+        return train
+    return replace(train, training=replace(train.training, views=phase.views, first_epoch=phase.first_epoch))
+
+
+def _validated(state: TrainState, course: Course, event: EpochDone, feed: Feed) -> EpochDone:
+    val, found = feed.val, {"trained": _metrics(state.model, feed.judged, feed.val, course.rules)}
     if state.average is not None:
-        averaged = evaluate(state.average.module, val, precision=rules.precision, memory_format=rules.memory_format)
-        found["average"] = averaged.metrics
+        found["average"] = _metrics(state.average.module, feed.judged_average, feed.val, course.rules)
     found = from_first(found)  # the same choice everywhere, whatever the last bit of a machine is
     metrics = found["trained"]
     name, value = max(((name, score(val.task, values)) for name, values in found.items()), key=lambda pair: pair[1])
@@ -147,6 +174,31 @@ def _validated(state: TrainState, course: Course, event: EpochDone, val: Batches
     state.stale_epochs = 0 if better or not in_last else state.stale_epochs + 1
     state.stopped = 0 < course.patience <= state.stale_epochs
     return replace(event, metrics=metrics, average_metrics=found.get("average", {}))
+
+
+def _metrics(model: nn.Module, suffix: nn.Module | None, val: Batches, rules: StepRules) -> dict[str, float]:
+    """Of the model: by its part behind the boundary where the batches begin there and it has one."""
+    batches = val if suffix is not None else replace(val, stored=None)
+    judged = suffix or model
+    return evaluate(judged, batches, precision=rules.precision, memory_format=rules.memory_format).metrics
+
+
+def evaluate_best(model: nn.Module, val: Batches, course: Course, *, epoch: int) -> Evaluation:
+    """The evaluation of this epoch's model; from the cache where validation was read from it, once a batch of that,
+    computed again by this very model, was found to be the same bits.
+    """
+    rules = course.rules
+    phase = next(phase for phase in course.phases if phase.first_epoch < epoch <= phase.first_epoch + phase.epochs)
+    judged, batches = model, val
+    with ExitStack() as stack:
+        if "val" in phase.cached:
+            frozen = what_freezes(model, phase.freeze, norm_statistics=phase.norm_statistics)
+            boundary = find_boundary(model, frozen)
+            with suppress(StorageError):
+                stored = stack.enter_context(closing(open_activations(boundary, val, rules=rules, where=course.cache)))
+                deque(stored.filled(), maxlen=0)
+                judged, batches = boundary.eval_suffix, replace(val, stored=stored)
+        return evaluate(judged, batches, precision=rules.precision, memory_format=rules.memory_format)
 
 
 def _is_over(state: TrainState) -> bool:

@@ -159,14 +159,14 @@ def _put_back(state: TrainState, before: list[Tensor]) -> None:
 def _accumulate(state: TrainState, batch: Batch, rules: StepRules, count: int) -> tuple[float, float]:
     """Backward of each of ``count`` micro-batches' sum of losses; the step's sums of losses and weights."""
     loss_function, device = rules.loss_function(), device_of(state.model)
-    inputs = batch.inputs(device, MEMORY_FORMATS[rules.memory_format]).to(dtype_of(state.model))  # (B, C, H, W)
+    arguments = batch.arguments(device, MEMORY_FORMATS[rules.memory_format], dtype_of(state.model))  # (B, ...)
     targets = batch.targets.to(device)
     sums = torch.zeros(2, dtype=torch.float64)  # of losses, of weights
     forward, images = _forward(state), _images(batch) / current().world_size
     for piece in _pieces(len(targets), count):
         with reducing(forward, last=piece.stop == len(targets)):
             with autocast(device, rules.precision):
-                outputs = forward(inputs[piece])
+                outputs = forward(*(argument[piece] for argument in arguments))
             shares = training_outputs(outputs)
             check_labels(shares[0][1], batch.targets[piece])
             if state.step == 0:
@@ -185,10 +185,13 @@ def _accumulate(state: TrainState, batch: Batch, rules: StepRules, count: int) -
 
 
 def _forward(state: TrainState) -> nn.Module:
-    """The model, or what averages its gradients over several processes."""
-    if not current().several or is_sharded(state.model):
-        return state.model
-    state.replica = replicated(state.model, state.replica)
+    """The model, or its part behind the boundary where batches begin there; over several processes, what averages its
+    gradients.
+    """
+    model = state.model if state.suffix is None else state.suffix
+    if not current().several or is_sharded(model):
+        return model
+    state.replica = replicated(model, state.replica)
     return state.replica.module
 
 

@@ -1,0 +1,141 @@
+"""Where activations are kept between runs: a folder per key, the least recently used first to go; ``cache list|clear``.
+
+Nothing here is needed: whatever is removed is computed again by the next run that wants it.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from headstart.errors import StorageError
+from headstart.pages import PageFile, file_bytes
+from headstart.storage import free_bytes, read_json, write_json
+
+_KEY = re.compile(r"[0-9a-f]{32}")
+_PAGES, _ABOUT = "pages", "about.json"
+_SPARE_BYTES = 1 << 30  # left free on the disk: checkpoints need room, too
+
+
+def cache_folder() -> Path:
+    """HEADSTART_CACHE, or headstart in the user's folder for caches (XDG_CACHE_HOME)."""
+    home = os.environ.get("HEADSTART_CACHE")
+    return Path(home) if home else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "headstart")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shelved:
+    """What is kept under one key. ``about``: facts for people; ``used``: when a run last opened it."""
+
+    key: str
+    nbytes: int
+    used: datetime
+    complete: bool
+    in_use: bool
+    about: Mapping[str, Any]
+
+
+class Shelf:
+    """Page files by key in ``folder``, at most ``limit_bytes`` in all."""
+
+    def __init__(self, folder: Path, *, limit_bytes: int) -> None:
+        self._folder, self._limit = folder, limit_bytes
+
+    def opened(self, key: str, *, count: int, page_bytes: int, about: Mapping[str, Any]) -> PageFile:
+        """The key's file, new or as an earlier run left it; older ones of other keys make room for it.
+
+        Raises: StorageError: there is no room within the limit or on the disk, or it cannot be written.
+        """
+        assert _KEY.fullmatch(key), key
+        place = self._folder / key
+        if not (place / _PAGES).exists():
+            self._make_room(file_bytes(count=count, page_bytes=page_bytes))
+        try:
+            place.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StorageError(f"{place}: {error.strerror or error}") from error
+        file = PageFile(place / _PAGES, count=count, page_bytes=page_bytes, key=key)
+        if not self.is_complete(key):
+            write_json(place / _ABOUT, {**about, "complete": False})
+        os.utime(place)
+        return file
+
+    def is_complete(self, key: str) -> bool:
+        """Whether every page of it was written once (a damaged one is found when it is read)."""
+        return self._about(key).get("complete") is True
+
+    def complete(self, key: str, facts: Mapping[str, Any]) -> None:
+        """Every page is on the disk.  Raises: StorageError."""
+        write_json(self._folder / key / _ABOUT, {**self._about(key), **facts, "complete": True})
+
+    def content(self) -> list[Shelved]:
+        """All that is there, the least recently used first."""
+        folders = (
+            [path for path in self._folder.iterdir() if _KEY.fullmatch(path.name)] if self._folder.is_dir() else []
+        )
+        return sorted((self._shelved(path) for path in folders), key=lambda entry: (entry.used, entry.key))
+
+    def remove(self, key: str) -> bool:
+        """Remove what no run has open; whether it was removed."""
+        assert _KEY.fullmatch(key), key
+        if _is_open(self._folder / key / _PAGES):
+            return False
+        shutil.rmtree(self._folder / key, ignore_errors=True)
+        return True
+
+    def _make_room(self, need: int) -> None:
+        entries = self.content()
+        total = sum(entry.nbytes for entry in entries)
+        free = free_bytes(self._folder)
+        for entry in entries:
+            short = free is not None and need + _SPARE_BYTES > free
+            if (total + need > self._limit or short) and self.remove(entry.key):
+                total -= entry.nbytes
+                free = free_bytes(self._folder)
+        if total + need > self._limit:
+            raise StorageError(
+                f"{self._folder}: {need:,} bytes needed, {max(0, self._limit - total):,} left of the limit; give a "
+                "larger --cache.limit-gb"
+            )
+        if free is not None and need + _SPARE_BYTES > free:
+            raise StorageError(f"{self._folder}: {need + _SPARE_BYTES:,} bytes needed, {free:,} free on the disk")
+
+    def _shelved(self, path: Path) -> Shelved:
+        about = self._about(path.name)
+        pages = path / _PAGES
+        return Shelved(
+            key=path.name, nbytes=pages.stat().st_size if pages.exists() else 0,
+            used=datetime.fromtimestamp(path.stat().st_mtime, UTC), complete=about.get("complete") is True,
+            in_use=_is_open(pages), about=about,
+        )  # fmt: skip
+
+    def _about(self, key: str) -> dict[str, Any]:
+        try:
+            found = read_json(self._folder / key / _ABOUT)
+        except StorageError:  # not there, or damaged: then not complete
+            return {}
+        return found if isinstance(found, dict) else {}
+
+
+def _is_open(pages: Path) -> bool:
+    """Whether a living process has it open: each holds a shared lock."""
+    try:
+        descriptor = os.open(pages, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:  # a file system without locks
+        return False
+    finally:
+        os.close(descriptor)
+    return False

@@ -1,0 +1,290 @@
+"""The activation cache: what is frozen runs once per image and view; training and validation read the tensors behind.
+
+A page per image in a file per view (``headstart.pages``), kept under a key of everything that decides its bits. A page
+that is missing or damaged is computed again. B batch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, fx, nn
+
+from headstart.data.batches import Arguments, Batch, Batches
+from headstart.errors import StorageError
+from headstart.models.boundary import Boundary
+from headstart.pages import PageFile
+from headstart.parallel.messages import any_of, exchange
+from headstart.shelf import Shelf
+from headstart.train.crossing import Crossing, crossing_of, packed, page_bytes, rounding, unpacked
+from headstart.train.evaluate import in_eval
+from headstart.train.machine import FOR_PEOPLE, environment
+from headstart.train.precision import MEMORY_FORMATS, autocast, device_of, dtype_of
+from headstart.train.step import StepRules
+
+_FORMAT = 1  # of the pages
+_PROBED = 4  # images whose pixels go into the key: another decoder or another transform shows in them
+_AHEAD = 2  # batches that the system reads in advance
+_LIBRARIES = ("torch.", "torchvision.", "timm.", "headstart.")  # whose code is known by its version
+
+
+@dataclass(frozen=True, kw_only=True)
+class CacheRules:
+    """Where activations are kept, how, and how many bytes in all; ``model`` names it for people."""
+
+    folder: Path
+    model: str
+    dtype: Literal["auto", "bf16"]
+    limit_bytes: int
+
+
+@dataclass(frozen=True)
+class CacheProgress:
+    """Images that went through the frozen part, of those that have to."""
+
+    done: int
+    total: int
+
+
+@dataclass(frozen=True)
+class CacheNote:
+    """A sentence on the cache."""
+
+    text: str
+
+
+class Activations:
+    """The tensors at a boundary for every image of ``batches``, for their cached form (see ``Stored``).
+
+    Raises: StorageError: there is no room for them.
+    """
+
+    def __init__(self, boundary: Boundary, batches: Batches, *, rules: StepRules, where: CacheRules) -> None:
+        self._prefix, self._batches, self._rules = boundary.prefix, batches, rules
+        self.crossings = crossings(boundary.prefix, batches, rules, dtype=where.dtype)
+        training = batches.training
+        self._first = training.first_epoch if training else 0
+        views = training.views if training else 1
+        assert views > 0, "there is no end of new changes"
+        self._shelf = Shelf(where.folder, limit_bytes=where.limit_bytes)
+        self._mended: list[int] = []
+        self._computed_pages = 0
+        self._rounding = 0.0
+        self._keys: list[str] = []
+        self._files: list[PageFile] = []
+        count, size, facts = len(batches.samples), page_bytes(self.crossings), self._facts()
+        try:
+            for view in range(views):
+                self._keys.append(_key(facts | self._changes(view)))
+                about = {"model": where.model, "boundary": list(boundary.crossing), "images": count, "view": view}
+                self._files.append(self._shelf.opened(self._keys[-1], count=count, page_bytes=size, about=about))
+        except StorageError:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Close the files; the pages stay for other runs."""
+        for file in self._files:
+            file.close()
+
+    def summary(self) -> str:
+        """What is there, in words."""
+        count, views = len(self._batches.samples), len(self._files)
+        each = page_bytes(self.crossings)
+        text = f"{count:,} images{f' x {views} views' if views > 1 else ''}, {count * views * each / 2**20:,.1f} MiB"
+        stored = f", stored as bf16 (relative error {self._rounding:.1e})" if self._rounding else ""
+        return f"{text}{stored}; {self._computed_pages:,} computed, {count * views - self._computed_pages:,} read"
+
+    def filled(self) -> Iterator[CacheProgress]:
+        """Compute what is missing, shared among the processes of this machine.
+
+        Raises: StorageError: it cannot be written, here or in another process.
+        """
+        ours, size = self._batches.processes, self._batches.batch_size
+        hosts = exchange(self._missing())  # as the first process of each machine finds it
+        mine = hosts[ours.rank - ours.local_rank]
+        jobs = [(view, group) for view, some in enumerate(mine) for group in _groups(some, size)]
+        most = max(sum(len(_groups(some, size)) for some in missing) for missing in hosts)
+        made, total, done = self._computed(jobs[ours.local_rank :: ours.local_size]), sum(map(len, mine)), 0
+        for start in range(0, most, ours.local_size):
+            failed = next(made, None)
+            if any(any_of(failed is not None)):  # all processes do without, or none
+                raise failed or StorageError("another process cannot write them")
+            done += sum(len(group) for _, group in jobs[start : start + ours.local_size])
+            yield CacheProgress(done, total)
+        self._computed_pages = total
+        for key, file in zip(self._keys, self._files, strict=True):
+            file.sync()
+            if total and ours.local_rank == 0:
+                self._shelf.complete(key, {"rounding": self._rounding})
+
+    def rows(self, parts: Sequence[Sequence[int]], *, epoch: int) -> Iterator[Arguments]:
+        """See ``Stored``; a damaged page is computed again."""
+        view = (epoch - self._first) % len(self._files)
+        file = self._files[view]
+        for place, part in enumerate(parts):
+            for coming in parts[place : place + _AHEAD + 1] if place == 0 else parts[place + _AHEAD :][:1]:
+                file.expect(coming)
+            yield self._read(view, part)
+
+    def mended(self) -> tuple[str, ...]:
+        """Keys of the images whose pages were damaged and computed again since this was last asked."""
+        found = tuple(self._batches.samples[position].key for position in self._mended)
+        self._mended.clear()
+        return found
+
+    def _read(self, view: int, part: Sequence[int]) -> Arguments:
+        pages = torch.empty(len(part), page_bytes(self.crossings), dtype=torch.uint8)
+        rows, file = pages.numpy(), self._files[view]
+        damaged = [place for place, position in enumerate(part) if not file.read(position, rows[place].data)]
+        if damaged:
+            again = sorted({part[place] for place in damaged})
+            self._mended += again
+            values = dict(zip(again, torch.cat([*self._pages(view, again)]), strict=True))
+            for place in damaged:
+                pages[place] = values[part[place]]
+                self._write(view, part[place], pages[place])
+        return unpacked(pages, self.crossings)
+
+    def _write(self, view: int, position: int, page: Tensor) -> None:
+        self._files[view].write(position, page.numpy().data)
+
+    def _computed(self, jobs: Sequence[tuple[int, list[int]]]) -> Iterator[StorageError | None]:
+        """Each job done; what could not be written is a value."""
+        for view in sorted({view for view, _ in jobs}):
+            groups = [group for other, group in jobs if other == view]
+            for group, pages in zip(groups, self._batched(view, groups), strict=True):
+                try:
+                    for position, page in zip(group, pages, strict=True):
+                        self._write(view, position, page)
+                    yield None
+                except StorageError as error:
+                    yield error
+
+    def _missing(self) -> list[list[int]]:
+        """By view, the images that are not there; all, where the first batch, computed again, is not what is there."""
+        if not all(map(self._shelf.is_complete, self._keys)):
+            return [file.missing() for file in self._files]
+        return [[] if self._is_proven(view) else self._all() for view in range(len(self._files))]
+
+    def _is_proven(self, view: int) -> bool:
+        first, room = self._all()[: self._batches.batch_size], bytearray(page_bytes(self.crossings))
+        pages = torch.cat([*self._pages(view, first)])
+        file = self._files[view]
+        return all(file.read(place, room) and bytes(pages[place].numpy().data) == room for place in first)
+
+    def _all(self) -> list[int]:
+        return list(range(len(self._batches.samples)))
+
+    def _pages(self, view: int, positions: Sequence[int]) -> Iterator[Tensor]:
+        return self._batched(view, _groups(positions, self._batches.batch_size))
+
+    def _batched(self, view: int, groups: Sequence[Sequence[int]]) -> Iterator[Tensor]:
+        """Bytes (B, page_bytes) of each group of images, computed at one batch shape."""
+        for batch in self._batches.padded(groups, epoch=self._first + view):
+            values = through_prefix(self._prefix, batch, self._rules)
+            self._rounding = max(self._rounding, rounding(values, self.crossings))
+            yield packed(values, self.crossings)[: batch.size]
+
+    def _facts(self) -> dict[str, Any]:
+        """What decides the bits at the boundary, but for the random changes."""
+        batches, rules = self._batches, self._rules
+        machine = environment(device_of(self._prefix))
+        return {
+            "format": _FORMAT, "crossings": [crossing.to_dict() for crossing in self.crossings],
+            "precision": rules.precision, "memory_format": rules.memory_format, "batch": batches.batch_size,
+            "machine": {name: value for name, value in machine.items() if name not in (*FOR_PEOPLE, "world_size")},
+            "prefix": prefix_digest(self._prefix), "preprocess": batches.preprocess.to_dict(),
+            "transform": repr(batches.transform), "images": [sample.content for sample in batches.samples],
+        }  # fmt: skip
+
+    def _changes(self, view: int) -> dict[str, Any]:
+        """The random changes of a view, and the pixels of a few images."""
+        training, samples = self._batches.training, self._batches.samples
+        some = sorted({place * (len(samples) - 1) // max(1, _PROBED - 1) for place in range(_PROBED)})
+        probe = next(iter(self._batches.padded([some], epoch=self._first + view))).pixels
+        facts: dict[str, Any] = {"pixels": hashlib.sha256(probe.numpy().data).hexdigest()}
+        if training is not None and training.random:
+            order = [sample.index for sample in samples]
+            facts |= {"seed": training.seed, "drawn": training.drawn_in(self._first + view), "indices": order}
+        return facts
+
+
+def open_activations(boundary: Boundary, batches: Batches, *, rules: StepRules, where: CacheRules) -> Activations:
+    """The activations of a split, made and kept so far.  Raises: StorageError: in this or another process."""
+    found = failed = None
+    try:
+        found = Activations(boundary, batches, rules=rules, where=where)
+    except StorageError as error:
+        failed = error
+    if not any(any_of(failed is not None)):
+        assert found is not None
+        return found
+    if found is not None:
+        found.close()
+    raise failed or StorageError("another process cannot open them")
+
+
+def crossings(prefix: nn.Module, batches: Batches, rules: StepRules, *, dtype: str) -> tuple[Crossing, ...]:
+    """What a batch's tensors at the boundary are, by a run on black images."""
+    shape = batches.preprocess
+    batch = Batch(
+        pixels=torch.zeros(2, shape.channels, shape.height, shape.width, dtype=torch.uint8), targets=torch.empty(0),
+        indices=torch.full((2,), -1), keys=(), mean=torch.tensor(shape.mean), std=torch.tensor(shape.std), size=2,
+    )  # fmt: skip
+    return tuple(crossing_of(value, as_bf16=dtype == "bf16") for value in through_prefix(prefix, batch, rules))
+
+
+def prefix_digest(prefix: fx.GraphModule) -> str:
+    """SHA-256 over what a prefix computes: its graph, its layers' settings and code, its weights and buffers."""
+    digest = hashlib.sha256(prefix.code.encode())
+    for path, part in prefix.named_modules():
+        digest.update(repr((path, type(part).__module__, type(part).__qualname__, _settings(part))).encode())
+        digest.update(_source(type(part)))
+    for kind in (prefix.named_parameters(), prefix.named_buffers()):
+        for name, value in kind:
+            digest.update(repr((name, tuple(value.shape), value.dtype)).encode())
+            digest.update(value.detach().contiguous().cpu().view(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _settings(part: nn.Module) -> list[tuple[str, str]]:
+    """Plain numbers, names and tuples that a layer holds: its stride, its epsilon."""
+    plain = (bool, int, float, str, tuple, type(None))
+    return sorted(
+        (name, repr(value)) for name, value in vars(part).items() if isinstance(value, plain) and name != "training"
+    )
+
+
+def _source(kind: type) -> bytes:
+    """Of a layer that belongs to no library."""
+    if f"{kind.__module__}.".startswith(_LIBRARIES):
+        return b""
+    try:
+        return inspect.getsource(kind).encode()
+    except (OSError, TypeError):
+        return b""
+
+
+def through_prefix(prefix: nn.Module, batch: Batch, rules: StepRules) -> Arguments:
+    """Tensors at the boundary, of every row of the batch."""
+    device = device_of(prefix)
+    with in_eval(prefix), autocast(device, rules.precision):
+        found = prefix(*batch.arguments(device, MEMORY_FORMATS[rules.memory_format], dtype_of(prefix)))
+    assert isinstance(found, tuple)
+    return found
+
+
+def _key(facts: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode("utf-8", "surrogateescape")).hexdigest()[:32]
+
+
+def _groups(positions: Sequence[int], size: int) -> list[list[int]]:
+    return [list(positions[start : start + size]) for start in range(0, len(positions), size)]

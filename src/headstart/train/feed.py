@@ -1,0 +1,87 @@
+"""What a phase is fed with: pictures for the whole model, or the tensors at its boundary for the part behind it."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from torch import nn
+
+from headstart.data.batches import Batches
+from headstart.errors import ModelError, StorageError
+from headstart.models.boundary import Boundary, find_boundary
+from headstart.models.freeze import Frozen
+from headstart.models.layout import named_tensors
+from headstart.train.cache import Activations, CacheNote, CacheProgress, CacheRules, open_activations
+from headstart.train.state import TrainState
+from headstart.train.step import StepRules
+
+
+@dataclass(frozen=True, kw_only=True)
+class Feed:
+    """Batches of a phase. ``suffix``: what trains where ``train`` begins at the boundary. ``judged``: what is evaluated
+    on ``val`` in place of the model, and of its average.
+    """
+
+    train: Batches
+    val: Batches
+    suffix: nn.Module | None = None
+    judged: nn.Module | None = None
+    judged_average: nn.Module | None = None
+
+    def damaged(self) -> Iterator[CacheNote]:
+        """What was computed again since this was last asked."""
+        for batches in (self.train, self.val):
+            keys = batches.stored.mended() if isinstance(batches.stored, Activations) else ()
+            if keys:
+                more = f" and {len(keys) - 1} more" if len(keys) > 1 else ""
+                yield CacheNote(f"cache: damaged, so computed again: {keys[0]}{more}")
+
+    def close(self) -> None:
+        """Close the files of activations."""
+        for batches in (self.train, self.val):
+            if isinstance(batches.stored, Activations):
+                batches.stored.close()
+
+
+def made_feed(
+    state: TrainState, frozen: Frozen, feed: Feed, *, splits: tuple[str, ...], rules: StepRules, where: CacheRules
+) -> Generator[CacheProgress | CacheNote, None, Feed]:
+    """The feed with the ``splits`` (train, val) that are to be cached, once their activations are there.
+
+    What cannot be cached stays as it is, and a note says why.
+    """
+    if not splits:
+        return feed
+    boundary = find_boundary(state.model, frozen)
+    for split in splits:
+        batches = getattr(feed, split)
+        try:
+            activations = open_activations(boundary, batches, rules=rules, where=where)
+            yield from activations.filled()
+        except StorageError as error:
+            yield CacheNote(f"cache: not used for {split}, the frozen part is computed in every epoch: {error}")
+            continue
+        yield CacheNote(f"cache: {split}, {activations.summary()}")
+        feed = replace(feed, **{split: replace(batches, stored=activations)})
+        if split == "train":
+            feed = replace(feed, suffix=boundary.train_suffix)
+        else:
+            feed = replace(feed, judged=boundary.eval_suffix, judged_average=_of_average(state, frozen, boundary))
+    return feed
+
+
+def _of_average(state: TrainState, frozen: Frozen, boundary: Boundary) -> nn.Module | None:
+    """The suffix of the average, where its prefix is the model's; a part that trained before may not have caught up."""
+    if state.average is None:
+        return None
+    average = state.average.module
+    ours, theirs = ({name: value for name, value, _ in named_tensors(module)} for module in (state.model, average))
+    if not all(torch.equal(ours[name], theirs[name]) for name in frozen.tensors):
+        return None
+    try:
+        found = find_boundary(average, frozen)
+    except ModelError:
+        return None
+    return found.eval_suffix if found.crossing == boundary.crossing else None
