@@ -1,0 +1,65 @@
+"""``headstart cache``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import tyro
+
+from headstart.cli.output import table, to_json, write
+from headstart.config.flags import parse_args
+from headstart.config.schema import Cache as CacheOptions
+from headstart.shelf import Shelf, Shelved, cache_folder
+
+_DAY = "%Y-%m-%d %H:%M"
+_switch = tyro.conf.arg(help_behavior_hint="")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cache:
+    """Activations of frozen layers that runs keep and share, in HEADSTART_CACHE (default ~/.cache/headstart)."""
+
+    what: Annotated[
+        Literal["list", "clear"], tyro.conf.Positional, tyro.conf.arg(metavar="list|clear", help_behavior_hint="")
+    ]
+    """list: what is there; clear: remove all that no run has open (later runs compute it again)."""
+    json: Annotated[bool, _switch] = False
+    """One line of JSON on stdout."""
+
+
+def run(argv: Sequence[str]) -> int:
+    """List or clear."""
+    args, _ = parse_args(Cache, argv, prog="headstart cache")
+    shelf = Shelf(cache_folder(), limit_bytes=int(CacheOptions().limit_gb * 1e9))
+    found = shelf.content()
+    if args.what == "clear":
+        found = [entry for entry in found if shelf.remove(entry.key)]
+    if args.json:
+        rows = [vars(entry) | {"used": entry.used.isoformat()} for entry in found]
+        write(to_json({"folder": str(cache_folder()), "removed" if args.what == "clear" else "caches": rows}))
+        return 0
+    size = f"{sum(entry.nbytes for entry in found) / 2**20:,.1f} MiB"
+    if found and args.what == "list":
+        write(table(map(_row, found), header=("used (UTC)", "MiB", "images", "view", "state", "model", "behind")))
+        write("")
+    count = f"{len(found)} cache{'s' * (len(found) != 1)}"
+    write(f"{'removed ' if args.what == 'clear' else ''}{count}, {size}, in {cache_folder()}")
+    return 0
+
+
+def _row(entry: Shelved) -> list[object]:
+    about = entry.about
+    state = "in use" if entry.in_use else "complete" if entry.complete else "partly"
+    behind = ", ".join(map(str, about.get("boundary", ())))
+    view = about.get("view", 0) + 1 if isinstance(about.get("view"), int) else None
+    return [
+        f"{entry.used:{_DAY}}",
+        f"{entry.nbytes / 2**20:,.1f}",
+        about.get("images"),
+        view,
+        state,
+        about.get("model", "?"),
+        behind,
+    ]

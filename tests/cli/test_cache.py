@@ -1,0 +1,55 @@
+"""``headstart cache``: what runs keep is listed, and cleared but for what a run has open."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from headstart.cli.main import main
+from headstart.shelf import Shelf
+
+KEYS = ("a" * 32, "b" * 32)
+ABOUT = {"model": "timm/resnet18", "boundary": ["layer3"], "images": 10, "view": 1}
+
+
+@pytest.fixture
+def shelf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Shelf:
+    monkeypatch.setenv("HEADSTART_CACHE", str(tmp_path / "cache"))
+    made = Shelf(tmp_path / "cache", limit_bytes=10**9)
+    for key in KEYS:
+        made.opened(key, count=10, page_bytes=1 << 20, about=ABOUT).close()
+    made.complete(KEYS[0], {"rounding": 0.0})
+    return made
+
+
+def said(capsys: pytest.CaptureFixture[str], *words: str) -> str:
+    assert main(["cache", *words]) == 0
+    return capsys.readouterr().out
+
+
+def test_what_is_kept_is_listed(shelf: Shelf, capsys):
+    text = said(capsys, "list")
+    assert "  10.0      10     2  complete  timm/resnet18  layer3" in text
+    assert "2 caches, 20.0 MiB, in" in text
+    assert [row["complete"] for row in json.loads(said(capsys, "list", "--json"))["caches"]] == [True, False]
+
+
+def test_clear_leaves_what_is_open_and_what_is_not_ours(shelf: Shelf, capsys, tmp_path: Path):
+    (tmp_path / "cache" / "notes.txt").write_text("mine")
+    with shelf.opened(KEYS[1], count=10, page_bytes=1 << 20, about=ABOUT):
+        assert "removed 1 cache, 10.0 MiB" in said(capsys, "clear")
+        assert [entry.key for entry in shelf.content()] == [KEYS[1]]
+    said(capsys, "clear")
+    assert [path.name for path in (tmp_path / "cache").iterdir()] == ["notes.txt"]
+
+
+def test_nothing_there_is_no_error(capsys, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("HEADSTART_CACHE", str(tmp_path / "none"))
+    assert said(capsys, "list").startswith("0 caches, 0.0 MiB, in ")
+
+
+@pytest.mark.parametrize("words", [[], ["remove"], ["list", "more"]])
+def test_other_words_are_refused(capsys, words: list[str]):
+    assert main(["cache", *words]) == 2
