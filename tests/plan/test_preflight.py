@@ -11,9 +11,7 @@ import headstart as hs
 from headstart.plan.decisions import (
     CPU_MODEL,
     GPU_MODEL,
-    choose_memory_format,
     choose_model,
-    choose_precision,
 )
 from headstart.plan.preflight import prepare
 
@@ -142,10 +140,3 @@ def test_without_a_name_the_model_follows_the_device() -> None:
     assert (spec, decision.reason.startswith("auto: an accelerator")) == (GPU_MODEL, True)
     named = hs.load_config({"model": {"name": "timm/test_vit"}})
     assert choose_model(named, torch.device("cpu"))[0] == "timm/test_vit"
-
-
-def test_arithmetic_and_memory_order_are_as_asked_or_the_plain_ones() -> None:
-    cpu, auto = torch.device("cpu"), hs.load_config({})
-    assert (choose_precision(auto, cpu)[0], choose_memory_format(auto)[0]) == ("fp32", "contiguous")
-    asked = hs.load_config({"precision": "bf16", "memory_format": "channels_last"})
-    assert (choose_precision(asked, cpu)[0], choose_memory_format(asked)[0]) == ("bf16", "channels_last")

@@ -342,9 +342,9 @@ class Config:
     augment: Augment = field(default_factory=Augment)
     average: Average = field(default_factory=Average)
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """Arithmetic of the forward pass; weights stay fp32. auto: fp32."""
+    """Arithmetic of the forward pass; weights stay fp32. auto: measured in long runs, else fp32."""
     memory_format: Literal["auto", "contiguous", "channels_last"] = "auto"
-    """Order of image tensors in memory. auto: contiguous."""
+    """Order of image tensors in memory. auto: measured in long runs, else contiguous."""
     workers: Auto | Annotated[int, Ge(0)] = "auto"
     """Processes that decode images; 0: the main one does. auto: 0 on up to 2 cores, else up to 8."""
     device: str = "auto"

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Protocol
 
@@ -155,6 +155,10 @@ class Batches:
         parts = [_Part(number, tuple(group), len(group), padded=True) for number, group in enumerate(groups)]
         for part, values in zip(parts, self._read(parts, epoch), strict=True):
             yield self._batch(part, values, epoch=epoch)
+
+    def few(self, count: int) -> Batch:
+        """The first images as one batch, read by this process: something to measure with."""
+        return next(replace(self, batch_size=count, workers=0).padded([range(count)], epoch=0))
 
     def _read(self, parts: Sequence[_Part], epoch: int) -> Iterator[Arguments]:
         """The pixels of each part's images."""

@@ -155,12 +155,10 @@ def _weighed(
 def measured_cost(boundary: Boundary, batches: Batches, rules: StepRules, *, as_bf16: bool) -> FrozenCost:
     """Seconds and bytes per image, on a few of them; the second of two runs counts."""
     count = min(_MEASURED, batches.batch_size, len(batches.samples))
-    few = replace(batches, batch_size=count, workers=0)
     seconds = 0.0
     for _ in repeat(None, 2):
         started = time.perf_counter()
-        batch = next(iter(few.padded([range(count)], epoch=0)))
-        values = through_prefix(boundary.prefix, batch, rules)
+        values = through_prefix(boundary.prefix, batches.few(count), rules)
         if torch.accelerator.is_available():
             torch.accelerator.synchronize()
         seconds = (time.perf_counter() - started) / count

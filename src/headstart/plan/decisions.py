@@ -8,7 +8,7 @@ import torch
 
 from headstart.config.schema import Config
 from headstart.errors import ConfigError
-from headstart.train.precision import Precision, usable_device
+from headstart.train.precision import usable_device
 
 CPU_MODEL = "timm/mobilenetv3_large_100.ra_in1k"
 GPU_MODEL = "timm/convnext_tiny.in12k_ft_in1k"
@@ -41,14 +41,8 @@ def choose_model(config: Config, device: torch.device) -> tuple[str, Decision]:
     return GPU_MODEL, Decision("model", GPU_MODEL, why)
 
 
-def choose_precision(config: Config, device: torch.device) -> tuple[Precision, Decision]:
-    """Arithmetic of the forward pass.  Raises: ConfigError: the device cannot do it."""
-    if config.precision == "auto":
-        return "fp32", Decision(
-            "precision",
-            "fp32",
-            "auto: exact everywhere; --precision bf16 is faster on some machines, slower on others: measure",
-        )
+def check_precision(config: Config, device: torch.device) -> str:
+    """What to say of a precision that is asked for.  Raises: ConfigError: the device cannot do it."""
     if (
         config.precision == "bf16"
         and device.type == "cuda"
@@ -58,12 +52,4 @@ def choose_precision(config: Config, device: torch.device) -> tuple[Precision, D
             f"precision: {torch.cuda.get_device_name(device)} has no bf16; give fp16 or fp32, e.g. --precision fp16"
         )
     emulated = config.precision == "fp16" and device.type == "cpu"
-    why = "as asked; a CPU computes fp16 many times slower than fp32 or bf16" if emulated else "as asked"
-    return config.precision, Decision("precision", config.precision, why)
-
-
-def choose_memory_format(config: Config) -> tuple[str, Decision]:
-    """Order of image tensors in memory."""
-    if config.memory_format == "auto":
-        return "contiguous", Decision("memory_format", "contiguous", "auto: torch's usual order")
-    return config.memory_format, Decision("memory_format", config.memory_format, "as asked")
+    return "as asked; a CPU computes fp16 many times slower than fp32 or bf16" if emulated else "as asked"

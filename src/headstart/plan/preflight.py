@@ -23,8 +23,9 @@ from headstart.models.sources import OpenedModel, open_model
 from headstart.optim.losses import LossFunction, make_loss, resolve_loss
 from headstart.optim.optimizers import decay_kind
 from headstart.optim.penalties import penalised
+from headstart.plan.arithmetic import Workload, choose_arithmetic
 from headstart.plan.cache import choose_cache
-from headstart.plan.decisions import Decision, choose_device, choose_memory_format, choose_model, choose_precision
+from headstart.plan.decisions import Decision, check_precision, choose_device, choose_model
 from headstart.plan.light import adapt, lora_document
 from headstart.plan.memory import check_memory
 from headstart.plan.parallel import check_parallel, choose_parallel
@@ -32,7 +33,7 @@ from headstart.plan.phases import make_phases
 from headstart.shelf import cache_folder
 from headstart.train.cache import CacheRules
 from headstart.train.phases import Course, PhasePlan, freeze_phase, phase_optimizer
-from headstart.train.precision import Precision
+from headstart.train.precision import MEMORY_FORMATS
 from headstart.train.step import StepRules
 
 Watch = Callable[[object], None]
@@ -96,8 +97,7 @@ def prepare(
     Raises: ConfigError, ModelError, DataError: the user's mistakes.
     """
     device, chosen_device = choose_device(config)
-    precision, chosen_precision = choose_precision(config, device)
-    memory_format, chosen_format = choose_memory_format(config)
+    check_precision(config, device)
     check_parallel(config, device)
     list_source(config.data, kind=config.task.kind)  # a mistake in the data must not wait for a download
     opened, chosen_model = _open(config, device, module)
@@ -111,23 +111,17 @@ def prepare(
     phases, chosen_phases = make_phases(config, opened.module, batch_size=batch, pretrained=pretrained)
     function, chosen_loss = _loss(config, images, loss)
     penalised(opened.module, config.penalties)
-    rules = _rules(config, function, precision, memory_format)
-    course = _course(config, phases, rules, opened.spec)
+    opened.module.to(device)
     shared_out, chosen_parallel = choose_parallel(config, opened.module, device)
+    work = Workload(phases=phases, loss=function, images=images)
+    course, measured, choices = _course(config, opened, work, recorded=recorded or {}, possible=not shared_out)
     decisions = (
         chosen_device, chosen_model, *_about_model(opened, swap, config.head), *chosen_lora, *_about_data(images),
-        chosen_loss, *chosen_phases, *_about_steps(config, images), chosen_precision, chosen_format,
-        *chosen_parallel,
+        chosen_loss, *chosen_phases, *_about_steps(config, images), *measured,
+        *chosen_parallel, *check_memory(config, opened.module, course, opened.preprocess, batch_size=batch),
     )  # fmt: skip
-    opened.module.to(
-        device, memory_format=torch.channels_last if memory_format == "channels_last" else torch.preserve_format
-    )  # type: ignore[call-overload]
-    course, chosen_cache, choices = choose_cache(
-        config, opened.module, course, images, recorded=(recorded or {}).get("cache"), possible=not shared_out
-    )
-    decisions += (chosen_cache, *check_memory(config, opened.module, course, opened.preprocess, batch_size=batch))
     document = _document(decisions, opened, images, course) | {
-        "device": str(device), "seed": config.seed, "choices": {"cache": choices},
+        "device": str(device), "seed": config.seed, "choices": choices,
         "head": _head_document(config.head, swap), "lora": lora_document(config, adapters),
     }  # fmt: skip
     plan = Plan(decisions=decisions, document=document)
@@ -138,21 +132,29 @@ def prepare(
     )  # fmt: skip
 
 
-def _rules(config: Config, loss: LossFunction, precision: Precision, memory_format: str) -> StepRules:
-    batch = config.batch
-    return StepRules(
-        loss=loss, penalties=config.penalties, precision=precision, memory_format=memory_format, seed=config.seed,
-        accumulate=batch.accumulate, clip_norm=batch.clip_norm, clip_value=batch.clip_value,
+def _course(
+    config: Config, opened: OpenedModel, work: Workload, *, recorded: Choices, possible: bool
+) -> tuple[Course, tuple[Decision, ...], Choices]:
+    """Arithmetic and cache chosen, by measurement where they are left to us; the model's weights are in that order."""
+    module, batch = opened.module, config.batch
+    chosen, about, kept = choose_arithmetic(
+        config, module, work, recorded=recorded.get("arithmetic"), possible=possible
+    )
+    module.to(memory_format=MEMORY_FORMATS[chosen.memory_format])
+    rules = StepRules(
+        loss=work.loss, penalties=config.penalties, precision=chosen.precision, memory_format=chosen.memory_format,
+        accumulate=batch.accumulate, clip_norm=batch.clip_norm, clip_value=batch.clip_value, seed=config.seed,
     )  # fmt: skip
-
-
-def _course(config: Config, phases: tuple[PhasePlan, ...], rules: StepRules, model: str) -> Course:
     limit = int(config.cache.limit_gb * 1e9)
-    where = CacheRules(folder=cache_folder(), model=model, dtype=config.cache.dtype, limit_bytes=limit)
-    return Course(
-        phases=phases, optimizer=config.optimizer, schedule=config.schedule, rules=rules, patience=config.stop.patience,
-        cache=where,
+    where = CacheRules(folder=cache_folder(), model=opened.spec, dtype=config.cache.dtype, limit_bytes=limit)
+    course = Course(
+        phases=work.phases, optimizer=config.optimizer, schedule=config.schedule, rules=rules,
+        patience=config.stop.patience, cache=where,
     )  # fmt: skip
+    course, cached, choices = choose_cache(
+        config, module, course, work.images, recorded=recorded.get("cache"), possible=possible
+    )
+    return course, (*about, cached), {"arithmetic": kept, "cache": choices}
 
 
 def _batch_bytes(batches: Batches) -> int:

@@ -161,12 +161,15 @@ class Activations:
         for view in sorted({view for view, _ in jobs}):
             groups = [group for other, group in jobs if other == view]
             for group, pages in zip(groups, self._batched(view, groups), strict=True):
-                try:
-                    for position, page in zip(group, pages, strict=True):
-                        self._write(view, position, page)
-                    yield None
-                except StorageError as error:
-                    yield error
+                yield self._kept(view, group, pages)
+
+    def _kept(self, view: int, group: Sequence[int], pages: Tensor) -> StorageError | None:
+        try:
+            for position, page in zip(group, pages, strict=True):
+                self._write(view, position, page)
+        except StorageError as error:
+            return error
+        return None
 
     def _missing(self) -> list[list[int]]:
         """By view, the images that are not there; all, where the first batch, computed again, is not what is there."""

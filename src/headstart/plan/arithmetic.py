@@ -1,0 +1,208 @@
+"""Precision and memory format: a few steps of each candidate, on the real model and images; the fastest that agrees.
+
+bf16 and channels_last train some networks twice as fast and others half as fast, on the same machine.
+"""
+
+from __future__ import annotations
+
+import copy
+import statistics
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from headstart.config.schema import Config
+from headstart.data.batches import Batch
+from headstart.data.images import Images
+from headstart.models.layout import named_tensors
+from headstart.optim.losses import LossFunction, wide
+from headstart.parallel.messages import from_first
+from headstart.plan.decisions import Decision, check_precision
+from headstart.train.phases import PhasePlan, freeze_phase
+from headstart.train.precision import MEMORY_FORMATS, Precision, autocast, device_of, dtype_of
+from headstart.train.step import training_outputs
+
+_FIRST, _IMAGES, _REPEATS = 2, 8, 3  # images of a first look, and of the steps that are timed so often
+_SHORT_SECONDS, _FEW_PASSES = 60.0, 2000  # a run below either is not worth measuring
+_HOPELESS = 1.5  # times as slow as the best at first sight
+_MARGIN = 0.85  # of fp32's time in torch's usual order: less is within the noise
+_LOSS, _GRADIENT = {"fp32": 1e-4, "bf16": 0.02}, {"fp32": 1e-2, "bf16": 0.3}  # largest relative differences
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arithmetic:
+    """How the model computes."""
+
+    precision: Precision
+    memory_format: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Trial:
+    """A candidate on a few images: seconds of a step per image, and its differences from fp32 in the usual order."""
+
+    arithmetic: Arithmetic
+    seconds: float
+    loss: float
+    gradient: float
+
+    @property
+    def agrees(self) -> bool:
+        kind = self.arithmetic.precision
+        return self.loss <= _LOSS[kind] and self.gradient <= _GRADIENT[kind]
+
+    def __str__(self) -> str:
+        text = f"{self.arithmetic.precision} {self.arithmetic.memory_format} {1 / self.seconds:,.1f} images/s"
+        return text + (f" (loss {self.loss:.1%}, gradient {self.gradient:.1%} off)" if self.gradient else "")
+
+
+_USUAL = Arithmetic(precision="fp32", memory_format="contiguous")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workload:
+    """What is trained, on what, by which loss."""
+
+    phases: tuple[PhasePlan, ...]
+    loss: LossFunction
+    images: Images
+
+    @property
+    def passes(self) -> int:
+        """Of training images, in all epochs."""
+        return len(self.images.train.samples) * sum(phase.epochs for phase in self.phases)
+
+
+def choose_arithmetic(
+    config: Config, module: nn.Module, work: Workload, *, recorded: Mapping[str, Any] | None, possible: bool
+) -> tuple[Arithmetic, tuple[Decision, ...], dict[str, Any]]:
+    """Precision and memory format as asked, or for ``auto`` the fastest that agrees with fp32; and as plan.json keeps
+    them.
+
+    ``recorded``: what was chosen when the run began; ``possible``: each process has the whole model.
+
+    Raises: ConfigError: the device cannot do what is asked.
+    """
+    asked_why = check_precision(config, device_of(module))
+    choice = dict(recorded or {})
+    if not choice:
+        chosen, why = _measured(config, module, work) if possible else (_asked(config), "the model is shared out")
+        choice = from_first(asdict(chosen) | {"why": why})
+    found = Arithmetic(precision=choice["precision"], memory_format=choice["memory_format"])
+    auto = f"auto: {choice['why']}"
+    decisions = (
+        Decision("precision", found.precision, auto if config.precision == "auto" else asked_why),
+        Decision("memory_format", found.memory_format, auto if config.memory_format == "auto" else "as asked"),
+    )
+    return found, decisions, choice
+
+
+def _asked(config: Config) -> Arithmetic:
+    """As asked; ``auto`` is fp32 in the usual order."""
+    return Arithmetic(
+        precision="fp32" if config.precision == "auto" else config.precision,
+        memory_format="contiguous" if config.memory_format == "auto" else config.memory_format,
+    )
+
+
+def _measured(config: Config, module: nn.Module, work: Workload) -> tuple[Arithmetic, str]:
+    asked, candidates = _asked(config), _candidates(config, module)
+    if len(candidates) == 1:
+        return asked, "nothing else to choose from"
+    passes = work.passes
+    if passes < _FEW_PASSES:
+        return asked, f"{passes:,} image passes are too few to measure others"
+    first = _trials(module, work, candidates, images=_FIRST, repeats=1)
+    usual = next(trial for trial in first if trial.arithmetic == asked)
+    if usual.seconds * passes < _SHORT_SECONDS:
+        return asked, f"about {usual.seconds * passes:.0f} s of training are too few to measure others"
+    best = min(trial.seconds for trial in first)
+    hopeful = [trial.arithmetic for trial in first if trial.seconds <= _HOPELESS * best or trial.arithmetic == asked]
+    trials = _trials(module, work, hopeful, images=_IMAGES, repeats=_REPEATS)
+    usual = next(trial for trial in trials if trial.arithmetic == asked)
+    fine = [trial for trial in trials if trial.agrees and trial.seconds < _MARGIN * usual.seconds]
+    chosen = min(fine, key=lambda trial: trial.seconds, default=usual)
+    shown = "; ".join(map(str, sorted(trials, key=lambda trial: trial.seconds)))
+    return chosen.arithmetic, f"the fastest that agrees of {shown}, {_IMAGES} images at a time"
+
+
+def _candidates(config: Config, module: nn.Module) -> list[Arithmetic]:
+    precisions: list[Precision] = ["fp32", "bf16"] if config.precision == "auto" else [config.precision]
+    formats = ["contiguous", "channels_last"] if config.memory_format == "auto" else [config.memory_format]
+    if config.memory_format == "auto" and not any(isinstance(part, nn.Conv2d) for part in module.modules()):
+        formats = ["contiguous"]
+    if device_of(module).type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        precisions = [kind for kind in precisions if kind != "bf16"] or precisions
+    return [Arithmetic(precision=kind, memory_format=order) for kind in precisions for order in formats]
+
+
+def _trials(
+    module: nn.Module, work: Workload, candidates: list[Arithmetic], *, images: int, repeats: int
+) -> list[_Trial]:
+    """Each candidate on a copy of the model, the same images; interleaved, so that a slow minute hits all."""
+    count = min(images, len(work.images.train.samples))
+    few = work.images.train.few(count)
+    copies = {
+        candidate: _copy(module, work.phases[-1], candidate) for candidate in dict.fromkeys((_USUAL, *candidates))
+    }
+    with torch.random.fork_rng():
+        found = {candidate: _gradients(model, few, work.loss, candidate) for candidate, model in copies.items()}
+        seconds: dict[Arithmetic, list[float]] = {candidate: [] for candidate in candidates}
+        for _ in range(repeats):
+            for candidate in candidates:
+                seconds[candidate].append(_step_seconds(copies[candidate], few, work.loss, candidate) / count)
+    loss, gradient = found[_USUAL]
+    return [
+        _Trial(
+            arithmetic=candidate, seconds=statistics.median(seconds[candidate]),
+            loss=abs(found[candidate][0] - loss) / max(abs(loss), 1e-12),
+            gradient=float((found[candidate][1] - gradient).norm() / gradient.norm().clamp(min=1e-30)),
+        )
+        for candidate in candidates
+    ]  # fmt: skip
+
+
+def _copy(module: nn.Module, phase: PhasePlan, arithmetic: Arithmetic) -> nn.Module:
+    copied = copy.deepcopy(module)
+    freeze_phase(copied, phase)  # the last one trains most
+    return copied.to(memory_format=MEMORY_FORMATS[arithmetic.memory_format])
+
+
+def _gradients(model: nn.Module, batch: Batch, loss: LossFunction, arithmetic: Arithmetic) -> tuple[float, Tensor]:
+    """Loss and gradient without chance or batch statistics; this also warms the kernels up."""
+    model.eval()
+    value = _backward(model, batch, loss, arithmetic)
+    names = sorted((name, tensor.grad) for name, tensor, _ in named_tensors(model) if tensor.grad is not None)
+    gradient = torch.cat([value.double().reshape(-1).cpu() for _, value in names])
+    model.zero_grad()
+    return value, gradient
+
+
+def _step_seconds(model: nn.Module, batch: Batch, loss: LossFunction, arithmetic: Arithmetic) -> float:
+    model.train()
+    _synchronise()
+    started = time.perf_counter()
+    _backward(model, batch, loss, arithmetic)
+    model.zero_grad()
+    _synchronise()
+    return time.perf_counter() - started
+
+
+def _backward(model: nn.Module, batch: Batch, loss: LossFunction, arithmetic: Arithmetic) -> float:
+    device = device_of(model)
+    arguments = batch.arguments(device, MEMORY_FORMATS[arithmetic.memory_format], dtype_of(model))
+    with autocast(device, arithmetic.precision):
+        outputs = model(*arguments)
+    found = loss(wide(training_outputs(outputs)[0][1]), batch.targets.to(device))
+    total = wide(found[0] if isinstance(found, tuple) else found).mean()
+    total.backward()  # type: ignore[no-untyped-call]
+    return float(total.detach())
+
+
+def _synchronise() -> None:
+    if torch.accelerator.is_available():
+        torch.accelerator.synchronize()

@@ -1,0 +1,132 @@
+"""Precision and memory format: as asked, or measured where it pays; what was chosen stays when a run goes on."""
+
+from __future__ import annotations
+
+import copy
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+import headstart as hs
+from headstart.plan import arithmetic
+from headstart.plan.arithmetic import Arithmetic, Workload, choose_arithmetic
+from headstart.plan.preflight import prepare
+
+PAYS = {"_FEW_PASSES": 0, "_SHORT_SECONDS": 0.0, "_REPEATS": 1}
+
+
+@pytest.fixture
+def pays(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The shortest run is worth measuring."""
+    for name, value in PAYS.items():
+        monkeypatch.setattr(arithmetic, name, value)
+
+
+def chosen(plan: Any) -> dict[str, tuple[str, str]]:
+    names = ("precision", "memory_format")
+    return {one.name: (one.value, one.reason) for one in plan.decisions if one.name in names}
+
+
+def test_a_short_run_is_not_measured(settings):
+    found = chosen(hs.plan(hs.load_config(settings())))
+    few = "auto: 60 image passes are too few to measure others"
+    assert found == {"precision": ("fp32", few), "memory_format": ("contiguous", few)}
+
+
+def test_what_is_asked_for_is_done(settings):
+    found = chosen(hs.plan(hs.load_config(settings(precision="bf16", memory_format="channels_last"))))
+    assert found == {"precision": ("bf16", "as asked"), "memory_format": ("channels_last", "as asked")}
+
+
+@pytest.mark.usefixtures("pays")
+def test_every_candidate_is_measured_and_only_what_is_left_open(settings):
+    reasons = chosen(hs.plan(hs.load_config(settings())))["precision"][1]
+    assert "fp32 contiguous" in reasons and "images/s" in reasons
+    half = chosen(hs.plan(hs.load_config(settings(precision="fp32"))))
+    assert half["precision"] == ("fp32", "as asked")
+    assert "bf16" not in half["memory_format"][1]
+
+
+@pytest.mark.usefixtures("pays")
+def test_measuring_leaves_model_and_chance_as_they_were(settings):
+    config = hs.load_config(settings(memory_format="contiguous"))
+    made = prepare(config, module=None, loss=None, tell=lambda _: None)
+    module, before = made.opened.module, copy.deepcopy(made.opened.module.state_dict())
+    work = Workload(phases=made.course.phases, loss=made.course.rules.loss_function(), images=made.images)
+    torch.manual_seed(3)
+    expected = torch.rand(3)
+    torch.manual_seed(3)
+    modes = [part.training for part in module.modules()]
+    choose_arithmetic(config, module, work, recorded=None, possible=True)
+    assert torch.equal(torch.rand(3), expected)
+    assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
+    assert all(parameter.grad is None for parameter in module.parameters())
+    assert [part.training for part in module.modules()] == modes
+
+
+class Fast(nn.Module):
+    """Slow in fp32, fast in bf16; ``wrong``: and then something else."""
+
+    def __init__(self, *, wrong: bool) -> None:
+        super().__init__()
+        self.conv, self.fc, self.wrong = nn.Conv2d(3, 8, 3), nn.Linear(8, 3), wrong
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        features = self.conv(images)
+        if features.dtype == torch.float32:
+            work = torch.randn(600, 600)
+            for _ in range(8):
+                work = functional.softmax(work @ work, dim=1)
+        elif self.wrong:
+            features = features * 1.5 + 1
+        return self.fc(features.mean((2, 3)))
+
+
+@pytest.mark.usefixtures("pays")
+@pytest.mark.parametrize("wrong", [False, True])
+def test_the_fastest_is_taken_if_it_gives_the_same(settings, wrong: bool):
+    config = hs.load_config(settings(memory_format="contiguous"))
+    made = prepare(hs.load_config(settings(precision="fp32")), module=None, loss=None, tell=lambda _: None)
+    images = replace(made.images, train=replace(made.images.train))
+    work = Workload(phases=(replace(made.course.phases[-1], freeze="none"),), loss=cross_entropy, images=images)
+    torch.manual_seed(0)
+    found, decisions, _ = choose_arithmetic(config, Fast(wrong=wrong), work, recorded=None, possible=True)
+    assert found == Arithmetic(precision="fp32" if wrong else "bf16", memory_format="contiguous")
+    assert "off)" in decisions[0].reason
+
+
+def cross_entropy(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    return functional.cross_entropy(outputs, targets, reduction="none")
+
+
+def test_what_was_chosen_stays_when_the_run_goes_on(settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Chosen by measurement in the first life; in the second one the run would be too short to measure."""
+
+    class Killed(Exception):
+        pass
+
+    def kill(event: object) -> None:
+        if isinstance(event, hs.StepDone) and event.step == 3:
+            raise Killed
+
+    config = hs.load_config(settings(recipe="full", checkpoint={"every_steps": 1, "every_seconds": 0.0}))
+    measured = (Arithmetic(precision="bf16", memory_format="channels_last"), "it was the fastest")
+    with monkeypatch.context() as patch:
+        patch.setattr(arithmetic, "_measured", lambda *_: measured)
+        with pytest.raises(Killed):
+            hs.train(config, watch=kill)
+        whole = hs.train(hs.load_config(settings(recipe="full", out=str(tmp_path / "whole"))))
+    resumed = hs.train(config, resume=True)
+    plan = json.loads((resumed.path / "plan.json").read_text())
+    assert plan["precision"] == "bf16"
+    assert plan["choices"]["arithmetic"] == {
+        "precision": "bf16", "memory_format": "channels_last", "why": "it was the fastest",
+    }  # fmt: skip
+    ours, theirs = resumed.model.state_dict(), whole.model.state_dict()
+    assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
