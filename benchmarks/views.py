@@ -1,0 +1,86 @@
+"""Fixed views against new random changes in every epoch: does a probe on cached activations lose accuracy?
+
+    python -m benchmarks.views [--seeds 8]
+
+The starter at 96 px, probe, 12 epochs, standard augmentation: on the package's digits (400 of them train), and on
+hymenoptera where HEADSTART_DATA has it. 1, 2, 4 and 8 views, and new changes in every epoch; the same seeds for all.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import headstart as hs
+from headstart.demo import write_digits
+
+HERE = Path(__file__).parent
+ROOT = Path(os.environ.get("HEADSTART_DATA", HERE.parent / ".." / "shared")).resolve()
+RESULTS = HERE / "results" / "views.jsonl"
+EPOCHS = 12
+VIEWS = (1, 2, 4, 8, 0)  # 0: new ones in every epoch
+
+
+def accuracy(data: dict[str, Any], views: int, seed: int, out: Path) -> tuple[float, float]:
+    """Of the last epoch (the best one would be chosen on these very images), and CPU seconds."""
+    cache = {"use": "always", "views": views} if views else {"use": "never"}
+    config = hs.load_config({
+        "data": data, "model": {"name": "starter", "image_size": 96}, "recipe": "probe", "epochs": EPOCHS,
+        "batch": {"size": 32}, "cache": cache, "seed": seed, "workers": 0, "device": "cpu", "out": str(out),
+        "precision": "fp32", "memory_format": "contiguous",
+    })  # fmt: skip
+    epochs: list[hs.EpochDone] = []
+    started = time.process_time()
+    hs.train(config, watch=lambda event: epochs.append(event) if isinstance(event, hs.EpochDone) else None)
+    return epochs[-1].metrics["accuracy"], time.process_time() - started
+
+
+def main() -> None:
+    """Every seed with every number of views; a line each, then the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seeds", type=int, default=8)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["HEADSTART_CACHE"] = folder + "/cache"
+        sources: dict[str, dict[str, Any]] = {
+            "digits": {"source": str(write_digits(Path(folder, "digits"))), "val": 0.78}
+        }
+        if (ROOT / "data" / "hymenoptera").is_dir():
+            sources["hymenoptera"] = {"source": str(ROOT / "data" / "hymenoptera")}
+        lines = []
+        for seed in range(args.seeds):
+            for name, data in sources.items():
+                for views in VIEWS:
+                    found, seconds = accuracy(data, views, seed, Path(folder, f"{name}-{views}-{seed}"))
+                    lines.append({"data": name, "views": views, "seed": seed, "accuracy": found, "seconds": seconds})
+                    print(lines[-1], flush=True)
+    RESULTS.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    show(lines)
+
+
+def show(lines: list[dict[str, Any]]) -> None:
+    """Mean accuracy, its difference from new changes by seed (mean and standard error), and seconds."""
+    print("| data | views | accuracy | against new changes | CPU s |\n|---|---:|---:|---:|---:|")
+    for name in dict.fromkeys(line["data"] for line in lines):
+        by = {(line["views"], line["seed"]): line for line in lines if line["data"] == name}
+        seeds = sorted({seed for _, seed in by})
+        for views in VIEWS:
+            found = [by[views, seed]["accuracy"] for seed in seeds]
+            off = [by[views, seed]["accuracy"] - by[0, seed]["accuracy"] for seed in seeds]
+            error = statistics.stdev(off) / len(off) ** 0.5 if len(off) > 1 else 0.0
+            seconds = statistics.median(by[views, seed]["seconds"] for seed in seeds)
+            shown = f"{statistics.mean(off):+.4f} +- {error:.4f}" if views else ""
+            print(f"| {name} | {views or 'new'} | {statistics.mean(found):.4f} | {shown} | {seconds:.1f} |")
+
+
+if __name__ == "__main__":
+    main()
