@@ -246,3 +246,24 @@ def test_torchrun_restarts_a_run_that_goes_on_by_itself(tmp_path, whole) -> None
     said = child.communicate()
     assert child.returncode == 0, said
     assert facts(tmp_path / "again") == facts(whole)
+
+
+def test_processes_share_the_work_of_the_cache_and_its_files(started, tmp_path, monkeypatch) -> None:
+    """Two compute what one then reads, page by page the same, and train on it as on pictures."""
+    monkeypatch.setitem(ENVIRONMENT, "HEADSTART_CACHE", str(tmp_path / "cache"))
+    probe = EVERYTHING | {"recipe": "probe", "augment": {"preset": "strong"}, "average": {"kind": "none"}}
+    plans = {"two": (2, "always"), "one": (1, "always"), "plain": (2, "never")}
+    notes, losses = {}, {}
+    for name, (devices, use) in plans.items():
+        sections = probe | {"devices": devices, "cache": {"use": use, "views": 2}}
+        child = started(sections=sections, run=name)
+        said = child.communicate()
+        assert child.returncode == 0, said
+        notes[name] = (tmp_path / name / "log.txt").read_text()
+        events = (json.loads(line) for line in (tmp_path / name / "events.jsonl").read_text().splitlines())
+        losses[name] = [event["train_loss"] for event in events if event["event"] == "epoch"]
+    images = json.loads((tmp_path / "two" / "plan.json").read_text())["data"]
+    assert f"{2 * images['train']} computed, 0 read" in notes["two"]
+    assert f"{images['val']} computed, 0 read" in notes["two"]
+    assert f"0 computed, {2 * images['train']} read" in notes["one"]
+    assert losses["two"] == pytest.approx(losses["plain"], rel=1e-5)
