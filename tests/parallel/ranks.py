@@ -30,7 +30,7 @@ from headstart.optim.losses import make_loss
 from headstart.parallel.group import joined
 from headstart.parallel.messages import any_of, exchange, files_from_first, from_first, together
 from headstart.parallel.processes import current
-from headstart.parallel.shards import is_sharded, shard, whole
+from headstart.parallel.shards import is_sharded, is_shared_out, shard, whole
 from headstart.runs.checkpoint import restore, save
 from headstart.train.evaluate import evaluate
 from headstart.train.phases import _check_equal
@@ -120,13 +120,13 @@ def phases(*, folder: str) -> Any:
     return [value.double().flatten().tolist() for value in model.state_dict().values()]
 
 
-def checkpoints(*, folder: str, run: str, before: int, sharded: bool) -> Any:
-    """AdamW steps up to the second epoch's end, a checkpoint after each; goes on from one that is there.
+def checkpoints(*, folder: str, run: str, before: int, sharded: bool, norm: bool = False) -> Any:
+    """AdamW steps up to the second epoch's end, after each a look at an image and a checkpoint; goes on from one.
 
     Gives the whole weights and the optimizer's averages.
     """
     train = pictures(folder).train
-    model = network()
+    model = network(norm=norm)
     if sharded and current().several:
         shard(model, torch.device("cpu"))
     state = TrainState(model, torch.optim.AdamW(model.parameters(), lr=1e-2))
@@ -138,6 +138,8 @@ def checkpoints(*, folder: str, run: str, before: int, sharded: bool) -> Any:
                 return state.step
             train_step(state, batch, rules=StepRules(seed=3))
             state.epoch_step += 1
+            with torch.no_grad():  # leaves a shared-out model's root whole
+                model(torch.zeros(1, 3, 16, 16))
             if current().is_first or is_sharded(model):
                 save(state, run)
         state.epochs_done, state.epoch_step = epoch + 1, 0
@@ -147,7 +149,7 @@ def checkpoints(*, folder: str, run: str, before: int, sharded: bool) -> Any:
 
 def metrics(*, folder: str, counts: list[int], sharded: bool = False) -> Any:
     """Probabilities and metrics of the first so many pictures, each seen once."""
-    images, model = pictures(folder, batch=4), network()
+    images, model = pictures(folder, batch=4), network(norm=True)
     if sharded and current().several:
         shard(model, torch.device("cpu"))
     found = []
@@ -156,6 +158,7 @@ def metrics(*, folder: str, counts: list[int], sharded: bool = False) -> Any:
         result = evaluate(model, some)
         outputs = result.predictions.outputs
         found.append([list(result.predictions.keys), result.truth.tolist(), outputs.tolist(), result.metrics])
+        assert all(is_shared_out(parameter) == is_sharded(model) for parameter in model.parameters())
     return found
 
 

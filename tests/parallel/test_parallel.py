@@ -8,6 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
+from headstart.runs.checkpoint import read_checkpoint
+
 WORLDS = (2, 3, 4)
 
 
@@ -96,15 +98,17 @@ def test_a_model_that_is_shared_out_sees_every_image_once(ranks, few) -> None:
 )
 def test_checkpoints_fit_any_number_of_processes(ranks, few, tmp_path, first, second) -> None:
     """Written by a model that is shared out or whole, read by the other: the same steps go on."""
-    options = {"folder": few, "before": 99}
+    same = {"folder": few, "norm": first == second}  # its own batch statistics in every process
+    options = same | {"before": 99}
     (whole, *_) = gave(ranks("checkpoints", world=second[0], run=str(tmp_path / "a"), sharded=second[1], **options))
-    options = {"folder": few, "run": str(tmp_path / "b")}
+    options = same | {"run": str(tmp_path / "b")}
     assert set(gave(ranks("checkpoints", world=first[0], before=3, sharded=first[1], **options))) == {3}
     (cut, *_) = gave(ranks("checkpoints", world=second[0], before=99, sharded=second[1], **options))
     for one, other in zip(whole, cut, strict=True):
         torch.testing.assert_close(torch.tensor(one), torch.tensor(other), rtol=1e-4, atol=1e-5)
     if first == second:
         assert whole == cut
+        assert read_checkpoint(tmp_path / "a").files == read_checkpoint(tmp_path / "b").files
 
 
 def test_every_process_learns_what_each_found_in_the_images(ranks, tmp_path) -> None:

@@ -178,7 +178,7 @@ def test_a_run_that_shares_the_model_out_is_the_same_stopped_and_resumed(started
     wait_for_step(tmp_path / "run", 1, child)
     kill_all(child.mark, signal.SIGTERM)
     child.communicate()
-    assert (tmp_path / "run" / "checkpoints" / "step-00000001" / "model-00002-of-00002.safetensors").exists()
+    assert any((tmp_path / "run" / "checkpoints").glob("step-*/model-00002-of-00002.safetensors"))
     child = started(sections=shared)
     said = child.communicate()
     assert child.returncode == 0, said

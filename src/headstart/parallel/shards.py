@@ -66,6 +66,15 @@ def reduce_next(module: nn.Module, *, reduce: bool) -> None:
     module.set_requires_gradient_sync(reduce)
 
 
+def part_again(module: nn.Module) -> None:
+    """Back to parts: a forward pass without a backward one leaves the outermost parameters whole, and their names then
+    stand for other tensors than the optimizer's.
+    """
+    for part in module.modules():
+        if isinstance(part, FSDPModule):
+            part.reshard()
+
+
 def local(tensor: Tensor) -> Tensor:
     """This process's part, or the tensor itself."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
@@ -94,7 +103,7 @@ def parts(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, l
 
     Whole tensors are written by the first process alone.
     """
-    shapes = {name: list(value.shape) for name, value in tensors.items() if isinstance(value, DTensor)}
+    shapes = {name: list(value.shape) for name, value in sorted(tensors.items()) if isinstance(value, DTensor)}
     for name in shapes:
         value = tensors[name]
         assert isinstance(value, DTensor) and value.placements == (Shard(0),), name

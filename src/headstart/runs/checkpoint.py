@@ -24,7 +24,15 @@ from torch import Tensor, nn
 from headstart.errors import StorageError
 from headstart.parallel.messages import files_to_first
 from headstart.parallel.processes import current
-from headstart.parallel.shards import is_sharded, is_shared_out, joined_parts, like_parameter, parts, put
+from headstart.parallel.shards import (
+    is_sharded,
+    is_shared_out,
+    joined_parts,
+    like_parameter,
+    part_again,
+    parts,
+    put,
+)
 from headstart.storage import DISK, MANIFEST, Disk, explained, json_bytes, read_folder, write_folder, write_json
 from headstart.train.state import Best, TrainState
 
@@ -62,6 +70,7 @@ def save(state: TrainState, folder: str | Path, *, keep: int = 2, disk: Disk = D
 
 def _contents(state: TrainState) -> dict[str, bytes]:
     """The files of a checkpoint; of a model that is shared out, those of this process."""
+    part_again(state.model)
     tensors, plain = _optimizer_state(state)
     kinds = {"model": state.model.state_dict(), "optimizer": tensors}
     if state.average is not None:
@@ -138,9 +147,12 @@ def _optimizer_state(state: TrainState) -> tuple[dict[str, Tensor], dict[str, An
 
 
 def _by_name(state: TrainState) -> Iterator[tuple[str, dict[str, Any]]]:
-    for name, parameter in state.model.named_parameters():
-        if parameter in state.optimizer.state:
-            yield name, state.optimizer.state[parameter]
+    found = {
+        name: parameter for name, parameter in state.model.named_parameters() if parameter in state.optimizer.state
+    }
+    assert len(found) == len(state.optimizer.state), f"{len(state.optimizer.state)} states, {len(found)} parameters"
+    for name, parameter in found.items():
+        yield name, state.optimizer.state[parameter]
 
 
 @dataclass(frozen=True)

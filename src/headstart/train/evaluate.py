@@ -18,7 +18,7 @@ from headstart.data.batches import Batch, Batches
 from headstart.data.task import TaskSpec
 from headstart.errors import NonFiniteError
 from headstart.parallel.messages import gathered
-from headstart.parallel.shards import is_sharded
+from headstart.parallel.shards import is_sharded, part_again
 from headstart.train.metrics import measure
 from headstart.train.precision import MEMORY_FORMATS, Precision, autocast, device_of, dtype_of
 from headstart.train.step import training_outputs
@@ -125,6 +125,7 @@ def _run(model: nn.Module, batches: Batches, *, precision: Precision, memory_for
     with in_eval(model):
         level = _level(batches.epoch(0), batches, everywhere=is_sharded(model))
         outputs = [scores(model, batch, precision=precision, memory_format=memory_format) for batch in level]
+        part_again(model)
         joined = _joined(outputs, batches) if batches.processes.several else torch.cat(outputs)
         damaged = [key for key, row in zip(keys, joined, strict=True) if not bool(torch.isfinite(row).all())]
         if damaged:
