@@ -130,7 +130,12 @@ def skipped_like_absent(
     found: list[Path] = []
     for workers in (0, 2):
         run = root / f"skipped-{workers}"
-        sections = {"data": {"unreadable": "skip", "test": 0.1}, "workers": workers, "recipe": "full", "epochs": 1}
+        sections = {
+            "data": {"unreadable": "skip", "unreadable_share": 0.05, "test": 0.1},
+            "workers": workers,
+            "recipe": "full",
+            "epochs": 1,
+        }
         hs.train(hs.load_config(settings(source, run, **sections)))
         found.append(run)
     named = {

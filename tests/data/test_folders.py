@@ -33,7 +33,7 @@ def test_an_unreadable_image_that_is_skipped_has_no_index(folders, load) -> None
     """Random changes follow the index: the run is the one on the data without it."""
     root = folders({"a": 4, "b": 4})
     (root / "a/000.png").write_bytes(b"")
-    skipped = load(root, unreadable="skip")
+    skipped = load(root, unreadable="skip", unreadable_share=0.2)
     (root / "a/000.png").unlink()
     cleaned = load(root)
     for one, other in ((skipped.train, cleaned.train), (skipped.val, cleaned.val)):
@@ -224,12 +224,23 @@ def test_unreadable_images_stop_the_run_with_names_reasons_and_the_way_on(folder
 def test_unreadable_images_are_left_out_and_recorded_when_told(folders, load) -> None:
     root = folders({"train/a": 4, "train/b": 4, "val/a": 2, "val/b": 2})
     (root / "train/a/000.png").write_bytes(b"<html>")
-    images = load(root, unreadable="skip")
+    images = load(root, unreadable="skip", unreadable_share=0.2)
     assert len(images.train.samples) == 7
     (lost,) = images.scan.unreadable
     assert (lost.key, lost.path) == ("train/a/000.png", root / "train/a/000.png")
     assert "HTML" in lost.reason
     assert any("1 unreadable image is left out: 'train/a/000.png (it is a web page" in note for note in images.notes)
+
+
+def test_more_unreadable_images_than_their_share_are_an_error_that_says_what_would_do(folders, load) -> None:
+    root = folders({"a": 60, "b": 40})
+    (root / "a/000.png").write_bytes(b"")
+    assert len(load(root, unreadable="skip").scan.unreadable) == 1  # 1 % may be
+    (root / "b/000.png").write_bytes(b"")
+    text = message(load, root, unreadable="skip")
+    assert "2 of 100 images cannot be read, 2.0%, more than data.unreadable_share 0.01:" in text
+    assert "a/000.png: the file is empty" in text and text.endswith("--data.unreadable-share 0.02")
+    assert len(load(root, unreadable="skip", unreadable_share=0.02).scan.unreadable) == 2
 
 
 def test_a_class_of_unreadable_images_only_is_an_error_even_when_skipping(folders, load) -> None:

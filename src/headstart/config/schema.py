@@ -54,6 +54,8 @@ class Data:
     """Regression: learn the base-10 logarithm of the target."""
     unreadable: Literal["stop", "skip"] = "stop"
     """What follows when an image cannot be read."""
+    unreadable_share: Annotated[float, Ge(0), Le(1)] = 0.01
+    """skip: the largest share of the images that may be left out; with more the run stops before the first step."""
 
 
 @dataclass(frozen=True, kw_only=True)

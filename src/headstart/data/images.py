@@ -79,8 +79,9 @@ def load_images(config: Config, preprocess: Preprocess, *, on_decoded: OnDecoded
     files = [(entry.path, entry.key) for entry in listing.entries]
     scan = scan_files(files, threads=available_cores(), on_decoded=on_decoded)
     if config.data.unreadable == "stop":
-        refuse_unreadable(scan)
+        refuse_unreadable(scan, config.data)
     readable, skipped = _without_unreadable(listing, scan)
+    refuse_unreadable(scan, config.data)
     # among the readable ones: skipped files are as if they were not there
     indices = {entry.key: index for index, entry in enumerate(readable.entries)}
     entries, split_notes = _divide(readable, scan, config)

@@ -28,8 +28,7 @@ def labelled_batches(data: Data, *, task: TaskSpec, preprocess: Preprocess, batc
     split = "test" if found["test"] else "val" if found["val"] else None
     entries = [entry for entry in listing.entries if split is None or entry.split == split]
     scan = scan_files([(entry.path, entry.key) for entry in entries], threads=available_cores())
-    if data.unreadable == "stop":
-        refuse_unreadable(scan)
+    refuse_unreadable(scan, data)
     samples = tuple(
         Sample(
             path=entry.path,

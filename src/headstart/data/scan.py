@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from headstart.config.schema import Data
 from headstart.data.decode import UnreadableImage, decode_image, read_bytes
 from headstart.errors import DataError
 from headstart.parallel.messages import exchange
@@ -75,24 +77,21 @@ def _duplicates(hashes: Mapping[str, str]) -> tuple[tuple[str, ...], ...]:
     return tuple(tuple(keys) for keys in same.values() if len(keys) > 1)
 
 
-def refuse_unreadable(scan: Scan, *, limit: int = 20) -> None:
-    """Stop where an image could not be read.
+def refuse_unreadable(scan: Scan, data: Data, *, limit: int = 20) -> None:
+    """Stop where an image could not be read, or where such are skipped, more than their share.
 
     Raises:
         DataError: names the first ``limit`` with their reasons.
     """
-    if not scan.unreadable:
-        return
     count, total = len(scan.unreadable), len(scan.unreadable) + len(scan.hashes)
+    skips = data.unreadable == "skip"
+    if count <= (data.unreadable_share * total if skips else 0):
+        return
     lines = [f"  {image.key}: {image.reason}" for image in scan.unreadable[:limit]]
     if count > limit:
         lines.append(f"  and {count - limit} more")
-    raise DataError(
-        "\n".join(
-            [
-                f"{count} of {total} images cannot be read:",
-                *lines,
-                "Mend or remove them, or go on without them: --data.unreadable skip",
-            ]
-        )
-    )
+    enough = math.ceil(1000 * count / total) / 1000
+    above = f", {count / total:.1%}, more than data.unreadable_share {data.unreadable_share:g}" if skips else ""
+    remedy = f"leave out more: --data.unreadable-share {enough:g}" if skips else "go on without: --data.unreadable skip"
+    what = f"{count} of {total} images cannot be read{above}:"
+    raise DataError("\n".join([what, *lines, f"Mend or remove them, or {remedy}"]))
