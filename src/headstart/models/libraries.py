@@ -1,7 +1,7 @@
 """torchvision and timm without torch's compiler, which their import would load: 1.2 of 3.3 CPU seconds.
 
-torchvision's ``roi_align`` asks the compiler one question, and both mark a few functions as not to be compiled: that can
-wait until they are called. Training loads the compiler anyway, at its first optimizer step.
+torchvision's ``roi_align`` asks the compiler one question, and both mark a few functions as not to be compiled. That
+can wait until they are called. Training loads the compiler anyway, at its first optimizer step.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def _compiler_later() -> Iterator[None]:
         return
     later, disable = _Later(_ASKED), compiler.disable
     sys.modules[_ASKED] = later
-    compiler.disable = _compile._disable_dynamo  # torch's own lazy form of the same
+    compiler.disable = _compile._disable_dynamo  # type: ignore[assignment]  # torch's own lazy form of the same
     try:
         yield
     finally:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -45,12 +45,12 @@ def check_weights(state: TrainState, parts: Parts, batch: Batch) -> None:
     )
 
 
-def norms(tensors: Sequence[Tensor]) -> Sequence[Tensor]:
+def norms(tensors: list[Tensor]) -> list[Tensor]:
     """The 2-norm of each tensor, of all of it where it is shared out."""
     if not tensors:
         return [torch.zeros(())]
     found = torch._foreach_norm(tensors, 2.0)
-    return whole(torch.stack(found)).unbind() if is_shared_out(found[0]) else found
+    return list(whole(torch.stack(found)).unbind() if is_shared_out(found[0]) else found)
 
 
 def damaged(model: nn.Module) -> list[str]:
