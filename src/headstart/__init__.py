@@ -83,6 +83,8 @@ def __getattr__(name: str) -> object:
     """A public name from the module that defines it: ``import headstart`` alone imports no torch."""
     for home, names in _HOMES.items():
         if name in names:
+            if home.partition(".")[0] not in ("config", "errors"):
+                import_module("headstart.models.libraries").load_libraries()
             return getattr(import_module(f"headstart.{home}"), name)
     raise AttributeError(f"module 'headstart' has no attribute {name!r}")
 

@@ -118,3 +118,11 @@ def test_what_timm_cannot_make_is_refused(name, options, said) -> None:
         make_optimizer(
             [{"params": [nn.Parameter(torch.ones(1))], "lr": LR}], TimmOptimizer(name=name, lr=LR, options=options)
         )
+
+
+@pytest.mark.parametrize("options", [AdamW(), Adam(), Sgd()])
+def test_one_fused_kernel_steps_what_is_on_the_cpu_and_torch_chooses_elsewhere(options) -> None:
+    for device, fused in (("cpu", True), ("meta", None)):
+        parameter = nn.Parameter(torch.zeros(2, device=device))
+        made = make_optimizer([{"params": [parameter], "lr": LR, "weight_decay": 0.0}], options)
+        assert made.param_groups[0]["fused"] is fused

@@ -348,6 +348,25 @@ def test_training_happens_in_training_mode(net, noise) -> None:
     assert state.model.bn1.num_batches_tracked == 1
 
 
+def test_a_part_that_was_put_into_eval_between_steps_trains_at_the_next_one(net, noise) -> None:
+    state = sgd(net(norm=True))
+    train_step(state, noise(8), rules=StepRules())
+    state.model.bn1.eval()
+    train_step(state, noise(8), rules=StepRules())
+    assert state.model.bn1.num_batches_tracked == 2
+
+
+def test_a_group_that_is_added_between_steps_trains_at_the_next_one(net, noise) -> None:
+    model = net()
+    state = TrainState(model, torch.optim.SGD(model.conv1.parameters(), lr=0.1))
+    train_step(state, noise(8), rules=StepRules())
+    state.optimizer.add_param_group({"params": list(model.fc.parameters())})
+    before = model.fc.weight.detach().clone()
+    model.fc.weight.grad = torch.full_like(before, 1e3)  # of nobody's step
+    train_step(state, noise(8), rules=StepRules())
+    assert 0 < (model.fc.weight - before).abs().max() < 1
+
+
 def test_channels_last_changes_rounding_only(net, noise) -> None:
     plain, last = sgd(net()), sgd(net().to(memory_format=torch.channels_last))
     for state, memory_format in ((plain, "contiguous"), (last, "channels_last")):

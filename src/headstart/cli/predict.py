@@ -45,6 +45,9 @@ def run(argv: Sequence[str]) -> int:
             raise ConfigError(f"{flag}: {number} is not positive; give at least 1, e.g. {flag} 5")
     if not args.paths:
         raise ConfigError("PATH is missing; give images or folders, e.g. headstart predict runs/photos new/")
+    from headstart.models.libraries import load_libraries
+
+    load_libraries()
     from headstart.inference import predict_paths  # imports torch
 
     found = predict_paths(

@@ -20,7 +20,6 @@ import torchvision
 from timm.models._features_fx import get_notrace_functions, get_notrace_modules
 from torch import Tensor, fx, nn
 from torch.func import functional_call
-from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models.feature_extraction import LeafModuleAwareTracer
 
 from headstart.errors import ModelError
@@ -268,10 +267,12 @@ def run_for_shapes(
     example: Tensor | None = None,
     shape: tuple[int, ...] | None = None,
     count: bool = False,
+    values: bool = False,
 ) -> ShapeRun:
     """One forward pass in evaluation mode, recorded at the modules named; ``count``: multiply-adds too.
 
-    Executed on ``meta`` (shapes without values), or, where a model does not run there, on its own weights.
+    Executed on ``meta`` (shapes without values), or, with ``values`` and where a model does not run there, on its own
+    weights.
     ``example``: images (B, C, H, W), the first is used; else zeros of ``shape`` (C, H, W), else of the model's own.
 
     Raises: ModelError: the model does not run on such images.
@@ -283,7 +284,8 @@ def run_for_shapes(
             for part in module.modules():
                 part.training = False
             try:
-                outputs, made = _run_on_meta(module, images, count=count)
+                on_meta = None if values else _run_on_meta(module, images, count=count)
+                outputs, made = on_meta or (_run_for_real(module, images), None)
             except RuntimeError:  # values are needed, or an operation has no shapes-only form
                 calls.clear()
                 outputs, made = _run_for_real(module, images), None
@@ -324,7 +326,11 @@ def meta_copies(module: nn.Module) -> tuple[dict[str, Tensor], torch.dtype]:
 
 def _run_on_meta(module: nn.Module, images: Tensor, *, count: bool) -> tuple[Any, int | None]:
     meta, dtype = meta_copies(module)
-    counter = FlopCounterMode(display=False) if count else None
+    counter = None
+    if count:
+        from torch.utils.flop_counter import FlopCounterMode
+
+        counter = FlopCounterMode(display=False)
     with counter or contextlib.nullcontext():
         outputs = functional_call(module, meta, (images.to(device="meta", dtype=dtype),), tie_weights=False)
     return outputs, counter.get_total_flops() // 2 if counter else None

@@ -100,11 +100,14 @@ def _cross_entropy(outputs: Tensor, targets: Tensor, weights: Tensor | None, smo
     Every class's share of the target counts by that class's weight, the sum is over target weights.
     """
     _check_scores(outputs, targets)
-    log_p = F.log_softmax(wide(outputs), dim=1)  # (B, K)
+    scores = wide(outputs)
+    if weights is None:
+        targets = targets if targets.ndim == 1 else targets.to(scores.dtype)
+        losses = F.cross_entropy(scores, targets, reduction="none", label_smoothing=smoothing)  # (B,)
+        return losses, torch.ones_like(losses)
+    log_p = F.log_softmax(scores, dim=1)  # (B, K)
     hard = (targets if targets.ndim == 2 else F.one_hot(targets, outputs.shape[1])).to(log_p.dtype)  # (B, K)
     soft = hard * (1 - smoothing) + smoothing / outputs.shape[1]
-    if weights is None:
-        return -(soft * log_p).sum(1), torch.ones_like(log_p[:, 0])
     weights = weights.to(log_p)
     losses, scale = -(soft * log_p * weights).sum(1), (hard * weights).sum(1)  # both (B,)
     return torch.where(scale > 0, losses / scale.where(scale > 0, 1.0), 0.0), scale
@@ -189,7 +192,7 @@ def check_labels(outputs: Tensor, targets: Tensor) -> None:
     Raises: DataError.
     """
     if targets.ndim == 1 and not targets.dtype.is_floating_point and outputs.ndim == 2:
-        low, high = int(targets.min()), int(targets.max())
+        low, high = [int(end) for end in torch.aminmax(targets)]
         if low < 0 or high >= outputs.shape[1]:
             raise DataError(
                 f"a label is {low if low < 0 else high}, but the model has {outputs.shape[1]} outputs: labels run "

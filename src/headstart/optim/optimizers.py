@@ -9,6 +9,7 @@ import torch
 
 from headstart.config.schema import Adam, AdamW, Optimizer, RmsProp, Sgd, TimmOptimizer
 from headstart.errors import ConfigError
+from headstart.parallel.shards import is_shared_out
 
 _NO_RESUME = "keeps state that a checkpoint cannot hold, so that a run could not go on after an interruption"
 _UNFIT = {
@@ -22,15 +23,17 @@ def make_optimizer(groups: list[dict[str, Any]], options: Optimizer) -> torch.op
 
     Raises: ConfigError: timm does not know the name.
     """
+    fused = _fused(groups)
     match options:
         case AdamW():
-            return torch.optim.AdamW(groups, betas=options.betas)
+            return torch.optim.AdamW(groups, betas=options.betas, fused=fused)
         case Adam():
-            return torch.optim.Adam(groups, betas=options.betas)
+            return torch.optim.Adam(groups, betas=options.betas, fused=fused)
         case Sgd():
             return torch.optim.SGD(
                 groups,
                 lr=groups[0]["lr"],
+                fused=fused,
                 momentum=options.momentum,
                 nesterov=options.nesterov and options.momentum > 0,
             )
@@ -38,6 +41,15 @@ def make_optimizer(groups: list[dict[str, Any]], options: Optimizer) -> torch.op
             return torch.optim.RMSprop(groups, momentum=options.momentum)
         case TimmOptimizer():
             return _from_timm(groups, options)
+
+
+def _fused(groups: list[dict[str, Any]]) -> bool | None:
+    """True for plain floating parameters on the CPU, where one fused kernel takes half the time (or less, of small
+    models); None elsewhere: torch's own choice. A function of the device alone, so that a resumed run makes the same.
+    """
+    parameters = [parameter for group in groups for parameter in group["params"]]
+    fit = [p.device.type == "cpu" and p.is_floating_point() and not is_shared_out(p) for p in parameters]
+    return True if all(fit) else None
 
 
 def _from_timm(groups: list[dict[str, Any]], options: TimmOptimizer) -> torch.optim.Optimizer:

@@ -34,6 +34,8 @@ def penalty(module: nn.Module, penalties: Penalties, *, start: Mapping[str, Tens
 
     ``start`` holds the pretrained values for L2-SP.
     """
+    if not penalties.l1 and not penalties.l2_start:
+        return None
     terms: list[Tensor] = []
     named = dict(module.named_parameters())
     if penalties.l1:

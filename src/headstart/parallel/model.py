@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 
 from torch import nn
@@ -41,9 +41,15 @@ def replicated(module: nn.Module, before: Replica | None) -> Replica:
     return Replica(wrapped, trained)
 
 
-@contextmanager
-def reducing(forward: nn.Module, *, last: bool) -> Iterator[None]:
+def reducing(forward: nn.Module, *, last: bool) -> AbstractContextManager[None]:
     """Within, a forward and backward pass whose gradients are averaged over the ranks only if it is the ``last``."""
+    if isinstance(forward, DistributedDataParallel) or is_sharded(forward):
+        return _reducing(forward, last=last)
+    return nullcontext()
+
+
+@contextmanager
+def _reducing(forward: nn.Module, *, last: bool) -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="find_unused_parameters=True was specified")
         if isinstance(forward, DistributedDataParallel) and not last:

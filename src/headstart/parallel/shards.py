@@ -6,23 +6,27 @@ is whole here is whole on every process (buffers, counters).
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
-from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from headstart.parallel.processes import current
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
 
 _SHARE_OF_ALL = 64  # a block with at least so many-th of the parameters is gathered by itself
 
 
 def shard(module: nn.Module, device: torch.device) -> None:
     """Share the parameters out, in place: block by block, so that one block is whole at a time."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
     mesh = init_device_mesh(device.type, (current().world_size,))
     for block in _blocks(module):
         fully_shard(block, mesh=mesh)
@@ -47,21 +51,29 @@ def plain_type(module: nn.Module) -> type[object]:
     """Its class but for what several processes change of it: FSDP2 puts its own before it, SyncBatchNorm takes over."""
     if isinstance(module, _BatchNorm):
         return _BatchNorm
-    return next(kind for kind in type(module).__mro__ if not issubclass(kind, FSDPModule))
+    return next(kind for kind in type(module).__mro__ if not _is_of_fsdp(kind))
 
 
 def is_sharded(module: nn.Module) -> bool:
     """Whether the parameters are shared out."""
-    return isinstance(module, FSDPModule)
+    return _is_of_fsdp(type(module))
 
 
-def is_shared_out(tensor: Tensor) -> bool:
+def _is_of_fsdp(kind: type[object]) -> bool:
+    fsdp = sys.modules.get("torch.distributed.fsdp")  # who shares a module out has imported it; others save 0.2 s
+    return fsdp is not None and issubclass(kind, fsdp.FSDPModule)
+
+
+def is_shared_out(tensor: Tensor) -> TypeGuard[DTensor]:
     """Whether each process holds a part of it."""
-    return isinstance(tensor, DTensor)
+    tensors = sys.modules.get("torch.distributed.tensor")  # as above
+    return tensors is not None and isinstance(tensor, tensors.DTensor)
 
 
 def reduce_next(module: nn.Module, *, reduce: bool) -> None:
     """Whether the next backward pass averages the gradients over the processes."""
+    from torch.distributed.fsdp import FSDPModule
+
     assert isinstance(module, FSDPModule)
     module.set_requires_gradient_sync(reduce)
 
@@ -70,6 +82,10 @@ def part_again(module: nn.Module) -> None:
     """Back to parts: a forward pass without a backward one leaves the outermost parameters whole, and their names then
     stand for other tensors than the optimizer's.
     """
+    if not is_sharded(module):
+        return
+    from torch.distributed.fsdp import FSDPModule
+
     for part in module.modules():
         if isinstance(part, FSDPModule):
             part.reshard()
@@ -77,18 +93,20 @@ def part_again(module: nn.Module) -> None:
 
 def local(tensor: Tensor) -> Tensor:
     """This process's part, or the tensor itself."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+    return tensor.to_local() if is_shared_out(tensor) else tensor
 
 
 def whole(tensor: Tensor) -> Tensor:
     """The whole of a tensor that is shared out (all processes call it), or the tensor itself."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    return tensor.full_tensor() if is_shared_out(tensor) else tensor
 
 
 def like_parameter(value: Tensor, like: Tensor) -> Tensor:
     """A whole tensor, shared out as ``like`` is; every process has the same one, and nothing is sent."""
-    if not isinstance(like, DTensor) or value.shape != like.shape:
+    if not is_shared_out(like) or value.shape != like.shape:
         return value
+    from torch.distributed.tensor import distribute_tensor
+
     return distribute_tensor(value.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
 
 
@@ -103,10 +121,10 @@ def parts(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, l
 
     Whole tensors are written by the first process alone.
     """
-    shapes = {name: list(value.shape) for name, value in sorted(tensors.items()) if isinstance(value, DTensor)}
+    shapes = {name: list(value.shape) for name, value in sorted(tensors.items()) if is_shared_out(value)}
     for name in shapes:
         value = tensors[name]
-        assert isinstance(value, DTensor) and value.placements == (Shard(0),), name
+        assert is_shared_out(value) and [place.is_shard(0) for place in value.placements] == [True], name
     mine = {name: local(value) for name, value in tensors.items() if name in shapes or current().is_first}
     return mine, shapes
 

@@ -302,7 +302,7 @@ def _restore_optimizer(
     for name, values in rest["plain"].items():
         state.optimizer.state[parameters[name]].update(values)
     for group, values in zip(groups, rest["groups"], strict=True):
-        group.update(values)
+        group.update({key: value for key, value in values.items() if key not in ("fused", "foreach")})  # the device's
 
 
 def _placed(value: Tensor, key: str, *, like: Tensor) -> Tensor:

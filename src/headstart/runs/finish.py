@@ -21,7 +21,6 @@ from headstart.runs.bundle import Evaluated, bundle_facts, open_run, write_bundl
 from headstart.runs.checkpoint import load_best
 from headstart.runs.folder import read_result, write_predictions
 from headstart.runs.log import RunLog
-from headstart.runs.report import write_report
 from headstart.storage import write_json
 from headstart.train.evaluate import evaluate
 from headstart.train.phases import Course, evaluate_best
@@ -122,7 +121,7 @@ def finish(run: Path, state: TrainState, ready: Ready, *, log: RunLog | None, st
     log.sync()
     write_json(run / "result.json", result)
     log.note(f"finished: step {state.step}")
-    write_report(run)
+    _report(run)
     return _run(run, result, model.eval())
 
 
@@ -131,8 +130,14 @@ def finished_run(run: Path, *, model: nn.Module | None) -> Run:
     result = read_result(run)
     opened = open_run(run, model=model)
     if not (run / "report.html").exists():  # killed before its last file
-        write_report(run)
+        _report(run)
     return _run(run, result, opened.model)
+
+
+def _report(run: Path) -> None:
+    from headstart.runs.report import write_report  # imports matplotlib, 0.5 s, which nothing else needs
+
+    write_report(run)
 
 
 def _run(run: Path, result: Mapping[str, Any], model: nn.Module) -> Run:

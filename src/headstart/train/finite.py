@@ -11,26 +11,30 @@ from torch import Tensor, nn
 
 from headstart.data.batches import Batch
 from headstart.errors import NonFiniteError
-from headstart.parallel.shards import local
-from headstart.train.state import TrainState
+from headstart.parallel.shards import is_shared_out, local, whole
+from headstart.train.state import Parts, TrainState
 
 _SHOWN = 8  # files, groups or tensors that a message names
 
 
 def check_rates(state: TrainState, batch: Batch) -> None:
     """Raises: NonFiniteError: a group's rate is NaN or infinite."""
-    for name, group in _groups(state).items():
-        if not math.isfinite(group["lr"]):
-            raise NonFiniteError(
-                f"step {state.step + 1}: the rate of group {name} is {float(group['lr'])}, so the step was not taken; "
-                f"give a finite one (--lr). Images: {names(batch)}"
-            )
+    if all(math.isfinite(group["lr"]) for group in state.optimizer.param_groups):
+        return
+    rates = {name: float(group["lr"]) for name, group in _groups(state).items()}
+    name, rate = next((name, rate) for name, rate in rates.items() if not math.isfinite(rate))
+    raise NonFiniteError(
+        f"step {state.step + 1}: the rate of group {name} is {rate}, so the step was not taken; give a finite one "
+        f"(--lr). Images: {names(batch)}"
+    )
 
 
-def check_weights(state: TrainState, batch: Batch) -> None:
+def check_weights(state: TrainState, parts: Parts, batch: Batch) -> None:
     """After a step.  Raises: NonFiniteError: a weight or a batch statistic is not finite; names them and the files."""
-    trained = [local(parameter.detach()) for group in state.optimizer.param_groups for parameter in group["params"]]
-    if math.isfinite(nn.utils.get_total_norm([*trained, *_statistics(state.model).values()])):
+    statistics = [value for buffers, name in parts.statistics if (value := buffers[name]) is not None]
+    with torch.no_grad():
+        sizes = torch.stack(norms([*map(local, parts.trained), *statistics])).tolist()
+    if all(map(math.isfinite, sizes)):
         return
     wrong = damaged(state.model)
     if not wrong:  # only their squares are too large
@@ -39,6 +43,14 @@ def check_weights(state: TrainState, batch: Batch) -> None:
         f"step {state.step + 1}: not finite after it: {_some(wrong)}; nothing of it is saved. "
         f"{_of_groups(state, by_gradient=False)}Images: {names(batch)}. Rates: {_rates(state)}. Try a lower rate (--lr)"
     )
+
+
+def norms(tensors: list[Tensor]) -> list[Tensor]:
+    """The 2-norm of each tensor, of all of it where it is shared out."""
+    if not tensors:
+        return [torch.zeros(())]
+    found = torch._foreach_norm(tensors, 2.0)
+    return list(whole(torch.stack(found)).unbind() if is_shared_out(found[0]) else found)
 
 
 def damaged(model: nn.Module) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from headstart.config.schema import Schedule
@@ -70,15 +70,14 @@ def fit(
     for epoch in range(state.epochs_done, first + epochs):
         started, images = time.monotonic(), 0
         for batch in batches.epoch(epoch, first=state.epoch_step):
-            begun = time.monotonic()
             done_here = (epoch - first) * per_epoch + state.epoch_step
             set_rates(state, rate_factor(schedule or _CONSTANT, done_here, total=epochs * per_epoch))
-            done = train_step(state, batch, rules=rules)
+            done = train_step(state, batch, rules=rules, steps_in_epoch=per_epoch)
             state.epoch_step += 1
             state.epoch_loss += done.loss * done.weight
             state.epoch_weight += done.weight
             images += done.images
-            yield replace(done, seconds=time.monotonic() - begun, steps_in_epoch=per_epoch)
+            yield done
         yield _close_epoch(state, images, time.monotonic() - started)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import MutableMapping
 from dataclasses import dataclass, field
 
 import torch
@@ -20,6 +21,38 @@ class Best:
     step: int
     epoch: int
     weights: str  # "trained" or "average"
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Parts:
+    """What every step asks of a model and its optimizer, looked up once (see ``parts_of``).
+
+    ``trained``: the parameters of all groups; ``typed``: the first one of floating numbers; ``modules``: all of them,
+    with the ``modes`` that ``model.train()`` gave them; ``statistics``: where running means and variances are, a
+    module's buffers and the name among them.
+    """
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    trained: tuple[nn.Parameter, ...]
+    typed: Tensor
+    modules: tuple[nn.Module, ...]
+    modes: list[bool]
+    statistics: tuple[tuple[MutableMapping[str, Tensor | None], str], ...]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return self.trained[0].device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the model computes with, outside autocast."""
+        return self.typed.dtype
+
+    def gradients(self) -> list[Tensor]:
+        """Those that there are."""
+        return [parameter.grad for parameter in self.trained if parameter.grad is not None]
 
 
 @dataclass
@@ -47,6 +80,35 @@ class TrainState:
     unsharded: nn.Module | None = None  # the same model whole, where the trained one is shared out among processes
     suffix: nn.Module | None = None  # what of the model computes, where batches hold tensors at its boundary
     replica: Replica | None = None  # the model across processes, where there are several
+    parts: Parts | None = field(default=None, repr=False, compare=False)  # what ``parts_of`` has looked up
+
+
+def parts_of(state: TrainState) -> Parts:
+    """The parts of the state's model, in training mode; looked up again where model, optimizer or groups are others."""
+    known, groups = state.parts, state.optimizer.param_groups
+    if (
+        known is None
+        or known.model is not state.model
+        or known.optimizer is not state.optimizer
+        or len(known.trained) != sum([len(group["params"]) for group in groups])
+        or known.modes != [module.training for module in known.modules]
+    ):
+        known = state.parts = _look(state)
+    return known
+
+
+def _look(state: TrainState) -> Parts:
+    modules = tuple(state.model.train().modules())
+    trained = tuple(parameter for group in state.optimizer.param_groups for parameter in group["params"])
+    return Parts(
+        model=state.model,
+        optimizer=state.optimizer,
+        trained=trained,
+        typed=next((value for value in state.model.parameters() if value.is_floating_point()), trained[0]),
+        modules=modules,
+        modes=[module.training for module in modules],
+        statistics=tuple((part._buffers, name) for part in modules for name in part._buffers if "running_" in name),
+    )
 
 
 def make_average(model: nn.Module, *, half_life: float, total_steps: int) -> ModelEmaV3:

@@ -1,13 +1,16 @@
 """One optimizer step, from images to weights: the order is the point.
 
-micro-batches (sum of losses) -> divide by the step's total weight -> penalties -> unscale -> finite? -> clip -> step
--> average
+micro-batches (sum of losses) -> unscale -> norm -> divide by the step's total weight -> penalties -> finite? -> clip
+-> step -> finite? -> average
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+import time
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -22,12 +25,13 @@ from headstart.optim.penalties import penalty
 from headstart.parallel.messages import summed
 from headstart.parallel.model import reducing, replicated, share_statistics
 from headstart.parallel.processes import current
-from headstart.parallel.shards import is_sharded, whole
-from headstart.train.finite import check_rates, check_weights, complaint, names
-from headstart.train.precision import MEMORY_FORMATS, Precision, autocast, device_of, dtype_of
-from headstart.train.state import TrainState, update_average
+from headstart.parallel.shards import is_sharded
+from headstart.train.finite import check_rates, check_weights, complaint, names, norms
+from headstart.train.precision import MEMORY_FORMATS, Precision, autocast, device_of
+from headstart.train.state import Parts, TrainState, parts_of, update_average
 
 _AUXILIARY_WEIGHT = 0.3  # of auxiliary heads, in training only (Szegedy et al. 2015, section 5)
+Kept = list[tuple[Tensor, Tensor]]  # buffers, and what was in them
 _MOST_OVERFLOWS = 20  # fp16: from 2**16 this many halvings reach 2**-4, where no healthy loss overflows
 
 
@@ -49,6 +53,10 @@ class StepRules:
 
     def loss_function(self) -> LossFunction:
         """The loss as a function.  Raises: ConfigError: no such loss."""
+        return self._made
+
+    @cached_property
+    def _made(self) -> LossFunction:
         if callable(self.loss):
             return self.loss
         return make_loss(loss_by_name(self.loss) if isinstance(self.loss, str) else self.loss)
@@ -85,7 +93,7 @@ def loss_by_name(name: str) -> Loss:
     return losses[name]
 
 
-def train_step(state: TrainState, batch: Batch, *, rules: StepRules) -> StepDone:
+def train_step(state: TrainState, batch: Batch, *, rules: StepRules, steps_in_epoch: int = 0) -> StepDone:
     """Make one optimizer step on ``batch``, in ``rules.accumulate`` micro-batches, with the rates that the groups
     have now.
 
@@ -96,40 +104,50 @@ def train_step(state: TrainState, batch: Batch, *, rules: StepRules) -> StepDone
     Raises: NonFiniteError: a rate, the loss, the gradient or (after the step) a weight is NaN or infinite (fp16: after
     20 halvings of the loss scale).
     """
+    begun = time.monotonic()
     check_rates(state, batch)
-    state.model.train()
-    before = [buffer.clone() for buffer in state.model.buffers()]
+    parts = parts_of(state)
+    before = [(buffer, buffer.clone()) for buffer in _moving(parts.modules)]
     for _ in range(_MOST_OVERFLOWS):
-        loss_sum, weight = _gradients(state, batch, rules, before)
-        grad_norm = _finish_gradient(state, batch, rules, weight)
-        if _usable(state, batch, loss_sum / weight, grad_norm):
+        sums = _gradients(state, parts, batch, rules, before)
+        loss, weight, grad_norm = _finish_gradient(state, parts, batch, rules, sums)
+        if _usable(state, batch, loss, grad_norm):
             break
-        _put_back(state, before)
+        _put_back(before)
     else:
-        raise NonFiniteError(complaint(state, batch, loss_sum / weight, grad_norm))
+        raise NonFiniteError(complaint(state, batch, loss, grad_norm))
+    _clip(parts, rules, grad_norm)
     _update(state)
-    check_weights(state, batch)
+    check_weights(state, parts, batch)
     groups = state.optimizer.param_groups
     body = [group["lr"] for group in groups if str(group.get("name", "")).partition(" ")[0] != "head"]
     state.step += 1
     return StepDone(
-        step=state.step, epoch=state.epochs_done + 1, loss=loss_sum / weight, weight=weight, grad_norm=grad_norm,
+        step=state.step, epoch=state.epochs_done + 1, loss=loss, weight=weight, grad_norm=grad_norm,
         lr=max(body, default=0.0), head_lr=groups[-1]["lr"], images=_images(batch),
+        seconds=time.monotonic() - begun, steps_in_epoch=steps_in_epoch,
         micro_batches=max(rules.accumulate, state.micro_batches),
     )  # fmt: skip
 
 
-def _gradients(state: TrainState, batch: Batch, rules: StepRules, before: list[Tensor]) -> tuple[float, float]:
-    """Sums of losses and weights, with the gradients in place; where memory runs out, in twice as many micro-batches.
+def _moving(modules: Sequence[nn.Module]) -> list[Tensor]:
+    """Buffers that a forward pass may write to (batch statistics): those of modules in training mode."""
+    return [buffer for part in modules if part.training for buffer in part._buffers.values() if buffer is not None]
+
+
+def _gradients(state: TrainState, parts: Parts, batch: Batch, rules: StepRules, before: Kept) -> list[Tensor]:
+    """The micro-batches' sums of losses and of weights, one after the other, with the gradients in place; where memory
+    runs out, in twice as many micro-batches.
 
     Raises: RunError: memory runs out with two images at a time, or in one of several processes.
     """
     while True:
-        torch.manual_seed(_step_seed(state, rules))
-        state.optimizer.zero_grad(set_to_none=True)
+        _seed(_step_seed(state, rules), parts.device)
+        for parameter in parts.trained:
+            parameter.grad = None
         count = max(rules.accumulate, state.micro_batches)
         try:
-            return _accumulate(state, batch, rules, count)
+            return _accumulate(state, parts, batch, rules, count)
         except torch.OutOfMemoryError as error:
             images = -(-len(batch.targets) // count)
             if images <= 2 or current().several:
@@ -138,7 +156,7 @@ def _gradients(state: TrainState, batch: Batch, rules: StepRules, before: list[T
                     f"time ({str(error).splitlines()[0][:120]}); give --batch.accumulate {2 * count}, a smaller "
                     "--batch-size or --image-size, or a smaller model"
                 ) from error
-        _put_back(state, before)
+        _put_back(before)
         torch.accelerator.empty_cache() if torch.accelerator.is_available() else None
         state.micro_batches = 2 * count
 
@@ -150,38 +168,40 @@ def _step_seed(state: TrainState, rules: StepRules) -> int:
     return (rules.seed << 24) + state.step & 0x7FFF_FFFF_FFFF_FFFF
 
 
-def _put_back(state: TrainState, before: list[Tensor]) -> None:
+def _seed(seed: int, device: torch.device) -> None:
+    """The CPU's generator and the device's. ``torch.manual_seed`` would note a traceback (0.1 ms) for each kind of
+    accelerator that is not there.
+    """
+    torch.default_generator.manual_seed(seed) if device.type == "cpu" else torch.manual_seed(seed)
+
+
+def _put_back(before: Kept) -> None:
     """Batch statistics as they were: a step that is tried again must not count twice."""
-    for buffer, value in zip(state.model.buffers(), before, strict=True):
+    for buffer, value in before:
         buffer.copy_(value)
 
 
-def _accumulate(state: TrainState, batch: Batch, rules: StepRules, count: int) -> tuple[float, float]:
-    """Backward of each of ``count`` micro-batches' sum of losses; the step's sums of losses and weights."""
-    loss_function, device = rules.loss_function(), device_of(state.model)
-    arguments = batch.arguments(device, MEMORY_FORMATS[rules.memory_format], dtype_of(state.model))  # (B, ...)
-    targets = batch.targets.to(device)
-    sums = torch.zeros(2, dtype=torch.float64)  # of losses, of weights
+def _accumulate(state: TrainState, parts: Parts, batch: Batch, rules: StepRules, count: int) -> list[Tensor]:
+    """Backward of each of ``count`` micro-batches' sum of losses; its sum of losses and its sum of weights."""
+    loss_function, device = rules.loss_function(), parts.device
+    arguments = batch.arguments(device, MEMORY_FORMATS[rules.memory_format], parts.dtype)  # (B, ...)
+    targets, size, sums = batch.targets.to(device), batch.targets.shape[0], list[Tensor]()
     forward, images = _forward(state), _images(batch) / current().world_size
-    for piece in _pieces(len(targets), count):
-        with reducing(forward, last=piece.stop == len(targets)):
+    for piece in _pieces(size, count):
+        with reducing(forward, last=piece.stop == size):
             with autocast(device, rules.precision):
-                outputs = forward(*(argument[piece] for argument in arguments))
-            shares = training_outputs(outputs)
-            check_labels(shares[0][1], batch.targets[piece])
+                outputs = forward(*[_cut(argument, piece) for argument in arguments])
+            shares, answers = training_outputs(outputs), _cut(targets, piece)
+            check_labels(shares[0][1], _cut(batch.targets, piece))
             if state.step == 0:
-                check_first_outputs(shares[0][1], targets[piece])
-            losses, weights = _losses(loss_function, shares, targets[piece])
-            weights = weights * (torch.arange(piece.start, piece.stop, device=device) < batch.size)  # copies: nothing
-            total = (losses * weights).sum()
-            scaled = total / images  # by the images for now: the sum of weights is known only after the last piece
-            (state.scaler.scale(scaled) if state.scaler else scaled).backward()  # type: ignore[no-untyped-call]
-        # MPS has no float64
-        sums += torch.stack([total.detach().cpu().double(), weights.detach().cpu().double().sum()])
-    loss_sum, weight_sum = summed(sums).tolist()
-    if not weight_sum > 0:
-        raise NonFiniteError(f"step {state.step + 1}: all loss weights of the batch are zero; images: {names(batch)}")
-    return loss_sum, weight_sum
+                check_first_outputs(shares[0][1], answers)
+            losses, weights = _losses(loss_function, shares, answers)
+            if piece.stop > batch.size:  # copies that fill a part up: they count for nothing
+                weights = weights * (torch.arange(piece.start, piece.stop, device=device) < batch.size)
+            share = weights / images  # by the images for now: the sum of weights is known only after the last piece
+            losses.backward(state.scaler.scale(share) if state.scaler else share)  # type: ignore[no-untyped-call]
+        sums += [(losses.detach() * weights).sum(), weights.sum()]
+    return sums
 
 
 def _forward(state: TrainState) -> nn.Module:
@@ -197,7 +217,7 @@ def _forward(state: TrainState) -> nn.Module:
 
 def _images(batch: Batch) -> int:
     """Of the whole step, over all processes."""
-    return batch.total or len(batch.targets)
+    return batch.total or batch.targets.shape[0]
 
 
 def _pieces(size: int, accumulate: int) -> Iterator[slice]:
@@ -206,11 +226,18 @@ def _pieces(size: int, accumulate: int) -> Iterator[slice]:
     return (slice(size * place // count, size * (place + 1) // count) for place in range(count))
 
 
+def _cut(values: Tensor, piece: slice) -> Tensor:
+    return values if piece.stop - piece.start == values.shape[0] else values[piece]
+
+
 def _losses(loss_function: LossFunction, shares: list[tuple[float, Tensor]], targets: Tensor) -> tuple[Tensor, Tensor]:
     """Losses over all of the model's outputs, and weights by the main one, per sample (B,)."""
-    made = [_per_sample(loss_function(wide(scores), targets), count=len(targets)) for _, scores in shares]
-    losses = torch.stack([share * value for (share, _), (value, _) in zip(shares, made, strict=True)]).sum(0)
-    return wide(losses), wide(made[0][1].detach())
+    made = [_per_sample(loss_function(wide(scores), targets), count=targets.shape[0]) for _, scores in shares]
+    losses = made[0][0]
+    if len(shares) > 1:
+        losses = torch.stack([share * value for (share, _), (value, _) in zip(shares, made, strict=True)]).sum(0)
+    losses = wide(losses)
+    return losses, made[0][1].detach().to(losses.dtype)
 
 
 def _per_sample(made: object, *, count: int) -> tuple[Tensor, Tensor]:
@@ -246,29 +273,38 @@ def training_outputs(outputs: object) -> list[tuple[float, Tensor]]:
     return [(1 / len(scores), score) for score in scores]
 
 
-def _finish_gradient(state: TrainState, batch: Batch, rules: StepRules, weight: float) -> float:
-    """Mean over weights, penalties, unscale, clip; the norm before clipping."""
-    trained = [parameter for group in state.optimizer.param_groups for parameter in group["params"]]
-    factor = _images(batch) / weight
-    if factor != 1.0:
-        torch._foreach_mul_([parameter.grad for parameter in trained if parameter.grad is not None], factor)
-    extra = penalty(state.model, rules.penalties, start=state.start)
-    if extra is not None:
-        _add_gradient(state.scaler.scale(extra) if state.scaler else extra, trained)
+def _finish_gradient(
+    state: TrainState, parts: Parts, batch: Batch, rules: StepRules, sums: list[Tensor]
+) -> tuple[float, float, float]:
+    """Unscale, mean over weights, penalties; the mean loss, the weight, and the norm of the gradient."""
     if state.scaler:
         state.scaler.unscale_(state.optimizer)
-    with_gradient = [parameter for parameter in trained if parameter.grad is not None]
-    norm = whole(nn.utils.get_total_norm([part.grad for part in with_gradient if part.grad is not None]))
-    if not torch.isfinite(norm):  # clipping would spread it to all groups
-        return float(norm)
-    if rules.clip_norm is not None:
-        nn.utils.clip_grads_with_norm_(with_gradient, rules.clip_norm, norm)
+    gradients = parts.gradients()
+    read = torch.stack([*sums, *norms(gradients)]).tolist()  # the one wait for the device
+    loss_sum, weight, norm = sum(read[: len(sums) : 2]), sum(read[1 : len(sums) : 2]), math.hypot(*read[len(sums) :])
+    if current().several:
+        loss_sum, weight = summed(torch.tensor([loss_sum, weight], dtype=torch.float64)).tolist()
+    if not weight > 0:
+        raise NonFiniteError(f"step {state.step + 1}: all loss weights of the batch are zero; images: {names(batch)}")
+    factor = _images(batch) / weight
+    if factor != 1.0:
+        torch._foreach_mul_(gradients, factor)
+    extra = penalty(state.model, rules.penalties, start=state.start)
+    if extra is None:
+        return loss_sum / weight, weight, norm * factor
+    _add_gradient(extra, parts.trained)
+    return loss_sum / weight, weight, math.hypot(*torch.stack(norms(parts.gradients())).tolist())
+
+
+def _clip(parts: Parts, rules: StepRules, norm: float) -> None:
+    """All gradients made smaller by one factor where their norm is above ``clip_norm``; then each of their values."""
+    if rules.clip_norm is not None and (factor := rules.clip_norm / (norm + 1e-6)) < 1:  # as torch's clip_grad_norm_
+        torch._foreach_mul_(parts.gradients(), factor)
     if rules.clip_value is not None:
-        nn.utils.clip_grad_value_(with_gradient, rules.clip_value)
-    return float(norm)
+        nn.utils.clip_grad_value_(parts.trained, rules.clip_value)
 
 
-def _add_gradient(value: Tensor, trained: list[Tensor]) -> None:
+def _add_gradient(value: Tensor, trained: Sequence[Tensor]) -> None:
     """What ``value.backward()`` would add, past the hooks that average over processes: it is the same on all."""
     for parameter, more in zip(trained, torch.autograd.grad(value, trained, allow_unused=True), strict=True):
         if more is not None:
@@ -277,10 +313,9 @@ def _add_gradient(value: Tensor, trained: list[Tensor]) -> None:
 
 def _usable(state: TrainState, batch: Batch, loss: float, grad_norm: float) -> bool:
     """Whether to take the step; an fp16 overflow lowers the scale and the same step is tried again."""
-    finite = torch.isfinite(torch.tensor([loss, grad_norm]))
-    if bool(finite.all()):
+    if math.isfinite(loss) and math.isfinite(grad_norm):
         return True
-    if state.scaler is None or not finite[0]:
+    if state.scaler is None or not math.isfinite(loss):
         raise NonFiniteError(complaint(state, batch, loss, grad_norm))
     state.scaler.update()  # it saw the overflow when it unscaled
     return False

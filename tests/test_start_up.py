@@ -1,0 +1,66 @@
+"""What a command imports: nothing that takes long and that it does not need."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import headstart as hs
+
+NOT_FOR_PREDICT = {
+    "torch._dynamo": "torch's compiler, 1.2 s",
+    "sympy": "0.4 s, the compiler's",
+    "matplotlib": "0.4 s, the report's",
+    "jinja2": "the report's",
+    "torchmetrics": "evaluation's",
+    "torch.distributed.fsdp": "0.2 s, of models that are shared out",
+    "torch.distributed.tensor": "0.2 s, of models that are shared out",
+    "torch.utils.flop_counter": "describe's",
+    "rich.progress": "training's",
+    "pandas": "nobody's",
+    "pyarrow": "of Parquet tables",
+}
+LOADED = "import sys, json; from headstart.cli.main import main; code = main(sys.argv[1:]); print(json.dumps([code, list(sys.modules)]))"  # noqa: E501
+
+
+def after(*words: str) -> tuple[int, set[str]]:
+    """A command's exit code, and the modules that a process has imported by its end."""
+    done = subprocess.run([sys.executable, "-c", LOADED, *words], capture_output=True, text=True, check=True)
+    code, modules = json.loads(done.stdout.splitlines()[-1])
+    return code, set(modules)
+
+
+@pytest.mark.parametrize("name", ["timm/resnet18", "torchvision/squeezenet1_1"])
+def test_predict_imports_nothing_that_it_does_not_need(settings, colours: Path, name: str) -> None:
+    options = {"channels": [8, 8, 16, 16]} if name.startswith("timm") else None
+    model = {"name": name, "weights": "none", "image_size": 64} | ({"options": options} if options else {})
+    config = settings(epochs=1, recipe="full")
+    config["model"] = model
+    run = hs.train(hs.load_config(config))
+    code, modules = after("predict", str(run.path), str(colours / "red" / "00.png"))
+    assert code == 0
+    assert {name: why for name, why in NOT_FOR_PREDICT.items() if name in modules} == {}
+
+
+@pytest.mark.parametrize("words", [("--help",), ("predict", "--help"), ("train", "--help")])
+def test_help_imports_no_torch(words: tuple[str, ...]) -> None:
+    code, modules = after(*words)
+    assert code == 0
+    assert not modules & {"torch", "numpy", "timm", "torchvision", "PIL"}
+
+
+def test_what_was_put_off_is_there_when_it_is_asked_for() -> None:
+    """torchvision's question to the compiler, and a function that timm marks as not to be compiled."""
+    code = (
+        "import sys; from headstart.models.libraries import load_libraries as load; load(); import torch, torchvision;"
+        "print('torch._dynamo' in sys.modules, 'torch._dynamo.utils' in sys.modules);"
+        "print(torchvision.ops.roi_align.__globals__['is_compile_supported']('cpu'));"
+        "from torch._dynamo.utils import is_compile_supported as real; print(real('cpu'));"
+        "print(torchvision.tv_tensors.Image(torch.zeros(1, 2, 2)).shape); print(torch.compiler.disable.__module__)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split("\n")[:5] == ["False False", "True", "True", "torch.Size([1, 2, 2])", "torch.compiler"]
