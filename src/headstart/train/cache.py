@@ -210,7 +210,7 @@ class Activations:
         training, samples = self._batches.training, self._batches.samples
         some = sorted({place * (len(samples) - 1) // max(1, _PROBED - 1) for place in range(_PROBED)})
         probe = next(iter(self._batches.padded([some], epoch=self._first + view))).pixels
-        facts: dict[str, Any] = {"pixels": hashlib.sha256(probe.numpy().data).hexdigest()}
+        facts: dict[str, Any] = {"pixels": hashlib.sha256(probe.contiguous().numpy().data).hexdigest()}
         if training is not None and training.random:
             order = [sample.index for sample in samples]
             facts |= {"seed": training.seed, "drawn": training.drawn_in(self._first + view), "indices": order}
