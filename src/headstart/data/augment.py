@@ -22,6 +22,8 @@ from headstart.models.preprocess import Preprocess
 Transform = Callable[[Picture | Image.Image], Tensor]
 """A picture to a uint8 tensor (C, H, W)."""
 Preset = Literal["none", "light", "standard", "strong"]
+Colours = Literal["kept", "jittered", "changed widely"]
+_COLOURS: dict[str, Colours] = {"standard": "jittered", "strong": "changed widely"}
 _CROP_SCALE = {"light": (0.5, 1.0), "standard": (0.35, 1.0), "strong": (0.2, 1.0)}
 _JITTER = 0.2  # factors of brightness, contrast and saturation are drawn from 1 - 0.2 to 1 + 0.2
 _GREY = (0.2989, 0.587, 0.114)  # of red, green and blue, as torchvision has it (ITU-R 601)
@@ -40,6 +42,7 @@ class Framing:
     gap: float = _EVALUATION_GAP
 
     def __call__(self, picture: Picture | Image.Image) -> Tensor:
+        """Pixels (C, height, width)."""
         frame = central_frame(picture.size, self.preprocess)
         return render(picture, frame, interpolation=_filter(self.preprocess), gap=self.gap)
 
@@ -53,6 +56,7 @@ class Cropping:
     gap: float = _TRAINING_GAP
 
     def __call__(self, picture: Picture | Image.Image) -> Tensor:
+        """Pixels (C, height, width)."""
         shown = (self.preprocess.width, self.preprocess.height)
         frame = random_frame(picture.size, shown=shown, scale=self.scale)
         return render(picture, frame, interpolation=_filter(self.preprocess), gap=self.gap)
@@ -64,9 +68,10 @@ class Changes:
 
     framed: Framing | Cropping
     flips: bool
-    colours: Literal["kept", "jittered", "changed widely"]
+    colours: Colours
 
     def __call__(self, picture: Picture | Image.Image) -> Tensor:
+        """Pixels (C, height, width)."""
         pixels = self.framed(picture)
         if self.flips:
             pixels = _flipped(pixels)
@@ -91,12 +96,11 @@ def eval_transform(preprocess: Preprocess) -> Transform:
 
 def train_transform(preset: Preset, *, flip: Literal["auto"] | bool, preprocess: Preprocess) -> Transform:
     """Random changes of the preset, drawn from torch's default generator; ``flip`` "auto": on, but for ``none``."""
+    framed = Framing(preprocess=preprocess)
+    cropped = None if preset == "none" else Cropping(preprocess=preprocess, scale=_CROP_SCALE[preset])
+    colours = _COLOURS.get(preset, "kept")
     return Changes(
-        framed=Framing(preprocess=preprocess)
-        if preset == "none"
-        else Cropping(preprocess=preprocess, scale=_CROP_SCALE[preset]),
-        flips=flip is True or (flip == "auto" and preset != "none"),
-        colours={"standard": "jittered", "strong": "changed widely"}.get(preset, "kept"),
+        framed=cropped or framed, flips=flip is True or (flip == "auto" and preset != "none"), colours=colours
     )
 
 
