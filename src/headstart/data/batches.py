@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from headstart.data.augment import Transform, mix_batch
 from headstart.data.decode import UnreadableImage
-from headstart.data.picture import open_picture, stacked
+from headstart.data.picture import normalised, open_picture, stacked
 from headstart.data.randomness import derived_seed, drawing_from, epoch_order
 from headstart.data.samples import Sample
 from headstart.data.task import TaskSpec
@@ -68,8 +68,7 @@ class Batch:
     def inputs(self, device: torch.device, memory_format: torch.memory_format) -> Tensor:
         """What the model takes: ``(pixels / 255 - mean) / std`` in float32 on the device, (B, C, H, W)."""
         pixels = self.pixels.to(device, non_blocking=True).to(torch.float32, memory_format=memory_format)
-        mean, std = (values.to(device).view(1, -1, 1, 1) for values in (self.mean, self.std))
-        return (pixels / 255 - mean) / std
+        return normalised(pixels, mean=self.mean.to(device), std=self.std.to(device))
 
 
 @dataclass(frozen=True, kw_only=True)
