@@ -26,6 +26,8 @@ import headstart as hs
 from benchmarks.reliability.lives import COLOURS, facts, settings
 from benchmarks.reliability.results import keep
 from headstart.data.decode import FORMATS, UnreadableImage, decode_image
+from headstart.data.framing import Frame
+from headstart.data.picture import Picture, render
 
 Damage = Callable[[Path, random.Random], None]
 SUFFIXES = {"JPEG": ".jpg", "PNG": ".png", "WEBP": ".webp", "GIF": ".gif", "BMP": ".bmp", "TIFF": ".tiff"}
@@ -194,6 +196,10 @@ def _decode(files: list[bytes], write: int) -> None:
         for content in files:
             try:
                 decode_image(content, path="x")
+                opened = Picture(content, path="x")
+                for shown in ((8, 8), (64, 64)):  # decoded to an eighth, and whole
+                    frame = Frame(box=(0, 0, *opened.size), scaled=shown, shown=shown)
+                    render(opened, frame, interpolation="bilinear", gap=1.0)
                 os.write(write, b"+")
             except UnreadableImage:
                 os.write(write, b"-")

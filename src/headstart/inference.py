@@ -14,7 +14,7 @@ import torch
 
 from headstart.config.schema import Data
 from headstart.data.batches import Batches
-from headstart.data.decode import UnreadableImage, printable, read_image
+from headstart.data.decode import UnreadableImage, check_image, printable, read_bytes
 from headstart.data.images import image_batches
 from headstart.data.labelled import labelled_batches
 from headstart.runs.bundle import OpenedRun, open_run
@@ -99,7 +99,7 @@ def _readable(batches: Batches) -> tuple[Batches, dict[str, str]]:
     errors: dict[str, str] = {}
     for sample in batches.samples:
         try:
-            read_image(sample.path, channels=batches.preprocess.channels)
+            check_image(read_bytes(sample.path), path=sample.path)
         except UnreadableImage as error:
             errors[sample.key] = printable(error.reason)
     return replace(batches, samples=tuple(sample for sample in batches.samples if sample.key not in errors)), errors

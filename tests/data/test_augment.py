@@ -7,8 +7,11 @@ import pytest
 import torch
 from PIL import Image
 from timm.data import create_transform
+from torchvision.transforms import v2
 
 from headstart.data.augment import check_mixing, eval_transform, mix_batch, train_transform
+from headstart.data.framing import Frame
+from headstart.data.picture import render
 from headstart.data.randomness import derived_seed, drawing_from, epoch_order
 from headstart.errors import DataError
 from headstart.models.preprocess import Preprocess
@@ -17,6 +20,19 @@ from headstart.models.preprocess import Preprocess
 def photo(width: int, height: int, *, mode: str = "RGB") -> Image.Image:
     noise = np.random.default_rng(0).integers(0, 256, (height // 4 + 1, width // 4 + 1, 3), dtype=np.uint8)
     return Image.fromarray(noise).resize((width, height), Image.Resampling.BICUBIC).convert(mode)
+
+
+RESIZED_BY_TORCH = ("bilinear", "bicubic")
+
+
+def assert_alike(ours: torch.Tensor, theirs: torch.Tensor, *, exact: bool = False) -> None:
+    """Torch's resize of 8-bit pixels takes a quarter of Pillow's time. Both round to whole levels between the two
+    passes, and of a tall picture Pillow makes the vertical one first: they are then one level apart in a fifth of the
+    pixels of noise, and as near to the exact result (below)."""
+    assert ours.shape == theirs.shape
+    apart = (ours.int() - theirs.int()).abs()
+    assert apart.max() <= (0 if exact else 2)
+    assert apart.float().mean() <= 0.25
 
 
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic", "lanczos", "nearest"])
@@ -37,7 +53,21 @@ def test_evaluation_pixels_equal_those_of_timm(
     theirs = create_transform(
         (3, side, side), is_training=False, interpolation=interpolation, crop_pct=crop_pct, normalize=False
     )
-    assert torch.equal(eval_transform(preprocess)(photo(*size)), theirs(photo(*size)))
+    exact = interpolation not in RESIZED_BY_TORCH
+    assert_alike(eval_transform(preprocess)(photo(*size)), theirs(photo(*size)), exact=exact)
+
+
+@pytest.mark.parametrize("interpolation", RESIZED_BY_TORCH)
+@pytest.mark.parametrize("size", [(100, 333), (333, 100), (64, 64), (20, 16)])
+def test_resized_pixels_are_as_near_to_the_exact_ones_as_pillows(interpolation: str, size: tuple[int, int]) -> None:
+    image, scaled = photo(*size), (48, 40)
+    box = (0, 0, *size)
+    ours = render(image, Frame(box=box, scaled=scaled, shown=scaled), interpolation=interpolation, gap=1.0)
+    theirs = v2.functional.pil_to_tensor(image.resize(scaled, getattr(Image.Resampling, interpolation.upper())))
+    exact = torch.nn.functional.interpolate(
+        v2.functional.pil_to_tensor(image)[None].double(), scaled[::-1], mode=interpolation, antialias=True
+    )[0].clamp(0, 255)
+    assert (ours - exact).abs().mean() <= 1.05 * (theirs - exact).abs().mean()
 
 
 def test_evaluation_pixels_equal_those_of_timm_for_inputs_that_are_not_square(preprocess: Preprocess) -> None:
@@ -46,7 +76,7 @@ def test_evaluation_pixels_equal_those_of_timm_for_inputs_that_are_not_square(pr
     )
     ours = eval_transform(replace(preprocess, height=64, width=96, interpolation="bicubic", crop_pct=0.9))
     for size in ((320, 240), (240, 320)):
-        assert torch.equal(ours(photo(*size)), theirs(photo(*size)))
+        assert_alike(ours(photo(*size)), theirs(photo(*size)))
 
 
 @pytest.mark.parametrize("mode", ["squash", "border"])
@@ -58,7 +88,7 @@ def test_evaluation_pixels_equal_those_of_timm_for_the_other_crop_modes(preproce
     given = {"height": 64, "width": 64, "interpolation": "bicubic", "crop_pct": 0.9, "mean": (0.2, 0.5, 0.7)}
     ours = eval_transform(replace(preprocess, crop_mode=mode, **given))
     for size in ((320, 240), (240, 320), (100, 100)):
-        assert torch.equal(ours(photo(*size)), theirs(photo(*size)))
+        assert_alike(ours(photo(*size)), theirs(photo(*size)))
 
 
 @pytest.mark.parametrize(("resize", "crop"), [(232, 224), (246, 240), (450, 384), (93, 64)])
@@ -68,7 +98,7 @@ def test_torchvisions_resize_survives_the_way_through_crop_pct(preprocess: Prepr
     theirs = ImageClassification(crop_size=crop, resize_size=resize, mean=[0.0] * 3, std=[1.0] * 3)
     ours = eval_transform(replace(preprocess, height=crop, width=crop, crop_pct=crop / resize))
     image = photo(400, 300)
-    assert torch.equal(ours(image), (theirs(image) * 255).round().to(torch.uint8))
+    assert_alike(ours(image), (theirs(image) * 255).round().to(torch.uint8))
 
 
 @pytest.mark.parametrize("preset", ["none", "light", "standard", "strong"])

@@ -17,7 +17,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from headstart.data.augment import Transform, mix_batch
-from headstart.data.decode import UnreadableImage, read_image
+from headstart.data.decode import UnreadableImage
+from headstart.data.picture import normalised, open_picture, stacked
 from headstart.data.randomness import derived_seed, drawing_from, epoch_order
 from headstart.data.samples import Sample
 from headstart.data.task import TaskSpec
@@ -67,8 +68,7 @@ class Batch:
     def inputs(self, device: torch.device, memory_format: torch.memory_format) -> Tensor:
         """What the model takes: ``(pixels / 255 - mean) / std`` in float32 on the device, (B, C, H, W)."""
         pixels = self.pixels.to(device, non_blocking=True).to(torch.float32, memory_format=memory_format)
-        mean, std = (values.to(device).view(1, -1, 1, 1) for values in (self.mean, self.std))
-        return (pixels / 255 - mean) / std
+        return normalised(pixels, mean=self.mean.to(device), std=self.std.to(device))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -260,13 +260,13 @@ class _Decoded(Dataset[Tensor | UnreadableImage]):
         epoch, position = place
         sample, training = self.batches.samples[position], self.batches.training
         try:
-            picture = read_image(sample.path, channels=self.batches.preprocess.channels)
+            picture = open_picture(sample.path, channels=self.batches.preprocess.channels)
+            if training is None:
+                return self.batches.transform(picture)
+            with drawing_from(derived_seed("augment", training.seed, training.drawn_in(epoch), sample.index)):
+                return self.batches.transform(picture)
         except UnreadableImage as error:
             return UnreadableImage(error.path, error.reason)  # without the traceback, which does not cross processes
-        if training is None:
-            return self.batches.transform(picture)
-        with drawing_from(derived_seed("augment", training.seed, training.drawn_in(epoch), sample.index)):
-            return self.batches.transform(picture)
 
 
 def _stacked(pictures: Sequence[Tensor | UnreadableImage]) -> Tensor | UnreadableImage:
@@ -275,7 +275,7 @@ def _stacked(pictures: Sequence[Tensor | UnreadableImage]) -> Tensor | Unreadabl
     Stacked in the worker: each tensor that crosses processes holds a file descriptor, of which there may be 1,024.
     """
     unreadable = next((picture for picture in pictures if isinstance(picture, UnreadableImage)), None)
-    return unreadable or torch.stack([picture for picture in pictures if isinstance(picture, Tensor)])
+    return unreadable or stacked([picture for picture in pictures if isinstance(picture, Tensor)])
 
 
 def _cut(order: Sequence[int], *, size: int, merge: bool) -> list[list[int]]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from headstart.config.schema import Data
-from headstart.data.decode import UnreadableImage, decode_image, read_bytes
+from headstart.data.decode import UnreadableImage, check_image, read_bytes
 from headstart.errors import DataError
 from headstart.parallel.messages import exchange
 from headstart.parallel.processes import current
@@ -64,7 +64,7 @@ def _examine(file: tuple[Path, str]) -> str | Unreadable:
     path, key = file
     try:
         content = read_bytes(path)
-        decode_image(content, path=path)
+        check_image(content, path=path)
     except UnreadableImage as error:
         return Unreadable(path=path, key=key, reason=error.reason)
     return hashlib.sha256(content).hexdigest()

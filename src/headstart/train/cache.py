@@ -10,7 +10,7 @@ import hashlib
 import inspect
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -212,8 +212,9 @@ class Activations:
         """The random changes of a view, and the pixels of a few images."""
         training, samples = self._batches.training, self._batches.samples
         some = sorted({place * (len(samples) - 1) // max(1, _PROBED - 1) for place in range(_PROBED)})
-        probe = next(iter(self._batches.padded([some], epoch=self._first + view))).pixels
-        facts: dict[str, Any] = {"pixels": hashlib.sha256(probe.numpy().data).hexdigest()}
+        few = replace(self._batches, batch_size=len(some), workers=0)
+        probe = next(few.padded([some], epoch=self._first + view)).pixels
+        facts: dict[str, Any] = {"pixels": hashlib.sha256(probe.contiguous().numpy().data).hexdigest()}
         if training is not None and training.random:
             order = [sample.index for sample in samples]
             facts |= {"seed": training.seed, "drawn": training.drawn_in(self._first + view), "indices": order}
