@@ -34,6 +34,7 @@ class Pulse:
         self._beats: dict[int, tuple[str, float]] = {}  # rank: its last beat, and when it came
         self._failed: tuple[int, ...] = ()
         self._answered = time.monotonic()
+        self._thread = threading.Thread(target=self._run, name="headstart pulse", daemon=True)
         for name, value in (
             ("where", f"{socket.gethostname()}, process {os.getpid()}"),
             ("beat", "0 0"),
@@ -44,16 +45,17 @@ class Pulse:
     def start(self) -> None:
         """Begin, when every rank has made its pulse."""
         self._places = dict(enumerate(self._read("where")))
-        threading.Thread(target=self._run, name="headstart pulse", daemon=True).start()
+        self._thread.start()
 
     def count(self) -> None:
         """One more message that this rank takes part in."""
         self._messages += 1
 
     def stop(self) -> None:
-        """No more beats."""
+        """No more beats. The thread is waited for: if it is within torch while Python ends, C++ aborts the process."""
         self._ended.set()
         self._woken.set()
+        self._thread.join(_STILL_SECONDS)
 
     def tell_failure(self, why: str) -> None:
         """Say why this rank ends; the others then stay silent."""
