@@ -54,7 +54,9 @@ def commands(folder: Path) -> dict[str, tuple[str, ...]]:
     photo = str((photos if photos.exists() else pictures(photos)) / "red" / "0.jpg")
     timm, torchvision = (trained(f"{kind}/resnet18", photos, folder / kind) for kind in ("timm", "torchvision"))
     lean = "from headstart.models.libraries import load_libraries as load; load()"
-    opened = f"{lean}; from headstart.runs.bundle import open_run; run = open_run({str(timm)!r})"
+    opened = (
+        f"{lean}; import headstart.inference; from headstart.runs.bundle import open_run; run = open_run({str(timm)!r})"
+    )
     decoded = (
         f"{opened}; from headstart.inference import image_batches; batches = image_batches([{photo!r}], "
         "preprocess=run.preprocess, task=run.task, batch_size=8); batch = next(batches.epoch(0))"
@@ -68,8 +70,8 @@ def commands(folder: Path) -> dict[str, tuple[str, ...]]:
         "import torch, torchvision, timm": ("-c", "import torch, torchvision, timm"),
         "the same, as headstart does it": ("-c", lean),
         "import headstart.inference": ("-c", f"{lean}; import headstart.inference"),
-        "and open the bundle": ("-c", f"import headstart.inference; {opened}"),
-        "and decode one photo": ("-c", f"import headstart.inference; {decoded}"),
+        "and open the bundle": ("-c", opened),
+        "and decode one photo": ("-c", decoded),
         "headstart predict, timm/resnet18": (*CLI, "predict", str(timm), photo),
         "headstart predict, torchvision/resnet18": (*CLI, "predict", str(torchvision), photo),
         "import headstart.app (train)": ("-c", "import headstart.app"),
