@@ -128,7 +128,7 @@ def _same_bits(rows: Rows) -> Iterator[str]:
                 yield f"- {row['model']}: the comparison with `--cache.use never` failed: {row['reason']}"
             else:
                 said = "all losses are bitwise equal" if row["equal"] else "**losses differ**"
-                yield f"- {row['model']}: first epoch with `--cache.use never` beside the cache: {said} ({row['steps']} steps)."
+                yield f"- {row['model']}: first epoch beside `--cache.use never`: {said} ({row['steps']} steps)."
     yield ""
 
 
