@@ -1,0 +1,219 @@
+"""One run of headstart for ``benchmarks.speed``, in this process; the last line printed is the result.
+
+The clock starts with the first image that is read (the scan before training) and ends when the run folder is whole:
+planning with its trial steps, the cache, the best model's evaluation, the bundle and the report are in it. With
+SPEED_PROFILE=1 in the environment it also says which functions took it.
+"""
+
+from __future__ import annotations
+
+import cProfile
+import json
+import os
+import pstats
+import sys
+import time
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import huggingface_hub  # noqa: F401  this and the next two: imported before the clock starts, as the peers' parts are
+import matplotlib.pyplot  # noqa: F401
+import torch
+import torchmetrics.functional.classification  # noqa: F401
+from torch import nn
+
+import headstart as hs
+from benchmarks.speed_job import CROP, FROZEN, MEAN, SIZE, STD, Job, Laps, cpu_seconds, peak_mib, read_job, report
+from headstart.app import plan
+from headstart.config.schema import Config, Data
+from headstart.inference import evaluate_run
+from headstart.models.boundary import find_boundary
+from headstart.plan.preflight import Decided, Prepared, ScanProgress, prepare
+from headstart.train.cache import CacheProgress, through_prefix
+from headstart.train.phases import freeze_phase
+from headstart.train.step import StepDone
+
+_SHOWN = ("precision", "memory_format", "cache")
+
+
+class _Enough(Exception):
+    """The first epoch is over."""
+
+
+def settings(job: Job, folder: Path) -> dict[str, Any]:
+    """The job as headstart's options."""
+    formed = {"mean": MEAN, "std": STD, "interpolation": "bilinear", "crop_pct": CROP}
+    model = {"name": f"timm/{job.model}", "weights": job.weights, "image_size": SIZE, "preprocess": formed}
+    found: dict[str, Any] = {
+        "data": {"source": job.data}, "model": model, "epochs": job.epochs, "batch": {"size": job.batch},
+        "workers": job.workers, "device": "cpu", "out": str(folder / "run"),
+        "recipe": "probe" if job.work in ("head", "head_same_bits", "growth") else "full",
+    }  # fmt: skip
+    if job.work == "growth":
+        found["model"] = {"name": "starter", "image_size": 32}
+    if job.work.startswith("suffix"):
+        found |= {"freeze": f"until:{FROZEN[job.model]}"}
+    if job.work not in ("full", "evaluate"):
+        found["augment"] = {"preset": "standard" if job.views > 1 else "none"}
+    if job.views > 1:
+        found["cache"] = {"views": job.views}
+    if not job.auto:
+        found["precision"] = "bf16" if job.bf16 else "fp32"
+        found["memory_format"] = "channels_last" if job.channels_last else "contiguous"
+    return found
+
+
+class Watch:
+    """CPU seconds between a run's events, by part."""
+
+    def __init__(self) -> None:
+        self.laps: Laps | None = None
+        self.cache = 0
+
+    def __call__(self, event: object) -> None:
+        """See ``headstart.app.train``."""
+        if isinstance(event, ScanProgress):
+            self.laps = self.laps or Laps()
+            if event.done == event.total:
+                self.laps.lap("scan")
+            return
+        assert self.laps is not None
+        if isinstance(event, Decided):
+            self.laps.lap("plan")
+        elif isinstance(event, CacheProgress):
+            if event.done == event.total:
+                self.laps.lap("cache")
+        elif isinstance(event, StepDone):
+            if event.step % event.steps_in_epoch == 0:
+                self.laps.lap("train")
+        elif isinstance(event, hs.EpochDone):
+            self.laps.lap("eval")
+
+
+def run_whole(job: Job, folder: Path) -> None:
+    """``headstart train``, and the limit of the same work."""
+    wanted = settings(job, folder)
+    chosen = _chosen(job, wanted, folder) if job.auto and job.work == "full" else {}
+    watch, started = Watch(), cpu_seconds()
+    profile = cProfile.Profile(time.process_time)
+    if os.environ.get("SPEED_PROFILE"):
+        profile.enable()
+    done = hs.train(hs.load_config(wanted | chosen), watch=watch)
+    profile.disable()
+    assert watch.laps is not None
+    watch.laps.lap("finish")
+    if os.environ.get("SPEED_PROFILE"):
+        found = pstats.Stats(profile, stream=sys.stderr)
+        found.sort_stats("tottime").print_stats(30)
+        found.sort_stats("cumulative").print_stats("headstart|forward", 60)
+    peak = peak_mib()
+    before = round(watch.laps.first - started, 3)
+    more: dict[str, Any] = {"before_first_image": before, "decided": _decisions(done.path)}
+    if job.work == "head":
+        more["limit"] = limit(hs.load_config(wanted | chosen))
+    report(job, watch.laps, accuracy=done.metrics["accuracy"], **more | {"peak_mib": peak})
+
+
+def _decisions(run: Path) -> dict[str, str]:
+    found = json.loads((run / "plan.json").read_text())["decisions"]
+    return {one["name"]: f"{one['value']} ({one['reason']})" for one in found if one["name"] in _SHOWN}
+
+
+def _chosen(job: Job, wanted: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """What ``auto`` chooses for ten epochs and enough of them that it measures at all; the run itself is shorter."""
+    epochs = max(10, 3000 // max(1, job.images("train")) + 1)
+    made = plan(hs.load_config(wanted | {"epochs": epochs, "out": str(folder / "plan")}))
+    found = made.to_dict()["choices"]["arithmetic"]
+    return {"precision": found["precision"], "memory_format": found["memory_format"]}
+
+
+def limit(config: Config) -> dict[str, float]:
+    """CPU seconds of what cannot be spared: a decode and a forward pass of every image and view, the head's steps."""
+    ready = prepare(config, module=None, loss=None, tell=lambda _: None)
+    phase = ready.course.phases[0]
+    frozen = freeze_phase(ready.opened.module, phase)
+    prefix = find_boundary(ready.opened.module, frozen).prefix
+    laps, features = Laps(), []
+    train, val = ready.images.train, ready.images.val
+    for batches, view in [*((train, view) for view in range(phase.views)), (val, 0)]:
+        order = list(range(len(batches.samples)))
+        groups = [order[start : start + batches.batch_size] for start in range(0, len(order), batches.batch_size)]
+        made = batches.padded(groups, epoch=view)
+        while True:
+            batch = next(made, None)
+            if batch is None:
+                break
+            laps.lap("decode")
+            features.append(through_prefix(prefix, batch, ready.course.rules)[0].float())
+            laps.lap("forward")
+    _head_steps(ready, features)
+    laps.lap("head")
+    return {name: round(sum(values), 3) for name, values in laps.parts.items()} | {"total": round(laps.total, 3)}
+
+
+def _head_steps(ready: Prepared, features: list[torch.Tensor]) -> None:
+    """A bare loop over the features, validation included."""
+    head = nn.Linear(features[0].flatten(1).shape[1], 2)
+    optimizer = torch.optim.AdamW(head.parameters(), lr=1e-3, fused=True)
+    steps, judged = len(ready.images.train), len(ready.images.val)
+    for _ in range(ready.config.epochs):
+        for rows in features[:steps]:
+            loss = nn.functional.cross_entropy(head(rows.flatten(1)), torch.arange(len(rows)) % 2)
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        with torch.inference_mode():
+            for rows in features[-judged:]:
+                head(rows.flatten(1)).argmax(1)
+
+
+def run_same_bits(job: Job, folder: Path) -> None:
+    """The losses of the first epoch with the cache and without it."""
+    losses: dict[str, list[str]] = {}
+    laps = Laps()
+    for use in ("always", "never"):
+        found: list[str] = []
+
+        def watch(event: object, found: list[str] = found) -> None:
+            if isinstance(event, StepDone):
+                found.append(event.loss.hex())
+            elif isinstance(event, hs.EpochDone):
+                raise _Enough
+
+        try:
+            hs.train(hs.load_config(settings(job, folder / use) | {"cache": {"use": use}}), watch=watch)
+        except _Enough:
+            losses[use] = found
+        laps.lap(use)
+    report(job, laps, accuracy=None, steps=len(losses["never"]), equal=losses["always"] == losses["never"])
+
+
+def run_evaluate(job: Job, folder: Path) -> None:
+    """``headstart evaluate`` on the validation images, of a run with the arithmetic that fine-tuning would choose."""
+    wanted = settings(job, folder)
+    chosen = _chosen(job, wanted, folder) if job.auto else {}
+    few = folder / "few"
+    for split in ("train", "val"):
+        for name in "ab":
+            Path(few, split, name).mkdir(parents=True)
+            for path in sorted(Path(job.data, split, name).iterdir())[:4]:
+                Path(few, split, name, path.name).symlink_to(path.absolute())
+    wanted |= {"data": {"source": str(few)}, "recipe": "probe", "epochs": 1, "augment": {"preset": "none"}}
+    done = hs.train(hs.load_config(wanted | chosen))
+    laps = Laps()
+    found = evaluate_run(done.path, Data(source=job.data))
+    laps.lap("eval")
+    report(job, laps, accuracy=found.metrics["accuracy"], decided=chosen, note=found.note)
+
+
+if __name__ == "__main__":
+    _job = read_job()
+    with TemporaryDirectory(dir=os.environ["SPEED_SCRATCH"]) as _folder:
+        os.environ["HEADSTART_CACHE"] = str(Path(_folder, "cache"))
+        if _job.work.endswith("same_bits"):
+            run_same_bits(_job, Path(_folder))
+        elif _job.work == "evaluate":
+            run_evaluate(_job, Path(_folder))
+        else:
+            run_whole(_job, Path(_folder))

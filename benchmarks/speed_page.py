@@ -1,0 +1,278 @@
+"""The tables of docs/speed.md from the lines of ``benchmarks.speed``, between markers; the rest of the page stays."""
+
+from __future__ import annotations
+
+import re
+import statistics
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+PAGE = Path(__file__).parent.parent / "docs" / "speed.md"
+NAMES = {
+    "headstart": "headstart", "bare": "bare PyTorch", "timm": "timm's loop", "fastai": "fastai", "hf": "HF Trainer",
+    "lightning": "Lightning", "tensors": "tensors in memory",
+}  # fmt: skip
+PEERS = ("bare", "timm", "fastai", "hf", "lightning")
+Rows = list[dict[str, Any]]
+MARKERS = ("head", "suffix", "full", "evaluate", "memory", "growth")
+
+
+def write_page(results: Rows) -> None:
+    """Each table in its place; a page without the markers gets them at its end."""
+    text = PAGE.read_text(encoding="utf-8") if PAGE.exists() else "# Speed and memory\n"
+    made = {"head": frozen_table, "suffix": frozen_table, "full": rate_table, "evaluate": rate_table}
+    for name in MARKERS:
+        rows = _newest([row for row in results if row["table"] == name])
+        if name == "memory":
+            lines = [*memory_table(results)]
+        else:
+            lines = [*(growth_table(rows) if name == "growth" else made[name](name, rows))]
+        if not lines:
+            continue
+        block = f"<!-- {name} -->\n" + "\n".join(lines) + f"\n<!-- /{name} -->"
+        pattern = re.compile(f"<!-- {name} -->.*?<!-- /{name} -->", re.DOTALL)
+        text = pattern.sub(lambda _, block=block: block, text) if pattern.search(text) else f"{text}\n{block}\n"
+    PAGE.write_text(text, encoding="utf-8")
+
+
+def _newest(rows: Rows) -> Rows:
+    """Of every model the last command's, with all its repeats."""
+    last = {(row["table"], row["model"], row["work"]): row["run"] for row in rows}
+    return [row for row in rows if row["run"] == last[row["table"], row["model"], row["work"]]]
+
+
+def _groups(rows: Rows) -> dict[tuple[Any, ...], Rows]:
+    """Repeats of the same thing."""
+    found: dict[tuple[Any, ...], Rows] = {}
+    for row in rows:
+        key = (row["model"], row["tool"], row["arithmetic"], row["views"], row["work"], row["workers"], row["data"])
+        found.setdefault(key, []).append(row)
+    return found
+
+
+def total_seconds(row: dict[str, Any], *, epochs: int) -> float:
+    """CPU seconds for so many epochs: those that were not run cost what the last one did."""
+    parts, total = row["parts"], float(row["cpu_seconds"])
+    if row["epochs"] < epochs:
+        total += (epochs - row["epochs"]) * (parts["train"][-1] + parts["eval"][-1])
+    return total
+
+
+def frozen_table(name: str, rows: Rows) -> Iterator[str]:
+    """CPU seconds of a whole run; the ratios are of medians."""
+    if not rows:
+        return
+    yield from _about(rows)
+    yield "| model | tool | arithmetic | CPU seconds (min .. max) | of each peer's | of the best peer's | MiB | right |"
+    yield "|---|---|---|---:|---:|---:|---:|---:|"
+    epochs = max(row["epochs"] for row in rows)
+    for model in dict.fromkeys(row["model"] for row in rows):
+        groups = [some for key, some in _groups(rows).items() if key[0] == model and key[4] == name]
+        whole = [[total_seconds(row, epochs=epochs) for row in some if "reason" not in row] for some in groups]
+        medians = {
+            (some[0]["tool"], some[0]["arithmetic"]): statistics.median(values)
+            for some, values in zip(groups, whole, strict=True)
+            if values
+        }
+        ours = [pair for pair in zip(groups, whole, strict=True) if pair[0][0]["tool"] == "headstart"]
+        others = [pair for pair in zip(groups, whole, strict=True) if pair[0][0]["tool"] != "headstart"]
+        for some, values in ours + others:
+            yield _frozen_row(some, values, medians)
+    yield ""
+    yield from _limits(name, rows)
+    yield from _same_bits(rows)
+
+
+def _frozen_row(some: Rows, values: Sequence[float], medians: dict[tuple[str, str], float]) -> str:
+    first = some[0]
+    label = NAMES[first["tool"]] + (f", {first['views']} views" if first["views"] > 1 else "")
+    if not values:
+        return f"| {first['model']} | {label} | {first['arithmetic']} | {some[0]['reason']} | | | | |"
+    each = best = ""
+    if first["tool"] == "headstart":
+        middle = statistics.median(values)
+        plain = {tool: value for (tool, arithmetic), value in medians.items() if arithmetic == "fp32" and tool in PEERS}
+        switched = [value for (tool, arithmetic), value in medians.items() if arithmetic != "fp32" and tool in PEERS]
+        each = ", ".join(f"{tool} {value / middle:.1f}x" for tool, value in plain.items())
+        best = f"{min(plain.values()) / middle:.1f}x" if plain else ""
+        best += f"; with switches {min(switched) / middle:.1f}x" if switched else ""
+    right = statistics.median(row["accuracy"] for row in some if "reason" not in row)
+    return (
+        f"| {first['model']} | {label} | {_arithmetic(some)} | {_spread(values)} | {each} | {best} | "
+        f"{_memory(some)} | {right:.3f} |"
+    )
+
+
+def _limits(name: str, rows: Rows) -> Iterator[str]:
+    """What cannot be spared, and how near headstart comes."""
+    for some in _groups(rows).values():
+        found = [row for row in some if "limit" in row]
+        if not found or name != "head":
+            continue
+        parts = {part: statistics.median(row["limit"][part] for row in found) for part in found[0]["limit"]}
+        ours = statistics.median(row["cpu_seconds"] for row in found)
+        share = statistics.median(row["limit"]["total"] / row["cpu_seconds"] for row in found)
+        views = f", {found[0]['views']} views" if found[0]["views"] > 1 else ""
+        yield (
+            f"- {found[0]['model']} {_arithmetic(found)}{views}: the limit (one decode, one forward pass of every "
+            f"image and view, the head's own steps) is {parts['decode']:.2f} + {parts['forward']:.2f} + "
+            f"{parts['head']:.2f} = {parts['total']:.1f} CPU seconds; headstart's {ours:.1f} are at {share:.0%} of it."
+        )
+
+
+def _same_bits(rows: Rows) -> Iterator[str]:
+    for row in rows:
+        if row["work"].endswith("same_bits"):
+            if "reason" in row:
+                yield f"- {row['model']}: the comparison with `--cache.use never` failed: {row['reason']}"
+            else:
+                said = "all losses are bitwise equal" if row["equal"] else "**losses differ**"
+                yield f"- {row['model']}: first epoch beside `--cache.use never`: {said} ({row['steps']} steps)."
+    yield ""
+
+
+def rate(row: dict[str, Any], name: str) -> float:
+    """Images per CPU second."""
+    if row["tool"] == "tensors":
+        seconds = row["parts"]["train" if name == "full" else "eval"]
+        return len(seconds) * int(row["batch"]) / float(sum(seconds))
+    if name == "full":
+        return float(row["train_images"]) * int(row["epochs"]) / float(sum(row["parts"]["train"]))
+    return float(row["val_images"]) * len(row["parts"]["eval"]) / float(sum(row["parts"]["eval"]))
+
+
+def rate_table(name: str, rows: Rows) -> Iterator[str]:
+    """Images per CPU second; ratios of medians."""
+    if not rows:
+        return
+    yield from _about(rows)
+    yield "| model | tool | arithmetic | images per CPU second (min .. max) | headstart auto beside it | MiB |"
+    yield "|---|---|---|---:|---:|---:|"
+    summary = []
+    for model in dict.fromkeys(row["model"] for row in rows):
+        groups = [some for key, some in _groups(rows).items() if key[0] == model]
+        rates = [[rate(row, name) for row in some if "reason" not in row] for some in groups]
+        found = [(some[0], statistics.median(values)) for some, values in zip(groups, rates, strict=True) if values]
+        ours = next((value for row, value in found if row["tool"] == "headstart" and row["auto"]), None)
+        for some, values in zip(groups, rates, strict=True):
+            row = some[0]
+            if not values:
+                yield f"| {model} | {NAMES[row['tool']]} | {row['arithmetic']} | {row['reason']} | | |"
+                continue
+            ratio = "" if ours is None or row["tool"] == "headstart" else f"{ours / statistics.median(values):.2f}x"
+            yield (
+                f"| {model} | {NAMES[row['tool']]} | {_arithmetic(some)} | {_spread(values)} | {ratio} | "
+                f"{_memory(some)} |"
+            )
+        summary.append(_best(model, found, ours))
+    yield ""
+    yield from (line for line in summary if line)
+    yield ""
+
+
+def _best(model: str, found: Sequence[tuple[dict[str, Any], float]], ours: float | None) -> str:
+    plain = [value for row, value in found if row["tool"] in PEERS and row["arithmetic"] == "fp32"]
+    switched = [value for row, value in found if row["tool"] in PEERS]
+    if ours is None or not plain:
+        return ""
+    text = f"- {model}: {ours / max(plain):.2f}x the best peer as it comes, {ours / max(switched):.2f}x the best "
+    text += "with any switch"
+    tensors = [value for row, value in found if row["tool"] == "tensors"]
+    return text + (f"; {ours / max(tensors):.0%} of the best arithmetic on tensors in memory." if tensors else ".")
+
+
+def growth_table(rows: Rows) -> Iterator[str]:
+    """Seconds and memory as the number of images grows."""
+    if not rows:
+        return
+    yield from _about(rows)
+    yield "| images | loading processes | CPU seconds | per 1,000 images | MiB |"
+    yield "|---:|---:|---:|---:|---:|"
+    for row in rows:
+        count = row.get("train_images", 0) + row.get("val_images", 0)
+        if "reason" in row:
+            yield f"| {Path(row['data']).name} | {row['workers']} | {row['reason']} | | |"
+            continue
+        seconds = row["cpu_seconds"]
+        each = 1000 * seconds / count
+        yield f"| {count:,} | {row['workers']} | {seconds:.1f} | {each:.2f} | {row['peak_mib']:,} |"
+    yield ""
+
+
+def memory_table(results: Rows) -> Iterator[str]:
+    """Peak resident memory of the same runs: a row per tool, a column per model."""
+    rows = [row for row in _newest(results) if "peak_mib" in row and row["table"] in ("head", "suffix", "full")]
+    rows = [row for row in rows if not row["work"].endswith("same_bits") and row["tool"] != "tensors"]
+    if not rows:
+        return
+    yield "Largest resident memory of the process, MiB; median of the repeats."
+    yield ""
+    for table in dict.fromkeys(row["table"] for row in rows):
+        ours = [row for row in rows if row["table"] == table]
+        models = [*dict.fromkeys(row["model"] for row in ours)]
+        yield f"| {table} | arithmetic | " + " | ".join(models) + " |"
+        yield "|---|---|" + "---:|" * len(models)
+        for key in dict.fromkeys((row["tool"], row["arithmetic"], row["views"]) for row in ours):
+            same = [row for row in ours if (row["tool"], row["arithmetic"], row["views"]) == key]
+            cells = [_memory([row for row in same if row["model"] == model]) for model in models]
+            views = f", {key[2]} views" if key[2] > 1 else ""
+            yield f"| {NAMES[key[0]]}{views} | {key[1]} | " + " | ".join(cells) + " |"
+        yield ""
+
+
+def _memory(rows: Rows) -> str:
+    values = [row["peak_mib"] for row in rows if "peak_mib" in row]
+    return f"{statistics.median(values):,.0f}" if values else "-"
+
+
+def _spread(values: Sequence[float]) -> str:
+    return f"{statistics.median(values):,.1f} ({min(values):,.1f} .. {max(values):,.1f})"
+
+
+def _arithmetic(some: Rows) -> str:
+    """With what ``auto`` chose; a peer's switch that it does not have is said."""
+    row = some[0]
+    decided = row.get("decided") or {}
+    if row["auto"] and decided:
+        chosen = [str(decided.get(name, "")).split(" (")[0] for name in ("precision", "memory_format")]
+        return f"auto: {' '.join(chosen)}"
+    if row["tool"] == "fastai" and row["bf16"]:
+        return "fp32 channels_last (its bf16 is for CUDA)"
+    return str(row["arithmetic"])
+
+
+def _about(rows: Rows) -> Iterator[str]:
+    """Machine, data, scaling."""
+    whole = [row for row in rows if "train_images" in row]
+    if not whole:
+        return
+    row, machine = whole[0], whole[0]["machine"]
+    repeats = 1 + max(one["repeat"] for one in rows)
+    loads = [one["machine"]["load"] for one in rows]
+    versions: dict[str, str] = {}
+    for one in whole:
+        versions |= one["versions"]
+    yield (
+        f"{machine['cpu']}, {machine['cores']} cores, one compute thread, {row['run'][:10]}; load of the machine "
+        f"{min(loads):.0f} to {max(loads):.0f}; {repeats} repeat{'s' * (repeats > 1)}, interleaved: median "
+        f"(lowest .. highest). {' '.join(f'{name} {value}' for name, value in versions.items())}."
+    )
+    yield ""
+    if row["table"] == "growth":
+        yield f"A probe of the starter on images of 32 x 32, {row['epochs']} epochs, batch {row['batch']}."
+    else:
+        yield _work(whole)
+    yield ""
+
+
+def _work(whole: Rows) -> str:
+    row = whole[0]
+    epochs = max(one["epochs"] for one in whole)
+    text = f"{row['train_images']:,} training and {row['val_images']:,} validation photos of 500 x 375, "
+    text += f"batch {row['batch']}"
+    if row["table"] in ("head", "suffix"):
+        few = sorted({one["epochs"] for one in whole if one["tool"] in PEERS and one["epochs"] < epochs})
+        text += f", {epochs} epochs, validation after each"
+        text += f"; peers ran {few[0]} and are scaled to {epochs}, the rest at the last one's cost" if few else ""
+    return text + "."
