@@ -143,7 +143,8 @@ def test_no_loading_process_outlives_a_run_that_is_killed(settings, tmp_path) ->
 
 def test_a_loading_process_that_the_system_kills_is_reported_in_one_sentence(settings, tmp_path) -> None:
     run = tmp_path / "run"
-    child = started(config_file(tmp_path / "c.yaml", settings(epochs=400, batch={"size": 2}, workers=2)), run, steps=1)
+    sections = settings(recipe="full", epochs=400, batch={"size": 2}, workers=2)
+    child = started(config_file(tmp_path / "c.yaml", sections), run, steps=1)
     workers: list[str] = []
     while not workers:
         workers = Path(f"/proc/{child.pid}/task/{child.pid}/children").read_text().split()
@@ -338,9 +339,10 @@ def test_a_life_that_left_nothing_does_not_count_as_inexact(settings, tmp_path) 
     assert f"after step {step - 1} torch was {now}, then 2.1.0" in (run / "report.html").read_text()
 
 
-def test_the_number_of_workers_may_change_between_lives(settings) -> None:
+def test_the_number_of_workers_and_the_caches_limit_may_change_between_lives(settings) -> None:
     config, run = broken_off(settings, epochs=1)
-    hs.train(dataclasses.replace(config, workers=2), resume=True)
+    larger = dataclasses.replace(config.cache, limit_gb=30.0)
+    hs.train(dataclasses.replace(config, workers=2, cache=larger), resume=True)
     (run / "result.json").unlink()
     with pytest.raises(ConfigError, match=r"other options \(seed: the run has 42, now 3\)"):
         hs.train(dataclasses.replace(config, workers=2, seed=3), resume=True)

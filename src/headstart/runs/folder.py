@@ -21,6 +21,8 @@ from headstart.storage import json_bytes, make_folder, read_json, read_text, ref
 from headstart.train.evaluate import Evaluation
 from headstart.train.machine import environment
 
+_FREE = ("workers", "cache.limit_gb")  # may be others when a run goes on
+
 
 def default_out(config: Config) -> Path:
     """The run folder: as asked, or runs/ and the data's name."""
@@ -65,9 +67,9 @@ def check_free(run: Path, config: Config, *, resume: bool) -> bool:
 
 
 def _differences(old: Path, config: Config) -> list[str]:
-    """Each option that differs, with both values; but for ``workers``, which no bit depends on."""
+    """Each option that differs, with both values; but for those that no bit depends on."""
     before, now = (_leaves(asdict(one)) for one in (load_config(old), config))
-    changed = [name for name in {**before, **now} if before.get(name) != now.get(name) and name != "workers"]
+    changed = [name for name in {**before, **now} if before.get(name) != now.get(name) and name not in _FREE]
     return [f"{name}: the run has {before.get(name)}, now {now.get(name)}" for name in changed[:5]]
 
 
