@@ -33,6 +33,7 @@ from headstart.train.step import StepRules
 cache_module = importlib.import_module("headstart.train.cache")  # headstart.train is a function, too
 CACHED = {"use": "always", "views": 2}
 LATER_FROZEN = [{"epochs": 1}, {"epochs": 2, "freeze": "backbone"}]  # the average of the backbone is not the backbone
+LATER_FROZEN = [{"epochs": 1}, {"epochs": 2, "freeze": "backbone"}]  # the average of the backbone is not the backbone
 VIT = {"name": "timm/test_vit", "image_size": 160, "options": {}}
 EVERYTHING: dict[str, Any] = {
     "epochs": 3, "head": {"kind": "mlp", "hidden": [8], "dropout": 0.5}, "augment": {"preset": "strong"},
@@ -68,7 +69,10 @@ def trained(settings: Callable[..., dict[str, Any]], tmp_path: Path) -> Callable
                 said.append(event.text)
             watch(event)
 
-        hs.train(hs.load_config(settings(**sections, out=str(tmp_path / name))), watch=listen, resume=resume)
+        given = settings(**sections, out=str(tmp_path / name))
+        for other in ("recipe", "epochs") if "phases" in sections else ():
+            del given[other]
+        hs.train(hs.load_config(given), watch=listen, resume=resume)
         return Trained(tmp_path / name, said)
 
     return run
@@ -111,9 +115,9 @@ class Trained:
         pytest.param({"recipe": "probe", "memory_format": "channels_last"}, id="channels_last"),
         pytest.param({"recipe": "probe", "precision": "bf16"}, id="bf16"),
         pytest.param({"recipe": "full", "freeze": "stages:2", "memory_format": "channels_last"}, id="half_last"),
-        pytest.param(
-            {"recipe": "probe", "model": {"name": "timm/test_vit", "image_size": 160, "options": {}}}, id="vit"
-        ),
+        pytest.param({"recipe": "probe", "model": VIT}, id="vit"),
+        pytest.param({"recipe": "probe", "batch": {"size": 2}, "workers": 2}, id="two at a time"),
+        pytest.param({"phases": LATER_FROZEN, "epochs": 10}, id="an average that lags"),
     ],
 )
 def test_the_bits_are_those_of_a_run_without_it(trained, options: dict[str, Any]):
