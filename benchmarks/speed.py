@@ -148,6 +148,7 @@ def measure(table: str, arguments: argparse.Namespace) -> None:
         for place, (repeat, job) in enumerate(planned, start=1):
             found = run(job, scratch=Path(scratch))
             kept = {"table": table, "run": stamp, "repeat": repeat} | found | {"machine": _machine()}
+            kept |= {"data": Path(job.data).name, "weights": Path(job.weights).name}
             RESULTS.parent.mkdir(exist_ok=True)
             with RESULTS.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(kept) + "\n")

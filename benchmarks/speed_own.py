@@ -11,6 +11,7 @@ import cProfile
 import json
 import os
 import pstats
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -121,8 +122,8 @@ def _decisions(run: Path) -> dict[str, str]:
 
 
 def _chosen(job: Job, wanted: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """What ``auto`` chooses for ten epochs and enough of them that it measures at all; the run itself is shorter."""
-    epochs = max(10, 3000 // max(1, job.images("train")) + 1)
+    """What ``auto`` chooses for a run that is long enough to be measured for; the one here is shorter."""
+    epochs = max(10, 20_000 // max(1, job.images("train")))
     made = plan(hs.load_config(wanted | {"epochs": epochs, "out": str(folder / "plan")}))
     found = made.to_dict()["choices"]["arithmetic"]
     return {"precision": found["precision"], "memory_format": found["memory_format"]}
@@ -198,7 +199,7 @@ def run_evaluate(job: Job, folder: Path) -> None:
         for name in "ab":
             Path(few, split, name).mkdir(parents=True)
             for path in sorted(Path(job.data, split, name).iterdir())[:4]:
-                Path(few, split, name, path.name).symlink_to(path.absolute())
+                shutil.copy(path, few / split / name)
     wanted |= {"data": {"source": str(few)}, "recipe": "probe", "epochs": 1, "augment": {"preset": "none"}}
     done = hs.train(hs.load_config(wanted | chosen))
     laps = Laps()
