@@ -133,7 +133,7 @@ def skipped_like_absent(
     for workers in (0, 2):
         run = root / f"skipped-{workers}"
         sections = {
-            "data": {"unreadable": "skip", "unreadable_share": 0.05, "test": 0.1},
+            "data": {"unreadable": "skip", "unreadable_share": 0.2, "test": 0.1},
             "workers": workers,
             "recipe": "full",
             "epochs": 1,

@@ -53,6 +53,7 @@ def colours(draw_colours: Callable[..., Path], tmp_path_factory: pytest.TempPath
 
 @pytest.fixture(autouse=True)
 def own_shelf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(cache_module, "_PROVEN", Forgetful())  # every run as in a process of its own
     monkeypatch.setenv("HEADSTART_CACHE", str(tmp_path / "shelf"))
     return tmp_path / "shelf"
 
@@ -76,6 +77,11 @@ def trained(settings: Callable[..., dict[str, Any]], tmp_path: Path) -> Callable
         return Trained(tmp_path / name, said)
 
     return run
+
+
+class Forgetful(set[str]):
+    def add(self, _: str) -> None:
+        pass
 
 
 @dataclass(frozen=True)

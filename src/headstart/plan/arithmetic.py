@@ -116,13 +116,14 @@ def _measured(config: Config, module: nn.Module, work: Workload) -> tuple[Arithm
     passes = work.passes
     if passes < _FEW_PASSES:
         return asked, f"{passes:,} image passes are too few to measure others"
-    first = _trials(module, work, candidates, images=_FIRST, repeats=1)
+    copies = _copies(module, work.phases[-1], candidates)
+    first = _trials(copies, work, candidates, images=_FIRST, repeats=1)
     usual = next(trial for trial in first if trial.arithmetic == asked)
     if usual.seconds * passes < _SHORT_SECONDS:
         return asked, f"about {usual.seconds * passes:.0f} s of training are too few to measure others"
     best = min(trial.seconds for trial in first)
     hopeful = [trial.arithmetic for trial in first if trial.seconds <= _HOPELESS * best or trial.arithmetic == asked]
-    trials = _trials(module, work, hopeful, images=_IMAGES, repeats=_REPEATS)
+    trials = _trials(copies, work, hopeful, images=_IMAGES, repeats=_REPEATS)
     usual = next(trial for trial in trials if trial.arithmetic == asked)
     fine = [trial for trial in trials if trial.agrees and trial.seconds < _MARGIN * usual.seconds]
     chosen = min(fine, key=lambda trial: trial.seconds, default=usual)
@@ -141,16 +142,13 @@ def _candidates(config: Config, module: nn.Module) -> list[Arithmetic]:
 
 
 def _trials(
-    module: nn.Module, work: Workload, candidates: list[Arithmetic], *, images: int, repeats: int
+    copies: Mapping[Arithmetic, nn.Module], work: Workload, candidates: list[Arithmetic], *, images: int, repeats: int
 ) -> list[_Trial]:
-    """Each candidate on a copy of the model, the same images; interleaved, so that a slow minute hits all."""
+    """Each candidate on its copy of the model, the same images; interleaved, so that a slow minute hits all."""
     count = min(images, len(work.images.train.samples))
-    few = work.images.train.few(count)
-    copies = {
-        candidate: _copy(module, work.phases[-1], candidate) for candidate in dict.fromkeys((_USUAL, *candidates))
-    }
+    few, tried = work.images.train.few(count), dict.fromkeys((_USUAL, *candidates))
     with torch.random.fork_rng():
-        found = {candidate: _gradients(model, few, work.loss, candidate) for candidate, model in copies.items()}
+        found = {candidate: _gradients(copies[candidate], few, work.loss, candidate) for candidate in tried}
         seconds: dict[Arithmetic, list[float]] = {candidate: [] for candidate in candidates}
         for _ in range(repeats):
             for candidate in candidates:
@@ -166,10 +164,14 @@ def _trials(
     ]  # fmt: skip
 
 
-def _copy(module: nn.Module, phase: PhasePlan, arithmetic: Arithmetic) -> nn.Module:
-    copied = copy.deepcopy(module)
-    freeze_phase(copied, phase)  # the last one trains most
-    return copied.to(memory_format=MEMORY_FORMATS[arithmetic.memory_format])
+def _copies(module: nn.Module, phase: PhasePlan, candidates: list[Arithmetic]) -> dict[Arithmetic, nn.Module]:
+    """The model as the phase freezes it, in each candidate's order of memory."""
+    frozen = copy.deepcopy(module)
+    freeze_phase(frozen, phase)  # the last one trains most
+    return {
+        candidate: copy.deepcopy(frozen).to(memory_format=MEMORY_FORMATS[candidate.memory_format])
+        for candidate in dict.fromkeys((_USUAL, *candidates))
+    }
 
 
 def _gradients(model: nn.Module, batch: Batch, loss: LossFunction, arithmetic: Arithmetic) -> tuple[float, Tensor]:

@@ -25,7 +25,7 @@ from headstart.train.step import StepRules
 
 AUTO_VIEWS = 4  # accuracy is within noise of new changes in every epoch (docs/speed.md)
 _FEW = 256  # image passes: less is not worth a look
-_MEASURED = 16  # images
+_MEASURED = 4  # images
 _WRITTEN, _READ = 200e6, 800e6  # bytes per second that a slow disk writes, and that is checked as it is read
 _WORTH = 0.1  # of the time that the passes take
 

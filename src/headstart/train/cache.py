@@ -32,6 +32,8 @@ from headstart.train.step import StepRules
 _FORMAT = 1  # of the pages
 _PROBED = 4  # images whose pixels go into the key: another decoder or another transform shows in them
 _AHEAD = 2  # batches that the system reads in advance
+_PROVEN: set[str] = set()
+"""Keys of what this process has made whole, or found to be."""
 _LIBRARIES = ("torch.", "torchvision.", "timm.", "headstart.")  # whose code is known by its version
 
 
@@ -124,6 +126,7 @@ class Activations:
             file.sync()
             if total and ours.local_rank == 0:
                 self._shelf.complete(key, {"rounding": self._rounding})
+            _PROVEN.add(key)
 
     def rows(self, parts: Sequence[Sequence[int]], *, epoch: int) -> Iterator[Arguments]:
         """See ``Stored``; a damaged page is computed again."""
@@ -178,6 +181,8 @@ class Activations:
         return [[] if self._is_proven(view) else self._all() for view in range(len(self._files))]
 
     def _is_proven(self, view: int) -> bool:
+        if self._keys[view] in _PROVEN:
+            return True
         first, room = self._all()[: self._batches.batch_size], bytearray(page_bytes(self.crossings))
         pages = torch.cat([*self._pages(view, first)])
         file = self._files[view]
