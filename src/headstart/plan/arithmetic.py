@@ -93,10 +93,12 @@ def choose_arithmetic(
         chosen, why = _measured(config, module, work) if possible else (_asked(config), "the model is shared out")
         choice = from_first(asdict(chosen) | {"why": why})
     found = Arithmetic(precision=choice["precision"], memory_format=choice["memory_format"])
-    auto = f"auto: {choice['why']}"
+    reasons = [f"auto: {choice['why']}", "auto: see precision"]
+    if config.precision != "auto":
+        reasons = [asked_why, reasons[0]]
     decisions = (
-        Decision("precision", found.precision, auto if config.precision == "auto" else asked_why),
-        Decision("memory_format", found.memory_format, auto if config.memory_format == "auto" else "as asked"),
+        Decision("precision", found.precision, reasons[0]),
+        Decision("memory_format", found.memory_format, reasons[1] if config.memory_format == "auto" else "as asked"),
     )
     return found, decisions, choice
 
