@@ -47,6 +47,8 @@ def main() -> None:
     """Every seed with every number of views; a line each, then the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, default=8)
+    parser.add_argument("--first-seed", type=int, default=0)
+    parser.add_argument("--only", default="", help="part of a data set's name")
     args = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
@@ -57,14 +59,15 @@ def main() -> None:
         if (ROOT / "data" / "hymenoptera").is_dir():
             sources["hymenoptera"] = {"source": str(ROOT / "data" / "hymenoptera")}
         lines = []
-        for seed in range(args.seeds):
-            for name, data in sources.items():
+        for seed in range(args.first_seed, args.first_seed + args.seeds):
+            for name, data in ((name, data) for name, data in sources.items() if args.only in name):
                 for views in VIEWS:
                     found, seconds = accuracy(data, views, seed, Path(folder, f"{name}-{views}-{seed}"))
                     lines.append({"data": name, "views": views, "seed": seed, "accuracy": found, "seconds": seconds})
                     print(lines[-1], flush=True)
-    RESULTS.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    show(lines)
+    with RESULTS.open("a") as file:
+        file.write("".join(json.dumps(line) + "\n" for line in lines))
+    show([json.loads(line) for line in RESULTS.read_text().splitlines()])
 
 
 def show(lines: list[dict[str, Any]]) -> None:

@@ -23,7 +23,7 @@ from headstart.train.crossing import crossing_of, page_bytes
 from headstart.train.phases import Course, PhasePlan, freeze_phase
 from headstart.train.step import StepRules
 
-AUTO_VIEWS = 4  # accuracy is within noise of new changes in every epoch (docs/speed.md)
+AUTO_VIEWS = 4  # within noise of new changes in every epoch where it was tried (docs/speed.md)
 _FEW = 256  # image passes: less is not worth a look
 _MEASURED = 4  # images
 _WRITTEN, _READ = 200e6, 800e6  # bytes per second that a slow disk writes, and that is checked as it is read
