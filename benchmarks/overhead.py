@@ -16,6 +16,7 @@ import pstats
 import statistics
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -86,32 +87,30 @@ def ours(data: Preloaded) -> float:
     return time.process_time() - begun
 
 
-def accelerate(data: Preloaded) -> float:
-    from accelerate import Accelerator
-
-    engine, loss = Accelerator(cpu=True), nn.CrossEntropyLoss()
-    model = network()
-    model, optimizer = engine.prepare(model, torch.optim.AdamW(model.parameters(), lr=1e-3))
+def by_engine(engine: Any, model: nn.Module, optimizer: Any, data: Preloaded) -> float:
+    loss = nn.CrossEntropyLoss()
     begun = time.process_time()
     for images, labels in data.ready:
         engine.backward(loss(model(images), labels))
         optimizer.step()
         optimizer.zero_grad()
     return time.process_time() - begun
+
+
+def accelerate(data: Preloaded) -> float:
+    from accelerate import Accelerator
+
+    engine, model = Accelerator(cpu=True), network()
+    model, optimizer = engine.prepare(model, torch.optim.AdamW(model.parameters(), lr=1e-3))
+    return by_engine(engine, model, optimizer, data)
 
 
 def fabric(data: Preloaded) -> float:
     from lightning.fabric import Fabric
 
-    engine, loss = Fabric(accelerator="cpu"), nn.CrossEntropyLoss()
-    model = network()
+    engine, model = Fabric(accelerator="cpu"), network()
     model, optimizer = engine.setup(model, torch.optim.AdamW(model.parameters(), lr=1e-3))
-    begun = time.process_time()
-    for images, labels in data.ready:
-        engine.backward(loss(model(images), labels))
-        optimizer.step()
-        optimizer.zero_grad()
-    return time.process_time() - begun
+    return by_engine(engine, model, optimizer, data)
 
 
 def lightning(data: Preloaded) -> float:

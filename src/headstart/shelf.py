@@ -10,6 +10,7 @@ import os
 import re
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -63,7 +64,7 @@ class Shelf:
             raise StorageError(f"{place}: {error.strerror or error}") from error
         file = PageFile(place / _PAGES, count=count, page_bytes=page_bytes, key=key)
         if not self.is_complete(key):
-            write_json(place / _ABOUT, {**about, "complete": False})
+            self._note(key, {**about, "complete": False})
         os.utime(place)
         return file
 
@@ -72,8 +73,13 @@ class Shelf:
         return self._about(key).get("complete") is True
 
     def complete(self, key: str, facts: Mapping[str, Any]) -> None:
-        """Every page is on the disk.  Raises: StorageError."""
-        write_json(self._folder / key / _ABOUT, {**self._about(key), **facts, "complete": True})
+        """Every page is on the disk."""
+        self._note(key, {**self._about(key), **facts, "complete": True})
+
+    def _note(self, key: str, about: Mapping[str, Any]) -> None:
+        """A record for people, and a shortcut for the next run: not needed, and several processes may write it."""
+        with suppress(StorageError):
+            write_json(self._folder / key / _ABOUT, about)
 
     def content(self) -> list[Shelved]:
         """All that is there, the least recently used first."""

@@ -7,6 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from torch import nn
+from torch.nn import functional
 
 import headstart as hs
 from headstart.errors import ConfigError
@@ -71,6 +74,27 @@ def test_each_phase_has_its_own(settings, monkeypatch):
 def test_nothing_to_cache_is_an_error_where_it_must_be(settings):
     with pytest.raises(ConfigError, match=r"cache\.use: nothing can be cached: .*give --cache\.use auto"):
         planned(settings(recipe="full", cache={"use": "always"}))
+
+
+class Shifted(nn.Module):
+    """Something without weights comes first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.fc = nn.Conv2d(3, 8, 3), nn.Linear(8, 3)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.fc(self.conv(functional.pad(images * 2 - 1, (0, 1, 0, 1))).mean((2, 3)))
+
+
+def test_what_has_no_weights_is_not_worth_keeping(settings, monkeypatch):
+    monkeypatch.setattr(cache, "_FEW", 0)
+    sections = settings(recipe="full", epochs=6)
+    del sections["model"]
+    sections["model"] = {"image_size": 32}
+    plan = hs.plan(hs.load_config(sections), model=Shifted())
+    why = next(decision.reason for decision in plan.decisions if decision.name == "cache")
+    assert why == "nothing with weights is frozen before what trains"
 
 
 def test_the_measured_cost_is_of_the_real_part(settings):

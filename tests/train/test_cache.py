@@ -195,6 +195,17 @@ def test_a_damaged_page_is_computed_again_and_said_and_never_trained_on(trained,
     assert found.bits() == trained("plain", **options, cache=CACHED | {"use": "never"}).bits()
 
 
+def test_a_page_that_cannot_be_mended_is_computed_each_time(trained, own_shelf: Path, monkeypatch: pytest.MonkeyPatch):
+    def spoil(event: object) -> None:
+        if isinstance(event, hs.StepDone) and event.step == 3:
+            damage(own_shelf, at=0.5)
+            monkeypatch.setattr(os, "pwritev", refuse)
+
+    options = EVERYTHING | {"recipe": "probe"}
+    found = trained("run", **options, cache=CACHED, watch=spoil)
+    assert found.bits() == trained("plain", **options, cache=CACHED | {"use": "never"}).bits()
+
+
 def test_a_file_that_is_gone_or_cut_short_is_made_again(trained, own_shelf: Path):
     options = EVERYTHING | {"recipe": "probe", "cache": CACHED}
     whole = trained("whole", **options)

@@ -112,6 +112,8 @@ def _chosen(
         boundary = find_boundary(module, freeze_phase(module, phase))
     except ModelError as error:
         return replace(phase, views=views), str(error)
+    if next(boundary.prefix.parameters(), None) is None:
+        return replace(phase, views=views), "nothing with weights is frozen before what trains"
     cost = measured_cost(boundary, images.train, rules, as_bf16=wanted.dtype == "bf16")
     return _weighed(config, phase, passes, cost, views=views)
 

@@ -124,7 +124,7 @@ class Activations:
         self._computed_pages = total
         for key, file in zip(self._keys, self._files, strict=True):
             file.sync()
-            if total and ours.local_rank == 0:
+            if ours.local_rank == 0 and not self._shelf.is_complete(key):
                 self._shelf.complete(key, {"rounding": self._rounding})
             _PROVEN.add(key)
 
@@ -150,14 +150,10 @@ class Activations:
         if damaged:
             again = sorted({part[place] for place in damaged})
             self._mended += again
-            values = dict(zip(again, torch.cat([*self._pages(view, again)]), strict=True))
-            for place in damaged:
-                pages[place] = values[part[place]]
-                self._write(view, part[place], pages[place])
+            values = torch.cat([*self._pages(view, again)])
+            pages[damaged] = values[[again.index(part[place]) for place in damaged]]
+            self._kept(view, again, values)  # where it cannot be written, the next reader computes it again
         return unpacked(pages, self.crossings)
-
-    def _write(self, view: int, position: int, page: Tensor) -> None:
-        self._files[view].write(position, page.numpy().data)
 
     def _computed(self, jobs: Sequence[tuple[int, list[int]]]) -> Iterator[StorageError | None]:
         """Each job done; what could not be written is a value."""
@@ -169,7 +165,7 @@ class Activations:
     def _kept(self, view: int, group: Sequence[int], pages: Tensor) -> StorageError | None:
         try:
             for position, page in zip(group, pages, strict=True):
-                self._write(view, position, page)
+                self._files[view].write(position, page.numpy().data)
         except StorageError as error:
             return error
         return None
