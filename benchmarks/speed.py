@@ -11,8 +11,10 @@
 Every run is a process of its own with one compute thread; repeats are interleaved, so that a slow minute hits all
 tools. What counts is CPU time (user and system), from the first image that is read to the last metric, imports aside.
 Peers are in benchmarks/peers.txt; one that is not installed is a row with its reason. A peer's epochs all cost the
-same, so that it runs ``--peer-epochs`` of them and its figure is scaled to all; its first one, with what a start costs,
-counts once. Results: benchmarks/results/speed.jsonl, one line per run.
+same, and its images too, so that it runs ``--peer-epochs`` of them on ``--peer-images`` photos and its figure is scaled
+to all; what a start costs counts once. CPU time hardly depends on what else runs (2 % with both cores busy), so that a
+model's tools can be measured by several commands: of each tool the last command counts. Results:
+benchmarks/results/speed.jsonl, one line per run.
 """
 
 from __future__ import annotations
@@ -62,8 +64,10 @@ TABLES = {
 }
 
 
-def jobs(table: str, model: str, arguments: argparse.Namespace, *, data: Path, weights: Path) -> Iterator[Job]:
-    """One round of a model: headstart's rows, then the peers'."""
+def jobs(
+    table: str, model: str, arguments: argparse.Namespace, *, data: Path, fewer: Path, weights: Path
+) -> Iterator[Job]:
+    """One round of a model: headstart's rows on ``data``, then the peers' on ``fewer``."""
     known = TABLES[table]
     ours = Job(
         tool="headstart", work=table, model=model, data=str(data), weights=str(weights),
@@ -79,7 +83,7 @@ def jobs(table: str, model: str, arguments: argparse.Namespace, *, data: Path, w
             yield replace(ours, bf16=True, channels_last=True)
     for tool in PEERS:
         if tool in wanted:
-            peer = replace(ours, tool=tool, epochs=arguments.peer_epochs or known.peer_epochs)
+            peer = replace(ours, tool=tool, data=str(fewer), epochs=arguments.peer_epochs or known.peer_epochs)
             yield peer
             yield replace(peer, bf16=True, channels_last=True)
             if table in ("full", "evaluate"):  # bf16 slows some networks down
@@ -160,11 +164,13 @@ def _planned(table: str, arguments: argparse.Namespace, work: Path) -> Iterator[
     known = TABLES[table]
     count = arguments.images or known.images
     data = work / f"photos-{count}"
-    _made("photos", str(data), str(count), "0")
+    fewer = work / f"photos-{min(count, arguments.peer_images)}"
+    for folder in {data, fewer}:
+        _made("photos", str(folder), folder.name.partition("-")[2], "0")
     for model in arguments.models or known.models:
         weights = work / f"{model}.safetensors"
         _made("weights", str(weights), model)
-        round_ = [*jobs(table, model, arguments, data=data, weights=weights)]
+        round_ = [*jobs(table, model, arguments, data=data, fewer=fewer, weights=weights)]
         if table in ("head", "suffix") and "headstart" in arguments.tools:
             yield 0, replace(round_[0], work=f"{table}_same_bits")
         for repeat in range(arguments.repeats):
@@ -191,6 +197,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--epochs", type=int, help="of headstart, and what peers are scaled to")
     parser.add_argument("--peer-epochs", type=int, help="that peers run (2)")
+    parser.add_argument("--peer-images", type=int, default=128, help="photos that peers run on (128)")
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--tools", nargs="+", default=["headstart", *PEERS, "tensors"])
     parser.add_argument("--work", default="/tmp/headstart-speed", help="where photos and weights are made")

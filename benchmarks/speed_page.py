@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,9 +37,13 @@ def write_page(results: Rows) -> None:
 
 
 def _newest(rows: Rows) -> Rows:
-    """Of every model the last command's, with all its repeats."""
-    last = {(row["table"], row["model"], row["work"]): row["run"] for row in rows}
-    return [row for row in rows if row["run"] == last[row["table"], row["model"], row["work"]]]
+    """Of every model and tool the last command's, with all its repeats."""
+    last = {_measured(row): row["run"] for row in rows}
+    return [row for row in rows if row["run"] == last[_measured(row)]]
+
+
+def _measured(row: dict[str, Any]) -> tuple[str, ...]:
+    return row["table"], row["model"], row["work"], row["tool"], row["arithmetic"], str(row["views"])
 
 
 def _groups(rows: Rows) -> dict[tuple[Any, ...], Rows]:
@@ -51,12 +55,13 @@ def _groups(rows: Rows) -> dict[tuple[Any, ...], Rows]:
     return found
 
 
-def total_seconds(row: dict[str, Any], *, epochs: int) -> float:
-    """CPU seconds for so many epochs: those that were not run cost what the last one did."""
-    parts, total = row["parts"], float(row["cpu_seconds"])
-    if row["epochs"] < epochs:
-        total += (epochs - row["epochs"]) * (parts["train"][-1] + parts["eval"][-1])
-    return total
+def total_seconds(row: dict[str, Any], *, epochs: int, images: tuple[int, int]) -> float:
+    """CPU seconds for so many epochs and images (training, validation): what was not run costs what the last did."""
+    if row["tool"] not in PEERS:
+        return float(row["cpu_seconds"])
+    train, val = row["parts"]["train"][-1], row["parts"]["eval"][-1]
+    start = float(row["cpu_seconds"]) - row["epochs"] * (train + val)
+    return start + epochs * (train * images[0] / row["train_images"] + val * images[1] / row["val_images"])
 
 
 def frozen_table(name: str, rows: Rows) -> Iterator[str]:
@@ -69,7 +74,10 @@ def frozen_table(name: str, rows: Rows) -> Iterator[str]:
     epochs = max(row["epochs"] for row in rows)
     for model in dict.fromkeys(row["model"] for row in rows):
         groups = [some for key, some in _groups(rows).items() if key[0] == model and key[4] == name]
-        whole = [[total_seconds(row, epochs=epochs) for row in some if "reason" not in row] for some in groups]
+        images = _most_images(row for some in groups for row in some)
+        whole = [
+            [total_seconds(row, epochs=epochs, images=images) for row in some if "reason" not in row] for some in groups
+        ]
         medians = {
             (some[0]["tool"], some[0]["arithmetic"]): statistics.median(values)
             for some, values in zip(groups, whole, strict=True)
@@ -82,6 +90,11 @@ def frozen_table(name: str, rows: Rows) -> Iterator[str]:
     yield ""
     yield from _limits(name, rows)
     yield from _same_bits(rows)
+
+
+def _most_images(rows: Iterable[dict[str, Any]]) -> tuple[int, int]:
+    """Training and validation images of headstart's runs, which have the most."""
+    return max(((row["train_images"], row["val_images"]) for row in rows if "reason" not in row), default=(0, 0))
 
 
 def _frozen_row(some: Rows, values: Sequence[float], medians: dict[tuple[str, str], float]) -> str:

@@ -26,7 +26,8 @@ from headstart.train.phases import PhasePlan, freeze_phase
 from headstart.train.precision import MEMORY_FORMATS, Precision, autocast, device_of, dtype_of
 from headstart.train.step import training_outputs
 
-_FIRST, _IMAGES, _REPEATS = 2, 8, 3  # images of a first look, and of the steps that are timed so often
+_FIRST, _REPEATS = 2, 3  # images of a first look; how often a step is timed then
+_STEP_SECONDS, _FEWEST = 0.15, 4  # a timed step takes about as long, on no fewer images
 _SHORT_SECONDS, _FEW_PASSES = 60.0, 2000  # a run below either is not worth measuring
 _HOPELESS = 1.5  # times as slow as the best at first sight
 _MARGIN = 0.85  # of fp32's time in torch's usual order: less is within the noise
@@ -125,12 +126,13 @@ def _measured(config: Config, module: nn.Module, work: Workload) -> tuple[Arithm
         return asked, f"about {usual.seconds * passes:.0f} s of training are too few to measure others"
     best = min(trial.seconds for trial in first)
     hopeful = [trial.arithmetic for trial in first if trial.seconds <= _HOPELESS * best or trial.arithmetic == asked]
-    trials = _trials(copies, work, hopeful, images=_IMAGES, repeats=_REPEATS)
+    images = min(work.images.train.batch_size, max(_FEWEST, round(_STEP_SECONDS / best)))
+    trials = _trials(copies, work, hopeful, images=images, repeats=_REPEATS)
     usual = next(trial for trial in trials if trial.arithmetic == asked)
     fine = [trial for trial in trials if trial.agrees and trial.seconds < _MARGIN * usual.seconds]
     chosen = min(fine, key=lambda trial: trial.seconds, default=usual)
     shown = "; ".join(map(str, sorted(trials, key=lambda trial: trial.seconds)))
-    return chosen.arithmetic, f"the fastest that agrees of {shown}, {_IMAGES} images at a time"
+    return chosen.arithmetic, f"the fastest that agrees of {shown}, {images} images at a time"
 
 
 def _candidates(config: Config, module: nn.Module) -> list[Arithmetic]:
@@ -167,13 +169,15 @@ def _trials(
 
 
 def _copies(module: nn.Module, phase: PhasePlan, candidates: list[Arithmetic]) -> dict[Arithmetic, nn.Module]:
-    """The model as the phase freezes it, in each candidate's order of memory."""
-    frozen = copy.deepcopy(module)
-    freeze_phase(frozen, phase)  # the last one trains most
-    return {
-        candidate: copy.deepcopy(frozen).to(memory_format=MEMORY_FORMATS[candidate.memory_format])
-        for candidate in dict.fromkeys((_USUAL, *candidates))
-    }
+    """The model as the phase freezes it, one per order of memory; both precisions compute with the same weights."""
+    found = {}
+    for order in dict.fromkeys(candidate.memory_format for candidate in (_USUAL, *candidates)):
+        found[order] = copy.deepcopy(module).to(memory_format=MEMORY_FORMATS[order])
+        freeze_phase(found[order], phase)  # the last one trains most
+        for part in found[order].modules():
+            if isinstance(part, nn.modules.batchnorm._BatchNorm):
+                part.momentum = 0.0  # a timed step leaves the statistics as they are
+    return {candidate: found[candidate.memory_format] for candidate in (_USUAL, *candidates)}
 
 
 def _gradients(model: nn.Module, batch: Batch, loss: LossFunction, arithmetic: Arithmetic) -> tuple[float, Tensor]:

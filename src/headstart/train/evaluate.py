@@ -127,7 +127,8 @@ def _run(model: nn.Module, batches: Batches, *, precision: Precision, memory_for
         outputs = [scores(model, batch, precision=precision, memory_format=memory_format) for batch in level]
         part_again(model)
         joined = _joined(outputs, batches) if batches.processes.several else torch.cat(outputs)
-        damaged = [key for key, row in zip(keys, joined, strict=True) if not bool(torch.isfinite(row).all())]
+        finite = torch.isfinite(joined).flatten(1).all(1).tolist()
+        damaged = [key for key, fine in zip(keys, finite, strict=True) if not fine]
         if damaged:
             raise NonFiniteError(
                 f"the model's outputs are not finite for {len(damaged)} of {len(keys)} images, e.g. {damaged[0]}; "
