@@ -17,7 +17,7 @@ from typing import Any
 
 from headstart.runs.checkpoint import read_checkpoint
 
-CLOCK = ("seconds", "images_per_second")
+CLOCK = ("seconds", "images_per_second", "input_seconds")
 
 
 class NoSmallDiskError(Exception):

@@ -34,6 +34,7 @@ def events() -> list[object]:
                 phase=0,
                 train_loss=0.25,
                 seconds=61,
+                input_seconds=45,
                 images_per_second=4,
                 metrics={"accuracy": 0.9},
             )
@@ -57,8 +58,8 @@ def test_without_a_terminal_there_are_plain_lines() -> None:
         "reading images: 2 of 2",
         "precision: fp32  (auto: measured)",
         "phase probe: 2 epochs; 30 parameters train, 5,000 are frozen",
-        "epoch 1: loss 0.2500  accuracy 0.9000  4 images/s  1 min 01 s",
-        "epoch 2: loss 0.2500  accuracy 0.9000  4 images/s  1 min 01 s",
+        "epoch 1: loss 0.2500  accuracy 0.9000  4 images/s  1 min 01 s (input 74 %, compute 26 %)",
+        "epoch 2: loss 0.2500  accuracy 0.9000  4 images/s  1 min 01 s (input 74 %, compute 26 %)",
         "done [bold]\\x1b[31m",
     ]
 

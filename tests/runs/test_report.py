@@ -242,6 +242,10 @@ def test_what_was_trained_and_decided_is_listed(fake_run):
         assert said in text
 
 
+def test_the_bottleneck_of_training_is_named(fake_run):
+    assert "input 75 %, compute 25 % of" in render(read_record(fake_run("classify")))
+
+
 def test_a_freeze_rule_reads_as_it_is_written(fake_run, edit_json):
     run = fake_run("classify")
     edit_json(run / "plan.json", lambda plan: plan["phases"][0].update(freeze={"names": ["bn*", "conv1"]}))

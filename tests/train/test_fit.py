@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import copy
+import time
+from collections.abc import Iterator
 
 import pytest
 import torch
 from torch.nn import functional as F
 
 from headstart.config.schema import AdamW, Schedule
+from headstart.data.batches import Batch
 from headstart.errors import NonFiniteError
 from headstart.optim.groups import param_groups
 from headstart.optim.optimizers import make_optimizer
@@ -73,7 +76,7 @@ def test_a_loop_left_at_any_step_goes_on_as_if_it_had_not_been(net, images, stop
     torch.rand(17)
     found += fit(parts, images.train, rules=rules, epochs=2, schedule=schedule, first_epoch=0)
     for ours, theirs in zip(found, expected, strict=True):
-        clock = {"seconds", "images_per_second"}
+        clock = {"seconds", "images_per_second", "input_seconds"}
         assert {name: value for name, value in vars(ours).items() if name not in clock} == {
             name: value for name, value in vars(theirs).items() if name not in clock
         }
@@ -106,6 +109,21 @@ def test_a_weight_that_is_not_finite_stops_at_the_epochs_end_with_its_name(net, 
             if isinstance(event, StepDone) and event.step == 4:
                 with torch.no_grad():
                     state.model.fc.bias[0] = float("inf")
+
+
+def test_the_time_in_which_a_step_waits_for_its_images_is_told(net, images) -> None:
+    class Slow:
+        def __len__(self) -> int:
+            return len(images.train)
+
+        def epoch(self, epoch: int, *, first: int = 0) -> Iterator[Batch]:
+            for batch in images.train.epoch(epoch, first=first):
+                time.sleep(0.05)
+                yield batch
+
+    *_, done = fit(adamw(net()), Slow(), rules=StepRules(), epochs=1)
+    assert isinstance(done, EpochDone)
+    assert 0.05 * len(images.train) <= done.input_seconds <= done.seconds
 
 
 def test_training_learns_what_can_be_learned(net, images) -> None:

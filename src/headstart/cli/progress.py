@@ -13,6 +13,7 @@ from rich.progress import BarColumn, TextColumn
 from rich.progress import Progress as Bar
 
 from headstart.cli.output import cell
+from headstart.runs.clock import time_shares
 
 _PLAIN_EVERY_SECONDS = 30.0  # between two lines within an epoch, where there is no terminal
 
@@ -106,7 +107,8 @@ class Progress:
         done = f"epoch {event.epoch}: loss {event.train_loss:.4f}  {_shown(event.metrics)}"
         if event.average_metrics:
             done += f"  (average: {_shown(event.average_metrics)})"
-        self._say(f"{done}  {event.images_per_second:,.0f} images/s  {duration(event.seconds)}")
+        shares = f" ({time_shares(event.input_seconds, event.seconds)})" if event.seconds else ""
+        self._say(f"{done}  {event.images_per_second:,.0f} images/s  {duration(event.seconds)}{shares}")
 
     def _left(self) -> str:
         return duration(max(self._phase_end - self._last_step, 0) * self._seconds_per_step)

@@ -12,6 +12,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, TemplateError
 
 from headstart.errors import StorageError
 from headstart.runs.card import loads_in_timm
+from headstart.runs.clock import time_shares
 from headstart.runs.environment import inexact_text, shown_facts
 from headstart.runs.figures import curve_figures, rate_figures, step_figures, target_figures
 from headstart.runs.headline import metrics, mismatch, task_scores
@@ -95,8 +96,17 @@ def render(record: RunRecord) -> str:
         rates=rate_figures(record),
         steps=step_figures(record),
         commands=_commands(record),
+        training_time=_training_time(record),
         bar=bar,
     )
+
+
+def _training_time(record: RunRecord) -> str:
+    """Of all epochs; empty where none is told, or by a version that did not measure it."""
+    told = [(epoch.get("input_seconds"), epoch.get("seconds")) for epoch in record.epochs]
+    numbers = [pair for pair in told if all(isinstance(value, int | float) for value in pair)]
+    waited, seconds = (sum(values) for values in zip(*numbers, strict=True)) if numbers else (0.0, 0.0)
+    return f"{time_shares(waited, seconds)} of {duration(seconds)}" if seconds > 0 else ""
 
 
 def _classify(scores: ClassifyScores) -> Mapping[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from headstart.config.schema import Schedule
@@ -33,7 +33,7 @@ class EpochDone:
     """An epoch, counted from 1.
 
     Mean training loss over its samples' weights, the highest rate of its last step, and what validation said, if there
-    was one.
+    was one. ``input_seconds``: of the ``seconds``, those in which the next batch was decoded, read or waited for.
     """
 
     epoch: int
@@ -41,6 +41,7 @@ class EpochDone:
     train_loss: float
     seconds: float
     images_per_second: float
+    input_seconds: float = 0.0
     phase: int = 0
     lr: float = 0.0
     metrics: dict[str, float] = field(default_factory=dict)
@@ -69,7 +70,8 @@ def fit(
     per_epoch = len(batches)
     for epoch in range(state.epochs_done, first + epochs):
         started, images = time.monotonic(), 0
-        for batch in batches.epoch(epoch, first=state.epoch_step):
+        made = Timed(batches.epoch(epoch, first=state.epoch_step))
+        for batch in made:
             done_here = (epoch - first) * per_epoch + state.epoch_step
             set_rates(state, rate_factor(schedule or _CONSTANT, done_here, total=epochs * per_epoch))
             done = train_step(state, batch, rules=rules, steps_in_epoch=per_epoch)
@@ -78,7 +80,21 @@ def fit(
             state.epoch_weight += done.weight
             images += done.images
             yield done
-        yield _close_epoch(state, images, time.monotonic() - started)
+        yield replace(_close_epoch(state, images, time.monotonic() - started), input_seconds=made.seconds)
+
+
+class Timed(Iterator[Batch]):
+    """The batches, and the seconds that were spent in getting them."""
+
+    def __init__(self, batches: Iterator[Batch]) -> None:
+        self._batches, self.seconds = batches, 0.0
+
+    def __next__(self) -> Batch:
+        started = time.monotonic()
+        try:
+            return next(self._batches)
+        finally:
+            self.seconds += time.monotonic() - started
 
 
 def set_rates(state: TrainState, factor: float) -> None:
