@@ -347,6 +347,9 @@ class Config:
     """Arithmetic of the forward pass; weights stay fp32. auto: measured in long runs, else fp32."""
     memory_format: Literal["auto", "contiguous", "channels_last"] = "auto"
     """Order of image tensors in memory. auto: measured in long runs, else contiguous."""
+    activation_checkpointing: bool = False
+    """Compute the activations of a model's blocks again for the backward pass instead of keeping them: less memory, up
+    to a third more time, the same bits."""
     workers: Auto | Annotated[int, Ge(0)] = "auto"
     """Processes that decode images; 0: the main one does. auto: 0 on up to 2 cores, else up to 8."""
     device: str = "auto"

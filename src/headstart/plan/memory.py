@@ -19,6 +19,7 @@ from headstart.parallel.processes import current
 from headstart.plan.decisions import Decision
 from headstart.train.phases import Course, freeze_phase
 from headstart.train.precision import autocast, device_of, dtype_of
+from headstart.train.recompute import recomputing
 from headstart.train.step import StepRules
 
 _PROBES = (2, 3)  # images: two sizes tell what grows with the batch; BatchNorm takes no single one
@@ -104,7 +105,8 @@ def _kept(module: nn.Module, preprocess: Preprocess, rules: StepRules, *, images
         return value
 
     shape = (images, preprocess.channels, preprocess.height, preprocess.width)
-    with _as_it_was(module), torch.autograd.graph.saved_tensors_hooks(note, lambda value: value):
+    hooks = torch.autograd.graph.saved_tensors_hooks(note, lambda value: value)
+    with _as_it_was(module), hooks, recomputing(module, wanted=rules.recompute):
         with autocast(device_of(module), rules.precision):
             outputs = module(torch.zeros(shape, dtype=dtype_of(module)))  # kept alive: no address is used twice
         found = sum(seen.values()), max(seen.values(), default=0)
@@ -142,7 +144,8 @@ def _remedy(need: MemoryNeed, free: int, *, batch_size: int) -> str:
     cost = (need.about(4) - need.about(2)) // 2
     fit = (free - need.about(0)) // cost if cost else 0
     if fit >= 2:
-        return f"give --batch.accumulate {math.ceil(batch_size / min(fit, batch_size))} (the result is the same)"
+        accumulate = math.ceil(batch_size / min(fit, batch_size))
+        return f"give --batch.accumulate {accumulate} or --activation-checkpointing true (the result is the same)"
     return "give a smaller --image-size or --model, or train less of it, e.g. --freeze backbone"
 
 

@@ -30,6 +30,7 @@ from headstart.plan.light import adapt, lora_document
 from headstart.plan.memory import check_memory
 from headstart.plan.parallel import check_parallel, choose_parallel
 from headstart.plan.phases import make_phases
+from headstart.plan.recompute import choose_recompute
 from headstart.shelf import cache_folder
 from headstart.train.cache import CacheRules
 from headstart.train.phases import Course, PhasePlan, freeze_phase, phase_optimizer
@@ -117,7 +118,7 @@ def prepare(
     course, measured, choices = _course(config, opened, work, recorded=recorded or {}, possible=not shared_out)
     decisions = (
         chosen_device, chosen_model, *_about_model(opened, swap, config.head), *chosen_lora, *_about_data(images),
-        chosen_loss, *chosen_phases, *_about_steps(config, images), *measured,
+        chosen_loss, *chosen_phases, *_about_steps(config, images), *measured, *choose_recompute(config, opened.module),
         *chosen_parallel, *check_memory(config, opened.module, course, opened.preprocess, batch_size=batch),
     )  # fmt: skip
     document = _document(decisions, opened, images, course) | {
@@ -144,6 +145,7 @@ def _course(
     rules = StepRules(
         loss=work.loss, penalties=config.penalties, precision=chosen.precision, memory_format=chosen.memory_format,
         accumulate=batch.accumulate, clip_norm=batch.clip_norm, clip_value=batch.clip_value, seed=config.seed,
+        recompute=config.activation_checkpointing,
     )  # fmt: skip
     limit = int(config.cache.limit_gb * 1e9)
     where = CacheRules(folder=cache_folder(), model=opened.spec, dtype=config.cache.dtype, limit_bytes=limit)

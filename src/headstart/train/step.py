@@ -28,6 +28,7 @@ from headstart.parallel.processes import current
 from headstart.parallel.shards import is_sharded
 from headstart.train.finite import check_rates, check_weights, complaint, names, norms
 from headstart.train.precision import MEMORY_FORMATS, Precision, autocast, device_of
+from headstart.train.recompute import recomputing
 from headstart.train.state import Parts, TrainState, parts_of, update_average
 
 _AUXILIARY_WEIGHT = 0.3  # of auxiliary heads, in training only (Szegedy et al. 2015, section 5)
@@ -39,7 +40,7 @@ _MOST_OVERFLOWS = 20  # fp16: from 2**16 this many halvings reach 2**-4, where n
 class StepRules:
     """How a step is made. ``loss`` is a name, a config value, or a function (outputs, targets) -> one loss per sample
     (B,), or (losses, weights); its outputs are at least float32. The loss of a step is the sum of losses x weights over
-    the sum of weights, however the step is cut.
+    the sum of weights, however the step is cut. ``recompute``: a block's activations are not kept (see ``recompute``).
     """
 
     loss: str | Loss | LossFunction = "cross_entropy"
@@ -49,6 +50,7 @@ class StepRules:
     accumulate: int = 1
     clip_norm: float | None = None
     clip_value: float | None = None
+    recompute: bool = False
     seed: int = 0
 
     def loss_function(self) -> LossFunction:
@@ -147,7 +149,8 @@ def _gradients(state: TrainState, parts: Parts, batch: Batch, rules: StepRules, 
             parameter.grad = None
         count = max(rules.accumulate, state.micro_batches)
         try:
-            return _accumulate(state, parts, batch, rules, count)
+            with recomputing(state.model, wanted=rules.recompute and state.suffix is None):
+                return _accumulate(state, parts, batch, rules, count)
         except torch.OutOfMemoryError as error:
             images = -(-len(batch.targets) // count)
             if images <= 2 or current().several:
