@@ -55,9 +55,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if arguments.one:
         print(json.dumps(measure(**json.loads(arguments.one))))
         return
-    print(
-        "| model | MiB | MiB recomputed | CPU s per step (min .. max) | recomputed |\n|---|---:|---:|---:|---:|"
-    )
+    print("| model | MiB | MiB recomputed | CPU s per step (min .. max) | recomputed |\n|---|---:|---:|---:|---:|")
     for model in arguments.models:
         found: dict[bool, list[dict[str, float]]] = {False: [], True: []}
         for _ in range(arguments.repeats):

@@ -13,8 +13,9 @@ import os
 import zlib
 from collections.abc import Callable, Iterable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
-from typing import Self, TypeVar
+from typing import Any, Self, TypeVar
 
 from headstart.errors import StorageError
 
@@ -42,6 +43,10 @@ class PageFile:
         self._key = key.encode()
         self._step = page_bytes + _TAIL
         self._descriptor = _opened(path, size=file_bytes(count=count, page_bytes=page_bytes))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Opened again in the process that it goes to."""
+        return partial(type(self), count=self.count, page_bytes=self.page_bytes, key=self._key.decode()), (self.path,)
 
     def __enter__(self) -> Self:
         return self

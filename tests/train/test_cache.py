@@ -33,7 +33,6 @@ from headstart.train.step import StepRules
 cache_module = importlib.import_module("headstart.train.cache")  # headstart.train is a function, too
 CACHED = {"use": "always", "views": 2}
 LATER_FROZEN = [{"epochs": 1}, {"epochs": 2, "freeze": "backbone"}]  # the average of the backbone is not the backbone
-LATER_FROZEN = [{"epochs": 1}, {"epochs": 2, "freeze": "backbone"}]  # the average of the backbone is not the backbone
 VIT = {"name": "timm/test_vit", "image_size": 160, "options": {}}
 EVERYTHING: dict[str, Any] = {
     "epochs": 3, "head": {"kind": "mlp", "hidden": [8], "dropout": 0.5}, "augment": {"preset": "strong"},

@@ -262,7 +262,8 @@ class Average:
 
 @dataclass(frozen=True, kw_only=True)
 class Cache:
-    """Activations at the boundary between what is frozen and what trains, kept instead of computed in every epoch."""
+    """What is kept instead of computed in every epoch: activations at the boundary between what is frozen and what
+    trains, and decoded images."""
 
     use: Literal["auto", "always", "never"] = "auto"
     """Whether what is frozen runs once per image instead of in every epoch. auto: where that saves time."""
@@ -272,6 +273,11 @@ class Cache:
     auto: 4 where they are cached, else new ones in every epoch."""
     dtype: Literal["auto", "bf16"] = "auto"
     """What activations are stored in; auto: as they are computed."""
+    decoded: bool = False
+    """Keep decoded images on the disk, for runs whose epochs wait for images (see their progress lines).
+
+    Where crops are random they are cut from pictures at a working size, 1.7 times the model's; smaller photos keep
+    every bit."""
     limit_gb: Positive = 20.0
     """Gigabytes that all caches of this user may take; the least recently used go first."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
@@ -12,14 +13,15 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms import v2
 
-from headstart.data.framing import central_frame, random_frame
-from headstart.data.picture import Picture, render
+from headstart.data.framing import Frame, central_frame, random_frame
+from headstart.data.picture import Picture, Raster, render
 from headstart.data.randomness import drawing_from
 from headstart.data.task import TaskKind
 from headstart.errors import DataError
 from headstart.models.preprocess import Preprocess
 
-Transform = Callable[[Picture | Image.Image], Tensor]
+AnyPicture = Picture | Raster | Image.Image
+Transform = Callable[[AnyPicture], Tensor]
 """A picture to a uint8 tensor (C, H, W)."""
 Preset = Literal["none", "light", "standard", "strong"]
 Colours = Literal["kept", "jittered", "changed widely"]
@@ -29,6 +31,7 @@ _JITTER = 0.2  # factors of brightness, contrast and saturation are drawn from 1
 _GREY = (0.2989, 0.587, 0.114)  # of red, green and blue, as torchvision has it (ITU-R 601)
 # how much larger than shown a photo is decoded at least; in evaluation it changes no pixel by much (see picture.py)
 _EVALUATION_GAP, _TRAINING_GAP = 2.5, 1.25
+_LONGEST = 1.5  # times the shorter side: what a kept photo's page has room for
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,10 +44,28 @@ class Framing:
     preprocess: Preprocess
     gap: float = _EVALUATION_GAP
 
-    def __call__(self, picture: Picture | Image.Image) -> Tensor:
+    def __call__(self, picture: AnyPicture) -> Tensor:
         """Pixels (C, height, width)."""
         frame = central_frame(picture.size, self.preprocess)
         return render(picture, frame, interpolation=_filter(self.preprocess), gap=self.gap)
+
+    @property
+    def kept_bytes(self) -> int:
+        """Of a finished frame."""
+        return self.preprocess.channels * self.preprocess.height * self.preprocess.width
+
+    @property
+    def kept_form(self) -> str:
+        """Of the finished frame."""
+        return repr(self)
+
+    def keep(self, picture: AnyPicture) -> Raster:
+        """The finished frame."""
+        return Raster(self(picture).permute(1, 2, 0), size=picture.size)
+
+    def of_kept(self, kept: Raster) -> Tensor:
+        """The frame as it was."""
+        return kept.pixels.permute(2, 0, 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,11 +76,38 @@ class Cropping:
     scale: tuple[float, float]
     gap: float = _TRAINING_GAP
 
-    def __call__(self, picture: Picture | Image.Image) -> Tensor:
+    def __call__(self, picture: AnyPicture) -> Tensor:
         """Pixels (C, height, width)."""
         shown = (self.preprocess.width, self.preprocess.height)
         frame = random_frame(picture.size, shown=shown, scale=self.scale)
         return render(picture, frame, interpolation=_filter(self.preprocess), gap=self.gap)
+
+    @property
+    def _shorter(self) -> int:
+        """Side of the smallest square in which every square crop has as many pixels as are shown."""
+        return math.ceil(max(self.preprocess.width, self.preprocess.height) / math.sqrt(self.scale[0]))
+
+    @property
+    def kept_bytes(self) -> int:
+        """Of a photo whose sides are as 3:2."""
+        return self.preprocess.channels * self._shorter * math.ceil(_LONGEST * self._shorter)
+
+    @property
+    def kept_form(self) -> str:
+        """Of the whole picture."""
+        return f"pictures with a shorter side of at most {self._shorter}, {_filter(self.preprocess)}, gap {self.gap}"
+
+    def keep(self, picture: AnyPicture) -> Raster:
+        """The whole picture: as it is, or made smaller to the working size."""
+        part = min(1.0, self._shorter / min(picture.size))
+        scaled = (math.ceil(part * picture.size[0]), math.ceil(part * picture.size[1]))
+        frame = Frame(box=(0, 0, *picture.size), scaled=scaled, shown=scaled)
+        pixels = render(picture, frame, interpolation=_filter(self.preprocess), gap=self.gap)
+        return Raster(pixels.permute(1, 2, 0), size=picture.size)
+
+    def of_kept(self, kept: Raster) -> Tensor:
+        """A random crop of it, the one that the file would give."""
+        return self(kept)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,9 +118,29 @@ class Changes:
     flips: bool
     colours: Colours
 
-    def __call__(self, picture: Picture | Image.Image) -> Tensor:
+    def __call__(self, picture: AnyPicture) -> Tensor:
         """Pixels (C, height, width)."""
-        pixels = self.framed(picture)
+        return self._changed(self.framed(picture))
+
+    @property
+    def kept_bytes(self) -> int:
+        """See what frames or crops."""
+        return self.framed.kept_bytes
+
+    @property
+    def kept_form(self) -> str:
+        """See what frames or crops."""
+        return self.framed.kept_form
+
+    def keep(self, picture: AnyPicture) -> Raster:
+        """See what frames or crops."""
+        return self.framed.keep(picture)
+
+    def of_kept(self, kept: Raster) -> Tensor:
+        """Random changes of it."""
+        return self._changed(self.framed.of_kept(kept))
+
+    def _changed(self, pixels: Tensor) -> Tensor:
         if self.flips:
             pixels = _flipped(pixels)
         if self.colours == "jittered":
@@ -80,7 +148,7 @@ class Changes:
         return _changed_widely(pixels) if self.colours == "changed widely" else pixels
 
 
-def eval_transform(preprocess: Preprocess) -> Transform:
+def eval_transform(preprocess: Preprocess) -> Framing:
     """Shorter side to ``floor(size / crop_pct)``, centre crop: what the weights were evaluated with.
 
     Raises:
@@ -94,7 +162,7 @@ def eval_transform(preprocess: Preprocess) -> Transform:
     return Framing(preprocess=preprocess)
 
 
-def train_transform(preset: Preset, *, flip: Literal["auto"] | bool, preprocess: Preprocess) -> Transform:
+def train_transform(preset: Preset, *, flip: Literal["auto"] | bool, preprocess: Preprocess) -> Changes:
     """Random changes of the preset, drawn from torch's default generator; ``flip`` "auto": on, but for ``none``."""
     framed = Framing(preprocess=preprocess)
     cropped = None if preset == "none" else Cropping(preprocess=preprocess, scale=_CROP_SCALE[preset])

@@ -18,7 +18,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from headstart.data.augment import Transform, mix_batch
 from headstart.data.decode import UnreadableImage
-from headstart.data.picture import normalised, open_picture, stacked
+from headstart.data.decoded import Decoded
+from headstart.data.picture import Picture, normalised, open_picture, stacked
 from headstart.data.randomness import derived_seed, drawing_from, epoch_order
 from headstart.data.samples import Sample
 from headstart.data.task import TaskSpec
@@ -103,7 +104,7 @@ class Batches:
     With ``training``: shuffled, augmented, a last batch of one image merged into the one before. Without: in order,
     the last batch padded to ``batch_size``, so that every image is seen at one batch shape. Of several processes each
     gets its part of every training batch, and every so many-th batch without training. With ``stored`` they hold
-    tensors at the model's boundary.
+    tensors at the model's boundary; with ``decoded`` pictures are made of what is kept of them.
     """
 
     samples: tuple[Sample, ...]
@@ -115,6 +116,7 @@ class Batches:
     workers: int
     processes: Processes = ALONE
     stored: Stored | None = None
+    decoded: Decoded | None = None
 
     def __len__(self) -> int:
         """Batches per epoch."""
@@ -260,13 +262,20 @@ class _Decoded(Dataset[Tensor | UnreadableImage]):
         epoch, position = place
         sample, training = self.batches.samples[position], self.batches.training
         try:
-            picture = open_picture(sample.path, channels=self.batches.preprocess.channels)
             if training is None:
-                return self.batches.transform(picture)
+                return self._pixels(position)
             with drawing_from(derived_seed("augment", training.seed, training.drawn_in(epoch), sample.index)):
-                return self.batches.transform(picture)
+                return self._pixels(position)
         except UnreadableImage as error:
             return UnreadableImage(error.path, error.reason)  # without the traceback, which does not cross processes
+
+    def _pixels(self, position: int) -> Tensor:
+        batches = self.batches
+
+        def opened() -> Picture:
+            return open_picture(batches.samples[position].path, channels=batches.preprocess.channels)
+
+        return batches.transform(opened()) if batches.decoded is None else batches.decoded.pixels(position, opened)
 
 
 def _stacked(pictures: Sequence[Tensor | UnreadableImage]) -> Tensor | UnreadableImage:

@@ -13,6 +13,7 @@ from headstart.config.schema import Batch as BatchOptions
 from headstart.data.augment import Preset, check_mixing, eval_transform, train_transform
 from headstart.data.batches import Batches, Training, available_cores, worker_count
 from headstart.data.decode import printable
+from headstart.data.decoded import Decoded
 from headstart.data.listing import list_files, list_source
 from headstart.data.names import compare_splits
 from headstart.data.samples import Entry, Listing, Sample, Split, key_of, some, walk
@@ -114,13 +115,15 @@ def _assemble(
 ) -> Images:
     task, scan, source, notes = images
     size = _batch_size(len(samples["train"])) if config.batch.size == "auto" else config.batch.size
-    augment = config.augment
+    augment, framing = config.augment, eval_transform(preprocess)
+    changes = train_transform(augment.preset, flip=augment.flip, preprocess=preprocess)
     held_out = Batches(
         samples=samples["val"],
         task=task,
         batch_size=size,
         preprocess=preprocess,
-        transform=eval_transform(preprocess),
+        transform=framing,
+        decoded=Decoded(transform=framing) if config.cache.decoded else None,
         training=None,
         workers=worker_count() if config.workers == "auto" else config.workers,
         processes=current(),
@@ -128,7 +131,8 @@ def _assemble(
     train = replace(
         held_out,
         samples=samples["train"],
-        transform=train_transform(augment.preset, flip=augment.flip, preprocess=preprocess),
+        transform=changes,
+        decoded=Decoded(transform=changes) if config.cache.decoded else None,
         training=Training(
             seed=config.seed,
             mixup=augment.mixup,
@@ -136,7 +140,7 @@ def _assemble(
             random=augment.preset != "none" or augment.flip is True,
         ),
     )
-    test = replace(held_out, samples=samples["test"]) if samples["test"] else None
+    test = replace(held_out, samples=samples["test"], decoded=None) if samples["test"] else None
     return Images(task=task, train=train, val=held_out, test=test, scan=scan, source=source, notes=notes)
 
 

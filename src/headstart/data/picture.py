@@ -85,6 +85,30 @@ class Picture:
         return None if reduced is None else _tensor(reduced)
 
 
+class Raster:
+    """A picture that is decoded already, the right way up: pixels uint8 (H, W, C), of a file of this ``size``, in whose
+    pixels boxes are given.
+    """
+
+    def __init__(self, pixels: Tensor, *, size: Size) -> None:
+        self.pixels, self.size = pixels, size
+
+    def whole(self) -> Image.Image:
+        """All of it, in the file's size."""
+        values = self.pixels.numpy()
+        image = Image.fromarray(values if values.shape[2] == 3 else values[:, :, 0])
+        return image if image.size == self.size else image.resize(self.size, Image.Resampling.BILINEAR)
+
+    def region(self, box: Box, *, scaled: Size, gap: float) -> _Region:
+        """The pixels of the box, however many."""
+        del scaled, gap
+        left, top, width, height = box
+        across, down = self.pixels.shape[1] / self.size[0], self.pixels.shape[0] / self.size[1]
+        left, top = math.floor(left * across), math.floor(top * down)
+        part = self.pixels[top : top + math.ceil(height * down), left : left + math.ceil(width * across)]
+        return _Region(part, min(width * across, part.shape[1]), min(height * down, part.shape[0]))
+
+
 def open_picture(path: Path | str, *, channels: int = 3) -> Picture:
     """The file, to be decoded when it is shown.  Raises: UnreadableImage: it gives no picture."""
     return Picture(read_bytes(path), path=path, channels=channels)
@@ -105,18 +129,18 @@ def _quick(content: bytes, jpeg: Jpeg, factor: int) -> Tensor | None:
     return torch.from_numpy(values) if values.shape == (high, wide, 3) else None
 
 
-def render(picture: Picture | Image.Image, frame: Frame, *, interpolation: str, gap: float) -> Tensor:
+def render(picture: Picture | Raster | Image.Image, frame: Frame, *, interpolation: str, gap: float) -> Tensor:
     """What the frame shows of the picture, uint8 (C, H, W); bilinear and bicubic are within a level of Pillow's."""
     if interpolation in _PILLOW:
-        whole = picture.whole() if isinstance(picture, Picture) else picture
+        whole = picture if isinstance(picture, Image.Image) else picture.whole()
         left, top, width, height = frame.box
         part = whole.crop((left, top, left + width, top + height))
         scaled = _tensor(part.resize(frame.scaled, _PILLOW[interpolation])).permute(2, 0, 1)
         return _window(scaled, frame)
-    if isinstance(picture, Picture):
-        region = picture.region(frame.box, scaled=frame.scaled, gap=gap)
-    else:
+    if isinstance(picture, Image.Image):
         region = _region(picture, frame.box)
+    else:
+        region = picture.region(frame.box, scaled=frame.scaled, gap=gap)
     return _window(_upright(_resized(region, frame.scaled, interpolation), region.orientation), frame)
 
 

@@ -255,8 +255,19 @@ def _about_steps(config: Config, images: Images) -> tuple[Decision, ...]:
         Decision("schedule", schedule, f"average of the weights: {average_text}"),
         Decision("batch", f"{min(images.train.batch_size, len(images.train.samples))} images per step", size),
         Decision("augment", f"{augment.preset}{mixing}", mirrored),
+        *_about_decoded(images),
         *_penalties_and_stop(config),
     )
+
+
+def _about_decoded(images: Images) -> tuple[Decision, ...]:
+    """Where decoded images are kept."""
+    kept = [split.decoded.transform for split in (images.train, images.val) if split.decoded is not None]
+    if not kept:
+        return ()
+    sizes = [len(split.samples) for split in (images.train, images.val)]
+    room = sum(count * form.kept_bytes for count, form in zip(sizes, kept, strict=True))
+    return (Decision("decoded images", f"kept, up to {room / 2**20:,.0f} MiB", f"as asked: {kept[0].kept_form}"),)
 
 
 def _penalties_and_stop(config: Config) -> tuple[Decision, ...]:

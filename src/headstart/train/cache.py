@@ -206,7 +206,8 @@ class Activations:
             "precision": rules.precision, "memory_format": rules.memory_format, "batch": batches.batch_size,
             "machine": {name: value for name, value in machine.items() if name not in (*FOR_PEOPLE, "world_size")},
             "prefix": prefix_digest(self._prefix), "preprocess": batches.preprocess.to_dict(),
-            "transform": repr(batches.transform), "images": [sample.content for sample in batches.samples],
+            "transform": repr(batches.transform), "decoded": batches.decoded is not None,
+            "images": [sample.content for sample in batches.samples],
         }  # fmt: skip
 
     def _changes(self, view: int) -> dict[str, Any]:

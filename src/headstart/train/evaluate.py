@@ -120,7 +120,7 @@ def evaluate(
 
 def _run(model: nn.Module, batches: Batches, *, precision: Precision, memory_format: str) -> Predictions:
     if batches.training is not None:  # the same images as they are: in order, not changed at random
-        batches = replace(batches, training=None, transform=eval_transform(batches.preprocess))
+        batches = replace(batches, training=None, transform=eval_transform(batches.preprocess), decoded=None)
     keys = tuple(sample.key for sample in batches.samples)
     with in_eval(model):
         level = _level(batches.epoch(0), batches, everywhere=is_sharded(model))

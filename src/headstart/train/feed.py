@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
 
 from headstart.data.batches import Batches
+from headstart.data.decoded import opened_decoded
 from headstart.errors import ModelError, StorageError
 from headstart.models.boundary import Boundary, find_boundary
 from headstart.models.freeze import Frozen
 from headstart.models.layout import named_tensors
+from headstart.shelf import Shelf
 from headstart.train.cache import Activations, CacheNote, CacheProgress, CacheRules, open_activations
 from headstart.train.state import TrainState
 from headstart.train.step import StepRules
@@ -43,6 +46,22 @@ class Feed:
         for batches in (self.train, self.val):
             if isinstance(batches.stored, Activations):
                 batches.stored.close()
+
+
+@contextmanager
+def kept_images(batches: Batches, *, where: CacheRules) -> Iterator[tuple[Batches, CacheNote | None]]:
+    """Within, batches that go by way of decoded images have their file; where there is no room for it, a note."""
+    if batches.decoded is None:
+        yield batches, None
+        return
+    shelf = Shelf(where.folder, limit_bytes=where.limit_bytes)
+    try:
+        opened = opened_decoded(batches.decoded, batches.samples, shelf, about=where.model)
+    except StorageError as error:
+        yield batches, CacheNote(f"cache: decoded images are not kept: {error}")
+        return
+    with closing(opened):
+        yield replace(batches, decoded=opened), None
 
 
 def made_feed(

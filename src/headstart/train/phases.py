@@ -27,7 +27,7 @@ from headstart.parallel.processes import current
 from headstart.parallel.shards import local
 from headstart.train.cache import CacheNote, CacheProgress, CacheRules, open_activations
 from headstart.train.evaluate import Evaluation, evaluate
-from headstart.train.feed import Feed, made_feed
+from headstart.train.feed import Feed, kept_images, made_feed
 from headstart.train.fit import EpochDone, fit
 from headstart.train.metrics import score
 from headstart.train.state import Best, TrainState
@@ -111,6 +111,12 @@ def train_phases(state: TrainState, course: Course, train: Batches, val: Batches
 
     Raises: NonFiniteError: see ``fit``.
     """
+    with kept_images(train, where=course.cache) as (train, one), kept_images(val, where=course.cache) as (val, other):
+        yield from filter(None, (one, other))
+        yield from _phases(state, course, train, val)
+
+
+def _phases(state: TrainState, course: Course, train: Batches, val: Batches) -> Iterator[Event]:
     for index, phase in enumerate(course.phases):
         if state.epochs_done >= phase.first_epoch + phase.epochs or _is_over(state):
             continue
