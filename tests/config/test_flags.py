@@ -54,6 +54,8 @@ def help_text(capsys, monkeypatch) -> str:
         (["--data.log", "false"], {"data.log": False}),
         (["--data.log=true"], {"data.log": True}),
         (["--augment.flip", "auto"], {"augment.flip": "auto"}),
+        (["--augment.flip", "alternating"], {"augment.flip": "alternating"}),
+        (["--augment.flip", "--epochs", "3"], {"augment.flip": True, "epochs": 3}),
         (["--head.hidden", "3", "4"], {"head.hidden": [3, 4]}),
         (["--head.hidden", "3"], {"head.hidden": [3]}),
         (["--head.hidden", "[3, 4]"], {"head.hidden": [3, 4]}),

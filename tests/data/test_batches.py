@@ -58,6 +58,21 @@ def test_an_image_is_changed_by_its_index_and_epoch_not_by_its_batch(images: Ima
     assert not any(torch.equal(together[key], later[key]) for key in together)
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_alternating_mirrors_each_image_in_every_other_epoch(folders, preprocess, workers: int) -> None:
+    root = folders({"train/a": 20, "train/b": 20, "val/a": 3, "val/b": 2})
+    config = Config(data=Data(source=str(root)), augment=Augment(preset="none", flip="alternating"), workers=workers)
+    train = load_images(config, preprocess).train
+    plain = by_key(list(replace(train, training=replace(train.training, alternating=False)).epoch(0)))
+    epochs = [by_key(list(train.epoch(epoch))) for epoch in range(3)]
+    first = {key: torch.equal(epochs[0][key], plain[key].flip(-1)) for key in plain}
+    assert 8 < sum(first.values()) < 32  # of 40, by chance
+    for epoch, found in enumerate(epochs):
+        for key, pixels in found.items():
+            mirrored = first[key] != (epoch % 2 == 1)
+            assert torch.equal(pixels, plain[key].flip(-1) if mirrored else plain[key])
+
+
 def test_batches_leave_torchs_generator_alone(images: Images) -> None:
     before = torch.default_generator.get_state()
     for workers in (0, 1):

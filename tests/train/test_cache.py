@@ -115,6 +115,10 @@ class Trained:
     [
         pytest.param({"recipe": "probe"}, id="probe"),
         pytest.param({"recipe": "probe", "augment": {"preset": "none"}, "cache": {"views": 1}}, id="unchanged"),
+        pytest.param(
+            {"recipe": "probe", "augment": {"preset": "none", "flip": "alternating"}, "cache": {"views": "auto"}},
+            id="alternating",
+        ),
         pytest.param({"recipe": "full", "freeze": "stages:3", "norm_statistics": "batch"}, id="half"),
         pytest.param({"recipe": "gradual", "epochs": 4}, id="gradual"),
         pytest.param({"recipe": "probe", "memory_format": "channels_last"}, id="channels_last"),
@@ -141,6 +145,12 @@ def test_a_second_run_computes_nothing_and_every_view_is_its_own(trained):
     assert first.bits() == second.bits()
     with pytest.raises(AssertionError):
         assert trained("one", **EVERYTHING, recipe="probe", cache=CACHED | {"views": 1}).bits() == first.bits()
+
+
+def test_alternating_mirrors_are_two_views_and_all_there_are(trained):
+    alternating = {"preset": "none", "flip": "alternating"}
+    made = trained("made", recipe="probe", epochs=4, augment=alternating, cache={"use": "always"})
+    assert made.counts() == [(2 * 24, 0), (9, 0)]
 
 
 def test_a_run_that_is_killed_while_it_computes_goes_on_where_it_was(trained):

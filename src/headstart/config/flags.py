@@ -165,12 +165,16 @@ def _given(args: Any) -> dict[str, object]:
 
 def _with_true(argv: Sequence[str]) -> list[str]:
     """``--data.log`` alone means ``--data.log true``."""
-    switches = {leaf.flag for leaf in leaves().values() if any(o.type is bool for o in options(leaf.annotation))}
+    known = {leaf.flag: options(leaf.annotation) for leaf in leaves().values()}
+    switches = {flag: some for flag, some in known.items() if any(option.type is bool for option in some)}
     completed = []
     for index, word in enumerate(argv):
         completed.append(word)
         after = argv[index + 1].lower() if index + 1 < len(argv) else ""
-        if word.replace("_", "-") in switches and after not in ("true", "false", "auto", *_NEARLY):
+        choices = switches.get(word.replace("_", "-"))
+        if choices is None:
+            continue
+        if after not in ("true", "false", *_NEARLY, *(value for option in choices for value in option.values)):
             completed.append("true")
     return completed
 

@@ -242,8 +242,10 @@ class Augment:
 
     preset: Literal["none", "light", "standard", "strong"] = "standard"
     """How much training images are changed at random."""
-    flip: Auto | bool = "auto"
-    """Mirror at random, left to right; auto: as the preset says."""
+    flip: Auto | Literal["alternating"] | bool = "auto"
+    """Mirror left to right at random; auto: as the preset says.
+
+    alternating: each image in every other epoch (Jordan 2024); with preset none these are two views, cached exactly."""
     mixup: Annotated[float, Ge(0), Le(10)] = 0.0
     """Mixup's alpha (Zhang et al. 2018); 0: off."""
     cutmix: Annotated[float, Ge(0), Le(10)] = 0.0

@@ -76,14 +76,17 @@ class Batch:
 class Training:
     """What makes batches training ones: the seed of order and changes, and mixing within the batch (alpha; 0: off).
 
-    ``random``: images are changed at random at all. ``views``: after so many epochs, counted from ``first_epoch``, an
-    image's changes come again; 0: always new ones.
+    ``random``: images are changed at random at all. ``alternating``: each is mirrored in every other epoch; ``kinds``:
+    so many forms of an image there are in all (0: no end of them). ``views``: after so many epochs, counted from
+    ``first_epoch``, an image's changes come again; 0: always new ones.
     """
 
     seed: int
     mixup: float
     cutmix: float
     random: bool = True
+    alternating: bool = False
+    kinds: int = 0
     views: int = 0
     first_epoch: int = 0
 
@@ -91,6 +94,10 @@ class Training:
     def mixes(self) -> bool:
         """Whether images of a batch are mixed with one another."""
         return self.mixup > 0 or self.cutmix > 0
+
+    def mirrors(self, index: int, epoch: int) -> bool:
+        """Whether this image is mirrored in this epoch, whatever else happens to it."""
+        return self.alternating and (derived_seed("flip", self.seed, index) + self.drawn_in(epoch)) % 2 == 1
 
     def drawn_in(self, epoch: int) -> int:
         """The epoch whose random changes are made in this one."""
@@ -265,7 +272,8 @@ class _Decoded(Dataset[Tensor | UnreadableImage]):
             if training is None:
                 return self._pixels(position)
             with drawing_from(derived_seed("augment", training.seed, training.drawn_in(epoch), sample.index)):
-                return self._pixels(position)
+                pixels = self._pixels(position)
+            return pixels.flip(-1) if training.mirrors(sample.index, epoch) else pixels
         except UnreadableImage as error:
             return UnreadableImage(error.path, error.reason)  # without the traceback, which does not cross processes
 

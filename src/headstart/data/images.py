@@ -116,7 +116,9 @@ def _assemble(
     task, scan, source, notes = images
     size = _batch_size(len(samples["train"])) if config.batch.size == "auto" else config.batch.size
     augment, framing = config.augment, eval_transform(preprocess)
-    changes = train_transform(augment.preset, flip=augment.flip, preprocess=preprocess)
+    alternating = augment.flip == "alternating"
+    flip = False if augment.flip == "alternating" else augment.flip
+    changes = train_transform(augment.preset, flip=flip, preprocess=preprocess)
     held_out = Batches(
         samples=samples["val"],
         task=task,
@@ -137,7 +139,9 @@ def _assemble(
             seed=config.seed,
             mixup=augment.mixup,
             cutmix=augment.cutmix,
-            random=augment.preset != "none" or augment.flip is True,
+            random=augment.preset != "none" or flip is True or alternating,
+            alternating=alternating,
+            kinds=2 if alternating and augment.preset == "none" else 0,
         ),
     )
     test = replace(held_out, samples=samples["test"], decoded=None) if samples["test"] else None

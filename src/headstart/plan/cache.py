@@ -103,7 +103,7 @@ def _chosen(
     views = asked if training.random else 1
     if wanted.use == "never":
         return replace(phase, views=views), "as asked"
-    possible = 0 if training.mixes else (views or min(AUTO_VIEWS, phase.epochs))
+    possible = 0 if training.mixes else (views or min(training.kinds or AUTO_VIEWS, phase.epochs))
     passes = _passes(config, phase, images, views=possible)
     spared = sum(one.images * (one.needed - one.views) for one in passes)
     if wanted.use == "auto" and spared < _FEW:

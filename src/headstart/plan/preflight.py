@@ -12,7 +12,7 @@ from torch import nn
 
 from headstart.config.light import wants_lora
 from headstart.config.rules import freeze_text
-from headstart.config.schema import Config, Head, MlpHead
+from headstart.config.schema import Augment, Config, Head, MlpHead
 from headstart.data.batches import Batches
 from headstart.data.images import Images, load_images
 from headstart.data.listing import list_source
@@ -241,11 +241,9 @@ def _about_steps(config: Config, images: Images) -> tuple[Decision, ...]:
     clips = [f"{name} {value:g}" for name, value in (("norm", batch.clip_norm), ("value", batch.clip_value)) if value]
     cut = f"in {batch.accumulate} micro-batches; " if batch.accumulate > 1 else ""
     size = f"{cut}{f'clipped by {chr(32).join(clips)}' if clips else 'gradients are not clipped'}"
-    flips = augment.flip is True or (augment.flip == "auto" and augment.preset != "none")
     mixing = "".join(
         f", {name} {value:g}" for name, value in (("mixup", augment.mixup), ("cutmix", augment.cutmix)) if value
     )
-    mirrored = "mirrored at random; where left and right matter: --augment.flip false" if flips else "not mirrored"
     schedule = f"{config.schedule.kind} in each phase, warm-up {config.schedule.warmup:.0%}"
     average_text = "none" if average.kind == "none" else f"ema, half-life {average.half_life:.0%} of the steps"
     return (
@@ -254,10 +252,17 @@ def _about_steps(config: Config, images: Images) -> tuple[Decision, ...]:
         ),
         Decision("schedule", schedule, f"average of the weights: {average_text}"),
         Decision("batch", f"{min(images.train.batch_size, len(images.train.samples))} images per step", size),
-        Decision("augment", f"{augment.preset}{mixing}", mirrored),
+        Decision("augment", f"{augment.preset}{mixing}", _mirrored(augment)),
         *_about_decoded(images),
         *_penalties_and_stop(config),
     )
+
+
+def _mirrored(augment: Augment) -> str:
+    if augment.flip == "alternating":
+        return "mirrored in every other epoch; where left and right matter: --augment.flip false"
+    flips = augment.flip is True or (augment.flip == "auto" and augment.preset != "none")
+    return "mirrored at random; where left and right matter: --augment.flip false" if flips else "not mirrored"
 
 
 def _about_decoded(images: Images) -> tuple[Decision, ...]:

@@ -219,7 +219,12 @@ class Activations:
         facts: dict[str, Any] = {"pixels": hashlib.sha256(probe.contiguous().numpy().data).hexdigest()}
         if training is not None and training.random:
             order = [sample.index for sample in samples]
-            facts |= {"seed": training.seed, "drawn": training.drawn_in(self._first + view), "indices": order}
+            facts |= {
+                "seed": training.seed,
+                "alternating": training.alternating,
+                "drawn": training.drawn_in(self._first + view),
+                "indices": order,
+            }
         return facts
 
 
