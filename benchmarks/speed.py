@@ -175,7 +175,9 @@ def _planned(table: str, arguments: argparse.Namespace, work: Path) -> Iterator[
             yield 0, replace(round_[0], work=f"{table}_same_bits")
         for repeat in range(arguments.repeats):
             shift = repeat % len(round_)  # nobody is always first
-            yield from ((repeat, job) for job in round_[shift:] + round_[:shift])
+            ours = table == "head" and repeat == 0
+            for job in round_[shift:] + round_[:shift]:
+                yield repeat, replace(job, limit=ours and job.tool == "headstart")
 
 
 def _there(folder: Path) -> Path:

@@ -45,6 +45,8 @@ class Job:
     views: int = 1
     """Headstart only: with more than one, random changes."""
     workers: int = 0
+    limit: bool = False
+    """Headstart's head only: measure the limit of the same work, too."""
 
     def text(self) -> str:
         """As one argument of a command."""

@@ -59,6 +59,8 @@ def settings(job: Job, folder: Path) -> dict[str, Any]:
         found["augment"] = {"preset": "standard" if job.views > 1 else "none"}
     if job.views > 1:
         found["cache"] = {"views": job.views}
+    if job.work.endswith("same_bits"):
+        found["batch"]["evaluation"] = job.batch  # bits are equal at equal shapes
     if not job.auto:
         found["precision"] = "bf16" if job.bf16 else "fp32"
         found["memory_format"] = "channels_last" if job.channels_last else "contiguous"
@@ -111,7 +113,7 @@ def run_whole(job: Job, folder: Path) -> None:
     peak = peak_mib()
     before = round(watch.laps.first - started, 3)
     more: dict[str, Any] = {"before_first_image": before, "decided": _decisions(done.path)}
-    if job.work == "head":
+    if job.limit:
         more["limit"] = limit(hs.load_config(wanted | chosen))
     report(job, watch.laps, accuracy=done.metrics["accuracy"], **more | {"peak_mib": peak})
 

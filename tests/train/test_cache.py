@@ -20,6 +20,7 @@ from torch import nn
 
 import headstart as hs
 from headstart.data.augment import eval_transform, train_transform
+from headstart.data.decoded import Decoded
 from headstart.data.images import load_images
 from headstart.errors import ConfigError
 from headstart.models.boundary import find_boundary
@@ -350,6 +351,11 @@ MUTATIONS: dict[str, Callable[[SimpleNamespace], object]] = {
     "the memory format": lambda made: setattr(made, "rules", StepRules(memory_format="channels_last")),
     "the stored type": lambda made: setattr(made, "where", replace(made.where, dtype="bf16")),
     "the batch size": lambda made: setattr(made, "batches", replace(made.batches, batch_size=4)),
+    "how many are computed at a time": lambda made: setattr(made, "where", replace(made.where, batch_size=4)),
+    "pictures decoded before": lambda made: setattr(
+        made, "batches", replace(made.batches, decoded=Decoded(transform=made.batches.transform))
+    ),
+    "mirrors that alternate": lambda made: training(made, alternating=True),
     "the mean": lambda made: set_preprocess(made, mean=(0.5, 0.456, 0.406)),
     "the deviation": lambda made: set_preprocess(made, std=(0.229, 0.224, 0.3)),
     "the transform": lambda made: setattr(

@@ -230,6 +230,10 @@ class Batch:
     """Images per optimizer step; auto: 64, fewer when there are few images."""
     accumulate: Count = 1
     """Micro-batches that a step is cut into: less memory, the same mathematics."""
+    evaluation: Auto | Count = "auto"
+    """Images at a time in evaluation, and through frozen layers into the cache.
+
+    auto: the fastest, measured in long runs; else as in training."""
     clip_norm: Positive | None = None
     """Largest norm of the whole gradient."""
     clip_value: Positive | None = None

@@ -26,6 +26,7 @@ from headstart.optim.penalties import penalised
 from headstart.plan.arithmetic import Workload, choose_arithmetic
 from headstart.plan.cache import choose_cache
 from headstart.plan.decisions import Decision, check_precision, choose_device, choose_model
+from headstart.plan.evaluation import choose_evaluation
 from headstart.plan.light import adapt, lora_document
 from headstart.plan.memory import check_memory
 from headstart.plan.parallel import check_parallel, choose_parallel
@@ -115,7 +116,7 @@ def prepare(
     opened.module.to(device)
     shared_out, chosen_parallel = choose_parallel(config, opened.module, device)
     work = Workload(phases=phases, loss=function, images=images)
-    course, measured, choices = _course(config, opened, work, recorded=recorded or {}, possible=not shared_out)
+    course, images, measured, choices = _course(config, opened, work, recorded=recorded or {}, possible=not shared_out)
     decisions = (
         chosen_device, chosen_model, *_about_model(opened, swap, config.head), *chosen_lora, *_about_data(images),
         chosen_loss, *chosen_phases, *_about_steps(config, images), *measured, *choose_recompute(config, opened.module),
@@ -135,8 +136,10 @@ def prepare(
 
 def _course(
     config: Config, opened: OpenedModel, work: Workload, *, recorded: Choices, possible: bool
-) -> tuple[Course, tuple[Decision, ...], Choices]:
-    """Arithmetic and cache chosen, by measurement where they are left to us; the model's weights are in that order."""
+) -> tuple[Course, Images, tuple[Decision, ...], Choices]:
+    """Arithmetic, cache and evaluation chosen, by measurement where they are left to us; the weights are in that order
+    of memory, the images in those batches.
+    """
     module, batch = opened.module, config.batch
     chosen, about, kept = choose_arithmetic(
         config, module, work, recorded=recorded.get("arithmetic"), possible=possible
@@ -156,7 +159,10 @@ def _course(
     course, cached, choices = choose_cache(
         config, module, course, work.images, recorded=recorded.get("cache"), possible=possible
     )
-    return course, (*about, cached), {"arithmetic": kept, "cache": choices}
+    course, images, size, evaluated = choose_evaluation(
+        config, module, course, work.images, recorded=recorded.get("evaluation"), possible=possible
+    )
+    return course, images, (*about, cached, *size), {"arithmetic": kept, "cache": choices, "evaluation": evaluated}
 
 
 def _batch_bytes(batches: Batches) -> int:

@@ -39,12 +39,15 @@ _LIBRARIES = ("torch.", "torchvision.", "timm.", "headstart.")  # whose code is 
 
 @dataclass(frozen=True, kw_only=True)
 class CacheRules:
-    """Where activations are kept, how, and how many bytes in all; ``model`` names it for people."""
+    """Where activations are kept, how, and how many bytes in all; ``model`` names it for people. ``batch_size``: images
+    that are computed at a time (0: as many as the batches have).
+    """
 
     folder: Path
     model: str
     dtype: Literal["auto", "bf16"]
     limit_bytes: int
+    batch_size: int = 0
 
 
 @dataclass(frozen=True)
@@ -69,6 +72,7 @@ class Activations:
     """
 
     def __init__(self, boundary: Boundary, batches: Batches, *, rules: StepRules, where: CacheRules) -> None:
+        batches = replace(batches, batch_size=where.batch_size or batches.batch_size)
         self._prefix, self._batches, self._rules = boundary.prefix, batches, rules
         self.crossings = crossings(boundary.prefix, batches, rules, dtype=where.dtype)
         training = batches.training

@@ -1,0 +1,87 @@
+"""How many images are evaluated at a time: as asked, or measured where it pays; the choice stays with the run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import headstart as hs
+from headstart.plan import evaluation
+from headstart.plan.preflight import prepare
+
+SIZE = 16  # of the training batches
+
+
+class Small(nn.Module):
+    """Fast for at most 8 images at a time, four times as slow for more; ``seen``: batch sizes in evaluation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.fc, self.seen = nn.Conv2d(3, 8, 3, stride=4), nn.Linear(8, 3), []
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        if not self.training:
+            self.seen.append(len(images))
+        work = torch.randn(len(images), 120, 120)
+        for _ in range(1 if len(images) <= 8 else 8):
+            work = work @ work
+        return self.fc(self.conv(images).mean((2, 3)))
+
+
+@pytest.fixture
+def pays(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The shortest run is worth measuring."""
+    monkeypatch.setattr(evaluation, "_FEW_PASSES", 0)
+    monkeypatch.setattr(evaluation, "_SHORT_SECONDS", 0.0)
+
+
+def ready(settings, module: nn.Module | None = None, **sections):
+    model = {"model": {"image_size": 32}} if module is not None else {}
+    batch = {"size": SIZE} | sections.pop("batch", {})
+    config = hs.load_config(settings(recipe="full", batch=batch, **sections) | model)
+    return prepare(config, module=module, loss=None, tell=lambda _: None)
+
+
+def told(made) -> dict[str, tuple[str, str]]:
+    return {one.name: (one.value, one.reason) for one in made.plan.decisions}
+
+
+def test_a_short_run_evaluates_as_it_trains(settings) -> None:
+    made = ready(settings)
+    assert (made.images.val.batch_size, made.course.cache.batch_size) == (SIZE, SIZE)
+    assert "evaluation" not in told(made)
+
+
+def test_what_is_asked_for_is_done_and_changes_no_step(settings, tmp_path: Path) -> None:
+    runs = [
+        hs.train(hs.load_config(settings(batch={"size": SIZE, "evaluation": size}, out=str(tmp_path / str(size)))))
+        for size in (SIZE, 3)
+    ]
+    plan, facts = (json.loads((runs[1].path / name).read_text()) for name in ("plan.json", "model/headstart.json"))
+    assert {"name": "evaluation", "value": "3 images at a time", "reason": "as asked"} in plan["decisions"]
+    assert facts["evaluation"]["batch_size"] == 3
+    assert runs[0].metrics["accuracy"] == runs[1].metrics["accuracy"]
+    assert runs[0].metrics["nll"] == pytest.approx(runs[1].metrics["nll"], rel=1e-4)
+
+
+@pytest.mark.usefixtures("pays")
+def test_the_fastest_is_taken_and_used(settings) -> None:
+    module = Small()
+    made = ready(settings, module)
+    value, reason = told(made)["evaluation"]
+    assert value == "8 images at a time" and "ms an image at 8" in reason and "at 16" in reason
+    assert (made.images.val.batch_size, made.images.train.batch_size) == (8, SIZE)
+    assert not module.training or module.seen  # measured in evaluation mode, and put back
+
+
+@pytest.mark.usefixtures("pays")
+def test_the_choice_stays_when_the_run_goes_on(settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = ready(settings, Small())
+    choices = json.loads(json.dumps(made.plan.to_dict()["choices"]))
+    monkeypatch.setattr(evaluation, "_measured", lambda *_: pytest.fail("measured again"))
+    again = prepare(made.config, module=Small(), loss=None, tell=lambda _: None, recorded=choices)
+    assert again.images.val.batch_size == 8
