@@ -124,8 +124,8 @@ def _limits(name: str, rows: Rows) -> Iterator[str]:
         if not found or name != "head":
             continue
         parts = {part: statistics.median(row["limit"][part] for row in found) for part in found[0]["limit"]}
-        ours = statistics.median(row["cpu_seconds"] for row in found)
-        share = statistics.median(row["limit"]["total"] / row["cpu_seconds"] for row in found)
+        ours = statistics.median(row["cpu_seconds"] for row in some if "reason" not in row)
+        share = parts["total"] / ours
         views = f", {found[0]['views']} views" if found[0]["views"] > 1 else ""
         yield (
             f"- {found[0]['model']} {_arithmetic(found)}{views}: the limit (one decode, one forward pass of every "

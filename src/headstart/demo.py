@@ -17,7 +17,7 @@ SETTINGS = {
     "model": {"name": "starter", "image_size": 32},
     "recipe": "lp_ft",
     "epochs": 8,
-    "batch": {"size": 64},
+    "batch": {"size": 64, "evaluation": 64},
     "optimizer": {"kind": "adamw", "lr": 5e-3, "head_lr": 5e-3, "layer_decay": 1.0},  # digits are far from photos
     "augment": {"preset": "none"},
     "precision": "fp32",  # not measured: everyone's demo is the same

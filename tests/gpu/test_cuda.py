@@ -10,6 +10,7 @@ import torch
 
 import headstart as hs
 from headstart.data.batches import Batch
+from headstart.plan.preflight import prepare
 from headstart.train.precision import make_scaler
 
 pytestmark = [
@@ -54,6 +55,13 @@ def test_a_step_on_the_gpu_has_the_cpus_loss_and_gradient(model, precision, tole
     on_cpu, on_gpu = stepped(model, "cpu", "fp32"), stepped(model, "cuda", precision, memory_format)
     assert on_gpu.loss == pytest.approx(on_cpu.loss, rel=tolerance)
     assert on_gpu.grad_norm == pytest.approx(on_cpu.grad_norm, rel=max(tolerance, 0.01))
+
+
+@pytest.mark.parametrize("recipe", ["full", "probe"])
+def test_batches_wait_for_the_device_in_pinned_memory(settings, recipe: str) -> None:
+    made = prepare(hs.load_config(settings(device="cuda", recipe=recipe)), module=None, loss=None, tell=lambda _: None)
+    pixels = next(made.images.train.epoch(0)).pixels
+    assert pixels.is_pinned()
 
 
 def test_the_gpu_is_chosen_and_a_whole_run_works_on_it(tmp_path) -> None:

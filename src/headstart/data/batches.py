@@ -111,7 +111,8 @@ class Batches:
     With ``training``: shuffled, augmented, a last batch of one image merged into the one before. Without: in order,
     the last batch padded to ``batch_size``, so that every image is seen at one batch shape. Of several processes each
     gets its part of every training batch, and every so many-th batch without training. With ``stored`` they hold
-    tensors at the model's boundary; with ``decoded`` pictures are made of what is kept of them.
+    tensors at the model's boundary; with ``decoded`` pictures are made of what is kept of them. ``pinned``: in
+    memory from which a CUDA device copies while the CPU goes on.
     """
 
     samples: tuple[Sample, ...]
@@ -124,6 +125,7 @@ class Batches:
     processes: Processes = ALONE
     stored: Stored | None = None
     decoded: Decoded | None = None
+    pinned: bool = False
 
     def __len__(self) -> int:
         """Batches per epoch."""
@@ -176,6 +178,7 @@ class Batches:
             batch_sampler=[[(epoch, position) for position in part.rows] for part in parts],
             collate_fn=_stacked,
             num_workers=self.workers,
+            pin_memory=self.pinned,
             worker_init_fn=partial(_begin_worker, os.getpid()),
             # the loader draws its workers' base seed from here; the default generator must not notice
             generator=torch.Generator().manual_seed(0),

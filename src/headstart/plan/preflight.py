@@ -104,6 +104,7 @@ def prepare(
     list_source(config.data, kind=config.task.kind)  # a mistake in the data must not wait for a download
     opened, chosen_model = _open(config, device, module)
     images = load_images(config, opened.preprocess, on_decoded=lambda done, total: tell(ScanProgress(done, total)))
+    images = _pinned(images) if device.type == "cuda" else images
     check_room(workers=images.train.workers, batch_bytes=_batch_bytes(images.train))
     torch.manual_seed(config.seed)
     swap = _swap(opened, config.head, images.task.num_outputs)
@@ -163,6 +164,11 @@ def _course(
         config, module, course, work.images, recorded=recorded.get("evaluation"), possible=possible
     )
     return course, images, (*about, cached, *size), {"arithmetic": kept, "cache": choices, "evaluation": evaluated}
+
+
+def _pinned(images: Images) -> Images:
+    train, val = (replace(batches, pinned=True) for batches in (images.train, images.val))
+    return replace(images, train=train, val=val, test=images.test and replace(images.test, pinned=True))
 
 
 def _batch_bytes(batches: Batches) -> int:

@@ -148,7 +148,8 @@ class Activations:
         return found
 
     def _read(self, view: int, part: Sequence[int]) -> Arguments:
-        pages = torch.empty(len(part), page_bytes(self.crossings), dtype=torch.uint8)
+        size, pinned = page_bytes(self.crossings), self._batches.pinned
+        pages = torch.empty(len(part), size, dtype=torch.uint8, pin_memory=pinned)
         rows, file = pages.numpy(), self._files[view]
         damaged = [place for place, position in enumerate(part) if not file.read(position, rows[place].data)]
         if damaged:
