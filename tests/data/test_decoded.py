@@ -89,9 +89,10 @@ def test_a_frame_that_is_not_random_is_the_same_for_any_photo(photo, tmp_path) -
     assert torch.equal(pixels(kept(plain, tmp_path / "cache")), pixels(plain))
 
 
-def test_a_large_photo_is_kept_at_the_working_size_and_cropped_as_without(photo, tmp_path) -> None:
+@pytest.mark.parametrize("interpolation", ["bilinear", "lanczos"])
+def test_a_large_photo_is_kept_at_the_working_size_and_cropped_as_without(photo, tmp_path, interpolation) -> None:
     samples = [photo(0, (900, 700)), photo(1, (640, 480), exif=_lying())]
-    plain = batches(samples, preset="standard")
+    plain = batches(samples, preset="standard", preprocess=shown(interpolation))
     made = kept(plain, tmp_path / "cache")
     assert (pixels(made).float() - pixels(plain).float()).abs().mean() < 6  # of 255, in half noise
     changes = plain.transform

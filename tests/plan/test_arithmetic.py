@@ -35,8 +35,19 @@ def chosen(plan: Any) -> dict[str, tuple[str, str]]:
 
 def test_a_short_run_is_not_measured(settings):
     found = chosen(hs.plan(hs.load_config(settings())))
-    few = "auto: 60 image passes are too few to measure others"
+    few = "auto: 72 image passes are too few to measure others"
     assert found == {"precision": ("fp32", few), "memory_format": ("contiguous", "auto: see precision")}
+
+
+@pytest.mark.parametrize(
+    ("options", "passes"),
+    [({}, 30 * 4 + 6), ({"cache": {"use": "never"}}, 360), ({"cache": {"views": 2}}, 30 * 2 + 6),
+     ({"augment": {"preset": "none"}}, 36), ({"augment": {"preset": "none", "flip": "alternating"}}, 66),
+     ({"augment": {"mixup": 0.2}}, 360)],
+)  # fmt: skip
+def test_what_may_be_cached_is_counted_once(settings, options: dict[str, Any], passes: int):
+    found = chosen(hs.plan(hs.load_config(settings(recipe="probe", epochs=10, **options))))
+    assert found["precision"][1] == f"auto: {passes} image passes are too few to measure others"
 
 
 def test_what_is_asked_for_is_done(settings):

@@ -93,15 +93,8 @@ class Raster:
     def __init__(self, pixels: Tensor, *, size: Size) -> None:
         self.pixels, self.size = pixels, size
 
-    def whole(self) -> Image.Image:
-        """All of it, in the file's size."""
-        values = self.pixels.numpy()
-        image = Image.fromarray(values if values.shape[2] == 3 else values[:, :, 0])
-        return image if image.size == self.size else image.resize(self.size, Image.Resampling.BILINEAR)
-
-    def region(self, box: Box, *, scaled: Size, gap: float) -> _Region:
+    def region(self, box: Box) -> _Region:
         """The pixels of the box, however many."""
-        del scaled, gap
         left, top, width, height = box
         across, down = self.pixels.shape[1] / self.size[0], self.pixels.shape[0] / self.size[1]
         left, top = math.floor(left * across), math.floor(top * down)
@@ -131,16 +124,18 @@ def _quick(content: bytes, jpeg: Jpeg, factor: int) -> Tensor | None:
 
 def render(picture: Picture | Raster | Image.Image, frame: Frame, *, interpolation: str, gap: float) -> Tensor:
     """What the frame shows of the picture, uint8 (C, H, W); bilinear and bicubic are within a level of Pillow's."""
-    if interpolation in _PILLOW:
-        whole = picture if isinstance(picture, Image.Image) else picture.whole()
-        left, top, width, height = frame.box
-        part = whole.crop((left, top, left + width, top + height))
-        scaled = _tensor(part.resize(frame.scaled, _PILLOW[interpolation])).permute(2, 0, 1)
-        return _window(scaled, frame)
-    if isinstance(picture, Image.Image):
-        region = _region(picture, frame.box)
-    else:
+    if isinstance(picture, Raster):
+        region = picture.region(frame.box)
+    elif isinstance(picture, Picture) and interpolation not in _PILLOW:
         region = picture.region(frame.box, scaled=frame.scaled, gap=gap)
+    else:
+        region = _region(picture.whole() if isinstance(picture, Picture) else picture, frame.box)
+    if interpolation in _PILLOW:
+        values = region.pixels.numpy()
+        part = Image.fromarray(values if values.shape[2] == 3 else values[:, :, 0])
+        extent = (0.0, 0.0, region.width, region.height)
+        scaled = _tensor(part.resize(frame.scaled, _PILLOW[interpolation], box=extent)).permute(2, 0, 1)
+        return _window(scaled, frame)
     return _window(_upright(_resized(region, frame.scaled, interpolation), region.orientation), frame)
 
 

@@ -21,6 +21,7 @@ from headstart.data.images import Images
 from headstart.models.layout import named_tensors
 from headstart.optim.losses import LossFunction, wide
 from headstart.parallel.messages import from_first
+from headstart.plan.cache import usual_views
 from headstart.plan.decisions import Decision, check_precision
 from headstart.train.phases import PhasePlan, freeze_phase
 from headstart.train.precision import MEMORY_FORMATS, Precision, autocast, device_of, dtype_of
@@ -28,7 +29,7 @@ from headstart.train.step import training_outputs
 
 _FIRST, _REPEATS = 2, 3  # images of a first look; how often a step is timed then
 _STEP_SECONDS, _FEWEST = 0.15, 4  # a timed step takes about as long, on no fewer images
-_SHORT_SECONDS, _FEW_PASSES = 60.0, 2000  # a run below either is not worth measuring
+_SHORT_SECONDS, _FEW_PASSES = 60.0, 1000  # a run below either is not worth measuring
 _HOPELESS = 1.5  # times as slow as the best at first sight
 _MARGIN = 0.85  # of fp32's time in torch's usual order: less is within the noise
 _LOSS, _GRADIENT = {"fp32": 1e-4, "bf16": 0.02}, {"fp32": 1e-2, "bf16": 0.3}  # largest relative differences
@@ -72,10 +73,17 @@ class Workload:
     loss: LossFunction
     images: Images
 
-    @property
-    def passes(self) -> int:
-        """Of training images, in all epochs."""
-        return len(self.images.train.samples) * sum(phase.epochs for phase in self.phases)
+    def passes(self, config: Config) -> int:
+        """Images that go through the model, those of a frozen backbone once per view where it may be cached."""
+        training, wanted = self.images.train.training, config.cache
+        train, val = len(self.images.train.samples), len(self.images.val.samples)
+        may = wanted.use != "never" and training is not None and not training.mixes
+        found = 0
+        for phase in self.phases:
+            once = may and phase.freeze == "backbone"
+            views = usual_views(config, self.images, phase) if once else phase.epochs
+            found += train * views + val * (1 if once else phase.epochs)
+        return found
 
 
 def choose_arithmetic(
@@ -116,14 +124,14 @@ def _measured(config: Config, module: nn.Module, work: Workload) -> tuple[Arithm
     asked, candidates = _asked(config), _candidates(config, module)
     if len(candidates) == 1:
         return asked, "nothing else to choose from"
-    passes = work.passes
+    passes = work.passes(config)
     if passes < _FEW_PASSES:
         return asked, f"{passes:,} image passes are too few to measure others"
     copies = _copies(module, work.phases[-1], candidates)
     first = _trials(copies, work, candidates, images=_FIRST, repeats=1)
     usual = next(trial for trial in first if trial.arithmetic == asked)
     if usual.seconds * passes < _SHORT_SECONDS:
-        return asked, f"about {usual.seconds * passes:.0f} s of training are too few to measure others"
+        return asked, f"about {usual.seconds * passes:.0f} s of work are too few to measure others"
     best = min(trial.seconds for trial in first)
     hopeful = [trial.arithmetic for trial in first if trial.seconds <= _HOPELESS * best or trial.arithmetic == asked]
     images = min(work.images.train.batch_size, max(_FEWEST, round(_STEP_SECONDS / best)))

@@ -93,6 +93,15 @@ def _text(phase: PhasePlan) -> str:
     return " and ".join(phase.cached) + views if phase.cached else f"none{views}"
 
 
+def usual_views(config: Config, images: Images, phase: PhasePlan) -> int:
+    """Of each training image, where they are cached."""
+    training, asked = images.train.training, config.cache.views
+    assert training is not None
+    if not training.random:
+        return 1
+    return min(training.kinds or AUTO_VIEWS, phase.epochs) if asked == "auto" else asked
+
+
 def _chosen(
     config: Config, module: nn.Module, phase: PhasePlan, rules: StepRules, images: Images
 ) -> tuple[PhasePlan, str]:
@@ -103,7 +112,7 @@ def _chosen(
     views = asked if training.random else 1
     if wanted.use == "never":
         return replace(phase, views=views), "as asked"
-    possible = 0 if training.mixes else (views or min(training.kinds or AUTO_VIEWS, phase.epochs))
+    possible = 0 if training.mixes else usual_views(config, images, phase)
     passes = _passes(config, phase, images, views=possible)
     spared = sum(one.images * (one.needed - one.views) for one in passes)
     if wanted.use == "auto" and spared < _FEW:
