@@ -7,7 +7,7 @@ On a CPU fewer are often faster, since their tensors stay in its caches: Efficie
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -24,10 +24,9 @@ from headstart.train.phases import Course
 from headstart.train.precision import MEMORY_FORMATS, autocast, device_of, dtype_of
 from headstart.train.step import StepRules
 
-_SMALLEST, _REPEATS = 8, 2
-_SLOWER = 1.1  # than the best so far: larger ones will not be faster
-_MARGIN = 0.9  # of the time at the training batch's size: less is within the noise
-_SHORT_SECONDS, _FEW_PASSES = 60.0, 2000  # less to compute is not worth measuring
+_SIZES = (8, 16)  # tried beside the training batch's
+_MARGIN = 0.85  # of the time at the training batch's size: less is within the noise
+_SHORT_SECONDS, _SHARE = 60.0, 0.04  # less to compute is not worth measuring, nor is a larger share of it
 
 
 def choose_evaluation(
@@ -55,20 +54,22 @@ def choose_evaluation(
 
 def _measured(module: nn.Module, course: Course, images: Images) -> tuple[int, str]:
     usual, passes = images.train.batch_size, _passes(course, images)
-    if passes < _FEW_PASSES:
+    smallest, next_one = _SIZES
+    if usual <= smallest or 2 * smallest + usual > _SHARE * passes:
         return usual, ""
-    few, found = images.train.few, dict[int, float]()
+    found: dict[int, float] = {}
+
+    def fast_at(size: int) -> bool:
+        found[size] = _seconds(module, images.train.few(size), course.rules, warm=size < usual) / size
+        return found[size] <= _MARGIN * found[usual]
+
     with in_eval(module):
-        for size in _sizes(usual):
-            found[size] = _seconds(module, few(size), course.rules) / size
-            if size == _SMALLEST and found[size] * passes < _SHORT_SECONDS:
-                return usual, ""
-            if found[size] > _SLOWER * min(found.values()):
-                break
-        found[usual] = _seconds(module, few(usual), course.rules) / usual
+        fast_at(usual)
+        if found[usual] * passes < _SHORT_SECONDS or not fast_at(smallest):
+            return usual, ""
+        if next_one < usual:
+            fast_at(next_one)
     best = min(found, key=lambda size: found[size])
-    if found[best] > _MARGIN * found[usual]:
-        return usual, ""
     shown = ", ".join(f"{1000 * found[size]:.3g} ms an image at {size}" for size in sorted(found))
     return best, f"auto: the fastest; {shown}"
 
@@ -83,22 +84,15 @@ def _passes(course: Course, images: Images) -> int:
     return found
 
 
-def _sizes(most: int) -> Iterator[int]:
-    size = _SMALLEST
-    while size < most:
-        yield size
-        size *= 2
-
-
-def _seconds(module: nn.Module, batch: Batch, rules: StepRules) -> float:
-    """Of a forward pass, the best of a few after the first."""
-    device, found = device_of(module), []
+def _seconds(module: nn.Module, batch: Batch, rules: StepRules, *, warm: bool) -> float:
+    """Of a forward pass; ``warm``: of a second one (of many images the first is not much slower)."""
+    device, seconds = device_of(module), 0.0
     arguments = batch.arguments(device, MEMORY_FORMATS[rules.memory_format], dtype_of(module))
-    for _ in range(1 + _REPEATS):
+    for _ in range(1 + (warm or device.type != "cpu")):
         started = time.perf_counter()
         with autocast(device, rules.precision):
             module(*arguments)
         if torch.accelerator.is_available():
             torch.accelerator.synchronize()
-        found.append(time.perf_counter() - started)
-    return min(found[1:])
+        seconds = time.perf_counter() - started
+    return seconds
