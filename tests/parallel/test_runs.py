@@ -138,7 +138,11 @@ def test_two_processes_do_what_one_does(started, tmp_path) -> None:
     plain = {"model": {"name": "starter"}, "epochs": 2, "batch": {"size": 8}, "augment": {"preset": "light"}}
     said = {}
     for devices in (1, 2):
-        child = started("--json", sections=plain | {"devices": devices}, run=f"run{devices}")
+        child = started(
+            "--json",
+            sections=plain | {"devices": devices, "activation_checkpointing": devices == 2},
+            run=f"run{devices}",
+        )
         said[devices] = child.communicate()
         assert child.returncode == 0, said[devices]
     assert [len(out.splitlines()) for out, _ in said.values()] == [1, 1]
@@ -174,6 +178,7 @@ def test_a_run_that_shares_the_model_out_is_the_same_stopped_and_resumed(started
     child = started(sections=plain, run="alone")
     assert child.communicate() and child.returncode == 0
     shared = plain | {"devices": 2, "parallel": {"kind": "fsdp"}, "checkpoint": {"every_steps": 1}}
+    shared["activation_checkpointing"] = True
     child = started(sections=shared)
     wait_for_step(tmp_path / "run", 1, child)
     kill_all(child.mark, signal.SIGTERM)

@@ -45,8 +45,3 @@ def test_what_has_no_blocks_is_refused(settings) -> None:
     flat = nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 8), nn.ReLU(), nn.Linear(8, 3))
     with pytest.raises(ConfigError, match=r"no row of blocks .* --batch.accumulate 2"):
         ready(settings, flat, model={"image_size": 32}, activation_checkpointing=True)
-
-
-def test_a_model_that_is_shared_out_is_refused(settings) -> None:
-    with pytest.raises(ConfigError, match=r"not with --parallel\.kind fsdp"):
-        ready(settings, model=RESNET, activation_checkpointing=True, parallel={"kind": "fsdp"})

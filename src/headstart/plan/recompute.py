@@ -11,11 +11,9 @@ from headstart.train.recompute import recomputed_blocks
 
 
 def choose_recompute(config: Config, module: nn.Module) -> tuple[Decision, ...]:
-    """Nothing unless it is asked for.  Raises: ConfigError: the model has no blocks, or is shared out."""
+    """Nothing unless it is asked for.  Raises: ConfigError: the model has no blocks."""
     if not config.activation_checkpointing:
         return ()
-    if config.parallel.kind == "fsdp":
-        raise ConfigError("activation_checkpointing: not with --parallel.kind fsdp; leave one of them out")
     count = len(recomputed_blocks(module))
     if not count:
         raise ConfigError(
