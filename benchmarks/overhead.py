@@ -138,6 +138,7 @@ def lightning(data: Preloaded) -> float:
 
 
 def fastai(data: Preloaded) -> float:
+    import fastai.callback.progress  # noqa: F401  gives Learner its no_bar
     from fastai.basics import DataLoaders, Learner
 
     loader = torch.utils.data.DataLoader(data.ready, batch_size=None)

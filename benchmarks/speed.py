@@ -177,7 +177,7 @@ def _planned(table: str, arguments: argparse.Namespace, work: Path) -> Iterator[
             shift = repeat % len(round_)  # nobody is always first
             ours = table == "head" and repeat == 0
             for job in round_[shift:] + round_[:shift]:
-                yield repeat, replace(job, limit=ours and job.tool == "headstart")
+                yield repeat, replace(job, limit=ours and job.tool == "headstart" and job.views == 1)
 
 
 def _there(folder: Path) -> Path:

@@ -14,6 +14,7 @@ import pstats
 import shutil
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -134,11 +135,13 @@ def _chosen(job: Job, wanted: dict[str, Any], folder: Path) -> dict[str, Any]:
 def limit(config: Config) -> dict[str, float]:
     """CPU seconds of what cannot be spared: a decode and a forward pass of every image and view, the head's steps."""
     ready = prepare(config, module=None, loss=None, tell=lambda _: None)
-    phase = ready.course.phases[0]
+    course, phase = ready.course, ready.course.phases[0]
     frozen = freeze_phase(ready.opened.module, phase)
     prefix = find_boundary(ready.opened.module, frozen).prefix
     laps, features = Laps(), []
-    train, val = ready.images.train, ready.images.val
+    train, val = (
+        replace(split, batch_size=course.cache.batch_size) for split in (ready.images.train, ready.images.val)
+    )
     for batches, view in [*((train, view) for view in range(phase.views)), (val, 0)]:
         order = list(range(len(batches.samples)))
         groups = [order[start : start + batches.batch_size] for start in range(0, len(order), batches.batch_size)]
@@ -148,9 +151,11 @@ def limit(config: Config) -> dict[str, float]:
             if batch is None:
                 break
             laps.lap("decode")
-            features.append(through_prefix(prefix, batch, ready.course.rules)[0].float())
+            features.append(through_prefix(prefix, batch, course.rules)[0].float()[: batch.size])
             laps.lap("forward")
-    _head_steps(ready, features)
+    size, count = ready.images.train.batch_size, len(train.samples) * phase.views
+    rows = torch.cat(features)
+    _head_steps(ready, [*rows[:count].split(size), *rows[count:].split(size)])
     laps.lap("head")
     return {name: round(sum(values), 3) for name, values in laps.parts.items()} | {"total": round(laps.total, 3)}
 
@@ -159,7 +164,8 @@ def _head_steps(ready: Prepared, features: list[torch.Tensor]) -> None:
     """A bare loop over the features, validation included."""
     head = nn.Linear(features[0].flatten(1).shape[1], 2)
     optimizer = torch.optim.AdamW(head.parameters(), lr=1e-3, fused=True)
-    steps, judged = len(ready.images.train), len(ready.images.val)
+    steps = len(ready.images.train)
+    judged = -(-len(ready.images.val.samples) // ready.images.train.batch_size)
     for _ in range(ready.config.epochs):
         for rows in features[:steps]:
             loss = nn.functional.cross_entropy(head(rows.flatten(1)), torch.arange(len(rows)) % 2)

@@ -120,7 +120,7 @@ def _frozen_row(some: Rows, values: Sequence[float], medians: dict[tuple[str, st
 def _limits(name: str, rows: Rows) -> Iterator[str]:
     """What cannot be spared, and how near headstart comes."""
     for some in _groups(rows).values():
-        found = [row for row in some if "limit" in row]
+        found = [row for row in some if isinstance(row.get("limit"), dict)]
         if not found or name != "head":
             continue
         parts = {part: statistics.median(row["limit"][part] for row in found) for part in found[0]["limit"]}
