@@ -261,15 +261,16 @@ def _about(rows: Rows) -> Iterator[str]:
     if not whole:
         return
     row, machine = whole[0], whole[0]["machine"]
-    repeats = 1 + max(one["repeat"] for one in rows)
+    counts = {len(some) for some in _groups(whole).values() if not some[0]["work"].endswith("same_bits")}
+    repeats = f"{min(counts)} to {max(counts)} runs of a row" if len(counts) > 1 else f"{max(counts)} runs of each row"
     loads = [one["machine"]["load"] for one in rows]
     versions: dict[str, str] = {}
     for one in whole:
         versions |= one["versions"]
     yield (
         f"{machine['cpu']}, {machine['cores']} cores, one compute thread, {row['run'][:10]}; load of the machine "
-        f"{min(loads):.0f} to {max(loads):.0f}; {repeats} repeat{'s' * (repeats > 1)}, interleaved: median "
-        f"(lowest .. highest). {' '.join(f'{name} {value}' for name, value in versions.items())}."
+        f"{min(loads):.0f} to {max(loads):.0f} (CPU time, which that hardly changes); {repeats}: median (lowest .. "
+        f"highest). {' '.join(f'{name} {value}' for name, value in versions.items())}."
     )
     yield ""
     if row["table"] == "growth":
@@ -280,12 +281,20 @@ def _about(rows: Rows) -> Iterator[str]:
 
 
 def _work(whole: Rows) -> str:
-    row = whole[0]
-    epochs = max(one["epochs"] for one in whole)
-    text = f"{row['train_images']:,} training and {row['val_images']:,} validation photos of 500 x 375, "
-    text += f"batch {row['batch']}"
+    ours, theirs = ([row for row in whole if (row["tool"] == "headstart") is mine] for mine in (True, False))
+    row, epochs = whole[0], max(one["epochs"] for one in whole)
+    text = f"Photos of 500 x 375, {_photos(ours or theirs)} (training + validation), batch {row['batch']}"
     if row["table"] in ("head", "suffix"):
-        few = sorted({one["epochs"] for one in whole if one["tool"] in PEERS and one["epochs"] < epochs})
         text += f", {epochs} epochs, validation after each"
-        text += f"; peers ran {few[0]} and are scaled to {epochs}, the rest at the last one's cost" if few else ""
+    if ours and theirs:
+        few = max(one["epochs"] for one in theirs)
+        text += f"; peers ran on {_photos(theirs)}"
+        text += f", {few} epochs, and are scaled to headstart's photos and epochs" if few < epochs else ""
     return text + "."
+
+
+def _photos(rows: Rows) -> str:
+    """By model where they differ."""
+    found = {row["model"]: f"{row['train_images']:,} + {row['val_images']:,}" for row in rows}
+    same = set(found.values())
+    return same.pop() if len(same) == 1 else ", ".join(f"{model} {count}" for model, count in found.items())
