@@ -19,9 +19,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import huggingface_hub  # noqa: F401  this and the next two: imported before the clock starts, as the peers' parts are
+import huggingface_hub  # noqa: F401  this and the next three: imported before the clock starts, as the peers' parts are
 import matplotlib.pyplot  # noqa: F401
 import torch
+import torch._dynamo  # which timm imports, and headstart with its first optimizer step
 import torchmetrics.functional.classification  # noqa: F401
 from torch import nn
 

@@ -39,6 +39,19 @@ def covered(found: dict[str, Tensor]) -> Coverage:
     return cover(small_net().state_dict(), found, heads=head, where="w.pth")
 
 
+@pytest.mark.parametrize("first", [0x80, 0x50, 0x3C])
+def test_safetensors_are_known_whatever_the_length_of_their_header(tmp_path: Path, first: int) -> None:
+    """The length comes first: one of 32 files begins with 0x80, as a pickle does."""
+    path, state = tmp_path / "w.safetensors", {"a": torch.arange(3.0)}
+    for padding in range(0, 2048, 8):
+        save_file(state, path, metadata={"note": "x" * padding})
+        if path.read_bytes()[0] == first - first % 8:
+            break
+    else:
+        pytest.fail("no such header was made")
+    assert torch.equal(read_weights(path).tensors["a"], state["a"])
+
+
 def test_safetensors_and_pth_give_the_same_tensors_and_the_file_hash(tmp_path: Path) -> None:
     state = small_net().state_dict()
     save_file(state, tmp_path / "w.safetensors")

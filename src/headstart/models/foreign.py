@@ -46,9 +46,10 @@ def what_it_is(data: bytes, *, suffix: str) -> str | None:
         return "it is a Git LFS pointer, not the weights; fetch the file itself with git lfs pull"
     if not data.strip(b"\0"):
         return f"all of its {len(data):,} bytes are zero; fetch or copy it again"
-    if suffix == ".safetensors" and data.startswith((b"PK\3\4", b"\x80")):
+    is_safetensors = data[8:9] == b"{" and int.from_bytes(data[:8], "little") < len(data)  # the header's length, first
+    if suffix == ".safetensors" and not is_safetensors and data.startswith((b"PK\3\4", b"\x80")):
         return "it is a file of torch.save, not safetensors; give it the ending .pth"
-    if suffix != ".safetensors" and data[8:9] == b"{" and int.from_bytes(data[:8], "little") < len(data):
+    if suffix != ".safetensors" and is_safetensors:
         return "it is a safetensors file; give it the ending .safetensors"
     return None
 
