@@ -37,7 +37,7 @@ from headstart.train.cache import CacheProgress, through_prefix
 from headstart.train.phases import freeze_phase
 from headstart.train.step import StepDone
 
-_SHOWN = ("precision", "memory_format", "cache")
+_SHOWN = ("precision", "memory_format", "cache", "evaluation")
 
 
 class _Enough(Exception):

@@ -19,7 +19,7 @@ _switch = tyro.conf.arg(help_behavior_hint="")
 
 @dataclass(frozen=True, kw_only=True)
 class Cache:
-    """Activations of frozen layers that runs keep and share, in HEADSTART_CACHE (default ~/.cache/headstart)."""
+    """Activations and decoded images that runs keep and share, in HEADSTART_CACHE (default ~/.cache/headstart)."""
 
     what: Annotated[
         Literal["list", "clear"], tyro.conf.Positional, tyro.conf.arg(metavar="list|clear", help_behavior_hint="")

@@ -22,7 +22,7 @@ VERBS = {  # a verb's module is imported when it is called
     "describe": "a model as a tree: shapes, parameters, head, each group's rate, what a freeze rule freezes",
     "models": "models by name, size, top-1, speed and licence; --measure times them on this machine",
     "report": "write a run's report again",
-    "cache": "list or clear the activations of frozen layers that runs keep",
+    "cache": "list or clear what runs keep: activations, decoded images",
 }
 
 
