@@ -79,6 +79,12 @@ def test_the_fastest_is_taken_and_used(settings) -> None:
 
 
 @pytest.mark.usefixtures("pays")
+def test_a_batch_may_be_larger_than_the_data(settings) -> None:
+    made = ready(settings, Small(), batch={"size": 50})
+    assert (made.images.val.batch_size, made.images.train.batch_size) == (8, 50)
+
+
+@pytest.mark.usefixtures("pays")
 def test_the_choice_stays_when_the_run_goes_on(settings, monkeypatch: pytest.MonkeyPatch) -> None:
     made = ready(settings, Small())
     choices = json.loads(json.dumps(made.plan.to_dict()["choices"]))

@@ -168,8 +168,9 @@ class Batches:
             yield self._batch(part, values, epoch=epoch)
 
     def few(self, count: int) -> Batch:
-        """The first images as one batch, read by this process: something to measure with."""
-        return next(replace(self, batch_size=count, workers=0).padded([range(count)], epoch=0))
+        """The first images as one batch of this size, read by this process: something to measure with."""
+        there = range(min(count, len(self.samples)))
+        return next(replace(self, batch_size=count, workers=0).padded([there], epoch=0))
 
     def _read(self, parts: Sequence[_Part], epoch: int) -> Iterator[Arguments]:
         """The pixels of each part's images."""
