@@ -262,7 +262,8 @@ def _about(rows: Rows) -> Iterator[str]:
         return
     row, machine = whole[0], whole[0]["machine"]
     counts = {len(some) for some in _groups(whole).values() if not some[0]["work"].endswith("same_bits")}
-    repeats = f"{min(counts)} to {max(counts)} runs of a row" if len(counts) > 1 else f"{max(counts)} runs of each row"
+    few, many = min(counts), max(counts)
+    repeats = f"{few} to {many} runs of a row" if many > few else f"{few} run{'s' * (few > 1)} of each row"
     loads = [one["machine"]["load"] for one in rows]
     versions: dict[str, str] = {}
     for one in whole:
@@ -281,7 +282,8 @@ def _about(rows: Rows) -> Iterator[str]:
 
 
 def _work(whole: Rows) -> str:
-    ours, theirs = ([row for row in whole if (row["tool"] == "headstart") is mine] for mine in (True, False))
+    ours = [row for row in whole if row["tool"] == "headstart"]
+    theirs = [row for row in whole if row["tool"] in PEERS]
     row, epochs = whole[0], max(one["epochs"] for one in whole)
     text = f"Photos of 500 x 375, {_photos(ours or theirs)} (training + validation), batch {row['batch']}"
     if row["table"] in ("head", "suffix"):
