@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import resource
+import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 import headstart as hs
-from headstart.data.workers import check_room, deaths_explained
+from headstart.data.workers import check_room, deaths_explained, stay_with
 from headstart.errors import ConfigError, RunError
 
 
@@ -80,3 +83,18 @@ def test_a_death_in_the_middle_of_handing_over_is_explained_too(error) -> None:
     said = "a process that loads images died; usually the system was out of memory"
     with pytest.raises(RunError, match=said), deaths_explained():
         raise error
+
+
+def test_a_loading_process_that_is_left_does_not_keep_the_run_from_ending() -> None:
+    """Python waits at its end for processes that it started, and these do not heed SIGTERM."""
+    left = multiprocessing.get_context("fork").Process(target=_deaf, daemon=True)
+    with pytest.raises(RunError, match="died"), deaths_explained():
+        left.start()
+        raise RuntimeError("DataLoader worker (pid 1) is killed by signal: Killed.")
+    left.join(timeout=30)
+    assert left.exitcode == -signal.SIGKILL
+
+
+def _deaf() -> None:
+    stay_with(os.getppid())
+    time.sleep(600)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import multiprocessing
 import os
 import resource
 import signal
@@ -49,6 +50,8 @@ def deaths_explained() -> Iterator[None]:
         text = str(error) or type(error).__name__
         if isinstance(error, RuntimeError) and not any(words in text for words in (_DEATH, *_HANDING_OVER)):
             raise
+        for process in multiprocessing.active_children():  # one that was only just forked would not heed SIGTERM, and
+            process.kill()  # Python waits for it when it ends
         what = next((line for line in text.splitlines() if _DEATH in line), text.splitlines()[-1]).strip()
         cause, remedy = next(value for words, value in _CAUSES.items() if words in text)
         raise RunError(
