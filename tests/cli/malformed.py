@@ -111,6 +111,8 @@ OPTIONS = _cases(
     ("train {PHOTOS} --head.dropout 2", "head.dropout: 2 is too large"),
     ("train {PHOTOS} {SMALL} --head.at layer7.fc", "layer7.fc"),
     ("train {PHOTOS} --augment.preset storng", "did you mean strong?"),
+    ("train {PHOTOS} --augment.flip sometimes", "augment.flip: 'sometimes'", "alternating"),
+    ("train {PHOTOS} --cache.decoded maybe", "cache.decoded: 'maybe'", "true or false"),
     ("train {PHOTOS} --augment.flip yes", "augment.flip: 'yes'", "true"),
     ("train {PHOTOS} --model.options 'drop_path_rate=0.1'", "model.options", "{drop_path_rate: 0.1}"),
     ("train {PHOTOS} --model timm/test_resnet --weights none --model.options '{{drop_rat: 0.1}}'", "drop_rat"),

@@ -17,6 +17,7 @@ import headstart as hs
 from headstart.errors import NonFiniteError
 from headstart.optim.groups import param_groups
 from headstart.runs.checkpoint import read_checkpoint
+from headstart.train.finite import damaged
 from headstart.train.state import TrainState
 from headstart.train.step import StepRules, train_step
 
@@ -135,3 +136,11 @@ def test_what_is_not_finite_becomes_neither_best_nor_last(settings, cause: str) 
     found = read_checkpoint(checkpoints)
     assert (found.counters["step"], found.skipped) == (5, ())
     assert not list(checkpoints.glob("step-00000006"))
+
+
+def test_whole_numbers_among_the_weights_are_no_hindrance() -> None:
+    model = nn.Linear(2, 2)
+    model.codes = nn.Parameter(torch.arange(4), requires_grad=False)
+    assert damaged(model) == []
+    model.weight.data[0, 0] = float("inf")
+    assert damaged(model) == ["weight"]

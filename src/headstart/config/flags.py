@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import MISSING, field, fields, is_dataclass, make_dataclass
 from functools import cache
@@ -18,7 +19,6 @@ from headstart.errors import ConfigError
 EVERY = ("", *hints(Config))  # sections to have flags for; "": the options outside sections
 _NOT_FLAGS = ("data.source",)  # the positional DATA
 _RULES: dict[Any, str] = {Until: "until:NAME", Stages: "stages:N", Names: "names:GLOB,...", But: "but:KIND"}
-_NEARLY = ("yes", "no", "on", "off", "1", "0")  # meant as true or false, and told so; other words are the next argument
 _METAVARS = {int: "INT", float: "NUMBER", str: "TEXT", bool: "true|false", dict: "YAML"}
 
 
@@ -165,16 +165,12 @@ def _given(args: Any) -> dict[str, object]:
 
 def _with_true(argv: Sequence[str]) -> list[str]:
     """``--data.log`` alone means ``--data.log true``."""
-    known = {leaf.flag: options(leaf.annotation) for leaf in leaves().values()}
-    switches = {flag: some for flag, some in known.items() if any(option.type is bool for option in some)}
+    switches = {leaf.flag for leaf in leaves().values() if any(o.type is bool for o in options(leaf.annotation))}
     completed = []
     for index, word in enumerate(argv):
         completed.append(word)
-        after = argv[index + 1].lower() if index + 1 < len(argv) else ""
-        choices = switches.get(word.replace("_", "-"))
-        if choices is None:
-            continue
-        if after not in ("true", "false", *_NEARLY, *(value for option in choices for value in option.values)):
+        after = argv[index + 1] if index + 1 < len(argv) else "-"
+        if word.replace("_", "-") in switches and (after.startswith("-") or os.path.lexists(after)):
             completed.append("true")
     return completed
 

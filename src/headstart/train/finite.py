@@ -58,7 +58,8 @@ def damaged(model: nn.Module) -> list[str]:
     tensors = {
         name: local(value.detach()) for name, value in (dict(model.named_parameters()) | _statistics(model)).items()
     }
-    sizes = torch._foreach_norm([*tensors.values()], 2.0) if tensors else []
+    floats = [value for value in tensors.values() if value.is_floating_point()]
+    sizes = torch._foreach_norm(floats, 2.0) if floats else []
     if all(map(math.isfinite, torch.stack([size.float() for size in sizes]).tolist() if sizes else [])):
         return []  # a tenth of the time that looking at each value takes; huge ones give an infinite norm
     return [name for name, value in tensors.items() if not bool(torch.isfinite(value).all())]
