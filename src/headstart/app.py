@@ -27,6 +27,7 @@ from headstart.runs.log import Note, RunLog
 from headstart.runs.resume import begin
 from headstart.runs.saving import Saver, interruptible
 from headstart.storage import locked
+from headstart.train.heap import kept_memory, release_memory, returned_memory
 from headstart.train.phases import train_phases
 from headstart.train.precision import usable_device
 
@@ -54,7 +55,8 @@ def train(
     """
     config = check(config)
     run, resume = default_out(config), resume or was_restarted()
-    with joined(usable_device(config.device), timeout_seconds=config.parallel.timeout_seconds) as ours:
+    device, seconds = usable_device(config.device), config.parallel.timeout_seconds
+    with returned_memory(), kept_memory(), joined(device, timeout_seconds=seconds) as ours:
         tell = watch if ours.is_first else _silent
         if _is_finished(run, config, resume=resume):
             tell(Note(f"{run} is finished already; choose another folder with --out for a new run"))
@@ -65,6 +67,7 @@ def train(
             prepared = prepare(config, module=model, loss=loss, tell=tell, recorded=recorded)
             if ours.is_first:
                 refuse_small_disk(run, prepared)
+        release_memory()  # the trial steps'
         with locked(run) if ours.is_first else nullcontext():
             if _is_finished(run, config, resume=resume):  # again: another process may have had it until now
                 return finished_run(run, model=model)
@@ -109,4 +112,5 @@ def plan(
     config: Config, *, model: nn.Module | None = None, loss: LossFunction | None = None, watch: Watch = lambda _: None
 ) -> Plan:
     """Decide everything that ``train`` would, and write nothing.  Raises: as ``train``."""
-    return prepare(check(config), module=model, loss=loss, tell=watch).plan
+    with returned_memory(), kept_memory():
+        return prepare(check(config), module=model, loss=loss, tell=watch).plan

@@ -19,6 +19,7 @@ from headstart.data.task import TaskSpec
 from headstart.errors import NonFiniteError
 from headstart.parallel.messages import gathered
 from headstart.parallel.shards import is_sharded, part_again
+from headstart.train.heap import kept_memory
 from headstart.train.metrics import measure
 from headstart.train.precision import MEMORY_FORMATS, Precision, autocast, device_of, dtype_of
 from headstart.train.step import training_outputs
@@ -122,7 +123,7 @@ def _run(model: nn.Module, batches: Batches, *, precision: Precision, memory_for
     if batches.training is not None:  # the same images as they are: in order, not changed at random
         batches = replace(batches, training=None, transform=eval_transform(batches.preprocess), decoded=None)
     keys = tuple(sample.key for sample in batches.samples)
-    with in_eval(model):
+    with in_eval(model), kept_memory():
         level = _level(batches.epoch(0), batches, everywhere=is_sharded(model))
         outputs = [scores(model, batch, precision=precision, memory_format=memory_format) for batch in level]
         part_again(model)

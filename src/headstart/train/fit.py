@@ -12,6 +12,7 @@ from headstart.data.batches import Batch
 from headstart.errors import NonFiniteError
 from headstart.optim.schedules import rate_factor
 from headstart.train.finite import damaged
+from headstart.train.heap import kept_memory
 from headstart.train.state import TrainState
 from headstart.train.step import StepDone, StepRules, train_step
 
@@ -68,19 +69,20 @@ def fit(
     """
     first = state.epochs_done if first_epoch is None else first_epoch
     per_epoch = len(batches)
-    for epoch in range(state.epochs_done, first + epochs):
-        started, images = time.monotonic(), 0
-        made = Timed(batches.epoch(epoch, first=state.epoch_step))
-        for batch in made:
-            done_here = (epoch - first) * per_epoch + state.epoch_step
-            set_rates(state, rate_factor(schedule or _CONSTANT, done_here, total=epochs * per_epoch))
-            done = train_step(state, batch, rules=rules, steps_in_epoch=per_epoch)
-            state.epoch_step += 1
-            state.epoch_loss += done.loss * done.weight
-            state.epoch_weight += done.weight
-            images += done.images
-            yield done
-        yield replace(_close_epoch(state, images, time.monotonic() - started), input_seconds=made.seconds)
+    with kept_memory():
+        for epoch in range(state.epochs_done, first + epochs):
+            started, images = time.monotonic(), 0
+            made = Timed(batches.epoch(epoch, first=state.epoch_step))
+            for batch in made:
+                done_here = (epoch - first) * per_epoch + state.epoch_step
+                set_rates(state, rate_factor(schedule or _CONSTANT, done_here, total=epochs * per_epoch))
+                done = train_step(state, batch, rules=rules, steps_in_epoch=per_epoch)
+                state.epoch_step += 1
+                state.epoch_loss += done.loss * done.weight
+                state.epoch_weight += done.weight
+                images += done.images
+                yield done
+            yield replace(_close_epoch(state, images, time.monotonic() - started), input_seconds=made.seconds)
 
 
 class Timed(Iterator[Batch]):
