@@ -137,7 +137,8 @@ def test_what_was_chosen_stays_when_the_run_goes_on(settings, tmp_path: Path, mo
     plan = json.loads((resumed.path / "plan.json").read_text())
     assert plan["precision"] == "bf16"
     assert plan["choices"]["arithmetic"] == {
-        "precision": "bf16", "memory_format": "channels_last", "why": "it was the fastest",
+        "precision": "bf16", "memory_format": "channels_last", "attention": "fused",
+        "why": "it was the fastest",
     }  # fmt: skip
     ours, theirs = resumed.model.state_dict(), whole.model.state_dict()
     assert all(torch.equal(value, theirs[name]) for name, value in ours.items())

@@ -359,6 +359,9 @@ class Config:
     """Arithmetic of the forward pass; weights stay fp32. auto: measured in long runs, else fp32."""
     memory_format: Literal["auto", "contiguous", "channels_last"] = "auto"
     """Order of image tensors in memory. auto: measured in long runs, else contiguous."""
+    attention: Literal["auto", "fused", "plain"] = "auto"
+    """How training computes attention: torch's fused kernel, or the plain formula, which takes more memory and can be
+    faster in bf16 on a CPU. auto: measured in long runs, else fused."""
     activation_checkpointing: bool = False
     """Compute the activations of a model's blocks again for the backward pass instead of keeping them: less memory, up
     to a third more time, the same bits."""

@@ -1,4 +1,5 @@
-"""Precision and memory format: a few steps of each candidate, on the real model and images; the fastest that agrees.
+"""Precision, memory format and attention: a few steps of each candidate, on the real model and images; the fastest
+that agrees.
 
 bf16 and channels_last train some networks twice as fast and others half as fast, on the same machine.
 """
@@ -23,6 +24,7 @@ from headstart.optim.losses import LossFunction, wide
 from headstart.parallel.messages import from_first
 from headstart.plan.cache import usual_views
 from headstart.plan.decisions import Decision, check_precision
+from headstart.train.attention import Attention, attending, has_attention
 from headstart.train.phases import PhasePlan, freeze_phase
 from headstart.train.precision import MEMORY_FORMATS, Precision, autocast, device_of, dtype_of
 from headstart.train.step import training_outputs
@@ -41,6 +43,11 @@ class Arithmetic:
 
     precision: Precision
     memory_format: str
+    attention: Attention = "fused"
+
+    def __str__(self) -> str:
+        plain = ", plain attention" if self.attention == "plain" else ""
+        return f"{self.precision} {self.memory_format}{plain}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,11 +65,12 @@ class _Trial:
         return self.loss <= _LOSS[kind] and self.gradient <= _GRADIENT[kind]
 
     def __str__(self) -> str:
-        text = f"{self.arithmetic.precision} {self.arithmetic.memory_format} {1 / self.seconds:,.1f} images/s"
+        text = f"{self.arithmetic} {1 / self.seconds:,.1f} images/s"
         return text + (f" (loss {self.loss:.1%}, gradient {self.gradient:.1%} off)" if self.gradient else "")
 
 
 _USUAL = Arithmetic(precision="fp32", memory_format="contiguous")
+_PARTS = ("precision", "memory_format", "attention")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,8 +97,8 @@ class Workload:
 def choose_arithmetic(
     config: Config, module: nn.Module, work: Workload, *, recorded: Mapping[str, Any] | None, possible: bool
 ) -> tuple[Arithmetic, tuple[Decision, ...], dict[str, Any]]:
-    """Precision and memory format as asked, or for ``auto`` the fastest that agrees with fp32; and as plan.json keeps
-    them.
+    """Precision, memory format and attention as asked, or for ``auto`` the fastest that agrees with fp32; and as
+    plan.json keeps them.
 
     ``recorded``: what was chosen when the run began; ``possible``: each process has the whole model.
 
@@ -101,15 +109,14 @@ def choose_arithmetic(
     if not choice:
         chosen, why = _measured(config, module, work) if possible else (_asked(config), "the model is shared out")
         choice = from_first(asdict(chosen) | {"why": why})
-    found = Arithmetic(precision=choice["precision"], memory_format=choice["memory_format"])
-    reasons = [f"auto: {choice['why']}", "auto: see precision"]
-    if config.precision != "auto":
-        reasons = [asked_why, reasons[0]]
-    decisions = (
-        Decision("precision", found.precision, reasons[0]),
-        Decision("memory_format", found.memory_format, reasons[1] if config.memory_format == "auto" else "as asked"),
-    )
-    return found, decisions, choice
+    found = Arithmetic(**{name: choice[name] for name in _PARTS if name in choice})
+    left_open = [name for name in _PARTS if getattr(config, name) == "auto"]
+    reasons = {name: asked_why if name == "precision" else "as asked" for name in _PARTS}
+    reasons |= dict.fromkeys(left_open, f"auto: see {left_open[0]}")
+    reasons |= dict.fromkeys(left_open[:1], f"auto: {choice['why']}")
+    usual = config.attention == "auto" and found.attention == "fused"  # not worth a line
+    shown = [name for name in _PARTS if not (name == "attention" and usual)]
+    return found, tuple(Decision(name, getattr(found, name), reasons[name]) for name in shown), choice
 
 
 def _asked(config: Config) -> Arithmetic:
@@ -117,6 +124,7 @@ def _asked(config: Config) -> Arithmetic:
     return Arithmetic(
         precision="fp32" if config.precision == "auto" else config.precision,
         memory_format="contiguous" if config.memory_format == "auto" else config.memory_format,
+        attention="fused" if config.attention == "auto" else config.attention,
     )
 
 
@@ -150,7 +158,19 @@ def _candidates(config: Config, module: nn.Module) -> list[Arithmetic]:
         formats = ["contiguous"]
     if device_of(module).type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
         precisions = [kind for kind in precisions if kind != "bf16"] or precisions
-    return [Arithmetic(precision=kind, memory_format=order) for kind in precisions for order in formats]
+    return [
+        Arithmetic(precision=kind, memory_format=order, attention=how)
+        for kind in precisions
+        for order in formats
+        for how in _attentions(config, module, kind)
+    ]
+
+
+def _attentions(config: Config, module: nn.Module, precision: Precision) -> tuple[Attention, ...]:
+    if config.attention != "auto":
+        return (config.attention,)
+    may_gain = precision == "bf16" and device_of(module).type == "cpu" and has_attention(module)
+    return ("fused", "plain") if may_gain else ("fused",)
 
 
 def _trials(
@@ -211,11 +231,12 @@ def _step_seconds(model: nn.Module, batch: Batch, loss: LossFunction, arithmetic
 def _backward(model: nn.Module, batch: Batch, loss: LossFunction, arithmetic: Arithmetic) -> float:
     device = device_of(model)
     arguments = batch.arguments(device, MEMORY_FORMATS[arithmetic.memory_format], dtype_of(model))
-    with autocast(device, arithmetic.precision):
-        outputs = model(*arguments)
-    found = loss(wide(training_outputs(outputs)[0][1]), batch.targets.to(device))
-    total = wide(found[0] if isinstance(found, tuple) else found).mean()
-    total.backward()  # type: ignore[no-untyped-call]
+    with attending(arithmetic.attention):
+        with autocast(device, arithmetic.precision):
+            outputs = model(*arguments)
+        found = loss(wide(training_outputs(outputs)[0][1]), batch.targets.to(device))
+        total = wide(found[0] if isinstance(found, tuple) else found).mean()
+        total.backward()  # type: ignore[no-untyped-call]
     return float(total.detach())
 
 

@@ -17,6 +17,7 @@ from headstart.models.preprocess import Preprocess
 from headstart.optim.optimizers import make_optimizer
 from headstart.parallel.processes import current
 from headstart.plan.decisions import Decision
+from headstart.train.attention import attending
 from headstart.train.phases import Course, freeze_phase
 from headstart.train.precision import autocast, device_of, dtype_of
 from headstart.train.recompute import recomputing
@@ -106,7 +107,7 @@ def _kept(module: nn.Module, preprocess: Preprocess, rules: StepRules, *, images
 
     shape = (images, preprocess.channels, preprocess.height, preprocess.width)
     hooks = torch.autograd.graph.saved_tensors_hooks(note, lambda value: value)
-    with _as_it_was(module), hooks, recomputing(module, wanted=rules.recompute):
+    with _as_it_was(module), hooks, attending(rules.attention), recomputing(module, wanted=rules.recompute):
         with autocast(device_of(module), rules.precision):
             outputs = module(torch.zeros(shape, dtype=dtype_of(module)))  # kept alive: no address is used twice
         found = sum(seen.values()), max(seen.values(), default=0)

@@ -148,8 +148,8 @@ def _course(
     module.to(memory_format=MEMORY_FORMATS[chosen.memory_format])
     rules = StepRules(
         loss=work.loss, penalties=config.penalties, precision=chosen.precision, memory_format=chosen.memory_format,
-        accumulate=batch.accumulate, clip_norm=batch.clip_norm, clip_value=batch.clip_value, seed=config.seed,
-        recompute=config.activation_checkpointing,
+        attention=chosen.attention, accumulate=batch.accumulate, clip_norm=batch.clip_norm,
+        clip_value=batch.clip_value, seed=config.seed, recompute=config.activation_checkpointing,
     )  # fmt: skip
     limit = int(config.cache.limit_gb * 1e9)
     where = CacheRules(folder=cache_folder(), model=opened.spec, dtype=config.cache.dtype, limit_bytes=limit)

@@ -26,6 +26,7 @@ from headstart.parallel.messages import summed
 from headstart.parallel.model import reducing, replicated, share_statistics
 from headstart.parallel.processes import current
 from headstart.parallel.shards import is_sharded
+from headstart.train.attention import Attention, attending
 from headstart.train.finite import check_rates, check_weights, complaint, names, norms
 from headstart.train.precision import MEMORY_FORMATS, Precision, autocast, device_of
 from headstart.train.recompute import recomputing
@@ -40,13 +41,15 @@ _MOST_OVERFLOWS = 20  # fp16: from 2**16 this many halvings reach 2**-4, where n
 class StepRules:
     """How a step is made. ``loss`` is a name, a config value, or a function (outputs, targets) -> one loss per sample
     (B,), or (losses, weights); its outputs are at least float32. The loss of a step is the sum of losses x weights over
-    the sum of weights, however the step is cut. ``recompute``: a block's activations are not kept (see ``recompute``).
+    the sum of weights, however the step is cut. ``recompute``: a block's activations are not kept (see ``recompute``);
+    ``attention``: how it is computed (see ``attention``).
     """
 
     loss: str | Loss | LossFunction = "cross_entropy"
     penalties: Penalties = Penalties()  # noqa: RUF009  frozen
     precision: Precision = "fp32"
     memory_format: str = "contiguous"
+    attention: Attention = "fused"
     accumulate: int = 1
     clip_norm: float | None = None
     clip_value: float | None = None
@@ -149,7 +152,7 @@ def _gradients(state: TrainState, parts: Parts, batch: Batch, rules: StepRules, 
             parameter.grad = None
         count = max(rules.accumulate, state.micro_batches)
         try:
-            with recomputing(state.model, wanted=rules.recompute and state.suffix is None):
+            with attending(rules.attention), recomputing(state.model, wanted=rules.recompute and state.suffix is None):
                 return _accumulate(state, parts, batch, rules, count)
         except torch.OutOfMemoryError as error:
             images = -(-len(batch.targets) // count)
