@@ -151,9 +151,8 @@ def normalised(pixels: Tensor, *, mean: Tensor, std: Tensor) -> Tensor:
 
     Channels last it goes along whole rows: a step of three values is not vectorised.
     """
-    rows = pixels.permute(0, 2, 3, 1)
-    if pixels.is_contiguous() or not rows.is_contiguous():
-        return (pixels / 255).sub_(mean[:, None, None]).div_(std[:, None, None])
+    if pixels.is_contiguous() or not (rows := pixels.permute(0, 2, 3, 1)).is_contiguous():
+        return (pixels / 255).sub_(mean.view(-1, 1, 1)).div_(std.view(-1, 1, 1))
     flat = rows.view(*rows.shape[:2], -1) / 255  # (B, H, W * C)
     wide = rows.shape[2]
     flat.sub_(mean.repeat(wide)).div_(std.repeat(wide))

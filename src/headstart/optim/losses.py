@@ -192,7 +192,8 @@ def check_labels(outputs: Tensor, targets: Tensor) -> None:
     Raises: DataError.
     """
     if targets.ndim == 1 and not targets.dtype.is_floating_point and outputs.ndim == 2:
-        low, high = [int(end) for end in torch.aminmax(targets)]
+        values = targets.tolist()
+        low, high = min(values, default=0), max(values, default=0)
         if low < 0 or high >= outputs.shape[1]:
             raise DataError(
                 f"a label is {low if low < 0 else high}, but the model has {outputs.shape[1]} outputs: labels run "
