@@ -98,7 +98,7 @@ def _ours(transform: Callable[[Picture], Tensor]) -> Way:
         for place, content in enumerate(contents):
             with drawing_from(place):
                 made.append(transform(Picture(content, path="photo.jpg")))
-        return normalised(stacked(made).to(torch.float32, memory_format=torch.channels_last), mean=mean, std=std)
+        return normalised(stacked(made), mean=mean, std=std, memory_format=torch.channels_last)
 
     return run
 
@@ -118,7 +118,7 @@ def _kept(transform: Changes | Framing, folder: Path) -> Way:
             number = numbers.setdefault(content, len(numbers))
             with drawing_from(place):
                 made.append(kept.pixels(number, partial(Picture, content, path="photo.jpg")))
-        return normalised(stacked(made).to(torch.float32, memory_format=torch.channels_last), mean=mean, std=std)
+        return normalised(stacked(made), mean=mean, std=std, memory_format=torch.channels_last)
 
     return run
 

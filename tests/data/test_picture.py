@@ -262,10 +262,12 @@ def test_batches_are_the_same_bits_in_either_memory_format(channels: int) -> Non
     whole = stacked(first).float()
     expected = (whole / 255 - mean.view(1, -1, 1, 1)) / std.view(1, -1, 1, 1)
     for form in (torch.contiguous_format, torch.channels_last):
-        given = whole.to(memory_format=form)
-        before = given.clone()
-        assert torch.equal(normalised(given, mean=mean, std=std), expected)
-        assert torch.equal(given, before)
+        for given in (whole.to(memory_format=form), stacked(first), stacked(last)):
+            before = given.clone()
+            found = normalised(given, mean=mean, std=std, memory_format=form)
+            assert torch.equal(found, expected)
+            assert found.is_contiguous(memory_format=form)
+            assert torch.equal(given, before)
 
 
 @pytest.mark.shared

@@ -68,8 +68,8 @@ class Batch:
 
     def inputs(self, device: torch.device, memory_format: torch.memory_format) -> Tensor:
         """What the model takes: ``(pixels / 255 - mean) / std`` in float32 on the device, (B, C, H, W)."""
-        pixels = self.pixels.to(device, non_blocking=True).to(torch.float32, memory_format=memory_format)
-        return normalised(pixels, mean=self.mean.to(device), std=self.std.to(device))
+        pixels = self.pixels.to(device, non_blocking=True)
+        return normalised(pixels, mean=self.mean.to(device), std=self.std.to(device), memory_format=memory_format)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,6 @@ bf16 and channels_last train some networks twice as fast and others half as fast
 from __future__ import annotations
 
 import copy
-import statistics
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -29,7 +28,7 @@ from headstart.train.phases import PhasePlan, freeze_phase
 from headstart.train.precision import MEMORY_FORMATS, Precision, autocast, device_of, dtype_of
 from headstart.train.step import training_outputs
 
-_FIRST, _REPEATS = 2, 3  # images of a first look; how often a step is timed then
+_FIRST, _LOOKS, _REPEATS = 2, 2, 3  # images of a first look, how often it is timed, and a step then
 _STEP_SECONDS, _FEWEST = 0.15, 4  # a timed step takes about as long, on no fewer images
 _SHORT_SECONDS, _FEW_PASSES = 60.0, 1000  # a run below either is not worth measuring
 _HOPELESS = 1.5  # times as slow as the best at first sight
@@ -136,19 +135,25 @@ def _measured(config: Config, module: nn.Module, work: Workload) -> tuple[Arithm
     if passes < _FEW_PASSES:
         return asked, f"{passes:,} image passes are too few to measure others"
     copies = _copies(module, work.phases[-1], candidates)
-    first = _trials(copies, work, candidates, images=_FIRST, repeats=1)
+    first = _trials(copies, work, candidates, images=_FIRST, repeats=_LOOKS)
     usual = next(trial for trial in first if trial.arithmetic == asked)
     if usual.seconds * passes < _SHORT_SECONDS:
         return asked, f"about {usual.seconds * passes:.0f} s of work are too few to measure others"
     best = min(trial.seconds for trial in first)
-    hopeful = [trial.arithmetic for trial in first if trial.seconds <= _HOPELESS * best or trial.arithmetic == asked]
+    hopeful = [trial.arithmetic for trial in first if trial.seconds <= _HOPELESS * best]
+    if hopeful == [asked]:
+        return asked, f"the fastest of {_shown(first)}, {_FIRST} images at a time"
     images = min(work.images.train.batch_size, max(_FEWEST, round(_STEP_SECONDS / best)))
-    trials = _trials(copies, work, hopeful, images=images, repeats=_REPEATS)
-    usual = next(trial for trial in trials if trial.arithmetic == asked)
+    trials = _trials(copies, work, hopeful, images=images, repeats=_REPEATS if len(hopeful) > 1 else 1)
+    usual = next((trial for trial in trials if trial.arithmetic == asked), usual)
+    trials = [*dict.fromkeys((*trials, usual))]
     fine = [trial for trial in trials if trial.agrees and trial.seconds < _MARGIN * usual.seconds]
     chosen = min(fine, key=lambda trial: trial.seconds, default=usual)
-    shown = "; ".join(map(str, sorted(trials, key=lambda trial: trial.seconds)))
-    return chosen.arithmetic, f"the fastest that agrees of {shown}, {images} images at a time"
+    return chosen.arithmetic, f"the fastest that agrees of {_shown(trials)}, {images} images at a time"
+
+
+def _shown(trials: list[_Trial]) -> str:
+    return "; ".join(map(str, sorted(trials, key=lambda trial: trial.seconds)))
 
 
 def _candidates(config: Config, module: nn.Module) -> list[Arithmetic]:
@@ -188,7 +193,7 @@ def _trials(
     loss, gradient = found[_USUAL]
     return [
         _Trial(
-            arithmetic=candidate, seconds=statistics.median(seconds[candidate]),
+            arithmetic=candidate, seconds=min(seconds[candidate]),
             loss=abs(found[candidate][0] - loss) / max(abs(loss), 1e-12),
             gradient=float((found[candidate][1] - gradient).norm() / gradient.norm().clamp(min=1e-30)),
         )
