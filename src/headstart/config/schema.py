@@ -366,7 +366,9 @@ class Config:
     """Compute the activations of a model's blocks again for the backward pass instead of keeping them: less memory, up
     to a third more time, the same bits."""
     workers: Auto | Annotated[int, Ge(0)] = "auto"
-    """Processes that decode images; 0: the main one does. auto: 0 on up to 2 cores, else up to 8."""
+    """Processes that decode images; 0: the main one does.
+
+    auto: 0 on up to 2 cores; else measured in long runs, or up to 8."""
     device: str = "auto"
     """cpu, cuda, mps, xpu, ...; auto: the accelerator if there is one."""
     devices: Auto | Count = "auto"

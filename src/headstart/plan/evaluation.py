@@ -60,7 +60,7 @@ def _measured(module: nn.Module, course: Course, images: Images) -> tuple[int, s
     found: dict[int, float] = {}
 
     def fast_at(size: int) -> bool:
-        found[size] = _seconds(module, images.train.few(size), course.rules, warm=size < usual) / size
+        found[size] = pass_seconds(module, images.train.few(size), course.rules, warm=size < usual) / size
         return found[size] <= _MARGIN * found[usual]
 
     with in_eval(module):
@@ -84,7 +84,7 @@ def _passes(course: Course, images: Images) -> int:
     return found
 
 
-def _seconds(module: nn.Module, batch: Batch, rules: StepRules, *, warm: bool) -> float:
+def pass_seconds(module: nn.Module, batch: Batch, rules: StepRules, *, warm: bool) -> float:
     """Of a forward pass; ``warm``: of a second one (of many images the first is not much slower)."""
     device, seconds = device_of(module), 0.0
     arguments = batch.arguments(device, MEMORY_FORMATS[rules.memory_format], dtype_of(module))

@@ -28,6 +28,7 @@ from headstart.plan.cache import choose_cache
 from headstart.plan.decisions import Decision, check_precision, choose_device, choose_model
 from headstart.plan.evaluation import choose_evaluation
 from headstart.plan.light import adapt, lora_document
+from headstart.plan.loading import choose_workers
 from headstart.plan.memory import check_memory
 from headstart.plan.parallel import check_parallel, choose_parallel
 from headstart.plan.phases import make_phases
@@ -138,8 +139,8 @@ def prepare(
 def _course(
     config: Config, opened: OpenedModel, work: Workload, *, recorded: Choices, possible: bool
 ) -> tuple[Course, Images, tuple[Decision, ...], Choices]:
-    """Arithmetic, cache and evaluation chosen, by measurement where they are left to us; the weights are in that order
-    of memory, the images in those batches.
+    """Arithmetic, cache, evaluation and loading chosen, by measurement where they are left to us; the weights are in
+    that order of memory, the images in those batches.
     """
     module, batch = opened.module, config.batch
     chosen, about, kept = choose_arithmetic(
@@ -163,7 +164,9 @@ def _course(
     course, images, size, evaluated = choose_evaluation(
         config, module, course, work.images, recorded=recorded.get("evaluation"), possible=possible
     )
-    return course, images, (*about, cached, *size), {"arithmetic": kept, "cache": choices, "evaluation": evaluated}
+    images, loading = choose_workers(config, module, course, images, possible=possible)
+    measured = {"arithmetic": kept, "cache": choices, "evaluation": evaluated}
+    return course, images, (*about, cached, *size, *loading), measured
 
 
 def _pinned(images: Images) -> Images:
