@@ -10,6 +10,8 @@ import pytest
 
 import headstart as hs
 from headstart.config.schema import Data
+from headstart.data import labelled
+from headstart.data.scan import scan_files
 from headstart.inference import evaluate_run, predict_paths
 from headstart.runs.finish import Run
 
@@ -45,6 +47,27 @@ def copied(run: Run, colours: Path, folder: Path, *, names: dict[str, str]) -> P
 def test_evaluating_the_validation_pictures_again_gives_the_runs_own_metrics(run, colours, tmp_path) -> None:
     folder = copied(run, colours, tmp_path / "again", names={name: name for name in ("blue", "green", "red")})
     assert evaluate_run(run.path, Data(source=str(folder))).metrics == run.metrics
+
+
+def test_images_are_read_once_and_looked_at_in_advance_only_where_one_is_damaged(
+    run, colours, tmp_path, monkeypatch
+) -> None:
+    folder = copied(run, colours, tmp_path / "again", names={name: name for name in ("blue", "green", "red")})
+    looked = []
+
+    def scan(files, **options):
+        looked.append(len(files))
+        return scan_files(files, **options)
+
+    monkeypatch.setattr(labelled, "scan_files", scan)
+    assert evaluate_run(run.path, Data(source=str(folder))).metrics == run.metrics
+    assert looked == []
+    (folder / "red" / "broken.png").write_bytes(b"no picture")
+    with pytest.raises(hs.Error, match=r"(?s)1 of \d+ images cannot be read:.*red/broken.png"):
+        evaluate_run(run.path, Data(source=str(folder)))
+    skipped = evaluate_run(run.path, Data(source=str(folder), unreadable="skip", unreadable_share=0.5))
+    assert skipped.metrics == run.metrics
+    assert skipped.note.endswith(", 1 unreadable left out")
 
 
 def test_a_class_folder_that_is_missing_does_not_shift_the_labels(run, colours, tmp_path) -> None:

@@ -19,7 +19,7 @@ from headstart.data.images import image_batches
 from headstart.data.labelled import labelled_batches
 from headstart.runs.bundle import OpenedRun, open_run
 from headstart.runs.finish import Run
-from headstart.train.evaluate import Predictions, evaluate, predict
+from headstart.train.evaluate import Evaluation, Predictions, evaluate, predict
 from headstart.train.precision import usable_device
 
 
@@ -44,7 +44,6 @@ def evaluate_run(run: str | Path, data: Data, *, device: str = "auto") -> Run:
     Raises: ModelError: no finished run. DataError: classes or targets that the model does not know, unreadable images.
     """
     opened = _on_device(open_run(run), device)
-    settings = opened.evaluated
     started = time.monotonic()
     columns = opened.facts.get("columns", {})
     as_trained = {"image": "auto", "target": "auto", "tags_separator": ","}  # what these say when nobody said anything
@@ -53,13 +52,11 @@ def evaluate_run(run: str | Path, data: Data, *, device: str = "auto") -> Run:
     }
     if "target" in known and isinstance(known["target"], list):
         known["target"] = tuple(known["target"])
-    batches, which = labelled_batches(
-        replace(data, log=opened.task.log, **known),
-        task=opened.task,
-        preprocess=opened.preprocess,
-        batch_size=settings.batch_size,
-    )
-    found = evaluate(opened.model, batches, precision=settings.precision, memory_format=settings.memory_format)
+    data = replace(data, log=opened.task.log, **known)
+    try:
+        found, which = _evaluated(opened, data, scanned=False)
+    except UnreadableImage:  # then all of them are told, or left out
+        found, which = _evaluated(opened, data, scanned=True)
     return Run(
         path=Path(run),
         task=opened.task.kind,
@@ -81,17 +78,32 @@ def predict_paths(
     Raises: ModelError: no finished run. DataError: a path that does not exist.
     """
     opened = _on_device(open_run(run), device)
-    settings = opened.evaluated
-    size = batch_size or settings.batch_size
+    size = batch_size or opened.evaluated.batch_size
     batches = image_batches(paths, preprocess=opened.preprocess, task=opened.task, batch_size=size)
-    readable, errors = _readable(batches)
-    said: dict[str, Prediction] = {}
-    if readable.samples:
-        made = predict(opened.model, readable, precision=settings.precision, memory_format=settings.memory_format)
-        said = {key: _worded(made, place) for place, key in enumerate(made.keys)}
+    errors: dict[str, str] = {}
+    try:
+        said = _predicted(opened, batches)
+    except UnreadableImage:  # once more, without those that cannot be read
+        readable, errors = _readable(batches)
+        said = _predicted(opened, readable) if readable.samples else {}
     return [
         said.get(key) or Prediction(path=key, error=errors[key]) for key in (sample.key for sample in batches.samples)
     ]
+
+
+def _evaluated(opened: OpenedRun, data: Data, *, scanned: bool) -> tuple[Evaluation, str]:
+    """Metrics, and of which images."""
+    settings = opened.evaluated
+    batches, which = labelled_batches(
+        data, task=opened.task, preprocess=opened.preprocess, batch_size=settings.batch_size, scanned=scanned
+    )
+    return evaluate(opened.model, batches, precision=settings.precision, memory_format=settings.memory_format), which
+
+
+def _predicted(opened: OpenedRun, batches: Batches) -> dict[str, Prediction]:
+    settings = opened.evaluated
+    made = predict(opened.model, batches, precision=settings.precision, memory_format=settings.memory_format)
+    return {key: _worded(made, place) for place, key in enumerate(made.keys)}
 
 
 def _readable(batches: Batches) -> tuple[Batches, dict[str, str]]:

@@ -48,6 +48,7 @@ def test_a_layout_has_one_mapping_or_is_refused(layout: Layout, tmp_path: Path, 
         task=task,
         preprocess=preprocess,
         batch_size=4,
+        scanned=True,
     )
     for sample in (*images.train.samples, *images.val.samples, *evaluated.samples):
         assert images.classes[sample.target] == label_of(sample.key, layout), sample.key
@@ -74,7 +75,9 @@ def test_a_class_that_the_new_images_lack_shifts_no_other(tmp_path: Path, load, 
     source = make(layout, tmp_path)
     task = load(source).task
     shutil.rmtree(source / "1")
-    evaluated, _ = labelled_batches(Data(source=str(source)), task=task, preprocess=preprocess, batch_size=4)
+    evaluated, _ = labelled_batches(
+        Data(source=str(source)), task=task, preprocess=preprocess, batch_size=4, scanned=True
+    )
     assert {(sample.key.split("/")[0], sample.target) for sample in evaluated.samples} == {("10", 1), ("2", 2)}
 
 

@@ -17,8 +17,12 @@ from headstart.errors import DataError
 from headstart.models.preprocess import Preprocess
 
 
-def labelled_batches(data: Data, *, task: TaskSpec, preprocess: Preprocess, batch_size: int) -> tuple[Batches, str]:
+def labelled_batches(
+    data: Data, *, task: TaskSpec, preprocess: Preprocess, batch_size: int, scanned: bool
+) -> tuple[Batches, str]:
     """The source's test images, else its validation images, else all of it, and which they are.
+
+    ``scanned``: every image was looked at before; else unreadable ones are named while batches are read.
 
     Raises: DataError: a class that the model does not know, other targets, or an image that cannot be read.
     """
@@ -27,18 +31,21 @@ def labelled_batches(data: Data, *, task: TaskSpec, preprocess: Preprocess, batc
     found = Counter(entry.split for entry in listing.entries)
     split = "test" if found["test"] else "val" if found["val"] else None
     entries = [entry for entry in listing.entries if split is None or entry.split == split]
-    scan = scan_files([(entry.path, entry.key) for entry in entries], threads=available_cores())
-    refuse_unreadable(scan, data)
+    contents = dict.fromkeys([entry.key for entry in entries], "")
+    if scanned:
+        scan = scan_files([(entry.path, entry.key) for entry in entries], threads=available_cores())
+        refuse_unreadable(scan, data)
+        contents = dict(scan.hashes)
     samples = tuple(
         Sample(
             path=entry.path,
             key=entry.key,
             index=place,
             target=_target(entry, listing.names, task),
-            content=scan.hashes[entry.key],
+            content=contents[entry.key],
         )
         for place, entry in enumerate(entries)
-        if entry.key in scan.hashes
+        if entry.key in contents
     )
     if not samples:
         raise DataError(f"{printable(listing.source)}: none of the {len(entries)} images can be read")
