@@ -177,6 +177,8 @@ def _planned(table: str, arguments: argparse.Namespace, work: Path) -> Iterator[
             shift = repeat % len(round_)  # nobody is always first
             ours = table == "head" and repeat == 0
             for job in round_[shift:] + round_[:shift]:
+                if job.views > 1 and repeat:
+                    continue  # the longest run, once
                 yield repeat, replace(job, limit=ours and job.tool == "headstart" and job.views == 1)
 
 

@@ -30,14 +30,17 @@ import headstart as hs
 from benchmarks.speed_job import CROP, FROZEN, MEAN, SIZE, STD, Job, Laps, cpu_seconds, peak_mib, read_job, report
 from headstart.app import plan
 from headstart.config.schema import Config, Data
-from headstart.inference import evaluate_run
+from headstart.data.labelled import labelled_batches
 from headstart.models.boundary import find_boundary
 from headstart.plan.preflight import Decided, Prepared, ScanProgress, prepare
+from headstart.runs.bundle import open_run
 from headstart.train.cache import CacheProgress, through_prefix
+from headstart.train.evaluate import evaluate
 from headstart.train.phases import freeze_phase
 from headstart.train.step import StepDone
 
-_SHOWN = ("precision", "memory_format", "cache", "evaluation")
+_SHOWN = ("precision", "memory_format", "attention", "cache", "evaluation")
+_LONG = 50  # epochs, for which evaluation is worth measuring
 
 
 class _Enough(Exception):
@@ -130,7 +133,7 @@ def _chosen(job: Job, wanted: dict[str, Any], folder: Path) -> dict[str, Any]:
     epochs = max(10, 20_000 // max(1, job.images("train")))
     made = plan(hs.load_config(wanted | {"epochs": epochs, "out": str(folder / "plan")}))
     found = made.to_dict()["choices"]["arithmetic"]
-    return {"precision": found["precision"], "memory_format": found["memory_format"]}
+    return {name: found[name] for name in ("precision", "memory_format", "attention")}
 
 
 def limit(config: Config) -> dict[str, float]:
@@ -200,9 +203,10 @@ def run_same_bits(job: Job, folder: Path) -> None:
 
 
 def run_evaluate(job: Job, folder: Path) -> None:
-    """``headstart evaluate`` on the validation images, of a run with the arithmetic that fine-tuning would choose."""
+    """What ``headstart evaluate`` does once the bundle is open, with what a long fine-tuning run would choose."""
     wanted = settings(job, folder)
     chosen = _chosen(job, wanted, folder) if job.auto else {}
+    size = plan(hs.load_config(wanted | chosen | {"epochs": _LONG})).to_dict()["choices"]["evaluation"]["size"]
     few = folder / "few"
     for split in ("train", "val"):
         for name in "ab":
@@ -210,16 +214,16 @@ def run_evaluate(job: Job, folder: Path) -> None:
             for path in sorted(Path(job.data, split, name).iterdir())[:4]:
                 shutil.copy(path, few / split / name)
     wanted |= {"data": {"source": str(few)}, "recipe": "probe", "epochs": 1, "augment": {"preset": "none"}}
+    wanted["batch"] = {"size": job.batch, "evaluation": size}
     done = hs.train(hs.load_config(wanted | chosen))
-    laps = Laps()
-    evaluate_run(done.path, Data(source=str(few)))  # what opening the bundle takes is not in the peers' rows
-    laps.lap("open")
-    found = evaluate_run(done.path, Data(source=job.data))
-    laps.lap("whole")
-    (opening,), (whole,) = laps.parts["open"], laps.parts["whole"]
-    laps.parts["eval"] = [round(whole - opening, 4)]
-    counted = job.images("val") - job.batch  # the few were computed as a whole batch
-    report(job, laps, accuracy=found.metrics["accuracy"], decided=chosen, note=found.note, val_images=counted)
+    opened = open_run(done.path)  # outside the clock, as the peers' model is
+    how, laps = opened.evaluated, Laps()
+    batches, note = labelled_batches(
+        Data(source=job.data), task=opened.task, preprocess=opened.preprocess, batch_size=size, scanned=False
+    )
+    found = evaluate(opened.model, batches, precision=how.precision, memory_format=how.memory_format)
+    laps.lap("eval")
+    report(job, laps, accuracy=found.metrics["accuracy"], decided=chosen | {"evaluation": f"{size}"}, note=note)
 
 
 if __name__ == "__main__":

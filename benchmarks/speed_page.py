@@ -248,8 +248,9 @@ def _arithmetic(some: Rows) -> str:
     row = some[0]
     decided = row.get("decided") or {}
     if row["auto"] and decided:
-        chosen = [str(decided.get(name, "")).split(" (")[0] for name in ("precision", "memory_format")]
-        return f"auto: {' '.join(chosen)}"
+        chosen = [str(decided.get(name, "")).split(" (")[0] for name in ("precision", "memory_format", "attention")]
+        plain = ", plain attention" if chosen.pop() == "plain" else ""
+        return f"auto: {' '.join(chosen)}{plain}"
     if row["tool"] == "fastai" and row["bf16"]:
         return "fp32 channels_last (its bf16 is for CUDA)"
     return str(row["arithmetic"])

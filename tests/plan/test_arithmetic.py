@@ -29,7 +29,7 @@ def pays(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def chosen(plan: Any) -> dict[str, tuple[str, str]]:
-    names = ("precision", "memory_format")
+    names = ("precision", "memory_format", "attention")
     return {one.name: (one.value, one.reason) for one in plan.decisions if one.name in names}
 
 
@@ -51,8 +51,11 @@ def test_what_may_be_cached_is_counted_once(settings, options: dict[str, Any], p
 
 
 def test_what_is_asked_for_is_done(settings):
-    found = chosen(hs.plan(hs.load_config(settings(precision="bf16", memory_format="channels_last"))))
-    assert found == {"precision": ("bf16", "as asked"), "memory_format": ("channels_last", "as asked")}
+    asked = {"precision": "bf16", "memory_format": "channels_last"}
+    told = {name: (value, "as asked") for name, value in asked.items()}
+    assert chosen(hs.plan(hs.load_config(settings(**asked)))) == told
+    found = chosen(hs.plan(hs.load_config(settings(**asked, attention="plain"))))
+    assert found == told | {"attention": ("plain", "as asked")}
 
 
 @pytest.mark.usefixtures("pays")
