@@ -111,8 +111,9 @@ def choose_arithmetic(
     found = Arithmetic(**{name: choice[name] for name in _PARTS if name in choice})
     left_open = [name for name in _PARTS if getattr(config, name) == "auto"]
     reasons = {name: asked_why if name == "precision" else "as asked" for name in _PARTS}
-    reasons |= {name: f"auto: see {left_open[0]}" for name in left_open[1:]}
-    reasons |= dict.fromkeys(left_open[:1], f"auto: {choice['why']}")
+    if left_open:
+        first, *others = left_open
+        reasons |= {first: f"auto: {choice['why']}"} | dict.fromkeys(others, f"auto: see {first}")
     usual = config.attention == "auto" and found.attention == "fused"  # not worth a line
     shown = [name for name in _PARTS if not (name == "attention" and usual)]
     return found, tuple(Decision(name, getattr(found, name), reasons[name]) for name in shown), choice
