@@ -15,9 +15,11 @@ from PIL import Image
 from torch.nn import functional as F
 
 import headstart as hs
+from headstart import app
 from headstart.config.schema import Data
 from headstart.errors import ConfigError, DataError, ModelError, StorageError
 from headstart.inference import evaluate_run, predict_paths
+from headstart.plan import memory
 
 QUICK = {"recipe": "full", "epochs": 1}
 
@@ -289,3 +291,15 @@ def test_early_stopping_ends_the_run_with_the_best_epochs_bundle(settings) -> No
     events = [json.loads(line) for line in (run.path / "events.jsonl").read_text().splitlines()]
     done = [event["epoch"] for event in events if event["event"] == "epoch"]
     assert len(done) == result["epoch"] + 1 < 9
+
+
+def test_what_is_freed_is_kept_where_there_is_room(settings, monkeypatch) -> None:
+    said = []
+    monkeypatch.setattr(app, "keep_no_memory", lambda: said.append("no"))
+    for free, expected in ((2**40, []), (None, []), (1, ["no"])):
+        monkeypatch.setattr(memory, "available_bytes", lambda free=free: free)
+        monkeypatch.setattr(memory.MemoryNeed, "at_least", lambda *_: 0)
+        monkeypatch.setattr(memory.MemoryNeed, "about", lambda *_: 1)
+        said.clear()
+        hs.train(hs.load_config(settings(**QUICK, out=f"{settings()['out']}-{free}")))
+        assert said == expected

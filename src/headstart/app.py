@@ -27,7 +27,7 @@ from headstart.runs.log import Note, RunLog
 from headstart.runs.resume import begin
 from headstart.runs.saving import Saver, interruptible
 from headstart.storage import locked
-from headstart.train.heap import kept_memory, release_memory, returned_memory
+from headstart.train.heap import keep_no_memory, kept_memory, release_memory, returned_memory
 from headstart.train.phases import train_phases
 from headstart.train.precision import usable_device
 
@@ -68,6 +68,8 @@ def train(
             if ours.is_first:
                 refuse_small_disk(run, prepared)
         release_memory()  # the trial steps'
+        if not prepared.roomy:
+            keep_no_memory()
         with locked(run) if ours.is_first else nullcontext():
             if _is_finished(run, config, resume=resume):  # again: another process may have had it until now
                 return finished_run(run, model=model)

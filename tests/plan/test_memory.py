@@ -95,6 +95,15 @@ def test_what_cannot_fit_is_refused_and_what_is_proposed_fits(settings, monkeypa
             assert "memory" not in {one.name for one in fits.decisions}
 
 
+def test_what_is_freed_is_kept_only_where_there_is_room(settings, monkeypatch) -> None:
+    about = measured(ready(settings)).about(8)
+    for share, roomy in ((1.6, True), (1.2, False)):
+        monkeypatch.setattr(memory, "available_bytes", lambda share=share: int(share * about))
+        made = ready(settings)
+        told = [one.value for one in made.plan.decisions if one.name == "freed memory"]
+        assert (made.roomy, told) == (roomy, [] if roomy else ["goes back at once"])
+
+
 def test_where_not_even_two_images_fit_a_smaller_model_is_proposed(settings, monkeypatch) -> None:
     monkeypatch.setattr(memory, "available_bytes", lambda: 1000)
     with pytest.raises(ConfigError, match="give a smaller --image-size or --model, or train less of it"):

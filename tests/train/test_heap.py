@@ -12,7 +12,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="glibc's malloc"
 _BLOCK = 48 << 20
 _SCRIPT = f"""
 import ctypes, resource
-from headstart.train.heap import kept_memory, release_memory, returned_memory
+from headstart.train.heap import keep_no_memory, kept_memory, release_memory, returned_memory
 
 lib = ctypes.CDLL(None)
 lib.malloc.restype, lib.malloc.argtypes, lib.free.argtypes = ctypes.c_void_p, [ctypes.c_size_t], [ctypes.c_void_p]
@@ -36,8 +36,14 @@ with returned_memory(), kept_memory():
     print(first, touched(), resident())
     release_memory()
     print(touched(), resident())
+    keep_no_memory()
+    release_memory()
+    with kept_memory():
+        print(touched(), touched())
 print(resident())
 print(touched(), touched())
+with kept_memory():
+    print(touched(), touched())
 """
 
 
@@ -49,7 +55,7 @@ def _run(**environment: str) -> list[list[int]]:
 
 
 def test_freed_memory_is_kept_within_and_given_back_after() -> None:
-    before, within, released, after, again = _run()
+    before, within, released, scarce, after, again, once_more = _run()
     pages = _BLOCK // 4096 // 2  # at least half of the block's; where the kernel gives huge ones there are fewer
     if before[0] < pages:
         pytest.skip("the kernel gives huge pages")
@@ -57,7 +63,9 @@ def test_freed_memory_is_kept_within_and_given_back_after() -> None:
     assert within[0] > pages and within[1] < 100
     assert released[0] > pages
     assert within[2] - after[0] > _BLOCK / 2
+    assert min(scarce) > pages
     assert min(again) > pages
+    assert once_more[1] < 100
 
 
 def test_what_the_user_set_stays() -> None:

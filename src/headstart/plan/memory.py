@@ -24,6 +24,7 @@ from headstart.train.recompute import recomputing
 from headstart.train.step import StepRules
 
 _PROBES = (2, 3)  # images: two sizes tell what grows with the batch; BatchNorm takes no single one
+_KEPT_SHARE = 1.5  # of a step's need, with what is freed and kept (measured: 1.2)
 _IN_FLIGHT = 3  # of the largest tensor per image: a layer's output, its gradient, and the convolution's scratch
 
 
@@ -50,21 +51,26 @@ class MemoryNeed:
 
 def check_memory(
     config: Config, module: nn.Module, course: Course, preprocess: Preprocess, *, batch_size: int
-) -> tuple[Decision, ...]:
-    """Nothing where training fits into this machine's memory; a warning where it may not.
+) -> tuple[bool, tuple[Decision, ...]]:
+    """Whether there is room for what is freed and kept, too; and nothing where training fits into this machine's
+    memory, a warning where it may not.
 
     Raises: ConfigError: it cannot; the message names a number of micro-batches that does.
     """
     free = available_bytes()
     if device_of(module).type != "cpu" or free is None:
-        return ()
+        return True, ()
     try:
         need = measure(config, module, course, preprocess)
     except (RuntimeError, ValueError):  # not for so few images; what else is wrong, the first step says
-        return ()
+        return True, ()
     images = math.ceil(batch_size / (config.batch.accumulate * current().world_size))  # in this process
-    if need.about(images) <= free:
-        return ()
+    about = need.about(images)
+    if _KEPT_SHARE * about <= free:
+        return True, ()
+    if about <= free:
+        why = f"keeping it is faster, but a step takes about {_gib(about)} of the {_gib(free)} that are free"
+        return False, (Decision("freed memory", "goes back at once", why),)
     remedy = _remedy(need, free, batch_size=batch_size)
     if need.at_least(images) > free:
         raise ConfigError(
@@ -72,7 +78,7 @@ def check_memory(
             f"{_gib(free)} are free; {remedy}"
         )
     why = f"{images} images at once, measured on {_PROBES[-1]}; it may not fit: {remedy}"
-    return (Decision("memory", f"about {_gib(need.about(images))}, {_gib(free)} are free", why),)
+    return False, (Decision("memory", f"about {_gib(about)}, {_gib(free)} are free", why),)
 
 
 def measure(config: Config, module: nn.Module, course: Course, preprocess: Preprocess) -> MemoryNeed:

@@ -73,7 +73,7 @@ class Decided:
 
 @dataclass(frozen=True, kw_only=True)
 class Prepared:
-    """A run ready for its first step."""
+    """A run ready for its first step. ``roomy``: there is memory for what is freed and kept, too."""
 
     config: Config
     plan: Plan
@@ -83,6 +83,7 @@ class Prepared:
     course: Course
     device: torch.device
     shared_out: bool
+    roomy: bool
 
     @property
     def document(self) -> dict[str, Any]:
@@ -119,10 +120,11 @@ def prepare(
     shared_out, chosen_parallel = choose_parallel(config, opened.module, device)
     work = Workload(phases=phases, loss=function, images=images)
     course, images, measured, choices = _course(config, opened, work, recorded=recorded or {}, possible=not shared_out)
+    roomy, about_memory = check_memory(config, opened.module, course, opened.preprocess, batch_size=batch)
     decisions = (
         chosen_device, chosen_model, *_about_model(opened, swap, config.head), *chosen_lora, *_about_data(images),
         chosen_loss, *chosen_phases, *_about_steps(config, images), *measured, *choose_recompute(config, opened.module),
-        *chosen_parallel, *check_memory(config, opened.module, course, opened.preprocess, batch_size=batch),
+        *chosen_parallel, *about_memory,
     )  # fmt: skip
     document = _document(decisions, opened, images, course) | {
         "device": str(device), "seed": config.seed, "choices": choices,
@@ -132,7 +134,7 @@ def prepare(
     tell(Decided(plan))
     return Prepared(
         config=config, plan=plan, opened=opened, swap=swap, images=images, course=course, device=device,
-        shared_out=shared_out,
+        shared_out=shared_out, roomy=roomy,
     )  # fmt: skip
 
 

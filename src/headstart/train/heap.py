@@ -18,26 +18,38 @@ _KEEPING = {_MMAP_THRESHOLD: 1 << 30, _TRIM_THRESHOLD: (1 << 31) - 1}
 _USUAL = {_MMAP_THRESHOLD: 32 << 20, _TRIM_THRESHOLD: 64 << 20}  # where glibc's own adjustment ends up (mallopt(3))
 _BY_USER = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_MMAP_MAX_", "MALLOC_TRIM_THRESHOLD_", "MALLOC_TOP_PAD_")
 _lock = threading.Lock()
-_inside = 0
+_inside = 0  # how many blocks of ``kept_memory`` are being run
+_scarce = False  # until the outermost one of them ends
 
 
 @contextmanager
 def kept_memory() -> Iterator[None]:
     """Within, what is freed is kept for what is allocated next (glibc on Linux; a user's own settings stay)."""
-    global _inside
+    global _inside, _scarce
     if not _can_choose():
         yield
         return
     with _lock:
         _inside += 1
-        _set(_KEEPING)
+        if not _scarce:
+            _set(_KEEPING)
     try:
         yield
     finally:
         with _lock:
             _inside -= 1
             if not _inside:
+                _scarce = False
                 _set(_USUAL)
+
+
+def keep_no_memory() -> None:
+    """Within the running blocks of ``kept_memory``, nothing is kept from now on: there is too little of it."""
+    global _scarce
+    if _can_choose():
+        with _lock:
+            _scarce = _inside > 0
+            _set(_USUAL)
 
 
 @contextmanager
