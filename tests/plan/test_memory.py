@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import weakref
 from pathlib import Path
 
 import pytest
@@ -71,6 +72,16 @@ def test_measuring_leaves_model_modes_and_random_numbers_alone(settings) -> None
     assert torch.equal(torch.rand(3), expected)
     assert all(torch.equal(value, state[name]) for name, value in module.state_dict().items())
     assert [part.training for part in module.modules()] == modes
+
+
+def test_nothing_of_the_measured_passes_stays(settings) -> None:
+    """A graph that is handed its own outputs by a hook is never freed."""
+    made, seen = ready(settings), []
+    for part in made.opened.module.modules():
+        part.register_forward_hook(lambda _, __, found: seen.append(weakref.ref(found)))
+    measured(made)
+    assert len(seen) > 20
+    assert not any(one() is not None for one in seen)
 
 
 def test_what_cannot_fit_is_refused_and_what_is_proposed_fits(settings, monkeypatch) -> None:

@@ -104,21 +104,21 @@ def _kept(module: nn.Module, preprocess: Preprocess, rules: StepRules, *, images
     """Bytes that a forward pass keeps for the backward pass, and those of the largest tensor among them."""
     own = {value.untyped_storage().data_ptr() for value in (*module.parameters(), *module.buffers())}
     seen: dict[int, int] = {}
+    alive: list[Tensor] = []  # until the end, so that no address is used twice
 
-    def note(value: Tensor) -> Tensor:
+    def note(value: Tensor) -> None:
+        """The graph does not get the value: one that it has made itself, given back to it, would never be freed."""
         storage = value.untyped_storage()
         if storage.data_ptr() not in own:
             seen[storage.data_ptr()] = storage.nbytes()
-        return value
+            alive.append(value.detach())
 
     shape = (images, preprocess.channels, preprocess.height, preprocess.width)
-    hooks = torch.autograd.graph.saved_tensors_hooks(note, lambda value: value)
-    with _as_it_was(module), hooks, attending(rules.attention), recomputing(module, wanted=rules.recompute):
-        with autocast(device_of(module), rules.precision):
-            outputs = module(torch.zeros(shape, dtype=dtype_of(module)))  # kept alive: no address is used twice
-        found = sum(seen.values()), max(seen.values(), default=0)
-        del outputs
-    return found
+    hooks = torch.autograd.graph.saved_tensors_hooks(note, lambda _: torch.empty(0))
+    how = autocast(device_of(module), rules.precision)
+    with _as_it_was(module), hooks, attending(rules.attention), recomputing(module, wanted=rules.recompute), how:
+        module(torch.zeros(shape, dtype=dtype_of(module)))
+    return sum(seen.values()), max(seen.values(), default=0)
 
 
 @contextmanager
