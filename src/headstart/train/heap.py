@@ -1,12 +1,13 @@
 """Freed memory stays with the process for the next step, instead of going back to the operating system.
 
 glibc hands large blocks back at once, so that each layer's activations come from the kernel anew, page by page and
-zeroed. On a CPU that is up to a third of a training step's time (``benchmarks.heap``); no number changes.
+zeroed. On a CPU that is up to a third of a training step's time (``benchmarks.steps``); no number changes.
 """
 
 from __future__ import annotations
 
 import ctypes
+import gc
 import os
 import sys
 import threading
@@ -58,11 +59,18 @@ def returned_memory() -> Iterator[None]:
     try:
         yield
     finally:
-        release_memory()
+        _trim()
 
 
 def release_memory() -> None:
-    """Give back to the operating system what is free now, after work whose like does not come again."""
+    """Give back what is not used any more, after work whose like does not come again: copies of models, too, which
+    refer to themselves.
+    """
+    gc.collect()
+    _trim()
+
+
+def _trim() -> None:
     if _can_choose():
         ctypes.CDLL(None).malloc_trim(0)
 
