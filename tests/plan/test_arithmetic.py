@@ -68,6 +68,16 @@ def test_every_candidate_is_measured_and_only_what_is_left_open(settings):
 
 
 @pytest.mark.usefixtures("pays")
+@pytest.mark.parametrize(("recipe", "found"), [("full", True), ("probe", False)])
+def test_plain_attention_is_measured_where_attention_learns(settings, recipe: str, found: bool):
+    options = {"img_size": 32, "embed_dim": 32, "depth": 1, "num_heads": 2}
+    model = {"name": "timm/vit_tiny_patch16_224", "weights": "none", "image_size": 32, "options": options}
+    reasons = chosen(hs.plan(hs.load_config(settings(recipe=recipe, model=model))))["precision"][1]
+    assert ("plain attention" in reasons) == found
+    assert "fp32 contiguous, plain" not in reasons
+
+
+@pytest.mark.usefixtures("pays")
 def test_measuring_leaves_model_and_chance_as_they_were(settings):
     config = hs.load_config(settings(memory_format="contiguous"))
     made = prepare(config, module=None, loss=None, tell=lambda _: None)

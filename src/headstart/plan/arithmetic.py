@@ -129,7 +129,7 @@ def _asked(config: Config) -> Arithmetic:
 
 
 def _measured(config: Config, module: nn.Module, work: Workload) -> tuple[Arithmetic, str]:
-    asked, candidates = _asked(config), _candidates(config, module)
+    asked, candidates = _asked(config), _candidates(config, module, work.phases[-1])
     if len(candidates) == 1:
         return asked, "nothing else to choose from"
     passes = work.passes(config)
@@ -157,26 +157,28 @@ def _shown(trials: list[_Trial]) -> str:
     return "; ".join(map(str, sorted(trials, key=lambda trial: trial.seconds)))
 
 
-def _candidates(config: Config, module: nn.Module) -> list[Arithmetic]:
+def _candidates(config: Config, module: nn.Module, phase: PhasePlan) -> list[Arithmetic]:
     precisions: list[Precision] = ["fp32", "bf16"] if config.precision == "auto" else [config.precision]
     formats = ["contiguous", "channels_last"] if config.memory_format == "auto" else [config.memory_format]
     if config.memory_format == "auto" and not any(isinstance(part, nn.Conv2d) for part in module.modules()):
         formats = ["contiguous"]
     if device_of(module).type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
         precisions = [kind for kind in precisions if kind != "bf16"] or precisions
+    attentions = _attentions(config, module, phase)
     return [
         Arithmetic(precision=kind, memory_format=order, attention=how)
         for kind in precisions
         for order in formats
-        for how in _attentions(config, module, kind)
+        for how in (attentions if kind == "bf16" else attentions[:1])
     ]
 
 
-def _attentions(config: Config, module: nn.Module, precision: Precision) -> tuple[Attention, ...]:
+def _attentions(config: Config, module: nn.Module, phase: PhasePlan) -> tuple[Attention, ...]:
+    """In bf16; for fp32 the first of them."""
     if config.attention != "auto":
         return (config.attention,)
-    may_gain = precision == "bf16" and device_of(module).type == "cpu" and has_attention(module)
-    return ("fused", "plain") if may_gain else ("fused",)
+    learns = phase.freeze != "backbone" and has_attention(module)
+    return ("fused", "plain") if learns and device_of(module).type == "cpu" else ("fused",)
 
 
 def _trials(
