@@ -68,6 +68,17 @@ def test_every_candidate_is_measured_and_only_what_is_left_open(settings):
 
 
 @pytest.mark.usefixtures("pays")
+@pytest.mark.parametrize(("share", "images"), [(0.0, 4), (1e9, 8)])
+def test_a_long_run_is_measured_on_whole_batches(settings, monkeypatch, share: float, images: int):
+    """MobileNetV3 in channels_last is 1.14 times as fast as contiguous with 4 images, 1.4 times with 32."""
+    monkeypatch.setattr(arithmetic, "_STEP_SECONDS", 0.0)
+    monkeypatch.setattr(arithmetic, "_HOPELESS", 1e9)
+    monkeypatch.setattr(arithmetic, "_SHARE", share)
+    reasons = chosen(hs.plan(hs.load_config(settings(recipe="full"))))["precision"][1]
+    assert reasons.endswith(f", {images} images at a time")
+
+
+@pytest.mark.usefixtures("pays")
 @pytest.mark.parametrize(("recipe", "found"), [("full", True), ("probe", False)])
 def test_plain_attention_is_measured_where_attention_learns(settings, recipe: str, found: bool):
     options = {"img_size": 32, "embed_dim": 32, "depth": 1, "num_heads": 2}

@@ -29,7 +29,8 @@ from headstart.train.precision import MEMORY_FORMATS, Precision, autocast, devic
 from headstart.train.step import training_outputs
 
 _FIRST, _LOOKS, _REPEATS = 2, 2, 3  # images of a first look, how often it is timed, and a step then
-_STEP_SECONDS, _FEWEST = 0.15, 4  # a timed step takes about as long, on no fewer images
+_STEP_SECONDS, _FEWEST = 0.15, 4  # a timed step takes at least about as long, on no fewer images
+_SHARE = 0.02  # of the run's time for all of them: few images at a time say little about many
 _SHORT_SECONDS, _FEW_PASSES = 60.0, 1000  # a run below either is not worth measuring
 _HOPELESS = 1.5  # times as slow as the best at first sight
 _MARGIN = 0.85  # of fp32's time in torch's usual order: less is within the noise
@@ -144,7 +145,9 @@ def _measured(config: Config, module: nn.Module, work: Workload) -> tuple[Arithm
     hopeful = [trial.arithmetic for trial in first if trial.seconds <= _HOPELESS * best]
     if hopeful == [asked]:
         return asked, f"the fastest of {_shown(first)}, {_FIRST} images at a time"
-    images = min(work.images.train.batch_size, max(_FEWEST, round(_STEP_SECONDS / best)))
+    looks = len(hopeful) * (1 + _REPEATS)
+    length = max(_STEP_SECONDS, _SHARE * usual.seconds * passes / looks) if len(hopeful) > 1 else _STEP_SECONDS
+    images = min(work.images.train.batch_size, max(_FEWEST, round(length / best)))
     trials = _trials(copies, work, hopeful, images=images, repeats=_REPEATS if len(hopeful) > 1 else 1)
     usual = next((trial for trial in trials if trial.arithmetic == asked), usual)
     trials = [*dict.fromkeys((*trials, usual))]
