@@ -80,7 +80,8 @@ def test_a_long_run_is_measured_on_whole_batches(settings, monkeypatch, share: f
 
 @pytest.mark.usefixtures("pays")
 @pytest.mark.parametrize(("recipe", "found"), [("full", True), ("probe", False)])
-def test_plain_attention_is_measured_where_attention_learns(settings, recipe: str, found: bool):
+def test_plain_attention_is_measured_where_attention_learns(settings, monkeypatch, recipe: str, found: bool):
+    monkeypatch.setattr(arithmetic, "_HOPELESS", 1e9)
     options = {"img_size": 32, "embed_dim": 32, "depth": 1, "num_heads": 2}
     model = {"name": "timm/vit_tiny_patch16_224", "weights": "none", "image_size": 32, "options": options}
     reasons = chosen(hs.plan(hs.load_config(settings(recipe=recipe, model=model))))["precision"][1]
