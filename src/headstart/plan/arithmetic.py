@@ -112,6 +112,8 @@ def choose_arithmetic(
     found = Arithmetic(**{name: choice[name] for name in _PARTS if name in choice})
     left_open = [name for name in _PARTS if getattr(config, name) == "auto"]
     reasons = {name: asked_why if name == "precision" else "as asked" for name in _PARTS}
+    if config.attention == "plain" and not has_attention(module):
+        reasons["attention"] = "as asked; none of the layers is known to have a choice, so it may change nothing"
     if left_open:
         first, *others = left_open
         reasons |= {first: f"auto: {choice['why']}"} | dict.fromkeys(others, f"auto: see {first}")
