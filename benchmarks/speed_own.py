@@ -19,11 +19,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import huggingface_hub  # noqa: F401  this and the next three: imported before the clock starts, as the peers' parts are
+import huggingface_hub  # noqa: F401  this and the next two: imported before the clock starts, as the peers' parts are
 import matplotlib.pyplot  # noqa: F401
 import torch
 import torch._dynamo  # which timm imports, and headstart with its first optimizer step
-import torchmetrics.functional.classification  # noqa: F401
 from torch import nn
 
 import headstart as hs
@@ -36,9 +35,12 @@ from headstart.plan.preflight import Decided, Prepared, ScanProgress, prepare
 from headstart.runs.bundle import open_run
 from headstart.train.cache import CacheProgress, through_prefix
 from headstart.train.evaluate import evaluate
+from headstart.train.functional_metrics import functional
+from headstart.train.heap import kept_memory
 from headstart.train.phases import freeze_phase
 from headstart.train.step import StepDone
 
+functional("classification")  # imported before the clock starts, as the peers' parts are
 _SHOWN = ("precision", "memory_format", "attention", "cache", "evaluation")
 _LONG = 50  # epochs, for which evaluation is worth measuring
 
@@ -119,7 +121,8 @@ def run_whole(job: Job, folder: Path) -> None:
     before = round(watch.laps.first - started, 3)
     more: dict[str, Any] = {"before_first_image": before, "decided": _decisions(done.path)}
     if job.limit:
-        more["limit"] = limit(hs.load_config(wanted | chosen))
+        with kept_memory():  # as the run has it
+            more["limit"] = limit(hs.load_config(wanted | chosen))
     report(job, watch.laps, accuracy=done.metrics["accuracy"], **more | {"peak_mib": peak})
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -76,6 +78,37 @@ def test_the_fastest_is_taken_and_used(settings) -> None:
     assert value == "8 images at a time" and "ms an image at 8" in reason and "at 16" in reason
     assert (made.images.val.batch_size, made.images.train.batch_size) == (8, SIZE)
     assert not module.training or module.seen  # measured in evaluation mode, and put back
+
+
+class Timed(nn.Module):
+    """Takes ``seconds(images)``; ``seen``: batch sizes in evaluation."""
+
+    def __init__(self, seconds: Callable[[int], float]) -> None:
+        super().__init__()
+        self.conv, self.fc, self.seen, self.seconds = nn.Conv2d(3, 8, 3, stride=4), nn.Linear(8, 3), [], seconds
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        if not self.training:
+            self.seen.append(len(images))
+            time.sleep(self.seconds(len(images)))
+        return self.fc(self.conv(images).mean((2, 3)))
+
+
+@pytest.mark.usefixtures("pays")
+def test_more_at_a_time_are_not_tried_where_they_are_no_faster(settings) -> None:
+    module = Timed(lambda images: 0.01 * images)
+    made = ready(settings, module, batch={"size": 24})
+    value, reason = told(made)["evaluation"]
+    assert value == "8 images at a time" and "more are not faster" in reason
+    assert 16 in module.seen and 24 not in module.seen
+
+
+@pytest.mark.usefixtures("pays")
+def test_the_training_size_stays_where_more_are_faster(settings) -> None:
+    module = Timed(lambda _: 0.1)
+    made = ready(settings, module, batch={"size": 24})
+    assert made.images.val.batch_size == 24
+    assert {8, 16, 24} <= set(module.seen)
 
 
 @pytest.mark.usefixtures("pays")

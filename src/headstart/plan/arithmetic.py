@@ -7,6 +7,7 @@ bf16 and channels_last train some networks twice as fast and others half as fast
 from __future__ import annotations
 
 import copy
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -29,10 +30,10 @@ from headstart.train.precision import MEMORY_FORMATS, Precision, autocast, devic
 from headstart.train.step import training_outputs
 
 _FIRST, _LOOKS, _REPEATS = 2, 2, 3  # images of a first look, how often it is timed, and a step then
-_STEP_SECONDS, _FEWEST = 0.15, 4  # a timed step takes at least about as long, on no fewer images
+_STEP_SECONDS, _FEWEST = 0.08, 4  # a timed step takes at least about as long, on no fewer images
 _SHARE = 0.02  # of the run's time for all of them: few images at a time say little about many
 _SHORT_SECONDS, _FEW_PASSES = 30.0, 1000  # a run below either is not worth measuring
-_HOPELESS = 1.5  # times as slow as the best at first sight
+_HOPELESS = 1.5  # times as slow as the best so far: not timed again
 _MARGIN = 0.92  # of fp32's time in torch's usual order: less is within the noise
 _LOSS, _GRADIENT = {"fp32": 1e-4, "bf16": 0.02}, {"fp32": 1e-2, "bf16": 0.3}  # largest relative differences
 
@@ -196,8 +197,10 @@ def _trials(
         found = {candidate: _gradients(copies[candidate], few, work.loss, candidate) for candidate in tried}
         seconds: dict[Arithmetic, list[float]] = {candidate: [] for candidate in candidates}
         for _ in range(repeats):
+            best = min((min(timed) for timed in seconds.values() if timed), default=math.inf)
             for candidate in candidates:
-                seconds[candidate].append(_step_seconds(copies[candidate], few, work.loss, candidate) / count)
+                if min(seconds[candidate], default=0.0) <= _HOPELESS * best:
+                    seconds[candidate].append(_step_seconds(copies[candidate], few, work.loss, candidate) / count)
     loss, gradient = found[_USUAL]
     return [
         _Trial(

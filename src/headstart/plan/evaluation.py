@@ -1,7 +1,8 @@
-"""How many images at a time are evaluated, and go through what is frozen into the cache: the fastest of a few sizes.
+"""How many images at a time are evaluated, and go through what is frozen into the cache: as few as are fast.
 
-On a CPU fewer are often faster, since their tensors stay in its caches: EfficientNet-B0 takes 30 ms an image at 8 and
-71 at 64, MobileNetV3-large 14 and 43, ResNet-50 128 at 8 and 190 at 32 (one thread, fp32, 224 pixels).
+On a CPU fewer are often faster, since their tensors stay in its caches, and take less memory: EfficientNet-B0 took 30
+ms an image at 8 and 71 at 64, MobileNetV3-large 14 and 43, ResNet-50 128 at 8 and 190 at 32 (one thread, fp32, 224
+pixels, freed memory given back).
 """
 
 from __future__ import annotations
@@ -24,9 +25,9 @@ from headstart.train.phases import Course
 from headstart.train.precision import MEMORY_FORMATS, autocast, device_of, dtype_of
 from headstart.train.step import StepRules
 
-_SIZES = (8, 16)  # tried beside the training batch's
-_MARGIN = 0.95  # of the time at the training batch's size: less is not worth other last digits
-_SHORT_SECONDS, _SHARE = 60.0, 0.05  # less to compute is not worth measuring, nor is a larger share of it
+_SIZES = (8, 16)  # tried before the training batch's
+_MARGIN = 0.95  # of the time an image takes with fewer or more at a time: less is within the noise
+_SHORT_SECONDS, _SHARE = 20.0, 0.05  # less to compute is not worth measuring, nor is a larger share of it
 
 
 def choose_evaluation(
@@ -54,24 +55,22 @@ def choose_evaluation(
 
 def _measured(module: nn.Module, course: Course, images: Images) -> tuple[int, str]:
     usual, passes = images.train.batch_size, _passes(course, images)
-    smallest, next_one = _SIZES
-    if usual <= smallest or 2 * smallest + usual > _SHARE * passes:
+    sizes = [*(size for size in _SIZES if size < usual), usual]
+    if len(sizes) == 1 or sum(sizes) > _SHARE * passes:
         return usual, ""
     found: dict[int, float] = {}
-
-    def fast_at(size: int) -> bool:
-        found[size] = pass_seconds(module, images.train.few(size), course.rules, warm=size < usual) / size
-        return found[size] <= _MARGIN * found[usual]
-
+    best = sizes[0]
     with in_eval(module):
-        fast_at(usual)
-        if found[usual] * passes < _SHORT_SECONDS or not fast_at(smallest):
-            return usual, ""
-        if next_one < usual:
-            fast_at(next_one)
-    best = min(found, key=lambda size: found[size])
-    shown = ", ".join(f"{1000 * found[size]:.3g} ms an image at {size}" for size in sorted(found))
-    return best, f"auto: the fastest; {shown}"
+        for size in sizes:
+            few = images.train.few(size)
+            found[size] = pass_seconds(module, few, course.rules) / len(few.pixels)
+            if found[size] * passes < _SHORT_SECONDS:
+                return usual, ""
+            if size > best and found[size] > _MARGIN * found[best]:
+                break
+            best = size
+    shown = ", ".join(f"{1000 * seconds:.3g} ms an image at {size}" for size, seconds in found.items())
+    return best, f"auto: more are not faster; {shown}" if best < usual else ""
 
 
 def _passes(course: Course, images: Images) -> int:
@@ -84,11 +83,11 @@ def _passes(course: Course, images: Images) -> int:
     return found
 
 
-def pass_seconds(module: nn.Module, batch: Batch, rules: StepRules, *, warm: bool) -> float:
-    """Of a forward pass; ``warm``: of a second one (of many images the first is not much slower)."""
+def pass_seconds(module: nn.Module, batch: Batch, rules: StepRules) -> float:
+    """Of a second forward pass: the first one chooses kernels and gets its memory."""
     device, seconds = device_of(module), 0.0
     arguments = batch.arguments(device, MEMORY_FORMATS[rules.memory_format], dtype_of(module))
-    for _ in range(1 + (warm or device.type != "cpu")):
+    for _ in range(2):
         started = time.perf_counter()
         with autocast(device, rules.precision):
             module(*arguments)

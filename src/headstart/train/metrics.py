@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from headstart.data.task import TaskSpec
+from headstart.train.functional_metrics import functional
 
 _WORST = sys.float_info.max
 MAIN_METRIC = {"classify": "accuracy", "multilabel": "mean_average_precision", "regress": "mae"}
@@ -49,24 +50,20 @@ def score(task: TaskSpec, metrics: dict[str, float]) -> tuple[float, ...]:
 
 
 def _classify(probabilities: Tensor, truth: Tensor) -> dict[str, float]:
-    from torchmetrics.functional.classification import multiclass_accuracy, multiclass_f1_score
-
-    classes = probabilities.shape[1]
+    by, classes = functional("classification"), probabilities.shape[1]
     picked = probabilities[torch.arange(len(truth)), truth].double()
     return {
-        "accuracy": float(multiclass_accuracy(probabilities, truth, num_classes=classes, average="micro")),
-        "macro_f1": float(multiclass_f1_score(probabilities, truth, num_classes=classes, average="macro")),
+        "accuracy": float(by.multiclass_accuracy(probabilities, truth, num_classes=classes, average="micro")),
+        "macro_f1": float(by.multiclass_f1_score(probabilities, truth, num_classes=classes, average="macro")),
         "nll": float(-picked.clamp_min(1e-12).log().mean()),
     }
 
 
 def _multilabel(probabilities: Tensor, truth: Tensor) -> dict[str, float]:
-    from torchmetrics.functional.classification import binary_average_precision, binary_f1_score
-
-    known = truth.long()
+    by, known = functional("classification"), truth.long()
     each = list(zip(probabilities.T, known.T, strict=True))  # one at a time: torchmetrics refuses a single tag
-    precisions = torch.stack([binary_average_precision(scores, flags) for scores, flags in each])  # (K,)
-    f1 = torch.stack([binary_f1_score(scores, flags) for scores, flags in each])
+    precisions = torch.stack([by.binary_average_precision(scores, flags) for scores, flags in each])  # (K,)
+    f1 = torch.stack([by.binary_f1_score(scores, flags) for scores, flags in each])
     return {
         "mean_average_precision": float(precisions[known.any(0)].mean()),  # a tag without an example has none
         "macro_f1": float(f1.mean()),
@@ -101,11 +98,10 @@ def _r2(values: Tensor, truth: Tensor) -> float:
 
 
 def _errors(values: Tensor, truth: Tensor, centre: Tensor, *, log: bool) -> dict[str, float]:
-    from torchmetrics.functional.regression import mean_absolute_error, mean_squared_error
-
+    by = functional("regression")
     found = {
-        "mae": float(mean_absolute_error(values, truth)),
-        "rmse": float(mean_squared_error(values, truth, squared=False)),
+        "mae": float(by.mean_absolute_error(values, truth)),
+        "rmse": float(by.mean_squared_error(values, truth, squared=False)),
         "r2": _r2(values, truth),
         "baseline_mae": float((truth - centre).abs().mean()),
     }
