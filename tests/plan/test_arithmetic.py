@@ -6,7 +6,7 @@ import copy
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -110,12 +110,16 @@ def test_measuring_leaves_model_and_chance_as_they_were(settings):
 class Fast(nn.Module):
     """Slow in fp32, fast in bf16; ``wrong``: and then something else."""
 
+    steps: ClassVar[list[torch.dtype]] = []  # of its copies, too
+
     def __init__(self, *, wrong: bool) -> None:
         super().__init__()
         self.conv, self.fc, self.wrong = nn.Conv2d(3, 8, 3), nn.Linear(8, 3), wrong
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         features = self.conv(images)
+        if self.training:
+            self.steps.append(features.dtype)
         if features.dtype == torch.float32:
             work = torch.randn(600, 600)
             for _ in range(8):
@@ -133,7 +137,10 @@ def test_the_fastest_is_taken_if_it_gives_the_same(settings, wrong: bool):
     images = replace(made.images, train=replace(made.images.train))
     work = Workload(phases=(replace(made.course.phases[-1], freeze="none"),), loss=cross_entropy, images=images)
     torch.manual_seed(0)
+    Fast.steps.clear()
     found, decisions, _ = choose_arithmetic(config, Fast(wrong=wrong), work, recorded=None, possible=True)
+    assert Fast.steps.count(torch.float32) == 1  # too slow to be timed again
+    assert Fast.steps.count(torch.bfloat16) > 2
     assert found == Arithmetic(precision="fp32" if wrong else "bf16", memory_format="contiguous")
     assert "off)" in decisions[0].reason
 

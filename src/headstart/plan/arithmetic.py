@@ -7,7 +7,6 @@ bf16 and channels_last train some networks twice as fast and others half as fast
 from __future__ import annotations
 
 import copy
-import math
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -144,8 +143,7 @@ def _measured(config: Config, module: nn.Module, work: Workload) -> tuple[Arithm
     usual = next(trial for trial in first if trial.arithmetic == asked)
     if usual.seconds * passes < _SHORT_SECONDS:
         return asked, f"about {usual.seconds * passes:.0f} s of work are too few to measure others"
-    best = min(trial.seconds for trial in first)
-    hopeful = [trial.arithmetic for trial in first if trial.seconds <= _HOPELESS * best]
+    best, hopeful = min(trial.seconds for trial in first), _hopeful({one.arithmetic: one.seconds for one in first})
     if hopeful == [asked]:
         return asked, f"the fastest of {_shown(first)}, {_FIRST} images at a time"
     looks = len(hopeful) * (1 + _REPEATS)
@@ -157,6 +155,12 @@ def _measured(config: Config, module: nn.Module, work: Workload) -> tuple[Arithm
     fine = [trial for trial in trials if trial.agrees and trial.seconds < _MARGIN * usual.seconds]
     chosen = min(fine, key=lambda trial: trial.seconds, default=usual)
     return chosen.arithmetic, f"the fastest that agrees of {_shown(trials)}, {images} images at a time"
+
+
+def _hopeful(seconds: Mapping[Arithmetic, float]) -> list[Arithmetic]:
+    """Those that may turn out to be the fastest."""
+    best = min(seconds.values())
+    return [candidate for candidate, value in seconds.items() if value <= _HOPELESS * best]
 
 
 def _shown(trials: list[_Trial]) -> str:
@@ -197,10 +201,8 @@ def _trials(
         found = {candidate: _gradients(copies[candidate], few, work.loss, candidate) for candidate in tried}
         seconds: dict[Arithmetic, list[float]] = {candidate: [] for candidate in candidates}
         for _ in range(repeats):
-            best = min((min(timed) for timed in seconds.values() if timed), default=math.inf)
-            for candidate in candidates:
-                if min(seconds[candidate], default=0.0) <= _HOPELESS * best:
-                    seconds[candidate].append(_step_seconds(copies[candidate], few, work.loss, candidate) / count)
+            for candidate in _hopeful({candidate: min(timed, default=0.0) for candidate, timed in seconds.items()}):
+                seconds[candidate].append(_step_seconds(copies[candidate], few, work.loss, candidate) / count)
     loss, gradient = found[_USUAL]
     return [
         _Trial(
