@@ -107,6 +107,26 @@ def test_measuring_leaves_model_and_chance_as_they_were(settings):
     assert [part.training for part in module.modules()] == modes
 
 
+@pytest.mark.usefixtures("pays")
+def test_copies_hold_nothing_afterwards_though_they_may_live_on(settings, monkeypatch: pytest.MonkeyPatch):
+    """timm's models refer to themselves: only Python's collector, some time later, would free the copies."""
+    kept: list[nn.Module] = []
+    make = arithmetic._copies
+
+    def copies(*arguments: Any) -> Any:
+        found = make(*arguments)
+        kept.extend(found.values())
+        return found
+
+    monkeypatch.setattr(arithmetic, "_copies", copies)
+    made = prepare(hs.load_config(settings(recipe="full")), module=None, loss=None, tell=lambda _: None)
+    assert kept
+    values = [value for model in kept for value in (*model.parameters(), *model.buffers())]
+    assert sum(value.untyped_storage().nbytes() for value in values) == 0
+    assert all(value.grad is None for value in values)
+    assert all(value.numel() for value in made.opened.module.parameters())
+
+
 class Fast(nn.Module):
     """Slow in fp32, fast in bf16; ``wrong``: and then something else."""
 

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import gc
 import subprocess
 import sys
-import weakref
 
 import pytest
-
-from headstart.train.heap import release_memory
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="glibc's malloc")
 
@@ -70,23 +66,6 @@ def test_freed_memory_is_kept_within_and_given_back_after() -> None:
     assert min(scarce) > pages
     assert min(again) > pages
     assert once_more[1] < 100
-
-
-def test_what_refers_to_itself_is_released_too() -> None:
-    class Loop:
-        def __init__(self) -> None:
-            self.itself = self
-
-    one = Loop()
-    seen = weakref.ref(one)
-    gc.disable()
-    try:
-        del one
-        assert seen() is not None
-        release_memory()
-        assert seen() is None
-    finally:
-        gc.enable()
 
 
 def test_what_the_user_set_stays() -> None:

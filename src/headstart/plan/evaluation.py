@@ -63,7 +63,7 @@ def _measured(module: nn.Module, course: Course, images: Images) -> tuple[int, s
     with in_eval(module):
         for size in sizes:
             few = images.train.few(size)
-            found[size] = pass_seconds(module, few, course.rules) / len(few.pixels)
+            found[size] = pass_seconds(module, few, course.rules, warm=size == sizes[0]) / len(few.pixels)
             if found[size] * passes < _SHORT_SECONDS:
                 return usual, ""
             if size > best and found[size] > _MARGIN * found[best]:
@@ -83,11 +83,11 @@ def _passes(course: Course, images: Images) -> int:
     return found
 
 
-def pass_seconds(module: nn.Module, batch: Batch, rules: StepRules) -> float:
-    """Of a second forward pass: the first one chooses kernels and gets its memory."""
+def pass_seconds(module: nn.Module, batch: Batch, rules: StepRules, *, warm: bool) -> float:
+    """Of a forward pass; ``warm``: of a second one (on a CPU a first one at another size is not much slower)."""
     device, seconds = device_of(module), 0.0
     arguments = batch.arguments(device, MEMORY_FORMATS[rules.memory_format], dtype_of(module))
-    for _ in range(2):
+    for _ in range(1 + (warm or device.type != "cpu")):
         started = time.perf_counter()
         with autocast(device, rules.precision):
             module(*arguments)

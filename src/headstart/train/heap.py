@@ -7,7 +7,6 @@ zeroed. On a CPU that is up to a third of a training step's time (``benchmarks.s
 from __future__ import annotations
 
 import ctypes
-import gc
 import os
 import sys
 import threading
@@ -63,10 +62,7 @@ def returned_memory() -> Iterator[None]:
 
 
 def release_memory() -> None:
-    """Give back what is not used any more, after work whose like does not come again: copies of models, too, which
-    refer to themselves.
-    """
-    gc.collect()
+    """Give back what is free, after work whose like does not come again."""
     _trim()
 
 
