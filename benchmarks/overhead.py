@@ -4,7 +4,7 @@
     python -m benchmarks.overhead --profile   where headstart's step spends it, function by function
 
 Each row trains the same network on the same batches with AdamW; rows take turns, and the table gives the median and the
-spread of the repeats. headstart takes uint8 pixels and normalises them within the step; the other rows get them ready.
+spread of the repeats. headstart usually takes uint8 pixels and normalises them within the step: a row of its own.
 A library that is not installed is a row with the reason.
 """
 
@@ -16,6 +16,8 @@ import pstats
 import statistics
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -31,9 +33,11 @@ Row = Callable[[], float]
 
 
 class Preloaded:
-    """Batches of noise in memory: as ``fit`` takes them, and as (images, labels) ready for a network."""
+    """Batches of noise in memory: as ``fit`` takes them, and as (images, labels) ready for a network; ``ready``: these
+    for ``fit``, too.
+    """
 
-    def __init__(self) -> None:
+    def __init__(self, *, ready: bool = False) -> None:
         draw, mean, std = torch.Generator().manual_seed(0), torch.tensor([0.5]), torch.tensor([0.25])
         keys = tuple(f"{place}.png" for place in range(SIZE))
         self.batches = [
@@ -45,6 +49,10 @@ class Preloaded:
             for _ in range(STEPS)
         ]  # fmt: skip
         self.ready = [((batch.pixels / 255 - 0.5) / 0.25, batch.targets) for batch in self.batches]
+        if ready:
+            self.batches = [
+                replace(batch, stored=(images,)) for batch, (images, _) in zip(self.batches, self.ready, strict=True)
+            ]
 
     def __len__(self) -> int:
         return STEPS
@@ -77,12 +85,13 @@ def bare(data: Preloaded, *, fused: bool | None, everything: bool) -> float:
     return time.process_time() - begun
 
 
-def ours(data: Preloaded) -> float:
+def ours(data: Preloaded, *, ready: bool) -> float:
     model = network()
     group = {"params": list(model.parameters()), "lr": 1e-3, "weight_decay": 0.01, "name": "all"}
     state = hs.TrainState(model, make_optimizer([group], AdamW()))
+    batches = Preloaded(ready=True) if ready else data
     begun = time.process_time()
-    for _ in hs.fit(state, data, rules=hs.StepRules(clip_norm=1.0), epochs=1, schedule=Schedule()):
+    for _ in hs.fit(state, batches, rules=hs.StepRules(clip_norm=1.0), epochs=1, schedule=Schedule()):
         pass
     return time.process_time() - begun
 
@@ -137,6 +146,31 @@ def lightning(data: Preloaded) -> float:
     return time.process_time() - begun
 
 
+def huggingface(data: Preloaded) -> float:
+    from transformers import Trainer, TrainingArguments
+
+    class Scored(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model, self.loss = network(), nn.CrossEntropyLoss()
+
+        def forward(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
+            scores = self.model(images)
+            return {"loss": self.loss(scores, labels), "logits": scores}
+
+    batches = [{"images": images, "labels": labels} for images, labels in data.ready]
+    with TemporaryDirectory() as folder:
+        arguments = TrainingArguments(
+            output_dir=folder, per_device_train_batch_size=1, num_train_epochs=1, learning_rate=1e-3,
+            max_grad_norm=1.0, lr_scheduler_type="constant", logging_strategy="no", save_strategy="no", report_to=[],
+            disable_tqdm=True, use_cpu=True, dataloader_pin_memory=False, remove_unused_columns=False,
+        )  # fmt: skip
+        trainer = Trainer(model=Scored(), args=arguments, train_dataset=batches, data_collator=lambda one: one[0])
+        begun = time.process_time()
+        trainer.train()
+        return time.process_time() - begun
+
+
 def fastai(data: Preloaded) -> float:
     import fastai.callback.progress  # noqa: F401  gives Learner its no_bar
     from fastai.basics import DataLoaders, Learner
@@ -154,10 +188,12 @@ def rows(data: Preloaded) -> dict[str, Row]:
         "bare loop, AdamW as it comes": lambda: bare(data, fused=None, everything=False),
         "bare loop, fused AdamW": lambda: bare(data, fused=True, everything=False),
         "bare loop, fused, clipping, LambdaLR, loss.item()": lambda: bare(data, fused=True, everything=True),
-        "headstart fit: clipping, schedule, checks, events": lambda: ours(data),
+        "headstart fit: clipping, schedule, checks, events": lambda: ours(data, ready=True),
+        "the same, normalising uint8 pixels": lambda: ours(data, ready=False),
         "accelerate, its loop": lambda: accelerate(data),
         "Lightning Fabric, its loop": lambda: fabric(data),
         "Lightning Trainer, clipping, no logging": lambda: lightning(data),
+        "HF Trainer, clipping, no logging": lambda: huggingface(data),
         "fastai Learner (with a pass of validation)": lambda: fastai(data),
     }
 
@@ -191,9 +227,9 @@ def table(found: dict[str, list[float]], skipped: dict[str, str]) -> str:
 
 
 def profiled(data: Preloaded) -> None:
-    ours(data)
+    ours(data, ready=True)
     profile = cProfile.Profile()
-    profile.runcall(ours, data)
+    profile.runcall(ours, data, ready=True)
     pstats.Stats(profile).sort_stats("tottime").print_stats(40)
 
 
