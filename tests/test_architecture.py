@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "src" / "headstart"
 LAYERS = [  # a row imports from the rows above it only
-    {"errors"},
+    {"errors", "pieces"},
     {"config", "storage", "pages", "parallel"},
     {"shelf"},
     {"models"},

@@ -21,7 +21,8 @@ from headstart.models.folder import WEIGHTS
 from headstart.models.sources import open_model
 from headstart.models.weights import read_safetensors
 from headstart.runs.bundle import open_run
-from headstart.runs.checkpoint import packed, read_checkpoint, restore, save
+from headstart.runs.checkpoint import read_checkpoint, restore, save
+from headstart.runs.tensor_file import packed
 from headstart.storage import MANIFEST, read_folder, write_folder
 
 CHECKPOINTS, BUNDLES = 2400, 300  # a bundle is read through two doors

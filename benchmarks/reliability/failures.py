@@ -13,6 +13,7 @@ from pathlib import Path
 from benchmarks.reliability.crashes import Recorder
 from benchmarks.reliability.saves import SHORT, Place, move, small_state
 from headstart.errors import StorageError
+from headstart.pieces import Pieces
 from headstart.runs.checkpoint import read_checkpoint, save
 from headstart.storage import DISK, read_folder, sweep
 
@@ -48,7 +49,8 @@ def _half(name: str, arguments: tuple[object, ...]) -> None:
     assert isinstance(path, Path)
     if name == "write":
         data = arguments[1]
-        assert isinstance(data, bytes)
+        assert isinstance(data, bytes | Pieces)
+        data = bytes(data)
         path.write_bytes(data[: len(data) // 2])
     elif name == "remove" and path.is_dir():
         next(path.iterdir()).unlink()

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from headstart.errors import StorageError
+from headstart.pieces import Content, parts_of, sha256
 
 MANIFEST = "MANIFEST.json"
 _NAME = re.compile(r"[A-Za-z0-9._-]+")
@@ -39,7 +40,7 @@ _ORPHANS_SECONDS = 15.0  # loading processes of a killed run hold its lock until
 class Disk(Protocol):
     """The six durable operations.  Each raises OSError, whose ``filename`` is the path."""
 
-    def write(self, path: Path, data: bytes) -> None:
+    def write(self, path: Path, data: Content) -> None:
         """Create or overwrite a file."""
 
     def fsync(self, path: Path) -> None:
@@ -61,10 +62,10 @@ class Disk(Protocol):
 class LocalDisk:
     """The operations on the real file system."""
 
-    def write(self, path: Path, data: bytes) -> None:
+    def write(self, path: Path, data: Content) -> None:
         """See ``Disk``."""
         with _named(path), open(path, "wb", opener=_open_plainly) as file:
-            file.write(data)
+            file.writelines(parts_of(data))
 
     def fsync(self, path: Path) -> None:
         """See ``Disk``."""
@@ -186,14 +187,14 @@ def _make_folder(path: Path, *, disk: Disk) -> None:
         disk.fsync_dir(folder.parent)
 
 
-def write_folder(path: Path, files: Mapping[str, bytes], *, disk: Disk = DISK) -> None:
+def write_folder(path: Path, files: Mapping[str, Content], *, disk: Disk = DISK) -> None:
     """Write a folder of files with its manifest, whole or not at all.
 
     A folder at ``path`` is replaced.  Raises: StorageError.
     """
     temp, old = path.with_name(_TEMP + path.name), path.with_name(_OLD + path.name)
     assert all(_is_plain(name) for name in files), list(files)
-    complete = {**files, MANIFEST: _manifest(files)}
+    complete: dict[str, Content] = {**files, MANIFEST: _manifest(files)}
     needed = sum(map(len, complete.values()))
     with explained(path, needed=needed, undo=lambda: _give_up(temp, old, path, disk=disk)):
         _make_folder(path.parent, disk=disk)
@@ -210,7 +211,7 @@ def write_folder(path: Path, files: Mapping[str, bytes], *, disk: Disk = DISK) -
             disk.remove(old)
 
 
-def _fill(temp: Path, files: Mapping[str, bytes], *, disk: Disk) -> None:
+def _fill(temp: Path, files: Mapping[str, Content], *, disk: Disk) -> None:
     disk.mkdir(temp)
     for name, data in files.items():
         disk.write(temp / name, data)
@@ -231,10 +232,8 @@ def _is_plain(name: str) -> bool:
     return bool(_NAME.fullmatch(name)) and name.strip(".") != "" and name != MANIFEST
 
 
-def _manifest(files: Mapping[str, bytes]) -> bytes:
-    entries = {
-        name: {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()} for name, data in sorted(files.items())
-    }
+def _manifest(files: Mapping[str, Content]) -> bytes:
+    entries = {name: {"size": len(data), "sha256": sha256(data)} for name, data in sorted(files.items())}
     return json_bytes({"files": entries, "digest": _digest(entries)})
 
 

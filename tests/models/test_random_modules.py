@@ -16,7 +16,7 @@ from headstart.models.freeze import freeze
 from headstart.models.head import find_head, replace_head
 from headstart.models.layout import find_layout
 from headstart.optim.groups import param_groups
-from headstart.runs.checkpoint import packed
+from headstart.runs.tensor_file import packed
 
 WIDTH = 4
 PARTS = ["conv", "norm", "group_norm", "relu", "dropout", "scale", "nested", "shared", "twin", "branch", "attention"]

@@ -16,7 +16,8 @@ from headstart.errors import StorageError
 from headstart.models.freeze import freeze
 from headstart.optim.groups import param_groups
 from headstart.optim.optimizers import make_optimizer
-from headstart.runs.checkpoint import load_best, packed, read_checkpoint, restore, save
+from headstart.runs.checkpoint import load_best, read_checkpoint, restore, save
+from headstart.runs.tensor_file import packed
 from headstart.storage import DISK, MANIFEST, sweep
 from headstart.train.precision import make_scaler
 from headstart.train.state import Best, TrainState, make_average

@@ -22,8 +22,9 @@ from headstart.models.head import HeadSwap, replace_head
 from headstart.models.preprocess import Preprocess
 from headstart.models.sources import OpenedModel, open_model
 from headstart.models.weights import read_safetensors
+from headstart.pieces import Content
 from headstart.runs.card import model_card
-from headstart.runs.checkpoint import packed
+from headstart.runs.tensor_file import in_pieces
 from headstart.storage import explained, json_bytes, write_folder
 from headstart.train.precision import MEMORY_FORMATS, Precision
 
@@ -81,8 +82,8 @@ def write_bundle(
     path: Path, model: nn.Module, facts: dict[str, Any], *, plan: Mapping[str, Any], result: Mapping[str, Any]
 ) -> None:
     """Write the bundle folder, whole or not at all.  Raises: StorageError."""
-    files = {
-        "model.safetensors": packed(model.state_dict()),
+    files: dict[str, Content] = {
+        "model.safetensors": in_pieces(model.state_dict()),
         "config.json": json_bytes(_config(model, facts)),
         "headstart.json": json_bytes(facts),
         "README.md": model_card(facts, plan=plan, result=result).encode("utf-8", "backslashreplace"),

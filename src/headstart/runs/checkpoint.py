@@ -18,7 +18,6 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as read_tensors
-from safetensors.torch import save as tensor_bytes
 from torch import Tensor, nn
 
 from headstart.errors import StorageError
@@ -33,6 +32,8 @@ from headstart.parallel.shards import (
     parts,
     put,
 )
+from headstart.pieces import Content
+from headstart.runs.tensor_file import in_pieces, packed
 from headstart.storage import DISK, MANIFEST, Disk, explained, json_bytes, read_folder, write_folder, write_json
 from headstart.train.state import Best, TrainState
 
@@ -54,7 +55,7 @@ def save(state: TrainState, folder: str | Path, *, keep: int = 2, disk: Disk = D
     target = root / _folder_name(state.step)
     files = _contents(state)
     if is_sharded(state.model):
-        files = files_to_first(files)
+        files = {**files_to_first({name: bytes(data) for name, data in files.items()})}
         if not current().is_first:
             return target
     needed = sum(map(len, files.values()))
@@ -68,7 +69,7 @@ def save(state: TrainState, folder: str | Path, *, keep: int = 2, disk: Disk = D
     return target
 
 
-def _contents(state: TrainState) -> dict[str, bytes]:
+def _contents(state: TrainState) -> dict[str, Content]:
     """The files of a checkpoint; of a model that is shared out, those of this process."""
     part_again(state.model)
     tensors, plain = _optimizer_state(state)
@@ -76,9 +77,10 @@ def _contents(state: TrainState) -> dict[str, bytes]:
     if state.average is not None:
         kinds["average"] = state.average.module.state_dict()
     if not is_sharded(state.model):
-        files = {f"{kind}.safetensors": packed(values) for kind, values in kinds.items()}
-        return files | {"state.json": json_bytes(_counters(state) | {"optimizer": plain})}
-    ours, files, shapes = current(), {}, {}
+        whole: dict[str, Content] = {f"{kind}.safetensors": in_pieces(values) for kind, values in kinds.items()}
+        return whole | {"state.json": json_bytes(_counters(state) | {"optimizer": plain})}
+    ours, shapes = current(), {}
+    files: dict[str, Content] = {}
     for kind, values in kinds.items():
         mine, shapes[kind] = parts(values)
         files[_part_name(kind, ours.rank, ours.world_size)] = packed(mine)
@@ -103,22 +105,6 @@ def _tensors(found: Mapping[str, bytes], kind: str) -> dict[str, Tensor]:
 
 def _folder_name(step: int) -> str:
     return f"step-{step:08d}"
-
-
-def packed(tensors: Mapping[str, Tensor]) -> bytes:
-    """Safetensors bytes without metadata (its order is random).
-
-    Equal tensors give equal bytes; shared ones are stored each.
-    """
-    seen: set[int] = set()
-    ready: dict[str, Tensor] = {}
-    for name, value in tensors.items():
-        plain = value.detach().cpu().contiguous()
-        ready[name] = (
-            plain.clone() if plain.data_ptr() in seen or plain.untyped_storage().nbytes() > plain.nbytes else plain
-        )
-        seen.add(ready[name].data_ptr())
-    return tensor_bytes(ready)
 
 
 def _counters(state: TrainState) -> dict[str, Any]:

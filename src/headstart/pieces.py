@@ -1,0 +1,40 @@
+"""What is written to a file without being put together first."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+
+
+class Pieces:
+    """Bytes that follow one another; ``len`` is of all, ``bytes`` puts them together."""
+
+    def __init__(self, *parts: bytes | memoryview) -> None:
+        self._parts = tuple(memoryview(part) for part in parts)
+        assert all(part.nbytes == len(part) for part in self._parts), "bytes are counted, not numbers"
+
+    def __iter__(self) -> Iterator[memoryview]:
+        return iter(self._parts)
+
+    def __len__(self) -> int:
+        return sum(map(len, self._parts))
+
+    def __bytes__(self) -> bytes:
+        return b"".join(self._parts)
+
+
+Content = bytes | Pieces
+"""Of a file."""
+
+
+def parts_of(content: Content) -> Pieces:
+    """In one piece or in several."""
+    return content if isinstance(content, Pieces) else Pieces(content)
+
+
+def sha256(content: Content) -> str:
+    """Its SHA-256 in hexadecimal digits."""
+    digest = hashlib.sha256()
+    for part in parts_of(content):
+        digest.update(part)
+    return digest.hexdigest()
