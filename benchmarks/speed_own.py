@@ -122,7 +122,8 @@ def run_whole(job: Job, folder: Path) -> None:
     more: dict[str, Any] = {"before_first_image": before, "decided": _decisions(done.path)}
     if job.limit:
         with kept_memory():  # as the run has it
-            more["limit"] = limit(hs.load_config(wanted | chosen))
+            recorded = json.loads((done.path / "plan.json").read_text())["choices"]
+            more["limit"] = limit(hs.load_config(wanted | chosen), recorded)
     report(job, watch.laps, accuracy=done.metrics["accuracy"], **more | {"peak_mib": peak})
 
 
@@ -139,9 +140,11 @@ def _chosen(job: Job, wanted: dict[str, Any], folder: Path) -> dict[str, Any]:
     return {name: found[name] for name in ("precision", "memory_format", "attention")}
 
 
-def limit(config: Config) -> dict[str, float]:
-    """CPU seconds of what cannot be spared: a decode and a forward pass of every image and view, the head's steps."""
-    ready = prepare(config, module=None, loss=None, tell=lambda _: None)
+def limit(config: Config, chosen: dict[str, Any]) -> dict[str, float]:
+    """CPU seconds of what cannot be spared: a decode and a forward pass of every image and view, the head's steps; in
+    the arithmetic and the batches that were chosen.
+    """
+    ready = prepare(config, module=None, loss=None, tell=lambda _: None, recorded=chosen)
     course, phase = ready.course, ready.course.phases[0]
     frozen = freeze_phase(ready.opened.module, phase)
     prefix = find_boundary(ready.opened.module, frozen).prefix
