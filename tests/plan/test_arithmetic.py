@@ -127,6 +127,20 @@ def test_copies_hold_nothing_afterwards_though_they_may_live_on(settings, monkey
     assert all(value.numel() for value in made.opened.module.parameters())
 
 
+@pytest.mark.usefixtures("pays")
+def test_what_a_copy_shares_with_the_model_stays(settings):
+    class Shared(nn.Linear):
+        def __deepcopy__(self, memo: Any) -> Shared:
+            return self
+
+    made = prepare(hs.load_config(settings(recipe="full")), module=None, loss=None, tell=lambda _: None)
+    module = nn.Sequential(nn.Conv2d(3, 8, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), Shared(8, 3))
+    work = Workload(phases=made.course.phases, loss=cross_entropy, images=made.images)
+    before = module[3].weight.detach().clone()
+    choose_arithmetic(hs.load_config(settings()), module, work, recorded=None, possible=True)
+    assert torch.equal(module[3].weight, before)
+
+
 class Fast(nn.Module):
     """Slow in fp32, fast in bf16; ``wrong``: and then something else."""
 

@@ -142,7 +142,7 @@ def _measured(config: Config, module: nn.Module, work: Workload) -> tuple[Arithm
     try:
         return _fastest(copies, work, asked, candidates, passes)
     finally:
-        _empty(copies.values())
+        _empty(copies.values(), but=module)
 
 
 def _fastest(
@@ -236,13 +236,15 @@ def _copies(module: nn.Module, phase: PhasePlan, candidates: list[Arithmetic]) -
     return {candidate: found[candidate.memory_format] for candidate in (_USUAL, *candidates)}
 
 
-def _empty(models: Iterable[nn.Module]) -> None:
+def _empty(copies: Iterable[nn.Module], *, but: nn.Module) -> None:
     """Give back what they hold at once: a model that refers to itself waits for Python's collector, which takes as long
-    as there are objects.
+    as there are objects. What a copy shares with the model itself stays.
     """
-    for model in models:
-        for value in (*model.parameters(), *model.buffers()):
-            value.data, value.grad = value.new_empty(0), None
+    ours = {value.untyped_storage().data_ptr() for value in (*but.parameters(), *but.buffers())}
+    for copied in copies:
+        for value in (*copied.parameters(), *copied.buffers()):
+            if value.untyped_storage().data_ptr() not in ours:
+                value.data, value.grad = value.new_empty(0), None
 
 
 def _gradients(model: nn.Module, batch: Batch, loss: LossFunction, arithmetic: Arithmetic) -> tuple[float, Tensor]:
