@@ -157,7 +157,7 @@ def _fastest(
     if hopeful == [asked]:
         return asked, f"the fastest of {_shown(first)}, {_FIRST} images at a time"
     looks = len(hopeful) * (1 + _REPEATS)
-    length = max(_STEP_SECONDS, _SHARE * usual.seconds * passes / looks) if len(hopeful) > 1 else _STEP_SECONDS
+    length = max(_STEP_SECONDS, _SHARE * best * passes / looks) if len(hopeful) > 1 else _STEP_SECONDS
     images = max(_FEWEST, min(work.images.train.batch_size // 2, round(length / best)))  # no more memory than the run
     trials = _trials(copies, work, hopeful, images=images, repeats=_REPEATS if len(hopeful) > 1 else 1)
     usual = next((trial for trial in trials if trial.arithmetic == asked), usual)
