@@ -80,6 +80,22 @@ def test_the_fastest_is_taken_and_used(settings) -> None:
     assert not module.training or module.seen  # measured in evaluation mode, and put back
 
 
+class Slow1st(Small):
+    """Each number of images is slow when it comes for the first time; more at a time are faster."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        if not self.training:
+            time.sleep(0.002 if len(images) in self.seen else 0.05)
+            self.seen.append(len(images))
+        return self.fc(self.conv(images).mean((2, 3)))
+
+
+@pytest.mark.usefixtures("pays")
+def test_a_short_first_pass_is_not_what_counts(settings) -> None:
+    made = ready(settings, Slow1st(), batch={"size": 24})
+    assert made.images.val.batch_size == 24
+
+
 class Timed(nn.Module):
     """Takes ``seconds(images)``; ``seen``: batch sizes in evaluation."""
 

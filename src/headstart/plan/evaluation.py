@@ -27,6 +27,7 @@ from headstart.train.step import StepRules
 
 _SIZES = (8, 16)  # tried before the training batch's
 _MARGIN = 0.95  # of the time an image takes with fewer or more at a time: less is within the noise
+_BRIEF_SECONDS, _MOST_PASSES = 0.2, 5  # short passes are timed again: the first one gets its memory
 _SHORT_SECONDS, _SHARE = 20.0, 0.05  # less to compute is not worth measuring, nor is a larger share of it
 
 
@@ -84,14 +85,17 @@ def _passes(course: Course, images: Images) -> int:
 
 
 def pass_seconds(module: nn.Module, batch: Batch, rules: StepRules, *, warm: bool) -> float:
-    """Of a forward pass; ``warm``: of a second one (on a CPU a first one at another size is not much slower)."""
-    device, seconds = device_of(module), 0.0
+    """Of the fastest of some forward passes; of two at least where the first one is to warm up, else of a slow one
+    alone: on a CPU a first long one at another size is not much slower.
+    """
+    device, found = device_of(module), list[float]()
     arguments = batch.arguments(device, MEMORY_FORMATS[rules.memory_format], dtype_of(module))
-    for _ in range(1 + (warm or device.type != "cpu")):
+    least = 2 if warm or device.type != "cpu" else 1
+    while len(found) < least or (sum(found) < _BRIEF_SECONDS and len(found) < _MOST_PASSES):
         started = time.perf_counter()
         with autocast(device, rules.precision):
             module(*arguments)
         if torch.accelerator.is_available():
             torch.accelerator.synchronize()
-        seconds = time.perf_counter() - started
-    return seconds
+        found.append(time.perf_counter() - started)
+    return min(found)
