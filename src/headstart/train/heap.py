@@ -1,7 +1,7 @@
 """Freed memory stays with the process for the next step, instead of going back to the operating system.
 
 glibc hands large blocks back at once, so that each layer's activations come from the kernel anew, page by page and
-zeroed. On a CPU that is up to a third of a training step's time (``benchmarks.steps``); no number changes.
+zeroed. On a CPU that is up to half of a training step's time (``benchmarks.steps``); no number changes.
 """
 
 from __future__ import annotations
