@@ -60,6 +60,12 @@ def test_every_relative_link_leads_somewhere(page: Path) -> None:
         )
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_a_measured_table_stands_once(page: Path) -> None:
+    marks = re.findall(r"<!-- /?\w+ -->", page.read_text())
+    assert len(marks) == len(set(marks))
+
+
 def test_every_page_is_linked_from_the_readme() -> None:
     linked = {target.partition("#")[0] for target in links(ROOT / "README.md")}
     assert {f"docs/{page.name}" for page in PAGES[1:]} <= linked

@@ -179,3 +179,22 @@ def test_a_reader_that_goes_away_is_no_error(tmp_path: Path) -> None:
     os.close(write)
     assert done.returncode == 141
     assert done.stderr == ""
+
+
+TORN_DOWN = """
+import atexit, os, sys
+atexit.register(lambda: os.write(1, b"torn down"))
+from headstart.cli.main import main
+sys.argv = ["headstart", "trian"]
+sys.exit(main())
+"""
+
+
+@pytest.mark.parametrize(("rank", "out"), [({}, "torn down"), ({"RANK": "1"}, "")])
+def test_one_of_several_processes_that_failed_is_not_torn_down(rank: dict[str, str], out: str) -> None:
+    """Torch's threads now and then abort what is being torn down when others have gone: 1 in place of 2."""
+    done = subprocess.run(
+        [sys.executable, "-c", TORN_DOWN], capture_output=True, text=True, env=dict(os.environ) | rank
+    )
+    assert (done.returncode, done.stdout) == (2, out)
+    assert "did you mean train?" in done.stderr

@@ -224,7 +224,7 @@ def test_an_interrupt_of_all_saves_once_and_says_how_to_go_on(started, tmp_path,
 def test_a_mistake_is_said_once(started) -> None:
     child = started(sections=EVERYTHING | {"data": {"source": "/nowhere"}})
     out, said = child.communicate()
-    assert (child.returncode, out) == (2, "")
+    assert (child.returncode, out) == (2, ""), said
     assert said.count("headstart: ") == 1 and "there is no /nowhere" in said and "Traceback" not in said
 
 

@@ -75,7 +75,7 @@ def test_the_fastest_is_taken_and_used(settings) -> None:
     module = Small()
     made = ready(settings, module)
     value, reason = told(made)["evaluation"]
-    assert value == "8 images at a time" and "ms an image at 8" in reason and "at 16" in reason
+    assert value.startswith("8 images at a time") and "ms an image at 8" in reason and "at 16" in reason
     assert (made.images.val.batch_size, made.images.train.batch_size) == (8, SIZE)
     assert not module.training or module.seen  # measured in evaluation mode, and put back
 
@@ -115,7 +115,7 @@ def test_more_at_a_time_are_not_tried_where_they_are_no_faster(settings) -> None
     module = Timed(lambda images: 0.01 * images)
     made = ready(settings, module, batch={"size": 24})
     value, reason = told(made)["evaluation"]
-    assert value == "8 images at a time" and "more are not faster" in reason
+    assert value.startswith("8 images at a time") and "more are not faster" in reason
     assert 16 in module.seen and 24 not in module.seen
 
 
@@ -140,3 +140,50 @@ def test_the_choice_stays_when_the_run_goes_on(settings, monkeypatch: pytest.Mon
     monkeypatch.setattr(evaluation, "_measured", lambda *_: pytest.fail("measured again"))
     again = prepare(made.config, module=Small(), loss=None, tell=lambda _: None, recorded=choices)
     assert again.images.val.batch_size == 8
+
+
+class Halved(nn.Module):
+    """In evaluation faster in bf16, where its outputs are ``off`` by so much; ``seen``: whether it was in bf16."""
+
+    def __init__(self, off: float = 0.001) -> None:
+        super().__init__()
+        self.conv, self.fc, self.off = nn.Conv2d(3, 8, 3, stride=4), nn.Linear(8, 3), off
+        self.seen: dict[bool, list[bool]] = {True: [], False: []}
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        half = torch.is_autocast_enabled("cpu")
+        self.seen[self.training].append(half)
+        if not self.training:
+            time.sleep(0.02 if half else 0.04)
+        with torch.autocast("cpu", enabled=False):
+            return self.fc(self.conv(images).mean((2, 3))) * (1 + self.off * half)
+
+
+@pytest.mark.usefixtures("pays")
+def test_what_trains_in_fp32_may_be_evaluated_in_bf16(settings, tmp_path: Path) -> None:
+    module = Halved()
+    made = ready(settings, module, cache={"use": "never"})
+    value, reason = told(made)["evaluation"]
+    assert value.endswith(", bf16") and "ms an image in bf16" in reason and "outputs 0.1% off" in reason
+    again = prepare(made.config, module=Halved(), loss=None, tell=lambda _: None, recorded=made.document["choices"])
+    assert again.course.rules.evaluated_in == "bf16" and again.course.rules.precision == "fp32"
+    model = {"model": {"image_size": 32}}
+    config = settings(recipe="full", batch={"size": SIZE}, cache={"use": "never"}, out=str(tmp_path / "run"))
+    run = hs.train(hs.load_config(config | model), model=module)
+    assert not any(module.seen[True]), "training is in fp32"
+    facts = json.loads((run.path / "model" / "headstart.json").read_text())
+    assert facts["evaluation"]["precision"] == "bf16" and facts["evaluation"]["batch_size"] == SIZE
+    assert module.seen[False][-1] and run.model is not None
+
+
+@pytest.mark.usefixtures("pays")
+@pytest.mark.parametrize(
+    ("off", "sections"), [(0.1, {}), (float("nan"), {}), (0.001, {"precision": "fp32"}), (0.001, {"recipe": "probe"})]
+)
+def test_bf16_is_not_taken_where_it_disagrees_or_something_else_was_asked_or_is_cached(settings, off, sections) -> None:
+    kept = {"use": "always"} if "recipe" in sections else {"use": "never"}
+    config = settings(**({"recipe": "full", "batch": {"size": SIZE}, "cache": kept} | sections))
+    model = {"model": {"image_size": 32}}
+    made = prepare(hs.load_config(config | model), module=Halved(off), loss=None, tell=lambda _: None)
+    assert made.course.rules.evaluated_in == "fp32"
+    assert any(phase.cached for phase in made.course.phases) == ("recipe" in sections)

@@ -1,4 +1,4 @@
-"""How the process leaves when a signal asks it to: one line with the command that goes on, then 128 + the number."""
+"""How the process leaves: when a signal asks it to, with the command that goes on and 128 + the number; at once."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import shutil
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
@@ -16,6 +16,16 @@ from typing import Any, NoReturn
 _GO_ON = {"train": ("--resume",), "demo": ()}  # verbs that can, and what their command then needs
 LAUNCHED_AS = "HEADSTART_LAUNCHED_AS"
 _SHOW_CURSOR = "\x1b[?25h\n"  # a live progress line has hidden it
+
+
+def leave_at_once(code: int) -> NoReturn:
+    """End the process, one of several, that has failed: where others have gone already, what C++ does at the end of
+    Python now and then aborts it, and SIGABRT would stand in place of its exit code.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(code)
 
 
 def to_go_on(words: Sequence[str]) -> str:

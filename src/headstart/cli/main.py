@@ -9,7 +9,7 @@ import traceback
 from collections.abc import Sequence
 from importlib import import_module, metadata
 
-from headstart.cli.leaving import leaving_on_signals, to_go_on
+from headstart.cli.leaving import leave_at_once, leaving_on_signals, to_go_on
 from headstart.cli.output import cell, write
 from headstart.errors import Error, Interrupted, OthersFailed
 
@@ -28,20 +28,27 @@ VERBS = {  # a verb's module is imported when it is called
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; gives 0 done, 1 failed, 2 the user's mistake, 4 storage, 129, 130 or 143 interrupted."""
-    words = list(sys.argv[1:] if argv is None else argv)
+    code = _exit_code(list(sys.argv[1:] if argv is None else argv), ends=argv is None)
+    if argv is None and code and "RANK" in os.environ:
+        leave_at_once(code)
+    return code
+
+
+def _exit_code(words: list[str], *, ends: bool) -> int:
+    """``ends``: the process ends with the command."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")  # file names that are not UTF-8
     if "RANK" in os.environ:  # one of several processes: torch's C++ warnings would be said by each
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     try:
-        with leaving_on_signals(words, put_back=argv is not None):
+        with leaving_on_signals(words, put_back=not ends):
             return _dispatch(words)
     except OthersFailed as error:  # another process of the run says why
         return error.exit_code
     except Interrupted as stop:
         _complain(f"{stop.what}{to_go_on(words)}")
-        if argv is None:  # all is saved and closed; a second signal must find nothing to interrupt
+        if ends:  # all is saved and closed; a second signal must find nothing to interrupt
             os._exit(stop.exit_code)
         return stop.exit_code
     except Error as error:

@@ -25,7 +25,7 @@ from headstart.plan.cache import usual_views
 from headstart.plan.decisions import Decision, check_precision
 from headstart.train.attention import Attention, attending, has_attention
 from headstart.train.phases import PhasePlan, freeze_phase
-from headstart.train.precision import MEMORY_FORMATS, Precision, autocast, device_of, dtype_of
+from headstart.train.precision import MEMORY_FORMATS, Precision, autocast, device_of, dtype_of, has_bf16
 from headstart.train.step import training_outputs
 
 _FIRST, _LOOKS, _REPEATS = 2, 2, 3  # images of a first look, how often it is timed, and a step then
@@ -182,7 +182,7 @@ def _candidates(config: Config, module: nn.Module, phase: PhasePlan) -> list[Ari
     formats = ["contiguous", "channels_last"] if config.memory_format == "auto" else [config.memory_format]
     if config.memory_format == "auto" and not any(isinstance(part, nn.Conv2d) for part in module.modules()):
         formats = ["contiguous"]
-    if device_of(module).type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
+    if not has_bf16(device_of(module)):
         precisions = [kind for kind in precisions if kind != "bf16"] or precisions
     attentions = _attentions(config, module, phase)
     return [

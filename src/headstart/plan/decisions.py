@@ -8,7 +8,7 @@ import torch
 
 from headstart.config.schema import Config
 from headstart.errors import ConfigError
-from headstart.train.precision import usable_device
+from headstart.train.precision import has_bf16, usable_device
 
 CPU_MODEL = "timm/mobilenetv3_large_100.ra_in1k"
 GPU_MODEL = "timm/convnext_tiny.in12k_ft_in1k"
@@ -43,11 +43,7 @@ def choose_model(config: Config, device: torch.device) -> tuple[str, Decision]:
 
 def check_precision(config: Config, device: torch.device) -> str:
     """What to say of a precision that is asked for.  Raises: ConfigError: the device cannot do it."""
-    if (
-        config.precision == "bf16"
-        and device.type == "cuda"
-        and not torch.cuda.is_bf16_supported(including_emulation=False)
-    ):
+    if config.precision == "bf16" and not has_bf16(device):
         raise ConfigError(
             f"precision: {torch.cuda.get_device_name(device)} has no bf16; give fp16 or fp32, e.g. --precision fp16"
         )

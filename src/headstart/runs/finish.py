@@ -101,11 +101,13 @@ def finish(run: Path, state: TrainState, ready: Ready, *, log: RunLog | None, st
     model_from_first(model)
     merge_lora(model)
     rules, images = ready.course.rules, ready.images
-    settings = Evaluated(batch_size=images.val.batch_size, precision=rules.precision, memory_format=rules.memory_format)
+    settings = Evaluated(
+        batch_size=images.val.batch_size, precision=rules.evaluated_in, memory_format=rules.memory_format
+    )
     assert state.best is not None
     found = {"val": evaluate_best(model, images.val, ready.course, epoch=state.best.epoch)}
     if images.test:
-        found["test"] = evaluate(model, images.test, precision=rules.precision, memory_format=rules.memory_format)
+        found["test"] = evaluate(model, images.test, precision=rules.evaluated_in, memory_format=rules.memory_format)
     seconds = time.monotonic() - started
     metrics = found["val"].metrics
     result = {

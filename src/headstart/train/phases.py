@@ -186,7 +186,7 @@ def _metrics(model: nn.Module, suffix: nn.Module | None, val: Batches, rules: St
     """Of the model: by its part behind the boundary where the batches begin there and it has one."""
     batches = val if suffix is not None else replace(val, stored=None)
     judged = suffix or model
-    return evaluate(judged, batches, precision=rules.precision, memory_format=rules.memory_format).metrics
+    return evaluate(judged, batches, precision=rules.evaluated_in, memory_format=rules.memory_format).metrics
 
 
 def evaluate_best(model: nn.Module, val: Batches, course: Course, *, epoch: int) -> Evaluation:
@@ -204,7 +204,7 @@ def evaluate_best(model: nn.Module, val: Batches, course: Course, *, epoch: int)
                 stored = stack.enter_context(closing(open_activations(boundary, val, rules=rules, where=course.cache)))
                 deque(stored.filled(), maxlen=0)
                 judged, batches = boundary.eval_suffix, replace(val, stored=stored)
-        return evaluate(judged, batches, precision=rules.precision, memory_format=rules.memory_format)
+        return evaluate(judged, batches, precision=rules.evaluated_in, memory_format=rules.memory_format)
 
 
 def _is_over(state: TrainState) -> bool:

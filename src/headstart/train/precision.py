@@ -23,6 +23,11 @@ def autocast(device: torch.device, precision: Precision) -> AbstractContextManag
     return torch.autocast(device.type, dtype=_DTYPES[precision])
 
 
+def has_bf16(device: torch.device) -> bool:
+    """Whether the device computes in bf16 itself."""
+    return device.type != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)
+
+
 def make_scaler(device: torch.device, precision: Precision) -> torch.amp.GradScaler | None:
     """The loss scaler that fp16 needs (its gradients underflow below 6e-8); None for the others."""
     if precision != "fp16":

@@ -42,7 +42,7 @@ class StepRules:
     """How a step is made. ``loss`` is a name, a config value, or a function (outputs, targets) -> one loss per sample
     (B,), or (losses, weights); its outputs are at least float32. The loss of a step is the sum of losses x weights over
     the sum of weights, however the step is cut. ``recompute``: a block's activations are not kept (see ``recompute``);
-    ``attention``: how it is computed (see ``attention``).
+    ``attention``: how it is computed (see ``attention``); ``evaluation_precision``: where it is not training's.
     """
 
     loss: str | Loss | LossFunction = "cross_entropy"
@@ -55,6 +55,12 @@ class StepRules:
     clip_value: float | None = None
     recompute: bool = False
     seed: int = 0
+    evaluation_precision: Precision | None = None
+
+    @property
+    def evaluated_in(self) -> Precision:
+        """Precision of validation, evaluation and prediction."""
+        return self.evaluation_precision or self.precision
 
     def loss_function(self) -> LossFunction:
         """The loss as a function.  Raises: ConfigError: no such loss."""
