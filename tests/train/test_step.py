@@ -240,12 +240,12 @@ def test_a_loss_function_of_ones_own_sees_fp32_scores(net, noise) -> None:
     [
         (
             lambda o, t: F.cross_entropy(o, t),
-            r"returned \(\) .* for 4 images; return one value per image, shape \(4,\)",
+            r"returned \(\) for 4 images; return one value per image, shape \(4,\)",
         ),
-        (lambda o, t: o, r"returned \(4, 3\) \(weights \(4, 3\)\) for 4 images"),
+        (lambda o, t: o, r"returned \(4, 3\) for 4 images"),
         (lambda o, t: F.mse_loss(o[:, :1], t.float(), reduction="none"), r"returned \(4, 4\)"),
         (lambda o, t: (o.sum(1), torch.ones(4, 1)), r"returned \(4,\) \(weights \(4, 1\)\) for 4 images"),
-        (lambda o, t: 0.5, r"returned float \(weights NoneType\) for 4 images"),
+        (lambda o, t: 0.5, r"returned float for 4 images"),
     ],
 )
 @pytest.mark.filterwarnings("ignore:Using a target size")

@@ -45,7 +45,7 @@ def resolve_loss(loss: Loss, *, task: str) -> Loss:
 def make_loss(
     loss: Loss, *, classes: Sequence[str] = (), counts: Mapping[str, int] | None = None, task: str = ""
 ) -> LossFunction:
-    """The function (outputs, targets) -> (losses (B,), weights (B,)) of a resolved loss.
+    """A resolved loss as a function (outputs, targets) -> losses (B,), or, with class weights, (losses, weights).
 
     ``classes`` are in the order of the outputs; ``counts`` are training images per class, for ``balanced``; ``task``
     says whether targets (B, K) are tags or, for ``classify``, mixed labels.
@@ -94,7 +94,7 @@ def _class_weights(chosen: ClassWeights, classes: Sequence[str], counts: Mapping
     return torch.tensor([float(chosen.get(name, 1.0)) for name in classes])
 
 
-def _cross_entropy(outputs: Tensor, targets: Tensor, weights: Tensor | None, smoothing: float) -> tuple[Tensor, Tensor]:
+def _cross_entropy(outputs: Tensor, targets: Tensor, weights: Tensor | None, smoothing: float) -> LossOutput:
     """Weighted as torch does it.
 
     Every class's share of the target counts by that class's weight, the sum is over target weights.
@@ -103,8 +103,7 @@ def _cross_entropy(outputs: Tensor, targets: Tensor, weights: Tensor | None, smo
     scores = wide(outputs)
     if weights is None:
         targets = targets if targets.ndim == 1 else targets.to(scores.dtype)
-        losses = F.cross_entropy(scores, targets, reduction="none", label_smoothing=smoothing)  # (B,)
-        return losses, torch.ones_like(losses)
+        return F.cross_entropy(scores, targets, reduction="none", label_smoothing=smoothing)  # (B,)
     log_p = F.log_softmax(scores, dim=1)  # (B, K)
     hard = (targets if targets.ndim == 2 else F.one_hot(targets, outputs.shape[1])).to(log_p.dtype)  # (B, K)
     soft = hard * (1 - smoothing) + smoothing / outputs.shape[1]
@@ -113,42 +112,41 @@ def _cross_entropy(outputs: Tensor, targets: Tensor, weights: Tensor | None, smo
     return torch.where(scale > 0, losses / scale.where(scale > 0, 1.0), 0.0), scale
 
 
-def _focal(outputs: Tensor, targets: Tensor, weights: Tensor | None, gamma: float) -> tuple[Tensor, Tensor]:
+def _focal(outputs: Tensor, targets: Tensor, weights: Tensor | None, gamma: float) -> LossOutput:
     """Lin et al. 2017, eq. 4: (1 - p)^gamma times the cross-entropy, p the probability of what is true."""
     _check_scores(outputs, targets)
     log_p = F.log_softmax(wide(outputs), dim=1)  # (B, K)
     hard = (targets if targets.ndim == 2 else F.one_hot(targets, outputs.shape[1])).to(log_p.dtype)  # (B, K)
     losses = hard * _missing(log_p) ** gamma * -log_p
     if weights is None:
-        return losses.sum(1), torch.ones_like(log_p[:, 0])
+        return losses.sum(1)
     weights = weights.to(log_p)
     scale = (hard * weights).sum(1)  # (B,)
     return torch.where(scale > 0, (losses * weights).sum(1) / scale.where(scale > 0, 1.0), 0.0), scale
 
 
-def _focal_tags(outputs: Tensor, targets: Tensor, weights: Tensor | None, gamma: float) -> tuple[Tensor, Tensor]:
+def _focal_tags(outputs: Tensor, targets: Tensor, weights: Tensor | None, gamma: float) -> Tensor:
     _check_same_shape(outputs, targets)
     scores = wide(outputs)
     plain = F.binary_cross_entropy_with_logits(scores, targets.to(scores.dtype), reduction="none")  # (B, K)
     losses = _missing(-plain) ** gamma * plain
-    return (losses if weights is None else losses * weights.to(losses)).mean(1), torch.ones_like(losses[:, 0])
+    return (losses if weights is None else losses * weights.to(losses)).mean(1)
 
 
-def _bce(outputs: Tensor, targets: Tensor, weights: Tensor | None, smoothing: float) -> tuple[Tensor, Tensor]:
+def _bce(outputs: Tensor, targets: Tensor, weights: Tensor | None, smoothing: float) -> Tensor:
     _check_same_shape(outputs, targets)
     scores = wide(outputs)
     soft = targets.to(scores.dtype) * (1 - smoothing) + smoothing / 2
     losses = F.binary_cross_entropy_with_logits(scores, soft, reduction="none")  # (B, K)
     if weights is not None:
         losses = losses * weights.to(losses)
-    return losses.mean(1), torch.ones_like(losses[:, 0])
+    return losses.mean(1)
 
 
-def _plain(function: Callable[..., Tensor], outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+def _plain(function: Callable[..., Tensor], outputs: Tensor, targets: Tensor) -> Tensor:
     _check_same_shape(outputs, targets)
     values = wide(outputs)
-    losses = function(values, targets.to(values.dtype), reduction="none").mean(1)  # (B, T) -> (B,)
-    return losses, torch.ones_like(losses)
+    return function(values, targets.to(values.dtype), reduction="none").mean(1)  # (B, T) -> (B,)
 
 
 def _missing(log_p: Tensor) -> Tensor:

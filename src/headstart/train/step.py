@@ -10,7 +10,7 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import torch
 from torch import Tensor, nn
@@ -208,11 +208,17 @@ def _accumulate(state: TrainState, parts: Parts, batch: Batch, rules: StepRules,
             if state.step == 0:
                 check_first_outputs(shares[0][1], answers)
             losses, weights = _losses(loss_function, shares, answers)
-            if piece.stop > batch.size:  # copies that fill a part up: they count for nothing
-                weights = weights * (torch.arange(piece.start, piece.stop, device=device) < batch.size)
-            share = weights / images  # by the images for now: the sum of weights is known only after the last piece
+            if weights is None and piece.stop <= batch.size:
+                share, weight = _even(len(losses), images, losses.dtype, device)
+            else:
+                weights = torch.ones_like(losses) if weights is None else weights
+                if piece.stop > batch.size:  # copies that fill a part up: they count for nothing
+                    weights = weights * (torch.arange(piece.start, piece.stop, device=device) < batch.size)
+                share, weight = weights / images, weights.sum()
+            # by the images for now: the sum of weights is known only after the last piece
             losses.backward(state.scaler.scale(share) if state.scaler else share)  # type: ignore[no-untyped-call]
-        sums += [(losses.detach() * weights).sum(), weights.sum()]
+        summed_losses = losses.detach() if weights is None else losses.detach() * weights
+        sums += [summed_losses.sum(), weight]
     return sums
 
 
@@ -242,27 +248,37 @@ def _cut(values: Tensor, piece: slice) -> Tensor:
     return values if piece.stop - piece.start == values.shape[0] else values[piece]
 
 
-def _losses(loss_function: LossFunction, shares: list[tuple[float, Tensor]], targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Losses over all of the model's outputs, and weights by the main one, per sample (B,)."""
+def _losses(
+    loss_function: LossFunction, shares: list[tuple[float, Tensor]], targets: Tensor
+) -> tuple[Tensor, Tensor | None]:
+    """Losses over all of the model's outputs, and weights by the main one, per sample (B,); None: all are 1."""
     made = [_per_sample(loss_function(wide(scores), targets), count=targets.shape[0]) for _, scores in shares]
-    losses = made[0][0]
+    losses, weights = made[0]
     if len(shares) > 1:
         losses = torch.stack([share * value for (share, _), (value, _) in zip(shares, made, strict=True)]).sum(0)
     losses = wide(losses)
-    return losses, made[0][1].detach().to(losses.dtype)
+    return losses, None if weights is None else weights.detach().to(losses.dtype)
 
 
-def _per_sample(made: object, *, count: int) -> tuple[Tensor, Tensor]:
+@lru_cache(maxsize=16)
+def _even(count: int, images: float, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Weights of 1 by the images (B,), and their sum."""
+    ones = torch.ones(count, dtype=dtype, device=device)
+    return ones / images, ones.sum()
+
+
+def _per_sample(made: object, *, count: int) -> tuple[Tensor, Tensor | None]:
     """Losses and weights (B,) from what a loss function returned."""
     value, weights = made if isinstance(made, tuple) and len(made) == 2 else (made, None)
-    weights = torch.ones_like(value) if weights is None and isinstance(value, Tensor) else weights
-    found = [tuple(part.shape) if isinstance(part, Tensor) else type(part).__name__ for part in (value, weights)]
-    if found != [(count,), (count,)]:
+    parts = (value,) if weights is None else (value, weights)
+    found = [tuple(part.shape) if isinstance(part, Tensor) else type(part).__name__ for part in parts]
+    if any(shape != (count,) for shape in found):
+        about = f" (weights {found[1]})" if len(found) > 1 else ""
         raise DataError(
-            f"the loss returned {found[0]} (weights {found[1]}) for {count} images; return one value per image, "
-            f"shape ({count},), e.g. with reduction='none'"
+            f"the loss returned {found[0]}{about} for {count} images; return one value per image, shape ({count},), "
+            "e.g. with reduction='none'"
         )
-    assert isinstance(value, Tensor) and isinstance(weights, Tensor)
+    assert isinstance(value, Tensor) and (weights is None or isinstance(weights, Tensor))
     return value, weights
 
 
