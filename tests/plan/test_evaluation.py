@@ -143,18 +143,21 @@ def test_the_choice_stays_when_the_run_goes_on(settings, monkeypatch: pytest.Mon
 
 
 class Halved(nn.Module):
-    """In evaluation faster in bf16, where its outputs are ``off`` by so much; ``seen``: whether it was in bf16."""
+    """In evaluation it takes ``seconds`` in bf16, 0.04 in fp32; in bf16 its outputs are ``off`` by so much.
 
-    def __init__(self, off: float = 0.001) -> None:
+    ``seen``: whether it was in bf16.
+    """
+
+    def __init__(self, off: float = 0.001, seconds: float = 0.02) -> None:
         super().__init__()
-        self.conv, self.fc, self.off = nn.Conv2d(3, 8, 3, stride=4), nn.Linear(8, 3), off
+        self.conv, self.fc, self.off, self.seconds = nn.Conv2d(3, 8, 3, stride=4), nn.Linear(8, 3), off, seconds
         self.seen: dict[bool, list[bool]] = {True: [], False: []}
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         half = torch.is_autocast_enabled("cpu")
         self.seen[self.training].append(half)
         if not self.training:
-            time.sleep(0.02 if half else 0.04)
+            time.sleep(self.seconds if half else 0.04)
         with torch.autocast("cpu", enabled=False):
             return self.fc(self.conv(images).mean((2, 3))) * (1 + self.off * half)
 
@@ -178,12 +181,20 @@ def test_what_trains_in_fp32_may_be_evaluated_in_bf16(settings, tmp_path: Path) 
 
 @pytest.mark.usefixtures("pays")
 @pytest.mark.parametrize(
-    ("off", "sections"), [(0.1, {}), (float("nan"), {}), (0.001, {"precision": "fp32"}), (0.001, {"recipe": "probe"})]
+    ("module", "sections"),
+    [
+        (Halved(off=0.1), {}),
+        (Halved(off=float("nan")), {}),
+        (Halved(seconds=0.04), {}),
+        (Halved(), {"precision": "fp32"}),
+        (Halved(), {"recipe": "probe"}),
+    ],
+    ids=["disagrees", "nan", "no faster", "fp32 asked", "cached"],
 )
-def test_bf16_is_not_taken_where_it_disagrees_or_something_else_was_asked_or_is_cached(settings, off, sections) -> None:
+def test_bf16_is_not_taken_where_it_does_not_fit(settings, module, sections) -> None:
     kept = {"use": "always"} if "recipe" in sections else {"use": "never"}
     config = settings(**({"recipe": "full", "batch": {"size": SIZE}, "cache": kept} | sections))
     model = {"model": {"image_size": 32}}
-    made = prepare(hs.load_config(config | model), module=Halved(off), loss=None, tell=lambda _: None)
+    made = prepare(hs.load_config(config | model), module=module, loss=None, tell=lambda _: None)
     assert made.course.rules.evaluated_in == "fp32"
     assert any(phase.cached for phase in made.course.phases) == ("recipe" in sections)
