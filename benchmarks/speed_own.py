@@ -134,10 +134,16 @@ def _decisions(run: Path) -> dict[str, str]:
 
 def _chosen(job: Job, wanted: dict[str, Any], folder: Path) -> dict[str, Any]:
     """What ``auto`` chooses for a run that is long enough to be measured for; the one here is shorter."""
-    epochs = max(10, 20_000 // max(1, job.images("train")))
-    made = plan(hs.load_config(wanted | {"epochs": epochs, "out": str(folder / "plan")}))
-    found = made.to_dict()["choices"]["arithmetic"]
-    return {name: found[name] for name in ("precision", "memory_format", "attention")}
+    made = plan(hs.load_config(wanted | {"epochs": _epochs(job), "out": str(folder / "plan")}))
+    return _arithmetic(made.to_dict()["choices"])
+
+
+def _epochs(job: Job) -> int:
+    return max(10, 20_000 // max(1, job.images("train")))
+
+
+def _arithmetic(choices: dict[str, Any]) -> dict[str, Any]:
+    return {name: choices["arithmetic"][name] for name in ("precision", "memory_format", "attention")}
 
 
 def limit(config: Config, chosen: dict[str, Any]) -> dict[str, float]:
@@ -211,8 +217,9 @@ def run_same_bits(job: Job, folder: Path) -> None:
 def run_evaluate(job: Job, folder: Path) -> None:
     """What ``headstart evaluate`` does once the bundle is open, with what a long fine-tuning run would choose."""
     wanted = settings(job, folder)
-    chosen = _chosen(job, wanted, folder) if job.auto else {}
-    size = plan(hs.load_config(wanted | chosen | {"epochs": _LONG})).to_dict()["choices"]["evaluation"]["size"]
+    made = plan(hs.load_config(wanted | {"epochs": max(_LONG, _epochs(job))})).to_dict()["choices"]
+    size, chosen = made["evaluation"]["size"], _arithmetic(made) if job.auto else {}
+    chosen |= {"precision": made["evaluation"]["precision"]} if made["evaluation"]["precision"] else {}
     few = folder / "few"
     for split in ("train", "val"):
         for name in "ab":

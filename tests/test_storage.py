@@ -20,9 +20,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from headstart.disk import DISK
 from headstart.errors import StorageError
 from headstart.storage import (
-    DISK,
     MANIFEST,
     explained,
     free_bytes,

@@ -24,10 +24,11 @@ import torch
 import headstart as hs
 from benchmarks.reliability.results import keep
 from headstart.demo import write_digits
+from headstart.disk import LocalDisk
 from headstart.plan.preflight import Prepared, prepare
 from headstart.runs.checkpoint import read_checkpoint, restore_found, save
 from headstart.runs.resume import begin
-from headstart.storage import LocalDisk, json_bytes
+from headstart.storage import json_bytes
 from headstart.train.phases import enter_phase, freeze_phase, frozen_digest
 from headstart.train.state import TrainState
 

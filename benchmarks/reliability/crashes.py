@@ -16,8 +16,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
+from headstart.disk import DISK
 from headstart.pieces import Pieces
-from headstart.storage import DISK
 
 Operation = tuple[str, tuple[object, ...]]
 Tree = dict[str, "bytes | Tree"]
@@ -75,7 +75,7 @@ class Folder:
 
 
 class MemoryDisk:
-    """The six operations in memory, under ``root``."""
+    """The seven operations in memory, under ``root``."""
 
     def __init__(self, root: Path) -> None:
         self._at, self.root = root, Folder()
@@ -114,6 +114,12 @@ class MemoryDisk:
         if source.name not in names or (isinstance(old, Folder) and old.now()):
             raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY), str(target))
         folder.pending.append(("rename", source.name, target.name))
+
+    def link(self, source: Path, target: Path) -> None:
+        """See ``Disk``."""
+        found = self._folder(source.parent).now()[source.name]
+        assert isinstance(found, File)
+        self._folder(target.parent).pending.append(("link", target.name, found))
 
     def mkdir(self, path: Path) -> None:
         """See ``Disk``."""

@@ -1,9 +1,8 @@
-"""The only way to write durable files: six operations, atomic files and folders, manifests, and the lock on a run.
+"""The only way to write durable files: atomic files and folders, manifests, and the lock on a run.
 
 A file or folder appears whole or not at all: temp on the same file system, fsync, rename, fsync of the parent. A
 folder carries a ``MANIFEST.json`` with size and SHA-256 of each file and its own digest, checked before anything in it
-is used (safetensors has no checksum of its own). The operations are injectable, so that a test can enumerate every
-state that a crash can leave.
+is used (safetensors has no checksum of its own).
 """
 
 from __future__ import annotations
@@ -15,15 +14,16 @@ import json
 import os
 import re
 import shutil
-import stat
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
+from headstart.disk import DISK, Disk, open_plainly
 from headstart.errors import StorageError
-from headstart.pieces import Content, parts_of, sha256
+from headstart.pieces import Content, sha256
 
 MANIFEST = "MANIFEST.json"
 _NAME = re.compile(r"[A-Za-z0-9._-]+")
@@ -37,79 +37,22 @@ _REMEDIES = {
 _ORPHANS_SECONDS = 15.0  # loading processes of a killed run hold its lock until they notice, within 5 s
 
 
-class Disk(Protocol):
-    """The six durable operations.  Each raises OSError, whose ``filename`` is the path."""
+@dataclass(frozen=True, kw_only=True)
+class Again:
+    """A file that is the same as ``like``, which was written before: it becomes one more name of that (a hard link), or
+    is written as ``made`` gives it where the file system has no such names or ``like`` is gone.
+    """
 
-    def write(self, path: Path, data: Content) -> None:
-        """Create or overwrite a file."""
+    like: Path
+    size: int
+    sha256: str
+    made: Callable[[], Content]
 
-    def fsync(self, path: Path) -> None:
-        """Make a file's contents survive a crash."""
+    def __len__(self) -> int:
+        return self.size
 
-    def fsync_dir(self, path: Path) -> None:
-        """Make a folder's names survive a crash."""
-
-    def rename(self, source: Path, target: Path) -> None:
-        """Move within one file system, replacing a file at the target."""
-
-    def mkdir(self, path: Path) -> None:
-        """Create one folder, if it is not there."""
-
-    def remove(self, path: Path) -> None:
-        """Remove a file, or a folder with all that is in it."""
-
-
-class LocalDisk:
-    """The operations on the real file system."""
-
-    def write(self, path: Path, data: Content) -> None:
-        """See ``Disk``."""
-        with _named(path), open(path, "wb", opener=_open_plainly) as file:
-            file.writelines(parts_of(data))
-
-    def fsync(self, path: Path) -> None:
-        """See ``Disk``."""
-        with _named(path):
-            descriptor = os.open(path, os.O_RDONLY)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
-
-    def fsync_dir(self, path: Path) -> None:
-        """See ``Disk``."""
-        self.fsync(path)
-
-    def rename(self, source: Path, target: Path) -> None:
-        """See ``Disk``."""
-        with _named(target):
-            source.replace(target)
-
-    def mkdir(self, path: Path) -> None:
-        """See ``Disk``."""
-        with _named(path):
-            path.mkdir(exist_ok=True)
-
-    def remove(self, path: Path) -> None:
-        """See ``Disk``."""
-        with _named(path):
-            if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path)
-            else:
-                path.unlink(missing_ok=True)
-
-
-DISK = LocalDisk()
-
-
-@contextmanager
-def _named(path: Path) -> Iterator[None]:
-    """An OS error says where: writing and syncing do not by themselves."""
-    try:
-        yield
-    except OSError as error:
-        error.filename = str(path)
-        raise
+    def __bytes__(self) -> bytes:
+        return bytes(self.made())
 
 
 @contextmanager
@@ -187,14 +130,15 @@ def _make_folder(path: Path, *, disk: Disk) -> None:
         disk.fsync_dir(folder.parent)
 
 
-def write_folder(path: Path, files: Mapping[str, Content], *, disk: Disk = DISK) -> None:
-    """Write a folder of files with its manifest, whole or not at all.
+def write_folder(path: Path, files: Mapping[str, Content | Again], *, disk: Disk = DISK) -> dict[str, str]:
+    """Write a folder of files with its manifest, whole or not at all; the SHA-256 of each.
 
     A folder at ``path`` is replaced.  Raises: StorageError.
     """
     temp, old = path.with_name(_TEMP + path.name), path.with_name(_OLD + path.name)
     assert all(_is_plain(name) for name in files), list(files)
-    complete: dict[str, Content] = {**files, MANIFEST: _manifest(files)}
+    hashes = {name: data.sha256 if isinstance(data, Again) else sha256(data) for name, data in files.items()}
+    complete: dict[str, Content | Again] = {**files, MANIFEST: _manifest(files, hashes)}
     needed = sum(map(len, complete.values()))
     with explained(path, needed=needed, undo=lambda: _give_up(temp, old, path, disk=disk)):
         _make_folder(path.parent, disk=disk)
@@ -209,14 +153,29 @@ def write_folder(path: Path, files: Mapping[str, Content], *, disk: Disk = DISK)
         disk.fsync_dir(path.parent)
         if old.exists():
             disk.remove(old)
+    return hashes
 
 
-def _fill(temp: Path, files: Mapping[str, Content], *, disk: Disk) -> None:
+def _fill(temp: Path, files: Mapping[str, Content | Again], *, disk: Disk) -> None:
     disk.mkdir(temp)
     for name, data in files.items():
+        if isinstance(data, Again):
+            if _linked(data, temp / name, disk=disk):
+                continue
+            data = data.made()
         disk.write(temp / name, data)
         disk.fsync(temp / name)
     disk.fsync_dir(temp)
+
+
+def _linked(data: Again, target: Path, *, disk: Disk) -> bool:
+    try:
+        if data.like.stat().st_size != data.size:  # it was cut
+            return False
+        disk.link(data.like, target)
+    except OSError:  # gone, or a file system without hard links
+        return False
+    return True
 
 
 def _give_up(temp: Path, old: Path, path: Path, *, disk: Disk) -> None:
@@ -232,8 +191,8 @@ def _is_plain(name: str) -> bool:
     return bool(_NAME.fullmatch(name)) and name.strip(".") != "" and name != MANIFEST
 
 
-def _manifest(files: Mapping[str, Content]) -> bytes:
-    entries = {name: {"size": len(data), "sha256": sha256(data)} for name, data in sorted(files.items())}
+def _manifest(files: Mapping[str, Content | Again], hashes: Mapping[str, str]) -> bytes:
+    entries = {name: {"size": len(data), "sha256": hashes[name]} for name, data in sorted(files.items())}
     return json_bytes({"files": entries, "digest": _digest(entries)})
 
 
@@ -272,30 +231,16 @@ def _checked(path: Path, size: int, sha256: str) -> bytes:
 
 def _bytes_of(path: Path) -> bytes:
     try:
-        with open(path, "rb", opener=_open_plainly) as file:  # Path.open takes no opener
+        with open(path, "rb", opener=open_plainly) as file:  # Path.open takes no opener
             return file.read()
     except OSError as error:
         raise StorageError(f"{path}: cannot be read: {error.strerror or error}") from error
 
 
-def _open_plainly(path: str, flags: int) -> int:
-    """A descriptor of a plain file: a link in a folder from elsewhere could lead anywhere, a pipe would wait."""
-    try:
-        descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
-    except OSError as error:
-        if error.errno == errno.ELOOP:
-            raise OSError(errno.ELOOP, "it is a link, and links in a run folder are not followed", path) from error
-        raise
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
-        raise OSError(errno.EINVAL, "it is not a plain file", path)
-    return descriptor
-
-
 def open_log(path: Path, *, needed: int) -> int:
     """A descriptor of a run's file, to add lines of about ``needed`` bytes to.  Raises: StorageError."""
     with explained(path, needed=needed):
-        return _open_plainly(str(path), os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC)
+        return open_plainly(str(path), os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC)
 
 
 def read_text(path: Path) -> str:
@@ -352,7 +297,7 @@ def locked(folder: Path, *, describe: Callable[[], str] = lambda: str(os.getpid(
     make_folder(folder)
     path, said = folder / ".lock", describe().encode()
     with explained(path, needed=len(said)):
-        descriptor = _open_plainly(str(path), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC)
+        descriptor = open_plainly(str(path), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC)
     try:
         _take(descriptor, folder)
         with explained(path, needed=len(said)):

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 import headstart as hs
+from headstart.disk import LocalDisk
 from headstart.errors import StorageError
 from headstart.plan import space as space_module
 from headstart.plan.preflight import prepare
 from headstart.plan.space import _peak, run_space
-from headstart.storage import LocalDisk
 
 CASES = {
     "adamw, average, every step": {

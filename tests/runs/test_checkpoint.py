@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import copy
+import errno
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load as read_tensors
 from torch import nn
 
 from headstart.config.schema import Adam, AdamW, RmsProp, Sgd, TimmOptimizer
+from headstart.disk import DISK
 from headstart.errors import StorageError
 from headstart.models.freeze import freeze
 from headstart.optim.groups import param_groups
 from headstart.optim.optimizers import make_optimizer
 from headstart.runs.checkpoint import load_best, read_checkpoint, restore, save
 from headstart.runs.tensor_file import packed
-from headstart.storage import DISK, MANIFEST, sweep
+from headstart.storage import MANIFEST, sweep
 from headstart.train.precision import make_scaler
 from headstart.train.state import Best, TrainState, make_average
 from headstart.train.step import StepRules, train_step
@@ -54,7 +58,7 @@ def train(state: TrainState, noise, steps: int, rules: StepRules = RULES) -> Tra
 def bits(state: TrainState) -> dict[str, object]:
     found: dict[str, object] = dict(state.model.state_dict())
     for name, parameter in state.model.named_parameters():
-        found |= {f"{name}/{key}": value for key, value in state.optimizer.state[parameter].items()}
+        found |= {f"{name}/{key}": value for key, value in state.optimizer.state.get(parameter, {}).items()}
     for number, group in enumerate(state.optimizer.param_groups):
         found |= {f"{number}/{key}": value for key, value in group.items() if key not in ("params", "names")}
     if state.average is not None:
@@ -291,3 +295,101 @@ def after_the_crash(folder: Path, acknowledged: tuple[int, int]) -> None:
         save(state, folder, keep=1, disk=Recorder())
         load_best(state, folder, into=state.model)
         assert json.loads((folder / "best.json").read_text())["step"] == best["step"]
+
+
+@pytest.fixture
+def large(noise) -> Callable[[], TrainState]:
+    """More than 1 MiB of frozen layers, statistics among them, and a head that trains."""
+
+    def state() -> TrainState:
+        torch.manual_seed(0)
+        model = nn.Sequential(
+            nn.Flatten(), nn.Linear(3 * 16 * 16, 400), nn.BatchNorm1d(400), nn.Linear(400, 200), nn.Linear(200, 3)
+        )
+        freeze(model, names=["1", "2", "3"])
+        return TrainState(model, make_optimizer(param_groups(model, lr=0.1), AdamW()))
+
+    return state
+
+
+def inodes(folder: Path) -> list[int]:
+    return [path.stat().st_ino for path in sorted(folder.glob("step-*/frozen.safetensors"))]
+
+
+def test_frozen_tensors_are_written_twice_and_then_named_again(large, noise, tmp_path) -> None:
+    """Neighbours never share a file: damage to one leaves the other."""
+    state = large()
+    for _ in range(5):
+        save(train(state, noise, 1), tmp_path, keep=9)
+    one, two, three, four, five = inodes(tmp_path)
+    assert one == three == five and two == four and one != two
+    for step in range(1, 6):
+        assert set(read_checkpoint(tmp_path / f"step-0000000{step}").files) == {
+            "model.safetensors", "frozen.safetensors", "optimizer.safetensors", "state.json",
+        }  # fmt: skip
+    damaged = tmp_path / "step-00000005" / "frozen.safetensors"
+    damaged.write_bytes(damaged.read_bytes()[:-1] + b"?")
+    again = large()
+    (why,) = restore(again, tmp_path)
+    assert "step-00000005/frozen.safetensors" in why and again.step == 4
+    assert_same(train(again, noise, 1), state)
+
+
+def test_a_frozen_tensor_that_changed_is_written_anew(large, noise, tmp_path) -> None:
+    state = large()
+    for _ in range(4):
+        save(train(state, noise, 1), tmp_path, keep=9)
+        with torch.no_grad():
+            state.model[3].weight[0, 0] += 1.0
+    assert len(set(inodes(tmp_path))) == 4
+
+
+def test_a_frozen_tensor_that_is_another_one_is_written_anew(large, noise, tmp_path) -> None:
+    state = large()
+    for step in range(4):
+        if step == 2:
+            state.model[3].weight.data = torch.zeros_like(state.model[3].weight)
+        save(train(state, noise, 1), tmp_path, keep=9)
+    assert len(set(inodes(tmp_path))) == 4
+    again = large()
+    restore(again, tmp_path)
+    assert_same(again, state)
+
+
+def test_statistics_are_frozen_where_they_do_not_move(large, noise, tmp_path) -> None:
+    state = large()
+    freeze(state.model, names=["1", "2", "3"])
+    stored = [read_tensors((save(train(state, noise, 1), tmp_path) / "frozen.safetensors").read_bytes())]
+    freeze(state.model, names=["1", "3"])
+    stored.append(read_tensors((save(train(state, noise, 1), tmp_path) / "frozen.safetensors").read_bytes()))
+    names = {"1.weight", "1.bias", "3.weight", "3.bias"}
+    assert [set(one) - names for one in stored] == [
+        {"2.weight", "2.bias", "2.running_mean", "2.running_var", "2.num_batches_tracked"},
+        set(),
+    ]
+
+
+class WithoutLinks:
+    """A file system without hard links."""
+
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        return getattr(DISK, name)
+
+    def link(self, source: Path, target: Path) -> None:
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM), str(target))
+
+
+@pytest.mark.parametrize("why", ["no links", "gone", "cut", "elsewhere"])
+def test_where_a_file_cannot_be_named_again_it_is_written(large, noise, tmp_path, why) -> None:
+    state = large()
+    for step in range(1, 5):
+        if why == "gone" and step > 2:
+            (tmp_path / f"step-0000000{step - 2}" / "frozen.safetensors").unlink()
+        if why == "cut" and step > 2:
+            os.truncate(tmp_path / f"step-0000000{step - 2}" / "frozen.safetensors", 7)
+        into = tmp_path / str(step) if why == "elsewhere" else tmp_path
+        save(train(state, noise, 1), into, keep=9, disk=WithoutLinks() if why == "no links" else DISK)
+    again = large()
+    assert restore(again, into) == ()
+    assert_same(again, state)
+    assert all(path.stat().st_nlink == 1 for path in tmp_path.rglob("frozen.safetensors"))

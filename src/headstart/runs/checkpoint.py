@@ -1,6 +1,8 @@
 """Checkpoints: safetensors and JSON under a manifest, whole or not at all; the newest good one is where a run goes on.
 
 checkpoints/step-00001234/{model,optimizer,average}.safetensors + state.json + MANIFEST.json
+    frozen.safetensors: what of the model does not train, from 1 MiB on; the same file (a hard link) as in the
+    checkpoint before the last one while nothing of it has changed
     of a model that is shared out among N processes: {model,optimizer}-0000R-of-0000N.safetensors, the whole shapes in
     state.json
 checkpoints/{last,best}.json name folders for people and other tools; headstart itself reads the folders
@@ -20,6 +22,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load as read_tensors
 from torch import Tensor, nn
 
+from headstart.disk import DISK, Disk
 from headstart.errors import StorageError
 from headstart.parallel.messages import files_to_first
 from headstart.parallel.processes import current
@@ -33,8 +36,9 @@ from headstart.parallel.shards import (
     put,
 )
 from headstart.pieces import Content
+from headstart.runs.frozen_file import FROZEN, frozen_file, frozen_tensors, remember_frozen
 from headstart.runs.tensor_file import in_pieces, packed
-from headstart.storage import DISK, MANIFEST, Disk, explained, json_bytes, read_folder, write_folder, write_json
+from headstart.storage import MANIFEST, Again, explained, json_bytes, read_folder, write_folder, write_json
 from headstart.train.state import Best, TrainState
 
 _COUNTERS = (
@@ -53,13 +57,15 @@ def save(state: TrainState, folder: str | Path, *, keep: int = 2, disk: Disk = D
     """
     root = Path(folder)
     target = root / _folder_name(state.step)
-    files = _contents(state)
+    files = _contents(state, root)
     if is_sharded(state.model):
         files = {**files_to_first({name: bytes(data) for name, data in files.items()})}
         if not current().is_first:
             return target
     needed = sum(map(len, files.values()))
-    write_folder(target, files, disk=disk)
+    hashes = write_folder(target, files, disk=disk)
+    if FROZEN in files:
+        remember_frozen(state.model, target / FROZEN, size=len(files[FROZEN]), sha256=hashes[FROZEN])
     write_json(root / "last.json", {"folder": target.name, "step": state.step}, disk=disk, needed=needed)
     if state.best is not None:
         best = {"folder": _folder_name(state.best.step), **asdict(state.best)}
@@ -69,18 +75,21 @@ def save(state: TrainState, folder: str | Path, *, keep: int = 2, disk: Disk = D
     return target
 
 
-def _contents(state: TrainState) -> dict[str, Content]:
+def _contents(state: TrainState, root: Path) -> dict[str, Content | Again]:
     """The files of a checkpoint; of a model that is shared out, those of this process."""
     part_again(state.model)
     tensors, plain = _optimizer_state(state)
     kinds = {"model": state.model.state_dict(), "optimizer": tensors}
+    frozen = {} if is_sharded(state.model) else frozen_tensors(state.model)
+    kinds["model"] = {name: value for name, value in kinds["model"].items() if name not in frozen}
     if state.average is not None:
         kinds["average"] = state.average.module.state_dict()
     if not is_sharded(state.model):
-        whole: dict[str, Content] = {f"{kind}.safetensors": in_pieces(values) for kind, values in kinds.items()}
+        whole: dict[str, Content | Again] = {f"{kind}.safetensors": in_pieces(values) for kind, values in kinds.items()}
+        whole |= {FROZEN: frozen_file(state.model, frozen, root)} if frozen else {}
         return whole | {"state.json": json_bytes(_counters(state) | {"optimizer": plain})}
     ours, shapes = current(), {}
-    files: dict[str, Content] = {}
+    files: dict[str, Content | Again] = {}
     for kind, values in kinds.items():
         mine, shapes[kind] = parts(values)
         files[_part_name(kind, ours.rank, ours.world_size)] = packed(mine)
@@ -96,7 +105,8 @@ def _part_name(kind: str, rank: int, processes: int) -> str:
 def _tensors(found: Mapping[str, bytes], kind: str) -> dict[str, Tensor]:
     """The whole tensors of one kind, from one file or from each process's part."""
     if f"{kind}.safetensors" in found:
-        return read_tensors(found[f"{kind}.safetensors"])
+        frozen = read_tensors(found[FROZEN]) if kind == "model" and FROZEN in found else {}
+        return read_tensors(found[f"{kind}.safetensors"]) | frozen
     shared = json.loads(found["state.json"])["shared_out"]
     count = int(shared["processes"])
     read = [read_tensors(found[_part_name(kind, rank, count)]) for rank in range(count)]

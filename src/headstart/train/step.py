@@ -208,17 +208,12 @@ def _accumulate(state: TrainState, parts: Parts, batch: Batch, rules: StepRules,
             if state.step == 0:
                 check_first_outputs(shares[0][1], answers)
             losses, weights = _losses(loss_function, shares, answers)
-            if weights is None and piece.stop <= batch.size:
-                share, weight = _even(len(losses), images, losses.dtype, device)
-            else:
-                weights = torch.ones_like(losses) if weights is None else weights
-                if piece.stop > batch.size:  # copies that fill a part up: they count for nothing
-                    weights = weights * (torch.arange(piece.start, piece.stop, device=device) < batch.size)
-                share, weight = weights / images, weights.sum()
-            # by the images for now: the sum of weights is known only after the last piece
+            if piece.stop > batch.size:  # copies that fill a part up: they count for nothing
+                real = torch.arange(piece.start, piece.stop, device=device) < batch.size
+                weights = real.to(losses.dtype) if weights is None else weights * real
+            share, *found = _shares(losses, weights, images)
             losses.backward(state.scaler.scale(share) if state.scaler else share)  # type: ignore[no-untyped-call]
-        summed_losses = losses.detach() if weights is None else losses.detach() * weights
-        sums += [summed_losses.sum(), weight]
+        sums += found
     return sums
 
 
@@ -258,6 +253,17 @@ def _losses(
         losses = torch.stack([share * value for (share, _), (value, _) in zip(shares, made, strict=True)]).sum(0)
     losses = wide(losses)
     return losses, None if weights is None else weights.detach().to(losses.dtype)
+
+
+def _shares(losses: Tensor, weights: Tensor | None, images: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Each image's share of the step's loss (B,), and the sums of losses and of weights.
+
+    By the images for now: the sum of weights is known only after the last piece.
+    """
+    if weights is None:
+        share, count = _even(len(losses), images, losses.dtype, losses.device)
+        return share, losses.detach().sum(), count
+    return weights / images, (losses.detach() * weights).sum(), weights.sum()
 
 
 @lru_cache(maxsize=16)
