@@ -356,7 +356,8 @@ class Config:
     augment: Augment = field(default_factory=Augment)
     average: Average = field(default_factory=Average)
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """Arithmetic of the forward pass; weights stay fp32. auto: measured in long runs, else fp32."""
+    """Arithmetic of the forward pass; weights stay fp32. auto: measured in long runs, of evaluation by itself, else
+    fp32."""
     memory_format: Literal["auto", "contiguous", "channels_last"] = "auto"
     """Order of image tensors in memory. auto: measured in long runs, else contiguous."""
     attention: Literal["auto", "fused", "plain"] = "auto"
