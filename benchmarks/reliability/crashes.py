@@ -86,7 +86,7 @@ class MemoryDisk:
         getattr(self, name)(*arguments)
 
     def write(self, path: Path, data: bytes) -> None:
-        """See ``headstart.storage.Disk``."""
+        """See ``headstart.disk.Disk``."""
         folder = self._folder(path.parent)
         found = folder.now().get(path.name)
         if isinstance(found, File):

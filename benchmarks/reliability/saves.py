@@ -52,16 +52,19 @@ class Saves:
         return self.acknowledged[max(number for number in self.acknowledged if number <= count)]
 
 
-def small_state() -> TrainState:
-    """A model and an optimizer of a few hundred bytes."""
-    model = nn.Linear(2, 2)
-    return TrainState(model, torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9))
+def small_state(*, freezes: bool = False) -> TrainState:
+    """A model and an optimizer of a few hundred bytes; half of it frozen, or none."""
+    model: nn.Module = nn.Linear(2, 2)
+    if freezes:
+        model = nn.Sequential(model, nn.Linear(2, 2).requires_grad_(False))
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    return TrainState(model, torch.optim.SGD(trained, lr=0.1, momentum=0.9))
 
 
 def move(state: TrainState, step: int, epochs: int, *, is_best: bool) -> None:
     """The state as it is at another place: no two places have equal bytes."""
     with torch.no_grad():
-        for parameter in state.model.parameters():
+        for parameter in state.optimizer.param_groups[0]["params"]:
             parameter.fill_(step + epochs / 16)
             state.optimizer.state[parameter]["momentum_buffer"] = parameter.detach() * 3
     state.step, state.epochs_done = step, epochs
@@ -69,9 +72,9 @@ def move(state: TrainState, step: int, epochs: int, *, is_best: bool) -> None:
         state.best = Best(score=(float(step),), step=step, epoch=epochs, weights="trained")
 
 
-def record(root: Path, plan: Sequence[tuple[int, int, bool]], *, keep: int = 2) -> Saves:
+def record(root: Path, plan: Sequence[tuple[int, int, bool]], *, keep: int = 2, freezes: bool = False) -> Saves:
     """The saves, made by ``headstart.runs.checkpoint.save`` on real files."""
-    state, disk = small_state(), Recorder()
+    state, disk = small_state(freezes=freezes), Recorder()
     acknowledged, files, best = {0: NOTHING}, {}, {}
     root.mkdir()
     for step, epochs, is_best in plan:

@@ -14,6 +14,7 @@ import json
 import os
 import re
 import shutil
+import stat
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -26,6 +27,7 @@ from headstart.errors import StorageError
 from headstart.pieces import Content, sha256
 
 MANIFEST = "MANIFEST.json"
+Stamp = tuple[int, int, int, int]
 _NAME = re.compile(r"[A-Za-z0-9._-]+")
 _TEMP, _OLD = ".new-", ".old-"
 _BLOCK = 4096  # what a new folder takes
@@ -39,20 +41,30 @@ _ORPHANS_SECONDS = 15.0  # loading processes of a killed run hold its lock until
 
 @dataclass(frozen=True, kw_only=True)
 class Again:
-    """A file that is the same as ``like``, which was written before: it becomes one more name of that (a hard link), or
-    is written as ``made`` gives it where the file system has no such names or ``like`` is gone.
+    """A file that is the same as ``like``, which was written before: it becomes one more name of that (a hard link).
+
+    It is written anew, as ``made`` gives it, where the file system has no such names, or ``like`` is gone or is not
+    what it was: ``stamp`` is what ``stamp_of`` gave then.
     """
 
     like: Path
-    size: int
+    stamp: Stamp
     sha256: str
     made: Callable[[], Content]
 
     def __len__(self) -> int:
-        return self.size
+        return self.stamp[2]
 
     def __bytes__(self) -> bytes:
         return bytes(self.made())
+
+
+def stamp_of(path: Path) -> Stamp:
+    """Place, number, size and time of a plain file's contents; another name for it changes none.  Raises: OSError."""
+    found = path.lstat()
+    if not stat.S_ISREG(found.st_mode):
+        raise OSError(errno.EINVAL, "it is not a plain file", str(path))
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
 
 
 @contextmanager
@@ -137,16 +149,16 @@ def write_folder(path: Path, files: Mapping[str, Content | Again], *, disk: Disk
     """
     temp, old = path.with_name(_TEMP + path.name), path.with_name(_OLD + path.name)
     assert all(_is_plain(name) for name in files), list(files)
-    hashes = {name: data.sha256 if isinstance(data, Again) else sha256(data) for name, data in files.items()}
-    complete: dict[str, Content | Again] = {**files, MANIFEST: _manifest(files, hashes)}
-    needed = sum(map(len, complete.values()))
+    needed = sum(map(len, files.values())) + len(
+        _manifest({name: (len(data), "0" * 64) for name, data in files.items()})
+    )
     with explained(path, needed=needed, undo=lambda: _give_up(temp, old, path, disk=disk)):
         _make_folder(path.parent, disk=disk)
         if old.exists():
             _settle(old, path, disk=disk)
         if temp.exists():
             disk.remove(temp)
-        _fill(temp, complete, disk=disk)
+        hashes = _fill(temp, files, disk=disk)
         if path.exists():
             disk.rename(path, old)
         disk.rename(temp, path)
@@ -156,24 +168,34 @@ def write_folder(path: Path, files: Mapping[str, Content | Again], *, disk: Disk
     return hashes
 
 
-def _fill(temp: Path, files: Mapping[str, Content | Again], *, disk: Disk) -> None:
+def _fill(temp: Path, files: Mapping[str, Content | Again], *, disk: Disk) -> dict[str, str]:
     disk.mkdir(temp)
+    entries: dict[str, tuple[int, str]] = {}
     for name, data in files.items():
-        if isinstance(data, Again):
-            if _linked(data, temp / name, disk=disk):
-                continue
-            data = data.made()
-        disk.write(temp / name, data)
-        disk.fsync(temp / name)
+        if isinstance(data, Again) and _linked(data, temp / name, disk=disk):
+            entries[name] = len(data), data.sha256
+            continue
+        content = data.made() if isinstance(data, Again) else data
+        entries[name] = len(content), sha256(content)
+        _write(temp / name, content, disk=disk)
+    _write(temp / MANIFEST, _manifest(entries), disk=disk)
     disk.fsync_dir(temp)
+    return {name: digest for name, (_, digest) in entries.items()}
+
+
+def _write(path: Path, content: Content, *, disk: Disk) -> None:
+    disk.write(path, content)
+    disk.fsync(path)
 
 
 def _linked(data: Again, target: Path, *, disk: Disk) -> bool:
     try:
-        if data.like.stat().st_size != data.size:  # it was cut
+        if stamp_of(data.like) != data.stamp:
             return False
         disk.link(data.like, target)
     except OSError:  # gone, or a file system without hard links
+        if os.path.lexists(target):  # a network's file system may do it and say otherwise
+            disk.remove(target)
         return False
     return True
 
@@ -191,9 +213,10 @@ def _is_plain(name: str) -> bool:
     return bool(_NAME.fullmatch(name)) and name.strip(".") != "" and name != MANIFEST
 
 
-def _manifest(files: Mapping[str, Content | Again], hashes: Mapping[str, str]) -> bytes:
-    entries = {name: {"size": len(data), "sha256": hashes[name]} for name, data in sorted(files.items())}
-    return json_bytes({"files": entries, "digest": _digest(entries)})
+def _manifest(entries: Mapping[str, tuple[int, str]]) -> bytes:
+    """``entries``: size and SHA-256 of each file."""
+    told = {name: {"size": size, "sha256": digest} for name, (size, digest) in sorted(entries.items())}
+    return json_bytes({"files": told, "digest": _digest(told)})
 
 
 def _digest(entries: object) -> str:

@@ -57,6 +57,17 @@ def test_a_step_on_the_gpu_has_the_cpus_loss_and_gradient(model, precision, tole
     assert on_gpu.grad_norm == pytest.approx(on_cpu.grad_norm, rel=max(tolerance, 0.01))
 
 
+@pytest.mark.parametrize("how", ["default", "reduce-overhead"])
+def test_compiled_steps_have_the_losses_of_the_others(model, how) -> None:
+    losses = {}
+    for kind in ("never", how):
+        net = copy.deepcopy(model).to("cuda")
+        state = hs.TrainState(net, torch.optim.SGD(hs.param_groups(net, lr=0.01)))
+        rules = hs.StepRules(compile=kind, accumulate=2)
+        losses[kind] = [hs.train_step(state, batch(), rules=rules).loss for _ in range(4)]
+    assert losses[how] == pytest.approx(losses["never"], rel=1e-3)
+
+
 @pytest.mark.parametrize("recipe", ["full", "probe"])
 def test_batches_wait_for_the_device_in_pinned_memory(settings, recipe: str) -> None:
     made = prepare(hs.load_config(settings(device="cuda", recipe=recipe)), module=None, loss=None, tell=lambda _: None)

@@ -180,6 +180,17 @@ def test_what_trains_in_fp32_may_be_evaluated_in_bf16(settings, tmp_path: Path) 
 
 
 @pytest.mark.usefixtures("pays")
+def test_numbers_are_not_evaluated_in_bf16(settings, colours, tmp_path: Path) -> None:
+    paths = sorted(colours.rglob("*.png"))
+    rows = [f"{path.relative_to(colours)},{place}.5" for place, path in enumerate(paths)]
+    (tmp_path / "table.csv").write_text("\n".join(["image,size", *rows]))
+    source = {"source": str(tmp_path / "table.csv"), "images": str(colours), "image": "image", "target": "size"}
+    config = settings(recipe="full", cache={"use": "never"}, data=source) | {"model": {"image_size": 32}}
+    made = prepare(hs.load_config(config), module=Halved(), loss=None, tell=lambda _: None)
+    assert made.images.task.kind == "regress" and made.course.rules.evaluated_in == "fp32"
+
+
+@pytest.mark.usefixtures("pays")
 @pytest.mark.parametrize(
     ("module", "sections"),
     [

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import time
 from typing import Any
 
 import pytest
+import torch
+from torch import nn
 
 import headstart as hs
 from headstart.errors import ConfigError
@@ -70,3 +73,28 @@ def test_no_more_than_can_hand_over_their_batches(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(loading, "check_room", check_room)
     assert loading._with_room(8, 100) == 3
     assert loading._with_room(8, 1000) == 0
+
+
+class Halved(nn.Module):
+    """Ten times as fast in bf16."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.fc = nn.Conv2d(3, 8, 3, stride=4), nn.Linear(8, 3)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        time.sleep(0.02 if torch.is_autocast_enabled("cpu") else 0.2)
+        return self.fc(self.conv(images).mean((2, 3)))
+
+
+def test_it_is_trainings_arithmetic_that_counts(settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where evaluation is in bf16, and training is not."""
+    monkeypatch.setattr(loading, "_SHORT_SECONDS", 0.0)
+    monkeypatch.setattr(loading, "available_cores", lambda: 4)
+    kept = settings(recipe="full", workers="auto", cache={"use": "never"}) | {"model": {"image_size": 32}}
+    recorded = {"evaluation": {"size": 8, "precision": "bf16", "why": "as it was"}}
+    made = prepare(hs.load_config(kept), module=Halved(), loss=None, tell=lambda _: None, recorded=recorded)
+    assert made.course.rules.evaluated_in == "bf16"
+    (told,) = (one for one in made.plan.decisions if one.name == "workers")
+    milliseconds = float(told.reason.partition("the model ")[2].partition(" ms")[0])
+    assert milliseconds > 10  # three passes of 0.2 s for 16 images or so; in bf16 4 ms

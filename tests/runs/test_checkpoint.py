@@ -7,6 +7,7 @@ import errno
 import json
 import os
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ from headstart.errors import StorageError
 from headstart.models.freeze import freeze
 from headstart.optim.groups import param_groups
 from headstart.optim.optimizers import make_optimizer
+from headstart.runs import frozen_file
 from headstart.runs.checkpoint import load_best, read_checkpoint, restore, save
 from headstart.runs.tensor_file import packed
 from headstart.storage import MANIFEST, sweep
@@ -255,10 +257,11 @@ class Recorder:
         return operation
 
 
-def test_no_crash_leaves_a_run_older_than_its_last_acknowledged_checkpoint(tmp_path) -> None:
+@pytest.mark.parametrize("freezes", [False, True])
+def test_no_crash_leaves_a_run_older_than_its_last_acknowledged_checkpoint(tmp_path, monkeypatch, freezes) -> None:
     """Every prefix of the operations of six saves (two of them of one step), replayed, swept, and gone on with."""
-    model = nn.Linear(2, 2)
-    state = TrainState(model, torch.optim.SGD(model.parameters(), lr=0.1))
+    monkeypatch.setattr(frozen_file, "_WORTH_BYTES", 1)
+    state = tiny(freezes=freezes)
     disk, real = Recorder(), tmp_path / "real"
     real.mkdir()
     acknowledged = {0: (-1, -1)}  # operations done: step, epochs
@@ -268,16 +271,25 @@ def test_no_crash_leaves_a_run_older_than_its_last_acknowledged_checkpoint(tmp_p
             state.best = Best(score=(step,), step=step, epoch=epochs, weights="trained")
         save(state, real / "checkpoints", keep=1, disk=disk)
         acknowledged[len(disk.done)] = (step, epochs)
+    assert ("link" in {name for name, _ in disk.done}) == freezes
     for count in range(len(disk.done) + 1):
         folder = tmp_path / f"crash{count}"
         folder.mkdir()
         for name, arguments in disk.done[:count]:
             moved = [folder / a.relative_to(real) if isinstance(a, Path) else a for a in arguments]
             getattr(Recorder(), name)(*moved)
-        after_the_crash(folder / "checkpoints", acknowledged[max(done for done in acknowledged if done <= count)])
+        newest = acknowledged[max(done for done in acknowledged if done <= count)]
+        after_the_crash(folder / "checkpoints", newest, freezes=freezes)
 
 
-def after_the_crash(folder: Path, acknowledged: tuple[int, int]) -> None:
+def tiny(*, freezes: bool) -> TrainState:
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    if freezes:
+        model[0].requires_grad_(False)
+    return TrainState(model, torch.optim.SGD([value for value in model.parameters() if value.requires_grad], lr=0.1))
+
+
+def after_the_crash(folder: Path, acknowledged: tuple[int, int], *, freezes: bool) -> None:
     if folder.exists():
         sweep(folder)
     found = read_checkpoint(folder)
@@ -288,8 +300,7 @@ def after_the_crash(folder: Path, acknowledged: tuple[int, int]) -> None:
     assert found.skipped == ()
     best = found.counters["best"]
     if best is not None:  # what it calls the best is there, and can still be loaded after the next save
-        model = nn.Linear(2, 2)
-        state = TrainState(model, torch.optim.SGD(model.parameters(), lr=0.1))
+        state = tiny(freezes=freezes)
         restore(state, folder)
         state.step += 1
         save(state, folder, keep=1, disk=Recorder())
@@ -333,6 +344,43 @@ def test_frozen_tensors_are_written_twice_and_then_named_again(large, noise, tmp
     (why,) = restore(again, tmp_path)
     assert "step-00000005/frozen.safetensors" in why and again.step == 4
     assert_same(train(again, noise, 1), state)
+
+
+def test_neighbours_do_not_share_a_file_where_one_is_written_again(large, noise, tmp_path) -> None:
+    """A step that is an epoch's last may be saved twice: when it is done, and with the validation."""
+    state = large()
+    for step in (1, 2, 3, 4, 4, 5, 6, 6, 6, 7):
+        state.step = step
+        save(state, tmp_path, keep=9)
+    found = inodes(tmp_path)
+    assert all(one != other for one, other in pairwise(found))
+    assert len(set(found)) == 2
+    assert [read_checkpoint(path).counters["step"] for path in sorted(tmp_path.glob("step-*"))] == [*range(1, 8)]
+
+
+def test_what_happened_to_a_file_is_not_carried_on(large, noise, tmp_path) -> None:
+    """In place, by something else: its size stays."""
+    state = large()
+    for step in range(1, 3):
+        state.step = step
+        path = save(state, tmp_path, keep=9) / "frozen.safetensors"
+        path.write_bytes(path.read_bytes()[:-1] + b"?")
+    state.step = 3
+    save(state, tmp_path, keep=9)
+    again = large()
+    assert restore(again, tmp_path) == () and again.step == 3
+
+
+def test_values_behind_torchs_back_are_written_with_their_own_hash(large, noise, tmp_path) -> None:
+    state = large()
+    for step in range(1, 4):
+        state.step = step
+        if step == 3:
+            state.model[3].weight.data.zero_()  # counts for no version
+        save(state, tmp_path, keep=9, disk=WithoutLinks())
+    again = large()
+    assert restore(again, tmp_path) == () and again.step == 3
+    assert not again.model[3].weight.any()
 
 
 def test_a_frozen_tensor_that_changed_is_written_anew(large, noise, tmp_path) -> None:

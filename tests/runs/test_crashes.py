@@ -10,7 +10,17 @@ import pytest
 
 from benchmarks.reliability import failures
 from benchmarks.reliability.crashes import MemoryDisk, after_power_cut
-from benchmarks.reliability.saves import SHORT, Saves, complaints, complaints_of_second_lives, kinds, record, scratch
+from benchmarks.reliability.saves import (
+    LONG,
+    SHORT,
+    Saves,
+    complaints,
+    complaints_of_second_lives,
+    kinds,
+    record,
+    scratch,
+)
+from headstart.runs import frozen_file
 
 SEED = 1
 
@@ -32,6 +42,14 @@ def test_no_power_cut_costs_an_acknowledged_checkpoint_or_shows_half_a_one(saves
     found = list(complaints(saves, work, disks=20, seed=SEED))
     assert [line for line in found if line] == []
     assert len(found) == 20 * (len(saves.done) + 1) > 1000
+
+
+def test_no_power_cut_does_where_frozen_tensors_are_shared(work, monkeypatch) -> None:
+    """Their file gets more names: what one checkpoint loses of it, its neighbour has."""
+    monkeypatch.setattr(frozen_file, "_WORTH_BYTES", 1)
+    saves = record(work / "real", LONG, freezes=True)
+    assert sum(name == "link" for name, _ in saves.done) >= len(LONG) - 4
+    assert [line for line in complaints(saves, work, disks=10, seed=SEED) if line] == []
 
 
 def test_no_power_cut_after_a_kill_does(saves, work) -> None:

@@ -22,7 +22,7 @@ def leave_at_once(code: int) -> NoReturn:
     """End the process, one of several, that has failed: where others have gone already, what C++ does at the end of
     Python now and then aborts it, and SIGABRT would stand in place of its exit code.
     """
-    for stream in (sys.stdout, sys.stderr):
+    for stream in filter(None, (sys.stdout, sys.stderr)):  # closed ones are None
         with suppress(OSError, ValueError):
             stream.flush()
     os._exit(code)

@@ -43,6 +43,8 @@ SYNONYMS = {  # what other tools call it
     "arch": "model.name",
     "pretrained": "model.weights",
     "amp": "precision",
+    "torch_compile": "compile",
+    "torchcompile": "compile",
     "dtype": "precision",
     "num_workers": "workers",
     "output_dir": "out",

@@ -363,6 +363,9 @@ class Config:
     attention: Literal["auto", "fused", "plain"] = "auto"
     """How training computes attention: torch's fused kernel, or the plain formula, which takes more memory and can be
     faster in bf16 on a CPU. auto: measured in long runs, else fused."""
+    compile: Literal["auto", "never", "default", "reduce-overhead"] = "auto"
+    """torch.compile's mode for training steps (reduce-overhead: with CUDA graphs); validation does without. auto: on an
+    accelerator, where that is measured to pay for itself."""
     activation_checkpointing: bool = False
     """Compute the activations of a model's blocks again for the backward pass instead of keeping them: less memory, up
     to a third more time, the same bits."""

@@ -142,7 +142,7 @@ def _measured(config: Config, module: nn.Module, work: Workload) -> tuple[Arithm
     try:
         return _fastest(copies, work, asked, candidates, passes)
     finally:
-        _empty(copies.values(), but=module)
+        emptied(copies.values(), but=module)
 
 
 def _fastest(
@@ -210,6 +210,9 @@ def _trials(
     with torch.random.fork_rng():
         found = {candidate: _gradients(copies[candidate], few, work.loss, candidate) for candidate in tried}
         seconds: dict[Arithmetic, list[float]] = {candidate: [] for candidate in candidates}
+        if device_of(copies[_USUAL]).type != "cpu":  # an accelerator's first step in training mode loads its kernels
+            for candidate in candidates:
+                _step_seconds(copies[candidate], few, work.loss, candidate)
         for _ in range(repeats):
             for candidate in _hopeful({candidate: min(timed, default=0.0) for candidate, timed in seconds.items()}):
                 seconds[candidate].append(_step_seconds(copies[candidate], few, work.loss, candidate) / count)
@@ -236,7 +239,7 @@ def _copies(module: nn.Module, phase: PhasePlan, candidates: list[Arithmetic]) -
     return {candidate: found[candidate.memory_format] for candidate in (_USUAL, *candidates)}
 
 
-def _empty(copies: Iterable[nn.Module], *, but: nn.Module) -> None:
+def emptied(copies: Iterable[nn.Module], *, but: nn.Module) -> None:
     """Give back what they hold at once: a model that refers to itself waits for Python's collector, which takes as long
     as there are objects. What a copy shares with the model itself stays.
     """

@@ -56,7 +56,7 @@ def choose_evaluation(
     asked, usual = config.batch.evaluation, images.train.batch_size
     choice = _Choice(size=usual) if asked == "auto" else _Choice(size=asked, why="as asked")
     if recorded:
-        choice = _Choice(**recorded)
+        choice = _Choice(size=recorded["size"], precision=recorded.get("precision"), why=recorded["why"])
     elif possible:
         choice = _Choice(**from_first(asdict(_measured(config, module, course, images, choice))))
     size, rules = choice.size, replace(course.rules, evaluation_precision=choice.precision)
@@ -70,7 +70,7 @@ def choose_evaluation(
 def _measured(config: Config, module: nn.Module, course: Course, images: Images, asked: _Choice) -> _Choice:
     usual, passes = images.train.batch_size, _passes(course, images)
     sizes = [*(size for size in _SIZES if size < usual), usual] if config.batch.evaluation == "auto" else [asked.size]
-    half = _may_be_bf16(config, module, course)
+    half = images.task.kind != "regress" and _may_be_bf16(config, module, course)  # numbers lose digits
     if (len(sizes) == 1 and not half) or sum(sizes) > _SHARE * passes:
         return asked
     found: dict[int, float] = {}

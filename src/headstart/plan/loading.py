@@ -45,7 +45,8 @@ def choose_workers(
     if device.type != "cpu":
         batch = images.train.few(images.train.batch_size)
     with in_eval(module):
-        computing = pass_seconds(module, batch, course.rules, warm=True) / len(batch.targets)
+        trained = replace(course.rules, evaluation_precision=None)
+        computing = pass_seconds(module, batch, trained, warm=True) / len(batch.targets)
     filling = any("train" in phase.cached for phase in course.phases)  # then each image goes forward only
     computing *= 1.0 if filling else _STEP_PASSES
     count = workers_needed(loading, computing, cores=cores, shared=device.type == "cpu")

@@ -25,6 +25,7 @@ from headstart.optim.optimizers import decay_kind
 from headstart.optim.penalties import penalised
 from headstart.plan.arithmetic import Workload, choose_arithmetic
 from headstart.plan.cache import choose_cache
+from headstart.plan.compiling import choose_compile
 from headstart.plan.decisions import Decision, check_precision, choose_device, choose_model
 from headstart.plan.evaluation import choose_evaluation
 from headstart.plan.light import adapt, lora_document
@@ -167,8 +168,11 @@ def _course(
         config, module, course, work.images, recorded=recorded.get("evaluation"), possible=possible
     )
     images, loading = choose_workers(config, module, course, images, possible=possible)
-    measured = {"arithmetic": kept, "cache": choices, "evaluation": evaluated}
-    return course, images, (*about, cached, *size, *loading), measured
+    course, compiling, compile_ = choose_compile(
+        config, module, course, images, recorded=recorded.get("compile"), possible=possible
+    )
+    measured = {"arithmetic": kept, "cache": choices, "evaluation": evaluated, "compile": compile_}
+    return course, images, (*about, cached, *size, *loading, *compiling), measured
 
 
 def _pinned(images: Images) -> Images:

@@ -126,4 +126,5 @@ def _state_size(name: str, kept: Iterable[tuple[str, object]]) -> int:
 
 
 def _size(folder: Path) -> int:
-    return sum(path.lstat().st_size for path in folder.rglob("*") if path.is_file())
+    found = [path.lstat() for path in folder.rglob("*") if path.is_file()]
+    return sum({(one.st_dev, one.st_ino): one.st_size for one in found}.values())  # checkpoints share frozen tensors

@@ -57,7 +57,7 @@ def save(state: TrainState, folder: str | Path, *, keep: int = 2, disk: Disk = D
     """
     root = Path(folder)
     target = root / _folder_name(state.step)
-    files = _contents(state, root)
+    files = _contents(state, target)
     if is_sharded(state.model):
         files = {**files_to_first({name: bytes(data) for name, data in files.items()})}
         if not current().is_first:
@@ -65,7 +65,7 @@ def save(state: TrainState, folder: str | Path, *, keep: int = 2, disk: Disk = D
     needed = sum(map(len, files.values()))
     hashes = write_folder(target, files, disk=disk)
     if FROZEN in files:
-        remember_frozen(state.model, target / FROZEN, size=len(files[FROZEN]), sha256=hashes[FROZEN])
+        remember_frozen(state.model, target / FROZEN, sha256=hashes[FROZEN])
     write_json(root / "last.json", {"folder": target.name, "step": state.step}, disk=disk, needed=needed)
     if state.best is not None:
         best = {"folder": _folder_name(state.best.step), **asdict(state.best)}
@@ -75,7 +75,7 @@ def save(state: TrainState, folder: str | Path, *, keep: int = 2, disk: Disk = D
     return target
 
 
-def _contents(state: TrainState, root: Path) -> dict[str, Content | Again]:
+def _contents(state: TrainState, target: Path) -> dict[str, Content | Again]:
     """The files of a checkpoint; of a model that is shared out, those of this process."""
     part_again(state.model)
     tensors, plain = _optimizer_state(state)
@@ -86,7 +86,7 @@ def _contents(state: TrainState, root: Path) -> dict[str, Content | Again]:
         kinds["average"] = state.average.module.state_dict()
     if not is_sharded(state.model):
         whole: dict[str, Content | Again] = {f"{kind}.safetensors": in_pieces(values) for kind, values in kinds.items()}
-        whole |= {FROZEN: frozen_file(state.model, frozen, root)} if frozen else {}
+        whole |= {FROZEN: frozen_file(state.model, frozen, target / FROZEN)} if frozen else {}
         return whole | {"state.json": json_bytes(_counters(state) | {"optimizer": plain})}
     ours, shapes = current(), {}
     files: dict[str, Content | Again] = {}

@@ -11,6 +11,7 @@ from timm.utils.model_ema import ModelEmaV3
 from torch import Tensor, nn
 
 from headstart.parallel.model import Replica
+from headstart.train.compiled import Compiled
 
 
 @dataclass
@@ -80,6 +81,7 @@ class TrainState:
     unsharded: nn.Module | None = None  # the same model whole, where the trained one is shared out among processes
     suffix: nn.Module | None = None  # what of the model computes, where batches hold tensors at its boundary
     replica: Replica | None = None  # the model across processes, where there are several
+    compiled: Compiled | None = field(default=None, repr=False, compare=False)  # what steps call in place of the model
     parts: Parts | None = field(default=None, repr=False, compare=False)  # what ``parts_of`` has looked up
 
 

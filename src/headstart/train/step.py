@@ -27,6 +27,7 @@ from headstart.parallel.model import reducing, replicated, share_statistics
 from headstart.parallel.processes import current
 from headstart.parallel.shards import is_sharded
 from headstart.train.attention import Attention, attending
+from headstart.train.compiled import Compile, compiled, compiler_errors
 from headstart.train.finite import check_rates, check_weights, complaint, names, norms
 from headstart.train.precision import MEMORY_FORMATS, Precision, autocast, device_of
 from headstart.train.recompute import recomputing
@@ -42,7 +43,8 @@ class StepRules:
     """How a step is made. ``loss`` is a name, a config value, or a function (outputs, targets) -> one loss per sample
     (B,), or (losses, weights); its outputs are at least float32. The loss of a step is the sum of losses x weights over
     the sum of weights, however the step is cut. ``recompute``: a block's activations are not kept (see ``recompute``);
-    ``attention``: how it is computed (see ``attention``); ``evaluation_precision``: where it is not training's.
+    ``attention``: how it is computed (see ``attention``); ``compile``: how the model is compiled (see ``compiled``);
+    ``evaluation_precision``: where it is not training's.
     """
 
     loss: str | Loss | LossFunction = "cross_entropy"
@@ -55,6 +57,7 @@ class StepRules:
     clip_value: float | None = None
     recompute: bool = False
     seed: int = 0
+    compile: Compile = "never"
     evaluation_precision: Precision | None = None
 
     @property
@@ -158,7 +161,8 @@ def _gradients(state: TrainState, parts: Parts, batch: Batch, rules: StepRules, 
             parameter.grad = None
         count = max(rules.accumulate, state.micro_batches)
         try:
-            with attending(rules.attention), recomputing(state.model, wanted=rules.recompute and state.suffix is None):
+            again = rules.recompute and state.suffix is None
+            with attending(rules.attention), recomputing(state.model, wanted=again), compiler_errors(rules.compile):
                 return _accumulate(state, parts, batch, rules, count)
         except torch.OutOfMemoryError as error:
             images = -(-len(batch.targets) // count)
@@ -199,10 +203,11 @@ def _accumulate(state: TrainState, parts: Parts, batch: Batch, rules: StepRules,
     arguments = batch.arguments(device, MEMORY_FORMATS[rules.memory_format], parts.dtype)  # (B, ...)
     targets, size, sums = batch.targets.to(device), batch.targets.shape[0], list[Tensor]()
     forward, images = _forward(state), _images(batch) / current().world_size
+    state.compiled = compiled(forward, state.compiled, rules.compile)
     for piece in _pieces(size, count):
         with reducing(forward, last=piece.stop == size):
             with autocast(device, rules.precision):
-                outputs = forward(*[_cut(argument, piece) for argument in arguments])
+                outputs = state.compiled.call(*[_cut(argument, piece) for argument in arguments])
             shares, answers = training_outputs(outputs), _cut(targets, piece)
             check_labels(shares[0][1], _cut(batch.targets, piece))
             if state.step == 0:
@@ -261,16 +266,16 @@ def _shares(losses: Tensor, weights: Tensor | None, images: float) -> tuple[Tens
     By the images for now: the sum of weights is known only after the last piece.
     """
     if weights is None:
-        share, count = _even(len(losses), images, losses.dtype, losses.device)
-        return share, losses.detach().sum(), count
+        ones, count = _ones(len(losses), losses.dtype, losses.device)
+        return ones / images, losses.detach().sum(), count
     return weights / images, (losses.detach() * weights).sum(), weights.sum()
 
 
 @lru_cache(maxsize=16)
-def _even(count: int, images: float, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Weights of 1 by the images (B,), and their sum."""
+def _ones(count: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Weights (B,) of images that all count the same, and their sum."""
     ones = torch.ones(count, dtype=dtype, device=device)
-    return ones / images, ones.sum()
+    return ones, ones.sum()
 
 
 def _per_sample(made: object, *, count: int) -> tuple[Tensor, Tensor | None]:

@@ -1,0 +1,64 @@
+"""torch.compile around a step's forward and backward pass. Validation, the cache and the bundle never go through it, so
+that what was validated stays what predicts, to the bit.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from headstart.errors import RunError
+
+Compile = Literal["never", "default", "reduce-overhead"]
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """``call``: what computes ``module``, compiled at its first batch and again for another shape or mode."""
+
+    module: nn.Module
+    how: Compile
+    call: Callable[..., Any]
+
+
+def compiled(module: nn.Module, before: Compiled | None, how: Compile) -> Compiled:
+    """The module as it is (``never``) or compiled, ``before`` where it is that already."""
+    if before is not None and before.module is module and before.how == how:
+        return before
+    if how == "never":
+        return Compiled(module, how, module)
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # it warns of a missing CUDA on a CPU
+    made = torch.compile(module, mode=None if how == "default" else how, dynamic=False)
+    return Compiled(module, how, _marked(made) if how == "reduce-overhead" else made)
+
+
+def _marked(call: Callable[..., Any]) -> Callable[..., Any]:
+    """CUDA graphs write each batch's outputs where the last one's were: they have to know that these are done with."""
+
+    def marked(*arguments: Any) -> Any:
+        torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
+        return call(*arguments)
+
+    return marked
+
+
+@contextmanager
+def compiler_errors(how: Compile) -> Iterator[None]:
+    """Within, what the compiler cannot do is an error that says so.  Raises: RunError."""
+    if how == "never":
+        yield
+        return
+    from torch._dynamo.exc import TorchDynamoException
+    from torch._inductor.exc import InductorError
+
+    try:
+        yield
+    except (TorchDynamoException, InductorError) as error:
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        raise RunError(f"compile: torch cannot compile this model here ({first}); give --compile never") from error
