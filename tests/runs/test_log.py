@@ -7,6 +7,7 @@ import csv
 import json
 import resource
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -94,19 +95,20 @@ def test_events_are_there_as_soon_as_they_are_told(tmp_path) -> None:
     log.close()
 
 
-@pytest.fixture
+@contextmanager
 def no_room() -> Iterator[None]:
-    """Every byte that this process writes to a file is refused, as by a quota."""
+    """Within, every byte that this process writes to a file is refused, as by a quota; pytest writes to one, too."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-@pytest.mark.usefixtures("no_room")
 def test_a_line_that_is_refused_is_said_with_the_file_and_the_bytes(tmp_path) -> None:
     said = r"log\.txt: cannot be written: File too large \(\d+ bytes needed, [\d,]+ free\)"
-    with pytest.raises(StorageError, match=said) as caught:
+    with no_room(), pytest.raises(StorageError, match=said) as caught:
         RunLog(tmp_path, fresh())
     assert caught.value.exit_code == 4
 

@@ -28,11 +28,14 @@ from headstart.train.phases import PhasePlan, freeze_phase
 from headstart.train.precision import MEMORY_FORMATS, Precision, autocast, device_of, dtype_of, has_bf16
 from headstart.train.step import training_outputs
 
-_FIRST, _LOOKS, _REPEATS = 2, 2, 3  # images of a first look, how often it is timed, and a step then
+_FIRST, _LOOKS, _REPEATS = 2, 3, 3  # images of a first look, how often it is timed, and a step then
 _STEP_SECONDS, _FEWEST = 0.08, 4  # a timed step takes at least about as long, on no fewer images
 _SHARE = 0.02  # of the run's time for all of them: few images at a time say little about many
 _SHORT_SECONDS, _FEW_PASSES = 30.0, 1000  # a run below either is not worth measuring
-_HOPELESS = 1.5  # times as slow as the best so far: not timed again
+_HOPELESS, _CHANCES = (
+    1.5,
+    2,
+)  # times as slow as the best so far: not timed again after so many, which one moment can spoil
 _MARGIN = 0.92  # of fp32's time in torch's usual order: less is within the noise
 _LOSS, _GRADIENT = {"fp32": 1e-4, "bf16": 0.02}, {"fp32": 1e-2, "bf16": 0.3}  # largest relative differences
 
@@ -213,8 +216,9 @@ def _trials(
         if device_of(copies[_USUAL]).type != "cpu":  # an accelerator's first step in training mode loads its kernels
             for candidate in candidates:
                 _step_seconds(copies[candidate], few, work.loss, candidate)
-        for _ in range(repeats):
-            for candidate in _hopeful({candidate: min(timed, default=0.0) for candidate, timed in seconds.items()}):
+        for look in range(repeats):
+            fastest = {candidate: min(timed, default=0.0) for candidate, timed in seconds.items()}
+            for candidate in candidates if look < _CHANCES else _hopeful(fastest):
                 seconds[candidate].append(_step_seconds(copies[candidate], few, work.loss, candidate) / count)
     loss, gradient = found[_USUAL]
     return [
