@@ -59,8 +59,8 @@ class _Trial:
 
     arithmetic: Arithmetic
     seconds: float
-    loss: float
-    gradient: float
+    loss: float = 0.0
+    gradient: float = 0.0
 
     @property
     def agrees(self) -> bool:
@@ -152,7 +152,7 @@ def _fastest(
     copies: Mapping[Arithmetic, nn.Module], work: Workload, asked: Arithmetic, candidates: list[Arithmetic],
     passes: int,
 ) -> tuple[Arithmetic, str]:  # fmt: skip
-    first = _trials(copies, work, candidates, images=_FIRST, repeats=_LOOKS)
+    first = _trials(copies, work, candidates, images=_FIRST, repeats=_LOOKS, compared=False)
     usual = next(trial for trial in first if trial.arithmetic == asked)
     if usual.seconds * passes < _SHORT_SECONDS:
         return asked, f"about {usual.seconds * passes:.0f} s of work are too few to measure others"
@@ -205,13 +205,21 @@ def _attentions(config: Config, module: nn.Module, phase: PhasePlan) -> tuple[At
 
 
 def _trials(
-    copies: Mapping[Arithmetic, nn.Module], work: Workload, candidates: list[Arithmetic], *, images: int, repeats: int
+    copies: Mapping[Arithmetic, nn.Module],
+    work: Workload,
+    candidates: list[Arithmetic],
+    *,
+    images: int,
+    repeats: int,
+    compared: bool = True,
 ) -> list[_Trial]:
-    """Each candidate on its copy of the model, the same images; interleaved, so that a slow minute hits all."""
+    """Each candidate on its copy of the model, the same images; interleaved, so that a slow minute hits all. Not
+    ``compared``: timed alone.
+    """
     count = min(images, len(work.images.train.samples))
     few, tried = work.images.train.few(count), dict.fromkeys((_USUAL, *candidates))
     with torch.random.fork_rng():
-        found = {candidate: _gradients(copies[candidate], few, work.loss, candidate) for candidate in tried}
+        found = {one: _gradients(copies[one], few, work.loss, one) for one in tried} if compared else {}
         seconds: dict[Arithmetic, list[float]] = {candidate: [] for candidate in candidates}
         if device_of(copies[_USUAL]).type != "cpu":  # an accelerator's first step in training mode loads its kernels
             for candidate in candidates:
@@ -220,15 +228,22 @@ def _trials(
             fastest = {candidate: min(timed, default=0.0) for candidate, timed in seconds.items()}
             for candidate in candidates if look < _CHANCES else _hopeful(fastest):
                 seconds[candidate].append(_step_seconds(copies[candidate], few, work.loss, candidate) / count)
-    loss, gradient = found[_USUAL]
     return [
         _Trial(
             arithmetic=candidate, seconds=min(seconds[candidate]),
-            loss=abs(found[candidate][0] - loss) / max(abs(loss), 1e-12),
-            gradient=float((found[candidate][1] - gradient).norm() / gradient.norm().clamp(min=1e-30)),
+            **(_differences(found[candidate], found[_USUAL]) if compared else {}),
         )
         for candidate in candidates
     ]  # fmt: skip
+
+
+def _differences(one: tuple[float, Tensor], usual: tuple[float, Tensor]) -> dict[str, float]:
+    """Relative, of losses and of gradients."""
+    (loss, gradient), (usual_loss, usual_gradient) = one, usual
+    return {
+        "loss": abs(loss - usual_loss) / max(abs(usual_loss), 1e-12),
+        "gradient": float((gradient - usual_gradient).norm() / usual_gradient.norm().clamp(min=1e-30)),
+    }
 
 
 def _copies(module: nn.Module, phase: PhasePlan, candidates: list[Arithmetic]) -> dict[Arithmetic, nn.Module]:
