@@ -109,3 +109,10 @@ def test_the_most_at_one_time_counts_what_stays_the_best_and_the_one_being_writt
     assert _peak([10] * 9, keep=2, bundle=13) == 43
     assert _peak([1, 1, 1, 1, 10, 10, 10], keep=1, bundle=0) == 30
     assert _peak([10, 1, 1, 1, 1], keep=2, bundle=0) == 13
+
+
+def test_a_file_that_two_checkpoints_share_counts_once(tmp_path: Path) -> None:
+    (tmp_path / "one").write_bytes(b"x" * 1000)
+    (tmp_path / "two").hardlink_to(tmp_path / "one")
+    (tmp_path / "three").write_bytes(b"x" * 10)
+    assert space_module._size(tmp_path) == 1010
