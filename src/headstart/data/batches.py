@@ -6,6 +6,7 @@ B batch, C channels, H, W, K classes or tags, T targets.
 from __future__ import annotations
 
 import os
+import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -29,6 +30,10 @@ from headstart.parallel.processes import ALONE, Processes, current
 
 Arguments = tuple[Tensor, ...]
 """What a model, or its part behind the boundary, is called with: (B, ...) each."""
+_SETTLING_SECONDS = 0.02
+"""Before loading processes are forked beside other ranks: a thread of torch's that has just sent something may hold
+CPython's own lock for a moment, and a process that is forked in it hangs (seen once in some thousand, Python 3.11).
+"""
 
 
 class Stored(Protocol):
@@ -184,6 +189,8 @@ class Batches:
             # the loader draws its workers' base seed from here; the default generator must not notice
             generator=torch.Generator().manual_seed(0),
         )
+        if self.workers and self.processes.several:
+            time.sleep(_SETTLING_SECONDS)
         for pixels in loader:
             if isinstance(pixels, UnreadableImage):
                 raise pixels
