@@ -32,10 +32,8 @@ _FIRST, _LOOKS, _REPEATS = 2, 3, 3  # images of a first look, how often it is ti
 _STEP_SECONDS, _FEWEST = 0.08, 4  # a timed step takes at least about as long, on no fewer images
 _SHARE = 0.02  # of the run's time for all of them: few images at a time say little about many
 _SHORT_SECONDS, _FEW_PASSES = 30.0, 1000  # a run below either is not worth measuring
-_HOPELESS, _CHANCES = (
-    1.5,
-    2,
-)  # times as slow as the best so far: not timed again after so many, which one moment can spoil
+_HOPELESS = 1.5  # times as slow as the best so far: not timed again
+_CHANCES = 2  # but so often it is timed in any case: one moment can be spoiled
 _MARGIN = 0.92  # of fp32's time in torch's usual order: less is within the noise
 _LOSS, _GRADIENT = {"fp32": 1e-4, "bf16": 0.02}, {"fp32": 1e-2, "bf16": 0.3}  # largest relative differences
 

@@ -82,10 +82,10 @@ def _in_the_way(config: Config, course: Course) -> bool:
 def _measured(module: nn.Module, course: Course, images: Images) -> _Choice:
     """By steps of the last phase on a copy of the model."""
     steps = course.phases[-1].epochs * len(images.train)
-    usual, _ = _seconds(module, course, images, "never")
-    if usual * steps < _SHORT_SECONDS:
-        return _Choice(how="never")
     try:
+        usual, _ = _seconds(module, course, images, "never")
+        if usual * steps < _SHORT_SECONDS:
+            return _Choice(how="never")
         faster, compiling = _seconds(module, course, images, "default")
     except RunError as error:
         return _Choice(how="never", why=f"auto: {error}")
@@ -103,10 +103,12 @@ def _seconds(module: nn.Module, course: Course, images: Images, how: Compile) ->
     state = TrainState(copied, phase_optimizer(copied, phase, course.optimizer), scaler=scaler)
     copied.to(memory_format=MEMORY_FORMATS[rules.memory_format])
     batch, marks = images.train.few(images.train.batch_size), [time.perf_counter()]
-    with torch.random.fork_rng():
-        for _ in range(_WARM + _STEPS):
-            train_step(state, batch, rules=rules)  # it reads the loss, and so waits for the device
-            marks.append(time.perf_counter())
-    emptied([copied], but=module)
+    try:
+        with torch.random.fork_rng():
+            for _ in range(_WARM + _STEPS):
+                train_step(state, batch, rules=rules)  # it reads the loss, and so waits for the device
+                marks.append(time.perf_counter())
+    finally:
+        emptied([copied], but=module)
     step = (marks[-1] - marks[_WARM]) / _STEPS
     return step, max(0.0, marks[1] - marks[0] - step)

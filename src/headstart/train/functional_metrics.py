@@ -33,13 +33,7 @@ def _functional(kind: str) -> ModuleType:
         try:
             with _bare_packages():
                 return import_module(name)
-        except (
-            ImportError,
-            AttributeError,
-            NameError,
-            TypeError,
-            KeyError,
-        ):  # it needs more of itself
+        except (ImportError, AttributeError, NameError, TypeError, KeyError):  # needs more of itself
             pass
     return import_module(name)
 
