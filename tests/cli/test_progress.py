@@ -35,6 +35,7 @@ def events() -> list[object]:
                 train_loss=0.25,
                 seconds=61,
                 input_seconds=45,
+                copy_seconds=6.1 if epoch == 2 else 0,
                 images_per_second=4,
                 metrics={"accuracy": 0.9},
             )
@@ -59,7 +60,7 @@ def test_without_a_terminal_there_are_plain_lines() -> None:
         "precision: fp32  (auto: measured)",
         "phase probe: 2 epochs; 30 parameters train, 5,000 are frozen",
         "epoch 1: loss 0.2500  accuracy 0.9000  4 images/s  1 min 01 s (input 74 %, compute 26 %)",
-        "epoch 2: loss 0.2500  accuracy 0.9000  4 images/s  1 min 01 s (input 74 %, compute 26 %)",
+        "epoch 2: loss 0.2500  accuracy 0.9000  4 images/s  1 min 01 s (input 74 %, compute 16 %, copy 10 %)",
         "done [bold]\\x1b[31m",
     ]
 

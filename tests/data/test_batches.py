@@ -7,13 +7,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from headstart.config.schema import Augment, Config, Data
+from headstart.config.schema import Augment, Cache, Config, Data
 from headstart.config.schema import Batch as BatchOptions
 from headstart.data.batches import Batch, Batches
 from headstart.data.decode import UnreadableImage
 from headstart.data.images import Images, audit, image_batches, load_images, open_images
 from headstart.data.task import TaskSpec
 from headstart.errors import DataError
+from headstart.parallel.processes import Processes
 
 CPU = torch.device("cpu")
 
@@ -227,3 +228,36 @@ def test_audit_reports_unreadable_files_and_copies_without_labels(folders, table
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="there are no images in it"):
         audit(tmp_path / "empty")
+
+
+@pytest.mark.parametrize("preset", ["none", "light", "standard", "strong"])
+@pytest.mark.parametrize("mixed", [{}, {"mixup": 0.4}, {"cutmix": 1.0}])
+@pytest.mark.parametrize("more", [{}, {"workers": 2}, {"processes": Processes(rank=1, world_size=2)}])
+def test_changes_left_to_the_device_are_those_of_the_loading_process(folders, preprocess, preset, mixed, more) -> None:
+    """To a level of 255 where it rounds otherwise, which few pixels do."""
+    root = folders({"train/a": 9, "train/b": 9, "val/a": 3, "val/b": 2})
+    augment = Augment(preset=preset, flip=True, **mixed)
+    config = Config(data=Data(source=str(root)), augment=augment, batch=BatchOptions(size=5), workers=0)
+    early = replace(load_images(config, preprocess).train, **more)
+    level = 1 / 255 / min(preprocess.std)
+    for epoch in range(2):
+        pairs = list(zip(replace(early, late=True).epoch(epoch), early.epoch(epoch), strict=True))
+        for one, other in pairs:
+            apart = (one.inputs(CPU, torch.channels_last) - other.inputs(CPU, torch.channels_last)).abs()
+            assert apart.shape[0] == len(one.targets)
+            assert apart.max() <= 1.01 * level
+            assert apart.mean() <= 0.001 * level
+            assert torch.equal(one.targets, other.targets)
+            assert torch.equal(one.indices, other.indices)
+        if preset != "strong" or mixed:  # what Pillow changes is changed before
+            assert not all(torch.equal(one.pixels, other.pixels) for one, other in pairs)
+
+
+def test_a_cut_of_kept_pictures_leaves_its_changes_to_the_device_too(folders, preprocess) -> None:
+    root = folders({"train/a": 9, "train/b": 9, "val/a": 3, "val/b": 2})
+    config = Config(data=Data(source=str(root)), batch=BatchOptions(size=5), workers=0, cache=Cache(decoded=True))
+    early = load_images(config, preprocess).train
+    for one, other in zip(replace(early, late=True).epoch(0), early.epoch(0), strict=True):
+        apart = one.inputs(CPU, torch.contiguous_format) - other.inputs(CPU, torch.contiguous_format)
+        assert apart.abs().max() <= 1.01 / 255 / min(preprocess.std)
+        assert not torch.equal(one.pixels, other.pixels)

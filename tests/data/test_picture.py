@@ -17,7 +17,8 @@ from PIL import Image
 from torchvision.transforms import v2
 
 from headstart.data import picture as pictures
-from headstart.data.augment import _jittered, eval_transform, train_transform
+from headstart.data.augment import eval_transform, train_transform
+from headstart.data.colours import draw_jitter, jittered
 from headstart.data.decode import UnreadableImage, check_image, decode_image, open_jpeg, reduced_jpeg
 from headstart.data.framing import Frame, random_frame
 from headstart.data.picture import Picture, normalised, open_picture, render, stacked
@@ -234,7 +235,7 @@ def test_colours_change_as_torchvisions_jitter_changes_them(mode: str) -> None:
         with drawing_from(seed):
             expected = 255 * v2.ColorJitter(0.2, 0.2, 0.2)(pixels.float() / 255)
         with drawing_from(seed):
-            ours = _jittered(pixels)
+            ours = jittered(pixels, draw_jitter(len(pixels)))
         assert levels_apart(ours, expected).max() <= 0.6
 
 

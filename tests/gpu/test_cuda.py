@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import pytest
 import timm
@@ -11,6 +12,7 @@ import torch
 import headstart as hs
 from headstart.data.batches import Batch
 from headstart.plan.preflight import prepare
+from headstart.train.fit import Timed
 from headstart.train.precision import make_scaler
 
 pytestmark = [
@@ -91,3 +93,22 @@ def test_the_gpu_is_chosen_and_a_whole_run_works_on_it(tmp_path) -> None:
     run = hs.train(hs.load_config(settings))
     assert next(run.model.parameters()).device.type == "cuda"
     assert (run.path / "report.html").is_file()
+
+
+def test_changes_of_a_batch_are_made_on_the_gpu_as_a_loading_process_makes_them(settings) -> None:
+    options = settings(device="cuda", recipe="full", augment={"preset": "standard", "mixup": 0.2})
+    made = prepare(hs.load_config(options), module=None, loss=None, tell=lambda _: None).images.train
+    level = 1 / 255 / min(made.preprocess.std)
+    for late, early in zip(made.epoch(0), replace(made, late=False).epoch(0), strict=True):
+        assert late.late is not None and early.late is None
+        there = late.inputs(torch.device("cuda"), torch.channels_last).cpu()
+        assert (there - early.inputs(torch.device("cpu"), torch.channels_last)).abs().max() <= 1.01 * level
+        assert torch.equal(late.targets, early.targets)
+
+
+def test_copying_takes_time_on_a_gpu() -> None:
+    made = Timed(iter([batch()]))
+    assert made.copying(torch.device("cuda")) == 0  # none is there yet
+    next(made)
+    assert 0 < made.copying(torch.device("cuda")) < 10
+    assert made.copying(torch.device("cpu")) == 0

@@ -28,7 +28,7 @@ EVERYTHING = {
     "penalties": {"l1": 1e-4, "l2_start": 0.01}, "checkpoint": {"every_steps": 1, "every_seconds": 0.0, "keep": 1},
 }  # fmt: skip
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
-CLOCK = ("seconds", "images_per_second", "input_seconds")
+CLOCK = ("seconds", "images_per_second", "input_seconds", "copy_seconds")
 
 
 @pytest.fixture(scope="module")

@@ -37,7 +37,7 @@ def told(event):
         print(event.step, flush=True)
 hs.train(hs.load_config(sys.argv[1]), resume=True, watch=told)
 """
-CLOCK = ("seconds", "images_per_second", "input_seconds")
+CLOCK = ("seconds", "images_per_second", "input_seconds", "copy_seconds")
 
 
 def facts(run: Path) -> dict[str, Any]:

@@ -107,7 +107,9 @@ class Progress:
         done = f"epoch {event.epoch}: loss {event.train_loss:.4f}  {_shown(event.metrics)}"
         if event.average_metrics:
             done += f"  (average: {_shown(event.average_metrics)})"
-        shares = f" ({time_shares(event.input_seconds, event.seconds)})" if event.seconds else ""
+        shares = ""
+        if event.seconds:
+            shares = f" ({time_shares(event.input_seconds, event.seconds, copy_seconds=event.copy_seconds)})"
         self._say(f"{done}  {event.images_per_second:,.0f} images/s  {duration(event.seconds)}{shares}")
 
     def _left(self) -> str:

@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms import v2
 
+from headstart.data.colours import draw_jitter, jittered, jittered_batch
 from headstart.data.framing import Frame, central_frame, random_frame
 from headstart.data.picture import Picture, Raster, render
 from headstart.data.randomness import drawing_from
@@ -27,8 +28,6 @@ Preset = Literal["none", "light", "standard", "strong"]
 Colours = Literal["kept", "jittered", "changed widely"]
 _COLOURS: dict[str, Colours] = {"standard": "jittered", "strong": "changed widely"}
 _CROP_SCALE = {"light": (0.5, 1.0), "standard": (0.35, 1.0), "strong": (0.2, 1.0)}
-_JITTER = 0.2  # factors of brightness, contrast and saturation are drawn from 1 - 0.2 to 1 + 0.2
-_GREY = (0.2989, 0.587, 0.114)  # of red, green and blue, as torchvision has it (ITU-R 601)
 # how much larger than shown a photo is decoded at least; in evaluation it changes no pixel by much (see picture.py)
 _EVALUATION_GAP, _TRAINING_GAP = 2.5, 1.25
 _LONGEST = 1.5  # times the shorter side: what a kept photo's page has room for
@@ -141,11 +140,32 @@ class Changes:
         return self._changed(self.framed.of_kept(kept))
 
     def _changed(self, pixels: Tensor) -> Tensor:
-        if self.flips:
-            pixels = _flipped(pixels)
+        if self.flips and _heads():
+            pixels = pixels.flip(-1)
         if self.colours == "jittered":
-            return _jittered(pixels)
+            return jittered(pixels, draw_jitter(pixels.shape[0]))
         return _changed_widely(pixels) if self.colours == "changed widely" else pixels
+
+    @property
+    def batchwise(self) -> bool:
+        """Whether what follows the frame can be made of a whole batch at once: nothing of it is Pillow's."""
+        return self.colours != "changed widely"
+
+    def draw(self) -> Tensor:
+        """The numbers of what follows the frame, drawn as for one picture: mirrored, and its jitter's; (1 + 2 C C,)."""
+        mirrored = torch.tensor([float(self.flips and _heads())])
+        if self.colours != "jittered":
+            return mirrored
+        return torch.cat([mirrored, draw_jitter(self.framed.preprocess.channels).flatten().float()])
+
+    def of_batch(self, pixels: Tensor, drawn: Tensor) -> Tensor:
+        """What follows the frame, with numbers (B, N) that were drawn before; (B, C, H, W) uint8 on any device."""
+        if self.flips:
+            pixels = torch.where(drawn[:, 0].view(-1, 1, 1, 1) > 0, pixels.flip(-1), pixels)
+        if self.colours != "jittered":
+            return pixels
+        channels = pixels.shape[1]
+        return jittered_batch(pixels, drawn[:, 1:].view(-1, 2, channels, channels))
 
 
 def eval_transform(preprocess: Preprocess) -> Framing:
@@ -172,34 +192,8 @@ def train_transform(preset: Preset, *, flip: Literal["auto"] | bool, preprocess:
     )
 
 
-def _flipped(pixels: Tensor) -> Tensor:
-    return pixels.flip(-1) if torch.rand(1).item() < 0.5 else pixels
-
-
-def _jittered(pixels: Tensor) -> Tensor:
-    """What torchvision's ``ColorJitter`` does with the same numbers, all at once: each step is linear in the colours.
-
-    It cuts off at 0 and 255 after each step, this after the last one.
-    """
-    order = torch.randperm(4).tolist()
-    factors = [torch.empty(1).uniform_(1 - _JITTER, 1 + _JITTER).item() for _ in range(3)]
-    channels = pixels.shape[0]
-    grey = np.array(_GREY if channels == 3 else (1.0,))
-    colours = pixels.contiguous().view(channels, -1).float()  # (C, H * W)
-    means = colours.mean(1).double().numpy()
-    matrix, offset = np.eye(channels), np.zeros(channels)  # the picture so far: matrix @ colours + offset
-    for which in order:
-        if which == 0:  # brightness: towards black
-            matrix, offset = factors[0] * matrix, factors[0] * offset
-        elif which == 1:  # contrast: towards the mean grey of the picture
-            middle = grey @ (matrix @ means + offset)
-            matrix, offset = factors[1] * matrix, factors[1] * offset + (1 - factors[1]) * middle
-        elif which == 2:  # saturation: towards the grey of the pixel
-            fade = factors[2] * np.eye(channels) + (1 - factors[2]) * np.outer(np.ones(channels), grey) / grey.sum()
-            matrix, offset = fade @ matrix, fade @ offset
-    shift = torch.from_numpy(offset + 0.5).float()[:, None]  # 0.5: rounded, where the cast cuts off
-    changed = torch.addmm(shift, torch.from_numpy(matrix).float(), colours)
-    return changed.clamp_(0, 255).to(torch.uint8).view(pixels.shape)
+def _heads() -> bool:
+    return torch.rand(1).item() < 0.5
 
 
 def _changed_widely(pixels: Tensor) -> Tensor:

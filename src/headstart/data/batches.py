@@ -17,9 +17,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from headstart.data.augment import Transform, mix_batch
+from headstart.data.augment import Changes, Transform, mix_batch
 from headstart.data.decode import UnreadableImage
 from headstart.data.decoded import Decoded
+from headstart.data.late import Late, Mix
 from headstart.data.picture import Picture, normalised, open_picture, stacked
 from headstart.data.randomness import derived_seed, drawing_from, epoch_order
 from headstart.data.samples import Sample
@@ -53,6 +54,7 @@ class Batch:
     The first ``size`` images are real, and ``keys`` are theirs; rows beyond fill it up (``indices`` -1): zeros in
     evaluation, in training copies that weigh nothing. ``total``: images of all processes' parts (0: this is all).
     ``stored``: tensors (B, ...) at the model's boundary, in place of pixels, which then are empty.
+    ``late``: random changes of the pixels that are still to be made.
     """
 
     pixels: Tensor
@@ -64,6 +66,7 @@ class Batch:
     size: int
     total: int = 0
     stored: tuple[Tensor, ...] = ()
+    late: Late | None = None
 
     def arguments(self, device: torch.device, memory_format: torch.memory_format, dtype: torch.dtype) -> Arguments:
         """What is computed with, on the device: the model's input, or what the suffix behind its boundary takes."""
@@ -74,6 +77,8 @@ class Batch:
     def inputs(self, device: torch.device, memory_format: torch.memory_format) -> Tensor:
         """What the model takes: ``(pixels / 255 - mean) / std`` in float32 on the device, (B, C, H, W)."""
         pixels = self.pixels.to(device, non_blocking=True)
+        if self.late is not None:
+            pixels = self.late(pixels)
         return normalised(pixels, mean=self.mean.to(device), std=self.std.to(device), memory_format=memory_format)
 
 
@@ -117,7 +122,8 @@ class Batches:
     the last batch padded to ``batch_size``, so that every image is seen at one batch shape. Of several processes each
     gets its part of every training batch, and every so many-th batch without training. With ``stored`` they hold
     tensors at the model's boundary; with ``decoded`` pictures are made of what is kept of them. ``pinned``: in
-    memory from which a CUDA device copies while the CPU goes on.
+    memory from which a CUDA device copies while the CPU goes on. ``late``: random changes of whole batches are left to
+    the device (see ``Late``); what is left out of an image's are those that Pillow makes.
     """
 
     samples: tuple[Sample, ...]
@@ -131,6 +137,7 @@ class Batches:
     stored: Stored | None = None
     decoded: Decoded | None = None
     pinned: bool = False
+    late: bool = False
 
     def __len__(self) -> int:
         """Batches per epoch."""
@@ -178,7 +185,7 @@ class Batches:
         return next(replace(self, batch_size=count, workers=0).padded([there], epoch=0))
 
     def _read(self, parts: Sequence[_Part], epoch: int) -> Iterator[Arguments]:
-        """The pixels of each part's images."""
+        """The pixels of each part's images, and where changes are left to the device, their numbers."""
         loader = DataLoader(
             _Decoded(self),
             batch_sampler=[[(epoch, position) for position in part.rows] for part in parts],
@@ -191,10 +198,10 @@ class Batches:
         )
         if self.workers and self.processes.several:
             time.sleep(_SETTLING_SECONDS)
-        for pixels in loader:
-            if isinstance(pixels, UnreadableImage):
-                raise pixels
-            yield (pixels,)
+        for values in loader:
+            if isinstance(values, UnreadableImage):
+                raise values
+            yield tuple(values)
 
     def _parts(self, epoch: int) -> list[_Part]:
         """What this process takes of every batch of the epoch, in order."""
@@ -208,39 +215,54 @@ class Batches:
             for number, batch in enumerate(_cut(order, size=self.batch_size, merge=True))
         ]
 
+    @property
+    def left(self) -> Changes | None:
+        """The random changes of images that are left to the device."""
+        made = self.transform
+        return made if self.late and isinstance(made, Changes) and made.batchwise else None
+
     def _batch(self, part: _Part, values: Arguments, *, epoch: int) -> Batch:
-        samples = [self.samples[position] for position in part.rows]
+        samples, late = [self.samples[position] for position in part.rows], None
         targets = _targets(samples, self.task)
         if part.padded:
             values, targets = tuple(_padded(one, self.batch_size) for one in values), _padded(targets, self.batch_size)
-        elif self.training is not None and self.training.mixes:
-            values, targets = self._mixed(part, values[0], targets, epoch=epoch)
-        values, targets, samples = tuple(one[part.lead :] for one in values), targets[part.lead :], samples[part.lead :]
+        mix = None if part.padded else self._mix(part, epoch=epoch)
+        if self.late and self.stored is None:
+            late = Late(changes=self.left, drawn=values[-1], mix=mix, targets=targets, lead=part.lead)
+        if mix is not None:  # where it is done later, of the pixels only their shape counts
+            mixed, targets = mix(values[0] if late is None else torch.empty_like(values[0], device="meta"), targets)
+            values = (mixed,) if late is None else values
+        if late is None:
+            values = tuple(one[part.lead :] for one in values)
+        targets, samples = targets[part.lead :], samples[part.lead :]
+        filled = len(values[0]) - (0 if late is None else part.lead) - part.size
         samples = samples[: part.size]
         indices = torch.tensor([sample.index for sample in samples], dtype=torch.int64)
         return Batch(
             pixels=values[0] if self.stored is None else torch.empty(0, dtype=torch.uint8),
             targets=targets,
-            indices=torch.cat([indices, indices.new_full((len(values[0]) - part.size,), -1)]),
+            indices=torch.cat([indices, indices.new_full((filled,), -1)]),
             keys=tuple(sample.key for sample in samples),
             mean=torch.tensor(self.preprocess.mean),
             std=torch.tensor(self.preprocess.std),
             size=part.size,
             total=part.total,
             stored=() if self.stored is None else values,
+            late=late,
         )
 
-    def _mixed(self, part: _Part, pixels: Tensor, targets: Tensor, *, epoch: int) -> tuple[Arguments, Tensor]:
-        assert self.training is not None and self.stored is None, "only pixels can be mixed"
-        pixels, targets = mix_batch(
-            pixels,
-            targets,
+    def _mix(self, part: _Part, *, epoch: int) -> Mix | None:
+        """How this part's images are mixed with one another, the same way each time."""
+        if self.training is None or not self.training.mixes:
+            return None
+        assert self.stored is None, "only pixels can be mixed"
+        return partial(
+            mix_batch,
             num_classes=self.task.num_outputs,
             mixup=self.training.mixup,
             cutmix=self.training.cutmix,
             seed=derived_seed("mix", self.training.seed, epoch, part.number),
         )
-        return (pixels,), targets
 
 
 @dataclass(frozen=True)
@@ -270,21 +292,31 @@ def _begin_worker(parent: int, _number: int) -> None:
     stay_with(parent)
 
 
-class _Decoded(Dataset[Tensor | UnreadableImage]):
+_Read = tuple[Tensor, Tensor] | UnreadableImage
+"""Pixels, and the numbers of the changes that are left to the device."""
+
+
+class _Decoded(Dataset[_Read]):
     """Pixels of (epoch, position). An unreadable image is a value: a worker's exception would lose its file's name."""
 
     def __init__(self, batches: Batches) -> None:
-        self.batches = batches
+        self.batches, self.left = batches, batches.left
+        self.transform = batches.transform if self.left is None else self.left.framed
+        self.decoded = batches.decoded
+        if self.decoded is not None and self.left is not None:
+            self.decoded = replace(self.decoded, transform=self.left.framed)
 
-    def __getitem__(self, place: tuple[int, int]) -> Tensor | UnreadableImage:
+    def __getitem__(self, place: tuple[int, int]) -> _Read:
         epoch, position = place
-        sample, training = self.batches.samples[position], self.batches.training
+        sample, training, numbers = self.batches.samples[position], self.batches.training, torch.empty(0)
         try:
             if training is None:
-                return self._pixels(position)
+                return self._pixels(position), numbers
             with drawing_from(derived_seed("augment", training.seed, training.drawn_in(epoch), sample.index)):
                 pixels = self._pixels(position)
-            return pixels.flip(-1) if training.mirrors(sample.index, epoch) else pixels
+                if self.left is not None:
+                    numbers = self.left.draw()
+            return pixels.flip(-1) if training.mirrors(sample.index, epoch) else pixels, numbers
         except UnreadableImage as error:
             return UnreadableImage(error.path, error.reason)  # without the traceback, which does not cross processes
 
@@ -294,16 +326,20 @@ class _Decoded(Dataset[Tensor | UnreadableImage]):
         def opened() -> Picture:
             return open_picture(batches.samples[position].path, channels=batches.preprocess.channels)
 
-        return batches.transform(opened()) if batches.decoded is None else batches.decoded.pixels(position, opened)
+        return self.transform(opened()) if self.decoded is None else self.decoded.pixels(position, opened)
 
 
-def _stacked(pictures: Sequence[Tensor | UnreadableImage]) -> Tensor | UnreadableImage:
-    """One tensor (B, C, H, W), or the first unreadable image.
+def _stacked(read: Sequence[_Read]) -> Arguments | UnreadableImage:
+    """Pixels (B, C, H, W) and, where there are some, numbers (B, N); or the first unreadable image.
 
     Stacked in the worker: each tensor that crosses processes holds a file descriptor, of which there may be 1,024.
     """
-    unreadable = next((picture for picture in pictures if isinstance(picture, UnreadableImage)), None)
-    return unreadable or stacked([picture for picture in pictures if isinstance(picture, Tensor)])
+    unreadable = next((one for one in read if isinstance(one, UnreadableImage)), None)
+    if unreadable is not None:
+        return unreadable
+    there = [one for one in read if not isinstance(one, UnreadableImage)]
+    pixels, numbers = stacked([one[0] for one in there]), torch.stack([one[1] for one in there])
+    return (pixels, numbers) if numbers.numel() else (pixels,)
 
 
 def _cut(order: Sequence[int], *, size: int, merge: bool) -> list[list[int]]:

@@ -107,7 +107,7 @@ def prepare(
     list_source(config.data, kind=config.task.kind)  # a mistake in the data must not wait for a download
     opened, chosen_model = _open(config, device, module)
     images = load_images(config, opened.preprocess, on_decoded=lambda done, total: tell(ScanProgress(done, total)))
-    images = _pinned(images) if device.type == "cuda" else images
+    images = _for_accelerator(images, device) if device.type != "cpu" else images
     check_room(workers=images.train.workers, batch_bytes=_batch_bytes(images.train))
     torch.manual_seed(config.seed)
     swap = _swap(opened, config.head, images.task.num_outputs)
@@ -175,9 +175,11 @@ def _course(
     return course, images, (*about, cached, *size, *loading, *compiling), measured
 
 
-def _pinned(images: Images) -> Images:
-    train, val = (replace(batches, pinned=True) for batches in (images.train, images.val))
-    return replace(images, train=train, val=val, test=images.test and replace(images.test, pinned=True))
+def _for_accelerator(images: Images, device: torch.device) -> Images:
+    """CUDA copies from pinned memory; every accelerator makes random changes of whole batches itself."""
+    pinned = device.type == "cuda"
+    train, val = replace(images.train, pinned=pinned, late=True), replace(images.val, pinned=pinned)
+    return replace(images, train=train, val=val, test=images.test and replace(images.test, pinned=pinned))
 
 
 def _batch_bytes(batches: Batches) -> int:

@@ -103,10 +103,12 @@ def render(record: RunRecord) -> str:
 
 def _training_time(record: RunRecord) -> str:
     """Of all epochs; empty where none is told, or by a version that did not measure it."""
-    told = [(epoch.get("input_seconds"), epoch.get("seconds")) for epoch in record.epochs]
-    numbers = [pair for pair in told if all(isinstance(value, int | float) for value in pair)]
-    waited, seconds = (sum(values) for values in zip(*numbers, strict=True)) if numbers else (0.0, 0.0)
-    return f"{time_shares(waited, seconds)} of {duration(seconds)}" if seconds > 0 else ""
+    told = [
+        (epoch.get("input_seconds"), epoch.get("copy_seconds", 0.0), epoch.get("seconds")) for epoch in record.epochs
+    ]
+    numbers = [row for row in told if all(isinstance(value, int | float) for value in row)]
+    waited, copied, seconds = (sum(values) for values in zip(*numbers, strict=True)) if numbers else (0.0, 0.0, 0.0)
+    return f"{time_shares(waited, seconds, copy_seconds=copied)} of {duration(seconds)}" if seconds > 0 else ""
 
 
 def _classify(scores: ClassifyScores) -> Mapping[str, Any]:

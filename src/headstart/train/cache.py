@@ -72,7 +72,7 @@ class Activations:
     """
 
     def __init__(self, boundary: Boundary, batches: Batches, *, rules: StepRules, where: CacheRules) -> None:
-        batches = replace(batches, batch_size=where.batch_size or batches.batch_size)
+        batches = replace(batches, batch_size=where.batch_size or batches.batch_size, late=False)
         self._prefix, self._batches, self._rules = boundary.prefix, batches, rules
         self.crossings = crossings(boundary.prefix, batches, rules, dtype=where.dtype)
         training = batches.training

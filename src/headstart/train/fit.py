@@ -7,12 +7,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
+import torch
+
 from headstart.config.schema import Schedule
 from headstart.data.batches import Batch
 from headstart.errors import NonFiniteError
 from headstart.optim.schedules import rate_factor
+from headstart.parallel.processes import current
 from headstart.train.finite import damaged
 from headstart.train.heap import kept_memory
+from headstart.train.precision import device_of
 from headstart.train.state import TrainState
 from headstart.train.step import StepDone, StepRules, train_step
 
@@ -34,7 +38,8 @@ class EpochDone:
     """An epoch, counted from 1.
 
     Mean training loss over its samples' weights, the highest rate of its last step, and what validation said, if there
-    was one. ``input_seconds``: of the ``seconds``, those in which the next batch was decoded, read or waited for.
+    was one. Of the ``seconds``, ``input_seconds`` are those in which the next batch was decoded, read or waited for,
+    and ``copy_seconds`` those in which batches went to an accelerator, by the time of the epoch's last one.
     """
 
     epoch: int
@@ -43,6 +48,7 @@ class EpochDone:
     seconds: float
     images_per_second: float
     input_seconds: float = 0.0
+    copy_seconds: float = 0.0
     phase: int = 0
     lr: float = 0.0
     metrics: dict[str, float] = field(default_factory=dict)
@@ -82,7 +88,9 @@ def fit(
                 state.epoch_weight += done.weight
                 images += done.images
                 yield done
-            yield replace(_close_epoch(state, images, time.monotonic() - started), input_seconds=made.seconds)
+            closed = _close_epoch(state, images, time.monotonic() - started)
+            copied = made.copying(device_of(state.model)) * images / current().world_size
+            yield replace(closed, input_seconds=made.seconds, copy_seconds=copied)
 
 
 class Timed(Iterator[Batch]):
@@ -90,13 +98,26 @@ class Timed(Iterator[Batch]):
 
     def __init__(self, batches: Iterator[Batch]) -> None:
         self._batches, self.seconds = batches, 0.0
+        self._last: Batch | None = None
 
     def __next__(self) -> Batch:
         started = time.monotonic()
         try:
-            return next(self._batches)
+            self._last = next(self._batches)
+            return self._last
         finally:
             self.seconds += time.monotonic() - started
+
+    def copying(self, device: torch.device) -> float:
+        """Seconds of copying an image to an accelerator, by the last batch; 0 on a CPU, where nothing is copied."""
+        if self._last is None or device.type == "cpu":
+            return 0.0
+        torch.accelerator.synchronize(device)
+        started = time.monotonic()
+        for values in (self._last.pixels, *self._last.stored):
+            values.to(device, non_blocking=True)
+        torch.accelerator.synchronize(device)
+        return (time.monotonic() - started) / self._last.size
 
 
 def set_rates(state: TrainState, factor: float) -> None:
