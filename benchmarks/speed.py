@@ -175,7 +175,7 @@ def _planned(table: str, arguments: argparse.Namespace, work: Path) -> Iterator[
             yield 0, replace(round_[0], work=f"{table}_same_bits")
         for repeat in range(arguments.repeats):
             shift = repeat % len(round_)  # nobody is always first
-            ours = table == "head" and repeat == 0
+            ours = table == "evaluate" or (table == "head" and repeat == 0)
             for job in round_[shift:] + round_[:shift]:
                 if job.views > 1 and repeat:
                     continue  # the longest run, once

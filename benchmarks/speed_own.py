@@ -29,15 +29,17 @@ import headstart as hs
 from benchmarks.speed_job import CROP, FROZEN, MEAN, SIZE, STD, Job, Laps, cpu_seconds, peak_mib, read_job, report
 from headstart.app import plan
 from headstart.config.schema import Config, Data
+from headstart.data.batches import Batches
 from headstart.data.labelled import labelled_batches
 from headstart.models.boundary import find_boundary
 from headstart.plan.preflight import Decided, Prepared, ScanProgress, prepare
-from headstart.runs.bundle import open_run
+from headstart.runs.bundle import OpenedRun, open_run
 from headstart.train.cache import CacheProgress, through_prefix
 from headstart.train.evaluate import evaluate
 from headstart.train.functional_metrics import functional
 from headstart.train.heap import kept_memory
 from headstart.train.phases import freeze_phase
+from headstart.train.precision import MEMORY_FORMATS, autocast, dtype_of
 from headstart.train.step import StepDone
 
 functional("classification")  # imported before the clock starts, as the peers' parts are
@@ -236,7 +238,35 @@ def run_evaluate(job: Job, folder: Path) -> None:
     )
     found = evaluate(opened.model, batches, precision=how.precision, memory_format=how.memory_format)
     laps.lap("eval")
-    report(job, laps, accuracy=found.metrics["accuracy"], decided=chosen | {"evaluation": f"{size}"}, note=note)
+    more = {"decided": chosen | {"evaluation": f"{size}"}, "note": note, "peak_mib": peak_mib()}
+    report(job, laps, accuracy=found.metrics["accuracy"], **more | {"limit": evaluation_limit(opened, batches)})
+
+
+def evaluation_limit(opened: OpenedRun, batches: Batches) -> dict[str, float]:
+    """CPU seconds of what cannot be spared, a decode and a pass of every image in the same arithmetic and batches, and
+    of headstart's ``evaluate`` between two such rounds.
+    """
+    how, laps = opened.evaluated, Laps()
+    for again in (False, True):
+        with kept_memory(), torch.inference_mode():
+            made = batches.epoch(0)
+            while (batch := next(made, None)) is not None:
+                laps.lap("decode")
+                with autocast(torch.device("cpu"), how.precision):
+                    arguments = batch.arguments(
+                        torch.device("cpu"), MEMORY_FORMATS[how.memory_format], dtype_of(opened.model)
+                    )
+                    opened.model(*arguments).argmax(1)
+                laps.lap("forward")
+        if not again:
+            laps.lap("between")
+            evaluate(opened.model, batches, precision=how.precision, memory_format=how.memory_format)
+            laps.lap("evaluate")
+    decode, forward = (sum(laps.parts[name]) / 2 for name in ("decode", "forward"))
+    return {
+        "decode": round(decode, 3), "forward": round(forward, 3), "total": round(decode + forward, 3),
+        "evaluate": laps.parts["evaluate"][0],
+    }  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -122,10 +122,14 @@ def _frozen_row(some: Rows, values: Sequence[float], medians: dict[tuple[str, st
     )
 
 
+def _has_limit(row: dict[str, Any]) -> bool:
+    return isinstance(row.get("limit"), dict)
+
+
 def _limits(name: str, rows: Rows) -> Iterator[str]:
     """What cannot be spared, and how near headstart comes."""
     for some in _groups(rows).values():
-        found = [row for row in some if isinstance(row.get("limit"), dict)]
+        found = [row for row in some if _has_limit(row)]
         if not found or name != "head":
             continue
         parts = {part: statistics.median(row["limit"][part] for row in found) for part in found[0]["limit"]}
@@ -183,9 +187,9 @@ def rate_table(name: str, rows: Rows) -> Iterator[str]:
                 f"| {model} | {NAMES[row['tool']]} | {_arithmetic(some)} | {_spread(values)} | {ratio} | "
                 f"{_memory(some)} |"
             )
-        summary.append(_best(model, found, ours))
+        summary.append(_best(model, found, ours) + _of_limit([row for some in groups for row in some]))
     yield ""
-    yield from (line for line in summary if line)
+    yield from (f"{line}." for line in summary if line)
     yield ""
 
 
@@ -197,7 +201,14 @@ def _best(model: str, found: Sequence[tuple[dict[str, Any], float]], ours: float
     text = f"- {model}: {ours / max(plain):.2f}x the best peer as it comes, {ours / max(switched):.2f}x the best "
     text += "with any switch"
     tensors = [value for row, value in found if row["tool"] == "tensors"]
-    return text + (f"; {ours / max(tensors):.0%} of the best arithmetic on tensors in memory." if tensors else ".")
+    return text + (f"; {ours / max(tensors):.0%} of the best arithmetic on tensors in memory" if tensors else "")
+
+
+def _of_limit(rows: Rows) -> str:
+    """Of evaluation: what share of its time a decode and a pass of each photo would take."""
+    found = [row["limit"] for row in rows if row["auto"] and _has_limit(row)]
+    shares = [one["total"] / one["evaluate"] for one in found]
+    return f"; {statistics.median(shares):.0%} of one decode and one pass of each photo" if shares else ""
 
 
 def growth_table(rows: Rows) -> Iterator[str]:
