@@ -215,9 +215,9 @@ def _trials(
     ``compared``: timed alone.
     """
     count = min(images, len(work.images.train.samples))
-    few, tried = work.images.train.few(count), dict.fromkeys((_USUAL, *candidates))
+    few = work.images.train.few(count)
     with torch.random.fork_rng():
-        found = {one: _gradients(copies[one], few, work.loss, one) for one in tried} if compared else {}
+        found = _compared(copies, few, work.loss, candidates) if compared else {}
         seconds: dict[Arithmetic, list[float]] = {candidate: [] for candidate in candidates}
         if device_of(copies[_USUAL]).type != "cpu":  # an accelerator's first step in training mode loads its kernels
             for candidate in candidates:
@@ -228,11 +228,19 @@ def _trials(
                 seconds[candidate].append(_step_seconds(copies[candidate], few, work.loss, candidate) / count)
     return [
         _Trial(
-            arithmetic=candidate, seconds=min(seconds[candidate]),
-            **(_differences(found[candidate], found[_USUAL]) if compared else {}),
+            arithmetic=candidate, seconds=min(seconds[candidate]), **found.get(candidate, {})
         )
         for candidate in candidates
     ]  # fmt: skip
+
+
+def _compared(
+    copies: Mapping[Arithmetic, nn.Module], few: Batch, loss: LossFunction, candidates: list[Arithmetic]
+) -> dict[Arithmetic, dict[str, float]]:
+    """Each one's differences from fp32 in the usual order; at most two gradients are in memory at a time."""
+    usual = _gradients(copies[_USUAL], few, loss, _USUAL)
+    others = [candidate for candidate in candidates if candidate != _USUAL]
+    return {one: _differences(_gradients(copies[one], few, loss, one), usual) for one in others}
 
 
 def _differences(one: tuple[float, Tensor], usual: tuple[float, Tensor]) -> dict[str, float]:
