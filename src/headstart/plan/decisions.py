@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 
 import torch
 
 from headstart.config.schema import Config
 from headstart.errors import ConfigError
+from headstart.train.heap import has_tcmalloc
 from headstart.train.precision import has_bf16, usable_device
 
 CPU_MODEL = "timm/mobilenetv3_large_100.ra_in1k"
@@ -28,6 +30,14 @@ def choose_device(config: Config) -> tuple[torch.device, Decision]:
     device = usable_device(config.device)
     found = "an accelerator is there" if device.type != "cpu" else "no accelerator is there"
     return device, Decision("device", str(device), found if config.device == "auto" else "as asked")
+
+
+def choose_allocator(device: torch.device) -> tuple[Decision, ...]:
+    """That of memory, where it is not the system's and computing is done in it."""
+    if device.type != "cpu" or not has_tcmalloc():
+        return ()
+    why = f"{os.environ.get('LD_PRELOAD', 'it')} is loaded: a step takes less memory; LD_PRELOAD= does without"
+    return (Decision("allocator", "tcmalloc", why),)
 
 
 def choose_model(config: Config, device: torch.device) -> tuple[str, Decision]:

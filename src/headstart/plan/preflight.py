@@ -26,7 +26,7 @@ from headstart.optim.penalties import penalised
 from headstart.plan.arithmetic import Workload, choose_arithmetic
 from headstart.plan.cache import choose_cache
 from headstart.plan.compiling import choose_compile
-from headstart.plan.decisions import Decision, check_precision, choose_device, choose_model
+from headstart.plan.decisions import Decision, check_precision, choose_allocator, choose_device, choose_model
 from headstart.plan.evaluation import choose_evaluation
 from headstart.plan.light import adapt, lora_document
 from headstart.plan.loading import choose_workers
@@ -123,7 +123,8 @@ def prepare(
     course, images, measured, choices = _course(config, opened, work, recorded=recorded or {}, possible=not shared_out)
     roomy, about_memory = check_memory(config, opened.module, course, opened.preprocess, batch_size=batch)
     decisions = (
-        chosen_device, chosen_model, *_about_model(opened, swap, config.head), *chosen_lora, *_about_data(images),
+        chosen_device, *choose_allocator(device),
+        chosen_model, *_about_model(opened, swap, config.head), *chosen_lora, *_about_data(images),
         chosen_loss, *chosen_phases, *_about_steps(config, images), *measured, *choose_recompute(config, opened.module),
         *chosen_parallel, *about_memory,
     )  # fmt: skip

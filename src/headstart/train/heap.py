@@ -17,6 +17,7 @@ _MMAP_THRESHOLD, _TRIM_THRESHOLD = -3, -1  # names of mallopt(3)'s parameters in
 _KEEPING = {_MMAP_THRESHOLD: 1 << 30, _TRIM_THRESHOLD: (1 << 31) - 1}
 _USUAL = {_MMAP_THRESHOLD: 32 << 20, _TRIM_THRESHOLD: 64 << 20}  # where glibc's own adjustment ends up (mallopt(3))
 _BY_USER = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_MMAP_MAX_", "MALLOC_TRIM_THRESHOLD_", "MALLOC_TOP_PAD_")
+_TCMALLOC_RELEASE = "MallocExtension_ReleaseFreeMemory"  # of gperftools, whose tcmalloc keeps what is freed by itself
 _lock = threading.Lock()
 _inside = 0  # how many blocks of ``kept_memory`` are being run
 _scarce = False  # until the outermost one of them ends
@@ -66,13 +67,20 @@ def release_memory() -> None:
     _trim()
 
 
+def has_tcmalloc() -> bool:
+    """Whether tcmalloc stands in malloc's place."""
+    return sys.platform == "linux" and hasattr(ctypes.CDLL(None), _TCMALLOC_RELEASE)
+
+
 def _trim() -> None:
-    if _can_choose():
+    if has_tcmalloc():
+        getattr(ctypes.CDLL(None), _TCMALLOC_RELEASE)()
+    elif _can_choose():
         ctypes.CDLL(None).malloc_trim(0)
 
 
 def _can_choose() -> bool:
-    if sys.platform != "linux" or not hasattr(ctypes.CDLL(None), "gnu_get_libc_version"):
+    if sys.platform != "linux" or not hasattr(ctypes.CDLL(None), "gnu_get_libc_version") or has_tcmalloc():
         return False
     return not any(name in os.environ for name in _BY_USER) and "glibc.malloc" not in os.environ.get(
         "GLIBC_TUNABLES", ""
