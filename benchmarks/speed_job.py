@@ -46,7 +46,9 @@ class Job:
     """Headstart only: with more than one, random changes."""
     workers: int = 0
     limit: bool = False
-    """Headstart's head only: measure the limit of the same work, too."""
+    """Headstart's head and evaluation only: measure the limit of the same work, too."""
+    tcmalloc: bool = False
+    """Headstart only: with tcmalloc, as its command begins where that is installed."""
 
     def text(self) -> str:
         """As one argument of a command."""

@@ -48,14 +48,20 @@ def _newest(rows: Rows) -> Rows:
 
 
 def _measured(row: dict[str, Any]) -> tuple[str, ...]:
-    return row["table"], row["model"], row["work"], row["tool"], row["arithmetic"], str(row["views"])
+    return row["table"], row["model"], row["work"], label(row), row["arithmetic"]
+
+
+def label(row: dict[str, Any]) -> str:
+    """The tool, and what is special about its runs."""
+    views = f", {row['views']} views" if row["views"] > 1 else ""
+    return NAMES[row["tool"]] + views + (", tcmalloc" if row.get("tcmalloc") else "")
 
 
 def _groups(rows: Rows) -> dict[tuple[Any, ...], Rows]:
     """Repeats of the same thing."""
     found: dict[tuple[Any, ...], Rows] = {}
     for row in rows:
-        key = (row["model"], row["tool"], row["arithmetic"], row["views"], row["work"], row["workers"], row["data"])
+        key = (row["model"], label(row), row["arithmetic"], row["work"], row["workers"], row["data"])
         found.setdefault(key, []).append(row)
     return found
 
@@ -78,7 +84,7 @@ def frozen_table(name: str, rows: Rows) -> Iterator[str]:
     yield "|---|---|---|---:|---:|---:|---:|---:|"
     epochs = max(row["epochs"] for row in rows)
     for model in dict.fromkeys(row["model"] for row in rows):
-        groups = [some for key, some in _groups(rows).items() if key[0] == model and key[4] == name]
+        groups = [some for key, some in _groups(rows).items() if key[0] == model and key[3] == name]
         images = _most_images(row for some in groups for row in some)
         whole = [
             [total_seconds(row, epochs=epochs, images=images) for row in some if "reason" not in row] for some in groups
@@ -104,9 +110,8 @@ def _most_images(rows: Iterable[dict[str, Any]]) -> tuple[int, int]:
 
 def _frozen_row(some: Rows, values: Sequence[float], medians: dict[tuple[str, str], float]) -> str:
     first = some[0]
-    label = NAMES[first["tool"]] + (f", {first['views']} views" if first["views"] > 1 else "")
     if not values:
-        return f"| {first['model']} | {label} | {first['arithmetic']} | {some[0]['reason']} | | | | |"
+        return f"| {first['model']} | {label(first)} | {first['arithmetic']} | {some[0]['reason']} | | | | |"
     each = best = ""
     if first["tool"] == "headstart":
         middle = statistics.median(values)
@@ -117,7 +122,7 @@ def _frozen_row(some: Rows, values: Sequence[float], medians: dict[tuple[str, st
         best += f"; with switches {min(switched) / middle:.1f}x" if switched else ""
     right = statistics.median(row["accuracy"] for row in some if "reason" not in row)
     return (
-        f"| {first['model']} | {label} | {_arithmetic(some)} | {_spread(values)} | {each} | {best} | "
+        f"| {first['model']} | {label(first)} | {_arithmetic(some)} | {_spread(values)} | {each} | {best} | "
         f"{_memory(some)} | {right:.3f} |"
     )
 
@@ -180,13 +185,10 @@ def rate_table(name: str, rows: Rows) -> Iterator[str]:
         for some, values in zip(groups, rates, strict=True):
             row = some[0]
             if not values:
-                yield f"| {model} | {NAMES[row['tool']]} | {row['arithmetic']} | {row['reason']} | | |"
+                yield f"| {model} | {label(row)} | {row['arithmetic']} | {row['reason']} | | |"
                 continue
             ratio = "" if ours is None or row["tool"] == "headstart" else f"{ours / statistics.median(values):.2f}x"
-            yield (
-                f"| {model} | {NAMES[row['tool']]} | {_arithmetic(some)} | {_spread(values)} | {ratio} | "
-                f"{_memory(some)} |"
-            )
+            yield (f"| {model} | {label(row)} | {_arithmetic(some)} | {_spread(values)} | {ratio} | {_memory(some)} |")
         summary.append(_best(model, found, ours) + _of_limit([row for some in groups for row in some]))
     yield ""
     yield from (f"{line}." for line in summary if line)
@@ -242,11 +244,10 @@ def memory_table(results: Rows) -> Iterator[str]:
         models = [*dict.fromkeys(row["model"] for row in ours)]
         yield f"| {table} | arithmetic | " + " | ".join(models) + " |"
         yield "|---|---|" + "---:|" * len(models)
-        for key in dict.fromkeys((row["tool"], row["arithmetic"], row["views"]) for row in ours):
-            same = [row for row in ours if (row["tool"], row["arithmetic"], row["views"]) == key]
+        for tool, arithmetic in dict.fromkeys((label(row), row["arithmetic"]) for row in ours):
+            same = [row for row in ours if (label(row), row["arithmetic"]) == (tool, arithmetic)]
             cells = [_memory([row for row in same if row["model"] == model]) for model in models]
-            views = f", {key[2]} views" if key[2] > 1 else ""
-            yield f"| {NAMES[key[0]]}{views} | {key[1]} | " + " | ".join(cells) + " |"
+            yield f"| {tool} | {arithmetic} | " + " | ".join(cells) + " |"
         yield ""
 
 

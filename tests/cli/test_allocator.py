@@ -62,9 +62,8 @@ def test_a_run_with_tcmalloc_says_so_and_has_the_same_bits(colours: Path, tmp_pa
         assert len(allocators) == (name == "with"), done.stderr
         found[name] = load_file(tmp_path / name / "model" / "model.safetensors")
         plan = json.loads((tmp_path / name / "plan.json").read_text())
-        assert [one["value"] for one in plan["decisions"] if one["name"] == "allocator"] == ["tcmalloc"][
-            : name == "with"
-        ]
+        recorded = [one["value"] for one in plan["decisions"] if one["name"] == "allocator"]
+        assert recorded == (["tcmalloc"] if name == "with" else [])
     assert all(found["with"][name].equal(value) for name, value in found["without"].items())
 
 
@@ -82,11 +81,6 @@ del made
 release_memory()
 print(has_tcmalloc(), full - resident() > 200e6)
 """
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        env=USUAL | {"LD_PRELOAD": str(library)},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    environment = USUAL | {"LD_PRELOAD": str(library)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["True", "True"]
