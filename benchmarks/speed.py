@@ -176,6 +176,7 @@ def _planned(table: str, arguments: argparse.Namespace, work: Path) -> Iterator[
         weights = work / f"{model}.safetensors"
         _made("weights", str(weights), model)
         round_ = [*jobs(table, model, arguments, data=data, fewer=fewer, weights=weights)]
+        round_ = [job for job in round_ if job.auto or job.tool != "headstart" or not arguments.auto_only]
         if table in ("head", "suffix") and "headstart" in arguments.tools and not arguments.without_bits:
             yield 0, replace(round_[0], work=f"{table}_same_bits")
         for repeat in range(arguments.repeats):
@@ -209,6 +210,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--peer-images", type=int, default=128, help="photos that peers run on (128)")
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--tools", nargs="+", default=["headstart", *PEERS, "tensors"])
+    parser.add_argument("--auto-only", action="store_true", help="of headstart, what it chooses itself")
     parser.add_argument("--without-bits", action="store_true", help="do not compare with a run without the cache")
     parser.add_argument("--work", default="/tmp/headstart-speed", help="where photos and weights are made")
     arguments = parser.parse_args(argv)

@@ -255,9 +255,9 @@ def _differences(one: tuple[float, Tensor], usual: tuple[float, Tensor]) -> dict
 def _copies(module: nn.Module, phase: PhasePlan, candidates: list[Arithmetic]) -> dict[Arithmetic, nn.Module]:
     """The model as the phase freezes it, one per order of memory; both precisions compute with the same weights."""
     found = {}
+    freeze_phase(module, phase)  # once, and copied: each copy would be traced anew; the last phase trains most
     for order in dict.fromkeys(candidate.memory_format for candidate in (_USUAL, *candidates)):
         found[order] = copy.deepcopy(module).to(memory_format=MEMORY_FORMATS[order])
-        freeze_phase(found[order], phase)  # the last one trains most
         for part in found[order].modules():
             if isinstance(part, nn.modules.batchnorm._BatchNorm):
                 part.momentum = 0.0  # a timed step leaves the statistics as they are
