@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import statistics
 import tempfile
 import time
@@ -44,12 +45,12 @@ def accuracy(data: dict[str, Any], views: int, seed: int, out: Path) -> tuple[fl
     return epochs[-1].metrics["accuracy"], time.process_time() - started
 
 
-def linked(source: Path, target: Path, *, count: int) -> Path:
+def some_of(source: Path, target: Path, *, count: int) -> Path:
     """A folder with the first ``count`` photos of each class."""
     for kind in sorted(path for path in source.iterdir() if path.is_dir()):
         (target / kind.name).mkdir(parents=True)
         for photo in sorted(kind.iterdir())[:count]:
-            (target / kind.name / photo.name).symlink_to(photo)
+            shutil.copy(photo, target / kind.name)
     return target
 
 
@@ -69,7 +70,7 @@ def main() -> None:
         if (ROOT / "data" / "hymenoptera").is_dir():
             sources["hymenoptera"] = {"source": str(ROOT / "data" / "hymenoptera")}
         if (ROOT / "data" / "flowers5").is_dir():
-            some = linked(ROOT / "data" / "flowers5", Path(folder, "flowers5"), count=120)
+            some = some_of(ROOT / "data" / "flowers5", Path(folder, "flowers5"), count=120)
             sources["flowers5"] = {"source": str(some), "val": 0.5}
         lines = []
         for seed in range(args.first_seed, args.first_seed + args.seeds):
