@@ -239,7 +239,8 @@ def run_evaluate(job: Job, folder: Path) -> None:
     found = evaluate(opened.model, batches, precision=how.precision, memory_format=how.memory_format)
     laps.lap("eval")
     more = {"decided": chosen | {"evaluation": f"{size}"}, "note": note, "peak_mib": peak_mib()}
-    report(job, laps, accuracy=found.metrics["accuracy"], **more | {"limit": evaluation_limit(opened, batches)})
+    more |= {"limit": evaluation_limit(opened, batches)} if job.limit else {}
+    report(job, laps, accuracy=found.metrics["accuracy"], **more)
 
 
 def evaluation_limit(opened: OpenedRun, batches: Batches) -> dict[str, float]:

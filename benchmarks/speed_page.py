@@ -140,9 +140,9 @@ def _limits(name: str, rows: Rows) -> Iterator[str]:
         parts = {part: statistics.median(row["limit"][part] for row in found) for part in found[0]["limit"]}
         ours = statistics.median(row["cpu_seconds"] for row in some if "reason" not in row)
         share = parts["total"] / ours
-        views = f", {found[0]['views']} views" if found[0]["views"] > 1 else ""
+        special = label(found[0]).removeprefix(NAMES["headstart"])  # views, tcmalloc
         yield (
-            f"- {found[0]['model']} {_arithmetic(found)}{views}: the limit (one decode, one forward pass of every "
+            f"- {found[0]['model']} {_arithmetic(found)}{special}: the limit (one decode, one forward pass of every "
             f"image and view, the head's own steps) is {parts['decode']:.2f} + {parts['forward']:.2f} + "
             f"{parts['head']:.2f} = {parts['total']:.1f} CPU seconds; headstart's {ours:.1f} are at {share:.0%} of it."
         )
@@ -181,7 +181,7 @@ def rate_table(name: str, rows: Rows) -> Iterator[str]:
         groups = [some for key, some in _groups(rows).items() if key[0] == model]
         rates = [[rate(row, name) for row in some if "reason" not in row] for some in groups]
         found = [(some[0], statistics.median(values)) for some, values in zip(groups, rates, strict=True) if values]
-        ours = next((value for row, value in found if row["tool"] == "headstart" and row["auto"]), None)
+        ours = next((value for row, value in found if label(row) == NAMES["headstart"] and row["auto"]), None)
         for some, values in zip(groups, rates, strict=True):
             row = some[0]
             if not values:

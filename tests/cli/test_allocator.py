@@ -19,6 +19,7 @@ USUAL = {name: value for name, value in os.environ.items() if not name.startswit
 BEGIN = """
 import os, sys
 from headstart.cli.allocator import begin_with_tcmalloc
+sys.prefix = os.environ["PREFIX"]
 print(os.getpid(), sys.argv[1:], os.environ.get("LD_PRELOAD"), flush=True)
 begin_with_tcmalloc()
 """
@@ -26,16 +27,21 @@ begin_with_tcmalloc()
 
 @pytest.fixture
 def library(tmp_path: Path) -> Path:
-    """Some library under tcmalloc's name, in a virtual environment."""
+    """Some library under tcmalloc's name, in an environment."""
     found = next(Path(line.split()[-1]) for line in Path("/proc/self/maps").read_text().splitlines() if "/libm" in line)
     (tmp_path / "lib").mkdir()
     return Path(shutil.copy(found, tmp_path / "lib" / "libtcmalloc_minimal.so.4"))
 
 
-def begun(library: Path, **more: str) -> list[str]:
-    environment = USUAL | {"VIRTUAL_ENV": str(library.parent.parent)} | more
-    command = [sys.executable, "-c", BEGIN, "train", "a b"]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.splitlines()
+def begun(library: Path, *, script: str = "headstart", **more: str) -> list[str]:
+    """What is printed: a line each time that the command begins."""
+    folder = library.parent.parent
+    (folder / script).write_text(BEGIN)
+    command = [sys.executable, str(folder / script), "train", "a b"]
+    environment = USUAL | {"PREFIX": str(folder)} | more
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert "ld.so" not in done.stderr
+    return done.stdout.splitlines()
 
 
 def test_the_same_command_goes_on_in_the_same_process_with_the_library(library: Path) -> None:
@@ -49,6 +55,19 @@ def test_the_same_command_goes_on_in_the_same_process_with_the_library(library: 
 )
 def test_what_the_user_has_chosen_stays(library: Path, chosen: dict[str, str]) -> None:
     assert len(begun(library, **chosen)) == 1
+
+
+def test_somebody_elses_script_does_not_begin_again(library: Path) -> None:
+    assert len(begun(library, script="mine.py")) == 1
+
+
+def test_what_cannot_be_loaded_is_passed_over(library: Path, tmp_path: Path) -> None:
+    spaced = tmp_path / "my env" / "lib"
+    spaced.mkdir(parents=True)
+    usual = begun(Path(shutil.copy(library, spaced)))
+    assert str(spaced) not in usual[-1]
+    library.write_bytes(b"no library")
+    assert str(library) not in begun(library)[-1]
 
 
 @pytest.mark.skipif(installed_tcmalloc() is None, reason="tcmalloc is not installed (apt: libtcmalloc-minimal4)")
@@ -73,14 +92,24 @@ def test_memory_that_is_free_goes_back_with_tcmalloc_too() -> None:
         pytest.skip("tcmalloc is not installed (apt: libtcmalloc-minimal4)")
     code = """
 import torch
-from headstart.train.heap import has_tcmalloc, release_memory
+from headstart.train.heap import has_tcmalloc, keep_no_memory, kept_memory, release_memory
 resident = lambda: int(open("/proc/self/statm").read().split()[1]) * 4096
-made = [torch.ones(1 << 22) for _ in range(16)]
-full = resident()
-del made
-release_memory()
-print(has_tcmalloc(), full - resident() > 200e6)
+def freed(made):
+    full = resident()
+    made.clear()
+    return full - resident() > 200e6
+def some():
+    return [torch.ones(1 << 22) for _ in range(16)]
+with kept_memory():
+    kept = freed(some())
+    before = resident()
+    release_memory()
+    released = before - resident() > 200e6
+    keep_no_memory()
+    scarce = freed(some())
+with kept_memory():
+    print(has_tcmalloc(), kept, released, scarce, freed(some()))
 """
     environment = USUAL | {"LD_PRELOAD": str(library)}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["True", "True"]
+    assert done.stdout.split() == ["True", "False", "True", "True", "False"]

@@ -111,4 +111,7 @@ def test_copying_takes_time_on_a_gpu() -> None:
     assert made.copying(torch.device("cuda")) == 0  # none is there yet
     next(made)
     assert 0 < made.copying(torch.device("cuda")) < 10
+    without = Timed(iter([replace(batch(), size=0)]))  # of a process that has no image of it
+    next(without)
+    assert 0 < without.copying(torch.device("cuda")) < 10
     assert made.copying(torch.device("cpu")) == 0

@@ -219,7 +219,8 @@ class Batches:
     def left(self) -> Changes | None:
         """The random changes of images that are left to the device."""
         made = self.transform
-        return made if self.late and isinstance(made, Changes) and made.batchwise else None
+        random = self.late and self.training is not None
+        return made if random and isinstance(made, Changes) and made.batchwise else None
 
     def _batch(self, part: _Part, values: Arguments, *, epoch: int) -> Batch:
         samples, late = [self.samples[position] for position in part.rows], None

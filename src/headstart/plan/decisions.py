@@ -33,10 +33,11 @@ def choose_device(config: Config) -> tuple[torch.device, Decision]:
 
 
 def choose_allocator(device: torch.device) -> tuple[Decision, ...]:
-    """That of memory, where it is not the system's and computing is done in it."""
-    if device.type != "cpu" or not has_tcmalloc():
+    """That of the machine's memory, where it is not the system's."""
+    if not has_tcmalloc():
         return ()
-    why = f"{os.environ.get('LD_PRELOAD', 'it')} is loaded: a step takes less memory; LD_PRELOAD= does without"
+    gain = ": a step takes less memory" if device.type == "cpu" else ""
+    why = f"{os.environ.get('LD_PRELOAD') or 'it'} is loaded{gain}; LD_PRELOAD= does without"
     return (Decision("allocator", "tcmalloc", why),)
 
 

@@ -18,7 +18,6 @@ from headstart.optim.optimizers import make_optimizer
 from headstart.parallel.processes import current
 from headstart.plan.decisions import Decision
 from headstart.train.attention import attending
-from headstart.train.heap import has_tcmalloc
 from headstart.train.phases import Course, freeze_phase
 from headstart.train.precision import autocast, device_of, dtype_of
 from headstart.train.recompute import recomputing
@@ -67,7 +66,7 @@ def check_memory(
         return True, ()
     images = math.ceil(batch_size / (config.batch.accumulate * current().world_size))  # in this process
     about = need.about(images)
-    if (1.0 if has_tcmalloc() else _KEPT_SHARE) * about <= free:
+    if _KEPT_SHARE * about <= free:
         return True, ()
     if about <= free:
         why = f"keeping it is faster, but a step takes about {_gib(about)} of the {_gib(free)} that are free"

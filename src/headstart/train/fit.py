@@ -39,7 +39,7 @@ class EpochDone:
 
     Mean training loss over its samples' weights, the highest rate of its last step, and what validation said, if there
     was one. Of the ``seconds``, ``input_seconds`` are those in which the next batch was decoded, read or waited for,
-    and ``copy_seconds`` those in which batches went to an accelerator, by the time of the epoch's last one.
+    and ``copy_seconds`` those in which batches went to an accelerator, by the time of the epoch's largest one.
     """
 
     epoch: int
@@ -98,26 +98,31 @@ class Timed(Iterator[Batch]):
 
     def __init__(self, batches: Iterator[Batch]) -> None:
         self._batches, self.seconds = batches, 0.0
-        self._last: Batch | None = None
+        self._largest: Batch | None = None
 
     def __next__(self) -> Batch:
         started = time.monotonic()
         try:
-            self._last = next(self._batches)
-            return self._last
+            batch = next(self._batches)
+            if self._largest is None or len(batch.targets) > len(self._largest.targets):
+                self._largest = batch
+            return batch
         finally:
             self.seconds += time.monotonic() - started
 
     def copying(self, device: torch.device) -> float:
-        """Seconds of copying an image to an accelerator, by the last batch; 0 on a CPU, where nothing is copied."""
-        if self._last is None or device.type == "cpu":
+        """Seconds of copying an image to an accelerator, by the largest batch; 0 on a CPU, where nothing is copied."""
+        if self._largest is None or device.type == "cpu":
             return 0.0
-        torch.accelerator.synchronize(device)
-        started = time.monotonic()
-        for values in (self._last.pixels, *self._last.stored):
-            values.to(device, non_blocking=True)
-        torch.accelerator.synchronize(device)
-        return (time.monotonic() - started) / self._last.size
+        copied, seconds = self._largest.stored or (self._largest.pixels,), 0.0
+        for _ in range(2):  # the first copy makes room for them there
+            torch.accelerator.synchronize(device)
+            started = time.monotonic()
+            for values in copied:
+                values.to(device, non_blocking=True)
+            torch.accelerator.synchronize(device)
+            seconds = time.monotonic() - started
+        return seconds / max(1, len(copied[0]))  # a process may have no image of an epoch
 
 
 def set_rates(state: TrainState, factor: float) -> None:

@@ -18,6 +18,7 @@ _KEEPING = {_MMAP_THRESHOLD: 1 << 30, _TRIM_THRESHOLD: (1 << 31) - 1}
 _USUAL = {_MMAP_THRESHOLD: 32 << 20, _TRIM_THRESHOLD: 64 << 20}  # where glibc's own adjustment ends up (mallopt(3))
 _BY_USER = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_MMAP_MAX_", "MALLOC_TRIM_THRESHOLD_", "MALLOC_TOP_PAD_")
 _TCMALLOC_RELEASE = "MallocExtension_ReleaseFreeMemory"  # of gperftools, whose tcmalloc keeps what is freed by itself
+_TCMALLOC_AT_ONCE = b"tcmalloc.aggressive_memory_decommit"  # 1: what is freed goes back at once
 _lock = threading.Lock()
 _inside = 0  # how many blocks of ``kept_memory`` are being run
 _scarce = False  # until the outermost one of them ends
@@ -27,7 +28,7 @@ _scarce = False  # until the outermost one of them ends
 def kept_memory() -> Iterator[None]:
     """Within, what is freed is kept for what is allocated next (glibc on Linux; a user's own settings stay)."""
     global _inside, _scarce
-    if not _can_choose():
+    if not _can_choose() and not has_tcmalloc():
         yield
         return
     with _lock:
@@ -47,7 +48,7 @@ def kept_memory() -> Iterator[None]:
 def keep_no_memory() -> None:
     """Within the running blocks of ``kept_memory``, nothing is kept from now on: there is too little of it."""
     global _scarce
-    if _can_choose():
+    if _can_choose() or has_tcmalloc():
         with _lock:
             _scarce = _inside > 0
             _set(_USUAL)
@@ -88,5 +89,10 @@ def _can_choose() -> bool:
 
 
 def _set(options: Mapping[int, int]) -> None:
+    if has_tcmalloc():
+        set_property = ctypes.CDLL(None).MallocExtension_SetNumericProperty
+        set_property.argtypes = [ctypes.c_char_p, ctypes.c_size_t]
+        set_property(_TCMALLOC_AT_ONCE, int(_scarce))
+        return
     for name, value in options.items():
         ctypes.CDLL(None).mallopt(name, value)
