@@ -307,6 +307,13 @@ def computed(made: SimpleNamespace) -> int:
     return last
 
 
+def test_what_fills_the_cache_is_changed_by_loading_on_every_device(pictures: Path, tmp_path: Path) -> None:
+    made = world(pictures, tmp_path / "shelf")
+    assert computed(made) > 0
+    made.batches = replace(made.batches, late=True)  # as batches are for an accelerator
+    assert computed(made) == 0
+
+
 def training(made: SimpleNamespace, **changes: Any) -> None:
     made.batches = replace(made.batches, training=replace(made.batches.training, **changes))
 

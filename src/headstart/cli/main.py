@@ -29,7 +29,8 @@ VERBS = {  # a verb's module is imported when it is called
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; gives 0 done, 1 failed, 2 the user's mistake, 4 storage, 129, 130 or 143 interrupted."""
-    if argv is None and sys.argv[1:2] in (["train"], ["plan"]):  # a plan times what training will do
+    # a plan times what training will do
+    if argv is None and sys.argv[1:2] in (["train"], ["plan"]) and not {"-h", "--help"} & set(sys.argv):
         begin_with_tcmalloc()
     code = _exit_code(list(sys.argv[1:] if argv is None else argv), ends=argv is None)
     if argv is None and code and "RANK" in os.environ:

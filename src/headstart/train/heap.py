@@ -19,6 +19,7 @@ _USUAL = {_MMAP_THRESHOLD: 32 << 20, _TRIM_THRESHOLD: 64 << 20}  # where glibc's
 _BY_USER = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_MMAP_MAX_", "MALLOC_TRIM_THRESHOLD_", "MALLOC_TOP_PAD_")
 _TCMALLOC_RELEASE = "MallocExtension_ReleaseFreeMemory"  # of gperftools, whose tcmalloc keeps what is freed by itself
 _TCMALLOC_AT_ONCE = b"tcmalloc.aggressive_memory_decommit"  # 1: what is freed goes back at once
+_TCMALLOC_BY_USER = "TCMALLOC_AGGRESSIVE_DECOMMIT"
 _lock = threading.Lock()
 _inside = 0  # how many blocks of ``kept_memory`` are being run
 _scarce = False  # until the outermost one of them ends
@@ -26,9 +27,9 @@ _scarce = False  # until the outermost one of them ends
 
 @contextmanager
 def kept_memory() -> Iterator[None]:
-    """Within, what is freed is kept for what is allocated next (glibc on Linux; a user's own settings stay)."""
+    """Within, what is freed is kept for what is allocated next (glibc, tcmalloc; a user's own settings stay)."""
     global _inside, _scarce
-    if not _can_choose() and not has_tcmalloc():
+    if not _can_choose():
         yield
         return
     with _lock:
@@ -48,7 +49,7 @@ def kept_memory() -> Iterator[None]:
 def keep_no_memory() -> None:
     """Within the running blocks of ``kept_memory``, nothing is kept from now on: there is too little of it."""
     global _scarce
-    if _can_choose() or has_tcmalloc():
+    if _can_choose():
         with _lock:
             _scarce = _inside > 0
             _set(_USUAL)
@@ -81,7 +82,9 @@ def _trim() -> None:
 
 
 def _can_choose() -> bool:
-    if sys.platform != "linux" or not hasattr(ctypes.CDLL(None), "gnu_get_libc_version") or has_tcmalloc():
+    if has_tcmalloc():
+        return _TCMALLOC_BY_USER not in os.environ
+    if sys.platform != "linux" or not hasattr(ctypes.CDLL(None), "gnu_get_libc_version"):
         return False
     return not any(name in os.environ for name in _BY_USER) and "glibc.malloc" not in os.environ.get(
         "GLIBC_TUNABLES", ""
