@@ -14,6 +14,7 @@ LAYERS = [  # a row imports from the rows above it only
     {"disk"},
     {"config", "storage", "pages", "parallel"},
     {"shelf"},
+    {"surgery"},
     {"models"},
     {"data", "optim"},
     {"train"},
