@@ -10,11 +10,13 @@ from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load as read_tensors
 from torch import nn
 
+import headstart as hs
 from headstart.config.schema import Adam, AdamW, RmsProp, Sgd, TimmOptimizer
 from headstart.disk import DISK
 from headstart.errors import StorageError
@@ -371,16 +373,76 @@ def test_what_happened_to_a_file_is_not_carried_on(large, noise, tmp_path) -> No
     assert restore(again, tmp_path) == () and again.step == 3
 
 
-def test_values_behind_torchs_back_are_written_with_their_own_hash(large, noise, tmp_path) -> None:
+def _replace(layer: nn.Linear) -> None:
+    layer.weight = nn.Parameter(layer.weight * 0.9, requires_grad=False)
+
+
+def _in_inference_mode(layer: nn.Linear) -> None:
+    with torch.inference_mode():
+        layer.weight.copy_(layer.weight * 0.9)
+
+
+BEHIND_TORCHS_BACK = {
+    "data": lambda layer: layer.weight.data.mul_(0.9),
+    "another tensor's data": lambda layer: setattr(layer.weight, "data", layer.weight.data * 0.9),
+    "set_": lambda layer: layer.weight.data.set_((layer.weight.data * 0.9).untyped_storage(), 0, (200, 400)),
+    "NumPy": lambda layer: np.multiply(layer.weight.numpy(), 0.9, out=layer.weight.numpy()),
+    "inference mode": _in_inference_mode,
+    "another parameter": _replace,
+    "one bit": lambda layer: layer.weight.numpy().view(np.uint8).reshape(-1).__setitem__(77, 3),
+    "the last byte": lambda layer: layer.weight.numpy().view(np.uint8).reshape(-1).__setitem__(-1, 3),
+    "NaN": lambda layer: layer.weight.numpy().fill(np.nan),
+    "a swap": lambda layer: setattr(layer.weight, "data", layer.weight.data.flip(0)),
+}
+
+
+@pytest.mark.parametrize("links", [True, False])
+@pytest.mark.parametrize("way", BEHIND_TORCHS_BACK)
+def test_what_is_saved_is_what_is_there_however_a_frozen_tensor_was_written_to(large, tmp_path, way, links) -> None:
+    """None of these counts for one of the tensor's versions; a teacher that follows its student is moved so."""
     state = large()
+    for step in range(1, 7):
+        if step not in (2, 5):  # between two that are not equal, and between two that are
+            BEHIND_TORCHS_BACK[way](state.model[3])
+        state.step = step
+        saved = hs.save(state, tmp_path, keep=9, **({} if links else {"disk": WithoutLinks()}))
+        again = large()
+        assert hs.restore(again, saved) == ()
+        assert np.array_equal(bytes_of(again.model), bytes_of(state.model)), step
+
+
+def bytes_of(model: nn.Module) -> np.ndarray:
+    return np.concatenate([value.numpy().reshape(-1).view(np.uint8) for value in model.state_dict().values()])
+
+
+@pytest.mark.parametrize("name", ["weight", "bias", "small"])
+@pytest.mark.parametrize("place", [0, -1])
+def test_each_tensors_first_and_last_byte_counts(tmp_path, monkeypatch, name, place) -> None:
+    """Also where a tensor's size is no multiple of eight bytes."""
+    monkeypatch.setattr(frozen_file, "_WORTH_BYTES", 1)
+    model = nn.Sequential(nn.Linear(9, 5), nn.Linear(5, 1))
+    model[0].register_buffer("small", torch.arange(3, dtype=torch.uint8))
+    freeze(model, names=["0"])
+    state = TrainState(model, torch.optim.SGD(model[1].parameters(), lr=0.1))
     for step in range(1, 4):
         state.step = step
         if step == 3:
-            state.model[3].weight.data.zero_()  # counts for no version
-        save(state, tmp_path, keep=9, disk=WithoutLinks())
-    again = large()
-    assert restore(again, tmp_path) == () and again.step == 3
-    assert not again.model[3].weight.any()
+            getattr(model[0], name).detach().numpy().reshape(-1).view(np.uint8)[place] ^= 1
+        saved = save(state, tmp_path, keep=9)
+    stored = read_tensors((saved / "frozen.safetensors").read_bytes())[f"0.{name}"]
+    assert torch.equal(stored, getattr(model[0], name))
+
+
+def test_frozen_tensors_that_are_written_again_with_the_same_bytes_are_still_one_file(large, tmp_path) -> None:
+    """What counts is what is there: restoring, moving there and back, new parameter objects change no byte."""
+    state = large()
+    for step in range(1, 7):
+        state.step = step
+        with torch.no_grad():
+            state.model[1].weight.mul_(1.0)
+        state.model[3].weight = nn.Parameter(state.model[3].weight.clone(), requires_grad=False)
+        save(state, tmp_path, keep=9)
+    assert len(set(inodes(tmp_path))) == 2
 
 
 def test_a_frozen_tensor_that_changed_is_written_anew(large, noise, tmp_path) -> None:
