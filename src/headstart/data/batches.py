@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Protocol
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from headstart.ambient import each_in_own_arithmetic
 from headstart.data.augment import Changes, Transform, mix_batch
 from headstart.data.decode import UnreadableImage
 from headstart.data.decoded import Decoded
@@ -163,6 +164,9 @@ class Batches:
         Raises:
             UnreadableImage: names the file that gives no picture.
         """
+        return each_in_own_arithmetic(self._from(first, epoch=epoch))
+
+    def _from(self, first: int, *, epoch: int) -> Generator[Batch]:
         parts = [part for part in self._parts(epoch) if part.number >= first]
         made = self.stored.rows([part.rows for part in parts], epoch=epoch) if self.stored else self._read(parts, epoch)
         for part, values in zip(parts, made, strict=True):

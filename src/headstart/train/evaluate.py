@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from headstart.ambient import own_arithmetic
 from headstart.data.augment import eval_transform
 from headstart.data.batches import Batch, Batches
 from headstart.data.task import TaskSpec
@@ -66,11 +67,11 @@ class Evaluation:
 
 @contextmanager
 def in_eval(model: nn.Module) -> Iterator[None]:
-    """Eval mode and no autograd; every module's own mode is put back afterwards."""
+    """Eval mode, no autograd and none of the caller's arithmetic; every module's own mode is put back afterwards."""
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
-        with torch.no_grad():
+        with own_arithmetic(), torch.no_grad():
             yield
     finally:
         for module, mode in modes.items():
@@ -108,14 +109,15 @@ def evaluate(
     image's result depends on neither its batch mates nor their number. Several processes share the batches, and each
     gets the whole result.
     """
-    predictions = _run(model, batches, precision=precision, memory_format=memory_format)
-    truth = batches.targets()
-    if batches.task.kind == "regress":  # as given: there and back through the scaling they would be rounded
-        truth = torch.tensor([sample.target for sample in batches.samples], dtype=torch.float64)
-    with warnings.catch_warnings():
-        # torchmetrics: a tag without positives; it is left out of the mean
-        warnings.simplefilter("ignore", UserWarning)
-        metrics = measure(batches.task, predictions.outputs, truth)
+    with own_arithmetic():
+        predictions = _run(model, batches, precision=precision, memory_format=memory_format)
+        truth = batches.targets()
+        if batches.task.kind == "regress":  # as given: there and back through the scaling they would be rounded
+            truth = torch.tensor([sample.target for sample in batches.samples], dtype=torch.float64)
+        with warnings.catch_warnings():
+            # torchmetrics: a tag without positives; it is left out of the mean
+            warnings.simplefilter("ignore", UserWarning)
+            metrics = measure(batches.task, predictions.outputs, truth)
     return Evaluation(predictions=predictions, truth=truth, metrics=metrics)
 
 

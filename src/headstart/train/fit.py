@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import torch
 
+from headstart.ambient import each_in_own_arithmetic
 from headstart.config.schema import Schedule
 from headstart.data.batches import Batch
 from headstart.errors import NonFiniteError
@@ -74,7 +75,13 @@ def fit(
     Raises: NonFiniteError: the loss, the gradient or a weight is NaN or infinite.
     """
     first = state.epochs_done if first_epoch is None else first_epoch
-    per_epoch = len(batches)
+    yield from each_in_own_arithmetic(_epochs(state, batches, rules, schedule, range(first, first + epochs)))
+
+
+def _epochs(
+    state: TrainState, batches: TrainingBatches, rules: StepRules, schedule: Schedule | None, which: range
+) -> Generator[StepDone | EpochDone]:
+    first, epochs, per_epoch = which.start, len(which), len(batches)
     with kept_memory():
         for epoch in range(state.epochs_done, first + epochs):
             started, images = time.monotonic(), 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -20,7 +20,19 @@ def autocast(device: torch.device, precision: Precision) -> AbstractContextManag
     """A context in which the forward pass runs in ``precision``."""
     if precision == "fp32":
         return nullcontext()
-    return torch.autocast(device.type, dtype=_DTYPES[precision])
+    return _Autocast(device.type, dtype=_DTYPES[precision])
+
+
+class _Autocast(torch.autocast):
+    """Forgets the weights that it has cast when it ends, also within the caller's ``torch.autocast``, where torch's
+    own keeps them: an optimizer step later they would be old.
+    """
+
+    def __exit__(self, *error: Any) -> Any:
+        try:
+            return super().__exit__(*error)
+        finally:
+            torch.clear_autocast_cache()
 
 
 def has_bf16(device: torch.device) -> bool:

@@ -15,6 +15,7 @@ from functools import cached_property, lru_cache
 import torch
 from torch import Tensor, nn
 
+from headstart.ambient import own_arithmetic
 from headstart.config import schema
 from headstart.config.schema import Loss, Penalties
 from headstart.data.batches import Batch
@@ -118,6 +119,11 @@ def train_step(state: TrainState, batch: Batch, *, rules: StepRules, steps_in_ep
     Raises: NonFiniteError: a rate, the loss, the gradient or (after the step) a weight is NaN or infinite (fp16: after
     20 halvings of the loss scale).
     """
+    with own_arithmetic():
+        return _step(state, batch, rules, steps_in_epoch)
+
+
+def _step(state: TrainState, batch: Batch, rules: StepRules, steps_in_epoch: int) -> StepDone:
     begun = time.monotonic()
     check_rates(state, batch)
     parts = parts_of(state)

@@ -1,0 +1,74 @@
+"""What surrounds a call of headstart does not reach into it: autocast, grad modes, default dtype and default device."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext
+from functools import cache
+from itertools import islice
+from typing import TypeVar
+
+import torch
+
+_Event = TypeVar("_Event")
+_PLAIN = nullcontext()
+
+
+def own_arithmetic() -> AbstractContextManager[None]:
+    """A context in which torch computes as it does in a fresh process, whatever the caller has entered or set.
+
+    Autocast is off (on every kind of device), gradients are recorded, ``inference_mode`` is left, tensors are made in
+    float32 and on the CPU. What the caller had comes back afterwards. ``use_deterministic_algorithms``, thread counts
+    and the choice of kernels stay the caller's. Costs 2 microseconds where there is nothing to keep out.
+    """
+    return _PLAIN if _is_plain() else _shielded()
+
+
+def each_in_own_arithmetic(events: Generator[_Event, None, None]) -> Iterator[_Event]:
+    """The events of a generator whose own code runs in ``own_arithmetic``, entered anew for each; what the caller does
+    between two of them does not.
+    """
+    with closing(events):
+        while made := _next(events):
+            yield made[0]
+
+
+def _next(events: Iterator[_Event]) -> tuple[_Event, ...]:
+    """The next event; none after the last one."""
+    with own_arithmetic():
+        return tuple(islice(events, 1))
+
+
+def _is_plain() -> bool:
+    made = torch.empty(0)
+    return (
+        made.dtype is torch.float32
+        and made.device.type == "cpu"
+        and torch.is_grad_enabled()
+        and not torch.is_inference_mode_enabled()
+        and not any(map(torch.is_autocast_enabled, _kinds()))
+    )
+
+
+@cache
+def _kinds() -> tuple[str, ...]:
+    """Kinds of devices that compute here."""
+    found = torch.accelerator.current_accelerator()
+    kinds = ("cpu",) if found is None else ("cpu", found.type)
+    return tuple(kind for kind in kinds if torch.amp.is_autocast_available(kind))
+
+
+@contextmanager
+def _shielded() -> Iterator[None]:
+    dtype = torch.get_default_dtype()
+    with ExitStack() as stack:
+        stack.callback(torch.set_default_dtype, dtype)
+        torch.set_default_dtype(torch.float32)
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.enable_grad())
+        stack.enter_context(torch.device("cpu"))
+        for kind in _kinds():
+            stack.enter_context(torch.autocast(kind, enabled=False))
+        stack.callback(torch.clear_autocast_cache)
+        torch.clear_autocast_cache()  # weights cast by the caller's forward passes, perhaps before they were changed
+        yield
