@@ -12,7 +12,7 @@ NAMES = {
     *("open_model", "describe", "find_head", "replace_head", "freeze", "param_groups"),
     *("add_lora", "merge_lora"),
     *("open_images", "audit"),
-    *("StepRules", "TrainState", "train_step", "fit", "evaluate", "predict", "StepDone", "EpochDone"),
+    *("InPlace", "StepRules", "TrainState", "train_step", "fit", "evaluate", "predict", "StepDone", "EpochDone"),
     *("save", "restore", "open_run", "report"),
     "Error",
 }

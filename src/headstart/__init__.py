@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from headstart.runs.bundle import open_run
     from headstart.runs.checkpoint import restore, save
     from headstart.runs.report import report
+    from headstart.surgery.module_copy import InPlace
     from headstart.train.evaluate import evaluate, predict
     from headstart.train.fit import EpochDone, fit
     from headstart.train.state import TrainState
@@ -31,6 +32,7 @@ __all__ = [
     "Config",
     "EpochDone",
     "Error",
+    "InPlace",
     "StepDone",
     "StepRules",
     "TrainState",
@@ -72,6 +74,7 @@ _HOMES = {
     "runs.bundle": ("open_run",),
     "runs.checkpoint": ("restore", "save"),
     "runs.report": ("report",),
+    "surgery.module_copy": ("InPlace",),
     "train.evaluate": ("evaluate", "predict"),
     "train.fit": ("EpochDone", "fit"),
     "train.state": ("TrainState",),

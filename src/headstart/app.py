@@ -6,12 +6,13 @@ Each line is a public function that you can call yourself.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from contextlib import closing, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
 
 from torch import nn
 
+from headstart.ambient import own_arithmetic
 from headstart.config.load import check
 from headstart.config.schema import Config
 from headstart.data.workers import deaths_explained
@@ -27,6 +28,8 @@ from headstart.runs.log import Note, RunLog
 from headstart.runs.resume import begin
 from headstart.runs.saving import Saver, interruptible
 from headstart.storage import locked
+from headstart.surgery.generators import kept_generators
+from headstart.surgery.module_copy import InPlace
 from headstart.train.heap import keep_no_memory, kept_memory, release_memory, returned_memory
 from headstart.train.phases import train_phases
 from headstart.train.precision import usable_device
@@ -37,7 +40,7 @@ Watch = Callable[[object], None]
 def train(
     config: Config,
     *,
-    model: nn.Module | None = None,
+    model: nn.Module | InPlace | None = None,
     loss: LossFunction | None = None,
     resume: bool = False,
     allow_inexact: bool = False,
@@ -45,10 +48,12 @@ def train(
 ) -> Run:
     """Fine-tune as ``config`` says and leave a run folder with model, records and report.
 
-    ``model``: your own module instead of ``config.model.name``; ``loss``: your own function (outputs, targets) -> one
-    loss per sample (B,), or (losses, weights); ``resume``: go on from the last good checkpoint; ``allow_inexact``: even
-    where something that decides the bits (versions, threads, device, ...) has changed; ``watch`` is called with every
-    event. Of several processes (torchrun, SLURM) each calls this; the first one writes and tells.
+    ``model``: your own module instead of ``config.model.name``; a copy of it is trained, and it stays as it is.
+    ``InPlace(module)``: it is itself trained, which takes less memory and can be done once. ``loss``: your own
+    function (outputs, targets) -> one loss per sample (B,), or (losses, weights); ``resume``: go on from the last good
+    checkpoint; ``allow_inexact``: even where something that decides the bits (versions, threads, device, ...) has
+    changed; ``watch`` is called with every event. Of several processes (torchrun, SLURM) each calls this; the first one
+    writes and tells. The global generators of torch, Python and NumPy are afterwards as they were before.
 
     Raises: Error: see ``headstart.errors``; a ConfigError, ModelError or DataError, or a StorageError about too little
     space, comes before anything is written.
@@ -56,7 +61,7 @@ def train(
     config = check(config)
     run, resume = default_out(config), resume or was_restarted()
     device, seconds = usable_device(config.device), config.parallel.timeout_seconds
-    with returned_memory(), kept_memory(), joined(device, timeout_seconds=seconds) as ours:
+    with _as_called(), joined(device, timeout_seconds=seconds) as ours:
         tell = watch if ours.is_first else _silent
         if _is_finished(run, config, resume=resume):
             tell(Note(f"{run} is finished already; choose another folder with --out for a new run"))
@@ -106,6 +111,13 @@ def _recorded(run: Path, prepared: Prepared, *, allow_inexact: bool) -> tuple[st
         return record_start(run, prepared.config, prepared.document, prepared.device, allow_inexact=allow_inexact)
 
 
+@contextmanager
+def _as_called() -> Iterator[None]:
+    """Within, none of the caller's arithmetic; afterwards the caller's generators, and free memory given back."""
+    with own_arithmetic(), kept_generators(), returned_memory(), kept_memory():
+        yield
+
+
 def _silent(_: object) -> None:
     """What all but the first of several processes say."""
 
@@ -113,6 +125,8 @@ def _silent(_: object) -> None:
 def plan(
     config: Config, *, model: nn.Module | None = None, loss: LossFunction | None = None, watch: Watch = lambda _: None
 ) -> Plan:
-    """Decide everything that ``train`` would, and write nothing.  Raises: as ``train``."""
-    with returned_memory(), kept_memory():
+    """Decide everything that ``train`` would; nothing is written, and ``model`` and the global generators stay as they
+    are.  Raises: as ``train``.
+    """
+    with _as_called():
         return prepare(check(config), module=model, loss=loss, tell=watch).plan

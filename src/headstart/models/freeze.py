@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import functools
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
 from torch import nn
@@ -15,6 +15,8 @@ from headstart.config.schema import But, FreezeRule, Names, NormStatistics, Stag
 from headstart.errors import ConfigError, ModelError
 from headstart.models.head import find_head
 from headstart.models.layout import Layout, TensorPlace, find_layout, named_tensors
+
+_OWN = "own"  # under this name a pin keeps the ``train`` that the user gave the instance
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +28,32 @@ class Frozen:
     modules: tuple[str, ...]
     parameters: int
     of: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fixed:
+    """What a user froze in a module before it was given: ``tensors`` that do not train, or move, whatever a rule says,
+    and ``modules`` that ``freeze`` keeps in evaluation mode.
+    """
+
+    tensors: frozenset[str] = frozenset()
+    modules: frozenset[str] = frozenset()
+
+    def without(self, names: Iterable[str]) -> Fixed:
+        """The same but for these tensors."""
+        return replace(self, tensors=self.tensors.difference(names))
+
+
+NOTHING_FIXED = Fixed()
+
+
+def what_is_fixed(module: nn.Module) -> Fixed:
+    """Parameters that do not train now, and what ``freeze`` keeps in evaluation mode, with its buffers."""
+    asleep = {path: part for path, part in module.named_modules(remove_duplicate=False) if _pin(part) is not None}
+    still = {f"{path}.{name}" for path, part in asleep.items() for name, _ in part.named_buffers(recurse=False)}
+    parameters = module.named_parameters(remove_duplicate=False)
+    still |= {name for name, value in parameters if value.is_floating_point() and not value.requires_grad}
+    return Fixed(tensors=frozenset(still), modules=frozenset(asleep))
 
 
 def freeze(
@@ -59,21 +87,25 @@ def freeze(
     return freeze_by(module, given[0], norm_statistics=norm_statistics)
 
 
-def freeze_by(module: nn.Module, rule: FreezeRule, *, norm_statistics: NormStatistics = "batch") -> Frozen:
-    """Make exactly what the rule names frozen and everything else trainable.
+def freeze_by(
+    module: nn.Module, rule: FreezeRule, *, norm_statistics: NormStatistics = "batch", fixed: Fixed = NOTHING_FIXED
+) -> Frozen:
+    """Make exactly what the rule names, and what is ``fixed``, frozen and everything else trainable.
 
     Frozen modules are put in evaluation mode and stay there through ``train()``, in copies of the model too; with
     ``norm_statistics`` frozen, and by the rules ``but:KIND``, so do BatchNorm layers whose weights train.
     """
-    frozen = what_freezes(module, rule, norm_statistics=norm_statistics)
+    frozen = what_freezes(module, rule, norm_statistics=norm_statistics, fixed=fixed)
     names = set(frozen.tensors)
-    _unfreeze(module)
+    unfreeze(module)
     for name, parameter in module.named_parameters(remove_duplicate=False):
         if name in names:
             parameter.requires_grad_(False)
     for name in frozen.modules:
         part = module.get_submodule(name)
-        part.train = functools.partial(stay_in_eval, part)  # type: ignore[method-assign]
+        pin = functools.partial(stay_in_eval, part)
+        vars(pin).update({_OWN: vars(part)["train"]} if "train" in vars(part) else {})
+        part.train = pin  # type: ignore[method-assign]
         part.training = False
     return frozen
 
@@ -84,10 +116,13 @@ def stay_in_eval(module: nn.Module, mode: bool = True) -> nn.Module:  # noqa: AR
     return module
 
 
-def what_freezes(module: nn.Module, rule: FreezeRule, *, norm_statistics: NormStatistics = "batch") -> Frozen:
+def what_freezes(
+    module: nn.Module, rule: FreezeRule, *, norm_statistics: NormStatistics = "batch", fixed: Fixed = NOTHING_FIXED
+) -> Frozen:
     """What ``freeze_by`` would freeze; changes nothing.  Raises: ModelError as it does."""
     layout = find_layout(module)
-    chosen = _chosen(module, layout, rule)
+    ruled = _chosen(module, layout, rule)
+    chosen = ruled | {place.name for place in layout.tensors if _plain_name(place.name) in fixed.tensors}
     sizes = {name: parameter.numel() for name, parameter in module.named_parameters()}
     frozen = sum(sizes.get(name, 0) for name in chosen)
     total = sum(sizes.values())
@@ -97,7 +132,7 @@ def what_freezes(module: nn.Module, rule: FreezeRule, *, norm_statistics: NormSt
         )
     _check_head_trains(layout, rule, chosen)
     norms = _with_statistics(module) if norm_statistics == "frozen" or isinstance(rule, But) else {}
-    asleep = {*_eval_modules(module, layout, chosen, _boundary(layout, rule, chosen)), *norms}
+    asleep = {*_eval_modules(module, layout, ruled, _boundary(layout, rule, ruled)), *norms, *fixed.modules}
     still = chosen.union(*norms.values())
     return Frozen(
         rule=freeze_text(rule),
@@ -278,11 +313,25 @@ def _before(layout: Layout, path: str, part: nn.Module, boundary: int) -> bool:
     return last < boundary and not any(True for _ in part.parameters())
 
 
-def _unfreeze(module: nn.Module) -> None:
+def unfreeze(module: nn.Module, *, fixed: Fixed = NOTHING_FIXED) -> None:
+    """Make every parameter trainable, but for those that are ``fixed``, and every module follow ``train()`` again."""
     for part in module.modules():
-        if isinstance(vars(part).get("train"), functools.partial):
+        pin = _pin(part)
+        if pin is not None:
             del part.train
+            vars(part).update({"train": vars(pin)[_OWN]} if _OWN in vars(pin) else {})
             part.training = module.training
-    for _, tensor, is_buffer in named_tensors(module):
+    for name, tensor, is_buffer in named_tensors(module):
         if not is_buffer and tensor.is_floating_point():
-            tensor.requires_grad_(True)
+            tensor.requires_grad_(_plain_name(name) not in fixed.tensors)
+
+
+def _pin(part: nn.Module) -> functools.partial[nn.Module] | None:
+    """What ``freeze_by`` has put in the place of the module's ``train``; None: nothing."""
+    found = vars(part).get("train")
+    return found if isinstance(found, functools.partial) and found.func is stay_in_eval else None
+
+
+def _plain_name(name: str) -> str:
+    """A tensor's name without the adapters around its layer."""
+    return name.replace(".base_layer.", ".")

@@ -10,6 +10,7 @@ from typing import Any, Literal, cast
 import timm
 from torch import Tensor, nn
 
+from headstart.ambient import own_arithmetic
 from headstart.config.schema import ImageFormat
 from headstart.errors import ModelError
 from headstart.models.factory import (
@@ -95,8 +96,15 @@ def open_model(
     options = dict(options or {})
     if weights not in ("pretrained", "none"):
         refuse_format(Path(weights))
-    if isinstance(spec, nn.Module):
-        return _open_own(spec, weights=weights, image_size=image_size, preprocess=preprocess, options=options)
+    with own_arithmetic():
+        if isinstance(spec, nn.Module):
+            return _open_own(spec, weights=weights, image_size=image_size, preprocess=preprocess, options=options)
+        return _open_named(spec, weights=weights, image_size=image_size, preprocess=preprocess, options=options)
+
+
+def _open_named(
+    spec: str, *, weights: str, image_size: int | None, preprocess: ImageFormat | None, options: dict[str, object]
+) -> OpenedModel:
     parsed = parse_spec(spec)
     if isinstance(parsed, FolderSpec):
         parsed = FolderSpec(model_folder(parsed.path))

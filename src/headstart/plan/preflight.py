@@ -17,6 +17,7 @@ from headstart.data.batches import Batches
 from headstart.data.images import Images, load_images
 from headstart.data.listing import list_source
 from headstart.data.workers import check_room
+from headstart.models.freeze import Fixed, what_is_fixed
 from headstart.models.head import HeadSwap, head_parameters, replace_head
 from headstart.models.lora import adapter_size
 from headstart.models.sources import OpenedModel, open_model
@@ -28,6 +29,7 @@ from headstart.plan.cache import choose_cache
 from headstart.plan.compiling import choose_compile
 from headstart.plan.decisions import Decision, check_precision, choose_allocator, choose_device, choose_model
 from headstart.plan.evaluation import choose_evaluation
+from headstart.plan.given import given_module, note_changed
 from headstart.plan.light import adapt, lora_document
 from headstart.plan.loading import choose_workers
 from headstart.plan.memory import check_memory
@@ -35,6 +37,8 @@ from headstart.plan.parallel import check_parallel, choose_parallel
 from headstart.plan.phases import make_phases
 from headstart.plan.recompute import choose_recompute
 from headstart.shelf import cache_folder
+from headstart.surgery.generators import seed_generators
+from headstart.surgery.module_copy import InPlace
 from headstart.train.cache import CacheRules
 from headstart.train.phases import Course, PhasePlan, freeze_phase, phase_optimizer
 from headstart.train.precision import MEMORY_FORMATS
@@ -93,11 +97,13 @@ class Prepared:
 
 
 def prepare(
-    config: Config, *, module: nn.Module | None, loss: LossFunction | None, tell: Watch, recorded: Choices | None = None
-) -> Prepared:
+    config: Config, *, module: nn.Module | InPlace | None, loss: LossFunction | None, tell: Watch,
+    recorded: Choices | None = None,
+) -> Prepared:  # fmt: skip
     """Open the model, read every image, replace the head, decide the rest; nothing is written.
 
-    ``recorded``: the choices that were measured when the run began; they stay.
+    Of a module that is given a copy is prepared, unless it is ``InPlace``; the global generators are seeded in any
+    case. ``recorded``: the choices that were measured when the run began; they stay.
 
     Raises: ConfigError, ModelError, DataError: the user's mistakes.
     """
@@ -109,24 +115,25 @@ def prepare(
     images = load_images(config, opened.preprocess, on_decoded=lambda done, total: tell(ScanProgress(done, total)))
     images = _for_accelerator(images, device) if device.type != "cpu" else images
     check_room(workers=images.train.workers, batch_bytes=_batch_bytes(images.train))
-    torch.manual_seed(config.seed)
-    swap = _swap(opened, config.head, images.task.num_outputs)
+    function, chosen_loss = _loss(config, images, loss)
+    swap, fixed = _new_head(config, opened, images)
+    if isinstance(module, InPlace):
+        note_changed(module.module)
     adapters, chosen_lora = adapt(config, opened.module)
     batch = min(images.train.batch_size, max(1, len(images.train.samples)))
     pretrained = opened.weights.kind != "none"
     phases, chosen_phases = make_phases(config, opened.module, batch_size=batch, pretrained=pretrained)
-    function, chosen_loss = _loss(config, images, loss)
+    work = Workload(phases=tuple(replace(one, fixed=fixed) for one in phases), loss=function, images=images)
     penalised(opened.module, config.penalties)
     opened.module.to(device)
     shared_out, chosen_parallel = choose_parallel(config, opened.module, device)
-    work = Workload(phases=phases, loss=function, images=images)
     course, images, measured, choices = _course(config, opened, work, recorded=recorded or {}, possible=not shared_out)
     roomy, about_memory = check_memory(config, opened.module, course, opened.preprocess, batch_size=batch)
     decisions = (
         chosen_device, *choose_allocator(device),
         chosen_model, *_about_model(opened, swap, config.head), *chosen_lora, *_about_data(images),
-        chosen_loss, *chosen_phases, *_about_steps(config, images), *measured, *choose_recompute(config, opened.module),
-        *chosen_parallel, *about_memory,
+        chosen_loss, *chosen_phases, *_about_fixed(opened.module, fixed), *_about_steps(config, images), *measured,
+        *choose_recompute(config, opened.module), *chosen_parallel, *about_memory,
     )  # fmt: skip
     document = _document(decisions, opened, images, course) | {
         "device": str(device), "seed": config.seed, "choices": choices,
@@ -154,7 +161,7 @@ def _course(
     rules = StepRules(
         loss=work.loss, penalties=config.penalties, precision=chosen.precision, memory_format=chosen.memory_format,
         attention=chosen.attention, accumulate=batch.accumulate, clip_norm=batch.clip_norm,
-        clip_value=batch.clip_value, seed=config.seed, recompute=config.activation_checkpointing,
+        clip_value=batch.clip_value, seed=config.seed, recompute=config.activation_checkpointing, all_generators=True,
     )  # fmt: skip
     limit = int(config.cache.limit_gb * 1e9)
     where = CacheRules(folder=cache_folder(), model=opened.spec, dtype=config.cache.dtype, limit_bytes=limit)
@@ -189,16 +196,24 @@ def _batch_bytes(batches: Batches) -> int:
     return batches.batch_size * shape.channels * shape.height * shape.width
 
 
-def _open(config: Config, device: torch.device, module: nn.Module | None) -> tuple[OpenedModel, Decision]:
+def _open(config: Config, device: torch.device, module: nn.Module | InPlace | None) -> tuple[OpenedModel, Decision]:
     model = config.model
     size = None if model.image_size == "auto" else model.image_size
     given = None if model.preprocess == "auto" else model.preprocess
-    torch.manual_seed(config.seed)  # random weights are a function of the seed
+    seed_generators(config.seed)  # random weights are a function of the seed
     if module is not None:
-        opened = open_model(module, image_size=size, preprocess=given)
+        opened = open_model(given_module(module), image_size=size, preprocess=given)
         return opened, Decision("model", opened.spec, "the module as given")
     name, decision = choose_model(config, device)
     return open_model(name, weights=model.weights, image_size=size, preprocess=given, options=model.options), decision
+
+
+def _new_head(config: Config, opened: OpenedModel, images: Images) -> tuple[HeadSwap, Fixed]:
+    """The head replaced, a function of the seed; and what of the rest was frozen before."""
+    seed_generators(config.seed)
+    fixed = what_is_fixed(opened.module)
+    swap = _swap(opened, config.head, images.task.num_outputs)
+    return swap, fixed.without(head_parameters(opened.module))
 
 
 def _swap(opened: OpenedModel, head: Head, outputs: int) -> HeadSwap:
@@ -231,6 +246,16 @@ def _about_model(opened: OpenedModel, swap: HeadSwap, head: Head) -> tuple[Decis
         ),
         Decision("image size", f"{opened.preprocess.height} x {opened.preprocess.width}", opened.preprocess.source),
     )
+
+
+def _about_fixed(module: nn.Module, fixed: Fixed) -> tuple[Decision, ...]:
+    """What stays frozen although no rule says so."""
+    names = [name for name, _ in module.named_parameters() if name.replace(".base_layer.", ".") in fixed.tensors]
+    if not names:
+        return ()
+    shown = f"{', '.join(names[:3])}{', ...' * (len(names) > 3)}"
+    why = "requires_grad was False in the module when it was given; requires_grad_(True) before makes them train"
+    return (Decision("stays frozen", f"{len(names)} parameter{'s' * (len(names) != 1)}: {shown}", why),)
 
 
 def _details(chosen: object, *, but: tuple[str, ...] = ()) -> str:

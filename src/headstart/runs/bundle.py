@@ -14,18 +14,22 @@ from typing import Any, get_args
 
 from torch import nn
 
+from headstart.ambient import own_arithmetic
 from headstart.config.schema import Config, MlpHead
 from headstart.data.task import TaskSpec
 from headstart.errors import DataError, ModelError
 from headstart.models.folder import BUNDLE, WEIGHTS, read_bundle
-from headstart.models.head import HeadSwap, replace_head
+from headstart.models.freeze import unfreeze, what_is_fixed
+from headstart.models.head import HeadSwap, head_parameters, replace_head
 from headstart.models.preprocess import Preprocess
 from headstart.models.sources import OpenedModel, open_model
-from headstart.models.weights import read_safetensors
+from headstart.models.weights import available_bytes, read_safetensors
 from headstart.pieces import Content
 from headstart.runs.card import model_card
 from headstart.runs.tensor_file import in_pieces
 from headstart.storage import explained, json_bytes, write_folder
+from headstart.surgery.generators import kept_generators
+from headstart.surgery.module_copy import InPlace, copy_module
 from headstart.train.precision import MEMORY_FORMATS, Precision
 
 
@@ -112,10 +116,11 @@ def _config(model: nn.Module, facts: dict[str, Any]) -> dict[str, Any]:
     return config
 
 
-def open_run(path: str | Path, *, model: nn.Module | None = None) -> OpenedRun:
+def open_run(path: str | Path, *, model: nn.Module | InPlace | None = None) -> OpenedRun:
     """A run's bundle (or the bundle's own folder), ready to predict, every file checked against its manifest.
 
-    ``model``: for an architecture of your own, the module as it was given to ``train``.
+    ``model``: for an architecture of your own, the module as it was given to ``train``; what is opened is a copy of it,
+    or of ``InPlace(module)`` the module itself. The global generators stay as they are.
 
     Raises: ModelError: no finished run there. StorageError: a file is damaged.
     """
@@ -123,15 +128,21 @@ def open_run(path: str | Path, *, model: nn.Module | None = None) -> OpenedRun:
     folder = run if (run / "headstart.json").is_file() else run / "model"
     if not (folder / "headstart.json").is_file():
         raise ModelError(f"{run}: no finished run is there (no model/headstart.json); train it, or go on with --resume")
-    if model is not None:
-        return _onto(folder, model)
-    opened = open_model(str(folder.absolute()))  # a relative timm/NAME/model would be read as a spec
+    with own_arithmetic(), kept_generators():
+        if model is not None:
+            return _onto(folder, model.module if isinstance(model, InPlace) else _copied(model))
+        opened = open_model(str(folder.absolute()))  # a relative timm/NAME/model would be read as a spec
     assert opened.bundle is not None
     return _opened(folder, opened.module, opened.bundle)
 
 
+def _copied(model: nn.Module) -> nn.Module:
+    instead = "open the run with the module itself: hs.open_run(run, model=hs.InPlace(module))"
+    return copy_module(model, free_bytes=available_bytes(), instead=instead)
+
+
 def _onto(folder: Path, model: nn.Module) -> OpenedRun:
-    bundle = read_bundle(folder)
+    bundle, fixed = read_bundle(folder), what_is_fixed(model)
     assert bundle is not None
     facts, head = bundle.facts, bundle.facts["head"]
     activation = head["activation"] or "relu"
@@ -144,6 +155,7 @@ def _onto(folder: Path, model: nn.Module) -> OpenedRun:
         raise ModelError(
             f"{folder}: the weights do not fit the module that was given: {' '.join(str(error).split())}"
         ) from error
+    unfreeze(model, fixed=fixed.without(head_parameters(model)))
     return _opened(folder, model, facts)
 
 

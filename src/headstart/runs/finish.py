@@ -13,6 +13,7 @@ from torch import nn
 
 from headstart.config.schema import Config
 from headstart.data.images import Images
+from headstart.models.freeze import unfreeze
 from headstart.models.head import HeadSwap
 from headstart.models.lora import merge_lora
 from headstart.models.sources import OpenedModel
@@ -22,6 +23,7 @@ from headstart.runs.checkpoint import load_best
 from headstart.runs.folder import read_result, write_predictions
 from headstart.runs.log import RunLog
 from headstart.storage import write_json
+from headstart.surgery.module_copy import InPlace
 from headstart.train.evaluate import evaluate
 from headstart.train.phases import Course, evaluate_best
 from headstart.train.state import TrainState
@@ -115,7 +117,7 @@ def finish(run: Path, state: TrainState, ready: Ready, *, log: RunLog | None, st
         "weights": state.best.weights, "test_metrics": found["test"].metrics if "test" in found else None,
     }  # fmt: skip
     if log is None:
-        return _run(run, result, model.eval())
+        return _run(run, result, _plain(model, ready))
     facts = bundle_facts(ready.opened, ready.swap, ready.config, task=images.task, evaluated=settings, metrics=metrics)
     write_bundle(run / "model", model, facts, plan=ready.document, result=result)
     write_predictions(run / "predictions.csv", found["val"])
@@ -124,11 +126,18 @@ def finish(run: Path, state: TrainState, ready: Ready, *, log: RunLog | None, st
     write_json(run / "result.json", result)
     log.note(f"finished: step {state.step}")
     _report(run)
-    return _run(run, result, model.eval())
+    return _run(run, result, _plain(model, ready))
 
 
-def finished_run(run: Path, *, model: nn.Module | None) -> Run:
-    """A run that was finished before.  Raises: StorageError: a file is damaged."""
+def _plain(model: nn.Module, ready: Ready) -> nn.Module:
+    """The model without what training has put on it: what was trainable when it was opened is, and so is the head."""
+    unfreeze(model, fixed=ready.course.phases[-1].fixed)
+    model.zero_grad(set_to_none=True)
+    return model.eval()
+
+
+def finished_run(run: Path, *, model: nn.Module | InPlace | None) -> Run:
+    """A run that was finished before; ``model`` as for ``open_run``.  Raises: StorageError: a file is damaged."""
     result = read_result(run)
     opened = open_run(run, model=model)
     if not (run / "report.html").exists():  # killed before its last file

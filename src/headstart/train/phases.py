@@ -19,7 +19,7 @@ from headstart.config.schema import FreezeRule, NormStatistics, Optimizer, Sched
 from headstart.data.batches import Batches
 from headstart.errors import StorageError
 from headstart.models.boundary import find_boundary
-from headstart.models.freeze import Frozen, freeze_by, what_freezes
+from headstart.models.freeze import NOTHING_FIXED, Fixed, Frozen, freeze_by, what_freezes
 from headstart.models.layout import named_tensors
 from headstart.optim.groups import param_groups
 from headstart.optim.optimizers import make_optimizer
@@ -51,6 +51,8 @@ class PhasePlan:
     """Fixed random changes that every image has in turn; 0: new ones in every epoch."""
     cached: tuple[str, ...] = ()
     """Splits (train, val) that are read from the activation cache."""
+    fixed: Fixed = NOTHING_FIXED
+    """What was frozen in the module before, and stays so whatever ``freeze`` says."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +96,7 @@ def enter_phase(state: TrainState, course: Course, index: int) -> Frozen:
 
 def freeze_phase(model: nn.Module, phase: PhasePlan) -> Frozen:
     """Freeze what the phase says, statistics included."""
-    return freeze_by(model, phase.freeze, norm_statistics=phase.norm_statistics)
+    return freeze_by(model, phase.freeze, norm_statistics=phase.norm_statistics, fixed=phase.fixed)
 
 
 def phase_optimizer(model: nn.Module, phase: PhasePlan, options: Optimizer) -> torch.optim.Optimizer:
@@ -201,7 +203,7 @@ def evaluate_best(model: nn.Module, val: Batches, course: Course, *, epoch: int)
     judged, batches = model, val
     with ExitStack() as stack:
         if "val" in phase.cached:
-            frozen = what_freezes(model, phase.freeze, norm_statistics=phase.norm_statistics)
+            frozen = what_freezes(model, phase.freeze, norm_statistics=phase.norm_statistics, fixed=phase.fixed)
             boundary = find_boundary(model, frozen)
             with suppress(StorageError):
                 stored = stack.enter_context(closing(open_activations(boundary, val, rules=rules, where=course.cache)))
@@ -215,9 +217,17 @@ def _is_over(state: TrainState) -> bool:
 
 
 def frozen_digest(model: nn.Module, frozen: Frozen) -> dict[str, int]:
-    """CRC-32 of the bytes of each frozen tensor, buffers included: a fifth of SHA-256's time, after every epoch."""
-    tensors = {name: tensor for name, tensor, _ in named_tensors(model)}
-    return {name: zlib.crc32(_bytes(tensors[name])) for name in frozen.tensors}
+    """CRC-32 of the bytes of each frozen tensor, buffers included: a fifth of SHA-256's time, after every epoch.
+
+    Buffers of modules that are not kept in evaluation mode are left out: a forward pass of the module's own may write
+    them, as a counter that a model holds beside its frozen layers.
+    """
+    asleep, frozen_names = set(frozen.modules), set(frozen.tensors)
+    return {
+        name: zlib.crc32(_bytes(tensor))
+        for name, tensor, is_buffer in named_tensors(model)
+        if name in frozen_names and (not is_buffer or name.rpartition(".")[0] in asleep)
+    }
 
 
 def _check_equal(model: nn.Module) -> None:

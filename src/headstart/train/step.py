@@ -27,6 +27,7 @@ from headstart.parallel.messages import summed
 from headstart.parallel.model import reducing, replicated, share_statistics
 from headstart.parallel.processes import current
 from headstart.parallel.shards import is_sharded
+from headstart.surgery.generators import seed_others
 from headstart.train.attention import Attention, attending
 from headstart.train.compiled import Compile, compiled, compiler_errors
 from headstart.train.finite import check_rates, check_weights, complaint, names, norms
@@ -45,7 +46,8 @@ class StepRules:
     (B,), or (losses, weights); its outputs are at least float32. The loss of a step is the sum of losses x weights over
     the sum of weights, however the step is cut. ``recompute``: a block's activations are not kept (see ``recompute``);
     ``attention``: how it is computed (see ``attention``); ``compile``: how the model is compiled (see ``compiled``);
-    ``evaluation_precision``: where it is not training's.
+    ``evaluation_precision``: where it is not training's; ``all_generators``: Python's and NumPy's are seeded at every
+    step as torch's is, for a model that draws from them (``train`` does, and puts the caller's back at its end).
     """
 
     loss: str | Loss | LossFunction = "cross_entropy"
@@ -60,6 +62,7 @@ class StepRules:
     seed: int = 0
     compile: Compile = "never"
     evaluation_precision: Precision | None = None
+    all_generators: bool = False
 
     @property
     def evaluated_in(self) -> Precision:
@@ -162,7 +165,10 @@ def _gradients(state: TrainState, parts: Parts, batch: Batch, rules: StepRules, 
     Raises: RunError: memory runs out with two images at a time, or in one of several processes.
     """
     while True:
-        _seed(_step_seed(state, rules), parts.device)
+        seed = _step_seed(state, rules)
+        _seed(seed, parts.device)
+        if rules.all_generators:
+            seed_others(seed)
         for parameter in parts.trained:
             parameter.grad = None
         count = max(rules.accumulate, state.micro_batches)

@@ -1,0 +1,37 @@
+"""A module of the user's own: a copy of it is what is worked on, or itself, once."""
+
+from __future__ import annotations
+
+import weakref
+
+from torch import nn
+
+from headstart.errors import ModelError
+from headstart.plan.memory import available_bytes
+from headstart.surgery.module_copy import InPlace, copy_module
+
+_INSTEAD = "train the module itself: hs.train(config, model=hs.InPlace(module))"
+_changed: list[weakref.ref[nn.Module]] = []  # no set: a module may have an equality of its own
+
+
+def given_module(given: nn.Module | InPlace) -> nn.Module:
+    """A copy of the module, or itself where that is what the caller wants.
+
+    Raises: ModelError: it was trained in place before (see ``note_changed``); or it cannot be copied.
+    """
+    module = given.module if isinstance(given, InPlace) else given
+    if any(ref() is module for ref in _changed):
+        raise ModelError(
+            "model: this module was trained in place before, so that another run would not begin where the first one "
+            "began; make it anew, or give a copy: model=copy.deepcopy(module) as it is now, or one made before the "
+            "first call"
+        )
+    if isinstance(given, InPlace):
+        return module
+    return copy_module(module, free_bytes=available_bytes(), instead=_INSTEAD)
+
+
+def note_changed(module: nn.Module) -> None:
+    """From now on ``given_module`` refuses this module: it is no longer as it was given."""
+    _changed[:] = [ref for ref in _changed if ref() is not None]
+    _changed.append(weakref.ref(module))

@@ -1,0 +1,178 @@
+"""A copy shares nothing with its original: weights, hooks, closures, aliases, gradients' hooks, attributes."""
+
+from __future__ import annotations
+
+import functools
+import threading
+import types
+import warnings
+import weakref
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import nn
+
+from headstart.errors import ModelError
+from headstart.surgery.module_copy import copy_module
+
+INSTEAD = "type this"
+
+
+def copied(module: nn.Module) -> nn.Module:
+    return copy_module(module, free_bytes=None, instead=INSTEAD)
+
+
+def small() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
+
+
+def closure_over_forward(module: nn.Sequential) -> None:
+    inner = module.forward
+    module.forward = lambda images: inner(images) * 2
+
+
+def hook_around_a_part(module: nn.Sequential) -> None:
+    last = module[2]
+    module[0].register_forward_hook(lambda _, args, out: out * last.weight.mean())
+
+
+def parts_in_a_list(module: nn.Sequential) -> None:
+    parts = [module[0], {"last": module[2]}]
+    module.register_forward_hook(lambda _, args, out: out + parts[0].weight.sum() + parts[1]["last"].bias.sum())
+
+
+def bound_method(module: nn.Sequential) -> None:
+    module.forward = types.MethodType(lambda self, images: nn.Sequential.forward(self, images) * 3, module)
+
+
+def partial_of_a_closure(module: nn.Sequential) -> None:
+    scale = module[2].bias
+    module[0].register_forward_pre_hook(functools.partial(lambda more, _, args: (args[0] + scale[0] * more,), 2.0))
+
+
+def weak_reference(module: nn.Sequential) -> None:
+    module.first = weakref.ref(module[0])
+    module.register_forward_hook(types.MethodType(lambda self, _, args, out: out * self.first().weight.sum(), module))
+
+
+def default_argument(module: nn.Sequential) -> None:
+    def add(_: nn.Module, args: object, out: torch.Tensor, *, weight: torch.Tensor = module[0].weight) -> torch.Tensor:
+        return out + weight.sum()
+
+    module.register_forward_hook(add)
+
+
+def object_around_it(module: nn.Sequential) -> None:
+    class Around:
+        def __init__(self) -> None:
+            self.inner = module.forward
+
+        def __call__(self, images: torch.Tensor) -> torch.Tensor:
+            return self.inner(images) * 5
+
+    module.forward = Around()
+
+
+AROUND = [
+    closure_over_forward, hook_around_a_part, parts_in_a_list, bound_method, partial_of_a_closure, weak_reference,
+    default_argument, object_around_it,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("change", AROUND, ids=lambda change: change.__name__)
+def test_what_speaks_to_the_module_speaks_to_the_copy_in_the_copy(change: Callable[[nn.Sequential], None]) -> None:
+    module, images = small(), torch.ones(3, 4)
+    change(module)
+    made, before = copied(module), module(images).detach()
+    assert torch.equal(made(images), before)
+    with torch.no_grad():
+        for parameter in made.parameters():
+            parameter.mul_(-2.0)
+    assert torch.equal(module(images), before)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.mul_(-2.0)
+    assert torch.equal(made(images), module(images))
+    made(images).sum().backward()
+    assert all(parameter.grad is None for parameter in module.parameters())
+
+
+def seven(parameter: torch.Tensor) -> None:
+    parameter.grad.fill_(7.0)
+
+
+def test_hooks_on_gradients_and_attributes_of_parameters_come_along() -> None:
+    module = small()
+    module[0].weight.register_hook(lambda gradient: gradient * 0)
+    module[2].bias.register_post_accumulate_grad_hook(seven)
+    module[2].weight.kind = ["mine"]
+    made = copied(module)
+    made(torch.ones(3, 4)).sum().backward()
+    assert made[0].weight.grad.abs().sum() == 0
+    assert made[2].bias.grad.tolist() == [7.0, 7.0]
+    assert made[2].weight.kind == ["mine"] and made[2].weight.kind is not module[2].weight.kind
+
+
+def test_what_shares_memory_shares_it_in_the_copy() -> None:
+    module = small()
+    module[2].tied = module[2].weight
+    module.view = module[0].weight.data[1]
+    module.register_buffer("other", module[0].bias.data[:2])
+    module[0].weight.requires_grad_(False)
+    made = copied(module)
+    assert made[2].tied is made[2].weight
+    assert not made[0].weight.requires_grad and made[2].weight.requires_grad
+    with torch.no_grad():
+        made[0].weight.fill_(3.0)
+        made[0].bias.fill_(4.0)
+    assert made.view.tolist() == [3.0] * 4 and made.other.tolist() == [4.0] * 2
+    assert module.view.tolist() != [3.0] * 4 and module.other.tolist() != [4.0] * 2
+
+
+@pytest.mark.parametrize("norm", [nn.utils.weight_norm, nn.utils.spectral_norm])
+@pytest.mark.filterwarnings("ignore")
+def test_weights_that_old_norms_compute_are_copied(norm: Callable[[nn.Module], nn.Module]) -> None:
+    module = nn.Sequential(norm(nn.Linear(4, 4)))
+    module(torch.ones(2, 4))
+    made = copied(module).eval()
+    module.eval()
+    images = torch.rand(3, 4)
+    assert torch.equal(made(images), module(images))
+    made(images).sum().backward()
+    assert sum(value.grad is not None for value in made.parameters()) == 3 - (norm is nn.utils.spectral_norm)
+
+
+def test_parametrized_and_lazy_modules_are_copied() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        module = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(4, 4)), nn.LazyLinear(2))
+        made = copied(module)
+    assert made(torch.ones(2, 4)).shape == (2, 2)
+    assert isinstance(module[1], nn.LazyLinear)
+
+
+GLOBAL = small()
+
+
+def test_what_cannot_be_copied_is_named_with_what_to_type() -> None:
+    def refused(module: nn.Module) -> str:
+        with pytest.raises(ModelError, match=f"{INSTEAD}$") as caught:
+            copied(module)
+        return str(caught.value)
+
+    module = small()
+    module[0].lock = threading.Lock()
+    assert "cannot be copied: 0.lock (lock: cannot pickle" in refused(module)
+    module = small()
+    module[2].last = module[2].weight * 2
+    assert "2.last is a tensor with a history" in refused(module)
+    GLOBAL.register_forward_hook(lambda _, args, out: out * GLOBAL[0].weight.sum())
+    assert "by the global name GLOBAL" in refused(GLOBAL)
+    module = small()
+    view = module[2].weight[0].detach()
+    module.register_forward_hook(lambda _, args, out: out * view.sum())
+    assert "_forward_hooks refers to a part of the module's weights" in refused(module)
+    with pytest.raises(ModelError, match=r"a copy of the module takes .* GB of memory, 0.0 GB are free; type this"):
+        copy_module(small(), free_bytes=10, instead=INSTEAD)
