@@ -1,0 +1,332 @@
+"""What a forward pass, or a look, can change in a module: read, compared and put back.
+
+Buffers, attributes, containers, modes, gradients, hooks, closures, the globals and class attributes that the user's own
+code names, and the generators of random numbers of torch, Python and NumPy.
+"""
+
+from __future__ import annotations
+
+import random
+import types
+from collections import OrderedDict, deque
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from headstart.surgery.code_digest import code_digest, opaque
+from headstart.surgery.reach import (
+    CONTAINERS,
+    ITERATORS,
+    NO_CONTENT,
+    Content,
+    Copying,
+    attributes_of,
+    is_marker,
+    is_plain,
+    read_graph,
+)
+from headstart.surgery.values import (
+    FAILURES,
+    put_back_generator,
+    put_back_tensor,
+    same_array,
+    same_plain,
+    same_state,
+    same_tensor,
+)
+
+__all__ = ["ModuleState", "code_digest", "differences", "opaque", "read_state", "restore_state"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModuleState:
+    """``root``: the module; ``contents``: of all objects that it reaches, by id; ``generators``: of the process."""
+
+    root: nn.Module
+    contents: Mapping[int, Content]
+    generators: Mapping[str, Any]
+
+
+def read_state(module: nn.Module, *, parameters: bool = False) -> ModuleState:
+    """A copy of everything that the module's code can change, independent of it from then on.
+
+    ``parameters``: the values of parameters and of their gradients are copied too; else it is known only where they are
+    and how often they were written to.
+    """
+    contents = read_graph(module, Copying(values=True, parameters=parameters))
+    return ModuleState(root=module, contents=contents, generators=_process_generators())
+
+
+def restore_state(module: nn.Module, state: ModuleState) -> None:
+    """Put back everything in place: the objects stay the same ones. What cannot be put back stays as it is, and
+    ``differences`` names it.
+    """
+    assert module is state.root, "the state is another module's"
+    with torch.no_grad():
+        for content in state.contents.values():
+            try:
+                _put_back(content)
+                _empty_again(content, state.contents)
+            except FAILURES:
+                continue
+    _put_back_process_generators(state.generators)
+
+
+def differences(before: ModuleState, after: ModuleState) -> tuple[str, ...]:
+    """Names of what is not equal by value: ``tail.calls``, ``buffer tail.n``, ``Python's random generator``."""
+    found: dict[str, None] = {}
+    waiting, seen = [(id(before.root), id(after.root))], set[tuple[int, int]]()
+    while waiting:
+        pair = waiting.pop()
+        if pair in seen:
+            continue
+        seen.add(pair)
+        one, other = before.contents[pair[0]], after.contents[pair[1]]
+        names, more = _compare(one, other, before.contents, after.contents)
+        found |= dict.fromkeys(names)
+        waiting += more
+    generators = {**before.generators, **after.generators}
+    moved = [name for name in generators if not _same_generator(name, before, after)]
+    return (*found, *(f"{name} random generator" for name in moved))
+
+
+_Contents = Mapping[int, Content]
+_WITH_ATTRIBUTES = frozenset(("tensor", "dict", "list", "tuple", "set", "function", "partial"))
+
+
+def _compare(
+    one: Content, other: Content, before: _Contents, after: _Contents
+) -> tuple[list[str], list[tuple[int, int]]]:
+    """Names of what differs in two objects, and pairs of objects that they refer to and that are to be compared."""
+    if one.kind != other.kind or not _same_own(one, other):
+        return [_title(one)], []
+    mine, theirs = dict(zip(one.labels, one.values, strict=True)), dict(zip(other.labels, other.values, strict=True))
+    if one.kind in ("list", "tuple", "dict", "set") and tuple(one.labels) != tuple(other.labels):
+        return _names_of_items(one, other), []
+    names = [one.named(label) for label in mine.keys() ^ theirs.keys()]
+    pairs: list[tuple[int, int]] = []
+    for label in mine:
+        if label not in theirs:
+            continue
+        a, b = mine[label], theirs[label]
+        if (id(a) in before) != (id(b) in after):
+            filled = before[id(a)] if id(a) in before else after[id(b)]
+            names += _names_of_items(filled, filled._replace(labels=()))
+        elif id(a) in before:
+            pairs.append((id(a), id(b)))
+        elif not _same_leaf(a, b):
+            names.append(one.named(label))
+    return names, pairs
+
+
+def _names_of_items(one: Content, other: Content) -> list[str]:
+    """Of what only one of two containers holds; of a sequence, or where the order differs, the container's own."""
+    changed = set(one.labels) ^ set(other.labels) if one.kind == "dict" else ()
+    return [one.named(label) for label in sorted(changed, key=str)] or [_title(one)]
+
+
+def _title(content: Content) -> str:
+    return content.name.rstrip(" .") or "the model"
+
+
+def _same_leaf(one: Any, other: Any) -> bool:
+    """Of values without contents: plain ones, and containers that were empty."""
+    if one is other:
+        return True
+    try:
+        return same_plain(one, other) if is_plain(one) else type(one) is type(other) and type(one) in CONTAINERS
+    except FAILURES:
+        return False
+
+
+def _same_own(one: Content, other: Content) -> bool:
+    try:
+        match one.kind:
+            case "tensor":
+                return _same_tensor_of(one, other)
+            case "array":
+                return same_array(one.own, other.own)
+            case "generator" | "iterator":
+                return same_state(one.own, other.own)
+            case "set":
+                return bool(one.own[0] == other.own[0])
+            case "function":
+                return one.target is other.target or one.target.__code__ == other.target.__code__
+            case "class" | "opaque":
+                return one.target is other.target
+    except FAILURES:
+        return False
+    return True
+
+
+def _same_tensor_of(one: Content, other: Content) -> bool:
+    """Where values were not copied and the modules are two, nothing but shape and dtype can be said."""
+    a, b = one.own, other.own
+    if one.target is not other.target and (a.copied is None or b.copied is None):
+        return bool(a[:4] == b[:4])
+    return same_tensor(a, b)
+
+
+def _put_back(content: Content) -> None:
+    target, values = content.target, content.values
+    match content.kind:
+        case "tensor":
+            _put_back_class(target, values[0])
+            put_back_tensor(target, content.own)
+            _put_back_gradient(target, content)
+        case "array":
+            if not same_array(target, content.own):
+                target[...] = content.own
+        case "module" | "object":
+            _put_back_class(target, values[0])
+            _put_back_attributes(target, dict(zip(content.labels[1:], values[1:], strict=True)))
+        case "dict":
+            _put_back_dict(target, content.own)
+        case "list":
+            items = [value for label, value in zip(content.labels, values, strict=True) if isinstance(label, int)]
+            _put_back_list(target, items)
+        case "set":
+            if isinstance(target, set) and (len(target) != len(content.own[1]) or set(content.own[1]) != target):
+                set.clear(target)
+                set.update(target, content.own[1])
+        case "cell":
+            _put_back_cell(target, values)
+        case "function":
+            _put_back_function(content)
+        case "class":
+            _put_back_class_attributes(content)
+        case "generator":
+            put_back_generator(target, content.own)
+        case "iterator":
+            if isinstance(target, ITERATORS) and content.own:
+                target.__setstate__(content.own[0])
+    more = {label[1]: v for label, v in zip(content.labels, values, strict=True) if _is_attribute(label)}
+    if content.kind in _WITH_ATTRIBUTES and (more or attributes_of(target)):
+        _put_back_attributes(target, more)
+
+
+def _empty_again(content: Content, contents: _Contents) -> None:
+    for value in content.values:
+        if type(value) in CONTAINERS and value and id(value) not in contents:
+            value.clear()
+
+
+def _is_attribute(label: object) -> bool:
+    return isinstance(label, tuple) and len(label) == 2 and label[0] == "attribute"
+
+
+def _put_back_class(target: Any, kind: type) -> None:
+    if type(target) is not kind:
+        target.__class__ = kind
+
+
+def _put_back_gradient(target: Tensor, content: Content) -> None:
+    gradient = dict(zip(content.labels, content.values, strict=True)).get("gradient")
+    if target.is_leaf and target.grad is not gradient:
+        target.grad = gradient
+
+
+def _put_back_attributes(target: Any, before: dict[Any, Any]) -> None:
+    """In the object's own ``__dict__``, or in its slots."""
+    held = attributes_of(target)
+    for name in [name for name in held if name not in before and not is_marker(name, held[name])]:
+        if name != "_compiled_call_impl":
+            del held[name]
+    for name, value in before.items():
+        if isinstance(name, tuple):  # a buffer of a compiled script; its values were put back
+            continue
+        if name in held or not hasattr(type(target), name):
+            if name not in held or held[name] is not value:
+                held[name] = value
+        elif getattr(target, name, None) is not value:
+            object.__setattr__(target, name, value)
+
+
+def _put_back_dict(target: dict[Any, Any], items: tuple[tuple[Any, Any], ...]) -> None:
+    now = tuple(dict.items(target))
+    if len(now) == len(items) and all(a is c and b is d for (a, b), (c, d) in zip(now, items, strict=True)):
+        return
+    kind: Any = OrderedDict if isinstance(target, OrderedDict) else dict
+    kind.clear(target)
+    for key, value in items:
+        kind.__setitem__(target, key, value)
+
+
+def _put_back_list(target: Any, items: list[Any]) -> None:
+    if len(target) == len(items) and all(a is b for a, b in zip(target, items, strict=True)):
+        return
+    kind: Any = deque if isinstance(target, deque) else list
+    kind.clear(target)
+    kind.extend(target, items)
+
+
+def _put_back_cell(target: types.CellType, values: tuple[Any, ...]) -> None:
+    if not values:
+        del target.cell_contents
+    elif target.cell_contents is not values[0]:
+        target.cell_contents = values[0]
+
+
+def _put_back_function(content: Content) -> None:
+    """Defaults, and the globals that its code names; its closure's cells are put back themselves."""
+    target = content.target
+    labels = [(label, value) for label, value in zip(content.labels, content.values, strict=True)]
+    plain = tuple(value for label, value in labels if label[0] == "default" and isinstance(label[1], int))
+    named = {label[1]: value for label, value in labels if label[0] == "default" and isinstance(label[1], str)}
+    if (target.__defaults__ or ()) != plain and any(
+        a is not b for a, b in zip(target.__defaults__, plain, strict=True)
+    ):
+        target.__defaults__ = plain or None
+    if (target.__kwdefaults__ or {}).keys() != named.keys():
+        target.__kwdefaults__ = named or None
+    values = [value for label, value in labels if label[0] == "global"]
+    for (space, name), value in zip(content.own, values, strict=True):
+        if space.get(name) is not value:
+            space[name] = value
+
+
+def _put_back_class_attributes(content: Content) -> None:
+    if content.own is None:
+        return
+    target = content.target
+    for name in [name for name in vars(target) if name not in content.own and name not in NO_CONTENT]:
+        delattr(target, name)
+    for name, value in content.own.items():
+        if vars(target).get(name) is not value:
+            setattr(target, name, value)
+
+
+def _process_generators() -> dict[str, Any]:
+    found = {"torch's": torch.get_rng_state(), "Python's": random.getstate()}
+    found["NumPy's"] = np.random.get_state(legacy=False)
+    for name, device in _accelerators():
+        found[name] = [device.get_rng_state(place) for place in range(device.device_count())]
+    return found
+
+
+def _accelerators() -> list[tuple[str, Any]]:
+    """Of kinds that are in use: a look wakes none up."""
+    if not torch.accelerator.is_available():
+        return []
+    kind = torch.accelerator.current_accelerator()
+    device = torch.get_device_module(kind)
+    return [(f"{kind}'s", device)] if getattr(device, "is_initialized", lambda: True)() else []
+
+
+def _put_back_process_generators(states: Mapping[str, Any]) -> None:
+    torch.set_rng_state(states["torch's"])
+    random.setstate(states["Python's"])
+    np.random.set_state(states["NumPy's"])
+    for name, device in _accelerators():
+        for place, state in enumerate(states.get(name, ())):
+            device.set_rng_state(state, place)
+
+
+def _same_generator(name: str, before: ModuleState, after: ModuleState) -> bool:
+    if name not in before.generators or name not in after.generators:
+        return True
+    return same_state(before.generators[name], after.generators[name])

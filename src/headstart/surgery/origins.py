@@ -1,0 +1,43 @@
+"""Whose code an object is: a library's, which its version settles, or the user's own, which has to be looked at."""
+
+from __future__ import annotations
+
+import sys
+from enum import Enum
+from functools import lru_cache
+from types import BuiltinFunctionType, FunctionType
+
+_LIBRARIES = frozenset({"torch", "torchvision", "timm", "numpy", "headstart"}) | sys.stdlib_module_names
+_LIVE = frozenset(
+    ("logging", "threading", "_thread", "multiprocessing", "socket", "subprocess", "concurrent", "asyncio", "io",
+     "_io", "weakref", "queue", "ctypes", "contextvars", "inspect")
+)  # fmt: skip
+
+
+@lru_cache(maxsize=4096)
+def is_library(module_name: str | None) -> bool:
+    """Whether a module of this name belongs to Python, torch, torchvision, timm, NumPy or headstart."""
+    top = (module_name or "").partition(".")[0]
+    return top in _LIBRARIES and top not in ("__main__", "this", "antigravity")
+
+
+def is_live(kind: type) -> bool:
+    """Whether instances of a class belong to the process (threads, locks, files, loggers): nobody else's to change."""
+    return str(getattr(kind, "__module__", "")).partition(".")[0] in _LIVE
+
+
+def is_users_function(value: object) -> bool:
+    """Whether it is a plain function of the user's own."""
+    return isinstance(value, FunctionType) and not is_library(value.__globals__.get("__name__"))
+
+
+def is_users_class(value: object) -> bool:
+    """Whether it is a class of the user's own; an enumeration is a value."""
+    return isinstance(value, type) and not is_library(value.__module__) and not issubclass(value, Enum)
+
+
+def qualified_name(value: object) -> str:
+    """A name that is the same in every process: the module's and the object's own, else that of its class."""
+    named = isinstance(value, (type, FunctionType, BuiltinFunctionType))
+    target = value if named else type(value)
+    return f"{getattr(target, '__module__', None)}.{getattr(target, '__qualname__', type(target).__qualname__)}"

@@ -1,0 +1,136 @@
+"""Values that can be copied, compared by their bytes, and put back: tensors, arrays, generators of random numbers."""
+
+from __future__ import annotations
+
+import random
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+FAILURES = (RuntimeError, TypeError, ValueError, AttributeError, AssertionError, LookupError, ArithmeticError, OSError)
+"""What the attributes and methods of odd objects raise when they are looked at."""
+GENERATORS = (random.Random, np.random.Generator, np.random.RandomState, torch.Generator)
+_MOST_BYTES = 1 << 28  # of one array or tensor that is copied; larger ones are known by their version counter
+
+
+class TensorValue(NamedTuple):
+    """A tensor's facts, and a copy of its values or, without one, where they are and how often they were written."""
+
+    shape: tuple[int, ...] | None
+    dtype: torch.dtype
+    device: torch.device
+    requires_grad: bool
+    copied: Tensor | None
+    place: tuple[int, int]
+
+
+def tensor_value(target: Tensor, *, copied: bool) -> TensorValue:
+    """The value, copied where that is asked for and possible (a lazy tensor has none)."""
+    if nn.parameter.is_lazy(target):
+        return TensorValue(None, target.dtype, target.device, target.requires_grad, None, (0, 0))
+    value = None
+    if copied and target.numel() * target.element_size() <= _MOST_BYTES:
+        value = target.detach().clone()
+    try:
+        place = (target.data_ptr(), target._version)
+    except FAILURES:  # no storage, or an inference tensor
+        place = (0, 0)
+    return TensorValue(tuple(target.shape), target.dtype, target.device, target.requires_grad, value, place)
+
+
+def same_tensor(one: TensorValue, other: TensorValue) -> bool:
+    """Whether two values are equal to the bit; of what was not copied, whether it is in the same place, unwritten."""
+    if one[:4] != other[:4]:
+        return False
+    if one.copied is None or other.copied is None:
+        return one.place == other.place
+    return same_bytes(one.copied, other.copied)
+
+
+def same_bytes(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors of one shape and dtype hold the same bytes: NaN equals NaN, and 0 is not -0."""
+    if one.is_meta:
+        return True
+    try:
+        return torch.equal(_bytes(one), _bytes(other))
+    except FAILURES:  # sparse, quantized, a subclass of somebody's
+        return bool((one.to_dense() == other.to_dense()).all())
+
+
+def _bytes(tensor: Tensor) -> Tensor:
+    return tensor.detach().resolve_conj().resolve_neg().contiguous().reshape(-1).view(torch.uint8)
+
+
+def put_back_tensor(target: Tensor, value: TensorValue) -> None:
+    """Shape, dtype and values as they were, in place; nothing is written where they still are."""
+    if value.shape is None:
+        if not nn.parameter.is_lazy(target):
+            target.data = torch.empty(0, dtype=value.dtype, device=value.device)
+        return
+    now = tensor_value(target, copied=False)
+    if now[:3] != value[:3]:
+        if value.copied is not None:
+            target.data = value.copied.clone()
+    elif value.copied is not None and not same_bytes(target, value.copied):
+        target.detach().copy_(value.copied)
+    if target.is_leaf and target.requires_grad != value.requires_grad:
+        target.requires_grad_(value.requires_grad)
+
+
+def array_value(target: np.ndarray[Any, Any], *, copied: bool) -> np.ndarray[Any, Any]:
+    """A copy, or of a very large array itself."""
+    return target.copy() if copied and target.nbytes <= _MOST_BYTES else target
+
+
+def same_array(one: np.ndarray[Any, Any], other: np.ndarray[Any, Any]) -> bool:
+    """Whether two arrays are equal to the byte."""
+    return one.dtype == other.dtype and one.shape == other.shape and one.tobytes() == other.tobytes()
+
+
+def generator_state(target: Any) -> Any:
+    """The state of a generator of random numbers, as a value of its own."""
+    if isinstance(target, random.Random):
+        return target.getstate()
+    if isinstance(target, np.random.RandomState):
+        return target.get_state(legacy=False)
+    if isinstance(target, np.random.Generator):
+        return target.bit_generator.state
+    return target.get_state().clone()
+
+
+def put_back_generator(target: Any, state: Any) -> None:
+    """What ``generator_state`` gave."""
+    if isinstance(target, random.Random):
+        target.setstate(state)
+    elif isinstance(target, np.random.Generator):
+        target.bit_generator.state = state
+    else:
+        target.set_state(state)
+
+
+def same_state(one: Any, other: Any) -> bool:
+    """Whether two states of generators, or values inside them, are equal."""
+    if type(one) is not type(other):
+        return False
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(same_state(one[key], other[key]) for key in one)
+    if isinstance(one, (tuple, list)):
+        return len(one) == len(other) and all(map(same_state, one, other))
+    if isinstance(one, Tensor):
+        return one.shape == other.shape and same_bytes(one, other)
+    if isinstance(one, np.ndarray):
+        return same_array(one, other)
+    return bool(one == other or one is other)
+
+
+def same_plain(one: Any, other: Any) -> bool:
+    """Whether two numbers, names or other values are equal; NaN equals NaN, 0 is not -0, 1 is not True."""
+    if one is other:
+        return True
+    if type(one) is not type(other):
+        return False
+    if isinstance(one, float):
+        return (one == one.__class__(other) and str(one) == str(other)) or (one != one and other != other)
+    return bool(one == other)
