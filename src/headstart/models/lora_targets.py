@@ -193,10 +193,11 @@ class _Weights(TorchFunctionMode):
         self.running: list[str] = []
         self.called: set[str] = set()
         self.elsewhere: set[str] = set()
+        self.watching = False  # only while the module runs
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        if any(True for _ in _tensors(result)):  # a weight's shape or dtype may be asked for
+        if self.watching and any(True for _ in _tensors(result)):  # a weight's shape or dtype may be asked for
             used = {self.paths[id(value)] for value in _tensors((args, kwargs)) if id(value) in self.paths}
             self.elsewhere |= used - set(self.running)
         return result
@@ -225,6 +226,10 @@ def _hooks(module: nn.Module, layers: dict[str, _Layer], seen: _Weights) -> Iter
         """The weights are others in a run for shapes: they are looked up when it starts."""
         seen.paths = {id(part._parameters["weight"]): path for path, part in layers.items()}
         seen.running, seen.called, seen.elsewhere = [], set(), set()
+        seen.watching = True
+
+    def stop(_module: nn.Module, _inputs: Any, _outputs: Any) -> None:
+        seen.watching = False
 
     def enter(path: str) -> Any:
         return lambda _module, _inputs: seen.running.append(path)
@@ -236,7 +241,7 @@ def _hooks(module: nn.Module, layers: dict[str, _Layer], seen: _Weights) -> Iter
 
         return left
 
-    handles = [module.register_forward_pre_hook(start)]
+    handles = [module.register_forward_pre_hook(start), module.register_forward_hook(stop)]
     handles += [part.register_forward_pre_hook(enter(path)) for path, part in layers.items()]
     handles += [part.register_forward_hook(leave(path)) for path, part in layers.items()]
     try:

@@ -6,15 +6,12 @@ Looking changes nothing: modes, buffers, attributes and random generators are pu
 from __future__ import annotations
 
 import contextlib
-import copy
 import math
-import random
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-import numpy as np
 import torch
 import torchvision
 from timm.models._features_fx import get_notrace_functions, get_notrace_modules
@@ -24,6 +21,7 @@ from torchvision.models.feature_extraction import LeafModuleAwareTracer
 
 from headstart.errors import ModelError
 from headstart.models.head_layers import DropoutConv2d, DropoutLinear, MlpHead
+from headstart.surgery.no_trace import no_trace
 
 How = Literal["fx", "hooks"]
 _LEAVES = (
@@ -182,32 +180,9 @@ def adapted_layers(module: nn.Module) -> tuple[str, ...]:
 
 @contextlib.contextmanager
 def untouched(module: nn.Module) -> Iterator[None]:
-    """Within it a module may be traced and run: modes, caches, attributes and random generators are put back."""
-    modes = [(part, part.training) for part in module.modules()]
-    attributes, buffers = set(vars(module)), set(module._buffers)
-    caches = [
-        (part, name, value, copy.copy(value))
-        for part in module.modules()
-        for name, value in vars(part).items()
-        if not name.startswith("_") and isinstance(value, dict | list)
-    ]
-    states = random.getstate(), np.random.get_state()
-    try:
-        with torch.random.fork_rng(devices=[]), torch.no_grad():
-            yield
-    finally:
-        random.setstate(states[0])
-        np.random.set_state(states[1])
-        for part, training in modes:
-            part.training = training
-        for part, name, value, before in caches:  # LeViT and others keep what they computed, which were proxies here
-            value.clear()
-            value.update(before) if isinstance(value, dict) else value.extend(before)
-            vars(part)[name] = value
-        for name in set(vars(module)) - attributes:  # torch.fx leaves _tensor_constant0 ... on the root
-            delattr(module, name)
-        for name in set(module._buffers) - buffers:
-            del module._buffers[name]
+    """Within it a module may be traced and run, without gradients, and everything is put back: see ``no_trace``."""
+    with no_trace(module), torch.no_grad():
+        yield
 
 
 def _graph_calls(module: nn.Module, graph: fx.Graph, insides: Mapping[str, tuple[str, ...]]) -> list[str]:
@@ -339,8 +314,8 @@ def _run_on_meta(module: nn.Module, images: Tensor, *, count: bool) -> tuple[Any
 def _run_for_real(module: nn.Module, images: Tensor) -> Any:
     buffers = {name for name, _ in module.named_buffers()}
     copies = {name: tensor.clone() for name, tensor in _own_tensors(module).items() if name in buffers}
-    first = next(module.parameters())
-    images = images.to(device=first.device, dtype=first.dtype)
+    first = next(module.parameters(), None)
+    images = images if first is None else images.to(device=first.device, dtype=first.dtype)
     return functional_call(module, copies, (images,), tie_weights=False)  # the pass may write to buffers
 
 

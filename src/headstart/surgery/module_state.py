@@ -10,7 +10,7 @@ import random
 import types
 from collections import OrderedDict, deque
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -37,9 +37,10 @@ from headstart.surgery.values import (
     same_plain,
     same_state,
     same_tensor,
+    tensor_value,
 )
 
-__all__ = ["ModuleState", "code_digest", "differences", "opaque", "read_state", "restore_state"]
+__all__ = ["ModuleState", "code_digest", "differences", "opaque", "read_state", "restore_state", "with_parameters"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +50,13 @@ class ModuleState:
     root: nn.Module
     contents: Mapping[int, Content]
     generators: Mapping[str, Any]
+    parameters: bool
+    """Whether the values of parameters and gradients were copied."""
+
+    @property
+    def has_own_code(self) -> bool:
+        """Whether code of the user's own, or an iterator, is among what the module reaches: no plain library model."""
+        return any(content.kind in ("function", "class", "iterator", "opaque") for content in self.contents.values())
 
 
 def read_state(module: nn.Module, *, parameters: bool = False) -> ModuleState:
@@ -58,7 +66,19 @@ def read_state(module: nn.Module, *, parameters: bool = False) -> ModuleState:
     and how often they were written to.
     """
     contents = read_graph(module, Copying(values=True, parameters=parameters))
-    return ModuleState(root=module, contents=contents, generators=_process_generators())
+    return ModuleState(root=module, contents=contents, generators=_process_generators(), parameters=parameters)
+
+
+def with_parameters(state: ModuleState) -> ModuleState:
+    """The state with copies of the parameters' values as they are now, if it has none."""
+    if state.parameters:
+        return state
+    contents = {
+        key: content._replace(own=tensor_value(content.target, copied=True)) if content.kind == "tensor" else content
+        for key, content in state.contents.items()
+        if content.kind != "tensor" or content.own.copied is None
+    }
+    return replace(state, contents={**state.contents, **contents}, parameters=True)
 
 
 def restore_state(module: nn.Module, state: ModuleState) -> None:

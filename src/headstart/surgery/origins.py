@@ -26,6 +26,11 @@ def is_live(kind: type) -> bool:
     return str(getattr(kind, "__module__", "")).partition(".")[0] in _LIVE
 
 
+def is_headstarts(function: object) -> bool:
+    """Whether it is a function of this package, such as a hook that watches: no part of the module's state."""
+    return str(getattr(function, "__module__", "")).partition(".")[0] == "headstart"
+
+
 def is_users_function(value: object) -> bool:
     """Whether it is a plain function of the user's own."""
     return isinstance(value, FunctionType) and not is_library(value.__globals__.get("__name__"))

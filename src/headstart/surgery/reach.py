@@ -28,7 +28,7 @@ from torch import Tensor, fx, nn
 from torch.utils.hooks import RemovableHandle
 
 from headstart.surgery.naming import TENSOR_HOOKS, child_name
-from headstart.surgery.origins import is_library, is_live, is_users_class, is_users_function
+from headstart.surgery.origins import is_headstarts, is_library, is_live, is_users_class, is_users_function
 from headstart.surgery.values import FAILURES, GENERATORS, array_value, generator_state, tensor_value
 
 _PLAIN = frozenset(
@@ -83,7 +83,8 @@ def is_plain(value: object) -> bool:
     if isinstance(value, types.BuiltinFunctionType):
         return isinstance(value.__self__, (types.ModuleType, type, type(None)))
     if kind is types.FunctionType:
-        return not is_users_function(value) and value.__closure__ is None and not vars(value)  # type: ignore[attr-defined]
+        own = is_users_function(value)
+        return not own and (is_headstarts(value) or (value.__closure__ is None and not vars(value)))  # type: ignore[attr-defined]
     if isinstance(value, type):
         return not is_users_class(value) and not _foreign(value)
     return isinstance(value, _PLAIN_KINDS) or value is torch.default_generator
