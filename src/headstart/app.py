@@ -44,7 +44,7 @@ def train(
     loss: LossFunction | None = None,
     resume: bool = False,
     allow_inexact: bool = False,
-    watch: Watch = lambda _: None,
+    watch: Watch | None = None,
 ) -> Run:
     """Fine-tune as ``config`` says and leave a run folder with model, records and report.
 
@@ -62,7 +62,7 @@ def train(
     run, resume = default_out(config), resume or was_restarted()
     device, seconds = usable_device(config.device), config.parallel.timeout_seconds
     with _as_called(), joined(device, timeout_seconds=seconds) as ours:
-        tell = watch if ours.is_first else _silent
+        tell = watch if watch is not None and ours.is_first else _silent
         if _is_finished(run, config, resume=resume):
             tell(Note(f"{run} is finished already; choose another folder with --out for a new run"))
             return finished_run(run, model=model)
@@ -119,14 +119,14 @@ def _as_called() -> Iterator[None]:
 
 
 def _silent(_: object) -> None:
-    """What all but the first of several processes say."""
+    """What is said where nobody listens, and by all but the first of several processes."""
 
 
 def plan(
-    config: Config, *, model: nn.Module | None = None, loss: LossFunction | None = None, watch: Watch = lambda _: None
+    config: Config, *, model: nn.Module | None = None, loss: LossFunction | None = None, watch: Watch | None = None
 ) -> Plan:
     """Decide everything that ``train`` would; nothing is written, and ``model`` and the global generators stay as they
     are.  Raises: as ``train``.
     """
     with _as_called():
-        return prepare(check(config), module=model, loss=loss, tell=watch).plan
+        return prepare(check(config), module=model, loss=loss, tell=watch or _silent).plan

@@ -12,6 +12,7 @@ from headstart.config.schema import Batch as BatchOptions
 from headstart.data.batches import Batch, Batches
 from headstart.data.decode import UnreadableImage
 from headstart.data.images import Images, audit, image_batches, load_images, open_images
+from headstart.data.reading import ChangedImage
 from headstart.data.task import TaskSpec
 from headstart.errors import DataError
 from headstart.parallel.processes import Processes
@@ -167,7 +168,7 @@ def test_one_channel_models_get_grey_pictures(folders, preprocess) -> None:
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_file_that_breaks_later_is_named_whatever_the_workers(images: Images, workers: int) -> None:
     images.train.samples[4].path.write_bytes(b"")
-    with pytest.raises(UnreadableImage, match="the file is empty") as caught:
+    with pytest.raises(ChangedImage, match="the file is empty, and it could be read when the run began") as caught:
         list(replace(images.train, workers=workers).epoch(0))
     assert caught.value.path == images.train.samples[4].path
 

@@ -10,6 +10,7 @@ import pytest
 import headstart as hs
 from benchmarks.reliability import images as damage
 from headstart.data.decode import FORMATS, UnreadableImage, read_image
+from headstart.data.reading import ChangedImage
 
 
 @pytest.mark.parametrize("kind", damage.DAMAGES)
@@ -36,7 +37,7 @@ def test_an_image_that_is_damaged_after_the_scan_stops_the_run_with_its_name(set
             for path in (source / "red").iterdir():
                 path.write_bytes(path.read_bytes()[:100])
 
-    with pytest.raises(UnreadableImage, match=r"data/red/\d\d.png: the file is cut short"):
+    with pytest.raises(ChangedImage, match=r"data/red/\d\d.png: the file has changed since it was read first"):
         hs.train(hs.load_config(settings(data={"source": str(source)})), watch=watch)
 
 

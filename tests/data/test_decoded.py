@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import pickle
 from dataclasses import replace
 from pathlib import Path
@@ -42,9 +43,13 @@ def photo(tmp_path: Path):
         values = 100 + 80 * np.stack(waves, 2) + noise
         path = tmp_path / f"{number}{suffix}"
         Image.fromarray(values.astype(np.uint8)).save(path, **options)
-        return Sample(path=path, key=path.name, index=number, target=0, content=f"{number} {size} {suffix}")
+        return Sample(path=path, key=path.name, index=number, target=0, content=_digest(path))
 
     return make
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def batches(samples, *, preset: str | None, preprocess: Preprocess | None = None) -> Batches:

@@ -38,6 +38,7 @@ class Progress:
             "ScanProgress": self._scanned,
             "CacheProgress": self._cached,
             "CacheNote": self._note,
+            "DataNote": self._note,
             "PhaseStarted": self._phase_started,
             "StepDone": self._step_done,
             "EpochDone": self._epoch_done,

@@ -56,6 +56,8 @@ class Data:
     """What follows when an image cannot be read."""
     unreadable_share: Annotated[float, Ge(0), Le(1)] = 0.01
     """skip: the largest share of the images that may be left out; with more the run stops before the first step."""
+    changed: Literal["stop", "note"] = "stop"
+    """What follows when an image's file is rewritten during the run; note: it is named, and used as it is then."""
 
 
 @dataclass(frozen=True, kw_only=True)

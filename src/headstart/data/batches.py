@@ -22,8 +22,9 @@ from headstart.data.augment import Changes, Transform, mix_batch
 from headstart.data.decode import UnreadableImage
 from headstart.data.decoded import Decoded
 from headstart.data.late import Late, Mix
-from headstart.data.picture import Picture, normalised, open_picture, stacked
+from headstart.data.picture import Picture, normalised
 from headstart.data.randomness import derived_seed, drawing_from, epoch_order
+from headstart.data.reading import ChangedFiles, ChangedImage, ImageRead, open_scanned, sendable, stack_read
 from headstart.data.samples import Sample
 from headstart.data.task import TaskSpec
 from headstart.data.workers import stay_with
@@ -124,7 +125,8 @@ class Batches:
     gets its part of every training batch, and every so many-th batch without training. With ``stored`` they hold
     tensors at the model's boundary; with ``decoded`` pictures are made of what is kept of them. ``pinned``: in
     memory from which a CUDA device copies while the CPU goes on. ``late``: random changes of whole batches are left to
-    the device (see ``Late``); what is left out of an image's are those that Pillow makes.
+    the device (see ``Late``); what is left out of an image's are those that Pillow makes. ``changed``: where files
+    that were rewritten since the scan are noted, and used as they are; without it they end the run.
     """
 
     samples: tuple[Sample, ...]
@@ -139,6 +141,7 @@ class Batches:
     decoded: Decoded | None = None
     pinned: bool = False
     late: bool = False
+    changed: ChangedFiles | None = None
 
     def __len__(self) -> int:
         """Batches per epoch."""
@@ -162,7 +165,7 @@ class Batches:
         """The epoch's batches from number ``first`` on.
 
         Raises:
-            UnreadableImage: names the file that gives no picture.
+            UnreadableImage: names the file that gives no picture. ChangedImage: names the one that is not as scanned.
         """
         return each_in_own_arithmetic(self._from(first, epoch=epoch))
 
@@ -174,13 +177,13 @@ class Batches:
 
     def padded(self, groups: Sequence[Sequence[int]], *, epoch: int) -> Iterator[Batch]:
         """Batches of the samples at these positions, each padded to ``batch_size``: as without training, but with the
-        random changes that training makes in this epoch.
+        random changes that training makes in this epoch. They are fit to be kept: every file's SHA-256 is compared.
 
         Raises:
-            UnreadableImage: names the file that gives no picture.
+            UnreadableImage, ChangedImage: see ``epoch``.
         """
         parts = [_Part(number, tuple(group), len(group), padded=True) for number, group in enumerate(groups)]
-        for part, values in zip(parts, self._read(parts, epoch), strict=True):
+        for part, values in zip(parts, self._read(parts, epoch, stored=True), strict=True):
             yield self._batch(part, values, epoch=epoch)
 
     def few(self, count: int) -> Batch:
@@ -188,12 +191,12 @@ class Batches:
         there = range(min(count, len(self.samples)))
         return next(replace(self, batch_size=count, workers=0).padded([there], epoch=0))
 
-    def _read(self, parts: Sequence[_Part], epoch: int) -> Iterator[Arguments]:
+    def _read(self, parts: Sequence[_Part], epoch: int, *, stored: bool = False) -> Iterator[Arguments]:
         """The pixels of each part's images, and where changes are left to the device, their numbers."""
         loader = DataLoader(
-            _Decoded(self),
+            _Decoded(self, stored=stored),
             batch_sampler=[[(epoch, position) for position in part.rows] for part in parts],
-            collate_fn=_stacked,
+            collate_fn=stack_read,
             num_workers=self.workers,
             pin_memory=self.pinned,
             worker_init_fn=partial(_begin_worker, os.getpid()),
@@ -202,10 +205,14 @@ class Batches:
         )
         if self.workers and self.processes.several:
             time.sleep(_SETTLING_SECONDS)
-        for values in loader:
-            if isinstance(values, UnreadableImage):
+        for part, values in zip(parts, loader, strict=True):
+            if isinstance(values, Exception):
                 raise values
-            yield tuple(values)
+            *found, digests = values
+            for row, digest in digests:
+                assert self.changed is not None, "a changed file ends the run"
+                self.changed.add(self.samples[part.rows[row]], digest)
+            yield tuple(found)
 
     def _parts(self, epoch: int) -> list[_Part]:
         """What this process takes of every batch of the epoch, in order."""
@@ -297,54 +304,46 @@ def _begin_worker(parent: int, _number: int) -> None:
     stay_with(parent)
 
 
-_Read = tuple[Tensor, Tensor] | UnreadableImage
-"""Pixels, and the numbers of the changes that are left to the device."""
+class _Decoded(Dataset[ImageRead]):
+    """Pixels of (epoch, position). An unreadable image is a value: a worker's exception would lose its file's name.
+    ``stored``: what is made of the pixels is to be kept.
+    """
 
-
-class _Decoded(Dataset[_Read]):
-    """Pixels of (epoch, position). An unreadable image is a value: a worker's exception would lose its file's name."""
-
-    def __init__(self, batches: Batches) -> None:
+    def __init__(self, batches: Batches, *, stored: bool) -> None:
         self.batches, self.left = batches, batches.left
         self.transform = batches.transform if self.left is None else self.left.framed
         self.decoded = batches.decoded
+        self.stored = stored or (self.decoded is not None and self.decoded.file is not None)
         if self.decoded is not None and self.left is not None:
             self.decoded = replace(self.decoded, transform=self.left.framed)
 
-    def __getitem__(self, place: tuple[int, int]) -> _Read:
+    def __getitem__(self, place: tuple[int, int]) -> ImageRead:
         epoch, position = place
         sample, training, numbers = self.batches.samples[position], self.batches.training, torch.empty(0)
         try:
             if training is None:
-                return self._pixels(position), numbers
+                pixels, digest = self._pixels(position)
+                return pixels, numbers, digest
             with drawing_from(derived_seed("augment", training.seed, training.drawn_in(epoch), sample.index)):
-                pixels = self._pixels(position)
+                pixels, digest = self._pixels(position)
                 if self.left is not None:
                     numbers = self.left.draw()
-            return pixels.flip(-1) if training.mirrors(sample.index, epoch) else pixels, numbers
-        except UnreadableImage as error:
-            return UnreadableImage(error.path, error.reason)  # without the traceback, which does not cross processes
+            return pixels.flip(-1) if training.mirrors(sample.index, epoch) else pixels, numbers, digest
+        except (UnreadableImage, ChangedImage) as error:
+            return sendable(error, sample)
 
-    def _pixels(self, position: int) -> Tensor:
-        batches = self.batches
+    def _pixels(self, position: int) -> tuple[Tensor, str]:
+        """The image's pixels, and its file's SHA-256 where it has changed."""
+        batches, found = self.batches, ""
 
-        def opened() -> Picture:
-            return open_picture(batches.samples[position].path, channels=batches.preprocess.channels)
+        def opened() -> tuple[Picture, bool]:
+            nonlocal found
+            channels, stops = batches.preprocess.channels, batches.changed is None
+            picture, found = open_scanned(batches.samples[position], channels=channels, stored=self.stored, stops=stops)
+            return picture, not found
 
-        return self.transform(opened()) if self.decoded is None else self.decoded.pixels(position, opened)
-
-
-def _stacked(read: Sequence[_Read]) -> Arguments | UnreadableImage:
-    """Pixels (B, C, H, W) and, where there are some, numbers (B, N); or the first unreadable image.
-
-    Stacked in the worker: each tensor that crosses processes holds a file descriptor, of which there may be 1,024.
-    """
-    unreadable = next((one for one in read if isinstance(one, UnreadableImage)), None)
-    if unreadable is not None:
-        return unreadable
-    there = [one for one in read if not isinstance(one, UnreadableImage)]
-    pixels, numbers = stacked([one[0] for one in there]), torch.stack([one[1] for one in there])
-    return (pixels, numbers) if numbers.numel() else (pixels,)
+        pixels = self.transform(opened()[0]) if self.decoded is None else self.decoded.pixels(position, opened)
+        return pixels, found
 
 
 def _cut(order: Sequence[int], *, size: int, merge: bool) -> list[list[int]]:

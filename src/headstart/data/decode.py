@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 MAX_PIXELS = 64_000_000
 MAX_BYTES = 512 * 2**20
 MAX_RATIO = 100  # resizing the shorter side of a 1 x 20000 strip to 256 would allocate 1.3 billion pixels
+_SETTLED_NS = 3_000_000_000  # file systems count time in steps of up to 2 s (FAT)
 _ORIENTATION, _PHOTOMETRIC = 0x0112, 0x0106  # tags of EXIF and TIFF
 _TRANSPOSE = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -59,7 +61,24 @@ def read_image(path: Path | str, *, channels: int = 3) -> Image.Image:
 
 
 def read_bytes(path: Path | str) -> bytes:
-    """The file's content.
+    """The file's content.  Raises: UnreadableImage: see :func:`read_file`."""
+    return read_file(path).content
+
+
+@dataclass(frozen=True)
+class FileRead:
+    """A file's content, and its stamp: size, times of change and inode while it was read.
+
+    ``stamp`` is empty where it proves nothing: the file was written to meanwhile, or so shortly before that another
+    write could bear the same time.
+    """
+
+    content: bytes
+    stamp: tuple[int, ...]
+
+
+def read_file(path: Path | str) -> FileRead:
+    """The file's content and stamp.
 
     Raises:
         UnreadableImage: it is missing, not a plain file, not permitted, empty or larger than 512 MiB.
@@ -70,14 +89,22 @@ def read_bytes(path: Path | str) -> bytes:
             raise UnreadableImage(path, "there is no such file")
         if not file.is_file():
             raise UnreadableImage(path, "it is not a file")
-        if file.stat().st_size > MAX_BYTES:
-            raise UnreadableImage(path, f"the file is larger than {MAX_BYTES >> 20} MiB")
-        content = file.read_bytes()
+        with file.open("rb", buffering=0) as opened:
+            before, now = os.fstat(opened.fileno()), time.time_ns()
+            if before.st_size > MAX_BYTES:
+                raise UnreadableImage(path, f"the file is larger than {MAX_BYTES >> 20} MiB")
+            content = opened.readall()
+            after = os.fstat(opened.fileno())
     except OSError as error:
         raise UnreadableImage(path, f"the file cannot be read: {error.strerror or error}") from error
     if not content:
         raise UnreadableImage(path, "the file is empty")
-    return content
+    settled = now - max(before.st_mtime_ns, before.st_ctime_ns) > _SETTLED_NS
+    return FileRead(content, _stamp(after) if settled and _stamp(before) == _stamp(after) else ())
+
+
+def _stamp(facts: os.stat_result) -> tuple[int, ...]:
+    return facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns, facts.st_ino
 
 
 def decode_image(content: bytes, *, path: Path | str, channels: int = 3, reduced: int = 1) -> Image.Image:

@@ -54,15 +54,19 @@ class Decoded:
     transform: Keeping
     file: PageFile | None = None
 
-    def pixels(self, position: int, opened: Callable[[], Picture]) -> Tensor:
+    def pixels(self, position: int, opened: Callable[[], tuple[Picture, bool]]) -> Tensor:
         """The transform of the sample's picture, uint8 (C, height, width), by way of what is kept.
+
+        ``opened`` gives the picture, and whether it is the one that was scanned: others are not kept.
 
         Raises: UnreadableImage: it gives no picture.
         """
         found = self._read(position)
         if found is None:
-            found = self.transform.keep(opened())
-            self._write(position, found)
+            picture, is_scanned = opened()
+            found = self.transform.keep(picture)
+            if is_scanned:
+                self._write(position, found)
         return self.transform.of_kept(found)
 
     def close(self) -> None:

@@ -16,6 +16,7 @@ from headstart.data.decode import printable
 from headstart.data.decoded import Decoded
 from headstart.data.listing import list_files, list_source
 from headstart.data.names import compare_splits
+from headstart.data.reading import ChangedFiles
 from headstart.data.samples import Entry, Listing, Sample, Split, key_of, some, walk
 from headstart.data.scan import OnDecoded, Scan, refuse_unreadable, scan_files
 from headstart.data.split import split_entries
@@ -97,6 +98,7 @@ def load_images(config: Config, preprocess: Preprocess, *, on_decoded: OnDecoded
                 index=indices[entry.key],
                 target=_target(entry, task),
                 content=scan.hashes[entry.key],
+                stamp=scan.stamps[entry.key],
             )
             for entry in entries
             if entry.split == split
@@ -129,6 +131,7 @@ def _assemble(
         training=None,
         workers=worker_count() if config.workers == "auto" else config.workers,
         processes=current(),
+        changed=ChangedFiles() if config.data.changed == "note" else None,
     )
     train = replace(
         held_out,

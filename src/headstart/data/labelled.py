@@ -31,11 +31,11 @@ def labelled_batches(
     found = Counter(entry.split for entry in listing.entries)
     split = "test" if found["test"] else "val" if found["val"] else None
     entries = [entry for entry in listing.entries if split is None or entry.split == split]
-    contents = dict.fromkeys([entry.key for entry in entries], "")
+    contents, stamps = dict.fromkeys([entry.key for entry in entries], ""), {}
     if scanned:
         scan = scan_files([(entry.path, entry.key) for entry in entries], threads=available_cores())
         refuse_unreadable(scan, data)
-        contents = dict(scan.hashes)
+        contents, stamps = dict(scan.hashes), dict(scan.stamps)
     samples = tuple(
         Sample(
             path=entry.path,
@@ -43,6 +43,7 @@ def labelled_batches(
             index=place,
             target=_target(entry, listing.names, task),
             content=contents[entry.key],
+            stamp=stamps.get(entry.key, ()),
         )
         for place, entry in enumerate(entries)
         if entry.key in contents

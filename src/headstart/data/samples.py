@@ -36,7 +36,8 @@ class Sample:
     """One image of a split. ``index`` is its place among the sorted keys of all readable images, whatever the split.
 
     ``target``: the class's number, 0/1 per tag, numbers in original units, or () when there is none; ``content``: the
-    file's SHA-256, where it was scanned.
+    file's SHA-256, where it was scanned, and ``stamp`` what it then had as its size, times and inode (see
+    ``headstart.data.reading``).
     """
 
     path: Path
@@ -44,6 +45,7 @@ class Sample:
     index: int
     target: int | tuple[float, ...]
     content: str = ""
+    stamp: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

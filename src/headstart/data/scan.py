@@ -7,11 +7,11 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from headstart.config.schema import Data
-from headstart.data.decode import UnreadableImage, check_image, read_bytes
+from headstart.data.decode import UnreadableImage, check_image, read_file
 from headstart.errors import DataError
 from headstart.parallel.messages import exchange
 from headstart.parallel.processes import current
@@ -31,11 +31,14 @@ class Unreadable:
 
 @dataclass(frozen=True, kw_only=True)
 class Scan:
-    """What the pass found. ``hashes``: SHA-256 of each readable file, by key; ``duplicates``: keys of equal files."""
+    """What the pass found. ``hashes``: SHA-256 of each readable file, by key; ``duplicates``: keys of equal files;
+    ``stamps``: size, times and inode of each readable file, empty where they prove nothing.
+    """
 
     hashes: Mapping[str, str]
     unreadable: tuple[Unreadable, ...]
     duplicates: tuple[tuple[str, ...], ...]
+    stamps: Mapping[str, tuple[int, ...]] = field(default_factory=dict, repr=False)
 
 
 def scan_files(files: Sequence[tuple[Path, str]], *, threads: int, on_decoded: OnDecoded | None = None) -> Scan:
@@ -45,11 +48,13 @@ def scan_files(files: Sequence[tuple[Path, str]], *, threads: int, on_decoded: O
     """
     ours = current()
     part = files[ours.rank :: ours.world_size]
-    outcomes: list[tuple[str, str | None, str | None]] = []  # key, hash, reason
+    outcomes: list[tuple[str, str | None, str | None, tuple[int, ...]]] = []  # key, hash, reason, stamp
     with ThreadPoolExecutor(max_workers=threads) as pool:
         for done, (file, outcome) in enumerate(zip(part, pool.map(_examine, part), strict=True), start=1):
-            hashed, reason = (None, outcome.reason) if isinstance(outcome, Unreadable) else (outcome, None)
-            outcomes.append((file[1], hashed, reason))
+            if isinstance(outcome, Unreadable):
+                outcomes.append((file[1], None, outcome.reason, ()))
+            else:
+                outcomes.append((file[1], outcome[0], None, outcome[1]))
             if on_decoded is not None:
                 on_decoded(min(done * ours.world_size, len(files)), len(files))
     found = {key: rest for some in exchange(outcomes) for key, *rest in some}
@@ -57,17 +62,19 @@ def scan_files(files: Sequence[tuple[Path, str]], *, threads: int, on_decoded: O
     unreadable = tuple(
         Unreadable(path=path, key=key, reason=found[key][1]) for path, key in files if found[key][0] is None
     )
-    return Scan(hashes=hashes, unreadable=unreadable, duplicates=_duplicates(hashes))
+    stamps = {key: tuple(found[key][2]) for key in hashes}
+    return Scan(hashes=hashes, unreadable=unreadable, duplicates=_duplicates(hashes), stamps=stamps)
 
 
-def _examine(file: tuple[Path, str]) -> str | Unreadable:
+def _examine(file: tuple[Path, str]) -> tuple[str, tuple[int, ...]] | Unreadable:
+    """The readable file's SHA-256 and stamp."""
     path, key = file
     try:
-        content = read_bytes(path)
-        check_image(content, path=path)
+        read = read_file(path)
+        check_image(read.content, path=path)
     except UnreadableImage as error:
         return Unreadable(path=path, key=key, reason=error.reason)
-    return hashlib.sha256(content).hexdigest()
+    return hashlib.sha256(read.content).hexdigest(), read.stamp
 
 
 def _duplicates(hashes: Mapping[str, str]) -> tuple[tuple[str, ...], ...]:

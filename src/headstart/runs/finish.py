@@ -25,7 +25,7 @@ from headstart.runs.log import RunLog
 from headstart.storage import write_json
 from headstart.surgery.module_copy import InPlace
 from headstart.train.evaluate import evaluate
-from headstart.train.phases import Course, evaluate_best
+from headstart.train.phases import Course, changed_files, evaluate_best
 from headstart.train.state import TrainState
 
 
@@ -110,6 +110,7 @@ def finish(run: Path, state: TrainState, ready: Ready, *, log: RunLog | None, st
     found = {"val": evaluate_best(model, images.val, ready.course, epoch=state.best.epoch)}
     if images.test:
         found["test"] = evaluate(model, images.test, precision=rules.evaluated_in, memory_format=rules.memory_format)
+    changed = [note.text for note in changed_files(images.val)]
     seconds = time.monotonic() - started
     metrics = found["val"].metrics
     result = {
@@ -121,6 +122,8 @@ def finish(run: Path, state: TrainState, ready: Ready, *, log: RunLog | None, st
     facts = bundle_facts(ready.opened, ready.swap, ready.config, task=images.task, evaluated=settings, metrics=metrics)
     write_bundle(run / "model", model, facts, plan=ready.document, result=result)
     write_predictions(run / "predictions.csv", found["val"])
+    for text in changed:
+        log.note(text)
     log.mark("finished", {"step": state.step, "seconds": seconds})
     log.sync()
     write_json(run / "result.json", result)

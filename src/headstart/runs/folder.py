@@ -21,7 +21,7 @@ from headstart.storage import json_bytes, make_folder, read_json, read_text, ref
 from headstart.train.evaluate import Evaluation
 from headstart.train.machine import environment
 
-_FREE = ("workers", "cache.limit_gb")  # may be others when a run goes on
+_FREE = ("workers", "cache.limit_gb", "data.changed")  # may be others when a run goes on
 
 
 def default_out(config: Config) -> Path:

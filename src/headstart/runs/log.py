@@ -12,6 +12,7 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
+from headstart.data.reading import DataNote
 from headstart.storage import explained, open_log, read_text, write_file
 from headstart.train.cache import CacheNote
 from headstart.train.fit import EpochDone
@@ -85,7 +86,7 @@ class RunLog:
                 if event.index not in self._phases:  # else a life before this one has told it
                     self._line("phase", {"phase": event.index, "name": event.name, "trainable": event.trainable})
 
-            case CacheNote():
+            case CacheNote() | DataNote():
                 self.note(event.text)
 
     def mark(self, event: str, facts: dict[str, Any]) -> None:

@@ -128,7 +128,7 @@ class Activations:
         self._computed_pages = total
         for key, file in zip(self._keys, self._files, strict=True):
             file.sync()
-            if ours.local_rank == 0 and not self._shelf.is_complete(key):
+            if ours.local_rank == 0 and not self._shelf.is_complete(key) and not self._batches.changed:
                 self._shelf.complete(key, {"rounding": self._rounding})
             _PROVEN.add(key)
 
@@ -154,8 +154,8 @@ class Activations:
         damaged = [place for place, position in enumerate(part) if not file.read(position, rows[place].data)]
         if damaged:
             again = sorted({part[place] for place in damaged})
-            self._mended += again
             values = torch.cat([*self._pages(view, again)])
+            self._mended += [position for position in again if not self._is_changed(position)]
             pages[damaged] = values[[again.index(part[place]) for place in damaged]]
             self._kept(view, again, values)  # where it cannot be written, the next reader computes it again
         return unpacked(pages, self.crossings)
@@ -170,10 +170,16 @@ class Activations:
     def _kept(self, view: int, group: Sequence[int], pages: Tensor) -> StorageError | None:
         try:
             for position, page in zip(group, pages, strict=True):
-                self._files[view].write(position, page.numpy().data)
+                if not self._is_changed(position):
+                    self._files[view].write(position, page.numpy().data)
         except StorageError as error:
             return error
         return None
+
+    def _is_changed(self, position: int) -> bool:
+        """Whether this image's file is not the one that the key names: what is made of it is not kept."""
+        changed = self._batches.changed
+        return changed is not None and self._batches.samples[position].path in changed
 
     def _missing(self) -> list[list[int]]:
         """By view, the images that are not there; all, where the first batch, computed again, is not what is there."""

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from headstart.config.schema import FreezeRule, NormStatistics, Optimizer, Schedule
 from headstart.data.batches import Batches
+from headstart.data.reading import DataNote
 from headstart.errors import StorageError
 from headstart.models.boundary import find_boundary
 from headstart.models.freeze import NOTHING_FIXED, Fixed, Frozen, freeze_by, what_freezes
@@ -106,7 +107,7 @@ def phase_optimizer(model: nn.Module, phase: PhasePlan, options: Optimizer) -> t
     return make_optimizer(groups, options)
 
 
-Event = PhaseStarted | StepDone | EpochDone | CacheProgress | CacheNote
+Event = PhaseStarted | StepDone | EpochDone | CacheProgress | CacheNote | DataNote
 
 
 def train_phases(state: TrainState, course: Course, train: Batches, val: Batches) -> Iterator[Event]:
@@ -133,6 +134,7 @@ def _phases(state: TrainState, course: Course, train: Batches, val: Batches) -> 
         )
         feed = Feed(train=_with_views(train, phase), val=val)
         feed = yield from made_feed(state, frozen, feed, splits=phase.cached, rules=course.rules, where=course.cache)
+        yield from changed_files(feed.train)
         state.suffix = feed.suffix
         try:
             yield from _train_phase(state, course, phase, frozen, feed)
@@ -153,6 +155,8 @@ def _train_phase(state: TrainState, course: Course, phase: PhasePlan, frozen: Fr
     ):
         if isinstance(event, StepDone):
             yield event
+            if not current().several:  # else after the epoch, together
+                yield from changed_files(feed.train)
             continue
         now = frozen_digest(state.model, frozen)
         changed = sorted(name for name, value in proof.items() if now[name] != value)
@@ -160,9 +164,17 @@ def _train_phase(state: TrainState, course: Course, phase: PhasePlan, frozen: Fr
         _check_equal(state.model)
         validated = _validated(state, course, replace(event, phase=state.phase), feed)
         yield from feed.damaged()
+        yield from changed_files(feed.train)
         yield validated
         if _is_over(state):
             return
+
+
+def changed_files(batches: Batches) -> Iterator[DataNote]:
+    """Files that any process has found changed since this was last asked; of training, validation and test."""
+    if batches.changed is not None:
+        for text in sorted({text for news in exchange(batches.changed.news()) for text in news}):
+            yield DataNote(text)
 
 
 def _with_views(train: Batches, phase: PhasePlan) -> Batches:

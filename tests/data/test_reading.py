@@ -1,0 +1,140 @@
+"""The bytes that are read are those that were scanned: a file that was rewritten in between is an error, or a note."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import pickle
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from headstart.config.schema import Config, Data
+from headstart.data import decode
+from headstart.data.batches import Batches
+from headstart.data.decoded import Decoded, opened_decoded
+from headstart.data.images import Images, load_images, open_images
+from headstart.data.reading import ChangedImage
+from headstart.data.samples import Sample
+from headstart.shelf import Shelf
+
+
+@pytest.fixture
+def root(folders) -> Path:
+    return folders({"train/a": 5, "train/b": 4, "val/a": 3, "val/b": 2})
+
+
+@pytest.fixture
+def images(root: Path, preprocess) -> Images:
+    return open_images(root, like=preprocess, batch_size=4)
+
+
+@pytest.fixture
+def noting(root: Path, preprocess) -> Images:
+    return load_images(Config(data=Data(source=str(root), changed="note"), workers=0), preprocess)
+
+
+@pytest.fixture
+def settled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files count as untouched for long: their stamps prove something."""
+    monkeypatch.setattr(decode, "_SETTLED_NS", -(10**12))
+
+
+@pytest.fixture
+def rewrite(draw) -> Callable[[Sample], Path]:
+    """Puts another picture where the sample's is."""
+    return lambda sample: draw(sample.path, seed=99)
+
+
+def pixels(batches: Batches, epoch: int = 0) -> torch.Tensor:
+    return torch.cat([batch.pixels for batch in batches.epoch(epoch)])
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_a_rewritten_file_ends_the_epoch_and_is_named(images: Images, rewrite, split: str, workers: int) -> None:
+    batches = getattr(images, split)
+    before = hashlib.sha256(batches.samples[3].path.read_bytes()).hexdigest()
+    after = hashlib.sha256(rewrite(batches.samples[3]).read_bytes()).hexdigest()
+    with pytest.raises(ChangedImage) as caught:
+        pixels(replace(batches, workers=workers))
+    assert caught.value.exit_code == 1
+    for words in (str(batches.samples[3].path), before[:16], after[:16], "--resume"):
+        assert words in str(caught.value)
+    assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
+
+
+@pytest.mark.usefixtures("settled")
+def test_a_file_of_the_same_size_and_time_is_noticed(images: Images) -> None:
+    path = images.train.samples[2].path
+    content, times = path.read_bytes(), path.stat()
+    pixels(images.train)
+    path.write_bytes(content[:-20] + b"\0" + content[-19:])
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    with pytest.raises(ChangedImage, match=path.name):
+        pixels(images.train)
+
+
+@pytest.mark.usefixtures("settled")
+def test_a_file_that_was_written_again_with_the_same_bytes_is_the_same(images: Images) -> None:
+    wanted = pixels(images.train)
+    path = images.train.samples[2].path
+    path.write_bytes(path.read_bytes())
+    path.touch()
+    assert torch.equal(pixels(images.train), wanted)
+
+
+@pytest.mark.usefixtures("settled")
+def test_the_stamp_spares_the_digest_in_training_and_not_where_pixels_are_kept(images: Images, tmp_path: Path) -> None:
+    samples = tuple(replace(sample, content="0" * 64) for sample in images.train.samples)  # told apart by digests only
+    assert all(sample.stamp for sample in samples)
+    wrong = replace(images.train, samples=samples)
+    assert torch.equal(pixels(wrong), pixels(images.train))
+    with pytest.raises(ChangedImage):
+        list(wrong.padded([[0, 1]], epoch=0))
+    shelf = Shelf(tmp_path / "shelf", limit_bytes=10**9)
+    kept = opened_decoded(Decoded(transform=wrong.transform), samples, shelf, about="t")
+    with pytest.raises(ChangedImage):
+        pixels(replace(wrong, decoded=kept))
+
+
+def test_a_file_written_just_before_the_scan_has_no_stamp(images: Images) -> None:
+    assert {sample.stamp for sample in images.train.samples} == {()}
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_noted_files_are_used_as_they_are_and_told_once(noting: Images, rewrite, workers: int) -> None:
+    train, wanted = replace(noting.train, workers=workers), pixels(noting.val)
+    path = rewrite(noting.val.samples[1])
+    found = pixels(replace(noting.val, workers=workers))
+    differ = [place for place in range(5) if not torch.equal(found[place], wanted[place])]
+    assert differ == [1]
+    pixels(noting.val)
+    pixels(train)
+    (told,) = noting.train.changed.news()
+    assert str(path) in told
+    assert noting.train.changed.news() == []
+
+
+def test_noted_files_are_not_kept_among_decoded_images(noting: Images, rewrite, tmp_path: Path) -> None:
+    shelf = Shelf(tmp_path / "shelf", limit_bytes=10**9)
+    kept = opened_decoded(Decoded(transform=noting.val.transform), noting.val.samples, shelf, about="t")
+    sample, wanted = noting.val.samples[1], pixels(noting.val)
+    content = sample.path.read_bytes()
+    rewrite(sample)
+    assert not torch.equal(pixels(replace(noting.val, decoded=kept)), wanted)
+    sample.path.write_bytes(content)
+    assert torch.equal(pixels(replace(noting.val, decoded=kept)), wanted)
+
+
+@pytest.mark.parametrize("content", [None, b"", b"no image"])
+def test_a_file_that_can_no_longer_be_read_ends_the_run_whatever_was_asked(noting: Images, content) -> None:
+    path = noting.val.samples[1].path
+    path.unlink()
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(ChangedImage, match=r"and it could be read when the run began; put the file back"):
+        pixels(noting.val)
