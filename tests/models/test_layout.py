@@ -256,3 +256,33 @@ def test_looking_leaves_no_traces_in_what_a_model_caches() -> None:
     find_layout(model)
     assert all(not part.attention_bias_cache for part in model.modules() if hasattr(part, "attention_bias_cache"))
     copy.deepcopy(model).eval()
+
+
+class Switched(nn.Module):
+    """Two layers in an order that can be changed from outside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.fc = nn.Linear(12, 12), nn.Linear(12, 12), nn.Linear(12, 3)
+        self.turned = False
+
+    def forward(self, x):
+        x = x.flatten(1)[:, :12]
+        x = self.first(self.second(x)) if self.turned else self.second(self.first(x))
+        return self.fc(x)
+
+
+def turn(net):
+    net.turned = True
+
+
+def replace_forward(net):
+    net.forward = lambda x: net.fc(net.first(net.second(x.flatten(1)[:, :12])))
+
+
+@pytest.mark.parametrize("change", [turn, replace_forward])
+def test_a_changed_way_through_the_model_is_traced_anew(change):
+    net = Switched()
+    assert find_layout(net).modules[:2] == ("first", "second")
+    change(net)
+    assert find_layout(net).modules[:2] == ("second", "first")

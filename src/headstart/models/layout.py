@@ -14,6 +14,7 @@ from headstart.models.head_search import search_head
 from headstart.models.stages import Cut, cut_stages
 from headstart.models.trace import How, Trace, adapted_layers, is_adapted, trace_module, with_new_leaves
 from headstart.parallel.shards import plain_type
+from headstart.surgery.naming import HOOKS
 
 Kind = Literal["conv", "linear", "norm", "attention", "embedding", "token", "adapter", "head", "other"]
 
@@ -122,8 +123,16 @@ def named_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor, bool]]:
 
 
 def _structure(module: nn.Module) -> object:
-    parts = tuple((name, plain_type(part)) for name, part in module.named_modules())
+    parts = tuple((name, plain_type(part), _ways(part)) for name, part in module.named_modules())
     return parts, tuple((name, tuple(tensor.shape)) for name, tensor, _ in named_tensors(module))
+
+
+def _ways(part: nn.Module) -> object:
+    """What may send a forward pass another way: hooks, a replaced forward, switches. Counters are no switches."""
+    held = vars(part)
+    hooks = [tuple(hooks) for name, hooks in held.items() if HOOKS.match(name) and isinstance(hooks, dict) and hooks]
+    switches = [(name, value) for name, value in held.items() if isinstance(value, bool | str) and name != "training"]
+    return id(held.get("forward")), tuple(hooks), tuple(switches)
 
 
 def _look(module: nn.Module, trace: Trace) -> Layout:

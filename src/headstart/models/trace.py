@@ -157,6 +157,9 @@ def fx_graph(module: nn.Module, *, training: Callable[[str], bool]) -> fx.Graph:
     for path, part in module.named_modules():
         part.training = training(path)
     adapted = {type(part) for part in module.modules() if is_adapted(part)}  # their code branches on what they hold
+    if (replaced := vars(module).get("forward")) is not None:  # torch.fx would trace the class's
+        own = {"forward": lambda _, images: replaced(images)}
+        module.__class__ = type(type(module).__name__, (type(module),), own)
     tracer = _ImagesAlone(
         leaf_modules=[*get_notrace_modules(), *_LEAVES, *adapted],  # type: ignore[no-untyped-call]
         autowrap_functions=tuple(get_notrace_functions()),  # type: ignore[no-untyped-call]

@@ -26,10 +26,8 @@ def no_trace(module: nn.Module) -> Iterator[None]:
         before = with_parameters(before)
     try:
         yield
-    except BaseException:
+    finally:
         restore_state(module, before)
-        raise
-    restore_state(module, before)
     if own_code:
         _refuse_lasting(module, before)
 
