@@ -39,6 +39,7 @@ class Progress:
             "CacheProgress": self._cached,
             "CacheNote": self._note,
             "DataNote": self._note,
+            "CacheGivenUp": self._note,
             "PhaseStarted": self._phase_started,
             "StepDone": self._step_done,
             "EpochDone": self._epoch_done,

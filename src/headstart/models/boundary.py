@@ -18,11 +18,8 @@ from headstart.errors import ModelError
 from headstart.models.freeze import Frozen
 from headstart.models.layout import find_trace, named_tensors
 from headstart.models.trace import MODEL_FAILURES, fx_graph, graph_constants, input_shape, meta_copies, untouched
+from headstart.surgery.operation_watch import OperationWatch
 
-_RANDOM = frozenset(
-    ("rand", "rand_like", "randn", "randn_like", "randint", "randperm", "bernoulli", "bernoulli_", "multinomial",
-     "uniform_", "normal_", "stochastic_depth", "drop_block2d", "drop_block3d", "drop_path", "rrelu", "rrelu_")
-)  # fmt: skip
 _DROPOUTS = frozenset(
     ("dropout", "dropout_", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_alpha_dropout")
 )
@@ -37,13 +34,17 @@ class Boundary:
     for images of the size that it is built for (some models compute their shapes from that size alone).
 
     ``prefix``: images (B, C, H, W) -> tensors with B first, the same in training and evaluation, whatever the batch;
-    ``crossing``: what made them, in order; ``train_suffix`` and ``eval_suffix`` take them.
+    ``crossing``: what made them, in order; ``train_suffix`` and ``eval_suffix`` take them. ``refused``: why frozen
+    parts that execute later are not before it, a sentence each.
     """
 
     prefix: fx.GraphModule
     train_suffix: fx.GraphModule
     eval_suffix: fx.GraphModule
     crossing: tuple[str, ...]
+    refused: tuple[str, ...] = ()
+    keys: Mapping[str, str] = field(default_factory=dict, repr=False)
+    """The name in the search of what each node of ``prefix`` computes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,46 +58,77 @@ class _Half:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Seen:
-    """What all traces of one module share: keys of computations, and of those the tensors with one row per image, the
-    numbers that count the images, and all that were looked at.
+class Search:
+    """What all traces of one module share, and what a search that begins again knows already.
+
+    ``keys``: a name for every computation; by these names ``rows``: the tensors with one row per image, ``counts``: the
+    numbers that count the images, ``looked``: all that were looked at, ``refused``: why the value must not be stored.
+    ``random``: what is random in training by its own word, dropouts for one.
     """
 
     keys: dict[str, str] = field(default_factory=dict)
     rows: set[str] = field(default_factory=set)
     counts: set[str] = field(default_factory=set)
     looked: set[str] = field(default_factory=set)
+    refused: dict[str, str] = field(default_factory=dict)
+    random: dict[str, None] = field(default_factory=dict)
 
 
-def find_boundary(module: nn.Module, frozen: Frozen, *, example: Tensor | None = None) -> Boundary:
+def find_boundary(
+    module: nn.Module, frozen: Frozen, *, example: Tensor | None = None, search: Search | None = None
+) -> Boundary:
     """Cut a module that was frozen by ``freeze`` (which returned ``frozen``).
 
-    ``example``: images (B, C, H, W) for a model that carries no input size.
+    What stands before the boundary is fixed by what its operations are known to do; that both halves are the model,
+    and that an image's tensors are its own, is proved by ``headstart.train.proof`` on real images.
+
+    ``example``: images (B, C, H, W) for a model that carries no input size; ``search``: what an earlier search of this
+    module found, with computations that ``refuse_computation`` added since.
 
     Raises: ModelError: torch.fx cannot trace it, or nothing frozen stands before what trains.
     """
     images = torch.zeros(_BATCH, *(example.shape[1:] if example is not None else input_shape(module)))
-    seen = _Seen()
+    seen = Search() if search is None else search
     training = _half(module, frozen, seen, images, training=True)
     evaluation = _half(module, frozen, seen, images, training=False, known=set(training.fixed.values()))
     crossing = tuple(dict.fromkeys((*training.crossing, *evaluation.crossing)))
     first = next(node for node in training.graph.nodes if node.op == "placeholder")
     if not set(crossing) - {training.fixed[first]}:
+        ended = [*seen.refused.values(), *(f"{what} is random in training mode" for what in seen.random)]
+        why = f": {ended[0]}" if ended else ""
         raise ModelError(
-            f"freeze {frozen.rule}: nothing that is frozen executes before what trains, so there is no boundary"
+            f"freeze {frozen.rule}: nothing that is frozen executes before what trains, so there is no boundary{why}"
         )
+    prefix, keys = _prefix(module, training, crossing)
     return Boundary(
-        prefix=_prefix(module, training, crossing),
+        prefix=prefix,
         train_suffix=_suffix(module, training, crossing, seen),
         eval_suffix=_suffix(module, evaluation, crossing, seen),
         crossing=_labels(training, crossing),
+        refused=tuple(dict.fromkeys(seen.refused.values())),
+        keys=keys,
     )
+
+
+def refuse_computation(boundary: Boundary, node: fx.Node, why: str, *, search: Search) -> None:
+    """Have the next search with ``search`` end before a node of the boundary's prefix."""
+    search.refused[boundary.keys[node.name]] = f"{describe_node(node)} {why}"
+
+
+def describe_node(node: fx.Node) -> str:
+    """What a node of a prefix is to its user: the module's path, or the function and the module that calls it."""
+    if node.op == "call_module":
+        return str(node.target)
+    if node.op in ("placeholder", "get_attr"):
+        return str(node.target)
+    around = [path for path, _ in dict(node.meta.get("nn_module_stack") or {}).values()]
+    return f"{_name(node)}() in {around[-1] or 'the model'}" if around else f"{_name(node)}()"
 
 
 def _half(
     module: nn.Module,
     frozen: Frozen,
-    seen: _Seen,
+    seen: Search,
     images: Tensor,
     *,
     training: bool,
@@ -107,13 +139,14 @@ def _half(
     with untouched(module):
         for name, value in constants.items():
             setattr(module, name, value)
-        fixed = _fixed(module, graph, frozen, constants, seen.keys)
+        fixed = _fixed(module, graph, frozen, constants, seen)
         fixed = {node: key for node, key in fixed.items() if known is None or key in known}
         if not set(fixed.values()) <= seen.looked:
             try:
                 _look(module, graph, fixed, seen, images)
             except MODEL_FAILURES as error:
                 raise ModelError(f"model: its traced graph does not run, so it has no boundary: {error}") from error
+            fixed = _without_refused(fixed, seen)
     found: dict[fx.Node, None] = {}
     for node in (node for node in graph.nodes if node not in fixed):
         for source in node.all_input_nodes:
@@ -158,11 +191,10 @@ def _has_tensors(module: nn.Module, path: str) -> bool:
 
 
 def _fixed(
-    module: nn.Module, graph: fx.Graph, frozen: Frozen, constants: Collection[str], known: dict[str, str]
+    module: nn.Module, graph: fx.Graph, frozen: Frozen, constants: Collection[str], search: Search
 ) -> dict[fx.Node, str]:
-    """Nodes that are a function of the image and of frozen tensors alone, with a key of what they compute.
-
-    ``known`` holds the keys of all traces of one module: equal computations get equal keys.
+    """Nodes that are a function of the image and of frozen tensors alone, with a key of what they compute: equal
+    computations of all traces of the module get equal keys.
     """
     fixed: dict[fx.Node, str] = {}
     seen: Counter[str] = Counter()
@@ -171,6 +203,8 @@ def _fixed(
         if node.op == "output" or not all(source in fixed for source in node.all_input_nodes):
             continue
         if not _is_fixed(module, node, tensors, asleep):
+            if _is_untrained(module, node, tensors):
+                search.random.setdefault(describe_node(node))
             continue
         if _is_identity(module, node, asleep):
             fixed[node] = fixed[node.all_input_nodes[0]]
@@ -178,8 +212,27 @@ def _fixed(
         arguments = fx.node.map_arg((node.args, node.kwargs), lambda source: _Key(fixed[source]))
         text = repr((node.op, str(node.target), arguments))
         seen[text] += 1
-        fixed[node] = known.setdefault(f"{text} #{seen[text]}", f"%{len(known)}")
+        key = search.keys.setdefault(f"{text} #{seen[text]}", f"%{len(search.keys)}")
+        if key not in search.refused:
+            fixed[node] = key
     return fixed
+
+
+def _without_refused(fixed: Mapping[fx.Node, str], search: Search) -> dict[fx.Node, str]:
+    """What is left where computations were refused, with all that is made from them."""
+    left: dict[fx.Node, str] = {}
+    for node, key in fixed.items():  # in order of execution
+        if key not in search.refused and all(source in left for source in node.all_input_nodes):
+            left[node] = key
+    return left
+
+
+def _is_untrained(module: nn.Module, node: fx.Node, frozen: Collection[str]) -> bool:
+    """Whether nothing of a node trains: it is not fixed for what it does in training mode."""
+    if node.op != "call_module":
+        return node.op != "get_attr"
+    path = str(node.target)
+    return all(f"{path}.{name}" in frozen for name, _, _ in named_tensors(module.get_submodule(path)))
 
 
 class _Key(str):
@@ -228,14 +281,10 @@ def _is_deterministic(part: nn.Module) -> bool:
 
 
 def _is_random(node: fx.Node) -> bool:
-    name = _name(node)
-    if name in _RANDOM:
-        return True
-    if name in _DROPOUTS:
-        return _argument(node, 2, "training", True) is not False and _argument(node, 1, "p", 0.5) != 0
-    if name == "batch_norm":
-        return _argument(node, 5, "training", False) is not False
-    return name == "scaled_dot_product_attention" and _argument(node, 4, "dropout_p", 0.0) != 0
+    """Whether a function is a dropout in training mode; what else is random shows in its operations."""
+    if _name(node) not in _DROPOUTS:
+        return False
+    return _argument(node, 2, "training", True) is not False and _argument(node, 1, "p", 0.5) != 0
 
 
 def _name(node: fx.Node) -> str:
@@ -250,13 +299,16 @@ def _argument(node: fx.Node, position: int, name: str, default: object) -> objec
 
 
 class _Look(fx.Interpreter):
-    """Runs the fixed part of a graph and notes what is a tensor with one row per image, and what counts the images."""
+    """Runs the fixed part of a graph and notes what is a tensor with one row per image, what counts the images, and
+    what uses operations that are not known to be fixed.
+    """
 
-    def __init__(self, module: nn.Module, graph: fx.Graph, fixed: Mapping[fx.Node, str], seen: _Seen) -> None:
+    def __init__(self, module: nn.Module, graph: fx.Graph, fixed: Mapping[fx.Node, str], seen: Search) -> None:
         super().__init__(module, graph=graph)
         self.fixed, self.seen = fixed, seen
         self.device = torch.device("meta")
         self._of_images: set[fx.Node] = set()
+        self._run: set[fx.Node] = set()
 
     def get_attr(self, target: Any, args: Any, kwargs: Any) -> Any:
         """A tensor of the module, or a constant of the trace, where the images are."""
@@ -265,10 +317,18 @@ class _Look(fx.Interpreter):
 
     def run_node(self, n: fx.Node) -> Any:
         """The node's value, of the fixed part only."""
-        if n not in self.fixed:
+        if n not in self.fixed or any(source not in self._run for source in n.all_input_nodes):
             return None
-        value = super().run_node(n)
+        with OperationWatch() as watch:
+            value = super().run_node(n)
         self.seen.looked.add(self.fixed[n])
+        if watch.unknown:
+            self.seen.refused[self.fixed[n]] = (
+                f"{describe_node(n)} uses {watch.unknown[0]}, which is not known to give the same every time and for "
+                "each image alone"
+            )
+            return None
+        self._run.add(n)
         if n.op == "placeholder" or any(source in self._of_images for source in n.all_input_nodes):
             self._of_images.add(n)
             if isinstance(value, Tensor) and value.ndim > 1 and len(value) == _BATCH:
@@ -290,7 +350,7 @@ class _Run(nn.Module):
         return self.look.run(images)
 
 
-def _look(module: nn.Module, graph: fx.Graph, fixed: Mapping[fx.Node, str], seen: _Seen, images: Tensor) -> None:
+def _look(module: nn.Module, graph: fx.Graph, fixed: Mapping[fx.Node, str], seen: Search, images: Tensor) -> None:
     """A run on ``meta``, or where that fails for real."""
     for part in module.modules():
         part.training = False  # statistics stay
@@ -305,7 +365,7 @@ def _look(module: nn.Module, graph: fx.Graph, fixed: Mapping[fx.Node, str], seen
         look.run(images.to(device=look.device, dtype=dtype))
 
 
-def _collect(node: fx.Node, fixed: Mapping[fx.Node, str], seen: _Seen, found: dict[fx.Node, None]) -> None:
+def _collect(node: fx.Node, fixed: Mapping[fx.Node, str], seen: Search, found: dict[fx.Node, None]) -> None:
     """Of a fixed node that the suffix uses: itself where it has one row per image, else what it is made from."""
     waiting, seen_here = [node], {node}
     while waiting:
@@ -320,7 +380,8 @@ def _collect(node: fx.Node, fixed: Mapping[fx.Node, str], seen: _Seen, found: di
             waiting += more
 
 
-def _prefix(module: nn.Module, half: _Half, crossing: tuple[str, ...]) -> fx.GraphModule:
+def _prefix(module: nn.Module, half: _Half, crossing: tuple[str, ...]) -> tuple[fx.GraphModule, Mapping[str, str]]:
+    """The prefix, and the key of what each of its nodes computes."""
     graph, made = fx.Graph(), dict[fx.Node, fx.Node]()
     for node in half.graph.nodes:
         if node in half.fixed:
@@ -328,7 +389,8 @@ def _prefix(module: nn.Module, half: _Half, crossing: tuple[str, ...]) -> fx.Gra
     by_key = {half.fixed[node]: copied for node, copied in made.items()}
     graph.output(tuple(by_key[key] for key in crossing))
     graph.eliminate_dead_code(is_impure_node=_writes)
-    return _as_module(module, graph, half, name="Prefix")
+    keys = {copied.name: half.fixed[node] for node, copied in made.items()}
+    return _as_module(module, graph, half, name="Prefix"), keys
 
 
 def _writes(node: fx.Node) -> bool:
@@ -337,7 +399,7 @@ def _writes(node: fx.Node) -> bool:
     return node.op in ("placeholder", "output", "call_module") or name.endswith("_") or name in _IN_PLACE
 
 
-def _suffix(module: nn.Module, half: _Half, crossing: tuple[str, ...], seen: _Seen) -> fx.GraphModule:
+def _suffix(module: nn.Module, half: _Half, crossing: tuple[str, ...], seen: Search) -> fx.GraphModule:
     graph = fx.Graph()
     placed = {key: graph.placeholder(f"crossing_{place}") for place, key in enumerate(crossing)}
     made = {node: placed[key] for node, key in half.fixed.items() if key in placed}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import repeat
 from typing import Any
 
 import torch
@@ -15,17 +14,18 @@ from headstart.config.schema import Config
 from headstart.data.batches import Batches
 from headstart.data.images import Images
 from headstart.errors import ConfigError, ModelError
-from headstart.models.boundary import Boundary, find_boundary
+from headstart.models.boundary import Boundary
 from headstart.parallel.messages import from_first
 from headstart.plan.decisions import Decision
 from headstart.train.cache import through_prefix
 from headstart.train.crossing import crossing_of, page_bytes
 from headstart.train.phases import Course, PhasePlan, freeze_phase
+from headstart.train.proof import prove_boundary
 from headstart.train.step import StepRules
 
 AUTO_VIEWS = 4  # within noise of new changes in every epoch where it was tried (docs/speed.md)
 _FEW = 256  # image passes: less is not worth a look
-_MEASURED = 4  # images
+_MEASURED = 2  # images
 _WRITTEN, _READ = 200e6, 800e6  # bytes per second that a slow disk writes, and that is checked as it is read
 _WORTH = 0.1  # of the time that the passes take
 
@@ -118,13 +118,15 @@ def _chosen(
     if wanted.use == "auto" and spared < _FEW:
         return replace(phase, views=views), f"auto: it would spare {max(0, spared):,} passes through the frozen part"
     try:
-        boundary = find_boundary(module, freeze_phase(module, phase))
+        boundary = prove_boundary(module, freeze_phase(module, phase), images.train, rules)
     except ModelError as error:
         return replace(phase, views=views), str(error)
     if next(boundary.prefix.parameters(), None) is None:
         return replace(phase, views=views), "nothing with weights is frozen before what trains"
     cost = measured_cost(boundary, images.train, rules, as_bf16=wanted.dtype == "bf16")
-    return _weighed(config, phase, passes, cost, views=views)
+    found, why = _weighed(config, phase, passes, cost, views=views)
+    refused = f"; not further: {boundary.refused[0]}" if boundary.refused else ""
+    return found, f"{why}, up to {' and '.join(boundary.crossing)}{refused}" if refused else why
 
 
 def _passes(config: Config, phase: PhasePlan, images: Images, *, views: int) -> list[_Passes]:
@@ -164,13 +166,11 @@ def _weighed(
 
 
 def measured_cost(boundary: Boundary, batches: Batches, rules: StepRules, *, as_bf16: bool) -> FrozenCost:
-    """Seconds and bytes per image, on a few of them; the second of two runs counts."""
+    """Seconds and bytes per image, on a few of them; the proof has run before, so nothing is slow for being first."""
     count = min(_MEASURED, batches.batch_size, len(batches.samples))
-    seconds = 0.0
-    for _ in repeat(None, 2):
-        started = time.perf_counter()
-        values = through_prefix(boundary.prefix, batches.few(count), rules)
-        if torch.accelerator.is_available():
-            torch.accelerator.synchronize()
-        seconds = (time.perf_counter() - started) / count
+    started = time.perf_counter()
+    values = through_prefix(boundary.prefix, batches.few(count), rules)
+    if torch.accelerator.is_available():
+        torch.accelerator.synchronize()
+    seconds = (time.perf_counter() - started) / count
     return FrozenCost(seconds=seconds, nbytes=page_bytes([crossing_of(value, as_bf16=as_bf16) for value in values]))

@@ -321,6 +321,14 @@ def _drop_old(root: Path, state: TrainState, *, keep: int, disk: Disk) -> None:
             disk.remove(path)
 
 
+def drop_later(folder: Path, step: int, *, disk: Disk = DISK) -> None:
+    """Remove the checkpoints of later steps than this one.  Raises: StorageError."""
+    with explained(folder, needed=0):
+        for number, path in _by_step(folder).items():
+            if number > step:
+                disk.remove(path)
+
+
 def load_best(state: TrainState, folder: Path, *, into: nn.Module) -> None:
     """Put the best epoch's weights (trained or averaged) into a model.  Raises: StorageError."""
     assert state.best is not None

@@ -16,7 +16,7 @@ from headstart.data.reading import DataNote
 from headstart.storage import explained, open_log, read_text, write_file
 from headstart.train.cache import CacheNote
 from headstart.train.fit import EpochDone
-from headstart.train.phases import PhaseStarted
+from headstart.train.phases import CacheGivenUp, PhaseStarted
 from headstart.train.state import TrainState
 from headstart.train.step import StepDone
 
@@ -40,6 +40,12 @@ class RunLog:
 
     def __init__(self, run: Path, state: TrainState) -> None:
         self._path, self._csv = run / "events.jsonl", run / "metrics.csv"
+        self._file, self._text = -1, open_log(run / "log.txt", needed=_LINE)
+        self.go_back(state)
+        self.note(f"going on from step {state.step}" if state.step else "started")
+
+    def go_back(self, state: TrainState) -> None:
+        """Cut off what is later than the state."""
         kept = list(takewhile(lambda event: _is_before(event, state), _read(self._path)))
         write_file(self._path, "".join(json.dumps(event) + "\n" for event in kept).encode())
         self._micro_batches = 0
@@ -47,8 +53,9 @@ class RunLog:
         self._phases = {event["phase"] for event in kept if event["event"] == "phase"}
         if self._epochs:
             write_file(self._csv, _csv(self._epochs))
-        self._file, self._text = open_log(self._path, needed=_LINE), open_log(run / "log.txt", needed=_LINE)
-        self.note(f"going on from step {state.step}" if state.step else "started")
+        if self._file >= 0:
+            os.close(self._file)
+        self._file = open_log(self._path, needed=_LINE)
 
     def close(self) -> None:
         """Close the files; what must be durable was synced before."""
@@ -86,7 +93,7 @@ class RunLog:
                 if event.index not in self._phases:  # else a life before this one has told it
                     self._line("phase", {"phase": event.index, "name": event.name, "trainable": event.trainable})
 
-            case CacheNote() | DataNote():
+            case CacheNote() | CacheGivenUp() | DataNote():
                 self.note(event.text)
 
     def mark(self, event: str, facts: dict[str, Any]) -> None:

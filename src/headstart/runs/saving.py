@@ -19,10 +19,12 @@ from headstart.errors import Interrupted, OthersFailed
 from headstart.parallel.messages import any_of
 from headstart.parallel.processes import current
 from headstart.parallel.shards import is_sharded
-from headstart.runs.checkpoint import save
+from headstart.runs.checkpoint import drop_later, save
 from headstart.runs.log import Note, RunLog
+from headstart.storage import read_json, write_json
 from headstart.train.finite import check_before_saving
 from headstart.train.fit import EpochDone
+from headstart.train.phases import CacheGivenUp
 from headstart.train.state import TrainState
 from headstart.train.step import StepDone
 
@@ -134,6 +136,8 @@ class Saver:
         saved. NonFiniteError: it must not be.
         """
         self._interrupted.at_once = None
+        if isinstance(event, CacheGivenUp):
+            self._go_back(state)
         if self._log is not None:
             self._log.tell(event, phase=state.phase)
         self._watch(event)
@@ -150,6 +154,18 @@ class Saver:
         self._interrupted.at_once = lambda _: self._stop(state)
         if self._interrupted.signals:
             self._stop(state)
+
+    def _go_back(self, state: TrainState) -> None:
+        """Nothing that was computed from a cache that proved wrong stays: checkpoints, history, and the choice."""
+        self._unsaved = None
+        if self._log is None:
+            return
+        drop_later(self._run / "checkpoints", state.step)
+        plan = read_json(self._run / "plan.json")
+        for choice in plan["choices"]["cache"]:
+            choice["cached"] = []
+        write_json(self._run / "plan.json", plan)
+        self._log.go_back(state)
 
     def _stop(self, state: TrainState) -> NoReturn:
         """Save what is not saved yet, and leave."""

@@ -100,6 +100,12 @@ class Activations:
         for file in self._files:
             file.close()
 
+    def discard(self) -> None:
+        """Remove the pages, once the files are closed."""
+        for key in self._keys:
+            _PROVEN.discard(key)
+            self._shelf.remove(key)
+
     def summary(self) -> str:
         """What is there, in words."""
         count, views = len(self._batches.samples), len(self._files)

@@ -12,24 +12,26 @@ from torch import nn
 from headstart.data.batches import Batches
 from headstart.data.decoded import opened_decoded
 from headstart.errors import ModelError, StorageError
-from headstart.models.boundary import Boundary, find_boundary
+from headstart.models.boundary import Boundary
 from headstart.models.freeze import Frozen
 from headstart.models.layout import named_tensors
 from headstart.shelf import Shelf
 from headstart.train.cache import Activations, CacheNote, CacheProgress, CacheRules, open_activations
+from headstart.train.proof import CacheCheck, prove_boundary
 from headstart.train.state import TrainState
 from headstart.train.step import StepRules
 
 
 @dataclass(frozen=True, kw_only=True)
 class Feed:
-    """Batches of a phase. ``suffix``: what trains where ``train`` begins at the boundary. ``judged``: what is evaluated
-    on ``val`` in place of the model, and of its average.
+    """Batches of a phase. ``suffix``: what trains where ``train`` begins at the boundary, and ``check`` looks whether
+    that is right. ``judged``: what is evaluated on ``val`` in place of the model, and of its average.
     """
 
     train: Batches
     val: Batches
     suffix: nn.Module | None = None
+    check: CacheCheck | None = None
     judged: nn.Module | None = None
     judged_average: nn.Module | None = None
 
@@ -40,6 +42,13 @@ class Feed:
             if keys:
                 more = f" and {len(keys) - 1} more" if len(keys) > 1 else ""
                 yield CacheNote(f"cache: damaged, so computed again: {keys[0]}{more}")
+
+    def discard(self) -> None:
+        """Remove the activations: they are not what the model computes."""
+        self.close()
+        for batches in (self.train, self.val):
+            if isinstance(batches.stored, Activations):
+                batches.stored.discard()
 
     def close(self) -> None:
         """Close the files of activations."""
@@ -73,7 +82,11 @@ def made_feed(
     """
     if not splits:
         return feed
-    boundary = find_boundary(state.model, frozen)
+    try:
+        boundary = prove_boundary(state.model, frozen, feed.train, rules)
+    except ModelError as error:
+        yield CacheNote(f"cache: not used, the frozen part is computed in every epoch: {error}")
+        return feed
     for split in splits:
         batches = getattr(feed, split)
         try:
@@ -85,13 +98,17 @@ def made_feed(
         yield CacheNote(f"cache: {split}, {activations.summary()}")
         feed = replace(feed, **{split: replace(batches, stored=activations)})
         if split == "train":
-            feed = replace(feed, suffix=boundary.train_suffix)
+            check = CacheCheck(state.model, boundary, feed.train, rules)
+            feed = replace(feed, suffix=boundary.train_suffix, check=check)
         else:
-            feed = replace(feed, judged=boundary.eval_suffix, judged_average=_of_average(state, frozen, boundary))
+            average = _of_average(state, frozen, boundary, batches, rules)
+            feed = replace(feed, judged=boundary.eval_suffix, judged_average=average)
     return feed
 
 
-def _of_average(state: TrainState, frozen: Frozen, boundary: Boundary) -> nn.Module | None:
+def _of_average(
+    state: TrainState, frozen: Frozen, boundary: Boundary, batches: Batches, rules: StepRules
+) -> nn.Module | None:
     """The suffix of the average, where its prefix is the model's; a part that trained before may not have caught up."""
     if state.average is None:
         return None
@@ -100,7 +117,7 @@ def _of_average(state: TrainState, frozen: Frozen, boundary: Boundary) -> nn.Mod
     if not all(torch.equal(ours[name], theirs[name]) for name in frozen.tensors):
         return None
     try:
-        found = find_boundary(average, frozen)
+        found = prove_boundary(average, frozen, batches, rules)
     except ModelError:
         return None
     return found.eval_suffix if found.crossing == boundary.crossing else None

@@ -18,8 +18,7 @@ from torch import Tensor, nn
 from headstart.config.schema import FreezeRule, NormStatistics, Optimizer, Schedule
 from headstart.data.batches import Batches
 from headstart.data.reading import DataNote
-from headstart.errors import StorageError
-from headstart.models.boundary import find_boundary
+from headstart.errors import ModelError, StorageError
 from headstart.models.freeze import NOTHING_FIXED, Fixed, Frozen, freeze_by, what_freezes
 from headstart.models.layout import named_tensors
 from headstart.optim.groups import param_groups
@@ -32,7 +31,9 @@ from headstart.train.evaluate import Evaluation, evaluate
 from headstart.train.feed import Feed, kept_images, made_feed
 from headstart.train.fit import EpochDone, fit
 from headstart.train.metrics import score
+from headstart.train.proof import prove_boundary
 from headstart.train.state import Best, TrainState
+from headstart.train.state_copy import copy_state, put_back
 from headstart.train.step import StepDone, StepRules
 
 
@@ -107,7 +108,19 @@ def phase_optimizer(model: nn.Module, phase: PhasePlan, options: Optimizer) -> t
     return make_optimizer(groups, options)
 
 
-Event = PhaseStarted | StepDone | EpochDone | CacheProgress | CacheNote | DataNote
+class CacheRefuted(Exception):
+    """What a phase reads from the cache is not what its model computes; says why."""
+
+
+@dataclass(frozen=True)
+class CacheGivenUp:
+    """The state is again what it was at ``step``; from there on nothing is read from the activation cache."""
+
+    step: int
+    text: str
+
+
+Event = PhaseStarted | StepDone | EpochDone | CacheProgress | CacheNote | CacheGivenUp | DataNote
 
 
 def train_phases(state: TrainState, course: Course, train: Batches, val: Batches) -> Iterator[Event]:
@@ -132,12 +145,22 @@ def _phases(state: TrainState, course: Course, train: Batches, val: Batches) -> 
             trainable=frozen.of - frozen.parameters,
             frozen=frozen.parameters,
         )
-        feed = Feed(train=_with_views(train, phase), val=val)
-        feed = yield from made_feed(state, frozen, feed, splits=phase.cached, rules=course.rules, where=course.cache)
+        plain = Feed(train=_with_views(train, phase), val=val)
+        feed = yield from made_feed(state, frozen, plain, splits=phase.cached, rules=course.rules, where=course.cache)
         yield from changed_files(feed.train)
         state.suffix = feed.suffix
+        start = copy_state(state) if feed.check is not None else None
         try:
             yield from _train_phase(state, course, phase, frozen, feed)
+        except CacheRefuted as refuted:
+            assert start is not None
+            put_back(state, start)
+            feed.discard()
+            feed = plain
+            course = replace(course, phases=tuple(replace(each, cached=()) for each in course.phases))
+            yield CacheGivenUp(state.step, f"cache: given up, {refuted}; all since step {state.step} is trained again")
+            state.suffix = None
+            yield from _train_phase(state, course, course.phases[index], frozen, feed)
         finally:
             state.suffix = None
             feed.close()
@@ -154,6 +177,7 @@ def _train_phase(state: TrainState, course: Course, phase: PhasePlan, frozen: Fr
         first_epoch=phase.first_epoch,
     ):
         if isinstance(event, StepDone):
+            _look_at_cache(state, feed, epoch_ends=state.epoch_step == event.steps_in_epoch)
             yield event
             if not current().several:  # else after the epoch, together
                 yield from changed_files(feed.train)
@@ -175,6 +199,14 @@ def changed_files(batches: Batches) -> Iterator[DataNote]:
     if batches.changed is not None:
         for text in sorted({text for news in exchange(batches.changed.news()) for text in news}):
             yield DataNote(text)
+
+
+def _look_at_cache(state: TrainState, feed: Feed, *, epoch_ends: bool) -> None:
+    """Raises: CacheRefuted: what is read is not what the model computes."""
+    if feed.check is not None and feed.check.is_due(epoch_ends=epoch_ends):
+        why = feed.check.find_difference(state.epochs_done)
+        if why is not None:
+            raise CacheRefuted(why)
 
 
 def _with_views(train: Batches, phase: PhasePlan) -> Batches:
@@ -216,8 +248,8 @@ def evaluate_best(model: nn.Module, val: Batches, course: Course, *, epoch: int)
     with ExitStack() as stack:
         if "val" in phase.cached:
             frozen = what_freezes(model, phase.freeze, norm_statistics=phase.norm_statistics, fixed=phase.fixed)
-            boundary = find_boundary(model, frozen)
-            with suppress(StorageError):
+            with suppress(StorageError, ModelError):
+                boundary = prove_boundary(model, frozen, val, rules)
                 stored = stack.enter_context(closing(open_activations(boundary, val, rules=rules, where=course.cache)))
                 deque(stored.filled(), maxlen=0)
                 judged, batches = boundary.eval_suffix, replace(val, stored=stored)

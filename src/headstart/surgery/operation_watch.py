@@ -1,0 +1,29 @@
+"""What operations of torch a piece of code uses, seen where they are executed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from headstart.surgery.per_image_ops import is_fixed
+
+
+class OperationWatch(TorchDispatchMode):
+    """Within it, ``unknown`` collects the names of operations that are not known to give the same every time and for
+    each image alone, in the order of their execution.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.unknown: list[str] = []
+
+    def __torch_dispatch__(
+        self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Execute the operation, its name noted where it is not on the list."""
+        kwargs = kwargs or {}
+        if not is_fixed(func, args, kwargs):
+            self.unknown.append(str(func))
+        return func(*args, **kwargs)

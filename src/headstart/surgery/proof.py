@@ -1,0 +1,280 @@
+"""Proof that a module cut in two is the module: both are run and compared, on images that are given.
+
+A prefix makes tensors of images, a suffix goes on from them in the module's place. That this is the module can be
+known only by running both: its own code may hold hooks, counters, buffers, or draw random numbers.
+
+B images, C channels, H and W pixels
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, fx, nn
+from torch.utils._pytree import tree_flatten
+
+from headstart.surgery.module_state import ModuleState, differences, read_state, restore_state
+
+_ROUNDING = {torch.float32: 1e-3, torch.float64: 1e-8, torch.bfloat16: 6e-2, torch.float16: 1e-2}
+_MODEL_FAILURES = (RuntimeError, TypeError, ValueError, AttributeError, AssertionError, LookupError, ArithmeticError)
+Arithmetic = Callable[[], AbstractContextManager[object]]
+"""Makes the context that forward passes of a run are in."""
+
+
+class Halves(Protocol):
+    """A module cut in two: see ``headstart.models.boundary.Boundary``."""
+
+    @property
+    def prefix(self) -> nn.Module:
+        """Images (B, C, H, W) -> a tuple of tensors with one row per image."""
+
+    @property
+    def train_suffix(self) -> nn.Module:
+        """These tensors -> what the module gives in training mode."""
+
+    @property
+    def eval_suffix(self) -> nn.Module:
+        """These tensors -> what the module gives in evaluation mode."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Outcome:
+    """What calls in a row gave, and how they left the module; ``drew``: whether random numbers were taken."""
+
+    outputs: tuple[tuple[Any, tuple[Any, ...]], ...]  # per call its structure and its leaves
+    gradients: tuple[Tensor | None, ...]
+    after: ModuleState
+    drew: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Calls:
+    """Calls in a row, each in training mode (True) or in evaluation mode, from one state of the generators."""
+
+    modes: tuple[bool, ...]
+    seed: int
+
+
+WHOLE = (Calls(modes=(True, True, False), seed=20_011), Calls(modes=(True, False, True), seed=77))
+"""Both modes, a counter's second call included, from two states: from one a random choice may agree by chance."""
+
+
+def find_difference(
+    module: nn.Module,
+    halves: Halves,
+    images: Tensor,
+    *,
+    arithmetic: Arithmetic,
+    crossing: tuple[Tensor, ...] | None = None,
+    rounds: Sequence[Calls] = WHOLE,
+) -> str | None:
+    """Why the halves are not the module, as a clause; None where nothing differs.
+
+    The module is called, not its ``forward``; in its place then the suffix, on what the prefix made of the same images
+    (``crossing``, where that is known), from the same buffers, attributes and generators. Outputs, gradients, and all
+    that is left behind are compared to the bit. Where no random numbers are drawn, one round is as good as several.
+    The module is left as it was.
+
+    ``images``: (B, C, H, W), at least two, which BatchNorm needs.
+    """
+    before = read_state(module)
+    try:
+        crossing = crossing or compute_crossing(halves.prefix, images, arithmetic)
+        suffixes = {True: halves.train_suffix, False: halves.eval_suffix}
+        for calls in rounds:
+            restore_state(module, before)
+            own = _run(module, {True: module, False: module}, (images,), calls, arithmetic)
+            restore_state(module, before)
+            why = _compared(own, _run(module, suffixes, crossing, calls, arithmetic))
+            if why or not own.drew:
+                return why
+    except _MODEL_FAILURES as error:
+        return f"it does not run in two halves ({type(error).__name__}: {_first_line(error)})"
+    finally:
+        restore_state(module, before)
+    return None
+
+
+def compute_crossing(prefix: nn.Module, images: Tensor, arithmetic: Arithmetic) -> tuple[Tensor, ...]:
+    """What the prefix makes of the images, in evaluation mode."""
+    prefix.eval()
+    with torch.no_grad(), arithmetic():
+        made = prefix(images)
+    assert isinstance(made, tuple)
+    return made
+
+
+def _run(
+    module: nn.Module,
+    callables: Mapping[bool, Callable[..., Any]],
+    arguments: Sequence[Tensor],
+    calls: Calls,
+    arithmetic: Arithmetic,
+) -> _Outcome:
+    """``callables``: what is called in training mode (True) and in evaluation mode."""
+    _seed(calls.seed)
+    start, outputs = _generators(), list[tuple[Any, tuple[Any, ...]]]()
+    gradients: tuple[Tensor | None, ...] = ()
+    for training in calls.modes:
+        module.train(training)
+        with torch.set_grad_enabled(training):
+            with arithmetic():
+                given = [value.clone() for value in arguments]  # it may write to them
+                leaves, structure = tree_flatten(callables[training](*given))
+            if training:
+                gradients = (*gradients, *_gradients(module, leaves))
+        outputs.append((structure, tuple(map(_detached, leaves))))
+    drew = _generators() != start
+    return _Outcome(outputs=tuple(outputs), gradients=gradients, after=read_state(module), drew=drew)
+
+
+def _gradients(module: nn.Module, leaves: Sequence[Any]) -> tuple[Tensor | None, ...]:
+    """Of a sum over the outputs in which every number counts differently, by each trainable parameter."""
+    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    scores = [leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.requires_grad]
+    if not trained or not scores:
+        return ()
+    total = torch.stack([_weighted_sum(score) for score in scores]).sum()
+    return torch.autograd.grad(total, trained, allow_unused=True)
+
+
+def _weighted_sum(values: Tensor) -> Tensor:
+    weights = torch.linspace(0.5, 1.5, values.numel(), device=values.device, dtype=torch.float32)
+    return (values.flatten().float() * weights).sum()
+
+
+def _compared(own: _Outcome, halves: _Outcome) -> str | None:
+    """What differs, as a clause."""
+    left = differences(own.after, halves.after)
+    if left:
+        return f"{_listed(left)} would not change as without a cache"
+    for one, other in zip(own.outputs, halves.outputs, strict=True):
+        if one[0] != other[0] or not all(map(_is_same, one[1], other[1])):
+            return "the model as it is called gives other outputs than its traced graph"
+    if not all(map(_is_same, own.gradients, halves.gradients)):
+        return "the model as it is called gives other gradients than its traced graph"
+    return None
+
+
+def find_mixing(prefix: nn.Module, images: Tensor, together: tuple[Tensor, ...]) -> str | None:
+    """Why a tensor that the prefix makes is not each image's own, as a clause; None where all are.
+
+    ``together``: what it makes of these images (B, C, H, W) as one batch, without autocast, whose rounding would hide a
+    small share. They are given again in the other order, and each alone, from different states of the generators.
+    """
+    try:
+        for rows, made in _rearranged(prefix, images):
+            for whole, some in zip(together, made, strict=True):
+                if not is_close(some, whole[rows]):
+                    return "depends on the other images of the batch, or on chance"
+    except _MODEL_FAILURES as error:
+        return f"does not run on each image alone ({type(error).__name__}: {_first_line(error)})"
+    return None
+
+
+def find_mixing_node(prefix: fx.GraphModule, images: Tensor) -> fx.Node | None:
+    """The first node of a traced prefix whose value is not each image's own; None where no node stands out.
+
+    ``images``: (B, C, H, W), B of them different.
+    """
+    prefix.eval()
+    count = len(images)
+    with torch.no_grad():
+        together = _Values(prefix).of(images)
+        for rows in (list(reversed(range(count))), *([place] for place in range(count))):
+            _seed(len(rows))
+            made = _Values(prefix).of(images[rows])
+            for node, whole in together.items():
+                has_rows = whole.ndim > 0 and len(whole) == count and made[node].shape[1:] == whole.shape[1:]
+                if has_rows and len(made[node]) == len(rows) and not is_close(made[node], whole[rows]):
+                    return node
+    return None
+
+
+class _Values(fx.Interpreter):
+    """The tensors of every node."""
+
+    def of(self, images: Tensor) -> dict[fx.Node, Tensor]:
+        self.found: dict[fx.Node, Tensor] = {}
+        self.run(images)
+        return self.found
+
+    def run_node(self, n: fx.Node) -> Any:
+        """The node's value, noted before anything writes to it."""
+        value = super().run_node(n)
+        if isinstance(value, Tensor) and n.op != "get_attr":
+            self.found[n] = value.clone()
+        return value
+
+
+def _rearranged(prefix: nn.Module, images: Tensor) -> list[tuple[list[int], tuple[Tensor, ...]]]:
+    """Places of images, and what the prefix makes of these alone."""
+    orders = [list(reversed(range(len(images)))), *([place] for place in range(len(images)))]
+    found = []
+    for rows in orders:
+        _seed(len(rows))
+        found.append((rows, compute_crossing(prefix, images[rows], nullcontext)))
+    return found
+
+
+def is_close(one: Tensor, other: Tensor, *, stored: torch.dtype | None = None) -> bool:
+    """Whether every row of two tensors (B, ...) is the same but for rounding in another order of the same sum, and
+    that of being ``stored`` in another type.
+    """
+    if one.shape != other.shape or one.dtype != other.dtype:
+        return False
+    if not one.is_floating_point():
+        return torch.equal(one, other)
+    allowed = max(_ROUNDING.get(kind, 1e-3) for kind in (one.dtype, stored or one.dtype))
+    first, second = (value.detach().double().flatten(1) if value.ndim > 1 else value.double() for value in (one, other))
+    apart = (first - second).nan_to_num(0.0).abs()
+    if not torch.equal(first.isnan(), second.isnan()):
+        return False
+    size = second.nan_to_num(0.0).abs()
+    if apart.ndim > 1:
+        apart, size = apart.norm(dim=1), size.norm(dim=1)
+    return bool((apart <= allowed * size + 1e-12).all())
+
+
+def _is_same(one: Any, other: Any) -> bool:
+    """Equal to the bit."""
+    if not isinstance(one, Tensor) or not isinstance(other, Tensor):
+        return type(one) is type(other) and bool(one == other)
+    if one.shape != other.shape or one.dtype != other.dtype:
+        return False
+    return torch.equal(one, other) or torch.equal(_bytes(one), _bytes(other))  # NaN is not equal to itself
+
+
+def _bytes(value: Tensor) -> Tensor:
+    return value.contiguous().flatten().view(torch.uint8)
+
+
+def _detached(value: Any) -> Any:
+    return value.detach() if isinstance(value, Tensor) else value
+
+
+def _seed(seed: int) -> None:
+    """All global generators; within ``read_state`` and ``restore_state``."""
+    torch.manual_seed(seed)
+    random.seed(seed)
+    np.random.seed(seed)
+
+
+def _generators() -> tuple[Any, ...]:
+    name, keys, *rest = np.random.get_state()
+    return torch.get_rng_state().numpy().tobytes(), random.getstate(), (name, keys.tobytes(), *rest)  # type: ignore[union-attr]
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [""])[0][:160]
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more

@@ -1,0 +1,167 @@
+"""The boundary of a run's model, used only where it is proved on the run's own images.
+
+What is cached must be each image's own and the same every time, and the part behind it must do all that the model does
+when it is called. ``headstart.surgery.proof`` compares; here is what it compares on, and what is tried next.
+"""
+
+from __future__ import annotations
+
+import time
+import weakref
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from headstart.data.batches import Batch, Batches
+from headstart.errors import ModelError
+from headstart.models.boundary import Boundary, Search, find_boundary, refuse_computation
+from headstart.models.freeze import Frozen
+from headstart.parallel.messages import exchange
+from headstart.surgery.module_state import code_digest
+from headstart.surgery.proof import (
+    Calls,
+    compute_crossing,
+    find_difference,
+    find_mixing,
+    find_mixing_node,
+    is_close,
+)
+from headstart.train.cache import Activations
+from headstart.train.evaluate import in_eval
+from headstart.train.precision import MEMORY_FORMATS, autocast, device_of, dtype_of
+from headstart.train.step import StepRules
+
+_IMAGES = 2  # together, in the other order, and each alone: what mixes them shows
+_SHARE = 0.005  # of a phase's time, for looks after the first one
+_MOST_PLACES = 8  # that are tried, each earlier than the one before
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Proved:
+    """What a proof was of, and what it found."""
+
+    of: object
+    boundary: Boundary | None
+    why: str
+
+
+_PROVED: weakref.WeakKeyDictionary[nn.Module, _Proved] = weakref.WeakKeyDictionary()
+
+
+def prove_boundary(module: nn.Module, frozen: Frozen, batches: Batches, rules: StepRules) -> Boundary:
+    """The last place before which everything is fixed and each image's own, where both halves are the module.
+
+    Proved on two of the batches' images, once for a module with this code, these frozen parts and this arithmetic.
+
+    Raises: ModelError: there is none; says which module or function it is.
+    """
+    what = (frozen, code_digest(module), rules.precision, rules.memory_format, device_of(module), batches.preprocess)
+    known = _PROVED.get(module)
+    if known is None or known.of != what:
+        known = _prove(module, frozen, example_images(batches, module, rules), rules, what)
+        refused = next((why for why in exchange(known.why) if why), "")  # by one process: none of them may use it
+        known = _PROVED[module] = replace(known, boundary=None if refused else known.boundary, why=refused)
+    if known.boundary is None:
+        raise ModelError(known.why)
+    return known.boundary
+
+
+def _prove(module: nn.Module, frozen: Frozen, images: Tensor, rules: StepRules, what: object) -> _Proved:
+    search, why = Search(), ""
+    try:
+        for _ in range(_MOST_PLACES):
+            boundary = find_boundary(module, frozen, example=images, search=search)
+            with in_eval(module):
+                together = compute_crossing(boundary.prefix, images, nullcontext)
+                mixing = find_mixing(boundary.prefix, images, together)
+                node = find_mixing_node(boundary.prefix, images) if mixing else None
+            if node is not None:
+                refuse_computation(boundary, node, str(mixing), search=search)
+                continue
+            why = f"what is frozen {mixing}" if mixing else _difference(module, boundary, images, rules, together)
+            if not why:
+                return _Proved(of=what, boundary=boundary, why="")
+            break
+    except ModelError as error:
+        why = str(error)
+    return _Proved(of=what, boundary=None, why=why)
+
+
+def _difference(
+    module: nn.Module, boundary: Boundary, images: Tensor, rules: StepRules, plain: tuple[Tensor, ...]
+) -> str:
+    """Why the halves are not the module; empty where they are. ``plain``: what crosses, computed without autocast."""
+    arithmetic = partial(autocast, device_of(module), rules.precision)
+    known = plain if rules.precision == "fp32" else None
+    return find_difference(module, boundary, images, arithmetic=arithmetic, crossing=known) or ""
+
+
+def example_images(batches: Batches, module: nn.Module, rules: StepRules) -> Tensor:
+    """Two of the batches' images as the model takes them, (2, C, H, W), different from one another."""
+    places = sorted({0, len(batches.samples) - 1})
+    few = replace(batches, batch_size=_IMAGES, workers=0, stored=None, late=False)
+    batch = next(few.padded([places], epoch=0))
+    pixels = batch.pixels.clone()
+    for place in range(_IMAGES):
+        if any(torch.equal(pixels[place], pixels[other]) for other in range(place)) or place >= len(places):
+            made = torch.Generator().manual_seed(place)
+            pixels[place] = torch.randint(0, 256, pixels[place].shape, generator=made, dtype=torch.uint8)
+    return inputs_of(replace(batch, pixels=pixels), module, rules)
+
+
+class CacheCheck:
+    """Looks now and then whether what a phase reads from the cache still is what its model computes.
+
+    ``due``: after the first step, and then when all looks together took at most half a percent of the time since; of
+    several processes, which must look at once, after the first step and at the end of each epoch.
+    """
+
+    def __init__(self, module: nn.Module, boundary: Boundary, batches: Batches, rules: StepRules) -> None:
+        assert isinstance(batches.stored, Activations)
+        self._crossings = batches.stored.crossings
+        self._module, self._boundary, self._batches, self._rules = module, boundary, batches, rules
+        self._begun, self._spent, self._looks = time.monotonic(), 0.0, 0
+
+    def is_due(self, *, epoch_ends: bool) -> bool:
+        """Whether it is time to look."""
+        if self._looks == 0:
+            return True
+        if self._batches.processes.several:
+            return epoch_ends
+        each = self._spent / self._looks
+        return self._spent + each <= _SHARE * (time.monotonic() - self._begun)
+
+    def find_difference(self, epoch: int) -> str | None:
+        """What differs, as a clause, for two images of this epoch, in training and in evaluation mode by turns."""
+        started, rules = time.monotonic(), self._rules
+        count = len(self._batches.samples)
+        places = sorted({(self._looks * 7919) % count, (self._looks * 7919 + count // 2) % count})
+        few = replace(self._batches, batch_size=len(places), workers=0, stored=None, late=False)
+        images = inputs_of(next(few.padded([places], epoch=epoch)), self._module, rules)
+        arithmetic = partial(autocast, device_of(self._module), rules.precision)
+        with in_eval(self._module):
+            made = compute_crossing(self._boundary.prefix, images, arithmetic)
+        assert self._batches.stored is not None
+        (rows,) = self._batches.stored.rows([places], epoch=epoch)
+        found = None
+        as_stored = [getattr(torch, crossing.stored) for crossing in self._crossings]
+        pairs = zip(rows, made, as_stored, strict=True)
+        if not all(is_close(row.to(value.device), value, stored=kind) for row, value, kind in pairs):
+            found = "what is read for an image is not what the frozen part makes of it"
+        else:
+            calls = Calls(modes=(self._looks % 2 == 0,), seed=self._looks)
+            found = find_difference(
+                self._module, self._boundary, images, arithmetic=arithmetic, crossing=made, rounds=(calls,)
+            )
+        self._looks += 1
+        self._spent += time.monotonic() - started
+        return next((why for why in exchange(found) if why), None)
+
+
+def inputs_of(batch: Batch, module: nn.Module, rules: StepRules) -> Tensor:
+    """The batch's images as the model takes them, (B, C, H, W)."""
+    (images,) = batch.arguments(device_of(module), MEMORY_FORMATS[rules.memory_format], dtype_of(module))
+    return images
