@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
+import json
+import os
 import random
 import types
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,12 +18,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+import headstart as hs
 from headstart.data.images import Images
 from headstart.errors import ModelError
 from headstart.models.freeze import freeze
 from headstart.train.proof import prove_boundary
 from headstart.train.step import StepRules
 
+proof = importlib.import_module("headstart.train.proof")  # headstart.train is a function, too
 Change = Callable[[nn.Module, Tensor], Tensor]
 
 
@@ -193,3 +199,48 @@ def assert_right_or_refused(module: nn.Module, batches: Any) -> None:
         np.random.seed(3)
         found.append([call(images) for _ in range(6)] + [torch.tensor(random.random()), module.count.clone()])
     assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
+
+
+class Switched(nn.Module):
+    """Frozen maps turn over when an environment variable is set: nothing of the module shows it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv, self.fc = nn.Conv2d(3, 8, 3, 2, 1), nn.Linear(8, 10)
+
+    def forward(self, images: Tensor) -> Tensor:
+        maps = self.conv(images)
+        return self.fc(torch.relu(-maps if os.environ.get("TURNED") else maps).mean((2, 3)))
+
+
+@pytest.mark.parametrize("first_at", [1, 6])
+def test_a_difference_found_late_ends_the_use_of_the_cache_and_nothing_computed_from_it_stays(
+    settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first_at: int
+):
+    monkeypatch.setattr(proof, "_SHARE", 1e9)
+    monkeypatch.setenv("HEADSTART_CACHE", str(tmp_path / "cache"))
+    checkpoint = {"every_steps": 1, "keep": 20}
+    found: dict[str, Any] = {}
+    for use in ("always", "never"):
+        said: list[str] = []
+
+        def watch(event: object, use: str = use, said: list[str] = said) -> None:
+            said.append(getattr(event, "text", ""))
+            if use == "always" and getattr(event, "step", 0) == first_at:
+                monkeypatch.setenv("TURNED", "1")
+
+        out = tmp_path / use
+        given = settings(recipe="probe", epochs=3, cache={"use": use}, checkpoint=checkpoint, out=str(out))
+        given["model"] = {"image_size": 32}
+        run = hs.train(hs.load_config(given), model=Switched(), watch=watch)
+        events = [json.loads(line) for line in (out / "events.jsonl").read_text().splitlines()]
+        history = [(event["step"], event["loss"]) for event in events if event["event"] == "step"]
+        found[use] = {name: value.tolist() for name, value in run.model.state_dict().items()}
+        found[use] |= {"steps": history, "predictions": (out / "predictions.csv").read_text()}
+        given_up = [text for text in said if "given up" in text]
+        assert len(given_up) == (use == "always"), said
+    assert found["always"] == found["never"]
+    plan = json.loads((tmp_path / "always" / "plan.json").read_text())
+    assert [choice["cached"] for choice in plan["choices"]["cache"]] == [[]]
+    assert not any((tmp_path / "cache").glob("*/pages"))

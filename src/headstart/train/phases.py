@@ -31,7 +31,7 @@ from headstart.train.evaluate import Evaluation, evaluate
 from headstart.train.feed import Feed, kept_images, made_feed
 from headstart.train.fit import EpochDone, fit
 from headstart.train.metrics import score
-from headstart.train.proof import prove_boundary
+from headstart.train.proof import prove_boundary, refute_boundary
 from headstart.train.state import Best, TrainState
 from headstart.train.state_copy import copy_state, put_back
 from headstart.train.step import StepDone, StepRules
@@ -155,6 +155,7 @@ def _phases(state: TrainState, course: Course, train: Batches, val: Batches) -> 
         except CacheRefuted as refuted:
             assert start is not None
             put_back(state, start)
+            refute_boundary(state.model, str(refuted))
             feed.discard()
             feed = plain
             course = replace(course, phases=tuple(replace(each, cached=()) for each in course.phases))

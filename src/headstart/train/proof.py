@@ -69,6 +69,13 @@ def prove_boundary(module: nn.Module, frozen: Frozen, batches: Batches, rules: S
     return known.boundary
 
 
+def refute_boundary(module: nn.Module, why: str) -> None:
+    """Have ``prove_boundary`` refuse this module as it is from now on."""
+    known = _PROVED.get(module)
+    if known is not None:
+        _PROVED[module] = replace(known, boundary=None, why=why)
+
+
 def _prove(module: nn.Module, frozen: Frozen, images: Tensor, rules: StepRules, what: object) -> _Proved:
     search, why = Search(), ""
     try:
