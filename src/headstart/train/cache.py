@@ -7,7 +7,6 @@ that is missing or damaged is computed again. B batch.
 from __future__ import annotations
 
 import hashlib
-import inspect
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -23,18 +22,18 @@ from headstart.models.boundary import Boundary
 from headstart.pages import PageFile
 from headstart.parallel.messages import any_of, exchange
 from headstart.shelf import Shelf
+from headstart.surgery.module_state import code_digest
 from headstart.train.crossing import Crossing, crossing_of, packed, page_bytes, rounding, unpacked
 from headstart.train.evaluate import in_eval
 from headstart.train.machine import FOR_PEOPLE, environment
 from headstart.train.precision import MEMORY_FORMATS, autocast, device_of, dtype_of
 from headstart.train.step import StepRules
 
-_FORMAT = 1  # of the pages
+_FORMAT = 2  # of the pages
 _PROBED = 4  # images whose pixels go into the key: another decoder or another transform shows in them
 _AHEAD = 2  # batches that the system reads in advance
 _PROVEN: set[str] = set()
 """Keys of what this process has made whole, or found to be."""
-_LIBRARIES = ("torch.", "torchvision.", "timm.", "headstart.")  # whose code is known by its version
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -270,35 +269,16 @@ def crossings(prefix: nn.Module, batches: Batches, rules: StepRules, *, dtype: s
     return tuple(crossing_of(value, as_bf16=dtype == "bf16") for value in through_prefix(prefix, batch, rules))
 
 
-def prefix_digest(prefix: fx.GraphModule) -> str:
-    """SHA-256 over what a prefix computes: its graph, its layers' settings and code, its weights and buffers."""
-    digest = hashlib.sha256(prefix.code.encode())
-    for path, part in prefix.named_modules():
-        digest.update(repr((path, type(part).__module__, type(part).__qualname__, _settings(part))).encode())
-        digest.update(_source(type(part)))
+def prefix_digest(prefix: nn.Module) -> str:
+    """SHA-256 over what a prefix computes: its graph, its layers' code, hooks and settings, its weights and buffers."""
+    digest = hashlib.sha256(prefix.code.encode() if isinstance(prefix, fx.GraphModule) else b"")
+    for path, part in prefix.named_children():
+        digest.update(f"{path}: {code_digest(part)}\n".encode())
     for kind in (prefix.named_parameters(), prefix.named_buffers()):
         for name, value in kind:
             digest.update(repr((name, tuple(value.shape), value.dtype)).encode())
             digest.update(value.detach().contiguous().cpu().view(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
-
-
-def _settings(part: nn.Module) -> list[tuple[str, str]]:
-    """Plain numbers, names and tuples that a layer holds: its stride, its epsilon."""
-    plain = (bool, int, float, str, tuple, type(None))
-    return sorted(
-        (name, repr(value)) for name, value in vars(part).items() if isinstance(value, plain) and name != "training"
-    )
-
-
-def _source(kind: type) -> bytes:
-    """Of a layer that belongs to no library."""
-    if f"{kind.__module__}.".startswith(_LIBRARIES):
-        return b""
-    try:
-        return inspect.getsource(kind).encode()
-    except (OSError, TypeError):
-        return b""
 
 
 def through_prefix(prefix: nn.Module, batch: Batch, rules: StepRules) -> Arguments:
