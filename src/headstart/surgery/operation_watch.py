@@ -5,18 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from headstart.surgery.per_image_ops import is_fixed
 
 
-class OperationWatch(TorchDispatchMode):
+class OperationWatch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's own has no types
     """Within it, ``unknown`` collects the names of operations that are not known to give the same every time and for
     each image alone, in the order of their execution.
     """
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.unknown: list[str] = []
 
     def __torch_dispatch__(
@@ -24,6 +25,8 @@ class OperationWatch(TorchDispatchMode):
     ) -> Any:
         """Execute the operation, its name noted where it is not on the list."""
         kwargs = kwargs or {}
-        if not is_fixed(func, args, kwargs):
+        made = func(*args, **kwargs)
+        is_nothing = isinstance(made, Tensor) and made.numel() == 0  # batch norm makes room for what it does not need
+        if not is_nothing and not is_fixed(func, args, kwargs):
             self.unknown.append(str(func))
-        return func(*args, **kwargs)
+        return made

@@ -169,13 +169,11 @@ def find_mixing(prefix: nn.Module, images: Tensor, together: tuple[Tensor, ...])
     small share. They are given again in the other order, and each alone, from different states of the generators.
     """
     try:
-        for rows, made in _rearranged(prefix, images):
-            for whole, some in zip(together, made, strict=True):
-                if not is_close(some, whole[rows]):
-                    return "depends on the other images of the batch, or on chance"
+        again = _rearranged(prefix, images)
     except _MODEL_FAILURES as error:
         return f"does not run on each image alone ({type(error).__name__}: {_first_line(error)})"
-    return None
+    own = all(is_close(some, whole[rows]) for rows, made in again for whole, some in zip(together, made, strict=True))
+    return None if own else "depends on the other images of the batch, or on chance"
 
 
 def find_mixing_node(prefix: fx.GraphModule, images: Tensor) -> fx.Node | None:
@@ -189,11 +187,21 @@ def find_mixing_node(prefix: fx.GraphModule, images: Tensor) -> fx.Node | None:
         together = _Values(prefix).of(images)
         for rows in (list(reversed(range(count))), *([place] for place in range(count))):
             _seed(len(rows))
-            made = _Values(prefix).of(images[rows])
-            for node, whole in together.items():
-                has_rows = whole.ndim > 0 and len(whole) == count and made[node].shape[1:] == whole.shape[1:]
-                if has_rows and len(made[node]) == len(rows) and not is_close(made[node], whole[rows]):
-                    return node
+            found = _first_other(together, _Values(prefix).of(images[rows]), rows)
+            if found is not None:
+                return found
+    return None
+
+
+def _first_other(
+    together: Mapping[fx.Node, Tensor], made: Mapping[fx.Node, Tensor], rows: Sequence[int]
+) -> fx.Node | None:
+    """The first node whose value for these rows is another one than among all of them."""
+    for node, whole in together.items():
+        some = made[node]
+        has_rows = whole.ndim > 0 and some.ndim > 0 and len(some) == len(rows) and some.shape[1:] == whole.shape[1:]
+        if has_rows and max(rows) < len(whole) and not is_close(some, whole[rows]):
+            return node
     return None
 
 
@@ -267,8 +275,9 @@ def _seed(seed: int) -> None:
 
 
 def _generators() -> tuple[Any, ...]:
-    name, keys, *rest = np.random.get_state()
-    return torch.get_rng_state().numpy().tobytes(), random.getstate(), (name, keys.tobytes(), *rest)  # type: ignore[union-attr]
+    """The states of the global generators, to be compared."""
+    of_numpy: Any = np.random.get_state()
+    return torch.get_rng_state().numpy().tobytes(), random.getstate(), of_numpy[1].tobytes(), of_numpy[2:]
 
 
 def _first_line(error: Exception) -> str:

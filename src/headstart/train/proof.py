@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from headstart.data.batches import Batch, Batches
 from headstart.errors import ModelError
-from headstart.models.boundary import Boundary, Search, find_boundary, refuse_computation
+from headstart.models.boundary import Boundary, find_boundary, refuse_computation
+from headstart.models.fixed_nodes import Search
 from headstart.models.freeze import Frozen
 from headstart.parallel.messages import exchange
 from headstart.surgery.module_state import code_digest
