@@ -20,6 +20,7 @@ from headstart.data.task import TaskSpec
 from headstart.errors import NonFiniteError
 from headstart.parallel.messages import gathered
 from headstart.parallel.shards import is_sharded, part_again
+from headstart.surgery.generators import kept_generators, seed_generators
 from headstart.train.heap import kept_memory
 from headstart.train.metrics import measure
 from headstart.train.precision import MEMORY_FORMATS, Precision, autocast, device_of, dtype_of
@@ -125,9 +126,11 @@ def _run(model: nn.Module, batches: Batches, *, precision: Precision, memory_for
     if batches.training is not None:  # the same images as they are: in order, not changed at random
         batches = replace(batches, training=None, transform=eval_transform(batches.preprocess), decoded=None)
     keys = tuple(sample.key for sample in batches.samples)
-    with in_eval(model), kept_memory():
-        level = _level(batches.epoch(0), batches, everywhere=is_sharded(model))
-        outputs = [scores(model, batch, precision=precision, memory_format=memory_format) for batch in level]
+    with in_eval(model), kept_memory(), kept_generators():
+        outputs, ours = [], batches.processes
+        for number, batch in enumerate(_level(batches.epoch(0), batches, everywhere=is_sharded(model))):
+            seed_generators(number * ours.world_size + ours.rank)  # a module may draw in evaluation: the same each time
+            outputs.append(scores(model, batch, precision=precision, memory_format=memory_format))
         part_again(model)
         joined = _joined(outputs, batches) if batches.processes.several else torch.cat(outputs)
         finite = torch.isfinite(joined).flatten(1).all(1).tolist()
