@@ -33,6 +33,7 @@ from headstart.plan.given import given_module, note_changed
 from headstart.plan.light import adapt, lora_document
 from headstart.plan.loading import choose_workers
 from headstart.plan.memory import check_memory
+from headstart.plan.own_state import check_own_state
 from headstart.plan.parallel import check_parallel, choose_parallel
 from headstart.plan.phases import make_phases
 from headstart.plan.recompute import choose_recompute
@@ -169,6 +170,7 @@ def _course(
         phases=work.phases, optimizer=config.optimizer, schedule=config.schedule, rules=rules,
         patience=config.stop.patience, cache=where,
     )  # fmt: skip
+    course, about_state, unsaved = check_own_state(module, course, work.images)
     course, cached, choices = choose_cache(
         config, module, course, work.images, recorded=recorded.get("cache"), possible=possible
     )
@@ -180,7 +182,8 @@ def _course(
         config, module, course, images, recorded=recorded.get("compile"), possible=possible
     )
     measured = {"arithmetic": kept, "cache": choices, "evaluation": evaluated, "compile": compile_}
-    return course, images, (*about, cached, *size, *loading, *compiling), measured
+    measured |= {"unsaved_state": list(unsaved)} if unsaved else {}
+    return course, images, (*about, *about_state, cached, *size, *loading, *compiling), measured
 
 
 def _for_accelerator(images: Images, device: torch.device) -> Images:

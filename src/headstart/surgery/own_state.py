@@ -1,7 +1,7 @@
 """State of a user's own modules that ``state_dict`` leaves out: attributes, and buffers that are not persistent.
 
-A counter that forward moves, a list that it fills, a generator that a module holds: what can be written as numbers, text
-and tensors is saved with a checkpoint and a bundle, and put back.
+A counter that forward moves, a list that it fills, a generator that a module holds: what can be written as numbers,
+text and tensors is saved with a checkpoint and a bundle, and put back.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def read_own_state(module: nn.Module) -> OwnState:
         for name, buffer in part.named_buffers(recurse=False):
             if name in part._non_persistent_buffers_set:
                 found.tensors[_joined(path, name)] = buffer.detach().clone()
-    for path, part, name, value in _attributes(module):
+    for path, name, value in _attributes(module):
         if isinstance(value, Tensor):
             found.tensors[_joined(path, name)] = value.detach().clone()
             continue
@@ -68,7 +68,19 @@ def restore_own_state(module: nn.Module, state: OwnState) -> None:
     for full, value in state.values.items():
         path, _, name = full.rpartition(".")
         if path in parts:
-            vars(parts[path])[name] = _put_back(vars(parts[path]).get(name), value)
+            own: dict[str, Any] = vars(parts[path])  # type: ignore[assignment]  # a dictionary, as its setters do
+            own[name] = _put_back(own.get(name), value)
+
+
+def has_own_code(module: nn.Module) -> bool:
+    """Whether anything of a module is not a library's: a class, a hook, a replaced ``forward``."""
+    return any(
+        not is_library(type(part).__module__)
+        or "forward" in vars(part)
+        or part._forward_hooks
+        or part._forward_pre_hooks
+        for part in module.modules()
+    )
 
 
 def covers(state: OwnState, name: str) -> bool:
@@ -78,13 +90,13 @@ def covers(state: OwnState, name: str) -> bool:
     return any(plain == path or plain.startswith((path + ".", path + "[", path + ":")) for path in known)
 
 
-def _attributes(module: nn.Module) -> Iterator[tuple[str, nn.Module, str, Any]]:
+def _attributes(module: nn.Module) -> Iterator[tuple[str, str, Any]]:
     for path, part in module.named_modules():
         if is_library(type(part).__module__):
             continue
         for name, value in vars(part).items():
             if not name.startswith("_") and name != "training" and not isinstance(value, nn.Module):
-                yield path, part, name, value
+                yield path, name, value
 
 
 def _joined(path: str, name: str) -> str:

@@ -21,6 +21,8 @@ from headstart.errors import NonFiniteError
 from headstart.parallel.messages import gathered
 from headstart.parallel.shards import is_sharded, part_again
 from headstart.surgery.generators import kept_generators, seed_generators
+from headstart.surgery.module_state import read_state, restore_state
+from headstart.surgery.own_state import has_own_code
 from headstart.train.heap import kept_memory
 from headstart.train.metrics import measure
 from headstart.train.precision import MEMORY_FORMATS, Precision, autocast, device_of, dtype_of
@@ -126,7 +128,7 @@ def _run(model: nn.Module, batches: Batches, *, precision: Precision, memory_for
     if batches.training is not None:  # the same images as they are: in order, not changed at random
         batches = replace(batches, training=None, transform=eval_transform(batches.preprocess), decoded=None)
     keys = tuple(sample.key for sample in batches.samples)
-    with in_eval(model), kept_memory(), kept_generators():
+    with in_eval(model), kept_memory(), kept_generators(), _own_state_kept(model):
         outputs, ours = [], batches.processes
         for number, batch in enumerate(_level(batches.epoch(0), batches, everywhere=is_sharded(model))):
             seed_generators(number * ours.world_size + ours.rank)  # a module may draw in evaluation: the same each time
@@ -142,6 +144,17 @@ def _run(model: nn.Module, batches: Batches, *, precision: Precision, memory_for
             )
         result = _read(batches.task, joined)
     return Predictions(task=batches.task, outputs=result.clone(), keys=keys)
+
+
+@contextmanager
+def _own_state_kept(model: nn.Module) -> Iterator[None]:
+    """What the user's own code counts, writes or collects in evaluation is put back: the next one gives the same."""
+    before = read_state(model) if has_own_code(model) else None
+    try:
+        yield
+    finally:
+        if before is not None:
+            restore_state(model, before)
 
 
 def _level(made: Iterator[Batch], batches: Batches, *, everywhere: bool) -> Iterator[Batch]:

@@ -55,6 +55,8 @@ class PhasePlan:
     """Splits (train, val) that are read from the activation cache."""
     fixed: Fixed = NOTHING_FIXED
     """What was frozen in the module before, and stays so whatever ``freeze`` says."""
+    moving: frozenset[str] = frozenset()
+    """Buffers that forward writes to although nothing around them trains: they are not frozen."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,7 +100,12 @@ def enter_phase(state: TrainState, course: Course, index: int) -> Frozen:
 
 def freeze_phase(model: nn.Module, phase: PhasePlan) -> Frozen:
     """Freeze what the phase says, statistics included."""
-    return freeze_by(model, phase.freeze, norm_statistics=phase.norm_statistics, fixed=phase.fixed)
+    frozen = freeze_by(model, phase.freeze, norm_statistics=phase.norm_statistics, fixed=phase.fixed)
+    return _without_moving(frozen, phase)
+
+
+def _without_moving(frozen: Frozen, phase: PhasePlan) -> Frozen:
+    return replace(frozen, tensors=tuple(name for name in frozen.tensors if name not in phase.moving))
 
 
 def phase_optimizer(model: nn.Module, phase: PhasePlan, options: Optimizer) -> torch.optim.Optimizer:
@@ -249,6 +256,7 @@ def evaluate_best(model: nn.Module, val: Batches, course: Course, *, epoch: int)
     with ExitStack() as stack:
         if "val" in phase.cached:
             frozen = what_freezes(model, phase.freeze, norm_statistics=phase.norm_statistics, fixed=phase.fixed)
+            frozen = _without_moving(frozen, phase)
             with suppress(StorageError, ModelError):
                 boundary = prove_boundary(model, frozen, val, rules)
                 stored = stack.enter_context(closing(open_activations(boundary, val, rules=rules, where=course.cache)))

@@ -1,0 +1,81 @@
+"""What forward passes of a user's own module change besides its weights, and whether a run can keep it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+
+import torch
+from torch import nn
+
+from headstart.data.images import Images
+from headstart.errors import ModelError
+from headstart.models.freeze import Frozen
+from headstart.plan.decisions import Decision
+from headstart.surgery.module_state import differences, read_state, restore_state
+from headstart.surgery.own_state import covers, has_own_code, read_own_state
+from headstart.train.phases import Course, freeze_phase
+from headstart.train.precision import autocast, device_of
+from headstart.train.proof import example_images
+
+_MODES = (True, True, False, False)  # of the calls: what a first one sets and a second one changes shows
+
+
+def check_own_state(
+    module: nn.Module, course: Course, images: Images
+) -> tuple[Course, tuple[Decision, ...], tuple[str, ...]]:
+    """The course with the buffers that move in each phase although nothing of them trains; what to say of state that
+    forward changes; and the names of what no checkpoint can hold.
+
+    A module without code or hooks of the user's own is not run.
+
+    Raises: ModelError: forward changes a buffer of a module that a phase freezes.
+    """
+    if not has_own_code(module):
+        return course, (), ()
+    given, found, phases = example_images(images.train, module, course.rules), dict[str, None](), []
+    for phase in course.phases:
+        frozen = freeze_phase(module, phase)
+        names = _changed_by_forward(module, course, given)
+        still = [name for name in (name.removeprefix("buffer ") for name in names) if name in frozen.tensors]
+        for name in still:
+            _refuse_asleep(frozen, name)
+        phases.append(replace(phase, moving=frozenset(still)))
+        found |= dict.fromkeys(names)
+    state = read_own_state(module)
+    persistent = {f"buffer {name}" for name in module.state_dict()}
+    kept = [name for name in found if name not in persistent and covers(state, name)]
+    lost = tuple(name for name in found if name not in persistent and not covers(state, name))
+    said = []
+    if kept:
+        said.append(Decision("own state", ", ".join(kept), "changed by forward, saved with every checkpoint"))
+    if lost:
+        why = "changed by forward and not saved, not in the bundle: a resume and predictions begin with its first value"
+        said.append(Decision("own state", ", ".join(lost), why))
+    return replace(course, phases=tuple(phases)), tuple(said), lost
+
+
+def _refuse_asleep(frozen: Frozen, name: str) -> None:
+    """Raises: ModelError: the buffer is of a module that is frozen in evaluation mode."""
+    if name.rpartition(".")[0] in frozen.modules:
+        raise ModelError(
+            f"freeze {frozen.rule}: {name} is frozen, but forward writes to it in evaluation mode, too; write to it "
+            "only if self.training, or train everything: --freeze none"
+        )
+
+
+def _changed_by_forward(module: nn.Module, course: Course, images: torch.Tensor) -> list[str]:
+    """Names of what is not as before after calls in training mode, without the generators of random numbers."""
+    modes = [part.training for part in module.modules()]
+    before, arithmetic = read_state(module), partial(autocast, device_of(module), course.rules.precision)
+    try:
+        for training in _MODES:
+            module.train(training)
+            with torch.set_grad_enabled(training), arithmetic():
+                module(images.clone())
+        for part, mode in zip(module.modules(), modes, strict=True):
+            part.training = mode
+        after = read_state(module)
+    finally:
+        restore_state(module, before)
+    return [name for name in differences(before, after) if not name.endswith("random generator")]
