@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import os
 import shutil
 from pathlib import Path
 
@@ -102,3 +103,30 @@ def test_an_unreadable_image_keeps_its_place_and_its_reason(run, colours, tmp_pa
 def test_a_folder_without_a_run_is_named(tmp_path) -> None:
     with pytest.raises(hs.Error, match="no finished run is there"):
         predict_paths(tmp_path, [tmp_path])
+
+
+def test_files_whose_names_print_alike_get_their_own_predictions(run, colours, tmp_path) -> None:
+    """A byte that is not UTF-8 is shown as four letters, which another file's name may hold."""
+    folder = tmp_path / "alike"
+    folder.mkdir()
+    names = [b"\xff.png", b"\\xff.png", b"x.png"]
+    for name, picture in zip(names, ("red/00.png", "blue/00.png", "green/00.png"), strict=True):
+        (folder / os.fsdecode(name)).write_bytes((colours / picture).read_bytes())
+    one_by_one = {name: predict_paths(run.path, [folder / os.fsdecode(name)])[0].labels for name in names}
+    assert len(set(one_by_one.values())) == 3
+    for paths in ([folder], [folder / os.fsdecode(name) for name in names]):
+        made = predict_paths(run.path, paths)
+        assert {prediction.labels for prediction in made} == set(one_by_one.values())
+        assert len({prediction.path for prediction in made}) == 3
+    for prediction in predict_paths(run.path, [folder / os.fsdecode(name) for name in names[:2]]):
+        assert prediction.labels == one_by_one[names[1] if r"\\xff" in prediction.path else names[0]]
+    (folder / "x.png").write_bytes(b"no picture")
+    (torn,) = [prediction for prediction in predict_paths(run.path, [folder]) if prediction.error]
+    assert torn.path.endswith("x.png")
+
+
+def test_names_that_print_alike_are_refused_where_a_scan_would_share_its_findings(colours, tmp_path) -> None:
+    for name in (b"\xff.png", b"\\xff.png"):
+        (tmp_path / os.fsdecode(name)).write_bytes((colours / "red/00.png").read_bytes())
+    with pytest.raises(hs.Error, match="two files have this name once it is written as text; rename one"):
+        hs.audit(tmp_path)

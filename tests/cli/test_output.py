@@ -111,3 +111,8 @@ def test_a_number_of_parameters_takes_a_unit(text: str, count: int) -> None:
 def test_what_is_no_number_of_parameters_is_refused(text: str) -> None:
     with pytest.raises(ConfigError, match=r"is no number of parameters; give e.g. 5M"):
         parameters(text, flag="--max-params")
+
+
+def test_a_number_that_is_called_as_another_column_has_its_own():
+    made = [Predicted(path="a.jpg", values={"error": 2.5, "path": 1.0, "price": 3.0})]
+    assert rows(render(made, form="csv", top=5))[0] == ["path", "value:error", "value:path", "price", "error"]

@@ -284,3 +284,17 @@ def test_parquet_without_pyarrow_names_the_extra(tmp_path: Path, load, monkeypat
 
     monkeypatch.setattr(builtins, "__import__", without)
     assert "pip install 'headstart[parquet]'" in message(load, path)
+
+
+def test_a_tag_in_a_parquet_list_that_holds_the_separator_is_refused_by_name(table, load, tmp_path: Path) -> None:
+    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    table("unused\n1\n")
+    tags = [["sea, wide", "sun"], ["sun"], ["sea, wide"], [None, "sun"], [], ["sun"]]
+    path = tmp_path / "rows.parquet"
+    parquet.write_table(pyarrow.table({"image": [f"i{place}.png" for place in range(6)], "tags": tags}), path)
+    text = message(load, path)
+    assert "tag 'sea, wide' in column 'tags' holds the separator ','" in text
+    assert "--data.tags_separator '|'" in text
+    images = load(path, tags_separator="|")
+    assert images.classes == ("sea, wide", "sun")
+    assert {s.key: s.target for s in images.train.samples + images.val.samples}["i3.png"] == (0.0, 1.0)

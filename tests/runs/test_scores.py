@@ -10,7 +10,8 @@ from sklearn.metrics import average_precision_score, confusion_matrix, precision
 
 from headstart.errors import StorageError
 from headstart.runs.intervals import Interval, bootstrap, wilson
-from headstart.runs.scores import classify_scores, has_tag, multilabel_scores, target_scores
+from headstart.runs.scores import classify_scores, multilabel_scores, target_scores
+from headstart.runs.tags import join_tags, split_tags
 
 
 def test_wilson_gives_the_published_interval():
@@ -91,9 +92,24 @@ def test_a_resampled_average_precision_is_that_of_the_repeated_images():
     assert (found.low, found.high) == pytest.approx(tuple(np.quantile(values, (0.025, 0.975))))
 
 
-def test_a_tag_that_holds_the_separator_or_another_tag_is_found_exactly():
-    assert has_tag("sea;a;b", "a;b")
-    assert not has_tag("seaside", "sea")
+@pytest.mark.parametrize(
+    "tags",
+    [[], ["sea"], ["sea", "sun"], ["a;b", "a", "b"], [";"], ["\\", "\\;", ";\\"], ["a\\b", "c\\"], ["a\nb", ", "]],
+)
+def test_tags_come_back_from_one_cell_whatever_they_hold(tags):
+    assert split_tags(join_tags(tags)) == tags
+
+
+def test_a_single_backslash_in_a_cell_of_an_earlier_version_stays():
+    assert split_tags(r"a\b;c") == [r"a\b", "c"]
+
+
+def test_a_tag_that_holds_the_separator_or_another_tag_is_counted_exactly():
+    rows = [
+        {"truth": join_tags(truth), "prediction": "", "p:a": "0.1", "p:a;b": "0.2", "p:b": "0.3"}
+        for truth in (["a;b"], ["a", "b"], ["b"])
+    ]
+    assert [tag.support for tag in multilabel_scores(rows, ["a", "a;b", "b"]).tags] == [1, 1, 2]
 
 
 def test_target_errors_are_in_the_targets_unit():

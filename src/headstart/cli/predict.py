@@ -86,7 +86,7 @@ def _as_dict(prediction: Any, top: int) -> dict[str, object]:
 def _numbers(predictions: Sequence[Any]) -> tuple[list[str], list[list[object]]]:
     targets = list(dict.fromkeys(name for prediction in predictions for name in prediction.values or ()))
     rows = [[str(p.path), *((p.values or {}).get(t) for t in targets), p.error or ""] for p in predictions]
-    return ["path", *targets, "error"], rows
+    return ["path", *(f"value:{name}" if name in ("path", "error") else name for name in targets), "error"], rows
 
 
 def _labels(predictions: Sequence[Any], top: int) -> tuple[list[str], list[list[object]]]:

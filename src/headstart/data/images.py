@@ -17,7 +17,7 @@ from headstart.data.decoded import Decoded
 from headstart.data.listing import list_files, list_source
 from headstart.data.names import compare_splits
 from headstart.data.reading import ChangedFiles
-from headstart.data.samples import Entry, Listing, Sample, Split, key_of, some, walk
+from headstart.data.samples import Entry, Listing, Sample, Split, some, walk
 from headstart.data.scan import OnDecoded, Scan, refuse_unreadable, scan_files
 from headstart.data.split import split_entries
 from headstart.data.task import TaskSpec, regression_task
@@ -255,7 +255,8 @@ def _target(entry: Entry, task: TaskSpec) -> int | tuple[float, ...]:
 def image_batches(
     paths: Sequence[str | Path], *, preprocess: Preprocess, task: TaskSpec, batch_size: int, workers: int = 0
 ) -> Batches:
-    """Images of files and folders (at any depth), in the given order, without targets; a file's key is its path.
+    """Images of files and folders (at any depth), in the given order, without targets; a file's key is its path as
+    text, in which backslashes are doubled where it would be another file's.
 
     Raises:
         DataError: a path does not exist, or there is no image. Unreadable ones are named while batches are read.
@@ -264,18 +265,20 @@ def image_batches(
     for given in paths:
         path = Path(given)
         if path.is_dir():
-            files += [
-                (image, f"{printable(path)}/{key_of(image, root=path)}") for image in walk(path, root=path).images
-            ]
+            images = walk(path, root=path).images
+            files += [(image, f"{path}/{image.relative_to(path).as_posix()}") for image in images]
         elif path.exists():
-            files.append((path, printable(path)))
+            files.append((path, str(path)))
         else:
             raise DataError(f"{printable(path.absolute())}: there is no such file or folder")
     if not files:
         shown = some([printable(path) for path in paths])
         raise DataError(f"no images in {shown}; give image files, or folders that hold some")
     return Batches(
-        samples=tuple(Sample(path=path, key=key, index=place, target=()) for place, (path, key) in enumerate(files)),
+        samples=tuple(
+            Sample(path=path, key=key, index=place, target=())
+            for place, ((path, _), key) in enumerate(zip(files, _told_apart(files), strict=True))
+        ),
         task=task,
         batch_size=batch_size,
         preprocess=preprocess,
@@ -283,6 +286,16 @@ def image_batches(
         training=None,
         workers=workers,
     )
+
+
+def _told_apart(files: Sequence[tuple[Path, str]]) -> list[str]:
+    """Texts for (path, name): those of different names differ, also where one holds the letters that stand for a byte
+    of another.
+    """
+    texts = [printable(name) for _, name in files]
+    if len(set(texts)) == len({name for _, name in files}):
+        return texts
+    return [printable(name.replace("\\", "\\\\")) for _, name in files]
 
 
 def audit(source: str | Path, *, on_decoded: OnDecoded | None = None) -> Scan:

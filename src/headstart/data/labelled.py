@@ -66,11 +66,19 @@ def labelled_batches(
 def _check_names(listing: Listing, task: TaskSpec) -> None:
     known = task.targets if task.kind == "regress" else task.classes
     unknown = [name for name in listing.names if name not in known]
-    missing = [name for name in known if name not in listing.names] if task.kind == "regress" else []
-    if unknown or missing:
-        kind = {"classify": "classes", "multilabel": "tags", "regress": "targets"}[task.kind]
-        wrong = f"the model does not know {some(unknown)}" if unknown else f"{some(missing)} is missing"
-        raise DataError(f"{printable(listing.source)}: {wrong}; the model's {kind} are {some(list(known))}")
+    kind = {"classify": "classes", "multilabel": "tags", "regress": "targets"}[task.kind]
+    if unknown:
+        raise DataError(
+            f"{printable(listing.source)}: the model does not know {some(unknown)}; the model's {kind} are "
+            f"{some(list(known))}"
+        )
+    missing = [name for name in known if name not in listing.names] if listing.by_column else []
+    if missing:
+        what = "a number" if task.kind == "regress" else "0 or 1"
+        raise DataError(
+            f"{printable(listing.source)}: column {some(missing)} is missing, and the model's {kind} are "
+            f"{some(list(known))}; add it, with {what} for each image"
+        )
 
 
 def _target(entry: Entry, names: Sequence[str], task: TaskSpec) -> int | tuple[float, ...]:

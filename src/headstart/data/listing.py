@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -27,10 +28,15 @@ def list_source(data: Data, *, kind: AskedKind) -> Listing:
     source = existing_source(data)
     listing = list_folders(data, source=source, kind=kind) if source.is_dir() else _list_table(data, source, kind)
     ordered = tuple(sorted(listing.entries, key=lambda entry: entry.key))
-    for one, other in pairwise(ordered):
-        if one.key == other.key:
-            raise DataError(f"{one.where}: two files have this name once it is written as text; rename one")
+    _refuse_alike([(entry.key, entry.where) for entry in ordered])
     return replace(listing, entries=ordered)
+
+
+def _refuse_alike(files: Sequence[tuple[str, str]]) -> None:
+    """Refuse names that are one once they are written as text: each (key, how errors name it), sorted."""
+    for (one, where), (other, _) in pairwise(files):
+        if one == other:
+            raise DataError(f"{where}: two files have this name once it is written as text; rename one")
 
 
 def existing_source(data: Data) -> Path:
@@ -82,7 +88,9 @@ def list_files(data: Data) -> tuple[tuple[Path, str], ...]:
         files = list(zip(images.paths, images.keys, strict=True))
     if not files:
         raise DataError(f"{printable(source)}: there are no images in it; give a folder or a table of images")
-    return tuple(sorted(files, key=lambda file: file[1]))
+    ordered = tuple(sorted(files, key=lambda file: file[1]))
+    _refuse_alike([(key, key) for _, key in ordered])
+    return ordered
 
 
 def _list_table(data: Data, source: Path, kind: AskedKind) -> Listing:
@@ -109,4 +117,5 @@ def _list_table(data: Data, source: Path, kind: AskedKind) -> Listing:
         )
         for row in range(len(table.rows))
     )
-    return Listing(source=source, kind=targets.kind, names=targets.names, entries=entries, notes=(targets.note,))
+    kind, names, notes = targets.kind, targets.names, (targets.note,)
+    return Listing(source=source, kind=kind, names=names, entries=entries, notes=notes, by_column=targets.by_column)

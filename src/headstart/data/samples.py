@@ -63,13 +63,16 @@ class Entry:
 
 @dataclass(frozen=True, kw_only=True)
 class Listing:
-    """What a source says, before an image is opened. ``names``: classes, tags or targets, in output order."""
+    """What a source says, before an image is opened. ``names``: classes, tags or targets, in output order;
+    ``by_column``: a table has a column for each of them, so that one without a column was not asked about.
+    """
 
     source: Path
     kind: TaskKind
     names: tuple[str, ...]
     entries: tuple[Entry, ...]
     notes: tuple[str, ...]
+    by_column: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -110,13 +110,25 @@ def _read_parquet(path: Path, tags_separator: str) -> Table:
     return Table(path=path, columns=tuple(content.column_names), rows=rows, lines=lines, unit="row")
 
 
+def _joined(cell: list[Any], *, column: str, path: Path, tags_separator: str) -> str:
+    """A list of tags as one text, from which they are read again."""
+    tags = [str(part) for part in cell if part is not None]
+    for tag in tags:
+        if tags_separator in tag:
+            raise DataError(
+                f"{printable(path)}: tag {tag!r} in column {column!r} holds the separator {tags_separator!r}, so that "
+                f"it would count as several; give a text that no tag holds, e.g. --data.tags_separator '|'"
+            )
+    return tags_separator.join(tags)
+
+
 def _text(cell: Any, *, column: str, path: Path, tags_separator: str) -> str:
     if cell is None:
         return ""
     if isinstance(cell, bool):
         return str(int(cell))
     if isinstance(cell, list):
-        return tags_separator.join(str(part) for part in cell)
+        return _joined(cell, column=column, path=path, tags_separator=tags_separator)
     if isinstance(cell, (bytes, dict)):
         raise DataError(
             f"{printable(path)}: column {column!r} holds {type(cell).__name__}, not text or numbers; images are read "

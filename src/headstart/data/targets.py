@@ -23,13 +23,16 @@ _BINARY = {"0": False, "1": True, "0.0": False, "1.0": True, "false": False, "tr
 
 @dataclass(frozen=True, kw_only=True)
 class Targets:
-    """Per row: labels (classify: one; multilabel: any), or numbers. ``names``: classes, tags or targets, in order."""
+    """Per row: labels (classify: one; multilabel: any), or numbers. ``names``: classes, tags or targets, in order;
+    ``by_column``: they are names of columns, of numbers or of 0/1 tags.
+    """
 
     kind: TaskKind
     names: tuple[str, ...]
     labels: tuple[tuple[str, ...], ...]
     numbers: tuple[tuple[float, ...], ...]
     note: str
+    by_column: bool = False
 
 
 def read_targets(table: Table, others: Sequence[str], *, data: Data, kind: AskedKind) -> Targets:
@@ -45,16 +48,18 @@ def read_targets(table: Table, others: Sequence[str], *, data: Data, kind: Asked
         raise DataError(f"data.log: it is for numbers, and the task is {decided}; leave it out")
     if decided == "regress":
         numbers = _numbers(table, columns, log=data.log)
-        return Targets(kind="regress", names=columns, labels=((),) * len(numbers), numbers=numbers, note=note)
+        none = ((),) * len(numbers)
+        return Targets(kind="regress", names=columns, labels=none, numbers=numbers, note=note, by_column=True)
+    by_column = decided == "multilabel" and (len(columns) > 1 or _all_binary(table, columns))
     if decided == "classify":
         labels = _classes(table, columns)
-    elif len(columns) > 1 or _all_binary(table, columns):
+    elif by_column:
         labels = _flags(table, columns)
     else:
         labels = _tags(table, columns[0], data.tags_separator)
-    by_column = decided == "multilabel" and (len(columns) > 1 or _all_binary(table, columns))
     names = tuple(sorted(columns if by_column else {label for row in labels for label in row}))
-    return Targets(kind=decided, names=names, labels=labels, numbers=((),) * len(labels), note=note)
+    numbers = ((),) * len(labels)
+    return Targets(kind=decided, names=names, labels=labels, numbers=numbers, note=note, by_column=by_column)
 
 
 def _target_columns(table: Table, others: Sequence[str], *, data: Data) -> tuple[str, ...]:

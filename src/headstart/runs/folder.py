@@ -17,6 +17,7 @@ from headstart.errors import ConfigError, StorageError
 from headstart.runs.checkpoint import newest_step
 from headstart.runs.environment import compare
 from headstart.runs.spreadsheet import csv_text
+from headstart.runs.tags import join_tags
 from headstart.storage import json_bytes, make_folder, read_json, read_text, refuse_links, sweep, write_file, write_json
 from headstart.train.evaluate import Evaluation
 from headstart.train.machine import environment
@@ -138,7 +139,9 @@ def _section(path: Path, name: str) -> dict[str, Any]:
 
 
 def write_predictions(path: Path, evaluation: Evaluation) -> None:
-    """predictions.csv: id, truth and prediction of every validation image; names that are formulas led by '."""
+    """predictions.csv: id, truth and prediction of every validation image; names that are formulas led by ', tags
+    joined by ";" (see ``join_tags``).
+    """
     rows = _rows(evaluation)
     text = csv_text(([*row.values()] for row in rows), header=list(rows[0]))
     write_file(path, text.encode("utf-8", "surrogateescape"))
@@ -153,8 +156,8 @@ def _rows(evaluation: Evaluation) -> list[dict[str, Any]]:
             top = max(range(len(scores)), key=scores.__getitem__)
             row |= {"truth": task.classes[true], "prediction": task.classes[top], "confidence": scores[top]}
         elif task.kind == "multilabel":
-            row["truth"] = ";".join(name for name, flag in zip(task.classes, true, strict=True) if flag > 0)
-            row["prediction"] = ";".join(name for name, score in zip(task.classes, scores, strict=True) if score > 0.5)
+            row["truth"] = join_tags(name for name, flag in zip(task.classes, true, strict=True) if flag > 0)
+            row["prediction"] = join_tags(name for name, score in zip(task.classes, scores, strict=True) if score > 0.5)
             row |= {f"p:{name}": score for name, score in zip(task.classes, scores, strict=True)}
         else:
             for name, value, score in zip(task.targets, true, scores, strict=True):

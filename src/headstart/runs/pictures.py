@@ -13,7 +13,8 @@ from PIL import Image
 
 from headstart.data.decode import UnreadableImage, read_image
 from headstart.runs.record import RunRecord
-from headstart.runs.scores import cell, has_tag, number
+from headstart.runs.scores import cell, number
+from headstart.runs.tags import split_tags
 
 SIDE = 160  # pixels of a thumbnail's longer side
 MOST = 12  # pictures in each of the two galleries
@@ -61,7 +62,7 @@ def _badness(record: RunRecord, row: Mapping[str, str]) -> float:
         wrong = cell(row, "truth") != cell(row, "prediction")
         return max(number(row, "confidence"), 1e-9) if wrong else 0.0
     if record.task == "multilabel":
-        if set(cell(row, "truth").split(";")) == set(cell(row, "prediction").split(";")):
+        if set(split_tags(cell(row, "truth"))) == set(split_tags(cell(row, "prediction"))):
             return 0.0
         return sum(_surprise(row, tag) for tag in task.get("classes", ()))
     scales = list(task.get("std") or ()) if not task.get("log") else []
@@ -74,7 +75,7 @@ def _badness(record: RunRecord, row: Mapping[str, str]) -> float:
 
 def _surprise(row: Mapping[str, str], tag: str) -> float:
     probability = number(row, f"p:{tag}")
-    given = probability if has_tag(cell(row, "truth"), tag) else 1 - probability
+    given = probability if tag in split_tags(cell(row, "truth")) else 1 - probability
     return -math.log(max(given, 1e-12))
 
 
@@ -159,11 +160,11 @@ def _words(record: RunRecord, row: Mapping[str, str]) -> tuple[str, str, str, bo
 
 
 def _tag_words(truth: str, said: str) -> tuple[str, str, str, bool]:
-    true_tags, said_tags = truth.split(";"), said.split(";")
-    missed = [tag for tag in true_tags if tag not in said_tags and tag]
-    extra = [tag for tag in said_tags if tag not in true_tags and tag]
+    true_tags, said_tags = split_tags(truth), split_tags(said)
+    missed = [tag for tag in true_tags if tag not in said_tags]
+    extra = [tag for tag in said_tags if tag not in true_tags]
     note = [f"missed {', '.join(missed)}"] * bool(missed) + [f"extra {', '.join(extra)}"] * bool(extra)
-    return truth.replace(";", ", ") or "none", said.replace(";", ", ") or "none", "; ".join(note), not note
+    return ", ".join(true_tags) or "none", ", ".join(said_tags) or "none", "; ".join(note), not note
 
 
 def amount(value: float, *, sign: bool = False) -> str:

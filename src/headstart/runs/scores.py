@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from headstart.errors import StorageError
 from headstart.runs.intervals import Interval, bootstrap, wilson
+from headstart.runs.tags import split_tags
 
 Rows = Sequence[Mapping[str, str]]
 Floats = NDArray[np.float64]
@@ -156,17 +157,13 @@ def _confused(confusion: NDArray[np.int64], classes: Sequence[str]) -> tuple[Con
     )
 
 
-def has_tag(cell: str, tag: str) -> bool:
-    """Whether a cell of tags joined by ";" holds this one (which may hold ";" itself)."""
-    return f";{tag};" in f";{cell};"
-
-
 def multilabel_scores(rows: Rows, tags: Sequence[str]) -> MultilabelScores:
     """Average precision and prevalence of each tag.
 
     Raises: StorageError: a probability is missing or no number.
     """
-    truth = np.array([[has_tag(cell(row, "truth"), tag) for tag in tags] for row in rows], dtype=np.float64)  # (N, K)
+    given, said = ([set(split_tags(cell(row, column))) for row in rows] for column in ("truth", "prediction"))
+    truth = np.array([[tag in here for tag in tags] for here in given], dtype=np.float64)  # (N, K)
     probability = np.array([[number(row, f"p:{tag}") for tag in tags] for row in rows], dtype=np.float64)  # (N, K)
     order = np.argsort(-probability, axis=0, kind="stable")
     sorted_truth = np.take_along_axis(truth, order, axis=0)
@@ -184,7 +181,7 @@ def multilabel_scores(rows: Rows, tags: Sequence[str]) -> MultilabelScores:
                 average_precision=float(precisions[k]),
                 support=int(truth[:, k].sum()),
                 prevalence=float(truth[:, k].mean()),
-                predicted=sum(has_tag(cell(row, "prediction"), tag) for row in rows),
+                predicted=sum(tag in here for here in said),
             )
             for k, tag in enumerate(tags)
         ),
