@@ -379,7 +379,8 @@ class Calls(RuleBasedStateMachine):
         before, state = snapshot(self.state.model), generators()
         config = hs.load_config({
             "data": {"source": str(world().root / "data")}, "recipe": recipe, "epochs": 2, "workers": 0,
-            "device": "cpu", "model": {"image_size": 32}, "batch": {"size": 8}, "precision": "fp32", "out": str(self.folder / "run"),
+            "device": "cpu", "model": {"image_size": 32}, "batch": {"size": 8}, "precision": "fp32",
+            "out": str(self.folder / "run"),
             "memory_format": "contiguous", "augment": {"preset": "none"},
         })  # fmt: skip
         hs.plan(config, model=self.state.model)
