@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -28,15 +29,14 @@ from headstart.parallel.messages import files_to_first
 from headstart.parallel.processes import current
 from headstart.parallel.shards import (
     is_sharded,
-    is_shared_out,
     joined_parts,
-    like_parameter,
     part_again,
     parts,
     put,
 )
 from headstart.pieces import Content
 from headstart.runs.frozen_file import FROZEN, frozen_file, frozen_tensors, remember_frozen
+from headstart.runs.optimizer_state import optimizer_contents, read_optimizer, state_now
 from headstart.runs.tensor_file import in_pieces, packed
 from headstart.storage import MANIFEST, Again, explained, json_bytes, read_folder, write_folder, write_json
 from headstart.train.state import Best, TrainState
@@ -53,7 +53,8 @@ def save(state: TrainState, folder: str | Path, *, keep: int = 2, disk: Disk = D
 
     Those of later steps go too: they belong to a course that was given up.
 
-    Raises: StorageError: the disk is full or read-only; earlier checkpoints are intact.
+    Raises: StorageError: the disk is full or read-only; earlier checkpoints are intact. ConfigError: the optimizer has
+    a parameter that is not the model's.
     """
     root = Path(folder)
     target = root / _folder_name(state.step)
@@ -78,7 +79,7 @@ def save(state: TrainState, folder: str | Path, *, keep: int = 2, disk: Disk = D
 def _contents(state: TrainState, target: Path) -> dict[str, Content | Again]:
     """The files of a checkpoint; of a model that is shared out, those of this process."""
     part_again(state.model)
-    tensors, plain = _optimizer_state(state)
+    tensors, plain = optimizer_contents(state.model, state.optimizer)
     kinds = {"model": state.model.state_dict(), "optimizer": tensors}
     frozen = {} if is_sharded(state.model) else frozen_tensors(state.model)
     kinds["model"] = {name: value for name, value in kinds["model"].items() if name not in frozen}
@@ -123,32 +124,6 @@ def _counters(state: TrainState) -> dict[str, Any]:
         "best": asdict(state.best) if state.best is not None else None,
         "scaler": scaler,
     }
-
-
-def _optimizer_state(state: TrainState) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors by ``PARAMETER//KEY`` or ``//GROUP//KEY``, and what is not a tensor: per parameter, and per group."""
-    tensors: dict[str, Tensor] = {}
-    plain: dict[str, dict[str, Any]] = {}
-    groups: list[dict[str, Any]] = []
-    for name, values in _by_name(state):
-        for key, value in values.items():
-            if isinstance(value, Tensor):
-                tensors[f"{name}//{key}"] = value
-            else:
-                plain.setdefault(name, {})[key] = value
-    for number, group in enumerate(state.optimizer.param_groups):
-        tensors |= {f"//{number}//{key}": value for key, value in group.items() if isinstance(value, Tensor)}
-        groups.append({key: value for key, value in group.items() if isinstance(value, int | float | str | bool)})
-    return tensors, {"plain": plain, "groups": groups}
-
-
-def _by_name(state: TrainState) -> Iterator[tuple[str, dict[str, Any]]]:
-    found = {
-        name: parameter for name, parameter in state.model.named_parameters() if parameter in state.optimizer.state
-    }
-    assert len(found) == len(state.optimizer.state), f"{len(state.optimizer.state)} states, {len(found)} parameters"
-    for name, parameter in found.items():
-        yield name, state.optimizer.state[parameter]
 
 
 @dataclass(frozen=True)
@@ -224,9 +199,12 @@ def restore(state: TrainState, folder: str | Path) -> tuple[str, ...]:
     """Put the newest whole checkpoint in ``folder`` (or the one that it is) into ``state``; why newer ones were
     passed over.
 
-    The state's model must be built and frozen, and its optimizer grouped, as they were when it was saved.
+    The state's model must be built and frozen as it was when it was saved, and its optimizer must train the same
+    parameters: each finds its state by its name, and each group its rates by its parameters' names, however the groups
+    are ordered, called and split. A restore that fails leaves the state as it was.
 
-    Raises: StorageError: there is no whole checkpoint, or it belongs to another model.
+    Raises: StorageError: there is no whole checkpoint, it belongs to another model or optimizer, or parameters that had
+    other rates are in one group.
     """
     found = read_checkpoint(folder)
     if found is None:
@@ -247,6 +225,7 @@ def restore_found(state: TrainState, found: FoundCheckpoint) -> None:
 
 
 def _restore(state: TrainState, found: FoundCheckpoint) -> None:
+    """Everything is read and compared first, and only then put into the state, or nothing is."""
     where, counters = found.path, found.counters
     for name, ours, theirs in (
         ("average", state.average is not None, any(name.startswith("average") for name in found.files)),
@@ -257,59 +236,62 @@ def _restore(state: TrainState, found: FoundCheckpoint) -> None:
                 f"{where}: was saved with{'' if theirs else 'out'} state.{name}; restore it into a state that is "
                 "made the same way"
             )
-    _load_into(state.model, _tensors(found.files, "model"), where=where)
-    if state.average is not None:
-        _load_into(state.average.module, _tensors(found.files, "average"), where=where)
-    _restore_optimizer(state, _tensors(found.files, "optimizer"), counters["optimizer"], where=where)
-    for name in _COUNTERS:
-        setattr(state, name, counters[name])
+    modules = {"model": state.model} | ({"average": state.average.module} if state.average is not None else {})
+    tensors = {kind: _tensors(found.files, kind) for kind in modules}
+    for kind, module in modules.items():
+        _check_fits(module, tensors[kind], where=where)
+    optimizer = read_optimizer(
+        state.model, state.optimizer, _tensors(found.files, "optimizer"), counters["optimizer"], where=where
+    )
     best = counters["best"]
-    state.best = Best(**(best | {"score": tuple(best["score"])})) if best else None
-    if state.scaler is not None:
-        state.scaler.load_state_dict(counters["scaler"])
+    best = Best(**(best | {"score": tuple(best["score"])})) if best else None
+    numbers = {name: counters[name] for name in _COUNTERS}
+    with _all_or_nothing(state, modules):
+        for kind, module in modules.items():
+            _put(module, tensors[kind])
+        optimizer.put_into(state.optimizer)
+        if state.scaler is not None:
+            state.scaler.load_state_dict(counters["scaler"])
+    for name, value in numbers.items():
+        setattr(state, name, value)
+    state.best = best
 
 
-def _load_into(module: nn.Module, tensors: Mapping[str, Tensor], *, where: str | Path) -> None:
+@contextmanager
+def _all_or_nothing(state: TrainState, modules: Mapping[str, nn.Module]) -> Iterator[None]:
+    """A failure within (a module's own way of loading, a scaler of another kind) leaves the state as it was."""
+    tensors = [(value, value.detach().clone()) for module in modules.values() for value in module.state_dict().values()]
+    optimizer, scaler = state_now(state.optimizer), state.scaler.state_dict() if state.scaler is not None else None
+
+    def put_back() -> None:
+        with torch.no_grad():
+            for value, before in tensors:
+                value.copy_(before)
+        optimizer.put_into(state.optimizer)
+        if state.scaler is not None and scaler is not None:
+            state.scaler.load_state_dict(scaler)
+
+    with ExitStack() as failing:
+        failing.callback(put_back)
+        yield
+        failing.pop_all()
+
+
+def _check_fits(module: nn.Module, tensors: Mapping[str, Tensor], *, where: str | Path) -> None:
     own = module.state_dict()
-    wrong = sorted(set(tensors) ^ set(own)) or [name for name in own if tensors[name].shape != own[name].shape]
+    wrong = sorted(set(tensors) ^ set(own)) or [
+        name for name in own if (tensors[name].shape, tensors[name].dtype) != (own[name].shape, own[name].dtype)
+    ]
     if wrong:
         raise StorageError(f"{where}: belongs to another model: {', '.join(wrong[:5])} differ ({len(wrong)} tensors)")
+
+
+def _put(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     if not is_sharded(module):
         module.load_state_dict(tensors)
         return
-    for name, value in own.items():
+    for name, value in module.state_dict().items():
         put(value, tensors[name])
-
-
-def _restore_optimizer(
-    state: TrainState, tensors: Mapping[str, Tensor], rest: Mapping[str, Any], *, where: Path
-) -> None:
-    parameters, groups = dict(state.model.named_parameters()), state.optimizer.param_groups
-    saved, ours = ([group.get("name") for group in some] for some in (rest["groups"], groups))
-    if saved != ours:
-        raise StorageError(f"{where}: has the parameter groups {saved}, and the state's optimizer {ours}")
-    state.optimizer.state.clear()
-    for full, value in tensors.items():
-        name, _, key = full.rpartition("//")
-        if name.startswith("//"):
-            groups[int(name[2:])][key] = value
-        else:
-            state.optimizer.state[parameters[name]][key] = _placed(value, key, like=parameters[name])
-    for name, values in rest["plain"].items():
-        state.optimizer.state[parameters[name]].update(values)
-    for group, values in zip(groups, rest["groups"], strict=True):
-        group.update({key: value for key, value in values.items() if key not in ("fused", "foreach")})  # the device's
-
-
-def _placed(value: Tensor, key: str, *, like: Tensor) -> Tensor:
-    """On its parameter's device and in its memory order; counters of steps stay on the CPU, as in torch."""
-    if key == "step":
-        return value
-    if value.shape != like.shape:
-        return value.to(like.device)
-    if is_shared_out(like):
-        return like_parameter(value, like)
-    return torch.empty_like(like, dtype=value.dtype).copy_(value)
 
 
 def _drop_old(root: Path, state: TrainState, *, keep: int, disk: Disk) -> None:
@@ -334,4 +316,6 @@ def load_best(state: TrainState, folder: Path, *, into: nn.Module) -> None:
     assert state.best is not None
     files = read_folder(folder / _folder_name(state.best.step))
     name = "average" if state.best.weights == "average" else "model"
-    _load_into(into, _tensors(files, name), where=folder)
+    tensors = _tensors(files, name)
+    _check_fits(into, tensors, where=folder)
+    _put(into, tensors)

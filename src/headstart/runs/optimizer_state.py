@@ -1,0 +1,190 @@
+"""An optimizer's state as a checkpoint holds it: by the names of the parameters, whatever the order of its groups."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from headstart.errors import ConfigError, StorageError
+from headstart.parallel.shards import is_shared_out, like_parameter
+
+_NAMES = "parameters"
+_OWN = (_NAMES, "name", "fused", "foreach")  # of a group, and not put into another one: its label, and the device's
+_PLAIN = (int, float, str, bool)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerState:
+    """What an optimizer is to hold: of each parameter, and of each of its groups in their order."""
+
+    parameters: Mapping[Tensor, Mapping[str, Any]]
+    groups: Sequence[Mapping[str, Any]]
+
+    def put_into(self, optimizer: torch.optim.Optimizer) -> None:
+        """Replace the optimizer's state, and the groups' rates and counters."""
+        optimizer.state.clear()
+        for parameter, values in self.parameters.items():
+            optimizer.state[parameter].update(values)
+        for group, values in zip(optimizer.param_groups, self.groups, strict=True):
+            group.update(values)
+
+
+def state_now(optimizer: torch.optim.Optimizer) -> OptimizerState:
+    """What the optimizer holds, to be put back."""
+    return OptimizerState(
+        parameters={parameter: dict(values) for parameter, values in optimizer.state.items()},
+        groups=[{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups],
+    )
+
+
+def optimizer_contents(model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors by ``PARAMETER//KEY`` or ``//GROUP//KEY``, and what is not a tensor: per parameter, and per group, with
+    the names of the group's parameters.
+
+    Raises: ConfigError: the optimizer has a parameter that is not the model's.
+    """
+    tensors: dict[str, Tensor] = {}
+    plain: dict[str, dict[str, Any]] = {}
+    groups: list[dict[str, Any]] = []
+    names = _names(model)
+    _check_known(optimizer, names)
+    for parameter, values in optimizer.state.items():
+        name = names[parameter]
+        tensors |= {f"{name}//{key}": value for key, value in values.items() if isinstance(value, Tensor)}
+        rest = {key: value for key, value in values.items() if not isinstance(value, Tensor)}
+        if rest:
+            plain[name] = rest
+    for number, group in enumerate(optimizer.param_groups):
+        tensors |= {f"//{number}//{key}": value for key, value in group.items() if isinstance(value, Tensor)}
+        kept = {key: value for key, value in group.items() if isinstance(value, _PLAIN) or _is_row(value)}
+        groups.append(kept | {_NAMES: [names[parameter] for parameter in group["params"]]})
+    return tensors, {"class": type(optimizer).__name__, "plain": plain, "groups": groups}
+
+
+def _names(model: nn.Module) -> dict[Tensor, str]:
+    return {parameter: name for name, parameter in model.named_parameters()}
+
+
+def _is_row(value: object) -> bool:
+    """Whether it is a tuple of numbers, as betas are."""
+    return isinstance(value, tuple) and all(isinstance(one, int | float) for one in value)
+
+
+def _check_known(optimizer: torch.optim.Optimizer, names: Mapping[Tensor, str]) -> None:
+    listed = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    strange = [parameter for parameter in (*listed, *optimizer.state) if parameter not in names]
+    if strange:
+        raise ConfigError(
+            f"state.optimizer has a parameter of shape {list(strange[0].shape)} that is not one of state.model's: a "
+            "checkpoint could not put it back; make the optimizer after the last change of the model, or make what it "
+            "trains a part of the model, e.g. model.loss = my_loss"
+        )
+
+
+def read_optimizer(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    tensors: Mapping[str, Tensor],
+    rest: Mapping[str, Any],
+    *,
+    where: Path,
+) -> OptimizerState:
+    """What ``optimizer_contents`` gave, for this optimizer over this model, into which nothing is put yet.
+
+    Raises: StorageError: the parameters or the optimizer are others, or groups that differed are one group now.
+    """
+    kind = type(optimizer).__name__
+    if rest.get("class", kind) != kind:
+        raise StorageError(f"{where}: was saved with the optimizer {rest['class']}, and the state's is {kind}")
+    by_name = dict(model.named_parameters())
+    found: dict[Tensor, dict[str, Any]] = {}
+    saved = [dict(group) for group in rest["groups"]]
+    for full, value in tensors.items():
+        name, _, key = full.rpartition("//")
+        if name.startswith("//"):
+            saved[int(name[2:])][key] = value
+        else:
+            found.setdefault(by_name[name], {})[key] = _placed(value, key, like=by_name[name])
+    for name, values in rest["plain"].items():
+        found.setdefault(by_name[name], {}).update(values)
+    groups = [
+        _values(group, [saved[number] for number in sources], where=where)
+        for group, sources in zip(optimizer.param_groups, _sources(model, optimizer, saved, where), strict=True)
+    ]
+    return OptimizerState(parameters=found, groups=groups)
+
+
+def _sources(
+    model: nn.Module, optimizer: torch.optim.Optimizer, saved: Sequence[Mapping[str, Any]], where: Path
+) -> Iterator[list[int]]:
+    """Of each group of the optimizer: the saved groups that its parameters were in."""
+    groups, names = optimizer.param_groups, _names(model)
+    if any(_NAMES not in group for group in saved):  # as headstart wrote until 0.1: by place
+        before, ours = ([group.get("name") for group in some] for some in (saved, groups))
+        if before != ours:
+            raise StorageError(f"{where}: has the parameter groups {before}, and the state's optimizer {ours}")
+        yield from ([number] for number in range(len(saved)))
+        return
+    homes = {name: number for number, group in enumerate(saved) for name in group[_NAMES]}
+    now = [names.get(parameter, "one that is not the model's") for group in groups for parameter in group["params"]]
+    added, gone = [name for name in now if name not in homes], [name for name in homes if name not in set(now)]
+    if added or gone:
+        raise StorageError(
+            f"{where}: the optimizer trained other parameters{_listed('; new', added)}{_listed('; missing', gone)}; "
+            "freeze and group them as they were when it was saved"
+        )
+    for group in groups:
+        yield sorted({homes[names[parameter]] for parameter in group["params"]})
+
+
+def _listed(word: str, names: Sequence[str]) -> str:
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return f"{word}: {', '.join(names[:3])}{more}" if names else ""
+
+
+def _values(group: Mapping[str, Any], sources: Sequence[Mapping[str, Any]], *, where: Path) -> dict[str, Any]:
+    """Rates and counters of the saved groups that became this one; they were the same in all."""
+    if not sources:
+        return {}
+    first, *others = ({key: value for key, value in one.items() if key not in _OWN} for one in sources)
+    for other, source in zip(others, sources[1:], strict=True):
+        unlike = [key for key in first.keys() | other.keys() if not _equal(first.get(key), other.get(key))]
+        if unlike:
+            raise StorageError(
+                f"{where}: the parameters of group {group.get('name', 'without a name')!r} were in groups with other "
+                f"values of {', '.join(sorted(unlike))} ({_label(sources[0])} and {_label(source)}); group them as "
+                "they were when it was saved"
+            )
+    return {key: _own_copy(value, like=group.get(key)) for key, value in first.items()}
+
+
+def _label(group: Mapping[str, Any]) -> str:
+    return repr(group.get("name") or f"that of {group[_NAMES][0]}")
+
+
+def _equal(one: object, other: object) -> bool:
+    if isinstance(one, Tensor) and isinstance(other, Tensor):
+        return torch.equal(one, other)
+    return type(one) is type(other) and one == other
+
+
+def _own_copy(value: object, *, like: object) -> object:
+    if isinstance(value, Tensor):
+        return value.clone()
+    return tuple(value) if isinstance(value, list) and isinstance(like, tuple) else value
+
+
+def _placed(value: Tensor, key: str, *, like: Tensor) -> Tensor:
+    """On its parameter's device and in its memory order; counters of steps stay on the CPU, as in torch."""
+    if key == "step":
+        return value
+    if value.shape != like.shape:
+        return value.to(like.device)
+    if is_shared_out(like):
+        return like_parameter(value, like)
+    return torch.empty_like(like, dtype=value.dtype).copy_(value)
