@@ -28,7 +28,7 @@ class Train:
     resume: Annotated[bool, tyro.conf.arg(help_behavior_hint="")] = False
     """Go on from the last good checkpoint of the run folder; starts the run where there is none."""
     allow_inexact: Annotated[bool, tyro.conf.arg(help_behavior_hint="")] = False
-    """Resume even where versions, threads or device have changed: the result is as good, its last bits are others."""
+    """Resume even where versions, threads, device, weights or code have changed; log and report say what changed."""
     json: Annotated[bool, tyro.conf.arg(help_behavior_hint="")] = False
     """Print the result as one JSON object."""
 

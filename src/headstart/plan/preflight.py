@@ -25,6 +25,7 @@ from headstart.optim.losses import LossFunction, make_loss, resolve_loss
 from headstart.optim.optimizers import decay_kind
 from headstart.optim.penalties import penalised
 from headstart.plan.arithmetic import Workload, choose_arithmetic
+from headstart.plan.began import about_weights, began_with, named_weights
 from headstart.plan.cache import choose_cache
 from headstart.plan.compiling import choose_compile
 from headstart.plan.decisions import Decision, check_precision, choose_allocator, choose_device, choose_model
@@ -113,6 +114,7 @@ def prepare(
     check_parallel(config, device)
     list_source(config.data, kind=config.task.kind)  # a mistake in the data must not wait for a download
     opened, chosen_model = _open(config, device, module)
+    began = began_with(opened, own=module is not None, loss=loss)
     images = load_images(config, opened.preprocess, on_decoded=lambda done, total: tell(ScanProgress(done, total)))
     images = _for_accelerator(images, device) if device.type != "cpu" else images
     check_room(workers=images.train.workers, batch_bytes=_batch_bytes(images.train))
@@ -137,7 +139,7 @@ def prepare(
         *choose_recompute(config, opened.module), *chosen_parallel, *about_memory,
     )  # fmt: skip
     document = _document(decisions, opened, images, course) | {
-        "device": str(device), "seed": config.seed, "choices": choices,
+        "device": str(device), "seed": config.seed, "choices": choices, "began": began,
         "head": _head_document(config.head, swap), "lora": lora_document(config, adapters),
     }  # fmt: skip
     plan = Plan(decisions=decisions, document=document)
@@ -205,7 +207,7 @@ def _open(config: Config, device: torch.device, module: nn.Module | InPlace | No
     given = None if model.preprocess == "auto" else model.preprocess
     seed_generators(config.seed)  # random weights are a function of the seed
     if module is not None:
-        opened = open_model(given_module(module), image_size=size, preprocess=given)
+        opened = named_weights(open_model(given_module(module), image_size=size, preprocess=given))
         return opened, Decision("model", opened.spec, "the module as given")
     name, decision = choose_model(config, device)
     return open_model(name, weights=model.weights, image_size=size, preprocess=given, options=model.options), decision
@@ -243,7 +245,7 @@ def _about_model(opened: OpenedModel, swap: HeadSwap, head: Head) -> tuple[Decis
     )
     before = f"{swap.was:,} -> " if swap.was else "new, "
     return (
-        Decision("weights", opened.weights.where, str(opened.coverage)),
+        Decision("weights", opened.weights.where, about_weights(opened)),
         Decision(
             "head", f"{swap.path}: {before}{_outputs(swap.now)}{_details(head)}{also}", "found in the traced graph"
         ),

@@ -22,7 +22,7 @@ from headstart.train.phases import PhasePlan, freeze_phase, phase_optimizer
 
 _PER_TENSOR = 96  # its line in the header of a safetensors file, besides its name
 _PER_STEP, _PER_EPOCH = 300, 1000  # lines of events.jsonl, metrics.csv, log.txt
-_PER_GROUP, _PER_OUTPUT = 400, 40
+_PER_GROUP, _PER_OUTPUT, _PER_NAME = 400, 40, 16
 _REST = 512 << 10  # the report with its pictures, and what twenty small files take in blocks
 
 
@@ -59,7 +59,7 @@ def run_space(prepared: Prepared) -> Space:
     """What the run will hold at most, if every save that may come does come."""
     config, module, course = prepared.config, prepared.opened.module, prepared.course
     model = _stored(module.state_dict())
-    copies = 2 if config.average.kind == "ema" else 1
+    copies = 1 + (config.average.kind == "ema") + (config.penalties.l2_start > 0)
     steps = len(prepared.images.train)
     checkpoints: list[int] = []
     for phase in course.phases:
@@ -104,7 +104,7 @@ def _optimizer_size(module: nn.Module, phase: PhasePlan, options: Optimizer) -> 
             key = (number, parameter.shape, parameter.dtype)
             if key not in tried:
                 tried[key] = _tried(parameter, group, options)
-            size += _state_size(names[id(parameter)], tried[key].items())
+            size += _state_size(names[id(parameter)], tried[key].items()) + len(names[id(parameter)]) + _PER_NAME
         size += _PER_GROUP
     return size
 

@@ -82,6 +82,8 @@ def _what(bundle: Mapping[str, Any], plan: Mapping[str, Any]) -> str:
     says = _TASKS[task["kind"]].format(n=len(names), s="" if len(names) == 1 else "s")
     weights = plan.get("model", {}).get("weights") or {}
     started = f"from `{_code(model['spec'])}`" if weights.get("kind") != "none" else "from random weights"
+    if weights.get("sha256"):
+        started += f" (weights with SHA-256 `{_code(weights['sha256'])}`)"
     images = plan.get("data", {}).get("train")
     trained = f" on {images:,} images" if isinstance(images, int) else ""
     return (

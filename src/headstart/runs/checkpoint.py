@@ -2,7 +2,7 @@
 
 checkpoints/step-00001234/{model,optimizer,average}.safetensors + state.json + MANIFEST.json
     frozen.safetensors: what of the model does not train, from 1 MiB on; the same file (a hard link) as in the
-    checkpoint before the last one while nothing of it has changed
+    checkpoint before the last one while nothing of it has changed; start.safetensors: where a penalty pulls to (L2-SP)
     of a model that is shared out among N processes: {model,optimizer}-0000R-of-0000N.safetensors, the whole shapes in
     state.json
 checkpoints/{last,best}.json name folders for people and other tools; headstart itself reads the folders
@@ -35,8 +35,8 @@ from headstart.parallel.shards import (
     put,
 )
 from headstart.pieces import Content
-from headstart.runs.frozen_file import FROZEN, frozen_file, frozen_tensors, remember_frozen
-from headstart.runs.optimizer_state import optimizer_contents, read_optimizer, state_now
+from headstart.runs.frozen_file import FROZEN, START, fixed_file, frozen_tensors, remember_fixed
+from headstart.runs.optimizer_state import optimizer_contents, placed, read_optimizer, state_now
 from headstart.runs.tensor_file import in_pieces, packed
 from headstart.storage import MANIFEST, Again, explained, json_bytes, read_folder, write_folder, write_json
 from headstart.train.state import Best, TrainState
@@ -65,8 +65,9 @@ def save(state: TrainState, folder: str | Path, *, keep: int = 2, disk: Disk = D
             return target
     needed = sum(map(len, files.values()))
     hashes = write_folder(target, files, disk=disk)
-    if FROZEN in files:
-        remember_frozen(state.model, target / FROZEN, sha256=hashes[FROZEN])
+    for name in (FROZEN, START):
+        if name in files:
+            remember_fixed(state.model, target / name, sha256=hashes[name])
     write_json(root / "last.json", {"folder": target.name, "step": state.step}, disk=disk, needed=needed)
     if state.best is not None:
         best = {"folder": _folder_name(state.best.step), **asdict(state.best)}
@@ -87,8 +88,10 @@ def _contents(state: TrainState, target: Path) -> dict[str, Content | Again]:
         kinds["average"] = state.average.module.state_dict()
     if not is_sharded(state.model):
         whole: dict[str, Content | Again] = {f"{kind}.safetensors": in_pieces(values) for kind, values in kinds.items()}
-        whole |= {FROZEN: frozen_file(state.model, frozen, target / FROZEN)} if frozen else {}
+        fixed = {FROZEN: frozen, START: state.start}
+        whole |= {name: fixed_file(state.model, values, target / name) for name, values in fixed.items() if values}
         return whole | {"state.json": json_bytes(_counters(state) | {"optimizer": plain})}
+    kinds |= {"start": state.start} if state.start else {}
     ours, shapes = current(), {}
     files: dict[str, Content | Again] = {}
     for kind, values in kinds.items():
@@ -243,6 +246,7 @@ def _restore(state: TrainState, found: FoundCheckpoint) -> None:
     optimizer = read_optimizer(
         state.model, state.optimizer, _tensors(found.files, "optimizer"), counters["optimizer"], where=where
     )
+    start = _start(state, found)
     best = counters["best"]
     best = Best(**(best | {"score": tuple(best["score"])})) if best else None
     numbers = {name: counters[name] for name in _COUNTERS}
@@ -254,7 +258,18 @@ def _restore(state: TrainState, found: FoundCheckpoint) -> None:
             state.scaler.load_state_dict(counters["scaler"])
     for name, value in numbers.items():
         setattr(state, name, value)
-    state.best = best
+    state.best, state.start = best, start
+
+
+def _start(state: TrainState, found: FoundCheckpoint) -> dict[str, Tensor]:
+    """Where the run began, on the parameters' devices; the state's own where the checkpoint holds none."""
+    if not any(name.startswith("start") for name in found.files):
+        return state.start
+    parameters, tensors = dict(state.model.named_parameters()), _tensors(found.files, "start")
+    strange = [name for name in tensors if name not in parameters or tensors[name].shape != parameters[name].shape]
+    if strange:
+        raise StorageError(f"{found.path}: began with another model: {strange[0]} differs")
+    return {name: placed(value, like=parameters[name]) for name, value in tensors.items()}
 
 
 @contextmanager

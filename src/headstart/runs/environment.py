@@ -1,48 +1,89 @@
-"""environment.json: the facts that decide the bits of a result, compared before a run goes on."""
+"""The facts that decide the bits of a result, compared before a run goes on: machine and versions (environment.json),
+and the model with its weights and code (plan.json).
+"""
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from headstart.errors import ConfigError
-from headstart.storage import read_json
+from headstart.storage import json_bytes, read_json
 from headstart.train.machine import FOR_PEOPLE
 
 _INEXACT = "inexact"
 """Key of what changed between the run's lives: a list of {step, changed: {fact: [before, since]}}."""
+_BEGAN = {"weights": "weights", "module": "the module's own code", "loss": "the loss's own code"}
+_NAMED = {("model", "weights"), ("model", "coverage")}
+_CHOSEN = ("cached",)  # where activations are kept decides no bit
+_SHA256 = re.compile("[0-9a-f]{64}")
+_MOST_SHOWN = 80
+
+
+@dataclass(frozen=True, kw_only=True)
+class Facts:
+    """Of the machine and the versions, and of what is trained from what."""
+
+    environment: Mapping[str, Any]
+    plan: Mapping[str, Any]
+
+
+def plan_facts(plan: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a plan must be as it was: one value per name; that of a section which the plan lacks is not known."""
+    plan = json.loads(json_bytes(plan))  # as it is read again: lists for tuples
+    weights = _section(_section(plan, "model"), "weights").get("sha256")
+    found = {"weights": weights} if weights and "began" not in plan else {}
+    found |= {_BEGAN.get(name, name): value for name, value in _section(plan, "began").items()}
+    for section in ("model", "task", "preprocess", "head", "lora"):
+        values = _section(plan, section)
+        found |= {f"{section}.{name}": value for name, value in values.items() if (section, name) not in _NAMED}
+    for number, phase in enumerate(plan.get("phases") or (), 1):
+        found |= {f"phase {number}: {name}": value for name, value in phase.items() if name not in _CHOSEN}
+    return found | {name: plan[name] for name in ("steps_per_epoch", "batch_size", "precision") if name in plan}
+
+
+def _section(plan: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    found = plan.get(name)
+    return found if isinstance(found, Mapping) else {}
 
 
 def compare(
-    path: Path, now: Mapping[str, Any], *, step: int | None, allow_inexact: bool
+    path: Path, now: Facts, *, before_plan: Mapping[str, Any] | None, step: int | None, allow_inexact: bool
 ) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """What environment.json will say, and each fact that is not as it was where the run goes on, after ``step`` (None:
-    it begins).
+    """What environment.json (``path``) will say, and each fact that is not as it was where the run goes on, after
+    ``step`` (None: it begins).
 
     Raises: ConfigError: there is one, and ``allow_inexact`` is not set.
     """
     if step is None or not path.exists():
-        return dict(now), ()
+        return dict(now.environment), ()
     before = read_json(path)
     earlier = before.pop(_INEXACT, [])
+    planned, known = plan_facts(now.plan), plan_facts(before_plan or {})
+    facts = {**now.environment, **{name: value for name, value in planned.items() if name in known}}
+    before |= {name: value for name, value in known.items() if name in planned}
     for entry in reversed([entry for entry in earlier if entry["step"] >= step]):  # nothing is left of that life
         before |= {name: values[0] for name, values in entry["changed"].items()}
     earlier = [entry for entry in earlier if entry["step"] < step]
     changed = {
         name: [before.get(name), value]
-        for name, value in now.items()
+        for name, value in facts.items()
         if name not in FOR_PEOPLE and before.get(name) != value
     }
     said = tuple(f"{name} was {_shown(was)}, is {_shown(value)}" for name, (was, value) in changed.items())
     if changed and not allow_inexact:
+        where = path if changed.keys() & now.environment.keys() else path.with_name("plan.json")
         raise ConfigError(
-            f"{path}: the resume would not be exact to the bit ({'; '.join(said)}); go back to what the run had, or go "
-            "on all the same with --allow-inexact (in Python allow_inexact=True), and the report says so"
+            f"{where}: the resume would not be exact to the bit ({'; '.join(said)}); go back to what the run had, or "
+            "go on all the same with --allow-inexact (in Python allow_inexact=True), and the report says so"
         )
     if changed:
         earlier.append({"step": step, "changed": changed})
-    return {**now, **({_INEXACT: earlier} if earlier else {})}, said
+    return {**now.environment, **({_INEXACT: earlier} if earlier else {})}, said
 
 
 def inexact_text(facts: Mapping[str, Any]) -> str:
@@ -62,4 +103,9 @@ def shown_facts(facts: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _shown(value: object) -> str:
-    return "not recorded" if value is None else str(value) or "none"
+    if value is None:
+        return "not recorded"
+    text = str(value) or "none"
+    if _SHA256.fullmatch(text):
+        return f"SHA-256 {text[:12]}"
+    return text if len(text) <= _MOST_SHOWN else f"{text[:_MOST_SHOWN]}..."

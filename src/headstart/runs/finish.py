@@ -22,7 +22,7 @@ from headstart.runs.bundle import Evaluated, bundle_facts, open_run, write_bundl
 from headstart.runs.checkpoint import load_best
 from headstart.runs.folder import read_result, write_predictions
 from headstart.runs.log import RunLog
-from headstart.storage import write_json
+from headstart.storage import read_json, write_json
 from headstart.surgery.module_copy import InPlace
 from headstart.train.evaluate import evaluate
 from headstart.train.phases import Course, changed_files, evaluate_best
@@ -120,7 +120,7 @@ def finish(run: Path, state: TrainState, ready: Ready, *, log: RunLog | None, st
     if log is None:
         return _run(run, result, _plain(model, ready))
     facts = bundle_facts(ready.opened, ready.swap, ready.config, task=images.task, evaluated=settings, metrics=metrics)
-    write_bundle(run / "model", model, facts, plan=ready.document, result=result)
+    write_bundle(run / "model", model, facts, plan=read_json(run / "plan.json"), result=result)
     write_predictions(run / "predictions.csv", found["val"])
     for text in changed:
         log.note(text)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Mapping
@@ -15,13 +16,14 @@ from headstart.config.load import load_config, write_yaml
 from headstart.config.schema import Config
 from headstart.errors import ConfigError, StorageError
 from headstart.runs.checkpoint import newest_step
-from headstart.runs.environment import compare
+from headstart.runs.environment import Facts, compare
 from headstart.runs.spreadsheet import csv_text
 from headstart.runs.tags import join_tags
 from headstart.storage import json_bytes, make_folder, read_json, read_text, refuse_links, sweep, write_file, write_json
 from headstart.train.evaluate import Evaluation
 from headstart.train.machine import environment
 
+_SEAL = "digest"
 _FREE = ("workers", "cache.limit_gb", "data.changed")  # may be others when a run goes on
 
 
@@ -92,47 +94,93 @@ def record_start(
     nothing is written. StorageError: they cannot be written.
     """
     refuse_links(run, "checkpoints", "model")
-    checkpoints, facts = run / "checkpoints", run / "environment.json"
-    _check_data(run / "plan.json", plan)
-    now, changed = compare(facts, environment(device), step=newest_step(checkpoints), allow_inexact=allow_inexact)
+    checkpoints, facts, step = run / "checkpoints", run / "environment.json", newest_step(run / "checkpoints")
+    before = read_plan(run)
+    _check_data(run / "plan.json", before, plan)
+    if step is not None and not allow_inexact:
+        _check_there(run / "plan.json", facts)
+    now, changed = compare(
+        facts, Facts(environment=environment(device), plan=plan), before_plan=before, step=step,
+        allow_inexact=allow_inexact,
+    )  # fmt: skip
     sweep(run)
     write_file(run / "config.yaml", write_yaml(config).encode("utf-8", "surrogateescape"))  # from here on it is a run
     make_folder(checkpoints)
     sweep(checkpoints)
-    write_json(run / "plan.json", plan)
+    write_json(run / "plan.json", sealed(plan if before is None or step is None else _with_first_weights(plan, before)))
     write_json(facts, now)
     return changed
+
+
+def _with_first_weights(plan: Mapping[str, Any], before: Mapping[str, Any]) -> dict[str, Any]:
+    """The plan of a run that goes on: it names the weights that the run began with, also where others are there now."""
+    first = before.get("model") or {}
+    kept = {name: first[name] for name in ("weights", "coverage") if name in first}
+    return {**plan, "model": {**plan["model"], **kept}}
+
+
+def sealed(plan: Mapping[str, Any]) -> dict[str, Any]:
+    """The content of plan.json: the plan, and the SHA-256 by which ``read_plan`` sees that nobody has edited it."""
+    return {**plan, _SEAL: hashlib.sha256(json_bytes(plan)).hexdigest()}
+
+
+def read_plan(run: Path) -> dict[str, Any] | None:
+    """The plan that the run there was made by; None where there is none.
+
+    Raises: StorageError: plan.json is damaged, or was edited.
+    """
+    path = run / "plan.json"
+    if not os.path.lexists(path):
+        return None
+    found = read_json(path)
+    if not isinstance(found, dict):
+        raise StorageError(f"{path}: is damaged, it is not a plan; start a new run with another --out")
+    seal = found.pop(_SEAL, None)  # plans of headstart 0.1 have none
+    if seal is not None and seal != hashlib.sha256(json_bytes(found)).hexdigest():
+        raise StorageError(
+            f"{path}: was edited since the run wrote it; put it back, or start a new run with another --out"
+        )
+    return found
 
 
 def recorded_choices(run: Path) -> dict[str, Any] | None:
     """What was measured and chosen when the run there began; None where there is none.
 
-    Raises: StorageError: plan.json is damaged.
+    Raises: StorageError: plan.json is damaged, or was edited.
     """
-    old = run / "plan.json"
-    return _section(old, "choices") if os.path.lexists(old) else None
+    plan = read_plan(run)
+    return None if plan is None else _section(run / "plan.json", plan, "choices")
 
 
-def _check_data(old: Path, plan: Mapping[str, Any]) -> None:
+def _check_there(*paths: Path) -> None:
+    """Refuse to go on without what the run wrote before its first step: what it had could not be compared."""
+    for path in paths:
+        if not path.exists():
+            raise ConfigError(
+                f"{path}: is missing, so that nothing says what the run began with; put it back, or go on all the same "
+                "with --allow-inexact (in Python allow_inexact=True)"
+            )
+
+
+def _check_data(path: Path, before: Mapping[str, Any] | None, plan: Mapping[str, Any]) -> None:
     """Refuse to go on with a run whose data have changed: its history would be of neither."""
-    if not old.exists():
+    if before is None:
         return
-    before, now = _section(old, "data"), json.loads(json_bytes(plan))["data"]
+    was, now = _section(path, before, "data"), json.loads(json_bytes(plan))["data"]
     changed = [
-        f"{name} was {before.get(name)}, is {now[name]}"
+        f"{name} was {was.get(name)}, is {now[name]}"
         for name in ("train", "val", "test", "class_counts", "unreadable", "duplicates", "digest")
-        if before.get(name) != now[name]
+        if was.get(name) != now[name]
     ]
     if changed:
         raise ConfigError(
-            f"{old}: the data have changed since the run began ({'; '.join(changed)}); put them back, or start a new "
+            f"{path}: the data have changed since the run began ({'; '.join(changed)}); put them back, or start a new "
             "run with another --out"
         )
 
 
-def _section(path: Path, name: str) -> dict[str, Any]:
-    found = read_json(path)
-    section = found.get(name) if isinstance(found, dict) else None
+def _section(path: Path, plan: Mapping[str, Any], name: str) -> dict[str, Any]:
+    section = plan.get(name)
     if not isinstance(section, dict):
         raise StorageError(f"{path}: is damaged, {name} is missing; start a new run with another --out")
     return section

@@ -1,4 +1,4 @@
-"""The tensors of a checkpoint that do not train: written twice, and then one more name of a file that is there.
+"""The tensors of a checkpoint that do not change: written twice, and then one more name of a file that is there.
 
 Of two checkpoints that follow one another each has a file of its own, so that a disk that damages one leaves the other.
 Whether a file can be named again is decided by its bytes, which are read and compared with the tensors' (94 MB in 9 ms,
@@ -22,6 +22,7 @@ from headstart.runs.tensor_file import in_pieces
 from headstart.storage import Again, Stamp, stamp_of
 
 FROZEN = "frozen.safetensors"
+START = "start.safetensors"
 _WORTH_BYTES = 1 << 20
 _READ_BYTES = 1 << 20  # at a time: stays in the processor's cache
 _WORD = 8
@@ -36,7 +37,8 @@ class _Written:
     sha256: str
 
 
-_written: WeakKeyDictionary[nn.Module, list[_Written]] = WeakKeyDictionary()  # of a model's last two checkpoints
+_written: WeakKeyDictionary[nn.Module, dict[str, list[_Written]]] = WeakKeyDictionary()
+"""Of a model's last two checkpoints, by the file's name."""
 
 
 def frozen_tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -54,12 +56,12 @@ def frozen_tensors(model: nn.Module) -> dict[str, Tensor]:
     return found if sum(value.nbytes for value in found.values()) >= _WORTH_BYTES else {}
 
 
-def frozen_file(model: nn.Module, frozen: Mapping[str, Tensor], path: Path) -> Content | Again:
+def fixed_file(model: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> Content | Again:
     """What ``path`` (CHECKPOINTS/STEP/NAME) is to hold: where it holds the same bytes, the file of the last checkpoint
     but one, or of the last one where that is written again; else the tensors anew.
     """
-    content = in_pieces(frozen)
-    known = [one for one in _written.get(model, []) if one.path.parent.parent == path.parent.parent]
+    content = in_pieces(tensors)
+    known = [one for one in _known(model, path) if one.path.parent.parent == path.parent.parent]
     again = bool(known) and known[-1].path == path
     if not again and len(known) < 2:
         return content
@@ -69,15 +71,19 @@ def frozen_file(model: nn.Module, frozen: Mapping[str, Tensor], path: Path) -> C
     return Again(like=like.path, stamp=like.stamp, sha256=like.sha256, made=lambda: content)
 
 
-def remember_frozen(model: nn.Module, path: Path, *, sha256: str) -> None:
+def remember_fixed(model: nn.Module, path: Path, *, sha256: str) -> None:
     """Keep in mind that the file is written and what its SHA-256 is."""
     try:
         stamp = stamp_of(path)
     except OSError:  # then the next one is written anew
-        _written.pop(model, None)
+        _written.get(model, {}).pop(path.name, None)
         return
-    before = [one for one in _written.get(model, []) if one.path != path]
-    _written[model] = [*before, _Written(path=path, stamp=stamp, sha256=sha256)][-2:]
+    before = [one for one in _known(model, path) if one.path != path]
+    _written.setdefault(model, {})[path.name] = [*before, _Written(path=path, stamp=stamp, sha256=sha256)][-2:]
+
+
+def _known(model: nn.Module, path: Path) -> list[_Written]:
+    return _written.get(model, {}).get(path.name, [])
 
 
 def _holds(file: _Written, content: Pieces) -> bool:

@@ -15,6 +15,7 @@ from headstart.parallel.shards import is_shared_out, like_parameter
 
 _NAMES = "parameters"
 _OWN = (_NAMES, "name", "fused", "foreach")  # of a group, and not put into another one: its label, and the device's
+_STEP = "step"  # counters of steps stay on the CPU, as in torch
 _PLAIN = (int, float, str, bool)
 
 
@@ -109,7 +110,7 @@ def read_optimizer(
         if name.startswith("//"):
             saved[int(name[2:])][key] = value
         else:
-            found.setdefault(by_name[name], {})[key] = _placed(value, key, like=by_name[name])
+            found.setdefault(by_name[name], {})[key] = value if key == _STEP else placed(value, like=by_name[name])
     for name, values in rest["plain"].items():
         found.setdefault(by_name[name], {}).update(values)
     groups = [
@@ -179,12 +180,10 @@ def _own_copy(value: object, *, like: object) -> object:
     return tuple(value) if isinstance(value, list) and isinstance(like, tuple) else value
 
 
-def _placed(value: Tensor, key: str, *, like: Tensor) -> Tensor:
-    """On its parameter's device and in its memory order; counters of steps stay on the CPU, as in torch."""
-    if key == "step":
-        return value
+def placed(value: Tensor, *, like: Tensor) -> Tensor:
+    """On the device of its parameter, shared out as that is, and in its memory order."""
     if value.shape != like.shape:
         return value.to(like.device)
     if is_shared_out(like):
         return like_parameter(value, like)
-    return torch.empty_like(like, dtype=value.dtype).copy_(value)
+    return torch.empty_like(like, dtype=value.dtype, requires_grad=False).copy_(value)
