@@ -1,0 +1,146 @@
+"""What crosses from the part of a module that is kept to the part that runs at every step."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from headstart.surgery.fixed_values import IMAGES, Book, Geometry, NotReplayable
+from headstart.surgery.pairing import Pairs
+from headstart.surgery.recording import Need, Obstacle, Recording
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A tensor that crosses: a content, and the part of it (None: all); ``label``: the module that made it."""
+
+    content: int
+    part: Any
+    label: str
+
+
+class Cut:
+    """Chooses what crosses, from two runs in training and two in evaluation."""
+
+    def __init__(self, book: Book, pairs: Pairs, found: list[list[Recording]]) -> None:
+        self.book, self.pairs, self.found = book, pairs, found
+        (train, train_again, *_), (judged, judged_again, *_) = found
+        self.first = [recording for recordings in found for recording in (recordings[0], *recordings[2:])]
+        trained = set[int]().union(*(recording.seen for recording in (train, *found[0][2:])))
+        self.seen = trained.intersection(*(recording.seen for recording in (judged, *found[1][2:])))
+        prints = train.prints | judged.prints
+        again = train_again.prints | judged_again.prints
+        self.mixing = {
+            content
+            for content, rows in prints.items()
+            if (other := again.get(pairs.ours.get(content, -1))) is not None and _differ(rows, other, book, content)
+        } | pairs.mixed
+        self.mixing |= {
+            content
+            for content, call in book.made.items()
+            if any((ref.content, ref.geometry) in pairs.picked for ref in call.refs())
+        }
+        self.tainted: set[int] = set()
+        for content, call in sorted(book.made.items()):
+            if content in self.mixing or any(ref.content in self.tainted for ref in call.refs()):
+                self.tainted.add(content)
+
+    def obstacles(self) -> tuple[Obstacle, ...]:
+        """Why what is behind them is not kept."""
+        noted = dict.fromkeys(o for recordings in self.found for recording in recordings for o in recording.obstacles)
+        roots = [c for c in sorted(self.mixing) if not any(r.content in self.tainted for r in self.book.made[c].refs())]
+        mixing = (Obstacle(self.book.made[c].label, "it mixes the images of a batch") for c in roots)
+        return tuple(dict.fromkeys((*noted, *mixing)))
+
+    def kept(self) -> tuple[Kept, ...]:
+        """What crosses, in the order in which it is made."""
+        parts: dict[int, dict[Need, None]] = {}
+        waiting = [need for recording in self.first for need in recording.needs]
+        done = set[Need]()
+        while waiting:
+            need = waiting.pop()
+            if need in done or need.content not in self.book.of_images:
+                continue
+            done.add(need)
+            if need.content == IMAGES or self._is_storable(need.content):
+                parts.setdefault(need.content, {})[need] = None
+            else:
+                waiting += self._sources(need.content)
+        self._check_reads(set(parts))
+        chosen = [content for content in sorted(parts) if not self._is_cheap(content, set(parts) - {content})]
+        return tuple(kept for content in chosen for kept in self._parts(content, list(parts[content])))
+
+    def _check_reads(self, crossing: Collection[int]) -> None:
+        """Raises: NotReplayable: Python is told what cannot be known without the images."""
+        for content, place in (
+            (c, p) for recordings in self.found for found in recordings for c, p in found.reads.items()
+        ):
+            waiting = [content] if content in self.book.of_images else []
+            while waiting:
+                here = waiting.pop()
+                if here == IMAGES:
+                    raise NotReplayable(
+                        f"model: {place} decides by what depends on the images of a batch before anything can be kept, "
+                        "so the model does not run from a cache"
+                    )
+                if here not in crossing or not self._is_storable(here):
+                    waiting += [need.content for need in self._sources(here) if need.content in self.book.of_images]
+
+    def _sources(self, content: int) -> list[Need]:
+        call = self.book.made[content]
+        needs = [Need(ref.content, ref.geometry) for ref in call.refs()]
+        if call.writes and needs:  # into a copy of all of it
+            first = needs[0].content
+            needs.append(Need(first, self.book.made[first].base.geometry if first else needs[0].geometry))
+        return needs
+
+    def _is_storable(self, content: int) -> bool:
+        return content in self.seen and content in self.pairs.rows and content not in self.tainted
+
+    def _is_cheap(self, content: int, others: Collection[int]) -> bool:
+        """Whether it is made without weights from others that cross too."""
+        waiting, seen = [content], {content}
+        while waiting:
+            here = waiting.pop()
+            if here == IMAGES:
+                return False
+            for ref in self.book.made[here].refs():
+                if ref.content not in self.book.of_images and ref.content not in self.book.made:
+                    return False
+                if ref.content not in others and ref.content not in seen:
+                    seen.add(ref.content)
+                    waiting.append(ref.content)
+        return True
+
+    def _parts(self, content: int, needs: list[Need]) -> list[Kept]:
+        """The whole of a content, or the small parts of it that are needed."""
+        if content == IMAGES:
+            return [Kept(content, None, "the images")]
+        call = self.book.made[content]
+        asked = {need.geometry for need in needs}
+        outer = {need.geometry: None for need in needs if not asked & set(need.within)}
+        parts = [self.pairs.part(content, geometry) for geometry in outer]
+        size = sum(_count(geometry) for geometry in outer)
+        if None in parts or 2 * size > _count(call.base.geometry):
+            return [Kept(content, None, call.label)]
+        return [Kept(content, part, call.label) for part in parts]
+
+
+def _count(geometry: Geometry) -> int:
+    count = 1
+    for side in geometry.size:
+        count *= side
+    return count
+
+
+def _differ(ours: Tensor, theirs: Tensor, book: Book, content: int) -> bool:
+    """Whether images have other numbers in another batch, beyond rounding: the other one is the batch turned around."""
+    few = min(len(ours), len(theirs))
+    ours, theirs = ours.flip(0)[:few], theirs[:few]
+    exact = book.made[content].base.dtype in (torch.float32, torch.float64)
+    near = (ours - theirs).abs() <= (1e-3 if exact else 0.05) * ours[:, :1].abs() + 1e-6
+    return not bool((near | (ours.isnan() & theirs.isnan()) | (ours == theirs)).all())

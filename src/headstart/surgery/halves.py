@@ -1,0 +1,249 @@
+"""The part of a module before a cut, and the part behind it: the module itself, both times.
+
+B batch, C channels, H and W pixels
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from headstart.surgery.cut import Kept
+from headstart.surgery.fixed_run import Run
+from headstart.surgery.fixed_values import (
+    IMAGES,
+    Book,
+    Contents,
+    Fixed,
+    Geometry,
+    Memory,
+    NotReplayable,
+    Ref,
+    blank,
+    fixed,
+    mapped,
+)  # fmt: skip
+from headstart.surgery.pairing import Pairs, sized
+from headstart.surgery.recording import (
+    FAILURES,
+    RealRun,
+    copied,
+    find_constant,
+    plain_outputs,
+    settle,
+    sources,
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Known:
+    """What prefix and suffix share. ``image``: how the images look; ``frozen``: names of what is frozen."""
+
+    contents: Contents
+    pairs: Pairs
+    kept: tuple[Kept, ...]
+    image: Any
+    dtype: torch.dtype
+    frozen: frozenset[str]
+
+    def book(self, batch: int) -> Book:
+        """A new one for a number of images."""
+        return Book(self.contents, batch, names=self.pairs.names(batch))
+
+
+class _AllThere(BaseException):
+    """Everything that crosses has been made."""
+
+
+class _KeepingRun(RealRun):
+    def __init__(self, book: Book, frozen: Mapping[int, Memory], module: nn.Module, known: Known) -> None:
+        super().__init__(book, frozen, module)
+        self.kept = frozenset(each.content for each in known.kept)
+        self.there: dict[int, Tensor] = {}
+
+    def arrived(self, memory: Memory) -> None:
+        content = memory.content
+        if content in self.kept and content not in self.there:
+            assert content is not None and memory.real is not None
+            self.there[content] = memory.real
+            if self.kept <= self.there.keys():
+                raise _AllThere
+
+
+class Prefix(nn.Module):
+    """Images (B, C, H, W) -> the tensors that cross. ``module`` runs until they are there."""
+
+    def __init__(self, module: nn.Module, known: Known) -> None:
+        super().__init__()
+        self.module = module
+        self._known, self._books = known, dict[int, Book]()
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        """The tensors that cross.  Raises: NotReplayable: the module took another way than before."""
+        known = self._known
+        book = self._books.get(len(images)) or known.book(len(images))
+        self._books[len(images)] = book
+        run = _KeepingRun(book, sources(self.module, known.frozen, book), self.module, known)
+        run.there = {IMAGES: images} if IMAGES in run.kept else {}
+        try:
+            with run:
+                self.module(run.image(images))
+        except _AllThere:
+            pass
+        except FAILURES as error:
+            raise run.failure or error from None
+        missing = [each.label for each in known.kept if each.content not in run.there]
+        if missing:
+            raise NotReplayable(f"model: with {len(images)} images {missing[0]} is not computed as it was before")
+        return tuple(
+            run.there[each.content] if each.part is None
+            else run.there[each.content].as_strided(*sized(each.part, len(images)))
+            for each in known.kept
+        )  # fmt: skip
+
+
+class _ReplayingRun(Run):
+    """A forward pass, and its backward pass, in which fixed operations are not computed."""
+
+    def __init__(self, book: Book, frozen: Mapping[int, Memory], module: nn.Module) -> None:
+        super().__init__(book, frozen, module)
+        self._wholes: dict[int, Tensor] = {}
+        self._parts: dict[tuple[int, Geometry], Tensor] = {}
+
+    def hold(self, known: Known, crossing: tuple[Tensor, ...]) -> None:
+        """Take what crosses."""
+        for each, value in zip(known.kept, crossing, strict=True):
+            if each.part is None:
+                self._wholes[each.content] = value
+            else:
+                self._parts[each.content, Geometry(*sized(each.part, self.book.batch))] = value
+        self._given = dict(self._wholes)
+        self._wholes = {}
+
+    @property
+    def computes(self) -> bool:
+        return False
+
+    def constant(self, value: Tensor) -> int | None:
+        return find_constant(self.book, value)
+
+    def real_arguments(self, value: Any) -> Any:
+        """Zeros in place of a fixed argument: what is looked at is how the result lies in memory."""
+        if type(value) is not Fixed:
+            return value.detach() if isinstance(value, Tensor) else value
+        memory = value.memory
+        if memory.source:
+            return memory.seen(value.geometry)
+        if id(memory) not in self.standing:
+            self.standing[id(memory)] = blank(memory.base, memory)
+        return self.standing[id(memory)].as_strided(*value.geometry)
+
+    def need(self, value: Fixed) -> Tensor:
+        memory = value.memory
+        if memory.real is not None:
+            return memory.seen(value.geometry)
+        assert memory.content is not None
+        part: Fixed | None = value
+        while part is not None and self._parts:
+            if (memory.content, part.geometry) in self._parts:
+                return self._from_part(memory.content, part.geometry, value.geometry)
+            part = part.within
+        return self._whole(memory.content, memory.base).as_strided(*value.geometry)
+
+    def own(self, memory: Memory) -> None:
+        if memory.real is None:
+            assert memory.content is not None
+            memory.real = copied(self._whole(memory.content, memory.base))
+
+    def _from_part(self, content: int, kept: Geometry, wanted: Geometry) -> Tensor:
+        """The numbers of a part of a content, at their distances in the whole."""
+        value = self._parts[content, kept]
+        if tuple(value.shape) != kept.size:
+            raise self.fail(f"what it keeps has the shape {tuple(value.shape)}, and {kept.size} is needed")
+        laid = value
+        if value.stride() != kept.stride or value.storage_offset():
+            laid = torch.empty_strided(kept.size, kept.stride, dtype=value.dtype, device=value.device).copy_(value)
+            self._parts[content, kept] = laid
+        return laid.as_strided(wanted.size, wanted.stride, wanted.offset - kept.offset)
+
+    def _whole(self, content: int, base: Geometry) -> Tensor:
+        """All numbers of a content: kept, or computed from what is."""
+        if content not in self._wholes:
+            given = self._given.get(content)
+            self._wholes[content] = self._made(content) if given is None else self._laid(given, base)
+        return self._wholes[content]
+
+    def _laid(self, value: Tensor, base: Geometry) -> Tensor:
+        if tuple(value.shape) != base.size:
+            raise self.fail(f"what it keeps has the shape {tuple(value.shape)}, and {base.size} is needed")
+        if value.stride() == base.stride and value.storage_offset() == base.offset:
+            return value
+        return torch.empty_strided(base.size, base.stride, dtype=value.dtype, device=value.device).copy_(value)
+
+    def _made(self, content: int) -> Tensor:
+        call = self.book.made.get(content)
+        if call is None:
+            raise self.fail(f"{self.place()} needs the images, which are not kept: it took another way than before")
+        with torch.no_grad(), torch.autocast(self.device_type, enabled=False):
+            args, kwargs = mapped(call.args, self._ref), mapped(dict(call.kwargs), self._ref)
+            if call.writes:
+                first = call.args[0]
+                whole = copied(self._whole(first.content, call.base.geometry))
+                call.func(whole.as_strided(*first.geometry), *args[1:], **kwargs)
+                return whole
+            outs = call.func(*args, **kwargs)
+        found = outs[call.place] if isinstance(outs, (tuple, list)) else outs
+        assert isinstance(found, Tensor)
+        return found
+
+    def _ref(self, value: Any) -> Any:
+        if not isinstance(value, Ref):
+            return value
+        source = self.by_content.get(value.content)
+        if source is not None:
+            return source.seen(value.geometry)
+        if (value.content, value.geometry) in self._parts:
+            return self._from_part(value.content, value.geometry, value.geometry)
+        call = self.book.made.get(value.content)
+        return self._whole(value.content, call.base.geometry if call else value.geometry).as_strided(*value.geometry)
+
+    @property
+    def by_content(self) -> dict[int, Memory]:
+        """Frozen tensors by their contents."""
+        return {memory.content: memory for memory in self.frozen.values() if memory.content is not None}
+
+
+class Suffix(nn.Module):
+    """What crosses -> what ``module`` gives for the images that it was made from; the module's own code runs."""
+
+    def __init__(self, module: nn.Module, known: Known) -> None:
+        super().__init__()
+        self.module = module
+        self._known, self._books = known, dict[int, Book]()
+
+    def forward(self, *crossing: Tensor) -> Any:
+        """What the module gives.  Raises: NotReplayable: it needs a fixed value that was not kept."""
+        known, batch = self._known, len(crossing[0])
+        book = self._books.get(batch) or known.book(batch)
+        self._books[batch] = book
+        run = _ReplayingRun(book, sources(self.module, known.frozen, book), self.module)
+        run.hold(known, crossing)
+        geometry = Geometry(*sized(known.image, batch))
+        like = torch.empty_strided(geometry.size, geometry.stride, dtype=known.dtype, device="meta")
+        memory = Memory(IMAGES, like)
+        memory.device = crossing[0].device
+        try:
+            with run:
+                outputs = plain_outputs(self.module(fixed(run, memory, geometry)))
+                settle(self.module)
+        except FAILURES:
+            if run.failure is not None:
+                raise run.failure from None
+            raise
+        if run.failure is not None:
+            raise run.failure
+        return outputs

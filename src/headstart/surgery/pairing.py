@@ -1,0 +1,157 @@
+"""Two recordings of one module at two numbers of images, call by call: which sizes follow that number.
+
+B batch
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from headstart.surgery.fixed_values import IMAGES, Book, Call, Geometry, Key
+
+_NOT: Any = object()
+
+
+@dataclass(frozen=True)
+class Rows:
+    """So many times the number of images."""
+
+    times: int
+
+
+def sized(template: Any, batch: int) -> Any:
+    """A template for a number of images."""
+    if isinstance(template, Rows):
+        return template.times * batch
+    if isinstance(template, tuple):
+        return tuple(sized(each, batch) for each in template)
+    return template
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """``calls``: templates of calls and the contents that these make; ``ours``: contents of the second book by those of
+    the first; ``rows``: contents that have a row for each image; ``mixed``: contents made along the images of a batch,
+    ``picked``: parts of a content that are a choice of images.
+    """
+
+    calls: tuple[tuple[Key, tuple[int, ...]], ...]
+    ours: Mapping[int, int]
+    rows: frozenset[int]
+    batches: tuple[int, int]
+    parts: Mapping[int, tuple[Geometry, ...]]
+    mixed: frozenset[int]
+    picked: frozenset[tuple[int, Geometry]]
+
+    def names(self, batch: int) -> dict[Key, tuple[int, ...]]:
+        """What calls at a number of images make."""
+        return {sized(template, batch): contents for template, contents in self.calls}
+
+    def geometry(self, first: Geometry, second: Geometry) -> Any:
+        """What follows the number of images in a geometry; None where something else does."""
+        found = _template(tuple(first), tuple(second), {}, self.batches)
+        return None if found is _NOT else found
+
+    def part(self, content: int, geometry: Geometry) -> Any:
+        """The template of a part of a content with a row for each image; None where there is none."""
+        for other in self.parts.get(self.ours[content], ()):
+            if geometry.size[:1] + other.size[:1] == self.batches and geometry.size[1:] == other.size[1:]:
+                found = self.geometry(geometry, other)
+                if found is not None:
+                    return found
+        return None
+
+
+def pair(first: Book, second: Book) -> Pairs:
+    """Match the calls of two books, in order."""
+    batches = (first.batch, second.batch)
+    theirs: dict[int, int] = {IMAGES: IMAGES}  # the first's content by the second's
+    waiting: dict[Key, list[Key]] = {}
+    for key in first.names:
+        waiting.setdefault(_erased(key, None), []).append(key)
+    calls, mixed = list[tuple[Key, tuple[int, ...]]](), set[int]()
+    for key, contents in second.names.items():
+        candidates = waiting.get(_erased(key, theirs), [])
+        templates = ((other, _template(other, key, theirs, batches)) for other in candidates)
+        match = next((both for both in templates if both[1] is not _NOT), None)
+        if match is None:
+            continue
+        mine, template = match
+        candidates.remove(mine)
+        calls.append((template, first.names[mine]))
+        theirs |= dict(zip(contents, first.names[mine], strict=True))
+        mixed |= set(first.names[mine]) if mine in first.along and key in second.along else set()
+    ours = {mine: other for other, mine in theirs.items()}
+    rows = frozenset(mine for mine, other in ours.items() if mine and _has_rows(mine, other, first, second))
+    picked = _picked(first, second, theirs)
+    return Pairs(tuple(calls), ours, rows, batches, _parts(second), frozenset(mixed), picked)
+
+
+def _picked(first: Book, second: Book, theirs: Mapping[int, int]) -> frozenset[tuple[int, Geometry]]:
+    """Views that pick images at both numbers of these."""
+    batches, found = (first.batch, second.batch), set[tuple[int, Geometry]]()
+    others = [key for key in second.along if key not in second.names]
+    for key in (key for key in first.along if key not in first.names):
+        if any(_template(key, other, theirs, batches) is not _NOT for other in others):
+            step = first.steps[key]
+            found |= {(_contents(key)[0][1], output.geometry) for output in step.outputs}
+    return frozenset(found)
+
+
+def _parts(book: Book) -> dict[int, tuple[Geometry, ...]]:
+    """Every geometry in which a content is an argument or a view."""
+    found: dict[int, dict[Geometry, None]] = {}
+    for key, step in book.steps.items():
+        views = [output.geometry for output in step.outputs] if getattr(step, "view_of", None) is not None else []
+        for part in _contents(key):
+            found.setdefault(part[1], {}).update(dict.fromkeys([Geometry(*part[2]), *views]))
+    return {content: tuple(geometries) for content, geometries in found.items()}
+
+
+def _contents(key: Any) -> list[Any]:
+    if not isinstance(key, tuple) or key[:1] == ("=",):
+        return []
+    if key[:1] == ("#",):
+        return [key]
+    return [part for each in key for part in _contents(each)]
+
+
+def _has_rows(mine: int, other: int, first: Book, second: Book) -> bool:
+    if mine not in first.of_images or mine not in first.made or other not in second.made:
+        return False
+    ours, theirs = _size(first.made[mine]), _size(second.made[other])
+    return ours[:1] + theirs[:1] == (first.batch, second.batch) and ours[1:] == theirs[1:]
+
+
+def _size(call: Call) -> tuple[int, ...]:
+    return call.base.geometry.size
+
+
+def _erased(key: Any, contents: Mapping[int, int] | None) -> Any:
+    """A call without its sizes; its contents by ``contents``, where these are others."""
+    if isinstance(key, tuple):
+        if key[:1] == ("#",):
+            return ("#", key[1] if contents is None else contents.get(key[1], key[1]))
+        return key if key[:1] == ("=",) else tuple(_erased(each, contents) for each in key)
+    return None if type(key) is int else key
+
+
+def _template(first: Any, second: Any, contents: Mapping[int, int], batches: tuple[int, int]) -> Any:
+    """What is common to two calls, sizes that follow the number of images as ``Rows``; ``_NOT``: they differ."""
+    if isinstance(first, tuple) and isinstance(second, tuple):
+        if first[:1] == ("=",) or len(first) != len(second):
+            return first if first == second else _NOT
+        if first[:1] == ("#",):
+            where = _template(tuple(first[2]), tuple(second[2]), contents, batches)
+            same = first[1] == contents.get(second[1], second[1])
+            return ("#", first[1], where) if same and where is not _NOT else _NOT
+        parts = tuple(_template(*both, contents, batches) for both in zip(first, second, strict=True))
+        return _NOT if any(part is _NOT for part in parts) else parts
+    if first == second:
+        return first
+    whole = type(first) is int and type(second) is int
+    if whole and first * batches[1] == second * batches[0] and first % batches[0] == 0:
+        return Rows(first // batches[0])
+    return _NOT

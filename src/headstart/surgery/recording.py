@@ -1,0 +1,326 @@
+"""A module's forward pass, run for real, with what is fixed in it and where the rest needs that."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from headstart.surgery.fixed_run import Run
+from headstart.surgery.fixed_values import (
+    IMAGES,
+    READS,
+    Book,
+    Fixed,
+    Geometry,
+    Memory,
+    NotReplayable,
+    Values,
+    fixed,
+    flat,
+    geometry_of,
+    mapped,
+)  # fmt: skip
+from headstart.surgery.per_image_ops import Operation, is_fixed
+
+MOST_CONSTANT_BYTES = 1 << 22
+"""Plain tensors up to this size that a forward pass brings along are compared by their bytes at every step."""
+FAILURES = (RuntimeError, TypeError, ValueError, AttributeError, AssertionError, LookupError, ArithmeticError)
+"""What a module's own code raises where it asks a stand-in for what only numbers can give."""
+
+
+@dataclass(frozen=True)
+class Obstacle:
+    """Why what comes after is not fixed: the module whose code was running, and what it did."""
+
+    module: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.module}: {self.reason}"
+
+
+@dataclass(frozen=True)
+class Need:
+    """A fixed value that something live reads; ``within``: what it is a view of, from the inside out."""
+
+    content: int
+    geometry: Geometry
+    within: tuple[Geometry, ...] = ()
+
+
+@dataclass
+class Recording:
+    """What a forward pass showed. ``seen``: contents made; ``prints``: two numbers per image of contents with a row for
+    each image; ``reads``: contents that Python was told, and where; ``moving``: frozen tensors that are written to;
+    ``drew``: random numbers were drawn.
+    """
+
+    needs: dict[Need, None] = field(default_factory=dict)
+    seen: set[int] = field(default_factory=lambda: {IMAGES})
+    reads: dict[int | None, str] = field(default_factory=dict)
+    prints: dict[int, Tensor] = field(default_factory=dict)
+    obstacles: dict[Obstacle, None] = field(default_factory=dict)
+    moving: set[str] = field(default_factory=set)
+    drew: bool = False
+
+
+class RealRun(Run):
+    """A forward pass in which fixed operations are computed, too."""
+
+    def __init__(self, book: Book, frozen: Mapping[int, Memory], module: nn.Module) -> None:
+        super().__init__(book, frozen, module)
+        self.kept: frozenset[int] = frozenset()
+
+    @property
+    def computes(self) -> bool:
+        """Yes."""
+        return True
+
+    def need(self, value: Fixed) -> Tensor:
+        """The numbers."""
+        return value.memory.seen(value.geometry)
+
+    def own(self, memory: Memory) -> None:
+        """Numbers that are kept stay as they are."""
+        if memory.content in self.kept and memory.real is not None:
+            memory.real = copied(memory.real)
+
+    def real_arguments(self, value: Any) -> Any:
+        """The numbers of a fixed argument."""
+        if type(value) is Fixed:
+            return value.memory.seen(value.geometry)
+        return value.detach() if isinstance(value, Tensor) else value
+
+    def compute(self, func: Operation, args: Sequence[Any], kwargs: Values) -> Any:
+        """Run a fixed operation; what it writes to is not kept."""
+        if type(args[0]) is Fixed and func._schema.name.endswith("_"):
+            self.own(args[0].memory)
+        return super().compute(func, args, kwargs)
+
+    def constant(self, value: Tensor) -> int | None:
+        """One that is known by its bytes."""
+        return find_constant(self.book, value)
+
+    def image(self, images: Tensor) -> Fixed:
+        """The stand-in for images."""
+        return fixed(self, Memory(IMAGES, images, images), geometry_of(images))
+
+
+class RecordingRun(RealRun):
+    """Writes down what is made, what is needed, and where something ceases to be fixed."""
+
+    def __init__(self, book: Book, frozen: Mapping[int, Memory], module: nn.Module) -> None:
+        super().__init__(book, frozen, module)
+        self.found = Recording()
+        self._live: dict[int, tuple[Tensor, Obstacle | Literal[""]]] = {}
+        others = [v for v in (*module.parameters(), *module.buffers()) if id(v) not in frozen]
+        self._trained = {id(value) for value in others}
+        self._memory = {value.untyped_storage().data_ptr() for value in others}
+
+    def need(self, value: Fixed) -> Tensor:
+        """The numbers, and a note that they were needed."""
+        content = value.memory.content
+        if value.run is self and content is not None and content in self.book.of_images:
+            within, around = list[Geometry](), value.within
+            while around is not None:
+                within.append(around.geometry)
+                around = around.within
+            self.found.needs[Need(content, value.geometry, tuple(within))] = None
+        return super().need(value)
+
+    def own(self, memory: Memory) -> None:
+        """All of a memory is needed to write to a part of it."""
+        if memory.content is not None and memory.content in self.book.of_images:
+            self.found.needs[Need(memory.content, memory.base)] = None
+        super().own(memory)
+
+    def compute(self, func: Operation, args: Sequence[Any], kwargs: Values) -> Any:
+        """Without a note."""
+        return Run.compute(self, func, args, kwargs)
+
+    def constant(self, value: Tensor) -> int | None:
+        """Known by its bytes, or new; None for what trains, is random, or comes of these."""
+        if self._cause(value) is not None or value.numel() * value.element_size() > MOST_CONSTANT_BYTES:
+            return None
+        known = find_constant(self.book, value)
+        return add_constant(self.book, value) if known is None else known
+
+    def plain(self, func: Operation, args: Sequence[Any], kwargs: Values) -> Any:
+        """Run it, and note what is live by it."""
+        outs = func(*args, **kwargs)
+        self._mark(func, args, kwargs, outs)
+        return outs
+
+    def live(self, func: Operation, args: Sequence[Any], kwargs: Values, *, known: bool) -> Any:
+        """Run it, and note why it is live."""
+        values = [*flat((tuple(args), tuple(kwargs.values())))]
+        of_images = self.depends(args, kwargs)
+        causes = [self._cause(v) for v in values if isinstance(v, Tensor)]
+        if of_images and func._schema.name in READS:
+            self.found.reads |= {v.memory.content: self.place() for v in values if type(v) is Fixed}
+        elif known and of_images:
+            self.found.obstacles[_obstacle(self.place(), func)] = None
+        elif of_images and "" not in causes:
+            self.found.obstacles |= {cause: None for cause in causes if isinstance(cause, Obstacle)}
+        outs = super().live(func, args, kwargs, known=known)
+        self._mark(func, args, kwargs, outs, known=known)
+        return outs
+
+    def moves(self, value: Tensor) -> None:
+        """A frozen tensor that is written to is not frozen."""
+        self.frozen[id(value)].content = None
+        self.found.moving |= {name for name, tensor in named(self.module) if tensor is value}
+
+    def arrived(self, memory: Memory) -> None:
+        """Take the prints of a content with a row for each image."""
+        content = memory.content
+        assert content is not None and memory.real is not None
+        self.found.seen.add(content)
+        has_rows = memory.base.size[:1] == (self.book.batch,) and memory.real.numel() > 0
+        if has_rows and content in self.book.of_images and content not in self.found.prints:
+            self.found.prints[content] = prints(memory.real)
+
+    def _cause(self, value: Tensor) -> Obstacle | Literal[""] | None:
+        """Why a tensor is live, "" where it trains; None where it is not."""
+        if id(value) in self._live:
+            return self._live[id(value)][1]
+        if type(value) is Fixed:
+            return None
+        trains = value.requires_grad or id(value) in self._trained
+        return "" if trains or value.untyped_storage().data_ptr() in self._memory - {0} else None
+
+    def _mark(self, func: Operation, args: Sequence[Any], kwargs: Values, outs: Any, *, known: bool = False) -> None:
+        given = [v for v in flat((tuple(args), tuple(kwargs.values()))) if isinstance(v, Tensor)]
+        causes = [cause for cause in map(self._cause, given) if cause is not None]
+        if known or (torch.Tag.nondeterministic_seeded in func.tags and not is_fixed(func, args, kwargs)):
+            causes.append(_obstacle(self.place(), func))
+        if causes or any(type(value) is Fixed for value in given):
+            cause: Obstacle | Literal[""] = "" if not causes or "" in causes else causes[0]
+            for value in flat(tuple(outs) if isinstance(outs, (tuple, list)) else (outs,)):
+                if isinstance(value, Tensor) and type(value) is not Fixed:
+                    self._live[id(value)] = (value, cause)
+
+
+def _obstacle(module: str, func: Operation) -> Obstacle:
+    name = func._schema.name.removeprefix("aten::")
+    return Obstacle(module, f"{name} is not known to give the same for an image every time")
+
+
+def named(module: nn.Module) -> list[tuple[str, Tensor]]:
+    """Parameters and buffers by every name that they have."""
+    parameters = module.named_parameters(remove_duplicate=False)
+    return [*parameters, *module.named_buffers(remove_duplicate=False)]
+
+
+def sources(module: nn.Module, names: Collection[str], book: Book) -> dict[int, Memory]:
+    """The module's frozen tensors of these names, by identity."""
+    found = {}
+    for name, value in named(module):
+        if name in names and not value.requires_grad and id(value) not in found:
+            content = book.contents.frozen.get(name)
+            if content is None:
+                content = book.contents.frozen[name] = book.contents.new()
+            found[id(value)] = Memory(content, value, value.detach(), source=True)
+    return found
+
+
+def find_constant(book: Book, value: Tensor) -> int | None:
+    """The content of a constant with these bytes; with a row for each image, of one with this row."""
+    for kind, tensor in _forms(book, value, cheaply=True):
+        for known, content in book.contents.constants.get(kind, ()):
+            if same_bytes(known, tensor):
+                return content
+    return None
+
+
+def add_constant(book: Book, value: Tensor) -> int:
+    """Remember a constant."""
+    content = book.contents.new()
+    for kind, tensor in _forms(book, value, cheaply=False):
+        book.contents.constants.setdefault(kind, []).append((tensor.detach().clone(), content))
+    return content
+
+
+def _forms(book: Book, value: Tensor, *, cheaply: bool) -> list[tuple[tuple[Any, ...], Tensor]]:
+    """A constant as a whole, and as the row that all images share."""
+    forms: list[tuple[tuple[Any, ...], Tensor]] = [(("whole", value.dtype, tuple(value.shape)), value)]
+    kind = ("row", value.dtype, tuple(value.shape[1:]))
+    wanted = not cheaply or kind in book.contents.constants
+    if wanted and value.shape[:1] == (book.batch,) and same_bytes(value, value[:1].expand(value.shape)):
+        forms.append((kind, value[0]))
+    return forms
+
+
+def same_bytes(ours: Tensor, theirs: Tensor) -> bool:
+    """Whether two tensors of one type and shape hold the same bits."""
+    if ours.device != theirs.device:
+        return False
+    if ours.dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16) and ours.numel():
+        whole = {2: torch.int16, 4: torch.int32, 8: torch.int64}[ours.element_size()]
+        ours, theirs = ours.contiguous().view(whole), theirs.contiguous().view(whole)
+    return torch.equal(ours, theirs)
+
+
+def prints(value: Tensor) -> Tensor:
+    """Two numbers for each row: its length, and where it points to."""
+    rows = value.detach().reshape(value.shape[0], -1).double()  # (B, everything)
+    direction = torch.cos(torch.arange(rows.shape[1], dtype=torch.float64, device=rows.device) * 0.7 + 0.3)
+    return torch.stack([rows.norm(dim=1), rows @ direction], dim=1)
+
+
+def copied(value: Tensor) -> Tensor:
+    """A copy with the same layout in memory."""
+    return torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device=value.device).copy_(value)
+
+
+def plain_outputs(value: Any) -> Any:
+    """A module's outputs with stand-ins replaced by their numbers."""
+    return mapped(value, lambda leaf: plain_tensor(leaf) if type(leaf) is Fixed else leaf)
+
+
+def plain_tensor(value: Fixed) -> Tensor:
+    """The numbers; what has a gradient keeps it."""
+    return value.clone() if value.requires_grad or value.memory.content is None else value.run.need(value)
+
+
+def settle(module: nn.Module) -> None:
+    """Replace stand-ins that a forward pass left in the module's attributes by their numbers."""
+    for held, name in [
+        (held, name) for part in module.modules() for held in (vars(part), part._buffers) for name in held
+    ]:
+        value = held[name]
+        nested = type(value) in (list, tuple, dict) and not name.startswith("_")
+        if type(value) is Fixed or (nested and any(type(leaf) is Fixed for leaf in leaves(value))):
+            held[name] = plain_outputs(value)
+
+
+def leaves(value: Any) -> list[Any]:
+    """What nested tuples, lists and dicts hold."""
+    found: list[Any] = []
+    mapped(value, found.append)
+    return found
+
+
+def run_module(run: RealRun, module: nn.Module, images: Tensor, *, training: bool) -> None:
+    """A forward pass under ``run``.  Raises: NotReplayable: it cannot be followed."""
+    modes = {part: part.training for part in module.modules()}
+    module.train(training)
+    try:
+        with torch.set_grad_enabled(training), run:
+            plain_outputs(module(run.image(images)))
+            settle(module)
+    except FAILURES as error:
+        line = str(error).splitlines()[0][:160] if str(error) else ""
+        raise run.failure or NotReplayable(
+            f"model: {run.place_of(error)} does not run on stand-ins for tensors ({type(error).__name__}: {line}), so "
+            "the model does not run from a cache"
+        ) from error
+    finally:
+        for part, mode in modes.items():
+            part.training = mode
+    if run.failure is not None:
+        raise run.failure
