@@ -11,7 +11,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "src" / "headstart"
 LAYERS = [  # a row imports from the rows above it only
     {"errors", "pieces"},
-    {"disk", "ambient"},
+    {"disk", "ambient", "turns"},
     {"config", "storage", "pages", "parallel"},
     {"shelf"},
     {"surgery"},

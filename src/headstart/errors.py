@@ -15,6 +15,10 @@ A message says where, what was found, what is accepted and what to type next. he
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+_SHOWN = 8  # files, groups or tensors that a message names
+
 
 class Error(Exception):
     """What the user can mend; ``exit_code`` is the process's."""
@@ -65,3 +69,9 @@ class StorageError(Error):
     """The disk is full, read-only or damaged; earlier checkpoints are intact."""
 
     exit_code = 4
+
+
+def name_some(names: Sequence[str]) -> str:
+    """The first of many names, and how many more there are: for a message."""
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more

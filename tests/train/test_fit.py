@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from headstart.config.schema import AdamW, Schedule
 from headstart.data.batches import Batch
-from headstart.errors import NonFiniteError
+from headstart.errors import ConfigError, NonFiniteError
 from headstart.optim.groups import param_groups
 from headstart.optim.optimizers import make_optimizer
 from headstart.optim.schedules import rate_factor
@@ -59,6 +59,54 @@ def test_without_a_schedule_the_rates_stay(net, images) -> None:
     before = [group["lr"] for group in state.optimizer.param_groups]
     list(fit(state, images.train, rules=StepRules(), epochs=1))
     assert [group["lr"] for group in state.optimizer.param_groups] == before
+
+
+def test_without_a_schedule_a_scheduler_of_torch_sets_the_rates(net, images) -> None:
+    state = adamw(net())
+    before = [group["lr"] for group in state.optimizer.param_groups]
+    scheduler, seen = torch.optim.lr_scheduler.StepLR(state.optimizer, 1, 0.1), []
+    for event in fit(state, images.train, rules=StepRules(), epochs=1):
+        if isinstance(event, StepDone):
+            seen.append(event.head_lr)
+            scheduler.step()
+    assert seen == pytest.approx([0.1, 0.01, 0.001, 0.0001])
+    assert [group["lr"] for group in state.optimizer.param_groups] == pytest.approx([rate * 1e-4 for rate in before])
+
+
+@pytest.mark.parametrize("full", [True, False])
+def test_without_a_schedule_a_rate_that_is_changed_by_hand_counts_from_the_next_step_on(net, images, full) -> None:
+    state, seen = adamw(net()), []
+    for group in state.optimizer.param_groups:
+        group["lr"] = 0.5
+        if not full:
+            del group["initial_lr"]
+    for event in fit(state, images.train, rules=StepRules(), epochs=1):
+        if isinstance(event, StepDone):
+            seen.append(event.lr)
+            state.optimizer.param_groups[0]["lr"] = 0.5 + event.step
+    assert seen == [0.5, 1.5, 2.5, 3.5]
+    assert all(("initial_lr" in group) == full for group in state.optimizer.param_groups)
+
+
+def test_with_a_schedule_a_rate_changes_by_its_full_one_and_another_change_is_refused(net, images) -> None:
+    state, schedule, seen = adamw(net()), Schedule(kind="linear", warmup=0.0), []
+    events = fit(state, images.train, rules=StepRules(), epochs=1, schedule=schedule)
+    seen.append(next(events).head_lr)
+    state.optimizer.param_groups[-1]["initial_lr"] *= 2
+    seen.append(next(events).head_lr)
+    assert seen == pytest.approx([0.1, 0.15])
+    state.optimizer.param_groups[-1]["lr"] = 0.3
+    with pytest.raises(ConfigError, match=r"step 3: the rate of group head was changed from 0.15 to 0.3, .*initial_lr"):
+        next(events)
+    assert state.step == 2
+
+
+def test_with_a_schedule_an_optimizer_that_is_made_anew_is_taken_as_it_is(net, images) -> None:
+    state, schedule = adamw(net()), Schedule(kind="constant", warmup=0.0)
+    events = fit(state, images.train, rules=StepRules(), epochs=1, schedule=schedule)
+    next(events)
+    state.optimizer = torch.optim.SGD(state.model.parameters(), lr=0.7)
+    assert next(events).lr == 0.7
 
 
 @pytest.mark.parametrize("stop", [1, 3, 4, 6])

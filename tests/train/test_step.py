@@ -17,6 +17,7 @@ from torchvision.models.inception import InceptionOutputs
 from headstart.config.schema import Bce, CrossEntropy, Huber, Penalties
 from headstart.data.task import TaskSpec
 from headstart.errors import ConfigError, DataError, NonFiniteError, RunError
+from headstart.models.freeze import freeze
 from headstart.optim.groups import param_groups
 from headstart.optim.losses import make_loss
 from headstart.train.precision import make_scaler
@@ -358,8 +359,11 @@ def test_a_part_that_was_put_into_eval_between_steps_trains_at_the_next_one(net,
 
 def test_a_group_that_is_added_between_steps_trains_at_the_next_one(net, noise) -> None:
     model = net()
+    model.conv2.requires_grad_(False)
     state = TrainState(model, torch.optim.SGD(model.conv1.parameters(), lr=0.1))
+    model.fc.requires_grad_(False)
     train_step(state, noise(8), rules=StepRules())
+    model.fc.requires_grad_(True)
     state.optimizer.add_param_group({"params": list(model.fc.parameters())})
     before = model.fc.weight.detach().clone()
     model.fc.weight.grad = torch.full_like(before, 1e3)  # of nobody's step
@@ -376,8 +380,10 @@ def test_channels_last_changes_rounding_only(net, noise) -> None:
 
 def test_rates_of_a_step_are_the_bodys_and_the_heads(net, noise) -> None:
     model = net()
-    frozen_body = [value for name, value in model.named_parameters() if name.startswith("fc")]
-    state = TrainState(model, torch.optim.SGD([{"params": frozen_body, "lr": 0.3, "name": "head (no decay)"}]))
+    freeze(model, rule="backbone")
+    state = TrainState(
+        model, torch.optim.SGD([{"params": list(model.fc.parameters()), "lr": 0.3, "name": "head (no decay)"}])
+    )
     done = train_step(state, noise(4), rules=StepRules())
     assert (done.lr, done.head_lr) == (0.0, 0.3)
 

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 
 import torch
 
+from headstart.turns import own_turn
+
 
 def derived_seed(*parts: int | str) -> int:
     """Seed in 0 .. 2**63 - 1 that depends on every part and on their order."""
@@ -28,9 +30,10 @@ def drawing_from(seed: int) -> Iterator[None]:
     torchvision's transforms take no generator; they draw from this one only.
     """
     generator = torch.default_generator
-    state = generator.get_state()
-    generator.manual_seed(seed)
-    try:
-        yield
-    finally:
-        generator.set_state(state)
+    with own_turn():
+        state = generator.get_state()
+        generator.manual_seed(seed)
+        try:
+            yield
+        finally:
+            generator.set_state(state)

@@ -42,6 +42,18 @@ def resolve_loss(loss: Loss, *, task: str) -> Loss:
     return loss
 
 
+def loss_by_name(name: str) -> Loss:
+    """A loss of the schema with its defaults.  Raises: ConfigError: no such loss."""
+    kinds = (CrossEntropy, Focal, Bce, Mse, Huber, Mae)
+    losses: dict[str, Loss] = {kind.kind: kind() for kind in kinds}
+    if name not in losses:
+        raise ConfigError(
+            f"loss: {name!r} is not one of {', '.join(losses)}; or give a function (outputs, targets) -> losses "
+            "of shape (B,)"
+        )
+    return losses[name]
+
+
 def make_loss(
     loss: Loss, *, classes: Sequence[str] = (), counts: Mapping[str, int] | None = None, task: str = ""
 ) -> LossFunction:

@@ -164,7 +164,7 @@ def _course(
     rules = StepRules(
         loss=work.loss, penalties=config.penalties, precision=chosen.precision, memory_format=chosen.memory_format,
         attention=chosen.attention, accumulate=batch.accumulate, clip_norm=batch.clip_norm,
-        clip_value=batch.clip_value, seed=config.seed, recompute=config.activation_checkpointing, all_generators=True,
+        clip_value=batch.clip_value, seed=config.seed, recompute=config.activation_checkpointing,
     )  # fmt: skip
     limit = int(config.cache.limit_gb * 1e9)
     where = CacheRules(folder=cache_folder(), model=opened.spec, dtype=config.cache.dtype, limit_bytes=limit)

@@ -30,10 +30,5 @@ def kept_generators() -> Iterator[None]:
 def seed_generators(seed: int) -> None:
     """Set all of them to what follows from ``seed``."""
     torch.manual_seed(seed)
-    seed_others(seed)
-
-
-def seed_others(seed: int) -> None:
-    """Set Python's and NumPy's to what follows from ``seed``: 20 microseconds."""
     random.seed(seed)
     np.random.seed(seed % 2**32)

@@ -27,6 +27,7 @@ from headstart.train.heap import kept_memory
 from headstart.train.metrics import measure
 from headstart.train.precision import MEMORY_FORMATS, Precision, autocast, device_of, dtype_of
 from headstart.train.step import training_outputs
+from headstart.turns import beside_others
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +90,7 @@ def scores(
     (B, K) float32 on the CPU; call it within ``in_eval``.
     """
     device = device_of(model)
-    with autocast(device, precision):
+    with beside_others(), autocast(device, precision):
         outputs = model(*batch.arguments(device, MEMORY_FORMATS[memory_format], dtype_of(model)))
     parts = training_outputs(outputs)
     main = parts[0][1] if parts[0][0] == 1.0 else torch.stack([part for _, part in parts]).mean(0)

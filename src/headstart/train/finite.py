@@ -10,11 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from headstart.data.batches import Batch
-from headstart.errors import NonFiniteError
+from headstart.errors import NonFiniteError, name_some
 from headstart.parallel.shards import is_shared_out, local, whole
 from headstart.train.state import Parts, TrainState
-
-_SHOWN = 8  # files, groups or tensors that a message names
 
 
 def check_rates(state: TrainState, batch: Batch) -> None:
@@ -40,7 +38,7 @@ def check_weights(state: TrainState, parts: Parts, batch: Batch) -> None:
     if not wrong:  # only their squares are too large
         return
     raise NonFiniteError(
-        f"step {state.step + 1}: not finite after it: {_some(wrong)}; nothing of it is saved. "
+        f"step {state.step + 1}: not finite after it: {name_some(wrong)}; nothing of it is saved. "
         f"{_of_groups(state, by_gradient=False)}Images: {names(batch)}. Rates: {_rates(state)}. Try a lower rate (--lr)"
     )
 
@@ -74,7 +72,7 @@ def check_before_saving(state: TrainState) -> None:
         if isinstance(value, float) and not math.isfinite(value)
     ]
     if wrong:
-        raise NonFiniteError(f"step {state.step}: {_some(wrong)}: not finite, so the state is not saved")
+        raise NonFiniteError(f"step {state.step}: {name_some(wrong)}: not finite, so the state is not saved")
 
 
 def complaint(state: TrainState, batch: Batch, loss: float, grad_norm: float) -> str:
@@ -88,7 +86,7 @@ def complaint(state: TrainState, batch: Batch, loss: float, grad_norm: float) ->
 
 def names(batch: Batch) -> str:
     """The files of a batch, the first few."""
-    return _some(batch.keys)
+    return name_some(batch.keys)
 
 
 def _statistics(model: nn.Module) -> dict[str, Tensor]:
@@ -107,13 +105,8 @@ def _of_groups(state: TrainState, *, by_gradient: bool) -> str:
         values = [parameter.grad if by_gradient else parameter for parameter in group["params"]]
         if any(not bool(torch.isfinite(local(value)).all()) for value in values if value is not None):
             found.append(name)
-    return f"{'Gradients' if by_gradient else 'Weights'} of: {_some(found)}. " if found else ""
+    return f"{'Gradients' if by_gradient else 'Weights'} of: {name_some(found)}. " if found else ""
 
 
 def _rates(state: TrainState) -> str:
     return ", ".join(f"{name.removeprefix('number ')} {group['lr']:.3g}" for name, group in _groups(state).items())
-
-
-def _some(found: tuple[str, ...] | list[str]) -> str:
-    more = f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
-    return ", ".join(found[:_SHOWN]) + more

@@ -5,14 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
 from headstart.ambient import each_in_own_arithmetic
 from headstart.config.schema import Schedule
 from headstart.data.batches import Batch
-from headstart.errors import NonFiniteError
+from headstart.errors import ConfigError, NonFiniteError
 from headstart.optim.schedules import rate_factor
 from headstart.parallel.processes import current
 from headstart.train.finite import damaged
@@ -21,7 +21,7 @@ from headstart.train.precision import device_of
 from headstart.train.state import TrainState
 from headstart.train.step import StepDone, StepRules, train_step
 
-_CONSTANT = Schedule(kind="constant", warmup=0.0)
+Rates = list[tuple[dict[str, Any], float]]  # groups of an optimizer, and the rate that each had
 
 
 class TrainingBatches(Protocol):
@@ -68,11 +68,13 @@ def fit(
     """Train ``epochs`` epochs, counted from ``first_epoch`` (default: from where the state is), and yield what was
     done.
 
-    A state restored in the middle of an epoch goes on with that epoch's next batch. The rates are a function of the
-    step within
-    these epochs; without a ``schedule`` they stay as the groups have them.
+    A state restored in the middle of an epoch goes on with that epoch's next batch. Without a ``schedule`` the rates
+    are the caller's: ``fit`` leaves the groups' ``lr`` alone, so that a scheduler of torch, or a change by hand, counts
+    from the next step on. With one, a group's rate is its ``initial_lr`` (its ``lr``, where it has none yet) times a
+    factor of the step within these epochs: change that to change its rate.
 
-    Raises: NonFiniteError: the loss, the gradient or a weight is NaN or infinite.
+    Raises: NonFiniteError: the loss, the gradient or a weight is NaN or infinite. ConfigError: with a schedule, a
+    group's ``lr`` was changed between two steps, which the schedule would undo.
     """
     first = state.epochs_done if first_epoch is None else first_epoch
     yield from each_in_own_arithmetic(_epochs(state, batches, rules, schedule, range(first, first + epochs)))
@@ -82,18 +84,20 @@ def _epochs(
     state: TrainState, batches: TrainingBatches, rules: StepRules, schedule: Schedule | None, which: range
 ) -> Generator[StepDone | EpochDone]:
     first, epochs, per_epoch = which.start, len(which), len(batches)
+    rates: Rates = []
     with kept_memory():
         for epoch in range(state.epochs_done, first + epochs):
             started, images = time.monotonic(), 0
             made = Timed(batches.epoch(epoch, first=state.epoch_step))
             for batch in made:
                 done_here = (epoch - first) * per_epoch + state.epoch_step
-                set_rates(state, rate_factor(schedule or _CONSTANT, done_here, total=epochs * per_epoch))
+                _follow(schedule, state, done_here, total=epochs * per_epoch, before=rates)
                 done = train_step(state, batch, rules=rules, steps_in_epoch=per_epoch)
                 state.epoch_step += 1
                 state.epoch_loss += done.loss * done.weight
                 state.epoch_weight += done.weight
                 images += done.images
+                rates = [(group, group["lr"]) for group in state.optimizer.param_groups]
                 yield done
             closed = _close_epoch(state, images, time.monotonic() - started)
             copied = made.copying(device_of(state.model)) * images / current().world_size
@@ -130,6 +134,23 @@ class Timed(Iterator[Batch]):
             torch.accelerator.synchronize(device)
             seconds = time.monotonic() - started
         return seconds / max(1, len(copied[0]))  # a process may have no image of an epoch
+
+
+def _follow(schedule: Schedule | None, state: TrainState, step: int, *, total: int, before: Rates) -> None:
+    """Set the rates of a step; ``before`` are those after the last one.
+
+    Raises: ConfigError: somebody else has set one since, which would have no effect.
+    """
+    if schedule is None:
+        return
+    for group, rate in before:
+        if group["lr"] != rate and any(group is own for own in state.optimizer.param_groups):
+            raise ConfigError(
+                f"step {state.step + 1}: the rate of group {group.get('name', 'without a name')} was changed from "
+                f"{rate:.4g} to {group['lr']:.4g}, but fit was given a schedule, which sets it at every step; change "
+                'the group\'s "initial_lr", which the schedule multiplies, or give fit no schedule'
+            )
+    set_rates(state, rate_factor(schedule, step, total=total))
 
 
 def set_rates(state: TrainState, factor: float) -> None:

@@ -8,35 +8,44 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
 import torch
 from torch import Tensor, nn
 
-from headstart.ambient import own_arithmetic
-from headstart.config import schema
+from headstart.ambient import own_arithmetic, seeded
 from headstart.config.schema import Loss, Penalties
 from headstart.data.batches import Batch
 from headstart.data.randomness import derived_seed
-from headstart.errors import ConfigError, DataError, NonFiniteError, RunError
-from headstart.optim.losses import LossFunction, check_first_outputs, check_labels, make_loss, wide
+from headstart.errors import DataError, NonFiniteError, RunError
+from headstart.optim.losses import LossFunction, check_first_outputs, check_labels, loss_by_name, make_loss, wide
 from headstart.optim.penalties import penalty
 from headstart.parallel.messages import summed
 from headstart.parallel.model import reducing, replicated, share_statistics
 from headstart.parallel.processes import current
 from headstart.parallel.shards import is_sharded
-from headstart.surgery.generators import seed_others
 from headstart.train.attention import Attention, attending
+from headstart.train.companions import make_companions
 from headstart.train.compiled import Compile, compiled, compiler_errors
 from headstart.train.finite import check_rates, check_weights, complaint, names, norms
 from headstart.train.precision import MEMORY_FORMATS, Precision, autocast, device_of
 from headstart.train.recompute import recomputing
-from headstart.train.state import Parts, TrainState, parts_of, update_average
+from headstart.train.state import (
+    Kept,
+    Parts,
+    TrainState,
+    check_foreign,
+    is_known,
+    keep_buffers,
+    parts_of,
+    put_back,
+    update_average,
+)
+from headstart.turns import own_turn
 
 _AUXILIARY_WEIGHT = 0.3  # of auxiliary heads, in training only (Szegedy et al. 2015, section 5)
-Kept = list[tuple[Tensor, Tensor]]  # buffers, and what was in them
 _MOST_OVERFLOWS = 20  # fp16: from 2**16 this many halvings reach 2**-4, where no healthy loss overflows
 
 
@@ -46,8 +55,9 @@ class StepRules:
     (B,), or (losses, weights); its outputs are at least float32. The loss of a step is the sum of losses x weights over
     the sum of weights, however the step is cut. ``recompute``: a block's activations are not kept (see ``recompute``);
     ``attention``: how it is computed (see ``attention``); ``compile``: how the model is compiled (see ``compiled``);
-    ``evaluation_precision``: where it is not training's; ``all_generators``: Python's and NumPy's are seeded at every
-    step as torch's is, for a model that draws from them (``train`` does, and puts the caller's back at its end).
+    ``evaluation_precision``: where it is not training's. ``average_steps``: keep an average of the weights whose past
+    counts half after so many steps. What rules need of a state (that average, the loss scaler of fp16, the start of
+    ``penalties.l2_start``) is made at the first step with them.
     """
 
     loss: str | Loss | LossFunction = "cross_entropy"
@@ -62,7 +72,7 @@ class StepRules:
     seed: int = 0
     compile: Compile = "never"
     evaluation_precision: Precision | None = None
-    all_generators: bool = False
+    average_steps: float | None = None
 
     @property
     def evaluated_in(self) -> Precision:
@@ -99,18 +109,6 @@ class StepDone:
     micro_batches: int = 1
 
 
-def loss_by_name(name: str) -> Loss:
-    """A loss of the schema with its defaults.  Raises: ConfigError: no such loss."""
-    kinds = (schema.CrossEntropy, schema.Focal, schema.Bce, schema.Mse, schema.Huber, schema.Mae)
-    losses: dict[str, Loss] = {kind.kind: kind() for kind in kinds}
-    if name not in losses:
-        raise ConfigError(
-            f"loss: {name!r} is not one of {', '.join(losses)}; or give a function (outputs, targets) -> losses "
-            "of shape (B,)"
-        )
-    return losses[name]
-
-
 def train_step(state: TrainState, batch: Batch, *, rules: StepRules, steps_in_epoch: int = 0) -> StepDone:
     """Make one optimizer step on ``batch``, in ``rules.accumulate`` micro-batches, with the rates that the groups
     have now.
@@ -122,25 +120,19 @@ def train_step(state: TrainState, batch: Batch, *, rules: StepRules, steps_in_ep
     Raises: NonFiniteError: a rate, the loss, the gradient or (after the step) a weight is NaN or infinite (fp16: after
     20 halvings of the loss scale).
     """
-    with own_arithmetic():
+    with own_turn(), own_arithmetic():
         return _step(state, batch, rules, steps_in_epoch)
 
 
 def _step(state: TrainState, batch: Batch, rules: StepRules, steps_in_epoch: int) -> StepDone:
     begun = time.monotonic()
     check_rates(state, batch)
-    parts = parts_of(state)
-    before = [(buffer, buffer.clone()) for buffer in _moving(parts.modules)]
-    for _ in range(_MOST_OVERFLOWS):
-        sums = _gradients(state, parts, batch, rules, before)
-        loss, weight, grad_norm = _finish_gradient(state, parts, batch, rules, sums)
-        if _usable(state, batch, loss, grad_norm):
-            break
-        _put_back(before)
-    else:
-        raise NonFiniteError(complaint(state, batch, loss, grad_norm))
-    _clip(parts, rules, grad_norm)
-    _update(state)
+    parts = _ready(state, rules)
+    everywhere = parts.may_draw or not (isinstance(rules.loss, str) or is_known(rules.loss))
+    with seeded(_step_seed(state, rules), device=parts.device, everywhere=everywhere) as seed_again:
+        loss, weight, grad_norm = _gradient(state, parts, batch, rules, seed_again)
+        _clip(parts, rules, grad_norm)
+        _update(state)
     check_weights(state, parts, batch)
     groups = state.optimizer.param_groups
     body = [group["lr"] for group in groups if str(group.get("name", "")).partition(" ")[0] != "head"]
@@ -153,22 +145,51 @@ def _step(state: TrainState, batch: Batch, rules: StepRules, steps_in_epoch: int
     )  # fmt: skip
 
 
-def _moving(modules: Sequence[nn.Module]) -> list[Tensor]:
-    """Buffers that a forward pass may write to (batch statistics): those of modules in training mode."""
-    return [buffer for part in modules if part.training for buffer in part._buffers.values() if buffer is not None]
+def _ready(state: TrainState, rules: StepRules) -> Parts:
+    """The state's parts, once it has what these rules need of it."""
+    before, parts = state.parts, parts_of(state)
+    if parts.rules is not rules or (state.scaler is None and rules.precision == "fp16"):
+        make_companions(
+            state, before, penalties=rules.penalties, precision=rules.precision, average_steps=rules.average_steps
+        )
+        parts.rules = rules
+    return parts
 
 
-def _gradients(state: TrainState, parts: Parts, batch: Batch, rules: StepRules, before: Kept) -> list[Tensor]:
+def _gradient(
+    state: TrainState, parts: Parts, batch: Batch, rules: StepRules, seed_again: Callable[[], None]
+) -> tuple[float, float, float]:
+    """The gradient of the step's mean loss in place; that loss, the step's weight, and the gradient's norm."""
+    kept, taken = keep_buffers(parts), False
+    try:
+        for _ in range(_MOST_OVERFLOWS):
+            sums = _sums(state, parts, batch, rules, lambda: _begin_again(kept, seed_again))
+            loss, weight, grad_norm = _finish_gradient(state, parts, batch, rules, sums)
+            taken = _usable(state, batch, loss, grad_norm)
+            if taken:
+                return loss, weight, grad_norm
+            _begin_again(kept, seed_again)
+        raise NonFiniteError(complaint(state, batch, loss, grad_norm))
+    finally:
+        if not taken:
+            put_back(kept)
+
+
+def _begin_again(kept: Kept, seed_again: Callable[[], None]) -> None:
+    """A step that is tried again must not count twice in batch statistics, and draws the same numbers."""
+    put_back(kept)
+    seed_again()
+
+
+def _sums(
+    state: TrainState, parts: Parts, batch: Batch, rules: StepRules, begin_again: Callable[[], None]
+) -> list[Tensor]:
     """The micro-batches' sums of losses and of weights, one after the other, with the gradients in place; where memory
     runs out, in twice as many micro-batches.
 
     Raises: RunError: memory runs out with two images at a time, or in one of several processes.
     """
     while True:
-        seed = _step_seed(state, rules)
-        _seed(seed, parts.device)
-        if rules.all_generators:
-            seed_others(seed)
         for parameter in parts.trained:
             parameter.grad = None
         count = max(rules.accumulate, state.micro_batches)
@@ -184,7 +205,7 @@ def _gradients(state: TrainState, parts: Parts, batch: Batch, rules: StepRules, 
                     f"time ({str(error).splitlines()[0][:120]}); give --batch.accumulate {2 * count}, a smaller "
                     "--batch-size or --image-size, or a smaller model"
                 ) from error
-        _put_back(before)
+        begin_again()
         torch.accelerator.empty_cache() if torch.accelerator.is_available() else None
         state.micro_batches = 2 * count
 
@@ -194,19 +215,6 @@ def _step_seed(state: TrainState, rules: StepRules) -> int:
     if rank:
         return derived_seed("step", rules.seed, state.step, rank)
     return (rules.seed << 24) + state.step & 0x7FFF_FFFF_FFFF_FFFF
-
-
-def _seed(seed: int, device: torch.device) -> None:
-    """The CPU's generator and the device's. ``torch.manual_seed`` would note a traceback (0.1 ms) for each kind of
-    accelerator that is not there.
-    """
-    torch.default_generator.manual_seed(seed) if device.type == "cpu" else torch.manual_seed(seed)
-
-
-def _put_back(before: Kept) -> None:
-    """Batch statistics as they were: a step that is tried again must not count twice."""
-    for buffer, value in before:
-        buffer.copy_(value)
 
 
 def _accumulate(state: TrainState, parts: Parts, batch: Batch, rules: StepRules, count: int) -> list[Tensor]:
@@ -330,6 +338,7 @@ def _finish_gradient(
     """Unscale, mean over weights, penalties; the mean loss, the weight, and the norm of the gradient."""
     if state.scaler:
         state.scaler.unscale_(state.optimizer)
+    check_foreign(state, parts)
     gradients = parts.gradients()
     read = torch.stack([*sums, *norms(gradients)]).tolist()  # the one wait for the device
     loss_sum, weight, norm = sum(read[: len(sums) : 2]), sum(read[1 : len(sums) : 2]), math.hypot(*read[len(sums) :])
@@ -357,6 +366,7 @@ def _clip(parts: Parts, rules: StepRules, norm: float) -> None:
 
 def _add_gradient(value: Tensor, trained: Sequence[Tensor]) -> None:
     """What ``value.backward()`` would add, past the hooks that average over processes: it is the same on all."""
+    trained = [parameter for parameter in trained if parameter.requires_grad]
     for parameter, more in zip(trained, torch.autograd.grad(value, trained, allow_unused=True), strict=True):
         if more is not None:
             parameter.grad = more if parameter.grad is None else parameter.grad.add_(more)
