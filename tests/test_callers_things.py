@@ -19,6 +19,7 @@ from torch import nn
 
 import headstart as hs
 from headstart.errors import ConfigError, ModelError
+from headstart.plan import arithmetic, evaluation
 
 
 class Busy(nn.Module):
@@ -235,3 +236,69 @@ def default_dtype(dtype: torch.dtype) -> Iterator[None]:
         yield
     finally:
         torch.set_default_dtype(before)
+
+
+class Moved(nn.Module):
+    """What it computes depends on how often it was called before, in ways of which each is kept elsewhere."""
+
+    total = 0
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv, self.fc = nn.Conv2d(3, 8, 3, 2), nn.Linear(8, 10)
+        self.register_buffer("calls", torch.zeros(()))
+        self.count, self.seen, self.draw = 0, [], np.random.default_rng(0)
+        closed = {"calls": 0}
+
+        def forward(images: torch.Tensor) -> torch.Tensor:
+            closed["calls"] += 1
+            COUNTED["calls"] += 1
+            scale = self.ticked() + closed["calls"] + COUNTED["calls"] + random.random() + torch.rand(())
+            return self.fc(self.conv(images).relu().mean((2, 3)) * (1 + scale / 1000))
+
+        self.forward = forward
+
+    def ticked(self) -> float:
+        self.count += 1
+        Moved.total += 1
+        self.seen.append(1)
+        self.calls = self.calls + 1
+        return self.count + Moved.total + len(self.seen) + float(self.calls) + float(self.draw.random())
+
+
+COUNTED = {"calls": 0}
+
+
+def test_what_planning_tries_does_not_reach_the_run(own, monkeypatch) -> None:
+    """A run whose choices were measured has the bits of one that was told them."""
+    for part in (arithmetic, evaluation):
+        monkeypatch.setattr(part, "_SHORT_SECONDS", 0.0)
+    for name, value in (("_FEW_PASSES", 0), ("_HOPELESS", 1e9), ("_MARGIN", 0.0)):
+        monkeypatch.setattr(arithmetic, name, value)
+    monkeypatch.setattr(evaluation, "_SHARE", float("inf"))
+    options = {"recipe": "full", "cache": {"use": "never"}}
+    told = {"precision": "fp32", "memory_format": "contiguous", "batch": {"size": 8, "evaluation": 8}}
+    weights = {}
+    for name, more in (("tried", {}), ("told", told)):
+        COUNTED["calls"], Moved.total = 0, 0
+        config = own(name, **options, **more)
+        before = (dict(COUNTED), Moved.total)
+        plan = hs.plan(config, model=Moved()).to_dict()
+        assert (COUNTED, Moved.total) == before
+        run = hs.train(config, model=Moved())
+        weights[name] = (run.path / "model" / "model.safetensors").read_bytes()
+        (why,) = [one["reason"] for one in plan["decisions"] if one["name"] == "precision"]
+        assert ("images/s" in why) == (name == "tried")
+        assert run.model.count == len(run.model.seen) > 0
+    assert weights["tried"] == weights["told"]
+
+
+def test_a_module_whose_forward_leaves_what_cannot_be_put_back_is_refused_by_name(own) -> None:
+    module = busy()
+    module.numbers = (number for number in range(10**6))
+    module.register_forward_pre_hook(lambda part, args: setattr(part, "last", next(part.numbers)))
+    with pytest.raises(ModelError, match=r"cannot be copied: numbers \(generator: cannot pickle"):
+        hs.plan(own(recipe="full"), model=module)
+    with pytest.raises(ModelError, match="running it once changes numbers, and that cannot be undone"):
+        hs.train(own(recipe="full"), model=hs.InPlace(module))

@@ -12,22 +12,22 @@ import torch
 from torch import nn
 
 import headstart as hs
+from headstart.data.batches import Batch
 from headstart.plan import evaluation
 from headstart.plan.preflight import prepare
+from headstart.train.step import StepRules
 
 SIZE = 16  # of the training batches
 
 
 class Small(nn.Module):
-    """Fast for at most 8 images at a time, four times as slow for more; ``seen``: batch sizes in evaluation."""
+    """Fast for at most 8 images at a time, four times as slow for more."""
 
     def __init__(self) -> None:
         super().__init__()
         self.conv, self.fc, self.seen = nn.Conv2d(3, 8, 3, stride=4), nn.Linear(8, 3), []
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        if not self.training:
-            self.seen.append(len(images))
         work = torch.randn(len(images), 120, 120)
         for _ in range(1 if len(images) <= 8 else 8):
             work = work @ work
@@ -39,6 +39,21 @@ def pays(monkeypatch: pytest.MonkeyPatch) -> None:
     """The shortest run is worth measuring."""
     monkeypatch.setattr(evaluation, "_SHARE", float("inf"))
     monkeypatch.setattr(evaluation, "_SHORT_SECONDS", 0.0)
+
+
+@pytest.fixture
+def sizes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Of the batches that are timed; what the module itself notes then is put back."""
+    found: list[int] = []
+    pass_seconds = evaluation.pass_seconds
+
+    def noted(module: nn.Module, batch: Batch, *rest: StepRules, warm: bool) -> float:
+        assert not module.training
+        found.append(len(batch.pixels))
+        return pass_seconds(module, batch, *rest, warm=warm)
+
+    monkeypatch.setattr(evaluation, "pass_seconds", noted)
+    return found
 
 
 def ready(settings, module: nn.Module | None = None, **sections):
@@ -71,13 +86,12 @@ def test_what_is_asked_for_is_done_and_changes_no_step(settings, tmp_path: Path)
 
 
 @pytest.mark.usefixtures("pays")
-def test_the_fastest_is_taken_and_used(settings) -> None:
-    module = Small()
-    made = ready(settings, module)
+def test_the_fastest_is_taken_and_used(settings, sizes) -> None:
+    made = ready(settings, Small())
     value, reason = told(made)["evaluation"]
     assert value.startswith("8 images at a time") and "ms an image at 8" in reason and "at 16" in reason
     assert (made.images.val.batch_size, made.images.train.batch_size) == (8, SIZE)
-    assert not module.training or module.seen  # measured in evaluation mode, and put back
+    assert sizes[:2] == [8, 16] and 24 not in sizes
 
 
 class Slow1st(Small):
@@ -97,34 +111,31 @@ def test_a_short_first_pass_is_not_what_counts(settings) -> None:
 
 
 class Timed(nn.Module):
-    """Takes ``seconds(images)``; ``seen``: batch sizes in evaluation."""
+    """Takes ``seconds(images)`` in evaluation."""
 
     def __init__(self, seconds: Callable[[int], float]) -> None:
         super().__init__()
-        self.conv, self.fc, self.seen, self.seconds = nn.Conv2d(3, 8, 3, stride=4), nn.Linear(8, 3), [], seconds
+        self.conv, self.fc, self.seconds = nn.Conv2d(3, 8, 3, stride=4), nn.Linear(8, 3), seconds
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         if not self.training:
-            self.seen.append(len(images))
             time.sleep(self.seconds(len(images)))
         return self.fc(self.conv(images).mean((2, 3)))
 
 
 @pytest.mark.usefixtures("pays")
-def test_more_at_a_time_are_not_tried_where_they_are_no_faster(settings) -> None:
-    module = Timed(lambda images: 0.01 * images)
-    made = ready(settings, module, batch={"size": 24})
+def test_more_at_a_time_are_not_tried_where_they_are_no_faster(settings, sizes) -> None:
+    made = ready(settings, Timed(lambda images: 0.01 * images), batch={"size": 24})
     value, reason = told(made)["evaluation"]
     assert value.startswith("8 images at a time") and "more are not faster" in reason
-    assert 16 in module.seen and 24 not in module.seen
+    assert sizes[:2] == [8, 16] and 24 not in sizes
 
 
 @pytest.mark.usefixtures("pays")
-def test_the_training_size_stays_where_more_are_faster(settings) -> None:
-    module = Timed(lambda _: 0.1)
-    made = ready(settings, module, batch={"size": 24})
+def test_the_training_size_stays_where_more_are_faster(settings, sizes) -> None:
+    made = ready(settings, Timed(lambda _: 0.1), batch={"size": 24})
     assert made.images.val.batch_size == 24
-    assert {8, 16, 24} <= set(module.seen)
+    assert {8, 16, 24} <= set(sizes)
 
 
 @pytest.mark.usefixtures("pays")
@@ -145,17 +156,18 @@ def test_the_choice_stays_when_the_run_goes_on(settings, monkeypatch: pytest.Mon
 class Halved(nn.Module):
     """In evaluation it takes ``seconds`` in bf16, 0.04 in fp32; in bf16 its outputs are ``off`` by so much.
 
-    ``seen``: whether it was in bf16.
+    ``seen``: whether it was in bf16, where it is ``noted``.
     """
 
-    def __init__(self, off: float = 0.001, seconds: float = 0.02) -> None:
+    def __init__(self, off: float = 0.001, seconds: float = 0.02, noted: bool = True) -> None:
         super().__init__()
         self.conv, self.fc, self.off, self.seconds = nn.Conv2d(3, 8, 3, stride=4), nn.Linear(8, 3), off, seconds
-        self.seen: dict[bool, list[bool]] = {True: [], False: []}
+        self.noted, self.seen = noted, dict[bool, list[bool]]({True: [], False: []})
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         half = torch.is_autocast_enabled("cpu")
-        self.seen[self.training].append(half)
+        if self.noted:
+            self.seen[self.training].append(half)
         if not self.training:
             time.sleep(self.seconds if half else 0.04)
         with torch.autocast("cpu", enabled=False):
@@ -173,10 +185,10 @@ def test_what_trains_in_fp32_may_be_evaluated_in_bf16(settings, tmp_path: Path) 
     model = {"model": {"image_size": 32}}
     config = settings(recipe="full", batch={"size": SIZE}, cache={"use": "never"}, out=str(tmp_path / "run"))
     run = hs.train(hs.load_config(config | model), model=module)
-    assert not any(module.seen[True]), "training is in fp32"
+    assert run.model.seen[True] and not any(run.model.seen[True]), "training is in fp32"
     facts = json.loads((run.path / "model" / "headstart.json").read_text())
     assert facts["evaluation"]["precision"] == "bf16" and facts["evaluation"]["batch_size"] == SIZE
-    assert module.seen[False][-1] and run.model is not None
+    assert not module.seen[True] and not module.seen[False]
 
 
 @pytest.mark.usefixtures("pays")
@@ -198,7 +210,7 @@ def test_numbers_are_not_evaluated_in_bf16(settings, colours, tmp_path: Path) ->
         (Halved(off=float("nan")), {}),
         (Halved(seconds=0.04), {}),
         (Halved(), {"precision": "fp32"}),
-        (Halved(), {"recipe": "probe"}),
+        (Halved(noted=False), {"recipe": "probe"}),
     ],
     ids=["disagrees", "nan", "no faster", "fp32 asked", "cached"],
 )

@@ -6,7 +6,6 @@ bf16 and channels_last train some networks twice as fast and others half as fast
 
 from __future__ import annotations
 
-import copy
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
@@ -18,11 +17,13 @@ from torch import Tensor, nn
 from headstart.config.schema import Config
 from headstart.data.batches import Batch
 from headstart.data.images import Images
+from headstart.errors import ModelError
 from headstart.models.layout import named_tensors
 from headstart.optim.losses import LossFunction, wide
 from headstart.parallel.messages import from_first
 from headstart.plan.cache import usual_views
 from headstart.plan.decisions import Decision, check_precision
+from headstart.surgery.module_copy import copy_module
 from headstart.train.attention import Attention, attending, has_attention
 from headstart.train.phases import PhasePlan, freeze_phase
 from headstart.train.precision import MEMORY_FORMATS, Precision, autocast, device_of, dtype_of, has_bf16
@@ -139,7 +140,10 @@ def _measured(config: Config, module: nn.Module, work: Workload) -> tuple[Arithm
     passes = work.passes(config)
     if passes < _FEW_PASSES:
         return asked, f"{passes:,} image passes are too few to measure others"
-    copies = _copies(module, work.phases[-1], candidates)
+    try:
+        copies = _copies(module, work.phases[-1], candidates)
+    except ModelError as error:
+        return asked, f"others cannot be measured; {error}"
     try:
         return _fastest(copies, work, asked, candidates, passes)
     finally:
@@ -257,7 +261,8 @@ def _copies(module: nn.Module, phase: PhasePlan, candidates: list[Arithmetic]) -
     found = {}
     freeze_phase(module, phase)  # once, and copied: each copy would be traced anew; the last phase trains most
     for order in dict.fromkeys(candidate.memory_format for candidate in (_USUAL, *candidates)):
-        found[order] = copy.deepcopy(module).to(memory_format=MEMORY_FORMATS[order])
+        copied = copy_module(module, free_bytes=None, instead="precision, memory_format and attention are as asked")
+        found[order] = copied.to(memory_format=MEMORY_FORMATS[order])
         for part in found[order].modules():
             if isinstance(part, nn.modules.batchnorm._BatchNorm):
                 part.momentum = 0.0  # a timed step leaves the statistics as they are

@@ -5,7 +5,6 @@ On a CPU it is not tried: compiled steps took as long as the others there, and c
 
 from __future__ import annotations
 
-import copy
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -16,11 +15,12 @@ from torch import nn
 
 from headstart.config.schema import Config
 from headstart.data.images import Images
-from headstart.errors import ConfigError, RunError
+from headstart.errors import ConfigError, ModelError, RunError
 from headstart.parallel.messages import from_first
 from headstart.parallel.processes import current
 from headstart.plan.arithmetic import emptied
 from headstart.plan.decisions import Decision
+from headstart.surgery.module_copy import copy_module
 from headstart.train.compiled import Compile
 from headstart.train.phases import Course, freeze_phase, phase_optimizer
 from headstart.train.precision import MEMORY_FORMATS, device_of, make_scaler
@@ -87,7 +87,7 @@ def _measured(module: nn.Module, course: Course, images: Images) -> _Choice:
         if usual * steps < _SHORT_SECONDS:
             return _Choice(how="never")
         faster, compiling = _seconds(module, course, images, "default")
-    except RunError as error:
+    except (ModelError, RunError) as error:
         return _Choice(how="never", why=f"auto: {error}")
     saved = steps * (usual - faster)
     told = f"a step takes {1e3 * faster:.3g} ms compiled, {1e3 * usual:.3g} as it is; compiling took {compiling:.0f} s"
@@ -96,7 +96,7 @@ def _measured(module: nn.Module, course: Course, images: Images) -> _Choice:
 
 def _seconds(module: nn.Module, course: Course, images: Images, how: Compile) -> tuple[float, float]:
     """Of a step, and of the first one beyond that."""
-    copied, phase = copy.deepcopy(module), course.phases[-1]
+    copied, phase = copy_module(module, free_bytes=None, instead="nothing is compiled"), course.phases[-1]
     freeze_phase(copied, phase)
     rules: StepRules = replace(course.rules, compile=how)
     scaler = make_scaler(device_of(copied), rules.precision)

@@ -7,6 +7,8 @@ import weakref
 from torch import nn
 
 from headstart.errors import ModelError
+from headstart.models.freeze import Fixed
+from headstart.plan.decisions import Decision
 from headstart.plan.memory import available_bytes
 from headstart.surgery.module_copy import InPlace, copy_module
 
@@ -35,3 +37,13 @@ def note_changed(module: nn.Module) -> None:
     """From now on ``given_module`` refuses this module: it is no longer as it was given."""
     _changed[:] = [ref for ref in _changed if ref() is not None]
     _changed.append(weakref.ref(module))
+
+
+def about_fixed(module: nn.Module, fixed: Fixed) -> tuple[Decision, ...]:
+    """What stays frozen although no rule says so."""
+    names = [name for name, _ in module.named_parameters() if name.replace(".base_layer.", ".") in fixed.tensors]
+    if not names:
+        return ()
+    shown = f"{', '.join(names[:3])}{', ...' * (len(names) > 3)}"
+    why = "requires_grad was False in the module when it was given; requires_grad_(True) before makes them train"
+    return (Decision("stays frozen", f"{len(names)} parameter{'s' * (len(names) != 1)}: {shown}", why),)

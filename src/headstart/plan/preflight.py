@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import nn
 
-from headstart.config.light import wants_lora
 from headstart.config.rules import freeze_text
-from headstart.config.schema import Augment, Config, Head, MlpHead
+from headstart.config.schema import Config, Head, MlpHead
 from headstart.data.batches import Batches
 from headstart.data.images import Images, load_images
 from headstart.data.listing import list_source
@@ -22,15 +21,15 @@ from headstart.models.head import HeadSwap, head_parameters, replace_head
 from headstart.models.lora import adapter_size
 from headstart.models.sources import OpenedModel, open_model
 from headstart.optim.losses import LossFunction, make_loss, resolve_loss
-from headstart.optim.optimizers import decay_kind
 from headstart.optim.penalties import penalised
+from headstart.plan.about import about_data, about_steps, details, outputs_text
 from headstart.plan.arithmetic import Workload, choose_arithmetic
 from headstart.plan.began import about_weights, began_with, named_weights
 from headstart.plan.cache import choose_cache
 from headstart.plan.compiling import choose_compile
 from headstart.plan.decisions import Decision, check_precision, choose_allocator, choose_device, choose_model
 from headstart.plan.evaluation import choose_evaluation
-from headstart.plan.given import given_module, note_changed
+from headstart.plan.given import about_fixed, given_module, note_changed
 from headstart.plan.light import adapt, lora_document
 from headstart.plan.loading import choose_workers
 from headstart.plan.memory import check_memory
@@ -41,6 +40,7 @@ from headstart.plan.recompute import choose_recompute
 from headstart.shelf import cache_folder
 from headstart.surgery.generators import seed_generators
 from headstart.surgery.module_copy import InPlace
+from headstart.surgery.no_trace import no_trace
 from headstart.train.cache import CacheRules
 from headstart.train.phases import Course, PhasePlan, freeze_phase, phase_optimizer
 from headstart.train.precision import MEMORY_FORMATS
@@ -130,13 +130,14 @@ def prepare(
     penalised(opened.module, config.penalties)
     opened.module.to(device)
     shared_out, chosen_parallel = choose_parallel(config, opened.module, device)
-    course, images, measured, choices = _course(config, opened, work, recorded=recorded or {}, possible=not shared_out)
-    roomy, about_memory = check_memory(config, opened.module, course, opened.preprocess, batch_size=batch)
+    course, images, measured, choices, roomy = _measured_course(
+        config, opened, work, recorded=recorded or {}, possible=not shared_out
+    )
     decisions = (
         chosen_device, *choose_allocator(device),
-        chosen_model, *_about_model(opened, swap, config.head), *chosen_lora, *_about_data(images),
-        chosen_loss, *chosen_phases, *_about_fixed(opened.module, fixed), *_about_steps(config, images), *measured,
-        *choose_recompute(config, opened.module), *chosen_parallel, *about_memory,
+        chosen_model, *_about_model(opened, swap, config.head), *chosen_lora, *about_data(images),
+        chosen_loss, *chosen_phases, *about_fixed(opened.module, fixed), *about_steps(config, images), *measured,
+        *choose_recompute(config, opened.module), *chosen_parallel,
     )  # fmt: skip
     document = _document(decisions, opened, images, course) | {
         "device": str(device), "seed": config.seed, "choices": choices, "began": began,
@@ -148,6 +149,20 @@ def prepare(
         config=config, plan=plan, opened=opened, swap=swap, images=images, course=course, device=device,
         shared_out=shared_out, roomy=roomy,
     )  # fmt: skip
+
+
+def _measured_course(
+    config: Config, opened: OpenedModel, work: Workload, *, recorded: Choices, possible: bool
+) -> tuple[Course, Images, tuple[Decision, ...], Choices, bool]:
+    """As ``_course``, with what memory says, and whether there is room for what is freed and kept, too. Whatever was
+    tried, the first step finds the module as it is before.
+    """
+    batch = min(work.images.train.batch_size, max(1, len(work.images.train.samples)))
+    with no_trace(opened.module):
+        course, images, measured, choices = _course(config, opened, work, recorded=recorded, possible=possible)
+        roomy, about_memory = check_memory(config, opened.module, course, opened.preprocess, batch_size=batch)
+    opened.module.to(memory_format=MEMORY_FORMATS[course.rules.memory_format])
+    return course, images, (*measured, *about_memory), choices, roomy
 
 
 def _course(
@@ -236,7 +251,7 @@ def _loss(config: Config, images: Images, given: LossFunction | None) -> tuple[L
     resolved = resolve_loss(config.loss, task=images.task.kind)
     function = make_loss(resolved, classes=images.classes, counts=images.train.class_counts(), task=images.task.kind)
     why = f"auto: the task is {images.task.kind}" if config.loss.kind == "auto" else "as asked"
-    return function, Decision("loss", resolved.kind + _details(resolved), why)
+    return function, Decision("loss", resolved.kind + details(resolved), why)
 
 
 def _about_model(opened: OpenedModel, swap: HeadSwap, head: Head) -> tuple[Decision, ...]:
@@ -247,97 +262,10 @@ def _about_model(opened: OpenedModel, swap: HeadSwap, head: Head) -> tuple[Decis
     return (
         Decision("weights", opened.weights.where, about_weights(opened)),
         Decision(
-            "head", f"{swap.path}: {before}{_outputs(swap.now)}{_details(head)}{also}", "found in the traced graph"
+            "head", f"{swap.path}: {before}{outputs_text(swap.now)}{details(head)}{also}", "found in the traced graph"
         ),
         Decision("image size", f"{opened.preprocess.height} x {opened.preprocess.width}", opened.preprocess.source),
     )
-
-
-def _about_fixed(module: nn.Module, fixed: Fixed) -> tuple[Decision, ...]:
-    """What stays frozen although no rule says so."""
-    names = [name for name, _ in module.named_parameters() if name.replace(".base_layer.", ".") in fixed.tensors]
-    if not names:
-        return ()
-    shown = f"{', '.join(names[:3])}{', ...' * (len(names) > 3)}"
-    why = "requires_grad was False in the module when it was given; requires_grad_(True) before makes them train"
-    return (Decision("stays frozen", f"{len(names)} parameter{'s' * (len(names) != 1)}: {shown}", why),)
-
-
-def _details(chosen: object, *, but: tuple[str, ...] = ()) -> str:
-    """What of a choice is not as by default, e.g. ``, label_smoothing 0.1``."""
-    assert is_dataclass(chosen) and not isinstance(chosen, type)
-    shown = [field for field in fields(chosen) if field.name not in ("kind", "at", *but)]
-    changed = [field.name for field in shown if getattr(chosen, field.name) != field.default or field.name == "hidden"]
-    return "".join(f", {name} {_plain(getattr(chosen, name))}" for name in changed)
-
-
-def _plain(value: object) -> str:
-    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
-
-
-def _outputs(count: int) -> str:
-    return f"{count:,} output{'s' * (count != 1)}"
-
-
-def _about_data(images: Images) -> tuple[Decision, ...]:
-    task = images.task
-    names = ", ".join((task.classes or task.targets)[:10]) + (", ..." if task.num_outputs > 10 else "")
-    what = Decision("task", f"{task.kind}: {_outputs(task.num_outputs)} ({names})", "from the data")
-    splits = {"train": images.train, "val": images.val, "test": images.test}
-    sizes = ", ".join(f"{len(split.samples)} {name}" for name, split in splits.items() if split)
-    return what, Decision("data", sizes, "; ".join(images.notes) or "every image decoded once")
-
-
-def _about_steps(config: Config, images: Images) -> tuple[Decision, ...]:
-    chosen, batch, augment, average = config.optimizer, config.batch, config.augment, config.average
-    exempt = "norms, biases and adapters" if wants_lora(config) else "norms and biases"
-    decay = f"weight decay {chosen.weight_decay:g}, {decay_kind(chosen)}, none on {exempt}"
-    clips = [f"{name} {value:g}" for name, value in (("norm", batch.clip_norm), ("value", batch.clip_value)) if value]
-    cut = f"in {batch.accumulate} micro-batches; " if batch.accumulate > 1 else ""
-    size = f"{cut}{f'clipped by {chr(32).join(clips)}' if clips else 'gradients are not clipped'}"
-    mixing = "".join(
-        f", {name} {value:g}" for name, value in (("mixup", augment.mixup), ("cutmix", augment.cutmix)) if value
-    )
-    schedule = f"{config.schedule.kind} in each phase, warm-up {config.schedule.warmup:.0%}"
-    average_text = "none" if average.kind == "none" else f"ema, half-life {average.half_life:.0%} of the steps"
-    return (
-        Decision(
-            "optimizer", chosen.kind + _details(chosen, but=("lr", "head_lr", "layer_decay", "weight_decay")), decay
-        ),
-        Decision("schedule", schedule, f"average of the weights: {average_text}"),
-        Decision("batch", f"{min(images.train.batch_size, len(images.train.samples))} images per step", size),
-        Decision("augment", f"{augment.preset}{mixing}", _mirrored(augment)),
-        *_about_decoded(images),
-        *_penalties_and_stop(config),
-    )
-
-
-def _mirrored(augment: Augment) -> str:
-    if augment.flip == "alternating":
-        return "mirrored in every other epoch; where left and right matter: --augment.flip false"
-    flips = augment.flip is True or (augment.flip == "auto" and augment.preset != "none")
-    return "mirrored at random; where left and right matter: --augment.flip false" if flips else "not mirrored"
-
-
-def _about_decoded(images: Images) -> tuple[Decision, ...]:
-    """Where decoded images are kept."""
-    kept = [split.decoded.transform for split in (images.train, images.val) if split.decoded is not None]
-    if not kept:
-        return ()
-    sizes = [len(split.samples) for split in (images.train, images.val)]
-    room = sum(count * form.kept_bytes for count, form in zip(sizes, kept, strict=True))
-    return (Decision("decoded images", f"kept, up to {room / 2**20:,.0f} MiB", f"as asked: {kept[0].kept_form}"),)
-
-
-def _penalties_and_stop(config: Config) -> tuple[Decision, ...]:
-    penalties, patience = config.penalties, config.stop.patience
-    found = []
-    if penalties.l1 or penalties.l2_start:
-        shown = f"l1 {penalties.l1:g} on {_plain(penalties.l1_on)}, l2_start {penalties.l2_start:g}"
-        found.append(Decision("penalties", shown, "once per optimizer step"))
-    if patience:
-        found.append(Decision("stop", f"after {patience} epochs of the last phase without a better one", "as asked"))
-    return tuple(found)
 
 
 def _document(decisions: tuple[Decision, ...], opened: OpenedModel, images: Images, course: Course) -> dict[str, Any]:

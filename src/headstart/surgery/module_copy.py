@@ -196,8 +196,11 @@ class _Move:
             case partial():
                 parts = (value.func, value.args, value.keywords)
                 func, args, keywords = (self.outside(one, where, depth + 1) for one in parts)
-                same = all(one is other for one, other in zip(parts, (func, args, keywords), strict=True))
-                return value if same else partial(func, *args, **keywords)
+                if all(one is other for one, other in zip(parts, (func, args, keywords), strict=True)):
+                    return value
+                made = partial(func, *args, **keywords)
+                vars(made).update(vars(value))
+                return made
             case weakref.ref():
                 target = value()
                 moved = self.outside(target, where, depth + 1)
