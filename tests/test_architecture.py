@@ -37,7 +37,7 @@ LIGHT = (
     "models/spec.py",
 )  # answer in a blink
 FORBIDDEN_NAMES = {"utils", "util", "helpers", "helper", "manager", "base", "core", "common", "misc"}
-BROAD_EXCEPT_AT = ("cli/main.py", "data/decode.py")
+BROAD_EXCEPT_AT = ("cli/main.py", "data/decode.py", "data/interruptible.py")
 PICKLE_AT = ("models/weights.py",)
 PICKLES = {"pickle", "cPickle", "_pickle", "dill", "joblib", "cloudpickle", "shelve", "marshal", "runpy", "code"}
 CODE_MODULES = ("torch.distributed.checkpoint", "torch.hub", "torch.jit", "torch.package", "torch.export")

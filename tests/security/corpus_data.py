@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import socket
 import struct
@@ -47,6 +48,21 @@ def _tiff(width: int, height: int, strips: int) -> bytes:
     )
 
 
+def _scans() -> bytes:
+    """A progressive JPEG with its shortest scan a thousand times more."""
+    file = io.BytesIO()
+    Image.new("L", (64, 64), 127).save(file, "JPEG", progressive=True)
+    whole = file.getvalue()
+    last = whole.rindex(b"\xff\xda")
+    return whole[:-2] + whole[last:-2] * 1000 + b"\xff\xd9"
+
+
+def _same_tags() -> bytes:
+    """A TIFF of a megabyte, of which a thousand tags hold all."""
+    tags = b"".join(struct.pack("<HHLL", 40_000 + number, 7, 2**20, 8) for number in range(1000))
+    return b"II*\0" + struct.pack("<L", 8 + 2**20) + bytes(2**20) + struct.pack("<H", 1000) + tags + bytes(4)
+
+
 def _pictures(world: World) -> dict[str, bytes]:
     text = b"Comment\0\0" + _deflated(64 << 20)
     profile = b"icc\0\0" + _deflated(64 << 20)
@@ -67,6 +83,9 @@ def _pictures(world: World) -> dict[str, bytes]:
         "size.tiff": _tiff(2**31 - 1, 2**31 - 1, 1),
         "size.webp": b"RIFF\x1e\0\0\0WEBPVP8L\x11\0\0\0/" + struct.pack("<L", 0x0FFFFFFF) + bytes(12),
         "size.bmp": b"BM" + struct.pack("<LHHLLLLHHLLLLLL", 54, 0, 0, 54, 40, 60_000, 60_000, 1, 24, 0, 0, 0, 0, 0, 0),
+        "scans.jpg": _scans(),
+        "same-tags.tiff": _same_tags(),
+        "junk.gif": b"GIF89a" + struct.pack("<HHBBB", 8, 8, 0, 0, 0) + b"\1" * 3_000_000,
         "script.jpg": f"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n(%pipe%touch {mark}) (r) file\n".encode(),
         "page.jpg": b"<html><script>alert(1)</script></html>",
         "vector.jpg": b'<svg xmlns="http://www.w3.org/2000/svg"><image href="file:///etc/passwd"/></svg>',

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,13 +13,14 @@ from typing import Any
 import numpy as np
 from PIL import Image, JpegImagePlugin, TiffImagePlugin, UnidentifiedImageError
 
+from headstart.data.interruptible import run_interruptibly
+from headstart.data.limits import MAX_PIXELS, BoundedFile, TooMuchWork, find_excess, find_size_excess, open_bounded
 from headstart.errors import DataError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
-MAX_PIXELS = 64_000_000
 MAX_BYTES = 512 * 2**20
-MAX_RATIO = 100  # resizing the shorter side of a 1 x 20000 strip to 256 would allocate 1.3 billion pixels
 _SETTLED_NS = 3_000_000_000  # file systems count time in steps of up to 2 s (FAT)
+_BAND_PIXELS = 2**20  # that are converted at a time where copies of the whole would take gigabytes
 _ORIENTATION, _PHOTOMETRIC = 0x0112, 0x0106  # tags of EXIF and TIFF
 _TRANSPOSE = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -116,20 +118,59 @@ def decode_image(content: bytes, *, path: Path | str, channels: int = 3, reduced
         UnreadableImage: the bytes give no picture.
     """
     try:
-        with Image.open(io.BytesIO(content), formats=FORMATS) as image:
-            _check_size(image, path)
-            if reduced > 1 and isinstance(image, JpegImagePlugin.JpegImageFile):
-                _reduce(image, reduced)
-            image.load()  # the first frame of an animation, the first page of a TIFF
-            upright = _upright(image)
-            whole = _scaled(upright, path, white_is_zero=_white_is_zero(image)) if _is_integer(image) else upright
-            return _eight_bit(whole, channels=channels, path=path)
+        picture, orientation = _opened(content, path=path, channels=channels, reduced=reduced)
+        return _upright(picture, orientation)
     except UnreadableImage:
         raise
     except UnidentifiedImageError:
         raise UnreadableImage(path, _what_it_is(content)) from None
     except Exception as error:  # Pillow's decoders raise anything on damaged files: SyntaxError, struct.error, ...
         raise UnreadableImage(path, _why(error)) from error
+
+
+def _opened(content: bytes, *, path: Path | str, channels: int, reduced: int) -> tuple[Image.Image, int]:
+    """The 8-bit picture as stored, and its EXIF orientation. What Pillow decoded is no longer in memory."""
+    _refuse(find_excess(content), path)
+    with Image.open(file := open_bounded(content), formats=FORMATS) as image:
+        _refuse(find_size_excess(*image.size), path)
+        pixels = image.width * image.height
+
+        def load() -> tuple[Image.Image, int]:
+            if isinstance(file, BoundedFile):
+                file.give_seconds(_seconds(pixels))
+            if reduced > 1 and isinstance(image, JpegImagePlugin.JpegImageFile):
+                _reduce(image, reduced)
+            _load(image)
+            orientation = _orientation(image)
+            grey = _scaled(image, path, white_is_zero=_white_is_zero(image)) if _is_integer(image) else image
+            return _eight_bit(grey, channels=channels, path=path), orientation
+
+        return run_interruptibly(load, pixels=pixels)
+
+
+def _load(image: Image.Image) -> None:
+    """The first frame of an animation, the first page of a TIFF."""
+    if image.format != "WEBP":
+        image.load()
+        return
+
+    def prepare() -> None:
+        image._decoder = None  # type: ignore[attr-defined]  # Pillow 11 to 13: its two frames, 8 bytes a pixel
+        type(image).load_prepare(image)  # type: ignore[attr-defined]
+
+    vars(image)["load_prepare"] = prepare  # called when the frame has left the decoder and is to be copied
+    image.load()
+    del vars(image)["load_prepare"]
+
+
+def _seconds(pixels: int) -> float:
+    """What loading may take: five times and more of what it takes a core of 2024."""
+    return 2.0 + pixels / 8e6
+
+
+def _refuse(excess: str | None, path: Path | str) -> None:
+    if excess is not None:
+        raise UnreadableImage(path, excess)
 
 
 def check_image(content: bytes, *, path: Path | str) -> None:
@@ -157,13 +198,14 @@ def open_jpeg(content: bytes, *, path: Path | str) -> Jpeg | None:
     """The header; None where it is none or damaged: then :func:`decode_image` decodes it, or says why it cannot.
 
     Raises:
-        UnreadableImage: it has too many pixels, or is a strip.
+        UnreadableImage: it has too many pixels or scans, or is a strip.
     """
     if not content.startswith(b"\xff\xd8"):
         return None
+    _refuse(find_excess(content), path)
     try:
         with Image.open(io.BytesIO(content), formats=("JPEG",)) as image:
-            _check_size(image, path)
+            _refuse(find_size_excess(*image.size), path)
             return Jpeg(image.size, image.mode, _orientation(image))
     except UnreadableImage:
         raise
@@ -172,7 +214,9 @@ def open_jpeg(content: bytes, *, path: Path | str) -> Jpeg | None:
 
 
 def reduced_jpeg(content: bytes, factor: int, *, channels: int) -> Image.Image | None:
-    """The JPEG at ``1 / factor`` of its size, as stored (not turned); None where its data are damaged."""
+    """The JPEG, which :func:`open_jpeg` accepts, at ``1 / factor`` of its size, as stored (not turned); None where its
+    data are damaged.
+    """
     try:
         with Image.open(io.BytesIO(content), formats=("JPEG",)) as image:
             _reduce(image, factor)
@@ -187,18 +231,8 @@ def _reduce(image: Image.Image, factor: int) -> None:
     image.draft(image.mode, (max(1, width // factor), max(1, height // factor)))
 
 
-def _check_size(image: Image.Image, path: Path | str) -> None:
-    width, height = image.size
-    if width * height > MAX_PIXELS:
-        raise UnreadableImage(
-            path, f"it has {width} x {height} pixels; at most {MAX_PIXELS // 10**6} million are accepted"
-        )
-    if max(width, height) > MAX_RATIO * min(width, height):
-        raise UnreadableImage(path, f"it is a strip of {width} x {height} pixels; at most {MAX_RATIO} to 1 is accepted")
-
-
-def _upright(image: Image.Image) -> Image.Image:
-    turn = _TRANSPOSE.get(_orientation(image))
+def _upright(image: Image.Image, orientation: int) -> Image.Image:
+    turn = _TRANSPOSE.get(orientation)
     return image if turn is None else image.transpose(turn)
 
 
@@ -215,9 +249,7 @@ def _eight_bit(image: Image.Image, *, channels: int, path: Path | str) -> Image.
     if image.mode == "F":
         raise UnreadableImage(path, "its pixels are floating-point numbers of unknown range; save it with 8 or 16 bits")
     if image.has_transparency_data:
-        picture = image.convert("RGBA")
-        white = Image.new("RGBA", picture.size, (255, 255, 255, 255))
-        return Image.alpha_composite(white, picture).convert("RGB").convert(mode)
+        return _on_white(image, mode)
     if image.mode in ("CMYK", "YCbCr", "P", "HSV"):
         return image.convert("RGB").convert(mode)
     if image.mode in ("1", "L", "RGB"):
@@ -236,16 +268,41 @@ def _white_is_zero(image: Image.Image) -> bool:
 
 def _scaled(image: Image.Image, path: Path | str, *, white_is_zero: bool) -> Image.Image:
     """16-bit grey as 8-bit grey: 65535 becomes 255 (Pillow's own convert clips 99.6 % of a ramp to white)."""
-    values = np.asarray(image).astype(np.int64)  # (H, W)
-    if values.min() < 0 or values.max() > 65535:
+    clear, lows, highs = image.info.get("transparency"), [], []
+    grey = np.empty((image.height, image.width), dtype=np.uint8)
+    for box in _bands(image):
+        values = np.asarray(image.crop(box)).astype(np.int64)  # (rows, W)
+        lows.append(values.min())
+        highs.append(values.max())
+        band = grey[box[1] : box[3]]
+        band[:] = (values + 128) // 257  # 65535 = 255 * 257: exact rounding
+        if isinstance(clear, int):
+            band[values == clear] = 255
+        if white_is_zero:
+            np.subtract(255, band, out=band)
+    if min(lows) < 0 or max(highs) > 65535:
         raise UnreadableImage(
-            path, f"its whole-number pixels run from {values.min()} to {values.max()}; 0 to 65535 is accepted"
+            path, f"its whole-number pixels run from {min(lows)} to {max(highs)}; 0 to 65535 is accepted"
         )
-    grey = ((values + 128) // 257).astype(np.uint8)  # 65535 = 255 * 257: exact rounding
-    clear = image.info.get("transparency")
-    if isinstance(clear, int):
-        grey[values == clear] = 255
-    return Image.fromarray(255 - grey if white_is_zero else grey)
+    return Image.fromarray(grey)
+
+
+def _on_white(image: Image.Image, mode: str) -> Image.Image:
+    """Transparent parts become white."""
+    flat = Image.new(mode, image.size)
+    for box in _bands(image):
+        picture = image.crop(box).convert("RGBA")
+        white = Image.new("RGBA", picture.size, (255, 255, 255, 255))
+        flat.paste(Image.alpha_composite(white, picture).convert("RGB").convert(mode), box)
+    return flat
+
+
+def _bands(image: Image.Image) -> Iterator[tuple[int, int, int, int]]:
+    """Boxes of whole rows, a million pixels each, from the top."""
+    width, height = image.size
+    rows = max(1, _BAND_PIXELS // width)
+    for top in range(0, height, rows):
+        yield 0, top, width, min(height, top + rows)
 
 
 def _what_it_is(content: bytes) -> str:
@@ -269,6 +326,8 @@ def _what_it_is(content: bytes) -> str:
 
 def _why(error: Exception) -> str:
     text = " ".join(str(error).split()) or type(error).__name__
+    if isinstance(error, TooMuchWork):
+        return text
     if "truncated" in text.lower() or isinstance(error, EOFError):
         return f"the file is cut short ({text})"
     if isinstance(error, (Image.DecompressionBombError, Image.DecompressionBombWarning)):

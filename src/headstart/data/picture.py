@@ -19,12 +19,14 @@ from torch import Tensor
 
 from headstart.data.decode import Jpeg, decode_image, open_jpeg, read_bytes, reduced_jpeg
 from headstart.data.framing import Box, Frame, Size
+from headstart.data.interruptible import run_interruptibly
 
 try:
     import simplejpeg
 except ImportError:  # no wheel for this platform: the same pixels, in more time
     simplejpeg = None
 
+_BAND_PIXELS = 4_000_000  # that are copied at a time
 _PILLOW = {"nearest": Image.Resampling.NEAREST, "lanczos": Image.Resampling.LANCZOS}  # which torch's resize lacks
 _MIRRORED, _UPSIDE_DOWN, _LYING = (2, 3, 7, 8), (3, 4, 6, 7), (5, 6, 7, 8)  # EXIF orientations; lying: after the flips
 
@@ -77,12 +79,17 @@ class Picture:
 
     def _decoded(self, factor: int) -> Tensor | None:
         """Pixels (H, W, C) as stored; None where the quick ways fail, and the careful one must say why."""
-        assert self._jpeg is not None
-        quick = _quick(self._content, self._jpeg, factor) if self._channels == 3 else None
-        if quick is not None:
-            return quick
-        reduced = reduced_jpeg(self._content, factor, channels=self._channels)
-        return None if reduced is None else _tensor(reduced)
+        jpeg = self._jpeg
+        assert jpeg is not None
+
+        def decode() -> Tensor | None:
+            quick = _quick(self._content, jpeg, factor) if self._channels == 3 else None
+            if quick is not None:
+                return quick
+            reduced = reduced_jpeg(self._content, factor, channels=self._channels)
+            return None if reduced is None else _tensor(reduced)
+
+        return run_interruptibly(decode, pixels=jpeg.size[0] * jpeg.size[1])
 
 
 class Raster:
@@ -160,14 +167,27 @@ def normalised(pixels: Tensor, *, mean: Tensor, std: Tensor, memory_format: torc
 
 
 def _tensor(image: Image.Image) -> Tensor:
-    values = np.array(image)
-    return torch.from_numpy(values if values.ndim == 3 else values[:, :, None])  # (H, W, C)
+    return _pixels(image, (0, 0, *image.size))
 
 
 def _region(image: Image.Image, box: Box) -> _Region:
+    return _Region(_pixels(image, box), box[2], box[3])
+
+
+def _pixels(image: Image.Image, box: Box) -> Tensor:
+    """(height, width, C) of the box; of a large one band by band, since each copy of it may take hundreds of MB."""
     left, top, width, height = box
-    part = image if box == (0, 0, *image.size) else image.crop((left, top, left + width, top + height))
-    return _Region(_tensor(part), width, height)
+    if width * height <= _BAND_PIXELS:
+        part = image if box == (0, 0, *image.size) else image.crop((left, top, left + width, top + height))
+        values = np.array(part)
+        return torch.from_numpy(values if values.ndim == 3 else values[:, :, None])
+    values = np.empty((height, width, len(image.getbands())), dtype=np.uint8)
+    rows = max(1, _BAND_PIXELS // width)
+    for start in range(0, height, rows):
+        end = min(height, start + rows)
+        band = image.crop((left, top + start, left + width, top + end))
+        values[start:end] = np.asarray(band).reshape(end - start, width, -1)
+    return torch.from_numpy(values)
 
 
 def _as_stored(box: Box, *, orientation: int, stored: Size) -> Box:

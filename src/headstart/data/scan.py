@@ -6,12 +6,13 @@ import hashlib
 import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from headstart.config.schema import Data
 from headstart.data.decode import UnreadableImage, check_image, read_file
+from headstart.data.interruptible import map_in_threads
 from headstart.errors import DataError
 from headstart.parallel.messages import exchange
 from headstart.parallel.processes import current
@@ -49,8 +50,8 @@ def scan_files(files: Sequence[tuple[Path, str]], *, threads: int, on_decoded: O
     ours = current()
     part = files[ours.rank :: ours.world_size]
     outcomes: list[tuple[str, str | None, str | None, tuple[int, ...]]] = []  # key, hash, reason, stamp
-    with ThreadPoolExecutor(max_workers=threads) as pool:
-        for done, (file, outcome) in enumerate(zip(part, pool.map(_examine, part), strict=True), start=1):
+    with closing(map_in_threads(_examine, part, threads=threads)) as examined:
+        for done, (file, outcome) in enumerate(zip(part, examined, strict=True), start=1):
             if isinstance(outcome, Unreadable):
                 outcomes.append((file[1], None, outcome.reason, ()))
             else:

@@ -1,0 +1,75 @@
+"""Long work of C code through which signals are heard: in threads, for which the main thread waits.
+
+The threads are daemons: work that nobody waits for any more does not keep the process from leaving.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import count
+from queue import SimpleQueue
+from typing import Generic, TypeVar
+
+QUICK_PIXELS = 4_000_000
+"""Of a picture that is decoded in some 50 ms, so that a thread for it would be in vain."""
+_T = TypeVar("_T")
+_Item = TypeVar("_Item")
+
+
+def run_interruptibly(work: Callable[[], _T], *, pixels: int) -> _T:
+    """What ``work`` returns or raises; on the main thread, signal handlers run while it decodes so many ``pixels``.
+
+    Python runs them between two steps of the main thread's own code, so not within a decoder's call of a second.
+    """
+    if pixels <= QUICK_PIXELS or threading.current_thread() is not threading.main_thread():
+        return work()
+    outcomes: SimpleQueue[_Outcome[_T]] = SimpleQueue()
+    threading.Thread(target=lambda: outcomes.put(_Outcome.of(work)), name="decode", daemon=True).start()
+    return outcomes.get().value()
+
+
+def map_in_threads(work: Callable[[_Item], _T], items: Sequence[_Item], *, threads: int) -> Generator[_T, None, None]:
+    """``work`` of each item, in order. Once this is closed, or a signal handler raises, no further item is begun."""
+    outcomes: SimpleQueue[tuple[int, _Outcome[_T]]] = SimpleQueue()
+    stopped, places = threading.Event(), count()
+
+    def serve() -> None:
+        while not stopped.is_set() and (place := next(places)) < len(items):
+            outcomes.put((place, _Outcome.of(partial(work, items[place]))))
+
+    for _ in range(min(threads, len(items))):
+        threading.Thread(target=serve, name="scan", daemon=True).start()
+    done: dict[int, _Outcome[_T]] = {}
+    try:
+        for place in range(len(items)):
+            while place not in done:
+                at, outcome = outcomes.get()
+                done[at] = outcome
+            yield done.pop(place).value()
+    finally:
+        stopped.set()
+
+
+@dataclass(frozen=True)
+class _Outcome(Generic[_T]):
+    """What work returned, or why it did not."""
+
+    found: tuple[_T, ...]
+    error: BaseException | None = None
+
+    @classmethod
+    def of(cls, work: Callable[[], _T]) -> _Outcome[_T]:
+        """Of this work, done now."""
+        try:
+            return cls((work(),))
+        except BaseException as error:  # raised again on the thread that waits for it
+            return cls((), error)
+
+    def value(self) -> _T:
+        """What it returned.  Raises: what it raised."""
+        if self.error is not None:
+            raise self.error
+        return self.found[0]
