@@ -10,11 +10,12 @@ from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import count
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from typing import Generic, TypeVar
 
 QUICK_PIXELS = 4_000_000
 """Of a picture that is decoded in some 50 ms, so that a thread for it would be in vain."""
+_LOOK_SECONDS = 0.2
 _T = TypeVar("_T")
 _Item = TypeVar("_Item")
 
@@ -28,7 +29,7 @@ def run_interruptibly(work: Callable[[], _T], *, pixels: int) -> _T:
         return work()
     outcomes: SimpleQueue[_Outcome[_T]] = SimpleQueue()
     threading.Thread(target=lambda: outcomes.put(_Outcome.of(work)), name="decode", daemon=True).start()
-    return outcomes.get().value()
+    return _next(outcomes).value()
 
 
 def map_in_threads(work: Callable[[_Item], _T], items: Sequence[_Item], *, threads: int) -> Generator[_T, None, None]:
@@ -46,11 +47,20 @@ def map_in_threads(work: Callable[[_Item], _T], items: Sequence[_Item], *, threa
     try:
         for place in range(len(items)):
             while place not in done:
-                at, outcome = outcomes.get()
+                at, outcome = _next(outcomes)
                 done[at] = outcome
             yield done.pop(place).value()
     finally:
         stopped.set()
+
+
+def _next(queue: SimpleQueue[_Item]) -> _Item:
+    """Its next value. A signal that comes in the instant before the wait begins is heard at the next look."""
+    while True:
+        try:
+            return queue.get(timeout=_LOOK_SECONDS)
+        except Empty:
+            continue
 
 
 @dataclass(frozen=True)
