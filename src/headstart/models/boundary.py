@@ -27,16 +27,17 @@ _BATCH = 11  # images in the run that looks at shapes; no model stacks that many
 @dataclass(frozen=True, kw_only=True)
 class Boundary:
     """Two halves that share the module's own layers: ``suffix(*prefix(images))`` is what the module gives, to the bit,
-    for images of the size that it is built for (some models compute their shapes from that size alone).
+    for images of the size that it is built for (some models compute their shapes from that size alone). They are parts
+    of the traced graph, or the module itself (see ``headstart.surgery.replay``), in which all its own code runs.
 
     ``prefix``: images (B, C, H, W) -> tensors with B first, the same in training and evaluation, whatever the batch;
     ``crossing``: what made them, in order; ``train_suffix`` and ``eval_suffix`` take them. ``refused``: why frozen
     parts that execute later are not before it, a sentence each.
     """
 
-    prefix: fx.GraphModule
-    train_suffix: fx.GraphModule
-    eval_suffix: fx.GraphModule
+    prefix: nn.Module
+    train_suffix: nn.Module
+    eval_suffix: nn.Module
     crossing: tuple[str, ...]
     refused: tuple[str, ...] = ()
     keys: Mapping[str, str] = field(default_factory=dict, repr=False)

@@ -82,6 +82,11 @@ class Prefix(nn.Module):
         self.module = module
         self._known, self._books = known, dict[int, Book]()
 
+    @property
+    def frozen(self) -> frozenset[str]:
+        """Names of the frozen tensors of ``module``."""
+        return self._known.frozen
+
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """The tensors that cross.  Raises: NotReplayable: the module took another way than before."""
         known = self._known

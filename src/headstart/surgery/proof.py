@@ -216,8 +216,9 @@ class _Values(fx.Interpreter):
     def run_node(self, n: fx.Node) -> Any:
         """The node's value, noted before anything writes to it."""
         value = super().run_node(n)
-        if isinstance(value, Tensor) and n.op != "get_attr":
-            self.found[n] = value.clone()
+        first = value[0] if isinstance(value, tuple) and value else value  # values and places, of a sort
+        if isinstance(first, Tensor) and n.op != "get_attr":
+            self.found[n] = first.clone()
         return value
 
 

@@ -19,9 +19,11 @@ from torch import Tensor, fx, nn
 from headstart.data.batches import Arguments, Batch, Batches
 from headstart.errors import StorageError
 from headstart.models.boundary import Boundary
+from headstart.models.layout import named_tensors
 from headstart.pages import PageFile
 from headstart.parallel.messages import any_of, exchange
 from headstart.shelf import Shelf
+from headstart.surgery.halves import Prefix
 from headstart.surgery.module_state import code_digest
 from headstart.train.crossing import Crossing, crossing_of, packed, page_bytes, rounding, unpacked
 from headstart.train.evaluate import in_eval
@@ -272,10 +274,11 @@ def crossings(prefix: nn.Module, batches: Batches, rules: StepRules, *, dtype: s
 def prefix_digest(prefix: nn.Module) -> str:
     """SHA-256 over what a prefix computes: its graph, its layers' code, hooks and settings, its weights and buffers."""
     digest = hashlib.sha256(prefix.code.encode() if isinstance(prefix, fx.GraphModule) else b"")
-    for path, part in prefix.named_children():
+    module = prefix.module if isinstance(prefix, Prefix) else prefix
+    for path, part in [("", module)] if isinstance(prefix, Prefix) else module.named_children():
         digest.update(f"{path}: {code_digest(part)}\n".encode())
-    for kind in (prefix.named_parameters(), prefix.named_buffers()):
-        for name, value in kind:
+    for name, value, _ in named_tensors(module):
+        if not isinstance(prefix, Prefix) or name in prefix.frozen:
             digest.update(repr((name, tuple(value.shape), value.dtype)).encode())
             digest.update(value.detach().contiguous().cpu().view(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()

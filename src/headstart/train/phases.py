@@ -27,6 +27,7 @@ from headstart.optim.optimizers import make_optimizer
 from headstart.parallel.messages import exchange, from_first
 from headstart.parallel.processes import current
 from headstart.parallel.shards import local
+from headstart.surgery.replay import NotReplayable
 from headstart.train.cache import CacheNote, CacheProgress, CacheRules, open_activations
 from headstart.train.evaluate import Evaluation, evaluate
 from headstart.train.feed import Feed, kept_images, made_feed
@@ -162,8 +163,9 @@ def _phases(state: TrainState, course: Course, train: Batches, val: Batches) -> 
         start = copy_state(state) if feed.check is not None else None
         try:
             yield from _train_phase(state, course, phase, frozen, feed)
-        except CacheRefuted as refuted:
-            assert start is not None
+        except (CacheRefuted, NotReplayable) as refuted:
+            if start is None:  # nothing is read from a cache
+                raise
             put_back(state, start)
             refute_boundary(state.model, str(refuted))
             feed.discard()

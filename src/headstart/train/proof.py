@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from headstart.data.batches import Batch, Batches
 from headstart.errors import ModelError
@@ -22,6 +22,7 @@ from headstart.models.fixed_nodes import Search
 from headstart.models.freeze import Frozen
 from headstart.parallel.messages import exchange
 from headstart.surgery.module_state import code_digest
+from headstart.surgery.no_trace import no_trace
 from headstart.surgery.proof import (
     Calls,
     compute_crossing,
@@ -30,6 +31,7 @@ from headstart.surgery.proof import (
     find_mixing_node,
     is_close,
 )
+from headstart.surgery.replay import find_replay
 from headstart.train.cache import Activations
 from headstart.train.evaluate import in_eval
 from headstart.train.precision import MEMORY_FORMATS, autocast, device_of, dtype_of
@@ -78,33 +80,72 @@ def refute_boundary(module: nn.Module, why: str) -> None:
 
 
 def _prove(module: nn.Module, frozen: Frozen, images: Tensor, rules: StepRules, what: object) -> _Proved:
-    search, why = Search(), ""
+    """By the traced graph, which costs nothing at a step; else by the module's own code."""
     try:
-        for _ in range(_MOST_PLACES):
-            boundary = find_boundary(module, frozen, example=images, search=search)
-            with in_eval(module):
-                together = compute_crossing(boundary.prefix, images, nullcontext)
-                mixing = find_mixing(boundary.prefix, images, together)
-                node = find_mixing_node(boundary.prefix, images) if mixing else None
-            if node is not None:
-                refuse_computation(boundary, node, str(mixing), search=search)
-                continue
-            why = f"what is frozen {mixing}" if mixing else _difference(module, boundary, images, rules, together)
-            if not why:
-                return _Proved(of=what, boundary=boundary, why="")
-            break
+        return _Proved(of=what, boundary=_traced(module, frozen, images, rules), why="")
     except ModelError as error:
-        why = str(error)
-    return _Proved(of=what, boundary=None, why=why)
+        reason = str(error)
+    try:
+        return _Proved(of=what, boundary=_replayed(module, frozen, images, rules), why="")
+    except ModelError as error:
+        own = str(error).removeprefix("model: ")
+    return _Proved(of=what, boundary=None, why=reason if own in reason else f"{reason}; by its own code: {own}")
 
 
-def _difference(
-    module: nn.Module, boundary: Boundary, images: Tensor, rules: StepRules, plain: tuple[Tensor, ...]
-) -> str:
-    """Why the halves are not the module; empty where they are. ``plain``: what crosses, computed without autocast."""
+def _traced(module: nn.Module, frozen: Frozen, images: Tensor, rules: StepRules) -> Boundary:
+    """The halves of the traced graph.  Raises: ModelError: they are not the module."""
+    search = Search()
+    for _ in range(_MOST_PLACES):
+        boundary = find_boundary(module, frozen, example=images, search=search)
+        assert isinstance(boundary.prefix, fx.GraphModule)
+        with in_eval(module):
+            together = compute_crossing(boundary.prefix, images, nullcontext)
+            mixing = find_mixing(boundary.prefix, images, together)
+            node = find_mixing_node(boundary.prefix, images) if mixing else None
+        if node is None:
+            _check(module, boundary, images, rules, together, mixing)
+            return boundary
+        refuse_computation(boundary, node, str(mixing), search=search)
+    raise ModelError(f"model: {boundary.refused[0]}")
+
+
+def _replayed(module: nn.Module, frozen: Frozen, images: Tensor, rules: StepRules) -> Boundary:
+    """The module itself, run until everything fixed is there, and run from that.  Raises: ModelError: it cannot be."""
+    with no_trace(module), autocast(device_of(module), rules.precision):
+        found = find_replay(module, images, frozen.tensors)
+    boundary = Boundary(
+        prefix=found.prefix,
+        train_suffix=found.suffix,
+        eval_suffix=found.suffix,
+        crossing=found.crossing,
+        refused=tuple(map(str, found.obstacles)),
+    )
+    with no_trace(module):
+        together = compute_crossing(boundary.prefix, images, nullcontext)
+        mixing = find_mixing(boundary.prefix, images, together)
+    _check(module, boundary, images, rules, together, mixing)
+    return boundary
+
+
+def _check(
+    module: nn.Module,
+    boundary: Boundary,
+    images: Tensor,
+    rules: StepRules,
+    together: tuple[Tensor, ...],
+    mixing: str | None,
+) -> None:
+    """Raises: ModelError: what is frozen mixes images, or the halves are not the module.
+
+    ``together``: what crosses, computed without autocast.
+    """
+    if mixing:
+        raise ModelError(f"model: what is frozen {mixing}")
     arithmetic = partial(autocast, device_of(module), rules.precision)
-    known = plain if rules.precision == "fp32" else None
-    return find_difference(module, boundary, images, arithmetic=arithmetic, crossing=known) or ""
+    known = together if rules.precision == "fp32" else None
+    why = find_difference(module, boundary, images, arithmetic=arithmetic, crossing=known)
+    if why:
+        raise ModelError(f"model: {why}")
 
 
 def example_images(batches: Batches, module: nn.Module, rules: StepRules) -> Tensor:
