@@ -12,7 +12,7 @@ from headstart.surgery.per_image_ops import is_fixed
 _ROOM = (
     "aten::empty",
     "aten::new_empty",
-)  # it counts what is written there; what is never written is each time another
+)  # what counts is what is written there
 
 
 class OperationWatch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's own has no types
