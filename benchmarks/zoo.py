@@ -147,9 +147,8 @@ def check_head(module: nn.Module, kind: str) -> None:
     import torch
 
     from headstart.models.freeze import freeze
-    from headstart.models.head import find_head, head_parameters, replace_head
+    from headstart.models.head import find_head, head_parameters, model_scores, replace_head
     from headstart.models.layout import named_tensors
-    from headstart.train.step import training_outputs
 
     options = HEADS[kind]
     paths = tuple(path + "." for path in find_head(module).paths)
@@ -162,7 +161,7 @@ def check_head(module: nn.Module, kind: str) -> None:
         raise Refuted(f"HeadSwap says {swap}")
     freeze(module, rule="backbone")
     for mode in (False, True) if kind == "linear" else (True,):  # replace_head itself looks at evaluation's shape
-        outputs = training_outputs(module.train(mode)(images(module)))
+        outputs = model_scores(module, module.train(mode)(images(module)))
         if any(tuple(scores.shape) != (2, options["outputs"]) for _, scores in outputs):
             raise Refuted(f"two images give {[tuple(scores.shape) for _, scores in outputs]}, training {mode}")
     torch.stack([scores.sum() for _, scores in outputs]).sum().backward()  # type: ignore[no-untyped-call]
@@ -208,8 +207,8 @@ def check_boundary(module: nn.Module, share: float) -> None:
     import torch
 
     from headstart.models.boundary import find_boundary
+    from headstart.models.head import model_scores
     from headstart.models.layout import find_layout, named_tensors
-    from headstart.train.step import training_outputs
 
     frozen = at_depth(module, share)
     boundary = find_boundary(module, frozen)
@@ -226,7 +225,7 @@ def check_boundary(module: nn.Module, share: float) -> None:
         crossing = boundary.prefix.eval()(images(module))
         halves = (boundary.eval_suffix.eval(), boundary.train_suffix)
         for suffix in halves if share == DEPTHS["half"] else halves[:1]:
-            outputs = training_outputs(suffix(*crossing))
+            outputs = model_scores(module, suffix(*crossing))
             if any(tuple(scores.shape) != (2, HEADS["tags"]["outputs"]) for _, scores in outputs):
                 raise Refuted(f"the halves give {[tuple(scores.shape) for _, scores in outputs]}")
 

@@ -122,9 +122,9 @@ def five_steps(module: nn.Module, side: int) -> tuple[nn.Module, list[str]]:
     import torch
     from timm.utils.model_ema import ModelEmaV3
 
+    from headstart.models.head import model_scores
     from headstart.optim.groups import param_groups
     from headstart.train.state import update_average
-    from headstart.train.step import training_outputs
 
     optimizer = torch.optim.AdamW(param_groups(module, lr=1e-3, head_lr=1e-2, layer_decay=0.9, weight_decay=0.1))
     average, reached = ModelEmaV3(module, decay=0.5), set[str]()
@@ -134,7 +134,7 @@ def five_steps(module: nn.Module, side: int) -> tuple[nn.Module, list[str]]:
         images, labels = torch.randn(4, 3, side, side) + step, torch.eye(3)[torch.tensor([0, 1, 2, 0])]
         share = 0.7
         images, labels = (share * values + (1 - share) * values.flip(0) for values in (images, labels))
-        outputs = training_outputs(module(images))
+        outputs = model_scores(module, module(images))
         loss = torch.stack([-(labels * scores.log_softmax(1)).sum(1).mean() for _, scores in outputs]).sum()
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
@@ -149,13 +149,13 @@ def used_never(module: nn.Module, side: int) -> set[str]:
     """Parameters that the output does not depend on: the model's code holds them and does not use them."""
     import torch
 
-    from headstart.train.step import training_outputs
+    from headstart.models.head import model_scores
 
     twin = copy.deepcopy(module).train()
     for parameter in twin.parameters():
         parameter.requires_grad_(True)
     torch.manual_seed(1)
-    outputs = training_outputs(twin(torch.randn(4, 3, side, side)))
+    outputs = model_scores(twin, twin(torch.randn(4, 3, side, side)))
     torch.stack([scores.square().sum() for _, scores in outputs]).sum().backward()  # type: ignore[no-untyped-call]
     return {path for path, p in twin.named_parameters() if p.grad is None or not bool((p.grad != 0).any())}
 
@@ -164,7 +164,7 @@ def check_boundary(module: nn.Module, boundary: Any, side: int) -> None:
     """Batch mates, modes, and both halves against the whole, bit for bit."""
     import torch
 
-    from headstart.train.step import training_outputs
+    from headstart.models.head import model_scores
 
     torch.manual_seed(9)
     one, other = torch.randn(2, 3, side, side).split(1)
@@ -175,8 +175,8 @@ def check_boundary(module: nn.Module, boundary: Any, side: int) -> None:
             raise zoo.Refuted("what crosses the boundary depends on batch mates")
         if not all(same(a, b) for a, b in zip(alone, quiet, strict=True)):
             raise zoo.Refuted("what crosses the boundary depends on the mode")
-        whole = training_outputs(module.eval()(torch.cat([one, other])))
-        halves = training_outputs(boundary.eval_suffix.eval()(*quiet))
+        whole = model_scores(module, module.eval()(torch.cat([one, other])))
+        halves = model_scores(module, boundary.eval_suffix.eval()(*quiet))
         if not all(same(a, b) for (_, a), (_, b) in zip(whole, halves, strict=True)):
             raise zoo.Refuted("both halves do not give the model's outputs")
 

@@ -9,7 +9,7 @@ import headstart
 
 NAMES = {
     *("Config", "load_config", "train", "plan"),
-    *("open_model", "describe", "find_head", "replace_head", "freeze", "param_groups"),
+    *("open_model", "describe", "find_head", "replace_head", "declare_scores", "freeze", "param_groups"),
     *("add_lora", "merge_lora"),
     *("open_images", "audit"),
     *("InPlace", "StepRules", "TrainState", "train_step", "fit", "evaluate", "predict", "StepDone", "EpochDone"),

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from headstart.runs.checkpoint import restore, save
     from headstart.runs.report import report
     from headstart.surgery.module_copy import InPlace
+    from headstart.surgery.outputs import declare_scores
     from headstart.train.evaluate import evaluate, predict
     from headstart.train.fit import EpochDone, fit
     from headstart.train.state import TrainState
@@ -38,6 +39,7 @@ __all__ = [
     "TrainState",
     "add_lora",
     "audit",
+    "declare_scores",
     "describe",
     "evaluate",
     "find_head",
@@ -75,6 +77,7 @@ _HOMES = {
     "runs.checkpoint": ("restore", "save"),
     "runs.report": ("report",),
     "surgery.module_copy": ("InPlace",),
+    "surgery.outputs": ("declare_scores",),
     "train.evaluate": ("evaluate", "predict"),
     "train.fit": ("EpochDone", "fit"),
     "train.state": ("TrainState",),

@@ -20,9 +20,10 @@ from headstart.errors import ConfigError, DataError, NonFiniteError, RunError
 from headstart.models.freeze import freeze
 from headstart.optim.groups import param_groups
 from headstart.optim.losses import make_loss
+from headstart.surgery.outputs import declare_scores, scores_of
 from headstart.train.precision import make_scaler
 from headstart.train.state import TrainState, make_average
-from headstart.train.step import StepRules, _pieces, train_step, training_outputs
+from headstart.train.step import StepRules, _pieces, train_step
 
 CPU = torch.device("cpu")
 WEIGHTS = {"a": 0.1, "b": 1.0, "c": 7.0}
@@ -300,6 +301,7 @@ def test_auxiliary_heads_count_as_in_the_paper_and_equal_heads_equally(net, nois
     images = batch.inputs(CPU, torch.contiguous_format).double()
     for kind, shares in ((lambda both: Auxiliary(*both), (1.0, 0.3)), (tuple, (0.5, 0.5))):
         model = Several(net(), kind).double()
+        declare_scores(model, "all" if kind is tuple else "auto")
         parts = [F.cross_entropy(scores, batch.targets).item() for scores in model(images)]
         done = train_step(sgd(model), batch, rules=StepRules())
         assert done.loss == pytest.approx(shares[0] * parts[0] + shares[1] * parts[1], rel=1e-6)
@@ -307,15 +309,15 @@ def test_auxiliary_heads_count_as_in_the_paper_and_equal_heads_equally(net, nois
 
 def test_torchvisions_inception_gives_main_and_auxiliary_scores() -> None:
     outputs = InceptionOutputs(torch.zeros(2, 3), torch.ones(2, 3))
-    assert [share for share, _ in training_outputs(outputs)] == [1.0, 0.3]
+    assert [share for share, _ in scores_of(outputs)] == [1.0, 0.3]
     without = InceptionOutputs(torch.zeros(2, 3), None)
-    assert [share for share, _ in training_outputs(without)] == [1.0]
+    assert [share for share, _ in scores_of(without)] == [1.0]
 
 
 @pytest.mark.parametrize("outputs", [{"scores": torch.zeros(1)}, (), None, [torch.zeros(1)]])
 def test_outputs_that_are_no_scores_are_refused(outputs) -> None:
     with pytest.raises(DataError, match=r"the model returns \w+, not a tensor of scores; wrap it"):
-        training_outputs(outputs)
+        scores_of(outputs)
 
 
 def test_dropout_is_a_function_of_seed_and_step(net, noise) -> None:

@@ -108,6 +108,8 @@ class LinearHead:
     """Dropout before each linear layer of the head."""
     at: str = "auto"
     """Path of the layer to replace; auto: found in the traced graph."""
+    scores: str | int = "auto"
+    """Which of several outputs the scores are: its name or number; all: each, as equal heads; auto: there is one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,6 +123,7 @@ class MlpHead:
     """Activation between the head's layers."""
     dropout: Probability = 0.5
     at: str = "auto"
+    scores: str | int = "auto"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -16,6 +17,7 @@ from headstart.models.head_search import is_layer, layer_sizes
 from headstart.models.layout import Layout, find_layout, forget_layout, renew_layout
 from headstart.models.libraries import compiler_is_loaded
 from headstart.models.trace import run_for_shapes
+from headstart.surgery.outputs import declared_scores, scores_of
 
 _CHEAP = 50_000_000  # parameters of a model that one image takes less than 0.3 s of
 _IN_A_HEAD = (nn.Linear, nn.Dropout, nn.Identity, nn.LayerNorm, nn.BatchNorm1d, *ACTIVATIONS.values(), nn.Hardswish)
@@ -86,6 +88,7 @@ def replace_head(
     for path in removed:
         _put(module, path, nn.Identity().train(module.training))
     renew_layout(module, replaced=tuple(old))
+    _EQUAL_HEADS.pop(module, None)
     try:
         _check_shape(module, head, outputs, must_run=at != "auto" or head.outputs == 0)
     except ModelError:
@@ -96,6 +99,25 @@ def replace_head(
     for path in head.paths:
         _tell_timm(module, path, outputs)
     return HeadSwap(path=head.paths[0], was=head.outputs, now=outputs, others=head.paths[1:], removed=removed)
+
+
+_EQUAL_HEADS: weakref.WeakKeyDictionary[nn.Module, int] = weakref.WeakKeyDictionary()
+
+
+def model_scores(model: nn.Module, outputs: object) -> list[tuple[float, Tensor]]:
+    """(share of the loss, scores (B, K)) of what the model returned, the main ones first: see ``scores_of``."""
+    if isinstance(outputs, Tensor):
+        return [(1.0, outputs)]
+    if model not in _EQUAL_HEADS:
+        _EQUAL_HEADS[model] = _count_heads(model)
+    return scores_of(outputs, scores=declared_scores(model), equal_heads=_EQUAL_HEADS[model])
+
+
+def _count_heads(model: nn.Module) -> int:
+    try:
+        return max(1, len(find_layout(model).heads))
+    except ModelError:  # it does not run on images of the size that it is taken to be built for
+        return 1
 
 
 def head_parameters(module: nn.Module) -> tuple[str, ...]:

@@ -5,13 +5,17 @@ Two answers that are not equals, or none, are a problem told in words, never a g
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import fx, nn
 
 from headstart.models.head_layers import RANK, HeadKind, MlpHead
 from headstart.models.trace import Trace
+from headstart.surgery.origins import is_library
+from headstart.surgery.outputs import declared_scores, is_auxiliary, named_outputs, pick_output
 
 _PASSING = frozenset(
     (
@@ -63,18 +67,21 @@ class _Walk:
 
 def search_head(module: nn.Module, trace: Trace) -> HeadSearch:
     """The head's layers, or why they are not clear."""
-    walk = _walk_back(module, trace.graph) if trace.graph is not None else _last_call(module, trace)
-    auxiliary = _walk_back(module, trace.train_graph).found if trace.train_graph is not None else []
+    scores = declared_scores(module)
+    walk = _walk_back(module, _outputs(trace.graph), scores) if trace.graph is not None else _last_call(module, trace)
+    auxiliary: list[str] = []
+    if trace.train_graph is not None and _may_have_auxiliary(module, trace.train_graph, scores):
+        auxiliary = _walk_back(module, _outputs(trace.train_graph), scores).found
     told = _told_by_timm(module)
     main = told or tuple(walk.found)
-    problem = None if told else _judge(module, walk)
+    problem = None if told else _judge(module, walk) or _several(module, trace, walk, scores)
     if problem is None and told and not _equal_outputs(module, told):
         problem = f"it names heads with different numbers of outputs: {_sized(module, told)}"
     if problem is not None and (put_in := _put_in(module)):
         main, problem = put_in, None
     if problem is not None:
         listed = _sized(module, _candidates(module, trace))
-        problem = f"the head is not clear: {problem}; layers that could be it: {listed}"
+        problem = f"the head is not clear: {problem}; layers that could be it: {listed}{_ask_for_output(trace)}"
         return HeadSearch(problem=problem, probabilities=walk.probabilities)
     more = [path for path in [*walk.found, *auxiliary] if path not in main and is_layer(module.get_submodule(path))]
     equals = [path for path in dict.fromkeys(more) if _equal_outputs(module, (main[0], path))]
@@ -83,6 +90,11 @@ def search_head(module: nn.Module, trace: Trace) -> HeadSearch:
         activations=tuple(dict.fromkeys(walk.activations)) if set(main) & set(walk.found) else (),
         probabilities=walk.probabilities,
     )
+
+
+def _ask_for_output(trace: Trace) -> str:
+    found = list({} if trace.graph is None else named_outputs(_outputs(trace.graph)))
+    return f"; if one of the outputs is the scores, say which with --head.scores {found[0]}" if len(found) > 1 else ""
 
 
 def is_layer(part: nn.Module) -> bool:
@@ -126,10 +138,36 @@ def _told_by_timm(module: nn.Module) -> tuple[str, ...]:
     return tuple(paths)
 
 
-def _walk_back(module: nn.Module, graph: fx.Graph) -> _Walk:
+def _outputs(graph: fx.Graph) -> Any:
+    """What the graph returns: a node, or a tuple, list or dictionary of nodes."""
+    made: Any = next(node for node in reversed(graph.nodes) if node.op == "output").args[0]
+    kind = made.target if isinstance(made, fx.Node) else None
+    if isinstance(kind, type) and (hasattr(kind, "_fields") or dataclasses.is_dataclass(kind)):
+        return kind(*made.args, **made.kwargs)
+    return made
+
+
+def _may_have_auxiliary(module: nn.Module, graph: fx.Graph, scores: str | int) -> bool:
+    """Whether layers that make outputs in training only are heads: a library's are, others where it was said."""
+    return scores == "all" or (
+        scores == "auto" and (is_library(type(module).__module__) or is_auxiliary(_outputs(graph)))
+    )
+
+
+def _several(module: nn.Module, trace: Trace, walk: _Walk, scores: str | int) -> str | None:
+    """Why the layers behind several outputs are not all heads: nobody said so."""
+    found = {} if trace.graph is None else named_outputs(_outputs(trace.graph))
+    known = scores != "auto" or is_library(type(module).__module__)
+    if known or len(walk.found) < 2 or len(found) < 2 or is_auxiliary(_outputs(trace.graph)):  # type: ignore[arg-type]
+        return None
+    return f"the model gives {len(found)} outputs, from {_sized(module, walk.found)}"
+
+
+def _walk_back(module: nn.Module, outputs: Any, scores: str | int) -> _Walk:
     walk, seen = _Walk(), set[fx.Node]()
-    output = next(node for node in reversed(graph.nodes) if node.op == "output")
-    waiting = list(output.all_input_nodes)
+    waiting = list[fx.Node]()
+    chosen = outputs if scores in ("auto", "all") else pick_output(outputs, scores)
+    fx.node.map_arg(named_outputs(chosen) or chosen, waiting.append)
     while waiting:
         node = waiting.pop(0)
         if node not in seen:

@@ -15,6 +15,7 @@ from headstart.models.stages import Cut, cut_stages
 from headstart.models.trace import How, Trace, adapted_layers, is_adapted, trace_module, with_new_leaves
 from headstart.parallel.shards import plain_type
 from headstart.surgery.naming import HOOKS
+from headstart.surgery.outputs import declared_scores
 
 Kind = Literal["conv", "linear", "norm", "attention", "embedding", "token", "adapter", "head", "other"]
 
@@ -124,7 +125,11 @@ def named_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor, bool]]:
 
 def _structure(module: nn.Module) -> object:
     parts = tuple((name, plain_type(part), _ways(part)) for name, part in module.named_modules())
-    return parts, tuple((name, tuple(tensor.shape)) for name, tensor, _ in named_tensors(module))
+    return (
+        parts,
+        declared_scores(module),
+        tuple((name, tuple(tensor.shape)) for name, tensor, _ in named_tensors(module)),
+    )
 
 
 def _ways(part: nn.Module) -> object:

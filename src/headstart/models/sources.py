@@ -47,6 +47,7 @@ from headstart.models.weights import (
     refuse_format,
     refuse_memory,
 )
+from headstart.surgery.outputs import declare_scores
 
 __all__ = ["Coverage", "OpenedModel", "WeightsSource", "open_model"]
 
@@ -223,6 +224,9 @@ def _open_bundle(bundle: Bundle, *, weights: str, image_size: int | None) -> Ope
             "dropout": float(head.get("dropout") or 0.0),
             "at": str(head.get("at") or "auto"),
         }
+        scores = head.get("scores", "auto")
+        if not isinstance(scores, str | int):
+            raise ValueError(f"head.scores is {scores}")
         preprocess = Preprocess.from_dict(facts["preprocess"])
         if not 0 < outputs <= MOST_OUTPUTS:
             raise ValueError(f"num_outputs is {outputs}")
@@ -241,6 +245,7 @@ def _open_bundle(bundle: Bundle, *, weights: str, image_size: int | None) -> Ope
     file = read_safetensors(bundle.files[WEIGHTS], where=f"of {bundle.path}")
     _refuse_head((recipe["outputs"], *recipe["hidden"]), file, where=where)
     opened = _open_origin(origin, weights="none")
+    declare_scores(opened.module, scores)
     replace_head(opened.module, **recipe)
     coverage = cover(opened.module.state_dict(), file.tensors, heads=frozenset, where=f"of {bundle.path}")
     if coverage.unexpected:

@@ -22,6 +22,7 @@ from torchvision.models.feature_extraction import LeafModuleAwareTracer
 from headstart.errors import ModelError
 from headstart.models.head_layers import DropoutConv2d, DropoutLinear, MlpHead
 from headstart.surgery.no_trace import no_trace
+from headstart.surgery.outputs import declared_scores, pick_output
 
 How = Literal["fx", "hooks"]
 _LEAVES = (
@@ -269,6 +270,8 @@ def run_for_shapes(
                 outputs, made = _run_for_real(module, images), None
     except MODEL_FAILURES as error:
         raise ModelError(f"model: does not run on images of shape {tuple(images.shape)}: {error}") from error
+    scores = declared_scores(module)
+    outputs = outputs if scores in ("auto", "all") else pick_output(outputs, scores)
     return ShapeRun(calls=tuple(calls), outputs=_shape(outputs), multiply_adds=made)
 
 

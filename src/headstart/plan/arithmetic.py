@@ -18,6 +18,7 @@ from headstart.config.schema import Config
 from headstart.data.batches import Batch
 from headstart.data.images import Images
 from headstart.errors import ModelError
+from headstart.models.head import model_scores
 from headstart.models.layout import named_tensors
 from headstart.optim.losses import LossFunction, wide
 from headstart.parallel.messages import from_first
@@ -27,7 +28,6 @@ from headstart.surgery.module_copy import copy_module
 from headstart.train.attention import Attention, attending, has_attention
 from headstart.train.phases import PhasePlan, freeze_phase
 from headstart.train.precision import MEMORY_FORMATS, Precision, autocast, device_of, dtype_of, has_bf16
-from headstart.train.step import training_outputs
 
 _FIRST, _LOOKS, _REPEATS = 2, 3, 3  # images of a first look, how often it is timed, and a step then
 _STEP_SECONDS, _FEWEST = 0.08, 4  # a timed step takes at least about as long, on no fewer images
@@ -306,7 +306,7 @@ def _backward(model: nn.Module, batch: Batch, loss: LossFunction, arithmetic: Ar
     with attending(arithmetic.attention):
         with autocast(device, arithmetic.precision):
             outputs = model(*arguments)
-        found = loss(wide(training_outputs(outputs)[0][1]), batch.targets.to(device))
+        found = loss(wide(model_scores(model, outputs)[0][1]), batch.targets.to(device))
         total = wide(found[0] if isinstance(found, tuple) else found).mean()
         total.backward()  # type: ignore[no-untyped-call]
     return float(total.detach())

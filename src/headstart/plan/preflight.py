@@ -41,6 +41,7 @@ from headstart.shelf import cache_folder
 from headstart.surgery.generators import seed_generators
 from headstart.surgery.module_copy import InPlace
 from headstart.surgery.no_trace import no_trace
+from headstart.surgery.outputs import declare_scores
 from headstart.train.cache import CacheRules
 from headstart.train.phases import Course, PhasePlan, freeze_phase, phase_optimizer
 from headstart.train.precision import MEMORY_FORMATS
@@ -237,6 +238,8 @@ def _new_head(config: Config, opened: OpenedModel, images: Images) -> tuple[Head
 
 
 def _swap(opened: OpenedModel, head: Head, outputs: int) -> HeadSwap:
+    if head.scores != "auto":
+        declare_scores(opened.module, head.scores)
     had_none = set(head_parameters(opened.module)) <= set(opened.coverage.missing) if head.at == "auto" else False
     mlp = head if isinstance(head, MlpHead) else MlpHead(hidden=())
     swap = replace_head(

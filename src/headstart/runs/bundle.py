@@ -30,6 +30,7 @@ from headstart.runs.tensor_file import in_pieces
 from headstart.storage import explained, json_bytes, write_folder
 from headstart.surgery.generators import kept_generators
 from headstart.surgery.module_copy import InPlace, copy_module
+from headstart.surgery.outputs import declare_scores
 from headstart.train.precision import MEMORY_FORMATS, Precision
 
 
@@ -68,7 +69,8 @@ def bundle_facts(
     mlp = head if isinstance(head, MlpHead) else None
     recipe = {
         "kind": head.kind, "hidden": list(mlp.hidden) if mlp else [], "activation": mlp.activation if mlp else None,
-        "dropout": head.dropout, "at": head.at, "path": swap.path, "now": swap.now,
+        "dropout": head.dropout, "at": head.at, "scores": head.scores,
+        "path": swap.path, "now": swap.now,
     }  # fmt: skip
     model = {
         "spec": opened.spec, "library": opened.library, "architecture": opened.architecture,
@@ -146,6 +148,8 @@ def _onto(folder: Path, model: nn.Module) -> OpenedRun:
     assert bundle is not None
     facts, head = bundle.facts, bundle.facts["head"]
     activation = head["activation"] or "relu"
+    if (scores := head.get("scores", "auto")) != "auto":
+        declare_scores(model, scores)
     replace_head(
         model, outputs=head["now"], hidden=head["hidden"], activation=activation, dropout=head["dropout"], at=head["at"]
     )

@@ -18,6 +18,7 @@ from headstart.data.augment import eval_transform
 from headstart.data.batches import Batch, Batches
 from headstart.data.task import TaskSpec
 from headstart.errors import NonFiniteError
+from headstart.models.head import model_scores
 from headstart.parallel.messages import gathered
 from headstart.parallel.shards import is_sharded, part_again
 from headstart.surgery.generators import kept_generators, seed_generators
@@ -26,7 +27,6 @@ from headstart.surgery.own_state import has_own_code
 from headstart.train.heap import kept_memory
 from headstart.train.metrics import measure
 from headstart.train.precision import MEMORY_FORMATS, Precision, autocast, device_of, dtype_of
-from headstart.train.step import training_outputs
 from headstart.turns import beside_others
 
 
@@ -92,7 +92,7 @@ def scores(
     device = device_of(model)
     with beside_others(), autocast(device, precision):
         outputs = model(*batch.arguments(device, MEMORY_FORMATS[memory_format], dtype_of(model)))
-    parts = training_outputs(outputs)
+    parts = model_scores(model, outputs)
     main = parts[0][1] if parts[0][0] == 1.0 else torch.stack([part for _, part in parts]).mean(0)
     return main[: batch.size].float().cpu()
 

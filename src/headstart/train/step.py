@@ -20,6 +20,7 @@ from headstart.config.schema import Loss, Penalties
 from headstart.data.batches import Batch
 from headstart.data.randomness import derived_seed
 from headstart.errors import DataError, NonFiniteError, RunError
+from headstart.models.head import model_scores
 from headstart.optim.losses import LossFunction, check_first_outputs, check_labels, loss_by_name, make_loss, wide
 from headstart.optim.penalties import penalty
 from headstart.parallel.messages import summed
@@ -45,7 +46,6 @@ from headstart.train.state import (
 )
 from headstart.turns import own_turn
 
-_AUXILIARY_WEIGHT = 0.3  # of auxiliary heads, in training only (Szegedy et al. 2015, section 5)
 _MOST_OVERFLOWS = 20  # fp16: from 2**16 this many halvings reach 2**-4, where no healthy loss overflows
 
 
@@ -228,7 +228,7 @@ def _accumulate(state: TrainState, parts: Parts, batch: Batch, rules: StepRules,
         with reducing(forward, last=piece.stop == size):
             with autocast(device, rules.precision):
                 outputs = state.compiled.call(*[_cut(argument, piece) for argument in arguments])
-            shares, answers = training_outputs(outputs), _cut(targets, piece)
+            shares, answers = model_scores(state.model, outputs), _cut(targets, piece)
             check_labels(shares[0][1], _cut(batch.targets, piece))
             if state.step == 0:
                 check_first_outputs(shares[0][1], answers)
@@ -311,25 +311,6 @@ def _per_sample(made: object, *, count: int) -> tuple[Tensor, Tensor | None]:
         )
     assert isinstance(value, Tensor) and (weights is None or isinstance(weights, Tensor))
     return value, weights
-
-
-def training_outputs(outputs: object) -> list[tuple[float, Tensor]]:
-    """(share of the loss, scores) of each output.
-
-    One tensor; main and auxiliary heads (a named tuple); or equal heads (a plain tuple).
-    """
-    if isinstance(outputs, Tensor):
-        return [(1.0, outputs)]
-    scores = [output for output in outputs if isinstance(output, Tensor)] if isinstance(outputs, tuple) else []
-    if not scores:
-        raise DataError(
-            f"the model returns {type(outputs).__name__}, not a tensor of scores; wrap it so that forward returns "
-            "(B, K)"
-        )
-    main = getattr(outputs, "logits", None)  # torchvision's Inception and GoogLeNet: the others are auxiliaries
-    if isinstance(main, Tensor):
-        return [(1.0, main), *((_AUXILIARY_WEIGHT, score) for score in scores if score is not main)]
-    return [(1 / len(scores), score) for score in scores]
 
 
 def _finish_gradient(
