@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import os
 import random
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from headstart.errors import StorageError
-from headstart.pages import PageFile
+from headstart.pages import PageFile, file_bytes
 
 COUNT, SIZE = 7, 100
+STEP = file_bytes(count=1, page_bytes=SIZE)
 
 
 def page(number: int) -> bytes:
@@ -63,7 +65,7 @@ def test_every_flipped_bit_is_seen_and_costs_its_page_alone(full: Path):
 DAMAGES: dict[str, Callable[[bytes], bytes]] = {
     "cut short": lambda data: data[: len(data) // 2],
     "empty": lambda data: b"",
-    "two pages exchanged": lambda data: data[108:216] + data[:108] + data[216:],
+    "two pages exchanged": lambda data: data[STEP : 2 * STEP] + data[:STEP] + data[2 * STEP :],
 }
 
 
@@ -73,6 +75,36 @@ def test_no_page_passes_for_another(full: Path, damage: str):
     read = found(full)
     assert None in read
     assert all(value in (None, page(number)) for number, value in enumerate(read))
+
+
+def with_checksum(page: bytes, tail: bytes, *, number: int) -> bytes:
+    """The page and its tail, with the checksum that belongs to this place: anybody can compute it."""
+    checksum = zlib.crc32(page, zlib.crc32(b"key %d" % number)).to_bytes(4, "little")
+    return page + tail[:4] + checksum + tail[8:]
+
+
+@pytest.mark.parametrize("crafted", ["another page", "a byte changed"])
+def test_a_page_that_is_crafted_to_have_the_right_checksum_is_not_whole(full: Path, crafted: str):
+    data = bytearray(full.read_bytes())
+    two, tail = data[2 * STEP : 2 * STEP + SIZE], data[2 * STEP + SIZE : 3 * STEP]
+    if crafted == "a byte changed":
+        two[0] ^= 1
+    place = 1 if crafted == "another page" else 2
+    data[place * STEP : (place + 1) * STEP] = with_checksum(bytes(two), bytes(tail), number=place)
+    full.write_bytes(data)
+    assert [number for number, value in enumerate(found(full)) if value is None] == [place]
+
+
+def test_damage_after_the_first_look_is_seen(full: Path):
+    room = bytearray(SIZE)
+    with opened(full) as file, full.open("r+b") as other:
+        assert file.read(3, room)
+        other.seek(3 * STEP + 5)
+        other.write(b"\0" if page(3)[5] else b"\1")
+        other.flush()
+        assert not file.read(3, room)
+        file.write(3, page(3))
+        assert file.read(3, room)
 
 
 def test_pages_of_another_key_are_missing(full: Path):

@@ -1,4 +1,7 @@
-"""A file of pages of one size, each known to be whole or not by its own checksum: for what can be computed again.
+"""A file of pages of one size, each known to be whole and in its place or not: for what can be computed again.
+
+Behind each page stand a digest of key, number and page, which no page made for another place has, and a checksum. The
+first time that a run reads a page it compares both, later the checksum, which sees damage in a quarter of the time.
 
 Not durable as ``storage`` is, and needs not be: a page that a crash, a full disk or a bad sector damaged is seen when
 it is read, and made again. Read with ``pread``: a memory map of a file that is cut short kills the process (SIGBUS).
@@ -9,6 +12,8 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import hashlib
+import mmap
 import os
 import zlib
 from collections.abc import Callable, Iterable
@@ -19,8 +24,9 @@ from typing import Any, Self, TypeVar
 
 from headstart.errors import StorageError
 
-_MARK = b"page"  # what was never written is zeros
-_TAIL = len(_MARK) + 4  # and CRC-32 of key, number and page
+_MARK = b"pag2"  # what was never written is zeros
+_DIGEST_BYTES = 16  # of SHA-256, the fastest here that nobody can find two pages for: 2.0 GB/s, BLAKE2b 1.4, CRC-32 7.0
+_TAIL = len(_MARK) + 4 + _DIGEST_BYTES
 Buffer = bytes | bytearray | memoryview
 _T = TypeVar("_T")
 
@@ -42,6 +48,7 @@ class PageFile:
         self.path, self.count, self.page_bytes = path, count, page_bytes
         self._key = key.encode()
         self._step = page_bytes + _TAIL
+        self._proved = mmap.mmap(-1, max(1, count))  # a byte for each page, also for loading processes that are forked
         self._descriptor = _opened(path, size=file_bytes(count=count, page_bytes=page_bytes))
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -57,25 +64,31 @@ class PageFile:
     def close(self) -> None:
         """Close the file; the pages stay."""
         os.close(self._descriptor)
+        self._proved.close()
 
     def write(self, number: int, page: Buffer) -> None:
         """Write a page."""
         view = memoryview(page).cast("B")
         assert 0 <= number < self.count and len(view) == self.page_bytes, (number, self.count, len(view))
-        data: list[Buffer] = [view, _MARK + self._checksum(number, view)]
+        data: list[Buffer] = [view, _MARK + self._checksum(number, view) + self._digest(number, view)]
         written = _explained(self.path, lambda: os.pwritev(self._descriptor, data, number * self._step))
         if written != self._step:
             raise StorageError(f"{self.path}: {written:,} of {self._step:,} bytes written; the disk is full")
 
     def read(self, number: int, into: bytearray | memoryview) -> bool:
-        """Fill ``into`` with a page; False where it was never written or is damaged."""
+        """Fill ``into`` with a page; False where it was never written, is damaged or belongs elsewhere."""
         view, tail = memoryview(into).cast("B"), bytearray(_TAIL)
         assert 0 <= number < self.count and len(view) == self.page_bytes, (number, self.count, len(view))
         try:
             found = os.preadv(self._descriptor, [view, tail], number * self._step)
         except OSError:  # a bad sector
             return False
-        return found == self._step and bytes(tail) == _MARK + self._checksum(number, view)
+        sum_ends = len(_MARK) + 4
+        if found != self._step or tail[:sum_ends] != _MARK + self._checksum(number, view):
+            return False
+        if not self._proved[number]:
+            self._proved[number] = tail[sum_ends:] == self._digest(number, view)
+        return bool(self._proved[number])
 
     def missing(self) -> list[int]:
         """Numbers of the pages that are not whole; all are read."""
@@ -96,6 +109,11 @@ class PageFile:
     def _checksum(self, number: int, page: Buffer) -> bytes:
         start = zlib.crc32(b"%s %d" % (self._key, number))
         return zlib.crc32(page, start).to_bytes(4, "little")
+
+    def _digest(self, number: int, page: Buffer) -> bytes:
+        digest = hashlib.sha256(b"%s %d\0" % (self._key, number))
+        digest.update(page)
+        return digest.digest()[:_DIGEST_BYTES]
 
 
 def _opened(path: Path, *, size: int) -> int:
