@@ -121,7 +121,7 @@ def _opened(path: Path, *, size: int) -> int:
 
     def make() -> int:
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-        descriptor = os.open(path, flags, 0o666)
+        descriptor = os.open(path, flags, 0o600)
         try:
             if os.fstat(descriptor).st_size != size:
                 os.ftruncate(descriptor, size)

@@ -1,14 +1,18 @@
 """Where activations are kept between runs: a folder per key, the least recently used first to go; ``cache list|clear``.
 
-Nothing here is needed: whatever is removed is computed again by the next run that wants it.
+Nothing here is needed: whatever is removed is computed again by the next run that wants it. What another user could
+have written is not read: whoever can write activations chooses what a head learns.
 """
 
 from __future__ import annotations
 
 import fcntl
 import os
+import pwd
 import re
+import shlex
 import shutil
+import stat
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -16,7 +20,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from headstart.errors import StorageError
+from headstart.errors import ConfigError, StorageError
 from headstart.pages import PageFile, file_bytes
 from headstart.storage import free_bytes, read_json, write_json
 
@@ -29,6 +33,46 @@ def cache_folder() -> Path:
     """HEADSTART_CACHE, or headstart in the user's folder for caches (XDG_CACHE_HOME)."""
     home = os.environ.get("HEADSTART_CACHE")
     return Path(home) if home else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "headstart")
+
+
+def check_cache_folder(*, asked: bool) -> None:
+    """Refuse a folder for caches that another user can write, before a run that is to use it begins.
+
+    Where neither the run ``asked`` for a cache nor HEADSTART_CACHE names the folder, the run goes on and does without.
+
+    Raises: ConfigError: it says who can write it, and what to type.
+    """
+    shared = find_shared(cache_folder())
+    if shared is not None and (asked or os.environ.get("HEADSTART_CACHE")):
+        raise ConfigError(f"HEADSTART_CACHE: {shared}")
+
+
+def find_shared(path: Path) -> str | None:
+    """Who but this user and root can write this file or folder, or set a link there, as a sentence with what to type;
+    None where nobody can, or nothing is there.
+    """
+    try:
+        found, target = path.lstat(), path.stat()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        return f"{path}: {error.strerror or error}"
+    other = "give HEADSTART_CACHE=FOLDER with a folder of your own"
+    ours = os.geteuid()
+    for owner in (found.st_uid, target.st_uid):
+        if owner not in (ours, 0):
+            return f"{path}: it belongs to user {_name_of(owner)}, not to you; {other}"
+    if target.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        remedy = f"type chmod -R go-w {shlex.quote(str(path))}, or {other}"
+        return f"{path}: other users can write it (mode {stat.S_IMODE(target.st_mode):04o}); {remedy}"
+    return None
+
+
+def _name_of(user: int) -> str:
+    try:
+        return pwd.getpwuid(user).pw_name
+    except KeyError:  # of another machine
+        return str(user)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,21 +96,31 @@ class Shelf:
     def opened(self, key: str, *, count: int, page_bytes: int, about: Mapping[str, Any]) -> PageFile:
         """The key's file, new or as an earlier run left it; older ones of other keys make room for it.
 
-        Raises: StorageError: there is no room within the limit or on the disk, or it cannot be written.
+        Raises: StorageError: there is no room within the limit or on the disk, it cannot be written, or another user
+        can write it.
         """
         assert _KEY.fullmatch(key), key
         place = self._folder / key
+        self._make_private(self._folder)
         if not (place / _PAGES).exists():
             self._make_room(file_bytes(count=count, page_bytes=page_bytes))
-        try:
-            place.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise StorageError(f"{place}: {error.strerror or error}") from error
+        self._make_private(place)
+        for path in (place / _PAGES, place / _ABOUT):
+            _refuse_shared(path)
         file = PageFile(place / _PAGES, count=count, page_bytes=page_bytes, key=key)
         if not self.is_complete(key):
             self._note(key, {**about, "complete": False})
         os.utime(place)
         return file
+
+    def _make_private(self, folder: Path) -> None:
+        """The folder is there, and nobody else can write it."""
+        try:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            folder.mkdir(mode=0o700, exist_ok=True)
+        except OSError as error:
+            raise StorageError(f"{folder}: {error.strerror or error}") from error
+        _refuse_shared(folder)
 
     def is_complete(self, key: str) -> bool:
         """Whether every page of it was written once (a damaged one is found when it is read)."""
@@ -78,8 +132,10 @@ class Shelf:
 
     def _note(self, key: str, about: Mapping[str, Any]) -> None:
         """A record for people, and a shortcut for the next run: not needed, and several processes may write it."""
-        with suppress(StorageError):
-            write_json(self._folder / key / _ABOUT, about)
+        path = self._folder / key / _ABOUT
+        with suppress(StorageError, OSError):
+            write_json(path, about)
+            path.chmod(0o600)
 
     def content(self) -> list[Shelved]:
         """All that is there, the least recently used first."""
@@ -128,6 +184,12 @@ class Shelf:
         except StorageError:  # not there, or damaged: then not complete
             return {}
         return found if isinstance(found, dict) else {}
+
+
+def _refuse_shared(path: Path) -> None:
+    shared = find_shared(path)
+    if shared is not None:
+        raise StorageError(shared)
 
 
 def _is_open(pages: Path) -> bool:

@@ -37,7 +37,7 @@ from headstart.plan.own_state import check_own_state
 from headstart.plan.parallel import check_parallel, choose_parallel
 from headstart.plan.phases import make_phases
 from headstart.plan.recompute import choose_recompute
-from headstart.shelf import cache_folder
+from headstart.shelf import cache_folder, check_cache_folder
 from headstart.surgery.generators import seed_generators
 from headstart.surgery.module_copy import InPlace
 from headstart.surgery.no_trace import no_trace
@@ -192,6 +192,8 @@ def _course(
     course, cached, choices = choose_cache(
         config, module, course, work.images, recorded=recorded.get("cache"), possible=possible
     )
+    if config.cache.decoded or any(phase.cached for phase in course.phases):
+        check_cache_folder(asked=config.cache.use == "always")
     course, images, size, evaluated = choose_evaluation(
         config, module, course, work.images, recorded=recorded.get("evaluation"), possible=possible
     )
