@@ -18,8 +18,9 @@ import torch
 from torch import nn
 
 import headstart as hs
-from headstart.errors import ConfigError, ModelError
+from headstart.errors import ConfigError, ModelError, RunError
 from headstart.plan import arithmetic, evaluation
+from headstart.train.average import make_average
 
 
 class Busy(nn.Module):
@@ -302,3 +303,45 @@ def test_a_module_whose_forward_leaves_what_cannot_be_put_back_is_refused_by_nam
         hs.plan(own(recipe="full"), model=module)
     with pytest.raises(ModelError, match="running it once changes numbers, and that cannot be undone"):
         hs.train(own(recipe="full"), model=hs.InPlace(module))
+
+
+def test_the_average_computes_with_its_own_weights_where_the_module_was_wrapped(own) -> None:
+    """A closure over the module's own forward would make the average the trained model."""
+    module = Busy()
+    inner = module.forward
+    module.forward = lambda images: inner(images)
+    state = hs.TrainState(module, torch.optim.SGD(module.parameters(), lr=0.1))
+    state.average = make_average(module, half_life=0.5, total_steps=10)
+    with torch.no_grad():
+        state.average.module.fc.weight.zero_()
+        state.average.module.fc.bias.fill_(7.0)
+    assert state.average.module(torch.rand(2, 3, 8, 8)).unique().tolist() == [7.0]
+
+
+def test_a_run_beside_a_run_of_another_thread_is_refused(own) -> None:
+    told: list[str] = []
+
+    def beside() -> None:
+        for call in (hs.plan, hs.train):
+            try:
+                call(own("other"), model=busy())
+            except RunError as error:
+                told.append(str(error))
+
+    def watch(event: object) -> None:
+        if isinstance(event, hs.EpochDone) and not told:
+            thread = threading.Thread(target=beside)
+            thread.start()
+            thread.join()
+
+    hs.train(own(), model=busy(), watch=watch)
+    assert [text.partition(":")[0] for text in told] == ["hs.plan", "hs.train"]
+    assert "hs.train is going on in another thread" in told[0]
+    assert hs.plan(own("other"), model=busy())
+
+
+def test_a_module_without_values_is_refused(own) -> None:
+    with torch.device("meta"):
+        module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
+    with pytest.raises(ModelError, match=r"model: 0.weight is on the meta device and has no values; .*to_empty"):
+        hs.train(own(), model=module)

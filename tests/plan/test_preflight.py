@@ -17,7 +17,7 @@ from headstart.plan.preflight import prepare
 
 KEYS = {
     "decisions", "task", "model", "preprocess", "phases", "data", "steps_per_epoch", "batch_size", "precision",
-    "device", "seed", "head", "lora", "choices",
+    "device", "seed", "head", "lora", "choices", "began",
 }  # fmt: skip
 
 

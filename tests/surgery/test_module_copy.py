@@ -12,6 +12,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import prune
 
 from headstart.errors import ModelError
 from headstart.surgery.module_copy import copy_module
@@ -75,9 +76,30 @@ def object_around_it(module: nn.Sequential) -> None:
     module.forward = Around()
 
 
+def a_function_in_its_own_cell(module: nn.Sequential) -> None:
+    inner = module.forward
+
+    def forward(images: torch.Tensor, times: int = 2) -> torch.Tensor:
+        return inner(images) if times == 0 else 2 * forward(images, times - 1)
+
+    module.forward = forward
+
+
+def two_functions_in_each_others_cells(module: nn.Sequential) -> None:
+    inner = module.forward
+
+    def one(images: torch.Tensor, times: int) -> torch.Tensor:
+        return inner(images) if times == 0 else other(images, times - 1)
+
+    def other(images: torch.Tensor, times: int = 1) -> torch.Tensor:
+        return 3 * one(images, times)
+
+    module.forward = other
+
+
 AROUND = [
     closure_over_forward, hook_around_a_part, parts_in_a_list, bound_method, partial_of_a_closure, weak_reference,
-    default_argument, object_around_it,
+    default_argument, object_around_it, a_function_in_its_own_cell, two_functions_in_each_others_cells,
 ]  # fmt: skip
 
 
@@ -101,6 +123,21 @@ def test_what_speaks_to_the_module_speaks_to_the_copy_in_the_copy(change: Callab
 
 def seven(parameter: torch.Tensor) -> None:
     parameter.grad.fill_(7.0)
+
+
+def test_what_a_closure_shares_with_the_program_is_still_shared() -> None:
+    module, seen, count = small(), list[int](), 0
+    inner = module.forward
+
+    def forward(images: torch.Tensor) -> torch.Tensor:
+        nonlocal count
+        count += 1
+        seen.append(len(images))
+        return inner(images)
+
+    module.forward = forward
+    copied(module)(torch.ones(3, 4))
+    assert (seen, count) == ([3], 1)
 
 
 def test_hooks_on_gradients_and_attributes_of_parameters_come_along() -> None:
@@ -131,9 +168,13 @@ def test_what_shares_memory_shares_it_in_the_copy() -> None:
     assert module.view.tolist() != [3.0] * 4 and module.other.tolist() != [4.0] * 2
 
 
-@pytest.mark.parametrize("norm", [nn.utils.weight_norm, nn.utils.spectral_norm])
+def pruned(layer: nn.Module) -> nn.Module:
+    return prune.l1_unstructured(layer, "weight", amount=0.5)
+
+
+@pytest.mark.parametrize("norm", [nn.utils.weight_norm, nn.utils.spectral_norm, pruned])
 @pytest.mark.filterwarnings("ignore")
-def test_weights_that_old_norms_compute_are_copied(norm: Callable[[nn.Module], nn.Module]) -> None:
+def test_weights_that_hooks_of_torch_compute_are_copied(norm: Callable[[nn.Module], nn.Module]) -> None:
     module = nn.Sequential(norm(nn.Linear(4, 4)))
     module(torch.ones(2, 4))
     made = copied(module).eval()
@@ -141,7 +182,19 @@ def test_weights_that_old_norms_compute_are_copied(norm: Callable[[nn.Module], n
     images = torch.rand(3, 4)
     assert torch.equal(made(images), module(images))
     made(images).sum().backward()
-    assert sum(value.grad is not None for value in made.parameters()) == 3 - (norm is nn.utils.spectral_norm)
+    assert sum(value.grad is not None for value in made.parameters()) == 2 + (norm is nn.utils.weight_norm)
+
+
+def test_slots_and_what_holds_parameters_are_copied() -> None:
+    class Slotted(nn.Linear):
+        __slots__ = ("extra",)
+
+    module = Slotted(4, 2)
+    module.extra = [module.bias]
+    module.optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
+    made = copied(module)
+    assert made.extra[0] is made.bias
+    assert made.optimizer.param_groups[0]["params"][0] is made.weight
 
 
 def test_parametrized_and_lazy_modules_are_copied() -> None:

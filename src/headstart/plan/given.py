@@ -28,6 +28,12 @@ def given_module(given: nn.Module | InPlace) -> nn.Module:
             "began; make it anew, or give a copy: model=copy.deepcopy(module) as it is now, or one made before the "
             "first call"
         )
+    empty = [name for name, value in module.named_parameters() if value.is_meta]
+    if empty:
+        raise ModelError(
+            f"model: {empty[0]} is on the meta device and has no values; make the module outside of "
+            "torch.device('meta'), or give it values: module.to_empty(device='cpu') and load_state_dict"
+        )
     if isinstance(given, InPlace):
         return module
     return copy_module(module, free_bytes=available_bytes(), instead=_INSTEAD)

@@ -116,9 +116,7 @@ def prepare(
     list_source(config.data, kind=config.task.kind)  # a mistake in the data must not wait for a download
     opened, chosen_model = _open(config, device, module)
     began = began_with(opened, own=module is not None, loss=loss)
-    images = load_images(config, opened.preprocess, on_decoded=lambda done, total: tell(ScanProgress(done, total)))
-    images = _for_accelerator(images, device) if device.type != "cpu" else images
-    check_room(workers=images.train.workers, batch_bytes=_batch_bytes(images.train))
+    images = _read_images(config, opened, device, tell)
     function, chosen_loss = _loss(config, images, loss)
     swap, fixed = _new_head(config, opened, images)
     if isinstance(module, InPlace):
@@ -204,6 +202,14 @@ def _course(
     measured = {"arithmetic": kept, "cache": choices, "evaluation": evaluated, "compile": compile_}
     measured |= {"unsaved_state": list(unsaved)} if unsaved else {}
     return course, images, (*about, *about_state, cached, *size, *loading, *compiling), measured
+
+
+def _read_images(config: Config, opened: OpenedModel, device: torch.device, tell: Watch) -> Images:
+    """Every image decoded once, and room for what loading processes hand over."""
+    images = load_images(config, opened.preprocess, on_decoded=lambda done, total: tell(ScanProgress(done, total)))
+    images = _for_accelerator(images, device) if device.type != "cpu" else images
+    check_room(workers=images.train.workers, batch_bytes=_batch_bytes(images.train))
+    return images
 
 
 def _for_accelerator(images: Images, device: torch.device) -> Images:

@@ -10,14 +10,26 @@ from torch import Tensor, nn
 
 from headstart.data.randomness import derived_seed
 from headstart.errors import ConfigError, name_some
+from headstart.parallel.shards import is_sharded
+from headstart.surgery.module_copy import copy_module
 
 _LOW_BITS = 1 << 16  # of a float32 that bfloat16 does not have
 _unbounded: weakref.WeakKeyDictionary[ModelEmaV3, frozenset[str]] = weakref.WeakKeyDictionary()
 
 
 def make_average(model: nn.Module, *, half_life: float, total_steps: int) -> ModelEmaV3:
-    """An exponential moving average, buffers included, whose past counts half after ``half_life`` of all steps."""
-    return ModelEmaV3(model, decay=decay_of(half_life * total_steps))
+    """An exponential moving average, buffers included, whose past counts half after ``half_life`` of all steps.
+
+    Hooks and replaced methods that speak to the model speak to its average there.
+
+    Raises: ModelError: the model cannot be copied.
+    """
+    decay = decay_of(half_life * total_steps)
+    if is_sharded(model):
+        return ModelEmaV3(model, decay=decay)
+    average = ModelEmaV3(nn.ParameterList([next(model.parameters())]), decay=decay)
+    average.module = copy_module(model, free_bytes=None, instead="train without one: --average.kind none").eval()
+    return average
 
 
 def decay_of(steps: float) -> float:
