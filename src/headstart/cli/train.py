@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated
 
 import tyro
@@ -14,6 +15,7 @@ from headstart.cli.launch import check_there, launch, wants_processes
 from headstart.cli.output import result, table, write
 from headstart.cli.progress import Progress
 from headstart.config.flags import EVERY, parse_args
+from headstart.config.load import is_of_run
 from headstart.errors import Error, OthersFailed
 
 
@@ -38,6 +40,8 @@ def run(argv: Sequence[str]) -> int:
     args, flags = parse_args(Train, argv, prog="headstart train", sections=EVERY)
     first = os.environ.get("RANK", "0") == "0"
     try:
+        if args.resume and args.config and "out" not in flags and is_of_run(Path(args.config)):
+            flags["out"] = str(Path(args.config).parent)  # the run is where its record is
         config = configured(args.data, args.config, flags)
     except Error as error:
         raise error if first else OthersFailed(exit_code=error.exit_code) from error  # said once

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from functools import cache
@@ -40,7 +41,7 @@ def load_config(
         given = source
     else:
         where = f"{source}: "
-        given = read_yaml(Path(source))
+        given = _at_home(read_yaml(Path(source)), Path(source))
     given = {} if given is None else given
     if not isinstance(given, Mapping):
         raise ConfigError(f"{where}{shown(given)} is no configuration; write NAME: VALUE lines, e.g. epochs: 5")
@@ -53,6 +54,19 @@ def load_config(
         lines = (text if _from_flags(path, spread) else where + text for path, text in problems.items())
         raise ConfigError("\n".join(dict.fromkeys(lines)))
     return config
+
+
+def _at_home(given: object, file: Path) -> object:
+    """The options of a file; of a run's own ``config.yaml`` with ``out`` where it lies now, should it have moved."""
+    if isinstance(given, Mapping) and isinstance(given.get("out"), str) and is_of_run(file):
+        moved = os.path.realpath(given["out"]) != os.path.realpath(file.parent)
+        return {**given, "out": str(file.parent)} if moved else given
+    return given
+
+
+def is_of_run(file: Path) -> bool:
+    """Whether it is the record of a run, in the run's folder."""
+    return file.name == "config.yaml" and (file.parent / "plan.json").is_file()
 
 
 def check(config: Config) -> Config:

@@ -42,6 +42,12 @@ class Images:
     notes: tuple[str, ...]
 
     @property
+    def root(self) -> Path:
+        """The folder from which the names of the samples start."""
+        first = self.train.samples[0]
+        return first.path.parents[first.key.count("/")]
+
+    @property
     def classes(self) -> tuple[str, ...]:
         """Names of classes or tags, in the order of the outputs."""
         return self.task.classes

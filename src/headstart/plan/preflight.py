@@ -293,7 +293,8 @@ def _document(decisions: tuple[Decision, ...], opened: OpenedModel, images: Imag
         "preprocess": opened.preprocess.to_dict(),
         "phases": [_phase_document(opened.module, course, phase, steps) for phase in course.phases],
         "data": {
-            "source": str(images.source.absolute()), "digest": _data_digest(images), "notes": list(images.notes),
+            "source": str(images.source.absolute()), "root": str(images.root.absolute()),
+            "digest": _data_digest(images), "notes": list(images.notes),
             **{name: len(split.samples) if split else 0 for name, split in splits.items()},
             "class_counts": {name: split.class_counts() for name, split in splits.items() if split},
             "unreadable": [{"path": one.key, "reason": one.reason} for one in images.scan.unreadable],

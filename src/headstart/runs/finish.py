@@ -121,7 +121,8 @@ def finish(run: Path, state: TrainState, ready: Ready, *, log: RunLog | None, st
         return _run(run, result, _plain(model, ready))
     facts = bundle_facts(ready.opened, ready.swap, ready.config, task=images.task, evaluated=settings, metrics=metrics)
     write_bundle(run / "model", model, facts, plan=read_json(run / "plan.json"), result=result)
-    write_predictions(run / "predictions.csv", found["val"])
+    contents = {sample.key: sample.content for sample in images.val.samples}
+    write_predictions(run / "predictions.csv", found["val"], contents=contents)
     for text in changed:
         log.note(text)
     log.mark("finished", {"step": state.step, "seconds": seconds})

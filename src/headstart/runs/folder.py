@@ -24,7 +24,8 @@ from headstart.train.evaluate import Evaluation
 from headstart.train.machine import environment
 
 _SEAL = "digest"
-_FREE = ("workers", "cache.limit_gb", "data.changed")  # may be others when a run goes on
+_FREE = ("workers", "cache.limit_gb", "data.changed", "out", "data.source", "data.images")  # may be others when a run
+# goes on: a folder that moved is the same run, and the data are compared by their digest
 
 
 def default_out(config: Config) -> Path:
@@ -186,11 +187,11 @@ def _section(path: Path, plan: Mapping[str, Any], name: str) -> dict[str, Any]:
     return section
 
 
-def write_predictions(path: Path, evaluation: Evaluation) -> None:
-    """predictions.csv: id, truth and prediction of every validation image; names that are formulas led by ', tags
-    joined by ";" (see ``join_tags``).
+def write_predictions(path: Path, evaluation: Evaluation, *, contents: Mapping[str, str]) -> None:
+    """predictions.csv: id, truth, prediction and SHA-256 (``contents``, by id) of every validation image; names that
+    are formulas led by ', tags joined by ";" (see ``join_tags``).
     """
-    rows = _rows(evaluation)
+    rows = [row | {"sha256": contents[row["id"]]} for row in _rows(evaluation)]
     text = csv_text(([*row.values()] for row in rows), header=list(rows[0]))
     write_file(path, text.encode("utf-8", "surrogateescape"))
 

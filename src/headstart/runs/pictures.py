@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import io
 import math
 from collections.abc import Mapping, Sequence
@@ -11,13 +12,14 @@ from pathlib import Path, PurePosixPath
 
 from PIL import Image
 
-from headstart.data.decode import UnreadableImage, read_image
+from headstart.data.decode import UnreadableImage, decode_image, read_bytes
 from headstart.runs.record import RunRecord
 from headstart.runs.scores import cell, number
 from headstart.runs.tags import split_tags
 
 SIDE = 160  # pixels of a thumbnail's longer side
 MOST = 12  # pictures in each of the two galleries
+_UNKNOWN = ""  # in the place of a SHA-256: runs of earlier versions have none
 _MOST_BYTES = 300_000  # of data URIs in each of the two
 
 
@@ -103,13 +105,19 @@ def _picture(record: RunRecord, row: Mapping[str, str], roots: Sequence[Path]) -
     key = PurePosixPath(cell(row, "id"))
     if key.is_absolute() or ".." in key.parts:
         return _captioned(record, row, problem="its name leads out of the data folder")
-    path = next((root / key for root in roots if (root / key).is_file()), None)
-    if path is None:
-        return _captioned(record, row, problem="no longer where it was")
-    try:
-        image = read_image(path)
-    except UnreadableImage as error:
-        return _captioned(record, row, problem=error.reason)
+    problem = "no longer where it was"
+    for path in (root / key for root in roots if (root / key).is_file()):
+        try:
+            content = read_bytes(path)
+            if row.get("sha256", _UNKNOWN) in (_UNKNOWN, hashlib.sha256(content).hexdigest()):
+                return _shown(record, row, decode_image(content, path=path))
+            problem = "another picture than it was"
+        except UnreadableImage as error:
+            problem = error.reason
+    return _captioned(record, row, problem=problem)
+
+
+def _shown(record: RunRecord, row: Mapping[str, str], image: Image.Image) -> Picture:
     image.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
     image.save(buffer, format="JPEG", quality=80, optimize=True)
@@ -177,9 +185,11 @@ def amount(value: float, *, sign: bool = False) -> str:
 
 
 def _roots(record: RunRecord) -> list[Path]:
-    """Folders that ids may start from: the data's folder, or the one of a table's images."""
+    """Folders that ids may start from: the one of the run's images, then where runs of earlier versions had them."""
+    root = record.plan.get("data", {}).get("root")
     source = Path(str(record.plan.get("data", {}).get("source", "")))
     options = record.config.get("data")
     images = options.get("images") if isinstance(options, dict) else None
     given = [Path(images)] if isinstance(images, str) and images not in ("", "null", "~") else []
-    return [*given, source, source.parent, source.parent / "images"]
+    known = [Path(root)] if isinstance(root, str) else []
+    return [*dict.fromkeys([*known, *given, source, source.parent, source.parent / "images"])]
