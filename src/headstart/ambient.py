@@ -9,6 +9,7 @@ from collections.abc import Callable, Generator, Iterator
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext
 from functools import cache
 from itertools import islice
+from threading import Lock
 from typing import TypeVar
 
 import numpy as np
@@ -46,7 +47,8 @@ def _next(events: Iterator[_Event]) -> tuple[_Event, ...]:
 def _is_plain() -> bool:
     made = torch.empty(0)
     return (
-        made.dtype is torch.float32
+        not _usual_dtype.blocks
+        and made.dtype is torch.float32
         and made.device.type == "cpu"
         and torch.is_grad_enabled()
         and not torch.is_inference_mode_enabled()
@@ -62,12 +64,33 @@ def _kinds() -> tuple[str, ...]:
     return tuple(kind for kind in kinds if torch.amp.is_autocast_available(kind))
 
 
+class _UsualDtype:
+    """Makes float32 the default dtype, which is one for all threads, until the last thread has left its block."""
+
+    def __init__(self) -> None:
+        self.lock, self.blocks, self.callers = Lock(), 0, torch.float32
+
+    def __enter__(self) -> None:
+        with self.lock:
+            if not self.blocks:
+                self.callers = torch.get_default_dtype()
+                torch.set_default_dtype(torch.float32)
+            self.blocks += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self.lock:
+            self.blocks -= 1
+            if not self.blocks:
+                torch.set_default_dtype(self.callers)
+
+
+_usual_dtype = _UsualDtype()
+
+
 @contextmanager
 def _shielded() -> Iterator[None]:
-    dtype = torch.get_default_dtype()
     with ExitStack() as stack:
-        stack.callback(torch.set_default_dtype, dtype)
-        torch.set_default_dtype(torch.float32)
+        stack.enter_context(_usual_dtype)
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
         stack.enter_context(torch.device("cpu"))

@@ -33,7 +33,7 @@ from headstart.surgery.module_copy import InPlace
 from headstart.train.heap import keep_no_memory, kept_memory, release_memory, returned_memory
 from headstart.train.phases import train_phases
 from headstart.train.precision import usable_device
-from headstart.turns import only_run
+from headstart.turns import only_run, own_turn
 
 Watch = Callable[[object], None]
 
@@ -70,7 +70,8 @@ def train(
         started = time.monotonic()
         with together():
             recorded = from_first(recorded_choices(run) if resume and ours.is_first else None)
-            prepared = prepare(config, module=model, loss=loss, tell=tell, recorded=recorded)
+            with own_turn():  # what it draws, no step of another thread draws
+                prepared = prepare(config, module=model, loss=loss, tell=tell, recorded=recorded)
             if ours.is_first:
                 refuse_small_disk(run, prepared)
         release_memory()  # the trial steps'
@@ -131,5 +132,5 @@ def plan(
     """Decide everything that ``train`` would; nothing is written, and ``model`` and the global generators stay as they
     are.  Raises: as ``train``.
     """
-    with _as_called("hs.plan"):
+    with _as_called("hs.plan"), own_turn():
         return prepare(check(config), module=model, loss=loss, tell=watch or _silent).plan

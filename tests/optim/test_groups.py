@@ -100,7 +100,15 @@ def test_a_shared_tensor_is_grouped_once(net) -> None:
 
 
 @pytest.mark.parametrize(
-    "rates", [{"lr": 0.0}, {"lr": float("nan")}, {"lr": 1, "head_lr": -1}, {"lr": 1, "layer_decay": 0}]
+    "rates",
+    [
+        {"lr": 0.0},
+        {"lr": float("nan")},
+        {"lr": 1, "head_lr": -1},
+        {"lr": 1, "head_lr": 0.0},
+        {"lr": 1, "layer_decay": 0},
+        {"lr": 1, "layer_decay": 1.5},
+    ],
 )
 def test_rates_that_are_not_positive_are_refused(net, rates) -> None:
     with pytest.raises(ConfigError, match=r"rates are positive, the decay is in \(0, 1\]"):
@@ -110,3 +118,46 @@ def test_rates_that_are_not_positive_are_refused(net, rates) -> None:
 def test_nothing_to_train_is_refused(net) -> None:
     with pytest.raises(ConfigError, match=r"nothing is trainable: .* choose another freeze rule"):
         param_groups(net().requires_grad_(False), lr=0.1)
+
+
+def test_what_the_model_lists_in_no_weight_decay_is_not_decayed(net) -> None:
+    model = net()
+    model.no_weight_decay = lambda: {"conv1.weight", "conv2.nothing"}
+    decays = {
+        name: group["weight_decay"] for name, group in by_name(param_groups(model, lr=0.1, weight_decay=0.1)).items()
+    }
+    assert decays["conv1.weight"] == 0.0 and decays["conv2.weight"] == 0.1
+    model.no_weight_decay = ("conv2.weight",)  # an attribute is no list that timm would read
+    decays = {
+        name: group["weight_decay"] for name, group in by_name(param_groups(model, lr=0.1, weight_decay=0.1)).items()
+    }
+    assert decays["conv1.weight"] == decays["conv2.weight"] == 0.1
+
+
+def test_tokens_and_position_embeddings_are_not_decayed_though_the_model_lists_none() -> None:
+    model = timm.create_model("test_vit", pretrained=False)
+    model.no_weight_decay = set
+    groups = by_name(param_groups(model, lr=0.1, weight_decay=0.1))
+    assert [groups[name]["weight_decay"] for name in ("pos_embed", "cls_token", "patch_embed.proj.weight")] == [
+        0,
+        0,
+        0.1,
+    ]
+
+
+def test_a_norm_over_several_axes_is_not_decayed(net) -> None:
+    model = net()
+    model.act1 = nn.Sequential(nn.ReLU(), nn.LayerNorm((8, 112, 112)))
+    groups = by_name(param_groups(model, lr=0.1, weight_decay=0.1))
+    assert groups["act1.1.weight"]["weight_decay"] == 0.0
+
+
+def test_without_decay_a_stage_is_one_group_and_its_full_rate_is_kept(net) -> None:
+    groups = param_groups(net(), lr=0.1, head_lr=0.5, layer_decay=0.1)
+    assert [group["name"] for group in groups] == ["conv1", "conv2", "head"]
+    assert (
+        [group["initial_lr"] for group in groups]
+        == [group["lr"] for group in groups]
+        == pytest.approx([0.01, 0.1, 0.5])
+    )
+    assert {group["weight_decay"] for group in groups} == {0.0}

@@ -129,7 +129,7 @@ def test_what_is_not_finite_becomes_neither_best_nor_last(settings, cause: str) 
         after_each_step(lambda optimizer, *_: optimizers.append(optimizer)),
         pytest.raises(NonFiniteError, match="step 6: "),
     ):
-        hs.train(config, model=Spy(inner), loss=loss, watch=watch)
+        hs.train(config, model=hs.InPlace(Spy(inner)), loss=loss, watch=watch)
     checkpoints = Path(config.out) / "checkpoints"
     assert json.loads((checkpoints / "last.json").read_text())["step"] == 5
     assert json.loads((checkpoints / "best.json").read_text())["step"] == 4

@@ -9,22 +9,26 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 
+from headstart.turns import own_turn
+
 
 @contextmanager
 def kept_generators() -> Iterator[None]:
     """Whatever is drawn or seeded within: afterwards the generators of torch (of each accelerator that is in use, too),
     Python and NumPy go on from where they were.
     """
-    python, numpy, ours = random.getstate(), np.random.get_state(), torch.random.get_rng_state()
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []  # type: ignore[no-untyped-call]
+    with own_turn():  # within a step of another thread they would be that step's
+        python, numpy, ours = random.getstate(), np.random.get_state(), torch.random.get_rng_state()
+        cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []  # type: ignore[no-untyped-call]
     try:
         yield
     finally:
-        random.setstate(python)
-        np.random.set_state(numpy)
-        torch.random.set_rng_state(ours)
-        if cuda:
-            torch.cuda.set_rng_state_all(cuda)
+        with own_turn():
+            random.setstate(python)
+            np.random.set_state(numpy)
+            torch.random.set_rng_state(ours)
+            if cuda:
+                torch.cuda.set_rng_state_all(cuda)
 
 
 def seed_generators(seed: int) -> None:

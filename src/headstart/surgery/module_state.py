@@ -39,6 +39,7 @@ from headstart.surgery.values import (
     same_tensor,
     tensor_value,
 )
+from headstart.turns import own_turn
 
 __all__ = ["ModuleState", "code_digest", "differences", "opaque", "read_state", "restore_state", "with_parameters"]
 
@@ -321,10 +322,11 @@ def _put_back_class_attributes(content: Content) -> None:
 
 
 def _process_generators() -> dict[str, Any]:
-    found = {"torch's": torch.get_rng_state(), "Python's": random.getstate()}
-    found["NumPy's"] = np.random.get_state(legacy=False)
-    for name, device in _accelerators():
-        found[name] = [device.get_rng_state(place) for place in range(device.device_count())]
+    with own_turn():  # within a step of another thread they would be that step's
+        found = {"torch's": torch.get_rng_state(), "Python's": random.getstate()}
+        found["NumPy's"] = np.random.get_state(legacy=False)
+        for name, device in _accelerators():
+            found[name] = [device.get_rng_state(place) for place in range(device.device_count())]
     return found
 
 
@@ -338,12 +340,13 @@ def _accelerators() -> list[tuple[str, Any]]:
 
 
 def _put_back_process_generators(states: Mapping[str, Any]) -> None:
-    torch.set_rng_state(states["torch's"])
-    random.setstate(states["Python's"])
-    np.random.set_state(states["NumPy's"])
-    for name, device in _accelerators():
-        for place, state in enumerate(states.get(name, ())):
-            device.set_rng_state(state, place)
+    with own_turn():
+        torch.set_rng_state(states["torch's"])
+        random.setstate(states["Python's"])
+        np.random.set_state(states["NumPy's"])
+        for name, device in _accelerators():
+            for place, state in enumerate(states.get(name, ())):
+                device.set_rng_state(state, place)
 
 
 def _same_generator(name: str, before: ModuleState, after: ModuleState) -> bool:

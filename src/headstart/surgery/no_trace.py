@@ -9,6 +9,7 @@ from torch import nn
 
 from headstart.errors import ModelError
 from headstart.surgery.module_state import ModuleState, differences, read_state, restore_state, with_parameters
+from headstart.turns import own_turn
 
 _MOST_BYTES = 4 << 30  # of parameters that are copied beside a module whose code may write to them
 
@@ -20,14 +21,15 @@ def no_trace(module: nn.Module) -> Iterator[None]:
 
     Raises: ModelError: its own code changed something that cannot be put back.
     """
-    before = read_state(module)
-    own_code = before.has_own_code
-    if own_code and _parameter_bytes(module) <= _MOST_BYTES:
-        before = with_parameters(before)
-    try:
-        yield
-    finally:
-        restore_state(module, before)
+    with own_turn():
+        before = read_state(module)
+        own_code = before.has_own_code
+        if own_code and _parameter_bytes(module) <= _MOST_BYTES:
+            before = with_parameters(before)
+        try:
+            yield
+        finally:
+            restore_state(module, before)
     if own_code:
         _refuse_lasting(module, before)
 

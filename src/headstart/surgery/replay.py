@@ -23,6 +23,7 @@ from headstart.surgery.halves import Known, Prefix, Suffix
 from headstart.surgery.module_state import read_state, restore_state
 from headstart.surgery.pairing import pair
 from headstart.surgery.recording import Obstacle, Recording, RecordingRun, named, run_module, sources
+from headstart.turns import own_turn
 
 __all__ = ["NotReplayable", "Obstacle", "Prefix", "Replay", "Suffix", "find_replay"]
 
@@ -107,17 +108,18 @@ def _recordings(
 def _recorded(
     module: nn.Module, images: Tensor, frozen: Collection[str], book: Book, *, training: bool, seed: int
 ) -> Recording:
-    state = read_state(module)
-    try:
-        seed_generators(seed)
-        before, chances = dict(named(module)), _chances()
-        run = RecordingRun(book, sources(module, frozen, book), module)
-        run_module(run, module, images, training=training)
-        after = dict(named(module))
-        run.found.drew = _chances() != chances
-        run.found.moving |= {name for name in before if after.get(name) is not before[name]}
-    finally:
-        restore_state(module, state)
+    with own_turn():
+        state = read_state(module)
+        try:
+            seed_generators(seed)
+            before, chances = dict(named(module)), _chances()
+            run = RecordingRun(book, sources(module, frozen, book), module)
+            run_module(run, module, images, training=training)
+            after = dict(named(module))
+            run.found.drew = _chances() != chances
+            run.found.moving |= {name for name in before if after.get(name) is not before[name]}
+        finally:
+            restore_state(module, state)
     return run.found
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from headstart.ambient import own_arithmetic
+from headstart.ambient import own_arithmetic, seeded
 from headstart.data.augment import eval_transform
 from headstart.data.batches import Batch, Batches
 from headstart.data.task import TaskSpec
@@ -21,13 +21,12 @@ from headstart.errors import NonFiniteError
 from headstart.models.head import model_scores
 from headstart.parallel.messages import gathered
 from headstart.parallel.shards import is_sharded, part_again
-from headstart.surgery.generators import kept_generators, seed_generators
 from headstart.surgery.module_state import read_state, restore_state
 from headstart.surgery.own_state import has_own_code
 from headstart.train.heap import kept_memory
 from headstart.train.metrics import measure
 from headstart.train.precision import MEMORY_FORMATS, Precision, autocast, device_of, dtype_of
-from headstart.turns import beside_others
+from headstart.turns import beside_others, own_turn
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +89,7 @@ def scores(
     (B, K) float32 on the CPU; call it within ``in_eval``.
     """
     device = device_of(model)
-    with beside_others(), autocast(device, precision):
+    with autocast(device, precision):
         outputs = model(*batch.arguments(device, MEMORY_FORMATS[memory_format], dtype_of(model)))
     parts = model_scores(model, outputs)
     main = parts[0][1] if parts[0][0] == 1.0 else torch.stack([part for _, part in parts]).mean(0)
@@ -129,11 +128,11 @@ def _run(model: nn.Module, batches: Batches, *, precision: Precision, memory_for
     if batches.training is not None:  # the same images as they are: in order, not changed at random
         batches = replace(batches, training=None, transform=eval_transform(batches.preprocess), decoded=None)
     keys = tuple(sample.key for sample in batches.samples)
-    with in_eval(model), kept_memory(), kept_generators(), _own_state_kept(model):
-        outputs, ours = [], batches.processes
+    with in_eval(model), kept_memory(), _own_state_kept(model):
+        outputs, ours, own = [], batches.processes, has_own_code(model)
         for number, batch in enumerate(_level(batches.epoch(0), batches, everywhere=is_sharded(model))):
-            seed_generators(number * ours.world_size + ours.rank)  # a module may draw in evaluation: the same each time
-            outputs.append(scores(model, batch, precision=precision, memory_format=memory_format))
+            with _drawing(number * ours.world_size + ours.rank, device_of(model)) if own else beside_others():
+                outputs.append(scores(model, batch, precision=precision, memory_format=memory_format))
         part_again(model)
         joined = _joined(outputs, batches) if batches.processes.several else torch.cat(outputs)
         finite = torch.isfinite(joined).flatten(1).all(1).tolist()
@@ -145,6 +144,13 @@ def _run(model: nn.Module, batches: Batches, *, precision: Precision, memory_for
             )
         result = _read(batches.task, joined)
     return Predictions(task=batches.task, outputs=result.clone(), keys=keys)
+
+
+@contextmanager
+def _drawing(seed: int, device: torch.device) -> Iterator[None]:
+    """For a model with code of the user's own, which may draw in evaluation: the same numbers each time."""
+    with own_turn(), seeded(seed, device=device, everywhere=True):
+        yield
 
 
 @contextmanager

@@ -15,7 +15,6 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from headstart.ambient import seeded
 from headstart.config.schema import FreezeRule, NormStatistics, Optimizer, Schedule
 from headstart.data.batches import Batches
 from headstart.data.reading import DataNote
@@ -33,12 +32,10 @@ from headstart.train.evaluate import Evaluation, evaluate
 from headstart.train.feed import Feed, kept_images, made_feed
 from headstart.train.fit import EpochDone, fit
 from headstart.train.metrics import score
-from headstart.train.precision import device_of
 from headstart.train.proof import prove_boundary, refute_boundary
 from headstart.train.state import Best, TrainState
 from headstart.train.state_copy import copy_state, put_back
 from headstart.train.step import StepDone, StepRules
-from headstart.turns import own_turn
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -248,13 +245,7 @@ def _metrics(model: nn.Module, suffix: nn.Module | None, val: Batches, rules: St
     """Of the model: by its part behind the boundary where the batches begin there and it has one."""
     batches = val if suffix is not None else replace(val, stored=None)
     judged = suffix or model
-    return _judged(judged, batches, rules).metrics
-
-
-def _judged(model: nn.Module, batches: Batches, rules: StepRules) -> Evaluation:
-    """The evaluation, the same each time: also of a model that draws random numbers in eval mode, or after a resume."""
-    with own_turn(), seeded(rules.seed, device=device_of(model), everywhere=True):
-        return evaluate(model, batches, precision=rules.evaluated_in, memory_format=rules.memory_format)
+    return evaluate(judged, batches, precision=rules.evaluated_in, memory_format=rules.memory_format).metrics
 
 
 def evaluate_best(model: nn.Module, val: Batches, course: Course, *, epoch: int) -> Evaluation:
@@ -273,7 +264,7 @@ def evaluate_best(model: nn.Module, val: Batches, course: Course, *, epoch: int)
                 stored = stack.enter_context(closing(open_activations(boundary, val, rules=rules, where=course.cache)))
                 deque(stored.filled(), maxlen=0)
                 judged, batches = boundary.eval_suffix, replace(val, stored=stored)
-        return _judged(judged, batches, rules)
+        return evaluate(judged, batches, precision=rules.evaluated_in, memory_format=rules.memory_format)
 
 
 def _is_over(state: TrainState) -> bool:

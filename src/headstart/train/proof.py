@@ -36,6 +36,7 @@ from headstart.train.cache import Activations
 from headstart.train.evaluate import in_eval
 from headstart.train.precision import MEMORY_FORMATS, autocast, device_of, dtype_of
 from headstart.train.step import StepRules
+from headstart.turns import own_turn
 
 _IMAGES = 2  # together, in the other order, and each alone: what mixes them shows
 _SHARE = 0.005  # of a phase's time, for looks after the first one
@@ -79,6 +80,7 @@ def refute_boundary(module: nn.Module, why: str) -> None:
         _PROVED[module] = replace(known, boundary=None, why=why)
 
 
+@own_turn()  # it seeds and draws
 def _prove(module: nn.Module, frozen: Frozen, images: Tensor, rules: StepRules, what: object) -> _Proved:
     """By the traced graph, which costs nothing at a step; else by the module's own code."""
     try:
@@ -183,6 +185,7 @@ class CacheCheck:
         each = self._spent / self._looks
         return self._spent + each <= _SHARE * (time.monotonic() - self._begun)
 
+    @own_turn()
     def find_difference(self, epoch: int) -> str | None:
         """What differs, as a clause, for two images of this epoch, in training and in evaluation mode by turns."""
         started, rules = time.monotonic(), self._rules

@@ -14,12 +14,12 @@ from torch import Tensor, nn
 
 from headstart.errors import ConfigError, name_some
 from headstart.parallel.model import Replica
+from headstart.surgery.origins import is_library
 from headstart.train.average import make_average as make_average
 from headstart.train.average import update_average as update_average
 from headstart.train.compiled import Compiled
 
 Kept = list[tuple[MutableMapping[str, Tensor | None], str, Tensor, Tensor]]  # a module's buffers, a name, it, its copy
-_KNOWN_CODE = {"torch", "timm", "torchvision", "peft", "headstart"}  # whose layers draw from torch's generators only
 
 
 @dataclass
@@ -172,9 +172,8 @@ def _same(before: Sequence[object], now: Sequence[object]) -> bool:
 
 
 def is_known(code: object) -> bool:
-    """Whether a function, or an object's class, draws from torch's generators only: torch's, timm's and headstart's."""
-    home = getattr(code, "__module__", None) or type(code).__module__
-    return home.partition(".")[0] in _KNOWN_CODE
+    """Whether a function, or an object's class, is a library's, which draws from torch's generators only."""
+    return is_library(getattr(code, "__module__", None) or type(code).__module__)
 
 
 def _check_groups(state: TrainState, trained: Sequence[nn.Parameter]) -> None:

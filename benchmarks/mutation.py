@@ -1,0 +1,449 @@
+"""Which lines could be wrong without a test noticing: a file is changed in one place at a time, and its tests are run.
+
+    python -m benchmarks.mutation train/step.py optim/groups.py     paths below src/headstart
+    python -m benchmarks.mutation train/step.py --tests tests/train/test_step.py --lines 100-160 --only survived
+
+Changed are comparisons, arithmetic, and/or/not, conditions, numbers, True and False, strings that are not messages,
+returned values, and whole statements (calls whose value is not used, raise, break, continue). A first run notes which
+test runs which line, so that a mutant meets only the tests that can notice it, the quick ones first. Each mutant is a
+forked process in which everything is imported already: a changed function gets its new code in place, what is outside
+of functions is imported anew. A test that fails, or that takes far longer, has caught it.
+
+Survivors that are right to survive are listed with the reason in ``benchmarks/mutation_accepted.txt``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import copy
+import gc
+import importlib
+import importlib.abc
+import importlib.util
+import json
+import os
+import resource
+import signal
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import CodeType, FrameType, FunctionType, ModuleType
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = ROOT / "src" / "headstart"
+ACCEPTED = Path(__file__).with_name("mutation_accepted.txt")
+HEAVY = ("torch", "timm", "torchvision", "hypothesis", "numpy", "PIL.Image", "safetensors.torch", "torchmetrics")
+TESTS = {
+    "train/step.py": "train/test_step.py train/test_state.py train/test_companions.py train/test_finite.py "
+    "train/test_fit.py train/test_ambient.py train/test_threads.py train/test_recompute.py",
+    "train/state.py": "train/test_state.py train/test_step.py train/test_companions.py train/test_ambient.py",
+    "train/companions.py": "train/test_companions.py",
+    "train/average.py": "train/test_companions.py train/test_step.py",
+    "train/finite.py": "train/test_finite.py train/test_step.py train/test_fit.py",
+    "train/fit.py": "train/test_fit.py train/test_finite.py train/test_ambient.py",
+    "train/evaluate.py": "train/test_evaluate.py train/test_ambient.py train/test_threads.py",
+    "train/cache.py": "train/test_cache.py train/test_crossing.py plan/test_cache.py",
+    "train/feed.py": "train/test_cache.py train/test_phases.py train/test_decoded.py",
+    "train/phases.py": "train/test_phases.py train/test_cache.py",
+    "optim/groups.py": "optim/test_groups.py",
+    "optim/penalties.py": "optim/test_penalties.py train/test_companions.py",
+    "optim/schedules.py": "optim/test_schedules.py",
+    "optim/losses.py": "optim/test_losses.py train/test_step.py",
+    "models/boundary.py": "models/test_boundary.py models/test_random_modules.py train/test_cache.py",
+    "models/freeze.py": "models/test_freeze.py",
+    "models/head.py": "models/test_head.py",
+    "runs/checkpoint.py": "runs/test_checkpoint.py runs/test_restore.py",
+    "runs/resume.py": "runs/test_resume.py",
+    "runs/frozen_file.py": "runs/test_checkpoint.py",
+    "ambient.py": "train/test_ambient.py train/test_threads.py",
+    "turns.py": "train/test_threads.py",
+}  # fmt: skip
+SWAPS: dict[type[ast.AST], type[ast.AST]] = {
+    ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq, ast.NotEq: ast.Eq,
+    ast.Is: ast.IsNot, ast.IsNot: ast.Is, ast.In: ast.NotIn, ast.NotIn: ast.In, ast.And: ast.Or, ast.Or: ast.And,
+    ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult, ast.FloorDiv: ast.Div, ast.Mod: ast.Mult,
+    ast.Pow: ast.Mult, ast.LShift: ast.RShift, ast.RShift: ast.LShift, ast.BitOr: ast.BitAnd, ast.BitAnd: ast.BitOr,
+}  # fmt: skip
+OPPOSITE = (ast.Eq, ast.NotEq, ast.Is, ast.IsNot, ast.In, ast.NotIn)  # a swap of these negates the comparison already
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """A changed module, and where it differs: ``function`` (empty: outside of any) and the lines of the statement."""
+
+    tree: ast.Module
+    line: int
+    function: str
+    was: str
+    now: str
+    lines: range
+
+    def key(self, path: str, number: int) -> str:
+        """A name that stays when lines move."""
+        again = f" #{number}" if number else ""
+        return f"{path} {self.function or '<module>'}: {self.was} -> {self.now}{again}"
+
+
+@dataclass
+class Baseline:
+    """Of a run without changes: which tests run which line, and the CPU seconds of each."""
+
+    lines: dict[int, set[str]] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+    failed: list[str] = field(default_factory=list)
+
+
+def mutants(source: str) -> Iterator[Mutant]:
+    """Every change of the module, one at a time."""
+    tree = ast.parse(source)
+    for path, statement, function in list(_places(tree)):
+        node = _at(tree, path)
+        for change in _changes(node, path, tree):
+            changed = copy.deepcopy(tree)
+            new = change(_at(changed, path))
+            if new is not None:
+                _put(changed, path, new)
+            ast.fix_missing_locations(changed)
+            was, now = _shown(node), _shown(_at(changed, path))
+            if was == now:  # an operator is shown by what it stands in
+                was, now = _shown(_at(tree, path[:-1])), _shown(_at(changed, path[:-1]))
+            yield Mutant(changed, getattr(node, "lineno", statement.lineno), function, was, now, _header(statement))
+
+
+def _shown(node: Any) -> str:
+    text = ast.unparse(node) if isinstance(node, ast.AST) else repr(node)
+    first = text.strip().splitlines()[0] if text.strip() else type(node).__name__
+    return first[:100]
+
+
+Path_ = tuple[tuple[str, int | None], ...]
+
+
+def _places(tree: ast.Module) -> Iterator[tuple[Path_, ast.stmt, str]]:
+    """Every node that is code: the way to it, the statement it is in, and the function."""
+
+    def walk(node: ast.AST, path: Path_, statement: ast.stmt | None, names: tuple[str, ...]) -> Iterator[Any]:
+        if isinstance(node, ast.JoinedStr) or _is_docstring(node) or _is_typing(node):
+            return
+        if isinstance(node, ast.stmt):
+            statement = node
+        if statement is not None:
+            yield path, statement, ".".join(names)
+        if isinstance(node, ast.Raise):
+            return  # a message
+        inner = (*names, node.name) if isinstance(node, ast.FunctionDef | ast.ClassDef) else names
+        for name, value in ast.iter_fields(node):
+            if name in ("annotation", "returns", "decorator_list", "bases", "msg", "type", "format_spec"):
+                continue
+            outside = isinstance(node, ast.FunctionDef) and name == "args"
+            for place, child in enumerate(value) if isinstance(value, list) else [(None, value)]:
+                if isinstance(child, ast.AST):
+                    yield from walk(child, (*path, (name, place)), statement, names if outside else inner)
+
+    yield from walk(tree, (), None, ())
+
+
+def _is_docstring(node: ast.AST) -> bool:
+    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+
+
+def _is_typing(node: ast.AST) -> bool:
+    """Imports, ``if TYPE_CHECKING`` and names of types."""
+    if isinstance(node, ast.Import | ast.ImportFrom):
+        return True
+    if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+        return True
+    if isinstance(node, ast.Call) and ast.unparse(node.func) in ("TypeVar", "cast", "NewType"):
+        return True
+    alias = isinstance(node, ast.Assign) and isinstance(node.value, ast.Subscript | ast.BinOp)
+    return alias and all(word[:1].isupper() for word in ast.unparse(node.targets[0]).split("."))  # type: ignore[attr-defined]
+
+
+def _at(tree: ast.AST, path: Path_) -> Any:
+    node: Any = tree
+    for name, place in path:
+        node = getattr(node, name) if place is None else getattr(node, name)[place]
+    return node
+
+
+def _put(tree: ast.AST, path: Path_, new: ast.AST) -> None:
+    (name, place), holder = path[-1], _at(tree, path[:-1])
+    if place is None:
+        setattr(holder, name, new)
+    else:
+        getattr(holder, name)[place] = new
+
+
+def _changes(node: Any, path: Path_, tree: ast.AST) -> Iterator[Callable[[Any], ast.AST | None]]:
+    """What is done to a copy of the node: gives another one in its place."""
+    if type(node) in SWAPS:
+        yield lambda _: SWAPS[type(node)]()
+    if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not | ast.USub):
+        yield lambda same: same.operand
+    if path and path[-1][0] in ("test", "ifs") and not isinstance(node, ast.UnaryOp) and not _negates(node):
+        holder = _at(tree, path[:-1])
+        if not isinstance(holder, ast.Assert):
+            yield lambda same: ast.UnaryOp(ast.Not(), same)
+    if isinstance(node, ast.Constant):
+        yield from _constants(node)
+    if isinstance(node, ast.Return) and node.value is not None and ast.unparse(node.value) != "None":
+        yield lambda _: ast.Return(ast.Constant(None))
+    if isinstance(node, ast.Raise) or (isinstance(node, ast.Expr) and isinstance(node.value, ast.Call)):
+        yield lambda _: ast.Pass()
+    if isinstance(node, ast.Break | ast.Continue):
+        yield lambda _: ast.Continue() if isinstance(node, ast.Break) else ast.Break()
+
+
+def _negates(node: ast.AST) -> bool:
+    return isinstance(node, ast.Compare) and len(node.ops) == 1 and isinstance(node.ops[0], OPPOSITE)
+
+
+def _constants(node: ast.Constant) -> Iterator[Callable[[Any], ast.AST]]:
+    value = node.value
+    if isinstance(value, bool):
+        yield lambda _: ast.Constant(not value)
+    elif isinstance(value, int | float):
+        yield lambda _: ast.Constant(value + 1)
+    elif isinstance(value, str) and len(value) < 30:
+        yield lambda _: ast.Constant(f"{value}?")
+
+
+def _header(statement: ast.stmt) -> range:
+    """The lines of a statement without those of the statements in it."""
+    body = getattr(statement, "body", None)
+    last = body[0].lineno - 1 if body else statement.end_lineno or statement.lineno
+    return range(statement.lineno, max(statement.lineno, last) + 1)
+
+
+class Watcher:
+    """A plugin of pytest: notes which test runs which line of a file."""
+
+    def __init__(self, file: Path) -> None:
+        self.file, self.found, self.now = str(file), Baseline(), ""
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_protocol(self, item: pytest.Item) -> Iterator[None]:
+        self.now, begun = item.nodeid, time.process_time()
+        threading.settrace(self._call)
+        sys.settrace(self._call)
+        try:
+            return (yield)  # type: ignore[return-value]
+        finally:
+            sys.settrace(None)
+            threading.settrace(None)  # type: ignore[arg-type]
+            self.found.seconds[item.nodeid] = time.process_time() - begun
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.failed:
+            self.found.failed.append(report.nodeid)
+
+    def _call(self, frame: FrameType, _event: str, _argument: object) -> Any:
+        return self._line if frame.f_code.co_filename == self.file else None
+
+    def _line(self, frame: FrameType, _event: str, _argument: object) -> Any:
+        self.found.lines.setdefault(frame.f_lineno, set()).add(self.now)
+        return self._line
+
+
+class Chosen:
+    """A plugin of pytest: these tests only, in this order."""
+
+    def __init__(self, wanted: list[str]) -> None:
+        self.rank = {name: place for place, name in enumerate(wanted)}
+
+    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+        items[:] = sorted((item for item in items if item.nodeid in self.rank), key=lambda item: self.rank[item.nodeid])
+
+
+def run_tests(files: list[str], plugin: object, *more: str) -> int:
+    """pytest's exit code."""
+    quiet = ["-q", "-x", "-p", "no:cacheprovider", "-p", "no:randomly", "--no-header", *more]
+    return int(pytest.main([*files, *quiet], plugins=[plugin]))
+
+
+def forked(work: Callable[[], Any], *, cpu_seconds: float, quiet: bool = True) -> Any:
+    """What the work gives in a process of its own; None where it died or took too long."""
+    sys.stdout.flush()
+    reading, writing = os.pipe()
+    child = os.fork()
+    if not child:
+        os.setpgid(0, 0)
+        os.close(reading)
+        resource.setrlimit(resource.RLIMIT_CPU, (int(cpu_seconds) + 1, int(cpu_seconds) + 2))
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        null = os.open(os.devnull, os.O_RDWR)
+        for stream in (0, 1, 2) if quiet else (0, 2):
+            os.dup2(null, stream)
+        os.environ["HYPOTHESIS_STORAGE_DIRECTORY"] = "/tmp/headstart-mutation"
+        with os.fdopen(writing, "w") as out:
+            json.dump(work(), out)
+        os._exit(0)
+    os.close(writing)
+    timer = threading.Timer(20 * cpu_seconds, lambda: os.killpg(child, signal.SIGKILL))
+    timer.start()
+    with os.fdopen(reading) as out:
+        text = out.read()
+    os.waitpid(child, 0)
+    timer.cancel()
+    return json.loads(text) if text else None
+
+
+def measured(file: Path, tests: list[str]) -> Baseline:
+    """The run without changes."""
+
+    def work() -> dict[str, Any]:
+        watcher = Watcher(file)
+        run_tests(tests, watcher, "--maxfail=1000")
+        found = watcher.found
+        return {
+            "lines": {line: sorted(names) for line, names in found.lines.items()},
+            "seconds": found.seconds,
+            "failed": found.failed,
+        }
+
+    told = forked(work, cpu_seconds=3000)
+    assert told is not None, "the tests without changes did not end"
+    lines = {int(line): set(names) for line, names in told["lines"].items()}
+    return Baseline(lines, told["seconds"], told["failed"])
+
+
+def put_code(mutant: Mutant, file: Path) -> bool:
+    """Give the changed function its new code, everywhere; whether that was possible."""
+    module = compile(mutant.tree, str(file), "exec")
+    new = {(code.co_qualname, code.co_firstlineno): code for code in _codes(module)}
+    done = False
+    for thing in gc.get_objects():
+        if isinstance(thing, FunctionType) and thing.__code__.co_filename == str(file):
+            code = new.get((thing.__code__.co_qualname, thing.__code__.co_firstlineno))
+            if code is None or code.co_freevars != thing.__code__.co_freevars:
+                return False
+            thing.__code__ = code
+            done = True
+    return done
+
+
+def _codes(code: CodeType) -> Iterator[CodeType]:
+    for inner in code.co_consts:
+        if isinstance(inner, CodeType):
+            yield inner
+            yield from _codes(inner)
+
+
+class Changed(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """Imports one module from a changed tree."""
+
+    def __init__(self, name: str, file: Path, tree: ast.Module) -> None:
+        self.name, self.file, self.tree = name, file, tree
+
+    def find_spec(self, fullname: str, _path: object, _target: object = None) -> Any:
+        """The module's spec, for this one only."""
+        if fullname != self.name:
+            return None
+        return importlib.util.spec_from_file_location(fullname, self.file, loader=self)  # type: ignore[arg-type]
+
+    def create_module(self, spec: object) -> None:
+        """None: as Python does it."""
+
+    def exec_module(self, module: ModuleType) -> None:
+        """Run the changed code."""
+        exec(compile(self.tree, str(self.file), "exec"), vars(module))
+
+
+def judge(mutant: Mutant, file: Path, baseline: Baseline, *, warm: bool) -> str:
+    """``caught``, ``survived``, ``not run``, or ``cold``: to be judged where the module is not imported yet."""
+    wanted = set().union(*(baseline.lines.get(line, set()) for line in mutant.lines))
+    if not mutant.function:
+        wanted = set(baseline.seconds)
+    if not wanted:
+        return "not run"
+    if warm and (not mutant.function or not put_code(mutant, file)):
+        return "cold"
+    if not warm:
+        name = ".".join(["headstart", *file.relative_to(PACKAGE).with_suffix("").parts])
+        sys.meta_path.insert(0, Changed(name, file, mutant.tree))
+    ordered = sorted(wanted, key=lambda name: (baseline.seconds.get(name, 0.0), name))
+    files = sorted({name.partition("::")[0] for name in ordered})
+    return "survived" if run_tests(files, Chosen(ordered)) == 0 else "caught"
+
+
+def judge_all(path: str, tests: list[str], wanted: list[Mutant], told: Callable[[Mutant, str], None]) -> list[str]:
+    """Judge these mutants of a file; those outside of functions last. What takes too long (``slow``) is caught, too."""
+    file = PACKAGE / path
+    baseline = measured(file, tests)
+    if baseline.failed:
+        raise SystemExit(f"{path}: fails without a change: {', '.join(baseline.failed[:5])}")
+    limit = 10 + 3 * sum(baseline.seconds.values())
+
+    def judged(mutant: Mutant, *, warm: bool) -> str:
+        return forked(lambda: judge(mutant, file, baseline, warm=warm), cpu_seconds=limit) or "slow"
+
+    def all_warm() -> list[str]:
+        run_tests(tests, Chosen([]))  # imports everything
+        verdicts = []
+        for mutant in wanted:
+            verdicts.append(judged(mutant, warm=True))
+            told(mutant, verdicts[-1])
+        return verdicts
+
+    verdicts = forked(all_warm, cpu_seconds=100_000, quiet=False)
+    for place, mutant in enumerate(wanted):
+        if verdicts[place] == "cold":
+            verdicts[place] = judged(mutant, warm=False)
+            told(mutant, verdicts[place])
+    return [str(verdict) for verdict in verdicts]
+
+
+def report(path: str, tests: list[str], wanted: list[Mutant]) -> str:
+    """Print the survivors that are not accepted; the counts in one line."""
+    accepted, keys, seen = accepted_keys(), dict[int, str](), Counter[str]()
+    for mutant in wanted:
+        key = mutant.key(path, 0)
+        keys[id(mutant)], seen[key] = mutant.key(path, seen[key]), seen[key] + 1
+
+    def told(mutant: Mutant, verdict: str) -> None:
+        if verdict in ("survived", "not run") and keys[id(mutant)] not in accepted:
+            print(f"{verdict:9} {path}:{mutant.line} {keys[id(mutant)].removeprefix(path + ' ')}", flush=True)
+
+    verdicts = judge_all(path, tests, wanted, told)
+    counts = Counter(
+        "accepted" if verdict in ("survived", "not run") and keys[id(mutant)] in accepted else verdict
+        for mutant, verdict in zip(wanted, verdicts, strict=True)
+    )
+    caught, total = counts["caught"] + counts["slow"], len(wanted)
+    return f"{path}: {caught} of {total} caught ({caught / max(1, total):.1%}), {dict(counts)}"
+
+
+def main() -> None:
+    """Judge the mutants of the files that are named."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("files", nargs="+", help="below src/headstart, e.g. train/step.py")
+    parser.add_argument("--tests", nargs="*", help="files or folders of tests, in place of those known for the file")
+    parser.add_argument("--lines", default="0-1000000", help="only these lines, e.g. 100-160")
+    parser.add_argument("--every", type=int, default=1, help="only each so many-th mutant: a sample")
+    chosen = parser.parse_args()
+    first, last = map(int, chosen.lines.split("-"))
+    for name in HEAVY:
+        importlib.import_module(name)
+    for path in chosen.files:
+        tests = chosen.tests or [f"tests/{name}" for name in TESTS[path].split() if (ROOT / "tests" / name).exists()]
+        found = [mutant for mutant in mutants((PACKAGE / path).read_text()) if first <= mutant.line <= last]
+        print(report(path, tests, found[:: chosen.every]), flush=True)
+
+
+def accepted_keys() -> set[str]:
+    """Mutants that may survive; the reason stands after the last ``|``."""
+    lines = ACCEPTED.read_text().splitlines() if ACCEPTED.exists() else []
+    return {line.rpartition(" | ")[0] for line in lines if " | " in line and not line.startswith("#")}
+
+
+if __name__ == "__main__":
+    os.chdir(ROOT)
+    main()
