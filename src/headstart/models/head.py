@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import weakref
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 
@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from headstart.errors import ModelError
 from headstart.models.head_layers import ACTIVATIONS, RANK, HeadKind, make_head
 from headstart.models.head_search import is_layer, layer_sizes
-from headstart.models.layout import Layout, find_layout, forget_layout, renew_layout
+from headstart.models.head_uses import move_hooks, put_everywhere, refuse_other_uses
+from headstart.models.layout import Layout, find_layout, find_trace, forget_layout, renew_layout
 from headstart.models.libraries import compiler_is_loaded
 from headstart.models.trace import run_for_shapes
 from headstart.surgery.outputs import declared_scores, scores_of
@@ -77,6 +78,7 @@ def replace_head(
     head = find_head(module, at=at)
     removed = find_layout(module).head_activations
     _check_removable(module, removed)
+    refuse_other_uses(module, find_trace(module), head.paths)
     old = {path: module.get_submodule(path) for path in (*head.paths, *removed)}
     for rank, path in enumerate(head.paths):
         kind, inputs, _ = _sizes(module, path, None)
@@ -84,16 +86,17 @@ def replace_head(
         sizes = (inputs, *hidden, outputs)
         new = make_head(kind, sizes, activation=activation, dropout=dropout, like=like)
         vars(new)[RANK] = rank
-        _put(module, path, new.train(module.training))
+        move_hooks(old[path], new)
+        put_everywhere(module, old[path], new.train(module.training))
     for path in removed:
-        _put(module, path, nn.Identity().train(module.training))
+        put_everywhere(module, old[path], nn.Identity().train(module.training))
     renew_layout(module, replaced=tuple(old))
     _EQUAL_HEADS.pop(module, None)
     try:
-        _check_shape(module, head, outputs, must_run=at != "auto" or head.outputs == 0)
+        _check_shape(module, head, outputs, old=old if at == "auto" and head.outputs else None)
     except ModelError:
         for path, part in old.items():
-            _put(module, path, part)
+            put_everywhere(module, module.get_submodule(path), part)
         forget_layout(module)
         raise
     for path in head.paths:
@@ -199,11 +202,6 @@ def _check_removable(module: nn.Module, activations: Sequence[str]) -> None:
             raise ModelError(f"model: {path} follows the head and clips its scores, but is used elsewhere too")
 
 
-def _put(module: nn.Module, path: str, part: nn.Module) -> None:
-    parent, _, name = path.rpartition(".")
-    setattr(module.get_submodule(parent), name, part)
-
-
 def _tell_timm(module: nn.Module, path: str, outputs: int) -> None:
     """Keep ``num_classes`` true on the model and on the modules that hold the head."""
     names = path.split(".")
@@ -213,20 +211,43 @@ def _tell_timm(module: nn.Module, path: str, outputs: int) -> None:
             holder.num_classes = outputs  # type: ignore[assignment]  # a plain attribute, not a module
 
 
-def _check_shape(module: nn.Module, head: Head, outputs: int, *, must_run: bool) -> None:
-    """The model gives one row of ``outputs`` numbers per image; one that does not run on zeros is let through."""
+def _check_shape(module: nn.Module, head: Head, outputs: int, *, old: Mapping[str, nn.Module] | None) -> None:
+    """The model gives one row of ``outputs`` numbers per image; one that did not run on zeros with its ``old`` layers
+    either is let through.
+    """
     size = sum(parameter.numel() for parameter in module.parameters())
     real = size < _CHEAP and not compiler_is_loaded()  # on meta, torch would load it: 1.2 s
     try:
         shape = run_for_shapes(module, names=(), values=real).outputs
-    except ModelError:
-        if must_run:
+    except ModelError as error:
+        if old is None:
             raise
+        if _ran_with(module, old):
+            raise ModelError(
+                f"head: with {outputs} outputs at {head.paths[0]} the model does not run any more ({error}); what the "
+                "head gives is used inside the model too: call a layer of its own there, or name another head with "
+                "head.at, e.g. --head.at PATH"
+            ) from error
         return
     if shape is not None and shape != (1, outputs):
         found = f"with {outputs} outputs at {head.paths[0]} the model gives {shape} for one image, not (1, {outputs})"
         hint = _sibling(module) or "name the layer that makes scores with head.at, e.g. --head.at PATH"
         raise ModelError(f"head: {found}; {hint}")
+
+
+def _ran_with(module: nn.Module, old: Mapping[str, nn.Module]) -> bool:
+    """Whether the model runs with its old layers; the new ones are put back."""
+    new = {path: module.get_submodule(path) for path in old}
+    for path, part in old.items():
+        put_everywhere(module, new[path], part)
+    try:
+        run_for_shapes(module, names=())
+    except ModelError:
+        return False
+    finally:
+        for path, part in old.items():
+            put_everywhere(module, part, new[path])
+    return True
 
 
 def _sibling(module: nn.Module) -> str:

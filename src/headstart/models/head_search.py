@@ -6,7 +6,7 @@ Two answers that are not equals, or none, are a problem told in words, never a g
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -63,6 +63,7 @@ class _Walk:
     activations: list[str] = field(default_factory=list)
     probabilities: str | None = None
     strange: list[str] = field(default_factory=list)
+    nodes: set[fx.Node] = field(default_factory=set)
 
 
 def search_head(module: nn.Module, trace: Trace) -> HeadSearch:
@@ -164,16 +165,27 @@ def _several(module: nn.Module, trace: Trace, walk: _Walk, scores: str | int) ->
 
 
 def _walk_back(module: nn.Module, outputs: Any, scores: str | int) -> _Walk:
-    walk, seen = _Walk(), set[fx.Node]()
+    walk = _Walk()
     waiting = list[fx.Node]()
     chosen = outputs if scores in ("auto", "all") else pick_output(outputs, scores)
     fx.node.map_arg(named_outputs(chosen) or chosen, waiting.append)
     while waiting:
         node = waiting.pop(0)
-        if node not in seen:
-            seen.add(node)
+        if node not in walk.nodes:
+            walk.nodes.add(node)
             waiting += _step_back(module, node, walk)
     return walk
+
+
+def calls_inside(module: nn.Module, trace: Trace, paths: Sequence[str]) -> set[str]:
+    """Those of the head's layers that are also called where what they give is no output but goes into other layers."""
+    inside = set[str]()
+    for graph in (graph for graph in (trace.graph, trace.train_graph) if graph is not None):
+        last = _walk_back(module, _outputs(graph), "auto").nodes
+        for node in graph.nodes:
+            if node.op == "call_module" and node.users and node not in last:
+                inside |= {path for path in paths if f"{node.target}.".startswith(path + ".")}
+    return inside
 
 
 def _step_back(module: nn.Module, node: fx.Node, walk: _Walk) -> Iterable[fx.Node]:

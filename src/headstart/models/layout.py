@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from headstart.models.head_search import search_head
 from headstart.models.stages import Cut, cut_stages
 from headstart.models.trace import How, Trace, adapted_layers, is_adapted, trace_module, with_new_leaves
+from headstart.models.whole import refuse_lazy, refuse_unregistered
 from headstart.parallel.shards import plain_type
 from headstart.surgery.naming import HOOKS
 from headstart.surgery.outputs import declared_scores
@@ -86,10 +87,12 @@ def find_layout(module: nn.Module, *, example: Tensor | None = None) -> Layout:
 
     ``example``: images (B, C, H, W) for models that torch.fx cannot trace; default: zeros of the model's own size.
     """
+    refuse_lazy(module)
     structure = _structure(module)
     known = _LAYOUTS.get(module)
     if known is not None and known[0] == structure:
         return known[1]
+    refuse_unregistered(module)
     trace = trace_module(module, example=example)
     layout = _look(module, trace)
     _LAYOUTS[module] = (structure, layout, trace)
@@ -244,10 +247,11 @@ def _places(
     first = _first_names(module)
     stage_of_unit = {unit: index for index, cut in enumerate(cuts) for unit in cut.units}
     parts = dict(module.named_modules(remove_duplicate=False))
+    of_head = {id(tensor) for name, tensor, _ in named_tensors(module) if _inside(name, heads)}
     places = []
-    for name, _, is_buffer in named_tensors(module):
+    for name, tensor, is_buffer in named_tensors(module):
         owner = name.rpartition(".")[0]
-        in_head = _inside(name, heads)
+        in_head = id(tensor) in of_head  # under each of its names
         unit = first[name] if first[name] in stage_of_unit else owners[first[name]]
         stage = len(cuts) if in_head else stage_of_unit.get(unit, len(cuts))
         is_adapter = owners[name] != owner and not owner.startswith(owners[name] + ".base_layer")

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from itertools import chain
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.func import functional_call
-from torch.overrides import TorchFunctionMode
 
 from headstart.errors import ConfigError
 from headstart.models.freeze import near_names
 from headstart.models.head import find_head
-from headstart.models.trace import MODEL_FAILURES, run_for_shapes
+from headstart.models.trace import MODEL_FAILURES
+from headstart.models.uses import find_uses
 
 _Layer = nn.Linear | nn.Conv2d
 
@@ -127,11 +126,11 @@ def _unfit(module: nn.Module, layers: dict[str, _Layer]) -> dict[str, str]:
         if others:
             found.setdefault(path, f"{others[0]} has the same weight")
     rest = {path: part for path, part in layers.items() if path not in found}
-    called, elsewhere = _executed(module, rest)
+    uses = find_uses(module, rest, tensors=lambda part: [part._parameters["weight"]])  # type: ignore[list-item]
     for path in rest:
-        if path in elsewhere:
+        if path in uses.elsewhere:
             found[path] = "its weight is used without calling the layer"
-        elif path not in called:
+        elif not uses.calls.get(path):
             found[path] = "it is not executed as a module"
     return found
 
@@ -182,70 +181,3 @@ def _adapter_pair(part: _Layer) -> tuple[Any, Any]:
     kind: Any = type(part)
     down = kind(part.in_channels, 2, part.kernel_size, part.stride, part.padding, bias=False)
     return down, kind(2, part.out_channels, (1, 1), (1, 1), bias=False)
-
-
-class _Weights(TorchFunctionMode):
-    """Notes which of the weights are used by other code than the layer's own forward."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.paths: dict[int, str] = {}
-        self.running: list[str] = []
-        self.called: set[str] = set()
-        self.elsewhere: set[str] = set()
-        self.watching = False  # only while the module runs
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        if self.watching and any(True for _ in _tensors(result)):  # a weight's shape or dtype may be asked for
-            used = {self.paths[id(value)] for value in _tensors((args, kwargs)) if id(value) in self.paths}
-            self.elsewhere |= used - set(self.running)
-        return result
-
-
-def _tensors(value: Any) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, dict):
-        yield from chain.from_iterable(map(_tensors, value.values()))
-    elif isinstance(value, tuple | list):
-        yield from chain.from_iterable(map(_tensors, value))
-
-
-def _executed(module: nn.Module, layers: dict[str, _Layer]) -> tuple[set[str], set[str]]:
-    """Of these layers, those that a forward pass calls, and those whose weight it uses otherwise."""
-    seen = _Weights()
-    with _hooks(module, layers, seen), seen:
-        run_for_shapes(module, names=())
-    return seen.called, seen.elsewhere
-
-
-@contextmanager
-def _hooks(module: nn.Module, layers: dict[str, _Layer], seen: _Weights) -> Iterator[None]:
-    def start(_module: nn.Module, _inputs: Any) -> None:
-        """The weights are others in a run for shapes: they are looked up when it starts."""
-        seen.paths = {id(part._parameters["weight"]): path for path, part in layers.items()}
-        seen.running, seen.called, seen.elsewhere = [], set(), set()
-        seen.watching = True
-
-    def stop(_module: nn.Module, _inputs: Any, _outputs: Any) -> None:
-        seen.watching = False
-
-    def enter(path: str) -> Any:
-        return lambda _module, _inputs: seen.running.append(path)
-
-    def leave(path: str) -> Any:
-        def left(_module: nn.Module, _inputs: Any, _outputs: Any) -> None:
-            seen.running.remove(path)
-            seen.called.add(path)
-
-        return left
-
-    handles = [module.register_forward_pre_hook(start), module.register_forward_hook(stop)]
-    handles += [part.register_forward_pre_hook(enter(path)) for path, part in layers.items()]
-    handles += [part.register_forward_hook(leave(path)) for path, part in layers.items()]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()

@@ -47,6 +47,7 @@ from headstart.models.weights import (
     refuse_format,
     refuse_memory,
 )
+from headstart.models.whole import refuse_lazy
 from headstart.surgery.outputs import declare_scores
 
 __all__ = ["Coverage", "OpenedModel", "WeightsSource", "open_model"]
@@ -99,6 +100,7 @@ def open_model(
         refuse_format(Path(weights))
     with own_arithmetic():
         if isinstance(spec, nn.Module):
+            refuse_lazy(spec)
             return _open_own(spec, weights=weights, image_size=image_size, preprocess=preprocess, options=options)
         return _open_named(spec, weights=weights, image_size=image_size, preprocess=preprocess, options=options)
 

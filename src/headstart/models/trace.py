@@ -32,7 +32,16 @@ _LEAVES = (
     # libraries subclass these; torch.fx would look inside, and a linear layer would be no layer any more
     *(nn.Linear, nn.modules.conv._ConvNd, nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm),
 )
-MODEL_FAILURES = (RuntimeError, TypeError, ValueError, AttributeError, AssertionError, LookupError, ArithmeticError)
+MODEL_FAILURES = (
+    RuntimeError,
+    TypeError,
+    ValueError,
+    AttributeError,
+    AssertionError,
+    LookupError,
+    ArithmeticError,
+    NameError,
+)
 """What a model's own code raises when it is run on proxies, on meta, or on images of a wrong size."""
 _MOST_CHANNELS = 15  # Sentinel-2 has 13; a first convolution of more sees a rearranged image (space to depth, DCT)
 
@@ -132,7 +141,14 @@ def graph_constants(module: nn.Module, graph: fx.Graph) -> dict[str, Tensor]:
     """Tensors that tracing made; they are there within ``untouched`` only."""
     tensors = {name for name, _ in _named_tensors(module)}
     made = {str(node.target) for node in graph.nodes if node.op == "get_attr"} - tensors
-    return {name: getattr(module, name) for name in sorted(made)}
+    return {name: _tensor_at(module, name) for name in sorted(made)}
+
+
+def _tensor_at(module: nn.Module, name: str) -> Tensor:
+    """One that tracing made, or a plain attribute of a module inside."""
+    parent, _, local = name.rpartition(".")
+    found: Tensor = getattr(module.get_submodule(parent), local)
+    return found
 
 
 class _ImagesAlone(LeafModuleAwareTracer):  # type: ignore[misc]  # torchvision has no types

@@ -20,6 +20,7 @@ from headstart.models.freeze import Fixed, what_is_fixed
 from headstart.models.head import HeadSwap, head_parameters, replace_head
 from headstart.models.lora import adapter_size
 from headstart.models.sources import OpenedModel, open_model
+from headstart.models.whole import refuse_half
 from headstart.optim.losses import LossFunction, make_loss, resolve_loss
 from headstart.optim.penalties import penalised
 from headstart.plan.about import about_data, about_steps, details, outputs_text
@@ -242,6 +243,7 @@ def _new_head(config: Config, opened: OpenedModel, images: Images) -> tuple[Head
     seed_generators(config.seed)
     fixed = what_is_fixed(opened.module)
     swap = _swap(opened, config.head, images.task.num_outputs)
+    refuse_half(opened.module)
     return swap, fixed.without(head_parameters(opened.module))
 
 
