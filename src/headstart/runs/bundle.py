@@ -26,6 +26,7 @@ from headstart.models.sources import OpenedModel, open_model
 from headstart.models.weights import available_bytes, read_safetensors
 from headstart.pieces import Content
 from headstart.runs.card import model_card
+from headstart.runs.own_file import own_files, restore_own
 from headstart.runs.tensor_file import in_pieces
 from headstart.storage import explained, json_bytes, write_folder
 from headstart.surgery.generators import kept_generators
@@ -88,10 +89,11 @@ def write_bundle(
     path: Path, model: nn.Module, facts: dict[str, Any], *, plan: Mapping[str, Any], result: Mapping[str, Any]
 ) -> None:
     """Write the bundle folder, whole or not at all.  Raises: StorageError."""
-    files: dict[str, Content] = {
+    tensors, own = own_files({"model": model})
+    files: dict[str, Content] = tensors | {
         "model.safetensors": in_pieces(model.state_dict()),
         "config.json": json_bytes(_config(model, facts)),
-        "headstart.json": json_bytes(facts),
+        "headstart.json": json_bytes(facts | ({"own": own} if own else {})),
         "README.md": model_card(facts, plan=plan, result=result).encode("utf-8", "backslashreplace"),
     }
     write_folder(path, files)
@@ -159,6 +161,7 @@ def _onto(folder: Path, model: nn.Module) -> OpenedRun:
         raise ModelError(
             f"{folder}: the weights do not fit the module that was given: {' '.join(str(error).split())}"
         ) from error
+    restore_own(model, "model", bundle.files, facts.get("own"))
     unfreeze(model, fixed=fixed.without(head_parameters(model)))
     return _opened(folder, model, facts)
 

@@ -2,7 +2,8 @@
 
 checkpoints/step-00001234/{model,optimizer,average}.safetensors + state.json + MANIFEST.json
     frozen.safetensors: what of the model does not train, from 1 MiB on; the same file (a hard link) as in the
-    checkpoint before the last one while nothing of it has changed; start.safetensors: where a penalty pulls to (L2-SP)
+    checkpoint before the last one while nothing of it has changed; own.safetensors: tensors that the user's own modules
+    hold outside of their state dict; start.safetensors: where a penalty pulls to (L2-SP)
     of a model that is shared out among N processes: {model,optimizer}-0000R-of-0000N.safetensors, the whole shapes in
     state.json
 checkpoints/{last,best}.json name folders for people and other tools; headstart itself reads the folders
@@ -37,6 +38,7 @@ from headstart.parallel.shards import (
 from headstart.pieces import Content
 from headstart.runs.frozen_file import FROZEN, START, fixed_file, frozen_tensors, remember_fixed
 from headstart.runs.optimizer_state import optimizer_contents, placed, read_optimizer, state_now
+from headstart.runs.own_file import own_files, restore_own
 from headstart.runs.tensor_file import in_pieces, packed
 from headstart.storage import MANIFEST, Again, explained, json_bytes, read_folder, write_folder, write_json
 from headstart.train.state import Best, TrainState
@@ -90,7 +92,9 @@ def _contents(state: TrainState, target: Path) -> dict[str, Content | Again]:
         whole: dict[str, Content | Again] = {f"{kind}.safetensors": in_pieces(values) for kind, values in kinds.items()}
         fixed = {FROZEN: frozen, START: state.start}
         whole |= {name: fixed_file(state.model, values, target / name) for name, values in fixed.items() if values}
-        return whole | {"state.json": json_bytes(_counters(state) | {"optimizer": plain})}
+        tensors_file, own = own_files(_modules(state))
+        counters = _counters(state) | {"optimizer": plain} | ({"own": own} if own else {})
+        return whole | tensors_file | {"state.json": json_bytes(counters)}
     kinds |= {"start": state.start} if state.start else {}
     ours, shapes = current(), {}
     files: dict[str, Content | Again] = {}
@@ -100,6 +104,11 @@ def _contents(state: TrainState, target: Path) -> dict[str, Content | Again]:
     shared = {"processes": ours.world_size, "shapes": shapes}
     state_file = json_bytes(_counters(state) | {"optimizer": plain, "shared_out": shared})
     return files | ({"state.json": state_file} if ours.is_first else {})
+
+
+def _modules(state: TrainState) -> dict[str, nn.Module]:
+    """The modules that a checkpoint holds, by kind."""
+    return {"model": state.model} | ({"average": state.average.module} if state.average is not None else {})
 
 
 def _part_name(kind: str, rank: int, processes: int) -> str:
@@ -239,7 +248,7 @@ def _restore(state: TrainState, found: FoundCheckpoint) -> None:
                 f"{where}: was saved with{'' if theirs else 'out'} state.{name}; restore it into a state that is "
                 "made the same way"
             )
-    modules = {"model": state.model} | ({"average": state.average.module} if state.average is not None else {})
+    modules = _modules(state)
     tensors = {kind: _tensors(found.files, kind) for kind in modules}
     for kind, module in modules.items():
         _check_fits(module, tensors[kind], where=where)
@@ -253,6 +262,7 @@ def _restore(state: TrainState, found: FoundCheckpoint) -> None:
     with _all_or_nothing(state, modules):
         for kind, module in modules.items():
             _put(module, tensors[kind])
+            restore_own(module, kind, found.files, counters.get("own"))
         optimizer.put_into(state.optimizer)
         if state.scaler is not None:
             state.scaler.load_state_dict(counters["scaler"])
@@ -334,3 +344,4 @@ def load_best(state: TrainState, folder: Path, *, into: nn.Module) -> None:
     tensors = _tensors(files, name)
     _check_fits(into, tensors, where=folder)
     _put(into, tensors)
+    restore_own(into, name, files, json.loads(files["state.json"]).get("own"))

@@ -104,6 +104,8 @@ def record_start(
         facts, Facts(environment=environment(device), plan=plan), before_plan=before, step=step,
         allow_inexact=allow_inexact,
     )  # fmt: skip
+    if step:
+        changed = (*changed, *_unsaved(run, plan, allow_inexact=allow_inexact))
     sweep(run)
     write_file(run / "config.yaml", write_yaml(config).encode("utf-8", "surrogateescape"))  # from here on it is a run
     make_folder(checkpoints)
@@ -111,6 +113,18 @@ def record_start(
     write_json(run / "plan.json", sealed(plan if before is None or step is None else _with_first_weights(plan, before)))
     write_json(facts, now)
     return changed
+
+
+def _unsaved(run: Path, plan: Mapping[str, Any], *, allow_inexact: bool) -> tuple[str, ...]:
+    """What begins with its first value again.  Raises: ConfigError: something does, and nobody allowed it."""
+    names = ", ".join(plan["choices"].get("unsaved_state", ()))
+    if names and not allow_inexact:
+        raise ConfigError(
+            f"{run}: {names}: changed by the module's own forward and saved in no checkpoint, so the resume would begin "
+            "with its first value; keep it as a number, a list or a buffer of the module, or go on all the same: "
+            "--allow-inexact (in Python allow_inexact=True)"
+        )
+    return (f"{names}: begins with its first value",) if names else ()
 
 
 def _with_first_weights(plan: Mapping[str, Any], before: Mapping[str, Any]) -> dict[str, Any]:
@@ -151,6 +165,15 @@ def recorded_choices(run: Path) -> dict[str, Any] | None:
     """
     plan = read_plan(run)
     return None if plan is None else _section(run / "plan.json", plan, "choices")
+
+
+def forget_cache(run: Path) -> None:
+    """Have a resume read nothing from the activation cache.  Raises: StorageError."""
+    plan = read_plan(run)
+    assert plan is not None, run
+    for choice in plan["choices"]["cache"]:
+        choice["cached"] = []
+    write_json(run / "plan.json", sealed(plan))
 
 
 def _check_there(*paths: Path) -> None:

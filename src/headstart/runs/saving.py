@@ -20,8 +20,8 @@ from headstart.parallel.messages import any_of
 from headstart.parallel.processes import current
 from headstart.parallel.shards import is_sharded
 from headstart.runs.checkpoint import drop_later, save
+from headstart.runs.folder import forget_cache
 from headstart.runs.log import Note, RunLog
-from headstart.storage import read_json, write_json
 from headstart.train.finite import check_before_saving
 from headstart.train.fit import EpochDone
 from headstart.train.phases import CacheGivenUp
@@ -161,10 +161,7 @@ class Saver:
         if self._log is None:
             return
         drop_later(self._run / "checkpoints", state.step)
-        plan = read_json(self._run / "plan.json")
-        for choice in plan["choices"]["cache"]:
-            choice["cached"] = []
-        write_json(self._run / "plan.json", plan)
+        forget_cache(self._run)
         self._log.go_back(state)
 
     def _stop(self, state: TrainState) -> NoReturn:

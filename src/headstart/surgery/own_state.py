@@ -55,7 +55,11 @@ def read_own_state(module: nn.Module) -> OwnState:
 
 
 def restore_own_state(module: nn.Module, state: OwnState) -> None:
-    """Put back what was read; lists and dictionaries stay the same objects. What is not there any more is left out."""
+    """Put back what was read; lists and dictionaries stay the same objects.
+
+    What is not there any more, a name that is a method's, or one that holds a function or a module, is left out: a file
+    says what an attribute is, not what a module does.
+    """
     parts = dict(module.named_modules())
     for full, tensor in state.tensors.items():
         path, _, name = full.rpartition(".")
@@ -63,13 +67,21 @@ def restore_own_state(module: nn.Module, state: OwnState) -> None:
         if isinstance(current, Tensor) and current.shape == tensor.shape and current.dtype == tensor.dtype:
             with torch.no_grad():
                 current.copy_(tensor)
-        elif path in parts:
+        elif path in parts and _may_hold(parts[path], name):
             setattr(parts[path], name, tensor.clone() if current is None else tensor.to(current.device))
     for full, value in state.values.items():
         path, _, name = full.rpartition(".")
-        if path in parts:
+        if path in parts and _may_hold(parts[path], name):
             own: dict[str, Any] = vars(parts[path])  # type: ignore[assignment]  # a dictionary, as its setters do
             own[name] = _put_back(own.get(name), value)
+
+
+def _may_hold(part: nn.Module, name: str) -> bool:
+    """Whether an attribute is one that holds values: there already, or new."""
+    if is_library(type(part).__module__) or name.startswith("_") or not name.isidentifier() or name == "training":
+        return False
+    current = vars(part).get(name, part._buffers.get(name))
+    return not hasattr(part, name) or (name in (*vars(part), *part._buffers) and not callable(current))
 
 
 def has_own_code(module: nn.Module) -> bool:
@@ -167,4 +179,5 @@ def _special(current: Any, kind: str, value: Mapping[str, Any]) -> Any:
         return current
     if kind in ("random", "numpy", "torch"):
         return current
-    return np.dtype(kind).type(given)
+    number = np.dtype(kind)
+    return number.type(given) if number.kind in "biufc" else current
