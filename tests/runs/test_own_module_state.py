@@ -1,4 +1,4 @@
-"""State of an own module outside of its parameters and buffers: resumed as it was, in the bundle, or said to be lost."""
+"""State of an own module outside of its parameters and buffers: resumed, in the bundle, or said to be lost."""
 
 from __future__ import annotations
 

@@ -40,6 +40,8 @@ class Boundary:
     eval_suffix: nn.Module
     crossing: tuple[str, ...]
     refused: tuple[str, ...] = ()
+    mixes_in_evaluation: bool = False
+    """Whether the suffix mixes the images of a batch in evaluation mode: then validation must not begin here."""
     keys: Mapping[str, str] = field(default_factory=dict, repr=False)
     """The name in the search of what each node of ``prefix`` computes."""
 

@@ -123,6 +123,8 @@ def _chosen(
         return replace(phase, views=views), str(error)
     if next(boundary.prefix.parameters(), None) is None:
         return replace(phase, views=views), "nothing with weights is frozen before what trains"
+    if boundary.mixes_in_evaluation:  # then a score depends on what fills its batch up
+        passes = [one for one in passes if one.split != "val"]
     cost = measured_cost(boundary, images.train, rules, as_bf16=wanted.dtype == "bf16")
     found, why = _weighed(config, phase, passes, cost, views=views)
     refused = f"; not further: {boundary.refused[0]}" if boundary.refused else ""

@@ -123,8 +123,7 @@ def prepare(
     if isinstance(module, InPlace):
         note_changed(module.module)
     adapters, chosen_lora = adapt(config, opened.module)
-    batch = min(images.train.batch_size, max(1, len(images.train.samples)))
-    pretrained = opened.weights.kind != "none"
+    batch, pretrained = min(images.train.batch_size, max(1, len(images.train.samples))), opened.weights.kind != "none"
     phases, chosen_phases = make_phases(config, opened.module, batch_size=batch, pretrained=pretrained)
     work = Workload(phases=tuple(replace(one, fixed=fixed) for one in phases), loss=function, images=images)
     penalised(opened.module, config.penalties)

@@ -120,7 +120,7 @@ def _unsaved(run: Path, plan: Mapping[str, Any], *, allow_inexact: bool) -> tupl
     names = ", ".join(plan["choices"].get("unsaved_state", ()))
     if names and not allow_inexact:
         raise ConfigError(
-            f"{run}: {names}: changed by the module's own forward and saved in no checkpoint, so the resume would begin "
+            f"{run}: {names}: changed by the module's own forward and saved in no checkpoint, so a resume would begin "
             "with its first value; keep it as a number, a list or a buffer of the module, or go on all the same: "
             "--allow-inexact (in Python allow_inexact=True)"
         )

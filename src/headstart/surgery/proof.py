@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_flatten
 
+from headstart.surgery.halves import Prefix, Suffix
 from headstart.surgery.module_state import ModuleState, differences, read_state, restore_state
 
 _ROUNDING = {torch.float32: 1e-3, torch.float64: 1e-8, torch.bfloat16: 6e-2, torch.float16: 1e-2}
@@ -102,10 +103,15 @@ def find_difference(
 
 
 def compute_crossing(prefix: nn.Module, images: Tensor, arithmetic: Arithmetic) -> tuple[Tensor, ...]:
-    """What the prefix makes of the images, in evaluation mode."""
+    """What the prefix makes of the images, in evaluation mode; where it runs the module's own code, without a trace."""
+    before = read_state(prefix.module) if isinstance(prefix, Prefix) else None
     prefix.eval()
-    with torch.no_grad(), arithmetic():
-        made = prefix(images)
+    try:
+        with torch.no_grad(), arithmetic():
+            made = prefix(images)
+    finally:
+        if before is not None:
+            restore_state(before.root, before)
     assert isinstance(made, tuple)
     return made
 
@@ -174,6 +180,26 @@ def find_mixing(prefix: nn.Module, images: Tensor, together: tuple[Tensor, ...])
         return f"does not run on each image alone ({type(error).__name__}: {_first_line(error)})"
     own = all(is_close(some, whole[rows]) for rows, made in again for whole, some in zip(together, made, strict=True))
     return None if own else "depends on the other images of the batch, or on chance"
+
+
+def mixes_in_evaluation(suffix: nn.Module, crossing: tuple[Tensor, ...]) -> bool:
+    """Whether a score depends on the other images of a batch behind the boundary, too, in evaluation mode.
+
+    Then it depends on what fills a batch up, which is not the same before the boundary and behind it.
+    """
+    count, (module,) = len(crossing[0]), (suffix.module,) if isinstance(suffix, Suffix) else (suffix,)
+    before, found = read_state(module), list[Tensor]()
+    orders = [list(range(count)), list(reversed(range(count))), *([place] for place in range(count))]
+    suffix.eval()
+    try:
+        for rows in orders:
+            with torch.no_grad():
+                leaves = tree_flatten(suffix(*[value[rows] for value in crossing]))[0]
+            found.append(next(leaf for leaf in leaves if isinstance(leaf, Tensor)))
+            restore_state(module, before)
+    finally:
+        restore_state(module, before)
+    return not all(is_close(some, found[0][rows]) for rows, some in zip(orders[1:], found[1:], strict=True))
 
 
 def find_mixing_node(prefix: fx.GraphModule, images: Tensor) -> fx.Node | None:
@@ -246,8 +272,8 @@ def is_close(one: Tensor, other: Tensor, *, stored: torch.dtype | None = None) -
     if not torch.equal(first.isnan(), second.isnan()):
         return False
     size = second.nan_to_num(0.0).abs()
-    if apart.ndim > 1:
-        apart, size = apart.norm(dim=1), size.norm(dim=1)
+    if apart.ndim > 1 and apart.shape[1]:
+        apart, size = apart.amax(dim=1), size.amax(dim=1)  # of one number, too: it may be another image's
     return bool((apart <= allowed * size + 1e-12).all())
 
 

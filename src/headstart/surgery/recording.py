@@ -289,9 +289,8 @@ def plain_tensor(value: Fixed) -> Tensor:
 
 def settle(module: nn.Module) -> None:
     """Replace stand-ins that a forward pass left in the module's attributes by their numbers."""
-    for held, name in [
-        (held, name) for part in module.modules() for held in (vars(part), part._buffers) for name in held
-    ]:
+    attributes = [vars(part) for part in module.modules()] + [part._buffers for part in module.modules()]
+    for held, name in [(each, name) for each in attributes for name in each]:
         value = held[name]
         nested = type(value) in (list, tuple, dict) and not name.startswith("_")
         if type(value) is Fixed or (nested and any(type(leaf) is Fixed for leaf in leaves(value))):

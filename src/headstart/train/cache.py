@@ -10,6 +10,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,6 +26,7 @@ from headstart.parallel.messages import any_of, exchange
 from headstart.shelf import Shelf
 from headstart.surgery.halves import Prefix
 from headstart.surgery.module_state import code_digest
+from headstart.surgery.proof import compute_crossing
 from headstart.train.crossing import Crossing, crossing_of, packed, page_bytes, rounding, unpacked
 from headstart.train.evaluate import in_eval
 from headstart.train.machine import FOR_PEOPLE, environment
@@ -287,10 +289,9 @@ def prefix_digest(prefix: nn.Module) -> str:
 def through_prefix(prefix: nn.Module, batch: Batch, rules: StepRules) -> Arguments:
     """Tensors at the boundary, of every row of the batch."""
     device = device_of(prefix)
-    with in_eval(prefix), autocast(device, rules.precision):
-        found = prefix(*batch.arguments(device, MEMORY_FORMATS[rules.memory_format], dtype_of(prefix)))
-    assert isinstance(found, tuple)
-    return found
+    (images,) = batch.arguments(device, MEMORY_FORMATS[rules.memory_format], dtype_of(prefix))
+    with in_eval(prefix):
+        return compute_crossing(prefix, images, partial(autocast, device, rules.precision))
 
 
 def _key(facts: Mapping[str, Any]) -> str:

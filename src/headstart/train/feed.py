@@ -87,6 +87,9 @@ def made_feed(
     except ModelError as error:
         yield CacheNote(f"cache: not used, the frozen part is computed in every epoch: {error}")
         return feed
+    if "val" in splits and boundary.mixes_in_evaluation:
+        yield CacheNote("cache: not used for val: in evaluation a score depends on the other images of its batch")
+        splits = tuple(split for split in splits if split != "val")
     for split in splits:
         batches = getattr(feed, split)
         try:

@@ -30,6 +30,7 @@ from headstart.surgery.proof import (
     find_mixing,
     find_mixing_node,
     is_close,
+    mixes_in_evaluation,
 )
 from headstart.surgery.replay import find_replay
 from headstart.train.cache import Activations
@@ -84,11 +85,13 @@ def refute_boundary(module: nn.Module, why: str) -> None:
 def _prove(module: nn.Module, frozen: Frozen, images: Tensor, rules: StepRules, what: object) -> _Proved:
     """By the traced graph, which costs nothing at a step; else by the module's own code."""
     try:
-        return _Proved(of=what, boundary=_traced(module, frozen, images, rules), why="")
+        with no_trace(module):
+            return _Proved(of=what, boundary=_traced(module, frozen, images, rules), why="")
     except ModelError as error:
         reason = str(error)
     try:
-        return _Proved(of=what, boundary=_replayed(module, frozen, images, rules), why="")
+        with no_trace(module):
+            return _Proved(of=what, boundary=_replayed(module, frozen, images, rules), why="")
     except ModelError as error:
         own = str(error).removeprefix("model: ")
     return _Proved(of=what, boundary=None, why=reason if own in reason else f"{reason}; by its own code: {own}")
@@ -106,14 +109,14 @@ def _traced(module: nn.Module, frozen: Frozen, images: Tensor, rules: StepRules)
             node = find_mixing_node(boundary.prefix, images) if mixing else None
         if node is None:
             _check(module, boundary, images, rules, together, mixing)
-            return boundary
+            return replace(boundary, mixes_in_evaluation=mixes_in_evaluation(boundary.eval_suffix, together))
         refuse_computation(boundary, node, str(mixing), search=search)
     raise ModelError(f"model: {boundary.refused[0]}")
 
 
 def _replayed(module: nn.Module, frozen: Frozen, images: Tensor, rules: StepRules) -> Boundary:
     """The module itself, run until everything fixed is there, and run from that.  Raises: ModelError: it cannot be."""
-    with no_trace(module), autocast(device_of(module), rules.precision):
+    with autocast(device_of(module), rules.precision):
         found = find_replay(module, images, frozen.tensors)
     boundary = Boundary(
         prefix=found.prefix,
@@ -122,11 +125,10 @@ def _replayed(module: nn.Module, frozen: Frozen, images: Tensor, rules: StepRule
         crossing=found.crossing,
         refused=tuple(map(str, found.obstacles)),
     )
-    with no_trace(module):
-        together = compute_crossing(boundary.prefix, images, nullcontext)
-        mixing = find_mixing(boundary.prefix, images, together)
+    together = compute_crossing(boundary.prefix, images, nullcontext)
+    mixing = find_mixing(boundary.prefix, images, together)
     _check(module, boundary, images, rules, together, mixing)
-    return boundary
+    return replace(boundary, mixes_in_evaluation=mixes_in_evaluation(boundary.eval_suffix, together))
 
 
 def _check(
