@@ -142,6 +142,14 @@ def test_unicode_twins_are_an_error_that_shows_the_difference(folders, load) -> 
     assert "Unicode form (NFC, NFD)" in text
 
 
+@pytest.mark.parametrize("letter", ["\u200b", "\u200e", "\u00ad", "\u2060", "\x07"])
+def test_names_that_differ_in_letters_that_are_not_seen_are_an_error(folders, load, letter: str) -> None:
+    odd = f"ca{letter}t"
+    text = message(load, folders({"cat": 2, odd: 2}))
+    assert "differ only in letters that are not seen" in text
+    assert f"{odd!a}" in text
+
+
 def test_names_that_differ_in_case_only_are_an_error(folders, load) -> None:
     root = folders({"train/Cat": 2, "train/dog": 2, "val/cat": 2, "val/dog": 2})
     assert "'Cat' and 'cat' differ only in case" in message(load, root)

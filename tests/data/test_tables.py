@@ -210,6 +210,14 @@ def test_names_that_python_would_read_as_numbers_stay_names(table, load) -> None
     assert load(table(CLASSES.replace("cat", "1_2").replace("dog", "3_4"))).classes == ("1_2", "3_4")
 
 
+def test_groups_that_a_given_test_split_shares_with_training_are_said(table, load) -> None:
+    rows = "".join(
+        f"i{place}.png,{'ab'[place % 2]},p{place // 2},{'test' if place > 14 else 'train'}\n" for place in range(20)
+    )
+    notes = load(table("f,label,who,split\n" + rows, pictures=20), target="label", group="who").notes
+    assert "1 group is in more than one split as given: 'p7'" in notes
+
+
 def test_an_empty_group_is_an_error(table, load) -> None:
     text = message(load, table("f,label,who\ni0.png,a,x\ni1.png,b,\n"), group="who")
     assert "rows.csv line 3: the group column 'who' is empty" in text

@@ -208,7 +208,7 @@ def _divide(listing: Listing, scan: Scan, config: Config) -> tuple[tuple[Entry, 
     parts = ", ".join(f"{counts[split]} {split}" for split in ("train", "val", "test") if counts[split])
     note = f"split: made by seed {config.seed}, stratified by {by}: {parts}; {kept} stay on one side"
     entries = tuple(replace(entry, split=chosen.get(entry.key, entry.split)) for entry in listing.entries)
-    return entries, (note,)
+    return entries, (note, *_shared_groups(entries))  # a given test split may cut one
 
 
 def _shared_groups(entries: Sequence[Entry]) -> tuple[str, ...]:

@@ -17,13 +17,14 @@ def check_names(names: Iterable[str], *, source: str, word: str) -> None:
     """Refuse names that a person would take for one and the same.
 
     Raises:
-        DataError: two names differ only in case, spaces or Unicode form, or one cannot be written as text.
+        DataError: two names differ only in case, spaces, Unicode form or letters that are not seen, or one cannot be
+            written as text.
     """
     seen: dict[str, str] = {}
     for name in sorted(names):
         if any("\ud800" <= letter <= "\udfff" for letter in name):
             raise DataError(f"{source}: the {word} name {name!a} is not UTF-8; rename it")
-        plain = " ".join(unicodedata.normalize("NFC", name).casefold().split())
+        plain = " ".join(_visible(unicodedata.normalize("NFC", name)).casefold().split())
         other = seen.setdefault(plain, name)
         if other != name:
             raise DataError(
@@ -32,9 +33,14 @@ def check_names(names: Iterable[str], *, source: str, word: str) -> None:
             )
 
 
+def _visible(name: str) -> str:
+    """Without letters that leave no mark: joiners, marks of direction, control characters that are no space."""
+    return "".join(letter for letter in name if letter.isspace() or unicodedata.category(letter) not in ("Cf", "Cc"))
+
+
 def _spelt(name: str, other: str) -> str:
     same = unicodedata.normalize("NFC", name) == unicodedata.normalize("NFC", other)
-    return ascii(name) if same else repr(name)
+    return ascii(name) if same or _visible(name) != name or _visible(other) != other else repr(name)
 
 
 def _difference(one: str, other: str) -> str:
@@ -42,7 +48,9 @@ def _difference(one: str, other: str) -> str:
         return "Unicode form (NFC, NFD)"
     if one.casefold() == other.casefold():
         return "case"
-    return "case, spaces or Unicode form"
+    if _visible(one) == _visible(other):
+        return "letters that are not seen"
+    return "case, spaces, Unicode form or letters that are not seen"
 
 
 def check_count(names: Sequence[str], *, source: str, kind: TaskKind) -> None:
