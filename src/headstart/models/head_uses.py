@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,7 +12,7 @@ from headstart.models.head_search import calls_inside
 from headstart.models.trace import Trace
 from headstart.models.uses import find_uses
 from headstart.surgery.naming import HOOKS
-from headstart.surgery.origins import is_library
+from headstart.surgery.origins import is_librarys_hook
 from headstart.surgery.own_state import has_own_code
 from headstart.surgery.reach import Content, Copying, read_graph
 
@@ -92,10 +91,5 @@ def move_hooks(old: nn.Module, new: nn.Module) -> None:
     """Hooks of the user's own go on: they stay in the dictionaries that their handles know, and leave with these."""
     for name, hooks in vars(old).items():
         is_filled = bool(HOOKS.match(name)) and isinstance(hooks, dict) and bool(hooks)
-        if is_filled and name in vars(new) and not any(_is_librarys(hook) for hook in hooks.values()):
+        if is_filled and name in vars(new) and not any(is_librarys_hook(hook) for hook in hooks.values()):
             vars(new)[name] = hooks
-
-
-def _is_librarys(hook: object) -> bool:
-    function = hook.func if isinstance(hook, functools.partial) else hook
-    return is_library(getattr(function, "__module__", None) or type(function).__module__)

@@ -16,6 +16,7 @@ from headstart.models.trace import How, Trace, adapted_layers, is_adapted, trace
 from headstart.models.whole import refuse_lazy, refuse_unregistered
 from headstart.parallel.shards import plain_type
 from headstart.surgery.naming import HOOKS
+from headstart.surgery.origins import is_librarys_hook
 from headstart.surgery.outputs import declared_scores
 
 Kind = Literal["conv", "linear", "norm", "attention", "embedding", "token", "adapter", "head", "other"]
@@ -136,9 +137,12 @@ def _structure(module: nn.Module) -> object:
 
 
 def _ways(part: nn.Module) -> object:
-    """What may send a forward pass another way: hooks, a replaced forward, switches. Counters are no switches."""
+    """What may send a forward pass another way: hooks, a replaced forward, switches. Counters are no switches; hooks of
+    libraries (those that share a model out) send it the same way.
+    """
     held = vars(part)
-    hooks = [tuple(hooks) for name, hooks in held.items() if HOOKS.match(name) and isinstance(hooks, dict) and hooks]
+    filled = [hooks for name, hooks in held.items() if HOOKS.match(name) and isinstance(hooks, dict) and hooks]
+    hooks = [key for hooks in filled for key, hook in hooks.items() if not is_librarys_hook(hook)]
     switches = [(name, value) for name, value in held.items() if isinstance(value, bool | str) and name != "training"]
     return id(held.get("forward")), tuple(hooks), tuple(switches)
 

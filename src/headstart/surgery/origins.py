@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from enum import Enum
-from functools import lru_cache
+from functools import lru_cache, partial
 from types import BuiltinFunctionType, FunctionType
 
 _LIBRARIES = frozenset({"torch", "torchvision", "timm", "numpy", "headstart"}) | sys.stdlib_module_names
@@ -29,6 +29,12 @@ def is_live(kind: type) -> bool:
 def is_headstarts(function: object) -> bool:
     """Whether it is a function of this package, such as a hook that watches: no part of the module's state."""
     return str(getattr(function, "__module__", "")).partition(".")[0] == "headstart"
+
+
+def is_librarys_hook(hook: object) -> bool:
+    """Whether a hook, or what it is a ``functools.partial`` of, is a library's function, method or object."""
+    function = hook.func if isinstance(hook, partial) else hook
+    return isinstance(function, bool) or is_library(getattr(function, "__module__", None) or type(function).__module__)
 
 
 def is_users_function(value: object) -> bool:
