@@ -331,7 +331,7 @@ def cut_body(middle: nn.Module) -> nn.Module:
 @pytest.mark.parametrize(
     "middle, reason",
     [
-        (Random(), "body.2: rand is not"), (Mixing(), "body.2: it mixes the images"), (Counting(), ""),
+        (Random(), "body.2: rand draws random numbers"), (Mixing(), "body.2: it mixes the images"), (Counting(), ""),
         (Assigning(), ""), (nn.BatchNorm2d(8, track_running_stats=False), "body.2: native_batch_norm is not"),
         (PythonRandom(), ""),
     ],

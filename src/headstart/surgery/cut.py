@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from headstart.surgery.fixed_values import IMAGES, Book, Geometry, NotReplayable
+from headstart.surgery.fixed_values import IMAGES, Book, Call, Geometry, NotReplayable
 from headstart.surgery.pairing import Pairs
 from headstart.surgery.recording import Need, Obstacle, Recording
 
@@ -34,11 +34,8 @@ class Cut:
         self.seen = trained.intersection(*(recording.seen for recording in (judged, *found[1][2:])))
         prints = train.prints | judged.prints
         again = train_again.prints | judged_again.prints
-        self.mixing = {
-            content
-            for content, rows in prints.items()
-            if (other := again.get(pairs.ours.get(content, -1))) is not None and _differ(rows, other, book, content)
-        } | pairs.mixed
+        both = {c: (prints[c], again[pairs.ours[c]]) for c in pairs.rows if c in prints and pairs.ours[c] in again}
+        self.mixing = pairs.mixed | {content for content, rows in both.items() if _differ(*rows, book.made[content])}
         self.mixing |= {
             content
             for content, call in book.made.items()
@@ -52,9 +49,21 @@ class Cut:
     def obstacles(self) -> tuple[Obstacle, ...]:
         """Why what is behind them is not kept."""
         noted = dict.fromkeys(o for recordings in self.found for recording in recordings for o in recording.obstacles)
-        roots = [c for c in sorted(self.mixing) if not any(r.content in self.tainted for r in self.book.made[c].refs())]
-        mixing = (Obstacle(self.book.made[c].label, "it mixes the images of a batch") for c in roots)
+        made = self.book.made
+        roots = [c for c in sorted(self.mixing) if not any(ref.content in self.tainted for ref in made[c].refs())]
+        mixing = [Obstacle(made[c].label, "it mixes the images of a batch") for c in roots if self._matters(c)]
         return tuple(dict.fromkeys((*noted, *mixing)))
+
+    def _matters(self, root: int) -> bool:
+        """Whether something frozen is computed at every step because of it."""
+        behind = {root}
+        for content, call in sorted(self.book.made.items()):
+            sources = [ref.content for ref in call.refs()]
+            if behind.intersection(sources):
+                behind.add(content)
+                if not self.book.of_images.issuperset(sources):
+                    return True
+        return False
 
     def kept(self) -> tuple[Kept, ...]:
         """What crosses, in the order in which it is made."""
@@ -137,10 +146,10 @@ def _count(geometry: Geometry) -> int:
     return count
 
 
-def _differ(ours: Tensor, theirs: Tensor, book: Book, content: int) -> bool:
+def _differ(ours: Tensor, theirs: Tensor, call: Call) -> bool:
     """Whether images have other numbers in another batch, beyond rounding: the other one is the batch turned around."""
     few = min(len(ours), len(theirs))
     ours, theirs = ours.flip(0)[:few], theirs[:few]
-    exact = book.made[content].base.dtype in (torch.float32, torch.float64)
+    exact = call.base.dtype in (torch.float32, torch.float64)
     near = (ours - theirs).abs() <= (1e-3 if exact else 0.05) * ours[:, :1].abs() + 1e-6
     return not bool((near | (ours.isnan() & theirs.isnan()) | (ours == theirs)).all())

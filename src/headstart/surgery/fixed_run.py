@@ -47,6 +47,11 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         super().__init__()  # type: ignore[no-untyped-call]
         self._run = run
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """No: what torch wraps a mode in otherwise costs 10 microseconds an operation."""
+        return False
+
     def __torch_dispatch__(
         self, func: Operation, types: Sequence[type], args: Sequence[Any] = (), kwargs: Values | None = None
     ) -> Any:
@@ -81,6 +86,9 @@ class Run:
         """Put numbers that nothing else sees into a memory that something live writes to."""
         raise NotImplementedError
 
+    def stays(self, value: Fixed, place: tuple[str, str]) -> None:
+        """A value is kept by the module after the forward pass, in an attribute of one of its parts."""
+
     def constant(self, value: Tensor) -> int | None:
         """The content of a tensor that is neither frozen nor fixed; None where it is live."""
         raise NotImplementedError
@@ -98,7 +106,7 @@ class Run:
         """What an operation gives: fixed where it and its arguments are."""
         if func is _RESTRIDE and type(args[0]) is Fixed:
             return _restrided(args[0], func, args, kwargs)
-        if not any(type(v) is Fixed or id(v) in self.frozen for v in flat((args, tuple(kwargs.values())))):
+        if not self._concerns(args) and not (kwargs and self._concerns(tuple(kwargs.values()))):
             return self.plain(func, args, kwargs)
         key = self._key(func, args, kwargs)
         step = _LIVE if key is _LIVE else self.book.steps.get(key)
@@ -114,6 +122,16 @@ class Run:
             if step is _LIVE:
                 return self.live(func, args, kwargs, known=True)
         return self._results(step, args, outs)
+
+    def _concerns(self, values: Sequence[Any]) -> bool:
+        """Whether something fixed or frozen is among the values, or in a list there."""
+        for value in values:
+            kind = type(value)
+            if kind is Fixed or id(value) in self.frozen:
+                return True
+            if (kind is list or kind is tuple) and value and self._concerns(value):
+                return True
+        return False
 
     def plain(self, func: Operation, args: Sequence[Any], kwargs: Values) -> Any:
         """An operation on tensors that are not fixed."""
@@ -145,22 +163,26 @@ class Run:
         return tuple(parts)
 
     def _part(self, value: Any, size: bool) -> Any:
-        if isinstance(value, Tensor):
+        kind = type(value)
+        if kind is Fixed or isinstance(value, Tensor):
             return self._tensor_part(value)
-        if isinstance(value, (list, tuple)):
-            parts = tuple(self._part(each, size) for each in value)
+        if kind is list or kind is tuple:
+            if not size and value and type(value[0]) is int:
+                return ("=", kind, tuple(value))
+            parts = tuple([self._part(each, size) for each in value])
             return _LIVE if _LIVE in parts else parts
-        if type(value) is int and size:
+        if size and kind is int:
             return value
-        return ("=", type(value), value.hex() if type(value) is float else value)
+        return ("=", kind, value.hex() if kind is float else value)
 
     def _tensor_part(self, value: Tensor) -> Any:
         if value.requires_grad:
             return _LIVE
         if type(value) is Fixed:
-            memory = value.memory
-            ours = value.run is self and memory.content is not None
-            return ("#", memory.content, value.geometry) if ours else _LIVE
+            content = value.memory.content
+            if content is None or (value.run is not self and content in value.run.book.of_images):
+                return _LIVE
+            return ("#", content, value.geometry)
         source = self.frozen.get(id(value))
         if source is not None:
             return ("#", source.content, source.base) if source.content is not None else _LIVE

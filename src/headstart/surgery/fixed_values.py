@@ -129,11 +129,14 @@ def _refs(value: Any) -> Iterator[Ref]:
 @dataclass
 class Contents:
     """Numbers given to contents for all runs of one module; ``constants`` by type and shape: plain tensors, compared
-    by their bytes, and whether every row is that.
+    by their bytes, whole or as the rows that every image has; ``same``: contents with the bytes of another one;
+    ``places``: parts and their attributes that keep what is made of frozen tensors.
     """
 
     frozen: dict[str, int] = field(default_factory=dict)
     constants: dict[Key, list[tuple[Tensor, int]]] = field(default_factory=dict)
+    same: dict[int, int] = field(default_factory=dict)
+    places: dict[tuple[str, str], None] = field(default_factory=dict)
     count: int = 1
 
     def new(self) -> int:
@@ -161,6 +164,8 @@ class Book:
 class Caller(Protocol):
     """What computes for a ``Fixed`` (see ``fixed_run.Run``)."""
 
+    book: Book
+
     def call(self, func: Operation, args: Sequence[Any], kwargs: Values) -> Any:
         """What an operation gives."""
 
@@ -169,6 +174,9 @@ class Caller(Protocol):
 
     def own(self, memory: Memory) -> None:
         """Put numbers of its own into a memory."""
+
+    def stays(self, value: Fixed, place: tuple[str, str]) -> None:
+        """A value is kept by the module, in a part's attribute."""
 
 
 class Fixed(Tensor):

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from headstart.surgery.constants import find_constant
 from headstart.surgery.cut import Kept
 from headstart.surgery.fixed_run import Run
 from headstart.surgery.fixed_values import (
@@ -27,16 +28,9 @@ from headstart.surgery.fixed_values import (
     fixed,
     mapped,
 )  # fmt: skip
+from headstart.surgery.held import Sources, plain_outputs, settle
 from headstart.surgery.pairing import Pairs, sized
-from headstart.surgery.recording import (
-    FAILURES,
-    RealRun,
-    copied,
-    find_constant,
-    plain_outputs,
-    settle,
-    sources,
-)  # fmt: skip
+from headstart.surgery.recording import FAILURES, RealRun, copied
 
 
 @dataclass(frozen=True)
@@ -81,6 +75,7 @@ class Prefix(nn.Module):
         super().__init__()
         self.module = module
         self._known, self._books = known, dict[int, Book]()
+        self._sources = Sources(known.frozen, known.contents)
 
     @property
     def frozen(self) -> frozenset[str]:
@@ -92,7 +87,7 @@ class Prefix(nn.Module):
         known = self._known
         book = self._books.get(len(images)) or known.book(len(images))
         self._books[len(images)] = book
-        run = _KeepingRun(book, sources(self.module, known.frozen, book), self.module, known)
+        run = _KeepingRun(book, self._sources.read(self.module, book), self.module, known)
         run.there = {IMAGES: images} if IMAGES in run.kept else {}
         try:
             with run:
@@ -101,6 +96,8 @@ class Prefix(nn.Module):
             pass
         except FAILURES as error:
             raise run.failure or error from None
+        finally:
+            settle(self.module)
         missing = [each.label for each in known.kept if each.content not in run.there]
         if missing:
             raise NotReplayable(f"model: with {len(images)} images {missing[0]} is not computed as it was before")
@@ -229,13 +226,14 @@ class Suffix(nn.Module):
         super().__init__()
         self.module = module
         self._known, self._books = known, dict[int, Book]()
+        self._sources = Sources(known.frozen, known.contents)
 
     def forward(self, *crossing: Tensor) -> Any:
         """What the module gives.  Raises: NotReplayable: it needs a fixed value that was not kept."""
         known, batch = self._known, len(crossing[0])
         book = self._books.get(batch) or known.book(batch)
         self._books[batch] = book
-        run = _ReplayingRun(book, sources(self.module, known.frozen, book), self.module)
+        run = _ReplayingRun(book, self._sources.read(self.module, book), self.module)
         run.hold(known, crossing)
         geometry = Geometry(*sized(known.image, batch))
         like = torch.empty_strided(geometry.size, geometry.stride, dtype=known.dtype, device="meta")

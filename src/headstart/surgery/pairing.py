@@ -5,6 +5,7 @@ B batch
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -80,11 +81,13 @@ def pair(first: Book, second: Book) -> Pairs:
             continue
         mine, template = match
         candidates.remove(mine)
-        calls.append((template, first.names[mine]))
+        same = first.contents.same
+        calls.append((_renamed(template, same), tuple(same.get(content, content) for content in first.names[mine])))
         theirs |= dict(zip(contents, first.names[mine], strict=True))
         mixed |= set(first.names[mine]) if mine in first.along and key in second.along else set()
     ours = {mine: other for other, mine in theirs.items()}
     rows = frozenset(mine for mine, other in ours.items() if mine and _has_rows(mine, other, first, second))
+    mixed |= {mine for mine, other in ours.items() if mine and not _is_in_proportion(mine, other, first, second)}
     picked = _picked(first, second, theirs)
     return Pairs(tuple(calls), ours, rows, batches, _parts(second), frozenset(mixed), picked)
 
@@ -125,6 +128,14 @@ def _has_rows(mine: int, other: int, first: Book, second: Book) -> bool:
     return ours[:1] + theirs[:1] == (first.batch, second.batch) and ours[1:] == theirs[1:]
 
 
+def _is_in_proportion(mine: int, other: int, first: Book, second: Book) -> bool:
+    """Whether a content grows with the number of images, as what is each image's own does."""
+    if mine not in first.of_images or mine not in first.made or other not in second.made:
+        return True
+    ours, theirs = math.prod(_size(first.made[mine])), math.prod(_size(second.made[other]))
+    return ours * second.batch == theirs * first.batch
+
+
 def _size(call: Call) -> tuple[int, ...]:
     return call.base.geometry.size
 
@@ -136,6 +147,15 @@ def _erased(key: Any, contents: Mapping[int, int] | None) -> Any:
             return ("#", key[1] if contents is None else contents.get(key[1], key[1]))
         return key if key[:1] == ("=",) else tuple(_erased(each, contents) for each in key)
     return None if type(key) is int else key
+
+
+def _renamed(key: Any, same: Mapping[int, int]) -> Any:
+    """A call in which contents that are the same have one name."""
+    if not isinstance(key, tuple) or key[:1] == ("=",) or not same:
+        return key
+    if key[:1] == ("#",):
+        return ("#", same.get(key[1], key[1]), *key[2:])
+    return tuple(_renamed(each, same) for each in key)
 
 
 def _template(first: Any, second: Any, contents: Mapping[int, int], batches: tuple[int, int]) -> Any:

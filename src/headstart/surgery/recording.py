@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from headstart.surgery.constants import add_constant, find_constant
 from headstart.surgery.fixed_run import Run
 from headstart.surgery.fixed_values import (
     IMAGES,
@@ -22,12 +23,15 @@ from headstart.surgery.fixed_values import (
     fixed,
     flat,
     geometry_of,
-    mapped,
 )  # fmt: skip
+from headstart.surgery.held import named, plain_outputs, settle
 from headstart.surgery.per_image_ops import Operation, is_fixed
 
 MOST_CONSTANT_BYTES = 1 << 22
 """Plain tensors up to this size that a forward pass brings along are compared by their bytes at every step."""
+_ROOM = frozenset(
+    ("aten::empty_like", "aten::new_empty", "aten::empty", "aten::empty_strided", "aten::new_empty_strided")
+)
 FAILURES = (RuntimeError, TypeError, ValueError, AttributeError, AssertionError, LookupError, ArithmeticError)
 """What a module's own code raises where it asks a stand-in for what only numbers can give."""
 
@@ -132,6 +136,19 @@ class RecordingRun(RealRun):
             self.found.needs[Need(content, value.geometry, tuple(within))] = None
         return super().need(value)
 
+    def stays(self, value: Fixed, place: tuple[str, str]) -> None:
+        """What the module keeps of its frozen tensors is known by its bytes in the next pass."""
+        content = value.memory.content
+        if content is None or content in self.book.of_images or value.memory.source:
+            return
+        real = self.need(value)
+        known = find_constant(self.book, real)
+        if known is None:
+            add_constant(self.book, real, content)
+        elif known != content:
+            self.book.contents.same[content] = known
+        self.book.contents.places[place] = None
+
     def own(self, memory: Memory) -> None:
         """All of a memory is needed to write to a part of it."""
         if memory.content is not None and memory.content in self.book.of_images:
@@ -158,13 +175,10 @@ class RecordingRun(RealRun):
     def live(self, func: Operation, args: Sequence[Any], kwargs: Values, *, known: bool) -> Any:
         """Run it, and note why it is live."""
         values = [*flat((tuple(args), tuple(kwargs.values())))]
-        of_images = self.depends(args, kwargs)
         causes = [self._cause(v) for v in values if isinstance(v, Tensor)]
-        if of_images and func._schema.name in READS:
+        if func._schema.name in READS and self.depends(args, kwargs):
             self.found.reads |= {v.memory.content: self.place() for v in values if type(v) is Fixed}
-        elif known and of_images:
-            self.found.obstacles[_obstacle(self.place(), func)] = None
-        elif of_images and "" not in causes:
+        elif "" not in causes and any(map(self._is_weight, values)):  # frozen, and yet computed at every step
             self.found.obstacles |= {cause: None for cause in causes if isinstance(cause, Obstacle)}
         outs = super().live(func, args, kwargs, known=known)
         self._mark(func, args, kwargs, outs, known=known)
@@ -184,6 +198,12 @@ class RecordingRun(RealRun):
         if has_rows and content in self.book.of_images and content not in self.found.prints:
             self.found.prints[content] = prints(memory.real)
 
+    def _is_weight(self, value: Any) -> bool:
+        """Whether it is frozen, or made of what is and of nothing else."""
+        if type(value) is Fixed:
+            return value.memory.content is not None and value.memory.content not in self.book.of_images
+        return id(value) in self.frozen
+
     def _cause(self, value: Tensor) -> Obstacle | Literal[""] | None:
         """Why a tensor is live, "" where it trains; None where it is not."""
         if id(value) in self._live:
@@ -196,73 +216,17 @@ class RecordingRun(RealRun):
     def _mark(self, func: Operation, args: Sequence[Any], kwargs: Values, outs: Any, *, known: bool = False) -> None:
         given = [v for v in flat((tuple(args), tuple(kwargs.values()))) if isinstance(v, Tensor)]
         causes = [cause for cause in map(self._cause, given) if cause is not None]
-        if known or (torch.Tag.nondeterministic_seeded in func.tags and not is_fixed(func, args, kwargs)):
-            causes.append(_obstacle(self.place(), func))
+        random = torch.Tag.nondeterministic_seeded in func.tags and not is_fixed(func, args, kwargs)
+        if func._schema.name in _ROOM:
+            return
+        if random or known:
+            reason = "draws random numbers" if random else "is not known to give the same for an image every time"
+            causes.append(Obstacle(self.place(), f"{func._schema.name.removeprefix('aten::')} {reason}"))
         if causes or any(type(value) is Fixed for value in given):
             cause: Obstacle | Literal[""] = "" if not causes or "" in causes else causes[0]
             for value in flat(tuple(outs) if isinstance(outs, (tuple, list)) else (outs,)):
                 if isinstance(value, Tensor) and type(value) is not Fixed:
                     self._live[id(value)] = (value, cause)
-
-
-def _obstacle(module: str, func: Operation) -> Obstacle:
-    name = func._schema.name.removeprefix("aten::")
-    return Obstacle(module, f"{name} is not known to give the same for an image every time")
-
-
-def named(module: nn.Module) -> list[tuple[str, Tensor]]:
-    """Parameters and buffers by every name that they have."""
-    parameters = module.named_parameters(remove_duplicate=False)
-    return [*parameters, *module.named_buffers(remove_duplicate=False)]
-
-
-def sources(module: nn.Module, names: Collection[str], book: Book) -> dict[int, Memory]:
-    """The module's frozen tensors of these names, by identity."""
-    found = {}
-    for name, value in named(module):
-        if name in names and not value.requires_grad and id(value) not in found:
-            content = book.contents.frozen.get(name)
-            if content is None:
-                content = book.contents.frozen[name] = book.contents.new()
-            found[id(value)] = Memory(content, value, value.detach(), source=True)
-    return found
-
-
-def find_constant(book: Book, value: Tensor) -> int | None:
-    """The content of a constant with these bytes; with a row for each image, of one with this row."""
-    for kind, tensor in _forms(book, value, cheaply=True):
-        for known, content in book.contents.constants.get(kind, ()):
-            if same_bytes(known, tensor):
-                return content
-    return None
-
-
-def add_constant(book: Book, value: Tensor) -> int:
-    """Remember a constant."""
-    content = book.contents.new()
-    for kind, tensor in _forms(book, value, cheaply=False):
-        book.contents.constants.setdefault(kind, []).append((tensor.detach().clone(), content))
-    return content
-
-
-def _forms(book: Book, value: Tensor, *, cheaply: bool) -> list[tuple[tuple[Any, ...], Tensor]]:
-    """A constant as a whole, and as the row that all images share."""
-    forms: list[tuple[tuple[Any, ...], Tensor]] = [(("whole", value.dtype, tuple(value.shape)), value)]
-    kind = ("row", value.dtype, tuple(value.shape[1:]))
-    wanted = not cheaply or kind in book.contents.constants
-    if wanted and value.shape[:1] == (book.batch,) and same_bytes(value, value[:1].expand(value.shape)):
-        forms.append((kind, value[0]))
-    return forms
-
-
-def same_bytes(ours: Tensor, theirs: Tensor) -> bool:
-    """Whether two tensors of one type and shape hold the same bits."""
-    if ours.device != theirs.device:
-        return False
-    if ours.dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16) and ours.numel():
-        whole = {2: torch.int16, 4: torch.int32, 8: torch.int64}[ours.element_size()]
-        ours, theirs = ours.contiguous().view(whole), theirs.contiguous().view(whole)
-    return torch.equal(ours, theirs)
 
 
 def prints(value: Tensor) -> Tensor:
@@ -275,33 +239,6 @@ def prints(value: Tensor) -> Tensor:
 def copied(value: Tensor) -> Tensor:
     """A copy with the same layout in memory."""
     return torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device=value.device).copy_(value)
-
-
-def plain_outputs(value: Any) -> Any:
-    """A module's outputs with stand-ins replaced by their numbers."""
-    return mapped(value, lambda leaf: plain_tensor(leaf) if type(leaf) is Fixed else leaf)
-
-
-def plain_tensor(value: Fixed) -> Tensor:
-    """The numbers; what has a gradient keeps it."""
-    return value.clone() if value.requires_grad or value.memory.content is None else value.run.need(value)
-
-
-def settle(module: nn.Module) -> None:
-    """Replace stand-ins that a forward pass left in the module's attributes by their numbers."""
-    attributes = [vars(part) for part in module.modules()] + [part._buffers for part in module.modules()]
-    for held, name in [(each, name) for each in attributes for name in each]:
-        value = held[name]
-        nested = type(value) in (list, tuple, dict) and not name.startswith("_")
-        if type(value) is Fixed or (nested and any(type(leaf) is Fixed for leaf in leaves(value))):
-            held[name] = plain_outputs(value)
-
-
-def leaves(value: Any) -> list[Any]:
-    """What nested tuples, lists and dicts hold."""
-    found: list[Any] = []
-    mapped(value, found.append)
-    return found
 
 
 def run_module(run: RealRun, module: nn.Module, images: Tensor, *, training: bool) -> None:

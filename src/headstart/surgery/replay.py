@@ -20,9 +20,10 @@ from headstart.surgery.cut import Cut
 from headstart.surgery.fixed_values import IMAGES, Book, Contents, NotReplayable, geometry_of
 from headstart.surgery.generators import seed_generators
 from headstart.surgery.halves import Known, Prefix, Suffix
+from headstart.surgery.held import Sources, named
 from headstart.surgery.module_state import read_state, restore_state
 from headstart.surgery.pairing import pair
-from headstart.surgery.recording import Obstacle, Recording, RecordingRun, named, run_module, sources
+from headstart.surgery.recording import Obstacle, Recording, RecordingRun, run_module
 from headstart.turns import own_turn
 
 __all__ = ["NotReplayable", "Obstacle", "Prefix", "Replay", "Suffix", "find_replay"]
@@ -113,7 +114,7 @@ def _recorded(
         try:
             seed_generators(seed)
             before, chances = dict(named(module)), _chances()
-            run = RecordingRun(book, sources(module, frozen, book), module)
+            run = RecordingRun(book, Sources(frozen, book.contents).read(module, book), module)
             run_module(run, module, images, training=training)
             after = dict(named(module))
             run.found.drew = _chances() != chances

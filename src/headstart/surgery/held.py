@@ -1,0 +1,110 @@
+"""What a module holds: its frozen tensors by identity, and stand-ins that a forward pass left in its attributes."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Collection, Iterator
+from typing import Any
+
+from torch import Tensor, nn
+
+from headstart.surgery.constants import find_constant
+from headstart.surgery.fixed_values import Book, Contents, Fixed, Memory, mapped
+
+
+def named(module: nn.Module) -> list[tuple[str, Tensor]]:
+    """Parameters and buffers by every name that they have."""
+    parameters = module.named_parameters(remove_duplicate=False)
+    return [*parameters, *module.named_buffers(remove_duplicate=False)]
+
+
+class Sources:
+    """The frozen tensors of a module, by identity; looked for again where it holds others."""
+
+    def __init__(self, names: Collection[str], contents: Contents) -> None:
+        self._names, self._contents = names, contents
+        self._module: nn.Module | None = None
+        self._held: list[tuple[dict[str, Any], str, Tensor, int, Memory, int]] = []
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Sources:
+        return Sources(self._names, copy.deepcopy(self._contents, memo))
+
+    def read(self, module: nn.Module, book: Book) -> dict[int, Memory]:
+        """What they are now, each as it was known, and what the module keeps of what is made of them."""
+        if self._module is not module or not all(
+            held.get(name) is value and value.data_ptr() == where and not value.requires_grad
+            for held, name, value, where, _, _ in self._held
+        ):
+            self._module, self._held = module, list(self._find(module))
+        for _, _, _, _, memory, content in self._held:
+            memory.content = content
+        found = {id(value): memory for _, _, value, _, memory, _ in self._held}
+        for path, name in self._contents.places:
+            for value in leaves(vars(module.get_submodule(path)).get(name)):
+                is_plain = type(value) is Tensor and not value.requires_grad
+                known = find_constant(book, value) if is_plain else None
+                if known is not None:
+                    found[id(value)] = Memory(known, value, value.detach(), source=True)
+        return found
+
+    def _find(self, module: nn.Module) -> Iterator[tuple[dict[str, Any], str, Tensor, int, Memory, int]]:
+        seen, known = dict[int, Memory](), self._contents.frozen
+        for name, held, key, value in held_tensors(module):
+            if name not in self._names or value.requires_grad:
+                continue
+            if name not in known:
+                known[name] = self._contents.new()
+            memory = seen.setdefault(id(value), Memory(known[name], value, value.detach(), source=True))
+            assert memory.content is not None
+            yield held, key, value, value.data_ptr(), memory, memory.content
+
+
+def held_tensors(module: nn.Module) -> Iterator[tuple[str, dict[str, Any], str, Tensor]]:
+    """Parameters and buffers by every name that they have, with the dict and the key that hold them."""
+    parts = module.named_modules(remove_duplicate=False)
+    holders = ((path, held) for path, part in parts for held in (part._parameters, part._buffers))
+    for path, held in holders:
+        for key, value in held.items():
+            if value is not None:
+                yield f"{path}.{key}" if path else key, held, key, value
+
+
+def plain_outputs(value: Any) -> Any:
+    """A module's outputs with stand-ins replaced by their numbers."""
+    return mapped(value, lambda leaf: plain_tensor(leaf) if type(leaf) is Fixed else leaf)
+
+
+def plain_tensor(value: Fixed) -> Tensor:
+    """The numbers; what has a gradient keeps it."""
+    return value.clone() if value.requires_grad or value.memory.content is None else value.run.need(value)
+
+
+def settle(module: nn.Module) -> None:
+    """Replace stand-ins that a forward pass left in the module's attributes by their numbers."""
+    for path, part in module.named_modules():
+        if type(part).__module__.startswith("torch.nn.") and not part._forward_hooks and not part._forward_pre_hooks:
+            continue  # torch's own layers keep nothing
+        for held in (part.__dict__, part._buffers):
+            for name in [name for name, value in held.items() if type(value) in _HOLDING and _holds(name, value)]:
+                _settle(held, name, path)
+
+
+def _settle(held: dict[str, Any], name: str, path: str) -> None:
+    for leaf in leaves(held[name]):
+        if type(leaf) is Fixed:
+            leaf.run.stays(leaf, (path, name))
+    held[name] = plain_outputs(held[name])
+
+
+_HOLDING = frozenset((Fixed, list, tuple, dict))
+
+
+def _holds(name: str, value: Any) -> bool:
+    return type(value) is Fixed or (not name.startswith("_") and any(type(leaf) is Fixed for leaf in leaves(value)))
+
+
+def leaves(value: Any) -> list[Any]:
+    """What nested tuples, lists and dicts hold."""
+    found: list[Any] = []
+    mapped(value, found.append)
+    return found
