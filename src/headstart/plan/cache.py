@@ -81,7 +81,7 @@ def choose_cache(
         replace(phase, views=choice["views"], cached=tuple(choice["cached"]))
         for phase, choice in zip(course.phases, choices, strict=True)
     )
-    if config.cache.use == "always" and not any(phase.cached for phase in phases):
+    if not recorded and config.cache.use == "always" and not any(phase.cached for phase in phases):
         raise ConfigError(f"cache.use: nothing can be cached: {choices[0]['why']}; give --cache.use auto")
     shown = "; ".join(f"{phase.name}: {_text(phase)}" for phase in phases)
     why = "; ".join(dict.fromkeys(choice["why"] for choice in choices))
