@@ -193,3 +193,77 @@ def test_an_average_of_another_model_is_named(net, noise) -> None:
     state.optimizer = torch.optim.SGD(state.model.parameters(), lr=0.1)
     with pytest.raises(ConfigError, match=r"state.average: it is of another model, fc.weight, fc.bias differ"):
         hs.train_step(state, noise(8), rules=rules)
+
+
+@pytest.mark.parametrize(
+    "rules",
+    [
+        hs.StepRules(precision="fp16"),
+        hs.StepRules(penalties=Penalties(l2_start=0.5, l1=0.01)),
+        hs.StepRules(average_steps=3.0),
+    ],
+    ids=["scaler", "start", "average"],
+)
+def test_what_the_state_made_is_saved_and_restored_into_a_state_that_has_none(net, noise, tmp_path, rules) -> None:
+    """Stopped after two of five steps and restored elsewhere: the bits of the five."""
+
+    def state() -> hs.TrainState:
+        return sgd(net(norm=True, dropout=0.5))
+
+    def train(made: hs.TrainState, seeds: range) -> hs.TrainState:
+        for seed in seeds:
+            hs.train_step(made, noise(8, seed=seed), rules=rules)
+        return made
+
+    whole = train(state(), range(5))
+    hs.save(train(state(), range(2)), tmp_path)
+    again = state()
+    hs.restore(again, tmp_path)
+    again = train(again, range(2, 5))
+    models = [(whole.model, again.model)]
+    if whole.average is not None:
+        models.append((whole.average.module, again.average.module))
+        assert whole.average.decay == again.average.decay
+    for one, other in models:
+        for name, value in one.state_dict().items():
+            assert torch.equal(value, other.state_dict()[name]), name
+    assert whole.start.keys() == again.start.keys()
+    if whole.scaler is not None:
+        assert again.scaler.state_dict() == whole.scaler.state_dict()
+
+
+def test_a_state_that_goes_back_to_before_its_first_step_makes_them_anew(net, noise, tmp_path) -> None:
+    state = sgd(net())
+    hs.save(state, tmp_path)
+    rules = hs.StepRules(precision="fp16", average_steps=5)
+    first = hs.train_step(state, noise(8), rules=rules)
+    hs.restore(state, tmp_path)
+    assert (state.scaler, state.average, state.average_decay) == (None, None, None)
+    assert hs.train_step(state, noise(8), rules=rules).loss == first.loss
+    assert state.scaler is not None and state.average is not None
+
+
+def test_a_checkpoint_without_an_average_does_not_end_one(net, noise, tmp_path) -> None:
+    state = sgd(net())
+    hs.train_step(state, noise(8), rules=hs.StepRules())
+    hs.save(state, tmp_path)
+    state.average = make_average(state.model, half_life=1.0, total_steps=9)
+    with pytest.raises(
+        hs.Error, match=r"was saved without state.average; restore it into a state that is made the same"
+    ):
+        hs.restore(state, tmp_path)
+
+
+def test_after_parameters_were_exchanged_a_state_can_be_saved(net, noise, tmp_path) -> None:
+    """What the optimizer still holds of the old ones is nobody's."""
+    model = net()
+    state = hs.TrainState(model, torch.optim.AdamW(model.parameters()))
+    hs.train_step(state, noise(8), rules=hs.StepRules())
+    model.fc = nn.Linear(16, 3)
+    state.optimizer.param_groups[0]["params"] = list(model.parameters())
+    hs.train_step(state, noise(8), rules=hs.StepRules())
+    hs.save(state, tmp_path)
+    expected = hs.train_step(state, noise(8, seed=5), rules=hs.StepRules())
+    hs.restore(state, tmp_path)
+    found = hs.train_step(state, noise(8, seed=5), rules=hs.StepRules())
+    assert (found.loss, found.grad_norm) == (expected.loss, expected.grad_norm)

@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as read_tensors
+from timm.utils.model_ema import ModelEmaV3
 from torch import Tensor, nn
 
 from headstart.disk import DISK, Disk
@@ -41,6 +42,7 @@ from headstart.runs.optimizer_state import optimizer_contents, placed, read_opti
 from headstart.runs.own_file import own_files, restore_own
 from headstart.runs.tensor_file import in_pieces, packed
 from headstart.storage import MANIFEST, Again, explained, json_bytes, read_folder, write_folder, write_json
+from headstart.train.precision import device_of, make_scaler
 from headstart.train.state import Best, TrainState
 
 _COUNTERS = (
@@ -92,7 +94,7 @@ def _contents(state: TrainState, target: Path) -> dict[str, Content | Again]:
         whole: dict[str, Content | Again] = {f"{kind}.safetensors": in_pieces(values) for kind, values in kinds.items()}
         fixed = {FROZEN: frozen, START: state.start}
         whole |= {name: fixed_file(state.model, values, target / name) for name, values in fixed.items() if values}
-        tensors_file, own = own_files(_modules(state))
+        tensors_file, own = own_files(_modules(state.model, state.average))
         counters = _counters(state) | {"optimizer": plain} | ({"own": own} if own else {})
         return whole | tensors_file | {"state.json": json_bytes(counters)}
     kinds |= {"start": state.start} if state.start else {}
@@ -106,9 +108,9 @@ def _contents(state: TrainState, target: Path) -> dict[str, Content | Again]:
     return files | ({"state.json": state_file} if ours.is_first else {})
 
 
-def _modules(state: TrainState) -> dict[str, nn.Module]:
+def _modules(model: nn.Module, average: ModelEmaV3 | None) -> dict[str, nn.Module]:
     """The modules that a checkpoint holds, by kind."""
-    return {"model": state.model} | ({"average": state.average.module} if state.average is not None else {})
+    return {"model": model} | ({"average": average.module} if average is not None else {})
 
 
 def _part_name(kind: str, rank: int, processes: int) -> str:
@@ -135,6 +137,7 @@ def _counters(state: TrainState) -> dict[str, Any]:
     return {name: getattr(state, name) for name in _COUNTERS} | {
         "best": asdict(state.best) if state.best is not None else None,
         "scaler": scaler,
+        "average_decay": state.average_decay,
     }
 
 
@@ -239,16 +242,8 @@ def restore_found(state: TrainState, found: FoundCheckpoint) -> None:
 def _restore(state: TrainState, found: FoundCheckpoint) -> None:
     """Everything is read and compared first, and only then put into the state, or nothing is."""
     where, counters = found.path, found.counters
-    for name, ours, theirs in (
-        ("average", state.average is not None, any(name.startswith("average") for name in found.files)),
-        ("scaler", state.scaler is not None, counters["scaler"] is not None),
-    ):
-        if ours != theirs:
-            raise StorageError(
-                f"{where}: was saved with{'' if theirs else 'out'} state.{name}; restore it into a state that is "
-                "made the same way"
-            )
-    modules = _modules(state)
+    average, scaler = _average(state, found), _scaler(state, found)
+    modules = _modules(state.model, average)
     tensors = {kind: _tensors(found.files, kind) for kind in modules}
     for kind, module in modules.items():
         _check_fits(module, tensors[kind], where=where)
@@ -264,11 +259,42 @@ def _restore(state: TrainState, found: FoundCheckpoint) -> None:
             _put(module, tensors[kind])
             restore_own(module, kind, found.files, counters.get("own"))
         optimizer.put_into(state.optimizer)
-        if state.scaler is not None:
-            state.scaler.load_state_dict(counters["scaler"])
+        if scaler is not None:
+            scaler.load_state_dict(counters["scaler"])
     for name, value in numbers.items():
         setattr(state, name, value)
-    state.best, state.start = best, start
+    state.best, state.start, state.average, state.scaler = best, start, average, scaler
+    state.average_decay = counters.get("average_decay")
+
+
+def _average(state: TrainState, found: FoundCheckpoint) -> ModelEmaV3 | None:
+    """The state's average; a new one where ``average_steps`` of the rules made the one that was saved."""
+    saved, decay = any(name.startswith("average") for name in found.files), found.counters.get("average_decay")
+    if saved and state.average is None and isinstance(decay, float):
+        return ModelEmaV3(state.model, decay=decay)
+    if not saved and state.average_decay and not found.counters["step"]:
+        return None  # the rules make it again at the first step
+    _check_made_alike("average", saved=saved, there=state.average is not None, where=found.path)
+    return state.average
+
+
+def _scaler(state: TrainState, found: FoundCheckpoint) -> torch.amp.GradScaler | None:
+    """The state's loss scaler; a new one where only the checkpoint has one: ``precision`` fp16 made it."""
+    saved = found.counters["scaler"] is not None
+    if saved and state.scaler is None:
+        return make_scaler(device_of(state.model), "fp16")
+    if not saved and not found.counters["step"]:
+        return None
+    _check_made_alike("scaler", saved=saved, there=state.scaler is not None, where=found.path)
+    return state.scaler
+
+
+def _check_made_alike(name: str, *, saved: bool, there: bool, where: Path) -> None:
+    if saved != there:
+        raise StorageError(
+            f"{where}: was saved with{'' if saved else 'out'} state.{name}; restore it into a state that is made the "
+            "same way"
+        )
 
 
 def _start(state: TrainState, found: FoundCheckpoint) -> dict[str, Tensor]:

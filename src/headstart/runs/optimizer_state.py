@@ -55,6 +55,8 @@ def optimizer_contents(model: nn.Module, optimizer: torch.optim.Optimizer) -> tu
     names = _names(model)
     _check_known(optimizer, names)
     for parameter, values in optimizer.state.items():
+        if parameter not in names:  # of a part that was replaced: nobody's
+            continue
         name = names[parameter]
         tensors |= {f"{name}//{key}": value for key, value in values.items() if isinstance(value, Tensor)}
         rest = {key: value for key, value in values.items() if not isinstance(value, Tensor)}
@@ -78,7 +80,7 @@ def _is_row(value: object) -> bool:
 
 def _check_known(optimizer: torch.optim.Optimizer, names: Mapping[Tensor, str]) -> None:
     listed = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    strange = [parameter for parameter in (*listed, *optimizer.state) if parameter not in names]
+    strange = [parameter for parameter in listed if parameter not in names]
     if strange:
         raise ConfigError(
             f"state.optimizer has a parameter of shape {list(strange[0].shape)} that is not one of state.model's: a "

@@ -30,7 +30,8 @@ def make_companions(
     if state.scaler is None:
         state.scaler = make_scaler(device_of(state.model), precision)
     if state.average is None and average_steps is not None:
-        state.average = ModelEmaV3(state.model, decay=decay_of(average_steps))
+        state.average_decay = decay_of(average_steps)
+        state.average = ModelEmaV3(state.model, decay=state.average_decay)
     if penalties.l2_start:
         _keep_start(state, dict(state.model.named_parameters()), before)
 

@@ -119,6 +119,7 @@ class TrainState:
     suffix: nn.Module | None = None  # what of the model computes, where batches hold tensors at its boundary
     replica: Replica | None = None  # the model across processes, where there are several
     compiled: Compiled | None = field(default=None, repr=False, compare=False)  # what steps call in place of the model
+    average_decay: float | None = None  # of an average that ``average_steps`` of the rules made
     parts: Parts | None = field(default=None, repr=False, compare=False)  # what ``parts_of`` has looked up
 
 
