@@ -77,7 +77,7 @@ OPPOSITE = (ast.Eq, ast.NotEq, ast.Is, ast.IsNot, ast.In, ast.NotIn)  # a swap o
 
 @dataclass(frozen=True)
 class Mutant:
-    """A changed module, and where it differs: ``function`` (empty: outside of any) and the lines of the statement."""
+    """A changed module, and where it differs: the function or class, and the lines of the statement."""
 
     tree: ast.Module
     line: int
@@ -85,6 +85,7 @@ class Mutant:
     was: str
     now: str
     lines: range
+    runs_at_import: bool
 
     def key(self, path: str, number: int) -> str:
         """A name that stays when lines move."""
@@ -104,7 +105,7 @@ class Baseline:
 def mutants(source: str) -> Iterator[Mutant]:
     """Every change of the module, one at a time."""
     tree = ast.parse(source)
-    for path, statement, function in list(_places(tree)):
+    for path, statement, function, at_import in list(_places(tree)):
         node = _at(tree, path)
         for change in _changes(node, path, tree):
             changed = copy.deepcopy(tree)
@@ -115,7 +116,9 @@ def mutants(source: str) -> Iterator[Mutant]:
             was, now = _shown(node), _shown(_at(changed, path))
             if was == now:  # an operator is shown by what it stands in
                 was, now = _shown(_at(tree, path[:-1])), _shown(_at(changed, path[:-1]))
-            yield Mutant(changed, getattr(node, "lineno", statement.lineno), function, was, now, _header(statement))
+            yield Mutant(
+                changed, getattr(node, "lineno", statement.lineno), function, was, now, _header(statement), at_import
+            )
 
 
 def _shown(node: Any) -> str:
@@ -127,16 +130,18 @@ def _shown(node: Any) -> str:
 Path_ = tuple[tuple[str, int | None], ...]
 
 
-def _places(tree: ast.Module) -> Iterator[tuple[Path_, ast.stmt, str]]:
-    """Every node that is code: the way to it, the statement it is in, and the function."""
+def _places(tree: ast.Module) -> Iterator[tuple[Path_, ast.stmt, str, bool]]:
+    """Every node that is code: the way to it, the statement, the function or class, and whether it runs at import."""
 
-    def walk(node: ast.AST, path: Path_, statement: ast.stmt | None, names: tuple[str, ...]) -> Iterator[Any]:
+    def walk(
+        node: ast.AST, path: Path_, statement: ast.stmt | None, names: tuple[str, ...], at_import: bool
+    ) -> Iterator[Any]:
         if isinstance(node, ast.JoinedStr) or _is_docstring(node) or _is_typing(node):
             return
         if isinstance(node, ast.stmt):
             statement = node
         if statement is not None:
-            yield path, statement, ".".join(names)
+            yield path, statement, ".".join(names), at_import
         if isinstance(node, ast.Raise):
             return  # a message
         inner = (*names, node.name) if isinstance(node, ast.FunctionDef | ast.ClassDef) else names
@@ -144,11 +149,13 @@ def _places(tree: ast.Module) -> Iterator[tuple[Path_, ast.stmt, str]]:
             if name in ("annotation", "returns", "decorator_list", "bases", "msg", "type", "format_spec"):
                 continue
             outside = isinstance(node, ast.FunctionDef) and name == "args"
+            later = isinstance(node, ast.FunctionDef) and not outside
             for place, child in enumerate(value) if isinstance(value, list) else [(None, value)]:
                 if isinstance(child, ast.AST):
-                    yield from walk(child, (*path, (name, place)), statement, names if outside else inner)
+                    where = names if outside else inner
+                    yield from walk(child, (*path, (name, place)), statement, where, at_import and not later)
 
-    yield from walk(tree, (), None, ())
+    yield from walk(tree, (), None, (), True)
 
 
 def _is_docstring(node: ast.AST) -> bool:
@@ -360,11 +367,11 @@ class Changed(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 def judge(mutant: Mutant, file: Path, baseline: Baseline, *, warm: bool) -> str:
     """``caught``, ``survived``, ``not run``, or ``cold``: to be judged where the module is not imported yet."""
     wanted = set().union(*(baseline.lines.get(line, set()) for line in mutant.lines))
-    if not mutant.function:
+    if mutant.runs_at_import:
         wanted = set(baseline.seconds)
     if not wanted:
         return "not run"
-    if warm and (not mutant.function or not put_code(mutant, file)):
+    if warm and (mutant.runs_at_import or not put_code(mutant, file)):
         return "cold"
     if not warm:
         name = ".".join(["headstart", *file.relative_to(PACKAGE).with_suffix("").parts])
@@ -386,7 +393,10 @@ def judge_all(path: str, tests: list[str], wanted: list[Mutant], told: Callable[
         return forked(lambda: judge(mutant, file, baseline, warm=warm), cpu_seconds=limit) or "slow"
 
     def all_warm() -> list[str]:
+        forked_stdout = os.dup(1)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         run_tests(tests, Chosen([]))  # imports everything
+        os.dup2(forked_stdout, 1)
         verdicts = []
         for mutant in wanted:
             verdicts.append(judged(mutant, warm=True))
