@@ -15,7 +15,7 @@ from PIL import Image, JpegImagePlugin, TiffImagePlugin, UnidentifiedImageError
 
 from headstart.data.interruptible import run_interruptibly
 from headstart.data.limits import MAX_PIXELS, BoundedFile, TooMuchWork, find_excess, find_size_excess, open_bounded
-from headstart.errors import DataError
+from headstart.errors import DataError, RunError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 MAX_BYTES = 512 * 2**20
@@ -120,7 +120,7 @@ def decode_image(content: bytes, *, path: Path | str, channels: int = 3, reduced
     try:
         picture, orientation = _opened(content, path=path, channels=channels, reduced=reduced)
         return _upright(picture, orientation)
-    except UnreadableImage:
+    except (UnreadableImage, RunError):  # the latter by a signal's handler
         raise
     except UnidentifiedImageError:
         raise UnreadableImage(path, _what_it_is(content)) from None
@@ -207,7 +207,7 @@ def open_jpeg(content: bytes, *, path: Path | str) -> Jpeg | None:
         with Image.open(io.BytesIO(content), formats=("JPEG",)) as image:
             _refuse(find_size_excess(*image.size), path)
             return Jpeg(image.size, image.mode, _orientation(image))
-    except UnreadableImage:
+    except (UnreadableImage, RunError):  # the latter by a signal's handler
         raise
     except Exception:  # Pillow's parsers raise anything on damaged files
         return None
@@ -222,6 +222,8 @@ def reduced_jpeg(content: bytes, factor: int, *, channels: int) -> Image.Image |
             _reduce(image, factor)
             image.load()
             return _eight_bit(image, channels=channels, path="")
+    except RunError:
+        raise
     except Exception:  # Pillow's decoders raise anything on damaged files; decode_image says what
         return None
 

@@ -6,7 +6,8 @@ The threads are daemons: work that nobody waits for any more does not keep the p
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import count
@@ -18,6 +19,43 @@ QUICK_PIXELS = 4_000_000
 _LOOK_SECONDS = 0.2
 _T = TypeVar("_T")
 _Item = TypeVar("_Item")
+
+
+class _Waiting(threading.local):
+    """Of each thread: whether it waits for data, and what is called when it begins to."""
+
+    now = False
+    hear: Callable[[], None] | None = None
+
+
+_WAITING = _Waiting()
+
+
+@contextmanager
+def waiting_for_data() -> Iterator[None]:
+    """Within, nothing would be lost if the run was left here: no step has begun."""
+    _WAITING.now = True
+    try:
+        if _WAITING.hear is not None:  # what came since the last step, which it could not break off
+            _WAITING.hear()
+        yield
+    finally:
+        _WAITING.now = False
+
+
+@contextmanager
+def heard_before_waiting(hear: Callable[[], None]) -> Iterator[None]:
+    """Within, ``hear`` is called whenever this thread begins to wait for data."""
+    before, _WAITING.hear = _WAITING.hear, hear
+    try:
+        yield
+    finally:
+        _WAITING.hear = before
+
+
+def is_waiting() -> bool:
+    """Whether this thread waits for data, and could be told to leave."""
+    return _WAITING.now
 
 
 def run_interruptibly(work: Callable[[], _T], *, pixels: int) -> _T:

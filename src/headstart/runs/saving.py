@@ -15,6 +15,7 @@ from types import FrameType
 from typing import NoReturn
 
 from headstart.config.schema import Checkpoint
+from headstart.data.interruptible import heard_before_waiting, is_waiting
 from headstart.errors import Interrupted, OthersFailed
 from headstart.parallel.messages import any_of
 from headstart.parallel.processes import current
@@ -46,11 +47,12 @@ def _leave_early(number: int) -> NoReturn:
 class Interruption:
     """The signal that asked the run to stop, if one did, and what is done the moment it comes.
 
-    ``at_once`` None: nothing, the step is finished first.
+    ``at_once`` None: nothing, the step is finished first; while this process still decodes its images, ``between_steps``.
     """
 
     signals: list[int] = field(default_factory=list)
     at_once: Callable[[int], NoReturn] | None = _leave_early
+    between_steps: Callable[[int], NoReturn] | None = None
     heard: float = 0.0
 
 
@@ -82,6 +84,12 @@ def interruptible() -> Iterator[Interruption]:
             signal.raise_signal(number)
         if noted.at_once is not None:
             noted.at_once(number)
+        if is_waiting():
+            leave_between_steps()
+
+    def leave_between_steps() -> None:
+        if noted.signals and noted.between_steps is not None:
+            noted.between_steps(noted.signals[0])
 
     usual = sys.unraisablehook
 
@@ -95,7 +103,8 @@ def interruptible() -> Iterator[Interruption]:
         signal.signal(number, note)
     sys.unraisablehook = swallowed
     try:
-        yield noted
+        with heard_before_waiting(leave_between_steps):
+            yield noted
     finally:
         sys.unraisablehook = usual
         for number, handler in before.items():
@@ -129,13 +138,13 @@ class Saver:
     def after(self, event: object, state: TrainState) -> None:
         """Record the event; save when it is time.
 
-        A signal within an epoch waits for its step; during validation and after the last epoch it is obeyed at once,
-        since nothing can be lost.
+        A signal within an epoch waits for its step, but not for its images where this process decodes them; during
+        validation and after the last epoch it is obeyed at once, since nothing can be lost.
 
         Raises: Interrupted: a signal asked for it, and the state is saved. StorageError: it cannot be
         saved. NonFiniteError: it must not be.
         """
-        self._interrupted.at_once = None
+        self._interrupted.at_once = self._interrupted.between_steps = None
         if isinstance(event, CacheGivenUp):
             self._go_back(state)
         if self._log is not None:
@@ -143,12 +152,17 @@ class Saver:
         self._watch(event)
         signalled = bool(self._interrupted.signals)
         stopping, due = any_of(signalled, self._is_due(event)) if isinstance(event, StepDone) else (False, False)
-        if stopping or due or isinstance(event, EpochDone):
+        saved = stopping or due or isinstance(event, EpochDone)
+        if saved:
             self._save(state)
         if stopping:
             self._stop(state)
         within_epoch = isinstance(event, StepDone) and state.epoch_step < event.steps_in_epoch
-        if within_epoch or current().several:  # the others would wait for this one
+        if current().several:  # the others would wait for this one
+            return
+        if within_epoch:
+            self._unsaved = None if saved else state
+            self._interrupted.between_steps = lambda _: self._stop(state)
             return
         self._unsaved = replace(state) if isinstance(event, StepDone) else None  # as it is before validation
         self._interrupted.at_once = lambda _: self._stop(state)
@@ -166,7 +180,7 @@ class Saver:
 
     def _stop(self, state: TrainState) -> NoReturn:
         """Save what is not saved yet, and leave."""
-        self._interrupted.at_once = None
+        self._interrupted.at_once = self._interrupted.between_steps = None
         number = (self._interrupted.signals or [signal.SIGTERM])[0]  # of several processes one may not have heard it
         if self._log is None:
             raise OthersFailed(exit_code=128 + number)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -11,7 +12,8 @@ import torch
 
 from headstart.ambient import each_in_own_arithmetic
 from headstart.config.schema import Schedule
-from headstart.data.batches import Batch
+from headstart.data.batches import Batch, Batches
+from headstart.data.interruptible import waiting_for_data
 from headstart.errors import ConfigError, NonFiniteError
 from headstart.optim.schedules import rate_factor
 from headstart.parallel.processes import current
@@ -88,7 +90,7 @@ def _epochs(
     with kept_memory():
         for epoch in range(state.epochs_done, first + epochs):
             started, images = time.monotonic(), 0
-            made = Timed(batches.epoch(epoch, first=state.epoch_step))
+            made = Timed(batches.epoch(epoch, first=state.epoch_step), waiting=_waiting(batches))
             for batch in made:
                 done_here = (epoch - first) * per_epoch + state.epoch_step
                 _follow(schedule, state, done_here, total=epochs * per_epoch, before=rates)
@@ -104,17 +106,27 @@ def _epochs(
             yield replace(closed, input_seconds=made.seconds, copy_seconds=copied)
 
 
+def _waiting(batches: TrainingBatches) -> Callable[[], AbstractContextManager[None]]:
+    """Within what they are awaited: a signal is heard at once where this process decodes them; of loading processes it
+    would break off what they hand over.
+    """
+    return waiting_for_data if isinstance(batches, Batches) and batches.workers == 0 else nullcontext
+
+
 class Timed(Iterator[Batch]):
     """The batches, and the seconds that were spent in getting them."""
 
-    def __init__(self, batches: Iterator[Batch]) -> None:
-        self._batches, self.seconds = batches, 0.0
+    def __init__(
+        self, batches: Iterator[Batch], *, waiting: Callable[[], AbstractContextManager[None]] = nullcontext
+    ) -> None:
+        self._batches, self._waiting, self.seconds = batches, waiting, 0.0
         self._largest: Batch | None = None
 
     def __next__(self) -> Batch:
         started = time.monotonic()
         try:
-            batch = next(self._batches)
+            with self._waiting():
+                batch = next(self._batches)
             if self._largest is None or len(batch.targets) > len(self._largest.targets):
                 self._largest = batch
             return batch
