@@ -52,17 +52,17 @@ _COUNTERS = (
 _FOLDER = re.compile(r"step-([0-9]+)")
 
 
-def save(state: TrainState, folder: str | Path, *, keep: int = 2, disk: Disk = DISK) -> Path:
+def save(state: TrainState, folder: str | Path, *, keep: int = 2, run: str | None = None, disk: Disk = DISK) -> Path:
     """Write a checkpoint of ``state`` into ``folder``; older ones than the ``keep`` newest go, the best stays.
 
-    Those of later steps go too: they belong to a course that was given up.
+    Those of later steps go too: they belong to a course that was given up. ``run``: what names the run that it is of.
 
     Raises: StorageError: the disk is full or read-only; earlier checkpoints are intact. ConfigError: the optimizer has
     a parameter that is not the model's.
     """
     root = Path(folder)
     target = root / _folder_name(state.step)
-    files = _contents(state, target)
+    files = _contents(state, target, {} if run is None else {"run": run})
     if is_sharded(state.model):
         files = {**files_to_first({name: bytes(data) for name, data in files.items()})}
         if not current().is_first:
@@ -81,7 +81,7 @@ def save(state: TrainState, folder: str | Path, *, keep: int = 2, disk: Disk = D
     return target
 
 
-def _contents(state: TrainState, target: Path) -> dict[str, Content | Again]:
+def _contents(state: TrainState, target: Path, more: Mapping[str, str]) -> dict[str, Content | Again]:
     """The files of a checkpoint; of a model that is shared out, those of this process."""
     part_again(state.model)
     tensors, plain = optimizer_contents(state.model, state.optimizer)
@@ -95,7 +95,7 @@ def _contents(state: TrainState, target: Path) -> dict[str, Content | Again]:
         fixed = {FROZEN: frozen, START: state.start}
         whole |= {name: fixed_file(state.model, values, target / name) for name, values in fixed.items() if values}
         tensors_file, own = own_files(_modules(state.model, state.average))
-        counters = _counters(state) | {"optimizer": plain} | ({"own": own} if own else {})
+        counters = _counters(state) | {"optimizer": plain, **({"own": own} if own else {}), **more}
         return whole | tensors_file | {"state.json": json_bytes(counters)}
     kinds |= {"start": state.start} if state.start else {}
     ours, shapes = current(), {}
@@ -104,7 +104,7 @@ def _contents(state: TrainState, target: Path) -> dict[str, Content | Again]:
         mine, shapes[kind] = parts(values)
         files[_part_name(kind, ours.rank, ours.world_size)] = packed(mine)
     shared = {"processes": ours.world_size, "shapes": shapes}
-    state_file = json_bytes(_counters(state) | {"optimizer": plain, "shared_out": shared})
+    state_file = json_bytes(_counters(state) | {"optimizer": plain, "shared_out": shared, **more})
     return files | ({"state.json": state_file} if ours.is_first else {})
 
 

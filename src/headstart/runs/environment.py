@@ -18,6 +18,7 @@ from headstart.train.machine import FOR_PEOPLE
 _INEXACT = "inexact"
 """Key of what changed between the run's lives: a list of {step, changed: {fact: [before, since]}}."""
 _BEGAN = {"weights": "weights", "module": "the module's own code", "loss": "the loss's own code"}
+_UNUSUAL = {"switches": ""}  # headstart 0.1 did not record it
 _NAMED = {("model", "weights"), ("model", "coverage")}
 _CHOSEN = ("cached",)  # where activations are kept decides no bit
 _SHA256 = re.compile("[0-9a-f]{64}")
@@ -65,7 +66,7 @@ def compare(
     earlier = before.pop(_INEXACT, [])
     planned, known = plan_facts(now.plan), plan_facts(before_plan or {})
     facts = {**now.environment, **{name: value for name, value in planned.items() if name in known}}
-    before |= {name: value for name, value in known.items() if name in planned}
+    before = _UNUSUAL | before | {name: value for name, value in known.items() if name in planned}
     for entry in reversed([entry for entry in earlier if entry["step"] >= step]):  # nothing is left of that life
         before |= {name: values[0] for name, values in entry["changed"].items()}
     earlier = [entry for entry in earlier if entry["step"] < step]

@@ -17,13 +17,13 @@ from headstart.config.schema import Config
 from headstart.errors import ConfigError, StorageError
 from headstart.runs.checkpoint import newest_step
 from headstart.runs.environment import Facts, compare
+from headstart.runs.plan_file import read_plan, write_plan
 from headstart.runs.spreadsheet import csv_text
 from headstart.runs.tags import join_tags
 from headstart.storage import json_bytes, make_folder, read_json, read_text, refuse_links, sweep, write_file, write_json
 from headstart.train.evaluate import Evaluation
 from headstart.train.machine import environment
 
-_SEAL = "digest"
 _FREE = ("workers", "cache.limit_gb", "data.changed", "out", "data.source", "data.images")  # may be others when a run
 # goes on: a folder that moved is the same run, and the data are compared by their digest
 
@@ -110,7 +110,8 @@ def record_start(
     write_file(run / "config.yaml", write_yaml(config).encode("utf-8", "surrogateescape"))  # from here on it is a run
     make_folder(checkpoints)
     sweep(checkpoints)
-    write_json(run / "plan.json", sealed(plan if before is None or step is None else _with_first_weights(plan, before)))
+    begins = before is None or step is None
+    write_plan(run, {**plan, "run": _run_digest(config, plan)} if begins else _of_first_life(plan, before or {}))
     write_json(facts, now)
     return changed
 
@@ -127,35 +128,19 @@ def _unsaved(run: Path, plan: Mapping[str, Any], *, allow_inexact: bool) -> tupl
     return (f"{names}: begins with its first value",) if names else ()
 
 
-def _with_first_weights(plan: Mapping[str, Any], before: Mapping[str, Any]) -> dict[str, Any]:
-    """The plan of a run that goes on: it names the weights that the run began with, also where others are there now."""
+def _of_first_life(plan: Mapping[str, Any], before: Mapping[str, Any]) -> dict[str, Any]:
+    """The plan of a run that goes on: it names the run, and the weights that it began with, also where others are there
+    now.
+    """
     first = before.get("model") or {}
     kept = {name: first[name] for name in ("weights", "coverage") if name in first}
-    return {**plan, "model": {**plan["model"], **kept}}
+    return {**plan, "model": {**plan["model"], **kept}} | ({"run": before["run"]} if "run" in before else {})
 
 
-def sealed(plan: Mapping[str, Any]) -> dict[str, Any]:
-    """The content of plan.json: the plan, and the SHA-256 by which ``read_plan`` sees that nobody has edited it."""
-    return {**plan, _SEAL: hashlib.sha256(json_bytes(plan)).hexdigest()}
-
-
-def read_plan(run: Path) -> dict[str, Any] | None:
-    """The plan that the run there was made by; None where there is none.
-
-    Raises: StorageError: plan.json is damaged, or was edited.
-    """
-    path = run / "plan.json"
-    if not os.path.lexists(path):
-        return None
-    found = read_json(path)
-    if not isinstance(found, dict):
-        raise StorageError(f"{path}: is damaged, it is not a plan; start a new run with another --out")
-    seal = found.pop(_SEAL, None)  # plans of headstart 0.1 have none
-    if seal is not None and seal != hashlib.sha256(json_bytes(found)).hexdigest():
-        raise StorageError(
-            f"{path}: was edited since the run wrote it; put it back, or start a new run with another --out"
-        )
-    return found
+def _run_digest(config: Config, plan: Mapping[str, Any]) -> str:
+    """By which a checkpoint is known as one of this run: SHA-256 over options, data, weights and code."""
+    options = {name: value for name, value in _leaves(asdict(config)).items() if name not in _FREE}
+    return hashlib.sha256(json_bytes([options, plan["data"]["digest"], plan.get("began")])).hexdigest()
 
 
 def recorded_choices(run: Path) -> dict[str, Any] | None:
@@ -173,7 +158,7 @@ def forget_cache(run: Path) -> None:
     assert plan is not None, run
     for choice in plan["choices"]["cache"]:
         choice["cached"] = []
-    write_json(run / "plan.json", sealed(plan))
+    write_plan(run, plan)
 
 
 def _check_there(*paths: Path) -> None:

@@ -18,6 +18,7 @@ from headstart.parallel.shards import shard
 from headstart.runs.checkpoint import FoundCheckpoint, read_checkpoint, restore_found
 from headstart.runs.finish import Ready
 from headstart.runs.log import Note
+from headstart.runs.plan_file import named_run
 from headstart.train.phases import enter_phase
 from headstart.train.precision import make_scaler
 from headstart.train.state import TrainState, make_average
@@ -26,10 +27,10 @@ from headstart.train.state import TrainState, make_average
 def begin(run: Path, ready: Ready, changed: Sequence[str] = ()) -> tuple[TrainState, tuple[Note, ...]]:
     """The state before the first step, or that of the run's last good checkpoint, and what to say of it.
 
-    Raises: StorageError: there are checkpoints, and all are damaged.
+    Raises: StorageError: there are checkpoints, and all are damaged, or the newest is another run's.
     """
     state = _first_state(ready)
-    found = _found(run / "checkpoints")
+    found = _found(run)
     if found is None:
         return state, ()
     if not 0 <= found.counters["phase"] < len(ready.course.phases):
@@ -45,11 +46,15 @@ def begin(run: Path, ready: Ready, changed: Sequence[str] = ()) -> tuple[TrainSt
     return state, (*passed_over, Note(f"going on from step {state.step} ({found.path})"))
 
 
-def _found(folder: Path) -> FoundCheckpoint | None:
+def _found(run: Path) -> FoundCheckpoint | None:
     """Read by the first process and sent to the others, which may not see its disk."""
-    ours = current()
+    ours, folder = current(), run / "checkpoints"
     with together():
         found = read_checkpoint(folder) if ours.is_first else None
+        if found is not None and found.counters.get("run") not in (None, named_run(run)):
+            raise StorageError(
+                f"{found.path}: is a checkpoint of another run; remove it, or start a new run with another --out"
+            )
     files = files_from_first(found.files if found else None)
     if ours.is_first or files is None:
         return found

@@ -23,6 +23,7 @@ from headstart.parallel.shards import is_sharded
 from headstart.runs.checkpoint import drop_later, save
 from headstart.runs.folder import forget_cache
 from headstart.runs.log import Note, RunLog
+from headstart.runs.plan_file import named_run
 from headstart.train.finite import check_before_saving
 from headstart.train.fit import EpochDone
 from headstart.train.phases import CacheGivenUp
@@ -128,6 +129,7 @@ class Saver:
         self._run, self._rules, self._log, self._interrupted, self._watch = run, rules, log, interrupted, watch
         self._saved_at = time.monotonic()
         self._unsaved: TrainState | None = None
+        self._name = named_run(run) if log is not None else None
 
     def note(self, note: Note) -> None:
         """Tell the log and the watcher a sentence."""
@@ -204,7 +206,7 @@ class Saver:
             self._log.mark("saved", {"step": state.step})  # before: a life that goes on from here finds it told
             self._log.sync()
         if self._log is not None or is_sharded(state.model):  # a model that is shared out is gathered from all
-            save(state, self._run / "checkpoints", keep=self._rules.keep)
+            save(state, self._run / "checkpoints", keep=self._rules.keep, run=self._name)
         if self._log is not None:
             self._log.note(f"saved: step {state.step}")
             self._watch(Saved(state.step))
