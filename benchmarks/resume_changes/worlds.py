@@ -126,7 +126,7 @@ class Given:
         def made() -> nn.Module:
             module = before()
             again = change(module)
-            return again if isinstance(again, nn.Module) else module
+            return again if isinstance(again, nn.Module) and again not in set(module.modules()) else module
 
         self.make_model = made
 

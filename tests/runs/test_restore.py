@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 import headstart as hs
-from headstart.config.schema import AdamW, Optimizer, RmsProp, Sgd, TimmOptimizer
+from headstart.config.schema import AdamW, Optimizer, Penalties, RmsProp, Sgd, TimmOptimizer
 from headstart.errors import ConfigError, StorageError
 from headstart.optim.optimizers import make_optimizer
 from headstart.storage import read_folder, write_folder
@@ -135,6 +135,30 @@ def test_what_the_optimizer_holds_is_saved_with_tuples_and_tensors(net, noise, t
     assert len({value.data_ptr() for value in lasting}) == len(lasting)
 
 
+def test_what_steps_make_is_saved_and_made_again_by_restore(make, noise, tmp_path) -> None:
+    """The scaler of fp16, the start of L2-SP, an average: a new state has none of them before its first step."""
+    rules = hs.StepRules(seed=5, precision="fp16", penalties=Penalties(l2_start=0.5), average_steps=3.0)
+
+    def stepped(state: hs.TrainState) -> hs.TrainState:
+        hs.train_step(state, noise(6, seed=state.step), rules=rules)
+        return state
+
+    state = stepped(stepped(make()))
+    state.scaler.update(new_scale=2.0**9)
+    hs.save(state, tmp_path)
+    again = make()
+    assert hs.restore(again, tmp_path) == ()
+    assert (again.scaler.get_scale(), again.average.decay) == (2.0**9, state.average.decay)
+    assert {name: value.tolist() for name, value in again.start.items()} == {
+        name: value.tolist() for name, value in state.start.items()
+    }
+    for one in (state, again):
+        stepped(one)
+    assert by_name(again) == by_name(state)
+    pairs = zip(again.average.module.state_dict().values(), state.average.module.state_dict().values(), strict=True)
+    assert all(torch.equal(one, other) for one, other in pairs)
+
+
 def test_a_parameter_of_the_optimizer_that_is_not_the_models_is_refused_when_saved(make, tmp_path) -> None:
     """A loss's own weights; what is left of a part that was replaced, in no group any more, is not kept."""
     state = make(Sgd(momentum=0.0))
@@ -207,6 +231,34 @@ def test_a_restore_that_fails_leaves_the_state_as_it_was(make, noise, tmp_path, 
         hs.restore(state, tmp_path)
     assert by_name_but_strangers(state) == before
     assert (state.step, state.epoch_loss, state.best) == counters
+
+
+class Counting(nn.Conv2d):
+    """Holds a number outside of its state dict."""
+
+    calls = 1
+
+
+def test_a_restore_that_fails_late_puts_back_what_a_module_holds_outside_of_its_state_dict(
+    make, noise, tmp_path
+) -> None:
+    def made() -> hs.TrainState:
+        state = make()
+        state.model.conv1.__class__, state.model.conv1.calls = Counting, 1
+        with_an_average(state)
+        return state
+
+    state = train(made(), noise, 1)
+    state.model.conv1.calls = 5
+    hs.save(state, tmp_path)
+    again = made()
+    again.average.module.conv2.__class__ = Stubborn
+    with pytest.raises(RuntimeError, match="not today"):
+        hs.restore(again, tmp_path)
+    assert (again.model.conv1.calls, again.step) == (1, 0)
+    again.average.module.conv2.__class__ = nn.Conv2d
+    hs.restore(again, tmp_path)
+    assert (again.model.conv1.calls, again.step) == (5, 1)
 
 
 def by_name_but_strangers(state: hs.TrainState) -> dict[str, object]:

@@ -42,6 +42,7 @@ from headstart.runs.optimizer_state import optimizer_contents, placed, read_opti
 from headstart.runs.own_file import own_files, restore_own
 from headstart.runs.tensor_file import in_pieces, packed
 from headstart.storage import MANIFEST, Again, explained, json_bytes, read_folder, write_folder, write_json
+from headstart.surgery.own_state import read_own_state, restore_own_state
 from headstart.train.precision import device_of, make_scaler
 from headstart.train.state import Best, TrainState
 
@@ -313,8 +314,11 @@ def _all_or_nothing(state: TrainState, modules: Mapping[str, nn.Module]) -> Iter
     """A failure within (a module's own way of loading, a scaler of another kind) leaves the state as it was."""
     tensors = [(value, value.detach().clone()) for module in modules.values() for value in module.state_dict().values()]
     optimizer, scaler = state_now(state.optimizer), state.scaler.state_dict() if state.scaler is not None else None
+    own = [(module, read_own_state(module)) for module in modules.values()]
 
     def put_back() -> None:
+        for module, held in own:
+            restore_own_state(module, held)
         with torch.no_grad():
             for value, before in tensors:
                 value.copy_(before)
