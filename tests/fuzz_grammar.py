@@ -654,8 +654,8 @@ ROOT: dict[str, RootFeature] = {
     "buffer_tail": RootFeature(after_stem="unknown", words=("n", "state", "buffer", *_ROOT_WORDS)),
 }  # fmt: skip
 HEADS = {  # what the model gives; the words of a refusal that is documented
-    "plain": (), "mlp": (), "conv": (), "equal": (), "aux": ("output", "aux", "tuple", "head"),
-    "dict": ("dict", "return", "output"), "embedding": ("output", "tuple", "embedding", "return"),
+    "plain": (), "mlp": (), "conv": (), "equal": ("head.scores", "several outputs"), "aux": ("head.scores",),
+    "dict": ("head.scores",), "embedding": ("head.scores",),
 }  # fmt: skip
 
 

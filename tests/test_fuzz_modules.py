@@ -16,7 +16,7 @@ from fuzz_laws import LAWS, World, check, draw_case
 from fuzz_modules import short
 
 SEEDS = range(36)
-NOW = "grammar,groups,frozen,repeat,refused"  # the others are asked for by FUZZ_LAWS=all, or by name
+NOW = "grammar,groups,frozen,repeat,refused,look,caller,model,resume,bundle,key"  # the others: FUZZ_LAWS=all
 HELD = set(os.environ.get("FUZZ_LAWS", NOW).replace("all", ",".join(LAWS)).split(","))
 
 
