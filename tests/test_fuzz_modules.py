@@ -15,9 +15,10 @@ import fuzz_laws
 from fuzz_laws import LAWS, World, check, draw_case
 from fuzz_modules import short
 
-SEEDS = range(36)
-NOW = "grammar,groups,frozen,repeat,refused,look,caller,model,resume,bundle,key"  # the others: FUZZ_LAWS=all
-HELD = set(os.environ.get("FUZZ_LAWS", NOW).replace("all", ",".join(LAWS)).split(","))
+SEEDS = range(24)
+NOW = ("grammar", "groups", "frozen", "repeat", "refused", "look", "caller", "model", "resume", "bundle", "key")
+TOLD = os.environ.get("FUZZ_LAWS", "")  # all, or names; the laws that are not in NOW do not hold yet
+HELD = LAWS if TOLD == "all" else TOLD.split(",") if TOLD else NOW
 
 
 @pytest.fixture(scope="module")
