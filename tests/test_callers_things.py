@@ -345,3 +345,45 @@ def test_a_module_without_values_is_refused(own) -> None:
         module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
     with pytest.raises(ModelError, match=r"model: 0.weight is on the meta device and has no values; .*to_empty"):
         hs.train(own(), model=module)
+
+
+class Inner(nn.Module):
+    """All names of its tensors begin with ``module.``, as in a file of DataParallel; a buffer holds infinities."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.module = nn.Sequential(nn.Conv2d(3, 4, 3, 2), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 10))
+        self.module.register_buffer("limits", torch.tensor([-torch.inf, torch.inf]))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.module(images.clamp(*self.module.limits.tolist()))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_what_is_opened_again_is_what_was_saved(own, dtype) -> None:
+    module = Inner().to(dtype)
+    run = hs.train(own(recipe="full", precision="fp32"), model=module)
+    opened, images = hs.open_run(run.path, model=module).model, torch.rand(4, 3, 32, 32, dtype=dtype)
+    assert torch.equal(opened(images), run.model(images))
+    assert {value.dtype for value in opened.state_dict().values()} == {dtype}
+
+
+def test_wrappers_are_refused_with_what_to_give(own) -> None:
+    with pytest.raises(ModelError, match=r"wrapped in DataParallel; give the one inside, model=module.module"):
+        hs.plan(own(), model=nn.DataParallel(busy()))
+    with pytest.raises(ModelError, match=r"compiled by torch.compile; give the one .*, model=module._orig_mod"):
+        hs.train(own(), model=torch.compile(busy()))
+
+
+def test_a_module_made_in_inference_mode_trains(own) -> None:
+    with torch.inference_mode():
+        module = busy_without_gradients()
+    assert hs.train(own(recipe="full"), model=module).metrics
+
+
+def busy_without_gradients() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 4, 3, 2), nn.BatchNorm2d(4), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 10)
+    )

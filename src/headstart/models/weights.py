@@ -112,11 +112,18 @@ def read_weights(path: Path, *, expected: Digest | None = None) -> TensorFile:
 
 def read_safetensors(data: bytes, *, where: str) -> TensorFile:
     """The tensors of a safetensors file already in memory."""
+    return _checked(read_as_saved(data, where=where), data=data, where=where, notes=())
+
+
+def read_as_saved(data: bytes, *, where: str) -> dict[str, Tensor]:
+    """The tensors of a safetensors file that headstart wrote: names, dtypes and values as they are.
+
+    Raises: ModelError: it is not whole.
+    """
     try:
-        tensors = safetensors.torch.load(data)
+        return safetensors.torch.load(data)
     except (safetensors.SafetensorError, ValueError, KeyError) as error:
         raise ModelError(f"weights {where}: not a whole safetensors file ({error}); fetch or copy it again") from error
-    return _checked(tensors, data=data, where=where, notes=())
 
 
 def refuse_format(path: Path) -> None:

@@ -28,6 +28,7 @@ def given_module(given: nn.Module | InPlace) -> nn.Module:
             "began; make it anew, or give a copy: model=copy.deepcopy(module) as it is now, or one made before the "
             "first call"
         )
+    _refuse_wrapped(module)
     empty = [name for name, value in module.named_parameters() if value.is_meta]
     if empty:
         raise ModelError(
@@ -37,6 +38,20 @@ def given_module(given: nn.Module | InPlace) -> nn.Module:
     if isinstance(given, InPlace):
         return module
     return copy_module(module, free_bytes=available_bytes(), instead=_INSTEAD)
+
+
+def _refuse_wrapped(module: nn.Module) -> None:
+    """Raises: ModelError: it is another module in a wrapper that a run has no use for."""
+    if isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel):
+        raise ModelError(
+            f"model: the module is wrapped in {type(module).__name__}; give the one inside, model=module.module "
+            "(--devices N trains it in several processes)"
+        )
+    if isinstance(getattr(module, "_orig_mod", None), nn.Module):
+        raise ModelError(
+            "model: the module was compiled by torch.compile; give the one that it was made of, model=module._orig_mod "
+            "(--compile default compiles the steps)"
+        )
 
 
 def note_changed(module: nn.Module) -> None:

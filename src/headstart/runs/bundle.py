@@ -23,7 +23,7 @@ from headstart.models.freeze import unfreeze, what_is_fixed
 from headstart.models.head import HeadSwap, head_parameters, replace_head
 from headstart.models.preprocess import Preprocess
 from headstart.models.sources import OpenedModel, open_model
-from headstart.models.weights import available_bytes, read_safetensors
+from headstart.models.weights import available_bytes, read_as_saved
 from headstart.pieces import Content
 from headstart.runs.card import model_card
 from headstart.runs.own_file import own_files, restore_own
@@ -156,7 +156,7 @@ def _onto(folder: Path, model: nn.Module) -> OpenedRun:
         model, outputs=head["now"], hidden=head["hidden"], activation=activation, dropout=head["dropout"], at=head["at"]
     )
     try:
-        model.load_state_dict(dict(read_safetensors(bundle.files[WEIGHTS], where=str(folder)).tensors))
+        model.load_state_dict(read_as_saved(bundle.files[WEIGHTS], where=str(folder)))
     except RuntimeError as error:
         raise ModelError(
             f"{folder}: the weights do not fit the module that was given: {' '.join(str(error).split())}"

@@ -76,7 +76,7 @@ def _parameters(module: nn.Module) -> dict[int, Any]:
     """deepcopy's memory with the copies of all parameters, over copied storages: what shared memory still does.
 
     Weights that a hook of torch's computes anew in each forward pass (old-style weight and spectral norm, pruning) come
-    without their history.
+    without their history, and tensors that were made in ``inference_mode`` can be trained with.
     """
     memo: dict[int, Any] = {}
     for parameter in module.parameters():
@@ -87,6 +87,9 @@ def _parameters(module: nn.Module) -> dict[int, Any]:
                 made.set_(storage, parameter.storage_offset(), parameter.shape, parameter.stride())
             memo[id(parameter)] = nn.Parameter(made, requires_grad=parameter.requires_grad)
     for part in module.modules():
+        for value in (*part._buffers.values(), *vars(part).values()):
+            if isinstance(value, Tensor) and _is_plain(value) and value.is_inference():
+                memo[id(value)] = value.clone()
         for hook in part._forward_pre_hooks.values():
             name = getattr(hook, "name", None) or getattr(hook, "_tensor_name", None)
             if type(hook).__module__ in _COMPUTING and name:
