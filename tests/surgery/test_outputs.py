@@ -30,12 +30,22 @@ class Record:
 class Net(nn.Module):
     """Gives scores and an embedding of ``size`` numbers in the form of ``made``, in training alone or always."""
 
-    def __init__(self, made: Callable[[Tensor, Tensor], object], *, size: int = 16, always: bool = False) -> None:
+    def __init__(
+        self,
+        made: Callable[[Tensor, Tensor], object],
+        *,
+        size: int = 16,
+        always: bool = False,
+        branches: bool = False,
+    ) -> None:
         super().__init__()
+        self.branches = branches
         self.conv, self.fc, self.proj = nn.Conv2d(3, 8, 3, stride=4), nn.Linear(8, 10), nn.Linear(8, size)
         self.made, self.always = made, always
 
     def forward(self, x: Tensor) -> Any:
+        if self.branches and x.sum() > 1e9:  # torch.fx cannot trace it
+            x = x / 2
         features = torch.relu(self.conv(x)).mean((2, 3))
         if self.training or self.always:
             return self.made(self.fc(features), self.proj(features))
@@ -79,15 +89,16 @@ def test_an_output_of_training_alone_is_asked_back_and_the_answer_is_followed(
     assert run.metrics["nll"] < 1.2
 
 
+@pytest.mark.parametrize("branches", [False, True], ids=["fx", "hooks"])
 @pytest.mark.parametrize("form", FORMS)
 def test_an_output_that_is_always_there_is_asked_back_and_evaluation_and_the_bundle_follow(
-    form: str, run_of: Callable[..., Any], colours: Path
+    form: str, branches: bool, run_of: Callable[..., Any]
 ) -> None:
     made, answer = FORMS[form]
     with pytest.raises(Error, match=r"--head\.scores"):
-        run_of(Net(made, always=True), "refused")
-    run = run_of(Net(made, always=True), scores=answer)
-    opened = hs.open_run(run.path, model=Net(made, always=True))
+        run_of(Net(made, always=True, branches=branches), "refused")
+    run = run_of(Net(made, always=True, branches=branches), scores=answer)
+    opened = hs.open_run(run.path, model=Net(made, always=True, branches=branches))
     images = torch.rand(4, 3, 32, 32)
     outputs = model_scores(opened.model, opened.model(images))
     assert [(share, tuple(value.shape)) for share, value in outputs] == [(1.0, (4, 3))]
@@ -163,3 +174,31 @@ def test_forgetting_what_was_declared_asks_again() -> None:
     declare_scores(net, "auto")
     with pytest.raises(DataError, match="which one is the scores"):
         model_scores(net, net(torch.zeros(1, 3, 16, 16)))
+
+
+class Unused(Net):
+    """Executes the projection after the head and gives it in training alone; torch.fx cannot trace it."""
+
+    def forward(self, x: Tensor) -> Any:
+        features = torch.relu(self.conv(x if x.sum() < 1e9 else x / 2)).mean((2, 3))
+        scores, embedding = self.fc(features), self.proj(features)
+        return (scores, embedding) if self.training else scores
+
+
+def test_the_last_layer_that_is_executed_is_no_head_where_another_makes_the_scores(run_of: Callable[..., Any]) -> None:
+    assert hs.find_head(Unused(FORMS["a tuple"][0])).paths == ("fc",)
+    run = run_of(Unused(FORMS["a tuple"][0]), scores=0)
+    assert (run.model.fc.out_features, run.model.proj.out_features) == (3, 16)
+
+
+@pytest.mark.parametrize(
+    "after", [torch.relu, lambda x: x.softmax(1), torch.sigmoid], ids=["relu", "softmax", "sigmoid"]
+)
+def test_functions_after_the_head_are_seen_without_a_graph_too(after: Callable[[Tensor], Tensor]) -> None:
+    class After(Net):
+        def forward(self, x: Tensor) -> Any:
+            return after(super().forward(x))
+
+    for branches in (False, True):
+        with pytest.raises(ModelError, match=r"softmax or sigmoid itself|clips its scores"):
+            hs.find_head(After(FORMS["a tuple"][0], branches=branches).eval())

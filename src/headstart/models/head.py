@@ -157,7 +157,7 @@ def _chosen_paths(module: nn.Module, layout: Layout, at: str) -> tuple[str, ...]
         raise ModelError(f"head.at: {at} is a {found}; name a linear layer, a 1x1 convolution or a Sequential of such")
     inside = [path for path in layout.heads if path == at or path.startswith(at + ".")]
     others = tuple(path for path in layout.heads if path not in inside) if inside else ()
-    late = _executed_after(layout, at, others)
+    late = [] if inside else _executed_after(layout, at, others)
     if late:
         raise ModelError(
             f"head.at: {late[-1]} executes after {at}; the head comes last: name {late[-1]} or a module that holds both"

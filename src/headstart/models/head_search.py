@@ -69,7 +69,8 @@ class _Walk:
 def search_head(module: nn.Module, trace: Trace) -> HeadSearch:
     """The head's layers, or why they are not clear."""
     scores = declared_scores(module)
-    walk = _walk_back(module, _outputs(trace.graph), scores) if trace.graph is not None else _last_call(module, trace)
+    graph = trace.graph
+    walk = _without_graph(module, trace, scores) if graph is None else _walk_back(module, _outputs(graph), scores)
     auxiliary: list[str] = []
     if trace.train_graph is not None and _may_have_auxiliary(module, trace.train_graph, scores):
         auxiliary = _walk_back(module, _outputs(trace.train_graph), scores).found
@@ -94,7 +95,7 @@ def search_head(module: nn.Module, trace: Trace) -> HeadSearch:
 
 
 def _ask_for_output(trace: Trace) -> str:
-    found = list({} if trace.graph is None else named_outputs(_outputs(trace.graph)))
+    found = list(trace.makers if trace.graph is None else named_outputs(_outputs(trace.graph)))
     return f"; if one of the outputs is the scores, say which with --head.scores {found[0]}" if len(found) > 1 else ""
 
 
@@ -157,9 +158,9 @@ def _may_have_auxiliary(module: nn.Module, graph: fx.Graph, scores: str | int) -
 
 def _several(module: nn.Module, trace: Trace, walk: _Walk, scores: str | int) -> str | None:
     """Why the layers behind several outputs are not all heads: nobody said so."""
-    found = {} if trace.graph is None else named_outputs(_outputs(trace.graph))
+    found = trace.makers if trace.graph is None else named_outputs(_outputs(trace.graph))
     known = scores != "auto" or is_library(type(module).__module__)
-    if known or len(walk.found) < 2 or len(found) < 2 or is_auxiliary(_outputs(trace.graph)):  # type: ignore[arg-type]
+    if known or len(walk.found) < 2 or len(found) < 2 or (trace.graph and is_auxiliary(_outputs(trace.graph))):
         return None
     return f"the model gives {len(found)} outputs, from {_sized(module, walk.found)}"
 
@@ -233,8 +234,29 @@ def _step_back_module(module: nn.Module, node: fx.Node, walk: _Walk) -> Iterable
     return node.all_input_nodes
 
 
+def _without_graph(module: nn.Module, trace: Trace, scores: str | int) -> _Walk:
+    """The layers behind the output that is asked for, as the gradient's graph has them; else the last one executed."""
+    last = _last_call(module, trace)
+    makers = trace.makers
+    chosen = makers if scores in ("auto", "all") or "" in makers else {"": pick_output(makers, scores)}
+    if not any(maker.layers for maker in chosen.values()):
+        return last
+    paths = dict.fromkeys(_with_its_mlp(module, path) for maker in chosen.values() for path in maker.layers)
+    if list(paths) == last.found:
+        paths = dict.fromkeys(last.found)
+    else:
+        last = _Walk()
+    walk = _Walk(found=list(paths), activations=last.activations, probabilities=last.probabilities)
+    for name in (name for maker in chosen.values() for name in maker.functions):
+        if name in _PROBABILITY_FUNCTIONS:
+            walk.probabilities = walk.probabilities or f"{name}()"
+        elif name in _CLIPPING_FUNCTIONS and not walk.activations:
+            walk.strange.append(f"{name}() after the last layer clips its scores")
+    return walk
+
+
 def _last_call(module: nn.Module, trace: Trace) -> _Walk:
-    """Without a graph: the last layer that was executed, and what followed it."""
+    """The last layer that was executed, and what followed it."""
     walk = _Walk()
     for path in reversed(trace.calls):
         part = module.get_submodule(path)

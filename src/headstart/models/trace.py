@@ -21,8 +21,10 @@ from torchvision.models.feature_extraction import LeafModuleAwareTracer
 
 from headstart.errors import ModelError
 from headstart.models.head_layers import DropoutConv2d, DropoutLinear, MlpHead
+from headstart.models.makers import Maker, find_makers
 from headstart.surgery.no_trace import no_trace
 from headstart.surgery.outputs import declared_scores, pick_output
+from headstart.surgery.own_state import has_own_code
 
 How = Literal["fx", "hooks"]
 _LEAVES = (
@@ -33,14 +35,8 @@ _LEAVES = (
     *(nn.Linear, nn.modules.conv._ConvNd, nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm),
 )
 MODEL_FAILURES = (
-    RuntimeError,
-    TypeError,
-    ValueError,
-    AttributeError,
-    AssertionError,
-    LookupError,
-    ArithmeticError,
-    NameError,
+    *(RuntimeError, TypeError, ValueError, AttributeError, AssertionError, LookupError, ArithmeticError),
+    NameError,  # torch.fx: a module or parameter that is not registered
 )
 """What a model's own code raises when it is run on proxies, on meta, or on images of a wrong size."""
 _MOST_CHANNELS = 15  # Sentinel-2 has 13; a first convolution of more sees a rearranged image (space to depth, DCT)
@@ -59,6 +55,8 @@ class Trace:
     train_graph: fx.Graph | None = None
     constants: Mapping[str, Tensor] = field(default_factory=dict)
     insides: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    makers: Mapping[str, Maker] = field(default_factory=dict)
+    """Without a graph, of a module of the user's own: the layers behind each output."""
     reason: str = ""
     """Why it was not traced with torch.fx; empty when it was."""
 
@@ -70,7 +68,8 @@ def trace_module(module: nn.Module, *, example: Tensor | None = None) -> Trace:
             graph = fx_graph(module, training=lambda _: False)
         except MODEL_FAILURES as error:
             reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-            return Trace(how="hooks", calls=_hooked(module, example), reason=reason)
+            calls, makers = _hooked(module, example), _makers(module, example)
+            return Trace(how="hooks", calls=calls, makers=makers, reason=reason)
         try:
             train_graph = fx_graph(module, training=lambda _: True)
         except MODEL_FAILURES:  # the order in evaluation is known
@@ -237,6 +236,15 @@ def _hooked(module: nn.Module, example: Tensor | None) -> tuple[str, ...]:
     return tuple(call.name for call in run_for_shapes(module, names=names, example=example).calls)
 
 
+def _makers(module: nn.Module, example: Tensor | None) -> dict[str, Maker]:
+    if not has_own_code(module):
+        return {}
+    try:
+        return find_makers(module, _for_weights(module, _images(module, example, None)))
+    except MODEL_FAILURES:
+        return {}
+
+
 @dataclass(frozen=True, kw_only=True)
 class Call:
     """One execution of a module: shapes of its first input and of its output, None for what is not a tensor."""
@@ -272,7 +280,7 @@ def run_for_shapes(
 
     Raises: ModelError: the model does not run on such images.
     """
-    images = example[:1] if example is not None else torch.zeros(1, *(shape or input_shape(module)))
+    images = _images(module, example, shape)
     calls: list[Call] = []
     try:
         with untouched(module), _hooks(module, names, calls):
@@ -336,9 +344,18 @@ def _run_on_meta(module: nn.Module, images: Tensor, *, count: bool) -> tuple[Any
 def _run_for_real(module: nn.Module, images: Tensor) -> Any:
     buffers = {name for name, _ in module.named_buffers()}
     copies = {name: tensor.clone() for name, tensor in _own_tensors(module).items() if name in buffers}
+    return functional_call(
+        module, copies, (_for_weights(module, images),), tie_weights=False
+    )  # it may write to buffers
+
+
+def _images(module: nn.Module, example: Tensor | None, shape: tuple[int, ...] | None) -> Tensor:
+    return example[:1] if example is not None else torch.zeros(1, *(shape or input_shape(module)))
+
+
+def _for_weights(module: nn.Module, images: Tensor) -> Tensor:
     first = next(module.parameters(), None)
-    images = images if first is None else images.to(device=first.device, dtype=first.dtype)
-    return functional_call(module, copies, (images,), tie_weights=False)  # the pass may write to buffers
+    return images if first is None else images.to(device=first.device, dtype=first.dtype)
 
 
 def _own_tensors(module: nn.Module) -> dict[str, Tensor]:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from headstart.surgery.code_digest import code_digest, opaque
+from headstart.surgery.origins import is_live
 from headstart.surgery.reach import (
     CONTAINERS,
     ITERATORS,
@@ -57,7 +58,9 @@ class ModuleState:
     @property
     def has_own_code(self) -> bool:
         """Whether code of the user's own, or an iterator, is among what the module reaches: no plain library model."""
-        return any(content.kind in ("function", "class", "iterator", "opaque") for content in self.contents.values())
+        kinds = ("function", "class", "iterator", "opaque")
+        found = [content for content in self.contents.values() if content.kind in kinds]
+        return any(content.kind != "opaque" or not is_live(type(content.target)) for content in found)
 
 
 def read_state(module: nn.Module, *, parameters: bool = False) -> ModuleState:

@@ -22,8 +22,11 @@ def is_library(module_name: str | None) -> bool:
 
 
 def is_live(kind: type) -> bool:
-    """Whether instances of a class belong to the process (threads, locks, files, loggers): nobody else's to change."""
-    return str(getattr(kind, "__module__", "")).partition(".")[0] in _LIVE
+    """Whether instances of a class belong to the process (threads, locks, files, groups of processes): nobody else's
+    to change.
+    """
+    module = str(getattr(kind, "__module__", ""))
+    return module.partition(".")[0] in _LIVE or module.startswith("torch.distributed.")
 
 
 def is_headstarts(function: object) -> bool:
