@@ -253,7 +253,8 @@ def _eight_bit(image: Image.Image, *, channels: int, path: Path | str) -> Image.
     if image.has_transparency_data:
         return _on_white(image, mode)
     if image.mode in ("CMYK", "YCbCr", "P", "HSV"):
-        return image.convert("RGB").convert(mode)
+        colours = image.convert("RGB")
+        return colours if mode == "RGB" else colours.convert(mode)
     if image.mode in ("1", "L", "RGB"):
         return image.convert(mode)
     raise UnreadableImage(path, f"its colour mode {image.mode} is not accepted; save it as RGB")

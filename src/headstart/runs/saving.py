@@ -48,7 +48,7 @@ def _leave_early(number: int) -> NoReturn:
 class Interruption:
     """The signal that asked the run to stop, if one did, and what is done the moment it comes.
 
-    ``at_once`` None: nothing, the step is finished first; while this process still decodes its images, ``between_steps``.
+    ``at_once`` None: nothing, the step is finished first; while this process decodes its images, ``between_steps``.
     """
 
     signals: list[int] = field(default_factory=list)
