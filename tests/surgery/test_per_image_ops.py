@@ -90,15 +90,6 @@ def encoder(x: Tensor) -> Tensor:
     )
 
 
-def recurrent(x: Tensor) -> Tensor:
-    zero = torch.zeros(1, B, 4)
-    weights = (some(16, 8), some(16, 4), some(16), some(16))
-    turned = x.transpose(0, 1).contiguous()
-    return ATEN.mkldnn_rnn_layer(turned, *weights, zero, zero, False, [], 2, 4, 1, True, False, False, False)[
-        0
-    ].transpose(0, 1)
-
-
 CASES: dict[str, Case] = {
     "_to_copy": (TOKENS, lambda x: ATEN._to_copy(x, dtype=torch.bfloat16)),
     "bitwise_and": (TOKENS, lambda x: ATEN.bitwise_and((x * 9).int(), 3)),
@@ -147,7 +138,6 @@ CASES: dict[str, Case] = {
     "constant_pad_nd": (PICTURE, along(ATEN.constant_pad_nd, [1, 2, 0, 1], 0.5)),
     "convolution": (PICTURE, lambda x: ATEN.convolution(x, W, V, [1, 1], [1, 1], [1, 1], False, [0, 0], 1)),
     "mkldnn_convolution": (PICTURE, lambda x: ATEN.mkldnn_convolution(x, W, V, [1, 1], [1, 1], [1, 1], 1)),
-    "mkldnn_rnn_layer": (TOKENS, recurrent),
     "diag_embed": (TOKENS, along(ATEN.diag_embed)),
     "embedding": (TOKENS, lambda x: ATEN.embedding(W.view(36, 4), (x * 30).long())),
     "full_like": (TOKENS, along(ATEN.full_like, 0.5)),

@@ -259,6 +259,77 @@ def test_precision_and_layout(bf16: bool, last: bool) -> None:
     assert len(replay.crossing) == 1
 
 
+class Attending(nn.Module):
+    """Torch's own attention, which asks whether query, key and value are one tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mix = nn.MultiheadAttention(8, 2, batch_first=True)
+
+    def forward(self, maps: Tensor) -> Tensor:
+        tokens = maps.flatten(2).transpose(1, 2)
+        return self.mix(tokens, tokens, tokens, need_weights=False)[0].transpose(1, 2).reshape(maps.shape)
+
+
+class Recurrent(nn.Module):
+    """An LSTM, which rounds otherwise where gradients are recorded."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.over = nn.LSTM(8, 8, batch_first=True)
+
+    def forward(self, maps: Tensor) -> Tensor:
+        return self.over(maps.flatten(2).transpose(1, 2))[0].transpose(1, 2).reshape(maps.shape)
+
+
+@pytest.mark.parametrize(
+    "middle, last",
+    [(Attending, "body.3"), (lambda: nn.InstanceNorm2d(8, affine=True), "body.3"), (Recurrent, "body.1")],
+)
+def test_layers_of_torch_in_the_frozen_part(middle: Callable[[], nn.Module], last: str) -> None:
+    module = Net(body=cut_body(middle()))
+    assert check(module, body_names(module)).crossing == (last,)
+
+
+class Keeping(nn.Module):
+    """Keeps what it makes of its weights, as timm's LeViT does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight, self.kept = nn.Parameter(torch.rand(8, 1, 1)), {}
+
+    def forward(self, maps: Tensor) -> Tensor:
+        if not self.kept:
+            self.kept["bias"] = self.weight.flip(0) * 2
+        return maps + self.kept["bias"][:4].repeat(2, 1, 1)
+
+
+def test_what_is_kept_of_frozen_weights_is_known_in_the_next_call() -> None:
+    module = Net(body=cut_body(Keeping()))
+    replay = check(module, body_names(module))
+    assert replay.crossing == ("body.3",)
+
+
+class Written(nn.Module):
+    """Writes to a buffer through ``data``, which no operation on the buffer shows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("seen", torch.ones(()))
+
+    def forward(self, maps: Tensor) -> Tensor:
+        self.seen.data.add_(1)
+        return maps * self.seen
+
+
+class Calling(nn.Module):
+    calls = 0
+
+    def forward(self, maps: Tensor) -> Tensor:
+        self.calls += 1
+        return maps * self.calls
+
+
 def hooked(where: str) -> nn.Module:
     module = Net()
     module.calls = 0  # type: ignore[assignment]
@@ -303,6 +374,11 @@ class Mixing(nn.Module):
         return maps + (rows @ rows.T).softmax(1).matmul(rows).view(maps.shape)
 
 
+class Shifted(nn.Module):
+    def forward(self, maps: Tensor) -> Tensor:
+        return maps + maps.reshape(-1).roll(1).reshape(maps.shape)
+
+
 class Counting(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -333,7 +409,8 @@ def cut_body(middle: nn.Module) -> nn.Module:
     [
         (Random(), "body.2: rand draws random numbers"), (Mixing(), "body.2: it mixes the images"), (Counting(), ""),
         (Assigning(), ""), (nn.BatchNorm2d(8, track_running_stats=False), "body.2: native_batch_norm is not"),
-        (PythonRandom(), ""),
+        (PythonRandom(), "body.2: it does not compute the same"), (Written(), ""),
+        (Calling(), "body.2: it does not compute the same"), (Shifted(), "body.2: it mixes the images"),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else "",
 )  # fmt: skip

@@ -52,7 +52,17 @@ class Cut:
         made = self.book.made
         roots = [c for c in sorted(self.mixing) if not any(ref.content in self.tainted for ref in made[c].refs())]
         mixing = [Obstacle(made[c].label, "it mixes the images of a batch") for c in roots if self._matters(c)]
-        return tuple(dict.fromkeys((*noted, *mixing)))
+        found = tuple(dict.fromkeys((*noted, *mixing)))
+        return found or self._changing()
+
+    def _changing(self) -> tuple[Obstacle, ...]:
+        """The first computation that is another one in another call, where something frozen follows."""
+        for content, call in sorted(self.book.made.items()):
+            is_same = content in self.seen and content in self.pairs.ours
+            if content in self.book.of_images - self.tainted and not is_same and self._matters(content):
+                both = "in training and in evaluation" if content in self.pairs.ours else "in every call"
+                return (Obstacle(call.label, f"it does not compute the same {both}"),)
+        return ()
 
     def _matters(self, root: int) -> bool:
         """Whether something frozen is computed at every step because of it."""

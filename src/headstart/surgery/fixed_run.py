@@ -31,6 +31,7 @@ from headstart.surgery.fixed_values import (
     flat,
     geometry_of,
     mapped,
+    once,
 )  # fmt: skip
 from headstart.surgery.per_image_ops import WRITES, Operation, is_fixed
 
@@ -192,8 +193,9 @@ class Run:
     def compute(self, func: Operation, args: Sequence[Any], kwargs: Values) -> Any:
         """Run a fixed operation for real."""
         self.standing.clear()
+        real = once(self.real_arguments)
         with torch.no_grad(), torch.autocast(self.device_type, enabled=False):
-            return func(*mapped(tuple(args), self.real_arguments), **mapped(dict(kwargs), self.real_arguments))
+            return func(*mapped(tuple(args), real), **mapped(dict(kwargs), real))
 
     def _learn(self, key: Key, func: Operation, args: Sequence[Any], kwargs: Values, outs: Any) -> Any:
         """The step that an operation is, from what it gave; it is live where it gives a view of what is not fixed."""
@@ -222,7 +224,7 @@ class Run:
     def _named(
         self, key: Key, func: Operation, args: Sequence[Any], kwargs: Values, values: list[Any], writes: bool
     ) -> tuple[Any, ...]:
-        book, refer = self.book, self._refer
+        book, refer = self.book, once(self._refer)
         known = book.names.setdefault(key, ()) or tuple(book.contents.new() for _ in values)
         book.names[key] = known
         noted, noted_kwargs = mapped(tuple(args), refer), mapped(dict(kwargs), refer)

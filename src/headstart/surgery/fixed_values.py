@@ -215,6 +215,20 @@ def flat(value: Any) -> Iterator[Any]:
         yield value
 
 
+def once(change: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """The same change, made once for each tensor: some operations ask whether two arguments are one."""
+    made: dict[int, Any] = {}
+
+    def changed(value: Any) -> Any:
+        if not isinstance(value, (Tensor, Ref)):
+            return change(value)
+        if id(value) not in made:
+            made[id(value)] = change(value)
+        return made[id(value)]
+
+    return changed
+
+
 def mapped(value: Any, change: Callable[[Any], Any]) -> Any:
     """Nested tuples, lists and dicts with every leaf changed."""
     if isinstance(value, tuple):

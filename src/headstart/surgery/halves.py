@@ -27,6 +27,7 @@ from headstart.surgery.fixed_values import (
     blank,
     fixed,
     mapped,
+    once,
 )  # fmt: skip
 from headstart.surgery.held import Sources, plain_outputs, settle
 from headstart.surgery.pairing import Pairs, sized
@@ -85,6 +86,8 @@ class Prefix(nn.Module):
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """The tensors that cross.  Raises: NotReplayable: the module took another way than before."""
         known = self._known
+        if len(images) == 1:  # alone it may take another way, e.g. where sizes of 1 are left out
+            return tuple(value[:1] for value in self.forward(images.expand(2, *images.shape[1:]).clone()))
         book = self._books.get(len(images)) or known.book(len(images))
         self._books[len(images)] = book
         run = _KeepingRun(book, self._sources.read(self.module, book), self.module, known)
@@ -191,7 +194,8 @@ class _ReplayingRun(Run):
         if call is None:
             raise self.fail(f"{self.place()} needs the images, which are not kept: it took another way than before")
         with torch.no_grad(), torch.autocast(self.device_type, enabled=False):
-            args, kwargs = mapped(call.args, self._ref), mapped(dict(call.kwargs), self._ref)
+            real = once(self._ref)
+            args, kwargs = mapped(call.args, real), mapped(dict(call.kwargs), real)
             if call.writes:
                 first = call.args[0]
                 whole = copied(self._whole(first.content, call.base.geometry))

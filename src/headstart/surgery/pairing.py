@@ -81,15 +81,21 @@ def pair(first: Book, second: Book) -> Pairs:
             continue
         mine, template = match
         candidates.remove(mine)
-        same = first.contents.same
-        calls.append((_renamed(template, same), tuple(same.get(content, content) for content in first.names[mine])))
+        calls.append((_renamed(template, first.contents.same), _same(first, mine)))
         theirs |= dict(zip(contents, first.names[mine], strict=True))
         mixed |= set(first.names[mine]) if mine in first.along and key in second.along else set()
+    alone = [key for keys in waiting.values() for key in keys]  # of weights: it may have been kept since the first call
+    own = [key for key in alone if not first.of_images.intersection(first.names[key])]
+    calls += [(_renamed(key, first.contents.same), _same(first, key)) for key in own]
     ours = {mine: other for other, mine in theirs.items()}
     rows = frozenset(mine for mine, other in ours.items() if mine and _has_rows(mine, other, first, second))
     mixed |= {mine for mine, other in ours.items() if mine and not _is_in_proportion(mine, other, first, second)}
     picked = _picked(first, second, theirs)
     return Pairs(tuple(calls), ours, rows, batches, _parts(second), frozenset(mixed), picked)
+
+
+def _same(book: Book, key: Key) -> tuple[int, ...]:
+    return tuple(book.contents.same.get(content, content) for content in book.names[key])
 
 
 def _picked(first: Book, second: Book, theirs: Mapping[int, int]) -> frozenset[tuple[int, Geometry]]:

@@ -53,12 +53,14 @@ LAYERS = _names(
     "_upsample_bicubic2d_aa _upsample_bilinear2d_aa _upsample_nearest_exact2d adaptive_max_pool2d addmm addmv "
     "avg_pool2d avg_pool3d baddbmm bmm channel_shuffle col2im constant_pad_nd convolution cudnn_convolution "
     "cudnn_convolution_add_relu cudnn_convolution_relu diag_embed embedding full_like grid_sampler_2d im2col "
-    "max_pool2d_with_indices max_pool3d_with_indices mkldnn_convolution mkldnn_rnn_layer mm mv native_group_norm "
+    "max_pool2d_with_indices max_pool3d_with_indices mkldnn_convolution mm mv native_group_norm "
     "native_layer_norm new_full new_ones new_zeros ones_like pixel_shuffle pixel_unshuffle reflection_pad1d "
     "reflection_pad2d replication_pad1d replication_pad2d tril triu upsample_bicubic2d upsample_bilinear2d "
     "upsample_linear1d upsample_nearest1d upsample_nearest2d zeros_like"
 )
-"""Layers, products, and constants of a shape; whether a product sums over the batch is seen in its numbers."""
+"""Layers, products, and constants of a shape; whether a product sums over the batch is seen in its numbers. Not on it:
+mkldnn_rnn_layer, an LSTM on CPUs, which rounds otherwise where gradients are recorded.
+"""
 
 ALONG = {
     f"aten::{name}": argument

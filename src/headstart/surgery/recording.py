@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -115,13 +115,18 @@ class RealRun(Run):
 
 
 class RecordingRun(RealRun):
-    """Writes down what is made, what is needed, and where something ceases to be fixed."""
+    """Writes down what is made, what is needed, and where something ceases to be fixed. ``moving``: names of buffers
+    that a forward pass changes; the others are constants.
+    """
 
-    def __init__(self, book: Book, frozen: Mapping[int, Memory], module: nn.Module) -> None:
+    def __init__(
+        self, book: Book, frozen: Mapping[int, Memory], module: nn.Module, moving: Collection[str] = ()
+    ) -> None:
         super().__init__(book, frozen, module)
         self.found = Recording()
         self._live: dict[int, tuple[Tensor, Obstacle | Literal[""]]] = {}
-        others = [v for v in (*module.parameters(), *module.buffers()) if id(v) not in frozen]
+        buffers = [value for name, value in module.named_buffers(remove_duplicate=False) if name in moving]
+        others = [value for value in (*module.parameters(), *buffers) if id(value) not in frozen]
         self._trained = {id(value) for value in others}
         self._memory = {value.untyped_storage().data_ptr() for value in others}
 

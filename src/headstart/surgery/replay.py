@@ -8,7 +8,8 @@ counters, buffers, random numbers and branches are those of the module. B batch,
 from __future__ import annotations
 
 import random
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from headstart.surgery.constants import same_bytes
 from headstart.surgery.cut import Cut
 from headstart.surgery.fixed_values import IMAGES, Book, Contents, NotReplayable, geometry_of
 from headstart.surgery.generators import seed_generators
@@ -28,6 +30,7 @@ from headstart.turns import own_turn
 
 __all__ = ["NotReplayable", "Obstacle", "Prefix", "Replay", "Suffix", "find_replay"]
 
+_SMALL = 1 << 16  # numbers in a parameter that is copied to see whether a forward pass changes it
 _CHANCES = 6  # more runs of a module that draws random numbers, whose way they may decide
 
 
@@ -59,21 +62,23 @@ def find_replay(module: nn.Module, images: Tensor, frozen_tensors: Collection[st
     """Cut a module behind what is fixed in training and in evaluation.
 
     ``images`` (B, C, H, W), B > 1, as they are given to it in a step, under its autocast; ``frozen_tensors``: names of
-    parameters and buffers. The module runs four times, and is left as it was.
+    parameters and buffers. The module runs four times or more, and is left as it was.
 
     Raises: NotReplayable: it cannot be run from kept tensors, or nothing frozen stands before what trains.
     """
     turned = images.flip(0)
-    several = (images, turned[:-1] if len(images) > 2 else torch.cat([turned, images[:1]]))
-    frozen = frozenset(frozen_tensors)
+    several = (images, turned[:-1] if len(images) > 2 else torch.cat([turned, images[:1].flip(-1)]))
+    frozen, moving = frozenset(frozen_tensors), frozenset[str]()
     while True:
         contents = Contents()
         books = (Book(contents, len(several[0])), Book(contents, len(several[1])))
-        found = [_recordings(module, several, frozen, books, training=training) for training in (True, False)]
-        moving = set[str]().union(*(recording.moving for recordings in found for recording in recordings))
-        if not moving & frozen:
+        record = _Recorder(module, several, books, frozen - moving, moving)
+        found = [record.passes(training=training) for training in (True, False)]
+        moved = frozenset().union(*(recording.moving for recordings in found for recording in recordings))
+        if moved <= moving:
             break
-        frozen -= moving
+        moving |= moved
+    frozen -= moving
     pairs = pair(*books)
     image = pairs.geometry(geometry_of(several[0]), geometry_of(several[1]))
     cut = Cut(books[0], pairs, found)
@@ -88,43 +93,64 @@ def find_replay(module: nn.Module, images: Tensor, frozen_tensors: Collection[st
     )  # fmt: skip
 
 
-def _recordings(
-    module: nn.Module,
-    images: tuple[Tensor, Tensor],
-    frozen: Collection[str],
-    books: tuple[Book, Book],
-    *,
-    training: bool,
-) -> list[Recording]:
-    """A forward pass of each batch; of the first one several where random numbers decide."""
-    found = [
-        _recorded(module, some, frozen, book, training=training, seed=seed)
-        for seed, (some, book) in enumerate(zip(images, books, strict=True))
-    ]
-    while found[0].drew and len(found) < 2 + _CHANCES:
-        found.append(_recorded(module, images[0], frozen, books[0], training=training, seed=len(found)))
-    return found
+@dataclass(frozen=True)
+class _Recorder:
+    """Runs a module on two batches; ``moving``: tensors of it that change in a forward pass."""
+
+    module: nn.Module
+    images: tuple[Tensor, Tensor]
+    books: tuple[Book, Book]
+    frozen: Collection[str]
+    moving: Collection[str]
+
+    def passes(self, *, training: bool) -> list[Recording]:
+        """A forward pass of each batch, in a row, so that what counts them shows; of the first batch several, each from
+        the start, where random numbers decide.
+        """
+        with self._put_back():
+            found = [self._recorded(place, training=training, seed=place) for place in (0, 1)]
+        while found[0].drew and len(found) < 2 + _CHANCES:
+            with self._put_back():
+                found.append(self._recorded(0, training=training, seed=len(found)))
+        return found
+
+    @contextmanager
+    def _put_back(self) -> Iterator[None]:
+        with own_turn():
+            state = read_state(self.module)
+            try:
+                yield
+            finally:
+                restore_state(self.module, state)
+
+    def _recorded(self, place: int, *, training: bool, seed: int) -> Recording:
+        book = self.books[place]
+        seed_generators(seed)
+        before, chances = _values(self.module), _generators()
+        run = RecordingRun(book, Sources(self.frozen, book.contents).read(self.module, book), self.module, self.moving)
+        run_module(run, self.module, self.images[place], training=training)
+        after = _values(self.module)
+        run.found.drew = _generators() != chances
+        run.found.moving |= {name for name in before if name not in after or not _stayed(before[name], after[name])}
+        return run.found
 
 
-def _recorded(
-    module: nn.Module, images: Tensor, frozen: Collection[str], book: Book, *, training: bool, seed: int
-) -> Recording:
-    with own_turn():
-        state = read_state(module)
-        try:
-            seed_generators(seed)
-            before, chances = dict(named(module)), _chances()
-            run = RecordingRun(book, Sources(frozen, book.contents).read(module, book), module)
-            run_module(run, module, images, training=training)
-            after = dict(named(module))
-            run.found.drew = _chances() != chances
-            run.found.moving |= {name for name in before if after.get(name) is not before[name]}
-        finally:
-            restore_state(module, state)
-    return run.found
+def _values(module: nn.Module) -> dict[str, tuple[Tensor, Tensor | None]]:
+    """Tensors by name, with copies of buffers and of what is small."""
+    buffers = {name for name, _ in module.named_buffers(remove_duplicate=False)}
+    return {
+        name: (value, value.detach().clone() if name in buffers or value.numel() <= _SMALL else None)
+        for name, value in named(module)
+    }
 
 
-def _chances() -> tuple[Any, ...]:
+def _stayed(before: tuple[Tensor, Tensor | None], after: tuple[Tensor, Tensor | None]) -> bool:
+    if before[0] is not after[0] or before[1] is None or after[1] is None:
+        return before[0] is after[0]
+    return before[1].shape == after[1].shape and same_bytes(before[1], after[1])
+
+
+def _generators() -> tuple[Any, ...]:
     """The states of the global generators."""
     of_numpy: Any = np.random.get_state()
     ours = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []  # type: ignore[no-untyped-call]
