@@ -109,6 +109,21 @@ def test_the_callers_things_are_the_callers_after_an_error_too(own) -> None:
     assert (facts(module), generators()) == (before, drawn)
 
 
+def test_a_run_in_a_thread_has_the_bits_of_one_outside_and_kernels_stay_as_chosen(own) -> None:
+    found: dict[str, bytes] = {}
+
+    def one(name: str) -> None:
+        run = hs.train(own(name), model=busy(), watch=lambda _: setattr(torch.backends.cudnn, "benchmark", True))
+        found[name] = (run.path / "model" / "model.safetensors").read_bytes()
+
+    thread = threading.Thread(target=one, args=("thread",))
+    thread.start()
+    thread.join()
+    one("outside")
+    assert found["thread"] == found["outside"]
+    assert torch.backends.cudnn.benchmark is False
+
+
 def test_runs_from_one_module_are_independent_and_go_on_to_the_same_bits(own) -> None:
     module, options = busy(), {"recipe": "full", "average": {"kind": "none"}}
     weights = lambda run: (run.path / "model" / "model.safetensors").read_bytes()  # noqa: E731

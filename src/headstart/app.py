@@ -32,7 +32,7 @@ from headstart.surgery.generators import kept_generators
 from headstart.surgery.module_copy import InPlace
 from headstart.train.heap import keep_no_memory, kept_memory, release_memory, returned_memory
 from headstart.train.phases import train_phases
-from headstart.train.precision import usable_device
+from headstart.train.precision import kept_kernels, usable_device
 from headstart.turns import only_run, own_turn
 
 Watch = Callable[[object], None]
@@ -61,8 +61,8 @@ def train(
     """
     config = check(config)
     run, resume = default_out(config), resume or was_restarted()
-    device, seconds = usable_device(config.device), config.parallel.timeout_seconds
-    with _as_called("hs.train"), joined(device, timeout_seconds=seconds) as ours:
+    seconds = config.parallel.timeout_seconds
+    with _as_called("hs.train"), joined(usable_device(config.device), timeout_seconds=seconds) as ours:
         tell = watch if watch is not None and ours.is_first else _silent
         if _is_finished(run, config, resume=resume):
             tell(Note(f"{run} is finished already; choose another folder with --out for a new run"))
@@ -116,9 +116,9 @@ def _recorded(run: Path, prepared: Prepared, *, allow_inexact: bool) -> tuple[st
 @contextmanager
 def _as_called(what: str) -> Iterator[None]:
     """Within, none of the caller's arithmetic, and no run or plan of another thread; afterwards the caller's
-    generators, and free memory given back.
+    generators and choice of kernels, and free memory given back.
     """
-    with only_run(what), own_arithmetic(), kept_generators(), returned_memory(), kept_memory():
+    with only_run(what), own_arithmetic(), kept_kernels(), kept_generators(), returned_memory(), kept_memory():
         yield
 
 

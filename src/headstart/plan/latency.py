@@ -18,6 +18,7 @@ from headstart.models.origins import find_origin
 from headstart.models.spec import FolderSpec, HubSpec, parse_spec
 from headstart.models.trace import MODEL_FAILURES
 from headstart.models.weights import refuse_memory
+from headstart.surgery.generators import kept_generators
 from headstart.train.heap import kept_memory
 
 MOST_CANDIDATES = 50
@@ -118,7 +119,7 @@ def measure(
     try:
         done = []
         for number, (row, others) in enumerate(chosen, start=1):
-            with kept_memory():
+            with kept_generators(), kept_memory():
                 done.append(_measured(row, others, machine))
             tell(number, done[-1])
         return tuple(done)

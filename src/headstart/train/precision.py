@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Literal
 
 import torch
@@ -55,6 +56,18 @@ def device_of(module: torch.nn.Module) -> torch.device:
 def dtype_of(module: torch.nn.Module) -> torch.dtype:
     """What the module computes with, outside autocast."""
     return next((value.dtype for value in module.parameters() if value.is_floating_point()), torch.float32)
+
+
+@contextmanager
+def kept_kernels() -> Iterator[None]:
+    """Afterwards torch chooses its kernels on CUDA as before, whatever ``usable_device`` has set within."""
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = cudnn.benchmark, cudnn.deterministic, cudnn.allow_tf32, matmul.allow_tf32
+    try:
+        yield
+    finally:
+        if before != (cudnn.benchmark, cudnn.deterministic, cudnn.allow_tf32, matmul.allow_tf32):
+            cudnn.benchmark, cudnn.deterministic, cudnn.allow_tf32, matmul.allow_tf32 = before
 
 
 def usable_device(wanted: str) -> torch.device:
