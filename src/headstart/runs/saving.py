@@ -56,6 +56,11 @@ class Interruption:
     between_steps: Callable[[int], NoReturn] | None = None
     heard: float = 0.0
 
+    def leave_between_steps(self) -> None:
+        """Leave where a signal came in the last step and the next has not begun."""
+        if self.signals and self.between_steps is not None:
+            self.between_steps(self.signals[0])
+
 
 @contextmanager
 def interruptible() -> Iterator[Interruption]:
@@ -86,11 +91,7 @@ def interruptible() -> Iterator[Interruption]:
         if noted.at_once is not None:
             noted.at_once(number)
         if is_waiting():
-            leave_between_steps()
-
-    def leave_between_steps() -> None:
-        if noted.signals and noted.between_steps is not None:
-            noted.between_steps(noted.signals[0])
+            noted.leave_between_steps()
 
     usual = sys.unraisablehook
 
@@ -104,7 +105,7 @@ def interruptible() -> Iterator[Interruption]:
         signal.signal(number, note)
     sys.unraisablehook = swallowed
     try:
-        with heard_before_waiting(leave_between_steps):
+        with heard_before_waiting(noted.leave_between_steps):
             yield noted
     finally:
         sys.unraisablehook = usual
