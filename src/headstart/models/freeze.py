@@ -241,6 +241,11 @@ def _until(module: nn.Module, layout: Layout, name: str) -> set[str]:
         last = max(place.order for place in inside)
     elif name in layout.last_calls:
         last = layout.last_calls[name]
+    elif name in dict(module.named_modules(remove_duplicate=False)):
+        raise ModelError(
+            f"freeze until:{name}: it holds no weights, so nothing says where it executes; name a module with weights, "
+            f"e.g. --freeze until:{layout.tensors[0].module}"
+        )
     else:
         known = [*(stage.name for stage in layout.stages), *(path for path, _ in module.named_modules() if path)]
         raise ModelError(f"freeze until:{name}: the model has no such module; {near_names(name, known)}")

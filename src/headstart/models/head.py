@@ -18,7 +18,7 @@ from headstart.models.head_uses import move_hooks, put_everywhere, refuse_other_
 from headstart.models.layout import Layout, find_layout, find_trace, forget_layout, renew_layout
 from headstart.models.libraries import compiler_is_loaded
 from headstart.models.trace import run_for_shapes
-from headstart.surgery.outputs import declared_scores, scores_of
+from headstart.surgery.outputs import declare_scores, declared_scores, scores_of
 
 _CHEAP = 50_000_000  # parameters of a model that one image takes less than 0.3 s of
 _IN_A_HEAD = (nn.Linear, nn.Dropout, nn.Identity, nn.LayerNorm, nn.BatchNorm1d, *ACTIVATIONS.values(), nn.Hardswish)
@@ -114,6 +114,13 @@ def model_scores(model: nn.Module, outputs: object) -> list[tuple[float, Tensor]
     if model not in _EQUAL_HEADS:
         _EQUAL_HEADS[model] = _count_heads(model)
     return scores_of(outputs, scores=declared_scores(model), equal_heads=_EQUAL_HEADS[model])
+
+
+def share_scores(model: nn.Module, *parts: nn.Module) -> None:
+    """Have parts that give the model's outputs in its place give its scores: what was declared, and its equal heads."""
+    for part in parts:
+        declare_scores(part, declared_scores(model))
+        _EQUAL_HEADS[part] = _count_heads(model)
 
 
 def _count_heads(model: nn.Module) -> int:

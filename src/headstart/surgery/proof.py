@@ -12,6 +12,7 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -52,6 +53,7 @@ class _Outcome:
     gradients: tuple[Tensor | None, ...]
     after: ModuleState
     drew: bool
+    graph: tuple[str, ...]  # buffers that a gradient would go back through
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,6 +100,7 @@ def find_difference(
     except _MODEL_FAILURES as error:
         return f"it does not run in two halves ({type(error).__name__}: {_first_line(error)})"
     finally:
+        _cut_graph(module)
         restore_state(module, before)
     return None
 
@@ -136,8 +139,16 @@ def _run(
             if training:
                 gradients = (*gradients, *_gradients(module, leaves))
         outputs.append((structure, tuple(map(_detached, leaves))))
-    drew = _generators() != start
-    return _Outcome(outputs=tuple(outputs), gradients=gradients, after=read_state(module), drew=drew)
+    drew, graph = _generators() != start, _cut_graph(module)
+    return _Outcome(outputs=tuple(outputs), gradients=gradients, after=read_state(module), drew=drew, graph=graph)
+
+
+def _cut_graph(module: nn.Module) -> tuple[str, ...]:
+    """Make buffers plain again that a write outside of ``no_grad`` tied to the graph; their names."""
+    tied = {name: buffer for name, buffer in module.named_buffers() if buffer.grad_fn is not None}
+    for buffer in tied.values():
+        buffer.detach_()
+    return tuple(tied)
 
 
 def _gradients(module: nn.Module, leaves: Sequence[Any]) -> tuple[Tensor | None, ...]:
@@ -163,6 +174,8 @@ def _compared(own: _Outcome, halves: _Outcome) -> str | None:
     for one, other in zip(own.outputs, halves.outputs, strict=True):
         if one[0] != other[0] or not all(map(_is_same, one[1], other[1])):
             return "the model as it is called gives other outputs than its traced graph"
+    if own.graph != halves.graph:
+        return f"{_listed(own.graph or halves.graph)} would be written to with a gradient"
     if not all(map(_is_same, own.gradients, halves.gradients)):
         return "the model as it is called gives other gradients than its traced graph"
     return None
@@ -175,10 +188,13 @@ def find_mixing(prefix: nn.Module, images: Tensor, together: tuple[Tensor, ...])
     small share. They are given again in the other order, and each alone, from different states of the generators.
     """
     try:
-        again = _rearranged(prefix, images)
+        again, mates = _rearranged(prefix, images), _among_others(partial(_plain_crossing, prefix), (images,))
     except _MODEL_FAILURES as error:
         return f"does not run on each image alone ({type(error).__name__}: {_first_line(error)})"
     own = all(is_close(some, whole[rows]) for rows, made in again for whole, some in zip(together, made, strict=True))
+    own = own and all(
+        _is_same(whole[place], some[place]) for place, made in mates for whole, some in zip(together, made, strict=True)
+    )
     return None if own else "depends on the other images of the batch, or on chance"
 
 
@@ -187,19 +203,45 @@ def mixes_in_evaluation(suffix: nn.Module, crossing: tuple[Tensor, ...]) -> bool
 
     Then it depends on what fills a batch up, which is not the same before the boundary and behind it.
     """
-    count, (module,) = len(crossing[0]), (suffix.module,) if isinstance(suffix, Suffix) else (suffix,)
-    before, found = read_state(module), list[Tensor]()
-    orders = [list(range(count)), list(reversed(range(count))), *([place] for place in range(count))]
+    module = suffix.module if isinstance(suffix, Suffix) else suffix
+    before = read_state(module)
     suffix.eval()
-    try:
-        for rows in orders:
+
+    def outputs(*given: Tensor) -> tuple[Tensor, ...]:
+        try:
             with torch.no_grad():
-                leaves = tree_flatten(suffix(*[value[rows] for value in crossing]))[0]
-            found.append(next(leaf for leaf in leaves if isinstance(leaf, Tensor)))
+                leaves = tree_flatten(suffix(*given))[0]
+            return tuple(leaf for leaf in leaves if isinstance(leaf, Tensor))
+        finally:
             restore_state(module, before)
-    finally:
-        restore_state(module, before)
-    return not all(is_close(some, found[0][rows]) for rows, some in zip(orders[1:], found[1:], strict=True))
+
+    together = outputs(*[value.clone() for value in crossing])
+    return not all(
+        _is_same(whole[place], some[place])
+        for place, made in _among_others(outputs, crossing)
+        for whole, some in zip(together, made, strict=True)
+    )
+
+
+def _among_others(
+    call: Callable[..., tuple[Tensor, ...]], given: tuple[Tensor, ...]
+) -> list[tuple[int, tuple[Tensor, ...]]]:
+    """For each place in the batch what ``call`` gives where all other rows are quite others: at an equal batch shape
+    that place's own row is the same to the bit, whatever the others are.
+    """
+    found = []
+    for place in range(len(given[0])):
+        changed = [value.clone() for value in given]
+        for value in changed:
+            rows = [row for row in range(len(value)) if row != place]
+            value[rows] = value[rows] * 40 + 7 if value.is_floating_point() else value[rows].flip(-1)
+        _seed(place)
+        found.append((place, call(*changed)))
+    return found
+
+
+def _plain_crossing(prefix: nn.Module, images: Tensor) -> tuple[Tensor, ...]:
+    return compute_crossing(prefix, images, nullcontext)
 
 
 def find_mixing_node(prefix: fx.GraphModule, images: Tensor) -> fx.Node | None:
@@ -216,6 +258,19 @@ def find_mixing_node(prefix: fx.GraphModule, images: Tensor) -> fx.Node | None:
             found = _first_other(together, _Values(prefix).of(images[rows]), rows)
             if found is not None:
                 return found
+        for place, made in _among_others(lambda given: (_Values(prefix).of(given),), (images,)):  # type: ignore[arg-type,return-value]
+            found = _first_changed(together, made[0], place)  # type: ignore[arg-type]
+            if found is not None:
+                return found
+    return None
+
+
+def _first_changed(together: Mapping[fx.Node, Tensor], made: Mapping[fx.Node, Tensor], place: int) -> fx.Node | None:
+    """The first node whose row at ``place`` is another one among other images."""
+    for node, whole in together.items():
+        rows = [len(value) if value.ndim else 0 for value in (whole, made[node])]
+        if rows[0] == rows[1] > place and node.op != "placeholder" and not _is_same(whole[place], made[node][place]):
+            return node
     return None
 
 

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from headstart.ambient import own_arithmetic, seeded
 from headstart.data.augment import eval_transform
@@ -21,6 +21,7 @@ from headstart.errors import NonFiniteError
 from headstart.models.head import model_scores
 from headstart.parallel.messages import gathered
 from headstart.parallel.shards import is_sharded, part_again
+from headstart.surgery.halves import Suffix
 from headstart.surgery.module_state import read_state, restore_state
 from headstart.surgery.own_state import has_own_code
 from headstart.train.heap import kept_memory
@@ -129,7 +130,7 @@ def _run(model: nn.Module, batches: Batches, *, precision: Precision, memory_for
         batches = replace(batches, training=None, transform=eval_transform(batches.preprocess), decoded=None)
     keys = tuple(sample.key for sample in batches.samples)
     with in_eval(model), kept_memory(), _own_state_kept(model):
-        outputs, ours, own = [], batches.processes, has_own_code(model)
+        outputs, ours, own = [], batches.processes, has_own_code(model) or isinstance(model, fx.GraphModule | Suffix)
         for number, batch in enumerate(_level(batches.epoch(0), batches, everywhere=is_sharded(model))):
             with _drawing(number * ours.world_size + ours.rank, device_of(model)) if own else beside_others():
                 outputs.append(scores(model, batch, precision=precision, memory_format=memory_format))

@@ -20,6 +20,7 @@ from headstart.errors import ModelError
 from headstart.models.boundary import Boundary, find_boundary, refuse_computation
 from headstart.models.fixed_nodes import Search
 from headstart.models.freeze import Frozen
+from headstart.models.head import share_scores
 from headstart.parallel.messages import exchange
 from headstart.surgery.module_state import code_digest
 from headstart.surgery.no_trace import no_trace
@@ -68,6 +69,8 @@ def prove_boundary(module: nn.Module, frozen: Frozen, batches: Batches, rules: S
     if known is None or known.of != what:
         known = _prove(module, frozen, example_images(batches, module, rules), rules, what)
         refused = next((why for why in exchange(known.why) if why), "")  # by one process: none of them may use it
+        if known.boundary is not None:
+            share_scores(module, known.boundary.train_suffix, known.boundary.eval_suffix)
         known = _PROVED[module] = replace(known, boundary=None if refused else known.boundary, why=refused)
     if known.boundary is None:
         raise ModelError(known.why)
