@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import time
 import weakref
-from contextlib import nullcontext
+from contextlib import nullcontext, redirect_stderr
 from dataclasses import dataclass, replace
 from functools import partial
+from io import StringIO
 
 import torch
 from torch import Tensor, fx, nn
@@ -88,10 +89,10 @@ def refute_boundary(module: nn.Module, why: str) -> None:
 def _prove(module: nn.Module, frozen: Frozen, images: Tensor, rules: StepRules, what: object) -> _Proved:
     """By the traced graph, which costs nothing at a step; else by the module's own code."""
     try:
-        with no_trace(module):
+        with no_trace(module), redirect_stderr(StringIO()):  # torch.fx prints what a graph that fails raises, too
             return _Proved(of=what, boundary=_traced(module, frozen, images, rules), why="")
     except ModelError as error:
-        reason = str(error)
+        reason = str(error).partition(". ")[0]
     try:
         with no_trace(module):
             return _Proved(of=what, boundary=_replayed(module, frozen, images, rules), why="")
