@@ -143,7 +143,8 @@ def _ways(part: nn.Module) -> object:
     held = vars(part)
     filled = [hooks for name, hooks in held.items() if HOOKS.match(name) and isinstance(hooks, dict) and hooks]
     hooks = [key for hooks in filled for key, hook in hooks.items() if not is_librarys_hook(hook)]
-    switches = [(name, value) for name, value in held.items() if isinstance(value, bool | str) and name != "training"]
+    plain = [(name, value) for name, value in held.items() if isinstance(value, bool | str)]
+    switches = [(name, value) for name, value in plain if name != "training" and "fsdp" not in name]  # torch's marks
     return id(held.get("forward")), tuple(hooks), tuple(switches)
 
 
