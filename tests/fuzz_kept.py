@@ -77,7 +77,7 @@ KEPT: dict[str, Case] = {
     ),
     "tied": Case(Spec(blocks=(B("conv"), B("conv"), B("conv")), root=("tied",)), freeze="until:blocks.1"),
     "frozen by the user": Case(Spec(root=("user_frozen",)), recipe="lp_ft", freeze="none"),
-    "average, penalty, two phases": Case(
+    "average and penalty in two phases": Case(
         Spec(blocks=(B("norm_group"), B("dropout"))), recipe="lp_ft", freeze="none", checks=RESUME,
         more=(("average.kind", "ema"), ("penalties.l2_start", 0.1), ("batch.accumulate", 2)),
     ),

@@ -194,16 +194,17 @@ def one_case(text: str, *, wanted: bool) -> Verdict:
         world.close()
 
 
-def first_broken(skipped: Sequence[str], seeds: int) -> dict[str, str]:
+def first_broken(skipped: Sequence[str], first: Sequence[str], seeds: int) -> dict[str, str]:
     """The first small case, or drawn one, that breaks a law; of all small cases where ``skipped`` is ALL.
 
-    ``skipped``: small cases that break one anyway, with the laws that they break, ``name/law``.
+    ``skipped``: small cases that break one anyway, with the laws that they break, ``name/law``; ``first``: small cases
+    to begin with.
     """
     torch.set_num_threads(1)
     fuzz_laws.quick_report()
     world, everything, found = World(), list(skipped) == ["ALL"], dict[str, str]()
     known = {told.rpartition("/")[2] for told in skipped}
-    cases = {**KEPT, **{f"seed {seed}": draw_case(seed) for seed in range(seeds)}}
+    cases = {name: KEPT[name] for name in first} | KEPT | {f"seed {seed}": draw_case(seed) for seed in range(seeds)}
     try:
         for name, case in cases.items():
             for broken in check(case, world).broken:
@@ -236,7 +237,7 @@ def main(given: Sequence[str] | None = None) -> int:
     if arguments.planted:
         return fuzz_planted.hunt(arguments.only)
     if arguments.hunt is not None:
-        print(json.dumps(first_broken(arguments.hunt.split(","), arguments.count)))
+        print(json.dumps(first_broken(*json.loads(arguments.hunt), arguments.count)))
         return 0
     if arguments.case:
         return bool(one_case(arguments.case, wanted=arguments.shrink).broken)
