@@ -204,7 +204,11 @@ def first_broken(skipped: Sequence[str], first: Sequence[str], seeds: int) -> di
     fuzz_laws.quick_report()
     world, everything, found = World(), list(skipped) == ["ALL"], dict[str, str]()
     known = {told.rpartition("/")[2] for told in skipped}
-    cases = {name: KEPT[name] for name in first} | KEPT | {f"seed {seed}": draw_case(seed) for seed in range(seeds)}
+    cases = (
+        {name: KEPT[name] for name in first}
+        | (KEPT if seeds >= 0 else {})
+        | {f"seed {seed}": draw_case(seed) for seed in range(seeds)}
+    )
     try:
         for name, case in cases.items():
             for broken in check(case, world).broken:
@@ -231,11 +235,12 @@ def main(given: Sequence[str] | None = None) -> int:
     parser.add_argument("--case", help="judge this expression alone")
     parser.add_argument("--planted", action="store_true", help="put faults in and find them")
     parser.add_argument("--only", default="", help="of the planted faults those with these words in their names")
+    parser.add_argument("--named", action="store_true", help="only by the cases that the planted faults name")
     parser.add_argument("--worker", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--hunt", help=argparse.SUPPRESS)
     arguments = parser.parse_args(given)
     if arguments.planted:
-        return fuzz_planted.hunt(arguments.only)
+        return fuzz_planted.hunt(arguments.only, seeds=-1 if arguments.named else 40)
     if arguments.hunt is not None:
         print(json.dumps(first_broken(*json.loads(arguments.hunt), arguments.count)))
         return 0
