@@ -59,6 +59,8 @@ KEPT: dict[str, Case] = {
     "sort of the batch frozen": _frozen(B("mix_sort", always=True)),
     "mean of the batch frozen in training": _frozen(B("mix_mean", bare=True), rule="names:stem*,blocks.0*"),
     "roll of the batch frozen in training": _frozen(B("mix_roll"), rule="names:stem*,blocks.0*"),
+    "normal frozen in training": _frozen(B("normal"), rule="names:stem*,blocks.0*"),
+    "other weights": Case(Spec(blocks=(B("conv"),)), checks=("cache", "weights")),
     "normal in training by names": _frozen(B("normal", bare=True), rule="names:stem*"),
     "branch on the batch frozen": _frozen(B("mix_branch", always=True)),
     "norm of the batch frozen": _frozen(B("mix_batch_norm", always=True)),
