@@ -48,15 +48,17 @@ def refusal(content: bytes) -> str:
     return caught.value.reason
 
 
-def with_scans(count: int, *, size: int = 64, comment: bytes = b"", channels: int = 3) -> bytes:
-    """A progressive JPEG with so many scans in all: its shortest one again and again, a comment before each."""
-    whole = encoded(noise(64, 64, channels), "JPEG", progressive=True, quality=50)
+def with_scans(count: int, *, size: int = 64, comment: bytes = b"", components: int = 1) -> bytes:
+    """A progressive JPEG with so many scans in all: its shortest one of so many components again and again, a comment
+    before each.
+    """
+    whole = encoded(noise(64, 64), "JPEG", progressive=True, quality=50)
     starts = [place for place in range(len(whole) - 1) if whole[place : place + 2] == b"\xff\xda"]
     scans = [whole[begin:end] for begin, end in zip(starts, [*starts[1:], len(whole) - 2], strict=True)]
     header = bytearray(whole[: starts[0]])
     frame = header.index(b"\xff\xc2")
     header[frame + 5 : frame + 9] = struct.pack(">HH", size, size)
-    more = comment + min(scans[1:], key=len)
+    more = comment + min((scan for scan in scans[1:] if scan[4] == components), key=len)
     return bytes(header) + b"".join(scans) + more * (count - len(scans)) + b"\xff\xd9"
 
 
@@ -77,6 +79,11 @@ def test_scans_count_by_the_pixels_that_they_go_over() -> None:
     assert "scans of 64.0 megapixels; at most 100 are accepted, of 2,048 million samples" in (
         find_excess(with_scans(90, size=8000)) or ""
     )
+
+
+def test_a_scan_of_three_components_counts_as_three() -> None:
+    assert find_excess(with_scans(25, size=8000)) is None
+    assert "scans of 64.0 megapixels" in (find_excess(with_scans(25, size=8000, components=3)) or "")
 
 
 def test_an_end_of_image_within_a_comment_hides_no_scan() -> None:
