@@ -330,6 +330,17 @@ class Calling(nn.Module):
         return maps * self.calls
 
 
+def test_two_images_of_one_channel_in_any_layout() -> None:
+    module = Net(body=nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU()))
+    names = body_names(module)
+    for images in (torch.randn(2, 8, 8, 1).permute(0, 3, 1, 2), torch.randn(2, 1, 8, 8)[:, :, ::2, ::2]):
+        replay = find_replay(module, images, names)
+        with in_eval(module):
+            assert torch.equal(replay.suffix(*replay.prefix(images)), module(images))
+            one = images[:1]
+            torch.testing.assert_close(replay.prefix(one)[0], module.body(one))
+
+
 def hooked(where: str) -> nn.Module:
     module = Net()
     module.calls = 0  # type: ignore[assignment]

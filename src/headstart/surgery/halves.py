@@ -88,6 +88,9 @@ class Prefix(nn.Module):
         known = self._known
         if len(images) == 1:  # alone it may take another way, e.g. where sizes of 1 are left out
             return tuple(value[:1] for value in self.forward(images.expand(2, *images.shape[1:]).clone()))
+        size, stride, _ = sized(known.image, len(images))
+        if images.stride() != stride:  # laid out as those that were recorded
+            images = torch.empty_strided(size, stride, dtype=images.dtype, device=images.device).copy_(images)
         book = self._books.get(len(images)) or known.book(len(images))
         self._books[len(images)] = book
         run = _KeepingRun(book, self._sources.read(self.module, book), self.module, known)

@@ -66,8 +66,7 @@ def find_replay(module: nn.Module, images: Tensor, frozen_tensors: Collection[st
 
     Raises: NotReplayable: it cannot be run from kept tensors, or nothing frozen stands before what trains.
     """
-    turned = images.flip(0)
-    several = (images, turned[:-1] if len(images) > 2 else torch.cat([turned, images[:1].flip(-1)]))
+    several = _two_batches(images)
     frozen, moving = frozenset(frozen_tensors), frozenset[str]()
     while True:
         contents = Contents()
@@ -81,6 +80,10 @@ def find_replay(module: nn.Module, images: Tensor, frozen_tensors: Collection[st
     frozen -= moving
     pairs = pair(*books)
     image = pairs.geometry(geometry_of(several[0]), geometry_of(several[1]))
+    if image is None:
+        raise NotReplayable(
+            "model: its images do not lie one behind the other in memory, so it does not run from a cache"
+        )
     cut = Cut(books[0], pairs, found)
     kept = cut.kept()
     if not {each.content for each in kept} - {IMAGES}:
@@ -91,6 +94,15 @@ def find_replay(module: nn.Module, images: Tensor, frozen_tensors: Collection[st
         prefix=Prefix(module, known), suffix=Suffix(module, known),
         crossing=tuple(each.label for each in kept), obstacles=cut.obstacles(),
     )  # fmt: skip
+
+
+def _two_batches(images: Tensor) -> tuple[Tensor, Tensor]:
+    """The images, and in the other order one fewer of them, or of two one more; laid out alike."""
+    images = images.clone()
+    turned = images.flip(0)
+    others = turned[:-1] if len(images) > 2 else torch.cat([turned, images[:1].flip(-1)])
+    laid = torch.empty_strided(others.shape, images.stride(), dtype=images.dtype, device=images.device)
+    return images, laid.copy_(others)
 
 
 @dataclass(frozen=True)
