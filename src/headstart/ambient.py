@@ -101,34 +101,39 @@ def _shielded() -> Iterator[None]:
         yield
 
 
-@contextmanager
-def seeded(seed: int, *, device: torch.device, everywhere: bool) -> Iterator[Callable[[], None]]:
+class seeded:
     """Within, torch's generators of the CPU and of ``device`` start from ``seed``, and with ``everywhere`` also
     Python's ``random`` and NumPy's global one (0.1 ms); what it gives starts them again. Afterwards they go on where
-    they were. Call it within ``own_turn``.
+    they were. Use it within ``own_turn``.
     """
-    kind = None if device.type == "cpu" else torch.get_device_module(device)
-    where = () if device.type == "mps" else (device,)  # it has one generator
-    generator = torch.default_generator
-    kept = generator.get_state(), kind and kind.get_rng_state(*where)
-    others = (random.getstate(), np.random.get_state()) if everywhere else None
 
-    def start() -> None:
-        if kind is None:
-            generator.manual_seed(seed)  # torch.manual_seed notes a traceback (0.1 ms) for each kind that is missing
+    def __init__(self, seed: int, *, device: torch.device, everywhere: bool) -> None:
+        self._seed, self._everywhere = seed, everywhere
+        self._kind = None if device.type == "cpu" else torch.get_device_module(device)
+        self._where = () if device.type == "mps" else (device,)  # it has one generator
+
+    def __enter__(self) -> Callable[[], None]:
+        self._before = torch.default_generator.get_state()
+        if self._kind is not None:
+            self._of_device = self._kind.get_rng_state(*self._where)
+        if self._everywhere:
+            self._others = random.getstate(), np.random.get_state()
+        self._start()
+        return self._start
+
+    def _start(self) -> None:
+        if self._kind is None:  # torch.manual_seed notes a traceback (0.1 ms) for each kind that is not there
+            torch.default_generator.manual_seed(self._seed)
         else:
-            torch.manual_seed(seed)
-        if others is not None:
-            random.seed(seed)
-            np.random.seed([seed & 0xFFFF_FFFF, seed >> 32])
+            torch.manual_seed(self._seed)
+        if self._everywhere:
+            random.seed(self._seed)
+            np.random.seed([self._seed & 0xFFFF_FFFF, self._seed >> 32])
 
-    start()
-    try:
-        yield start
-    finally:
-        generator.set_state(kept[0])
-        if kind is not None:
-            kind.set_rng_state(kept[1], *where)
-        if others is not None:
-            random.setstate(others[0])
-            np.random.set_state(others[1])
+    def __exit__(self, *_: object) -> None:
+        torch.default_generator.set_state(self._before)
+        if self._kind is not None:
+            self._kind.set_rng_state(self._of_device, *self._where)
+        if self._everywhere:
+            random.setstate(self._others[0])
+            np.random.set_state(self._others[1])

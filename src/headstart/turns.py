@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ContextDecorator, contextmanager
 from functools import cache
 from threading import Condition, get_ident
 
@@ -24,6 +24,15 @@ class _Turns:
         self.waiting = 0  # threads that want to draw: no further guest comes before them
         self.runs: dict[int, str] = {}  # threads in a block of ``only_run``, and what it is
 
+    def wait_alone(self, me: int) -> None:
+        """Wait until nobody else draws or computes; the caller holds the lock."""
+        assert me not in self.guests, "a step within a forward pass of evaluation would wait for itself"
+        self.waiting += 1
+        try:
+            self.changed.wait_for(lambda: self.owner is None and not self.guests)
+        finally:
+            self.waiting -= 1
+
 
 @cache
 def _turns(_process: int) -> _Turns:
@@ -31,23 +40,20 @@ def _turns(_process: int) -> _Turns:
     return _Turns()
 
 
-@contextmanager
-def own_turn() -> Iterator[None]:
+class own_turn(ContextDecorator):
     """Within, no other thread makes a step, draws a picture's random changes or evaluates; it waits. Blocks nest."""
-    turns, me = _turns(os.getpid()), get_ident()
-    with turns.changed:
-        if turns.owner != me:
-            assert me not in turns.guests, "a step within a forward pass of evaluation would wait for itself"
-            turns.waiting += 1
-            try:
-                turns.changed.wait_for(lambda: turns.owner is None and not turns.guests)
-            finally:
-                turns.waiting -= 1
-            turns.owner = me
-        turns.depth += 1
-    try:
-        yield
-    finally:
+
+    def __enter__(self) -> None:
+        turns, me = _turns(os.getpid()), get_ident()
+        with turns.changed:
+            if turns.owner != me:
+                if turns.owner is not None or turns.guests:
+                    turns.wait_alone(me)
+                turns.owner = me
+            turns.depth += 1
+
+    def __exit__(self, *_: object) -> None:
+        turns = _turns(os.getpid())
         with turns.changed:
             turns.depth -= 1
             if not turns.depth:

@@ -174,7 +174,7 @@ def test_a_turn_ends_with_an_error() -> None:
     for block in (own_turn, beside_others):
         with pytest.raises(ValueError, match="x"), block():
             raise ValueError("x")
-    in_threads([lambda: own_turn().__enter__()])
+    in_threads([lambda: own_turn()(lambda: None)()])
 
 
 def test_a_second_run_in_another_thread_is_refused_and_one_in_the_same_is_not() -> None:
@@ -184,7 +184,7 @@ def test_a_second_run_in_another_thread_is_refused_and_one_in_the_same_is_not() 
         said = r"hs.plan: hs.train is going on in another thread of this process.*call hs.plan when that one has"
         with pytest.raises(RunError, match=said):
             in_threads([lambda: only_run("hs.plan").__enter__()])
-    in_threads([lambda: only_run("hs.plan").__enter__()])
+    in_threads([lambda: only_run("hs.plan")(lambda: None)()])
 
 
 def test_seeding_starts_again_and_goes_on_where_the_caller_was() -> None:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from operator import is_
+from typing import Any
 
 import torch
 from timm.utils.model_ema import ModelEmaV3
@@ -38,10 +39,11 @@ class Parts:
 
     ``trained``: the parameters of all groups; ``named``: those of the model; ``typed``: the first one of floating
     numbers; ``modules``: all of them, with the ``modes`` that ``model.train()`` gave them; ``statistics``: where
-    running means and variances are, a module's buffers and the name among them. ``children``, ``held`` and ``flags``:
-    every module's own modules and parameters, and which of these train. ``foreign``: parameters in groups that are not
-    the model's, until a step has shown that they get a gradient. ``hooks``: where modules keep theirs; ``by_others``:
-    whether some code is the user's own. ``rules``: those that the state was last made ready for.
+    running means and variances are, a module's buffers and the name among them. ``homes``, ``children``, ``held`` and
+    ``flags``: where modules keep their own modules and parameters, these, and which of them train. ``foreign``:
+    parameters in groups that are not the model's, until a step has shown that they get a gradient. ``hooks``: where
+    modules keep theirs; ``by_others``: whether some code is the user's own. ``rules``: those that the state was last
+    made ready for.
     """
 
     model: nn.Module
@@ -51,6 +53,7 @@ class Parts:
     modules: tuple[nn.Module, ...]
     modes: list[bool]
     statistics: tuple[tuple[MutableMapping[str, Tensor | None], str], ...]
+    homes: tuple[tuple[Mapping[str, nn.Module | None], ...], tuple[Mapping[str, nn.Parameter | None], ...]]
     children: list[nn.Module | None]
     held: list[nn.Parameter | None]
     flags: list[bool]
@@ -86,9 +89,9 @@ class Parts:
             self.model is state.model
             and self.optimizer is state.optimizer
             and _same(self.trained, [*chain.from_iterable(groups)])
-            and _same(self.children, _held_children(self.modules))
-            and _same(self.held, held := _held_parameters(self.modules))
-            and self.flags == [value is not None and value.requires_grad for value in held]
+            and _same(self.children, _values(self.homes[0]))
+            and _same(self.held, _values(self.homes[1]))
+            and self.flags == [value is not None and value.requires_grad for value in self.held]
             and self.modes == [module.training for module in self.modules]
         )
 
@@ -139,7 +142,8 @@ def _look(state: TrainState) -> Parts:
     modules = tuple(state.model.train().modules())
     trained = tuple(parameter for group in state.optimizer.param_groups for parameter in group["params"])
     _check_groups(state, trained)
-    held = _held_parameters(modules)
+    homes = tuple([part._modules for part in modules]), tuple([part._parameters for part in modules])
+    held: list[nn.Parameter | None] = _values(homes[1])
     own = set(map(id, held))
     return Parts(
         model=state.model,
@@ -149,7 +153,8 @@ def _look(state: TrainState) -> Parts:
         modules=modules,
         modes=[module.training for module in modules],
         statistics=tuple((part._buffers, name) for part in modules for name in part._buffers if "running_" in name),
-        children=_held_children(modules),
+        homes=homes,
+        children=_values(homes[0]),
         held=held,
         flags=[value is not None and value.requires_grad for value in held],
         foreign=tuple(parameter for parameter in trained if id(parameter) not in own),
@@ -159,12 +164,8 @@ def _look(state: TrainState) -> Parts:
     )
 
 
-def _held_children(modules: Sequence[nn.Module]) -> list[nn.Module | None]:
-    return [*chain.from_iterable([part._modules.values() for part in modules])]
-
-
-def _held_parameters(modules: Sequence[nn.Module]) -> list[nn.Parameter | None]:
-    return [*chain.from_iterable([part._parameters.values() for part in modules])]
+def _values(homes: Sequence[Mapping[str, Any]]) -> list[Any]:
+    return [*chain.from_iterable([home.values() for home in homes])]
 
 
 def _same(before: Sequence[object], now: Sequence[object]) -> bool:
