@@ -25,6 +25,7 @@ from headstart.models.makers import Maker, find_makers
 from headstart.surgery.no_trace import no_trace
 from headstart.surgery.outputs import declared_scores, pick_output
 from headstart.surgery.own_state import has_own_code
+from headstart.surgery.replaced_forward import class_with
 
 How = Literal["fx", "hooks"]
 _LEAVES = (
@@ -174,8 +175,7 @@ def fx_graph(module: nn.Module, *, training: Callable[[str], bool]) -> fx.Graph:
         part.training = training(path)
     adapted = {type(part) for part in module.modules() if is_adapted(part)}  # their code branches on what they hold
     if (replaced := vars(module).get("forward")) is not None:  # torch.fx would trace the class's
-        own = {"forward": lambda _, images: replaced(images)}
-        module.__class__ = type(type(module).__name__, (type(module),), own)
+        module.__class__ = class_with(module, replaced)
     tracer = _ImagesAlone(
         leaf_modules=[*get_notrace_modules(), *_LEAVES, *adapted],  # type: ignore[no-untyped-call]
         autowrap_functions=tuple(get_notrace_functions()),  # type: ignore[no-untyped-call]
