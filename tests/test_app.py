@@ -240,7 +240,7 @@ def test_tags_are_learned_end_to_end(settings, numbers) -> None:
     assert run.metrics["mean_average_precision"] > 0.8
     with (run.path / "predictions.csv").open(newline="") as file:
         row = next(csv.DictReader(file))
-    assert list(row) == ["id", "truth", "prediction", "p:bright", "p:dark"]
+    assert list(row) == ["id", "truth", "prediction", "p:bright", "p:dark", "sha256"]
     (said,) = predict_paths(run.path, [numbers.parent / row["id"]])
     assert dict(said.labels) == {name: float(row[f"p:{name}"]) for name in ("bright", "dark")}
 
