@@ -471,6 +471,29 @@ def test_another_way_than_before_is_refused_not_guessed() -> None:
         replay.suffix(*crossing)
 
 
+def test_a_refusal_that_the_module_catches_is_raised_all_the_same() -> None:
+    class Catching(Net):
+        other = False
+
+        def forward(self, images: Tensor) -> Tensor:
+            made = super().forward(images)
+            if self.other:
+                try:
+                    return made + self.fc(self.body[0](images).mean((2, 3)))
+                except Exception:
+                    return made
+            return made
+
+    module = Catching()
+    replay = find_replay(module, pictures(4), body_names(module))
+    with in_eval(replay.prefix):
+        crossing = replay.prefix(pictures(4))
+        replay.suffix(*crossing)
+        module.other = True
+        with pytest.raises(NotReplayable, match="another way"):
+            replay.suffix(*crossing)
+
+
 class Skipping(Net):
     """Two tensors cross, and one made of them is not kept."""
 
