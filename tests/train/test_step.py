@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import itertools
 from collections import OrderedDict, namedtuple
 
@@ -457,3 +458,45 @@ def test_a_limit_of_infinity_stays_one_in_the_average(net, noise) -> None:
     assert state.average.module.limit.tolist() == [float("inf"), -float("inf")]
     own, trained = state.average.module.inner.bn1.running_mean, model.inner.bn1.running_mean
     assert bool(torch.isfinite(own).all()) and not torch.equal(own, trained)
+
+
+@pytest.mark.parametrize("accumulate", [1, 2, 4])
+@pytest.mark.parametrize("loss", ["cross_entropy", WEIGHTED], ids=["plain", "weighted"])
+def test_copies_that_fill_a_batch_up_count_for_nothing(net, noise, loss, accumulate) -> None:
+    """Five images and three copies, as a process's part of a batch may be: the step on the five."""
+    full = noise(8)
+    filled = dataclasses.replace(full, size=5, total=5)
+    real = dataclasses.replace(full, pixels=full.pixels[:5], targets=full.targets[:5], keys=full.keys[:5], size=5)
+    found = []
+    for batch, pieces in ((real, 1), (filled, accumulate)):
+        state = sgd(net().double(), lr=0.0)
+        done = train_step(state, batch, rules=StepRules(loss=loss, accumulate=pieces))
+        found.append((gradients(state), done))
+    (expected, whole), (gradient, done) = found
+    assert (gradient - expected).norm() <= 1e-12 * expected.norm()
+    assert (done.loss, done.weight, done.grad_norm) == pytest.approx((whole.loss, whole.weight, whole.grad_norm))
+    assert (done.images, whole.images) == (5, 5)
+
+
+def test_a_step_that_is_not_taken_leaves_buffers_as_they_were(net, noise) -> None:
+    """Batch statistics, also where the loss fails, and tensors that forward puts in a buffer's place."""
+
+    class Anew(nn.Module):
+        def __init__(self, inner: nn.Module) -> None:
+            super().__init__()
+            self.inner = inner
+            self.register_buffer("seen", torch.zeros(()))
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            self.seen = self.seen + 1
+            return self.inner(images)
+
+    state = sgd(Anew(net(norm=True)))
+    before = copy.deepcopy(state.model.state_dict())
+    with pytest.raises(NonFiniteError):
+        train_step(state, noise(8), rules=StepRules(loss=lambda outputs, targets: outputs.sum(1) * float("nan")))
+    with pytest.raises(DataError):
+        train_step(state, noise(8), rules=StepRules(loss=lambda outputs, targets: outputs))
+    assert all(torch.equal(value, before[name]) for name, value in state.model.state_dict().items())
+    train_step(state, noise(8), rules=StepRules())
+    assert (state.model.seen, state.model.inner.bn1.num_batches_tracked) == (1, 1)
