@@ -76,10 +76,9 @@ def interruptible() -> Iterator[Interruption]:
     before = {number: handler for number, handler in found.items() if handler not in (signal.SIG_IGN, None)}
 
     def note(number: int, _: FrameType | None) -> None:
-        if os.getpid() != owner:  # a loading process that was forked this instant
+        again = noted.signals and current().several and time.monotonic() - noted.heard < _REPEATED_SECONDS
+        if os.getpid() != owner or again:  # a loading process, forked this instant; a terminal's and the launcher's
             return
-        if noted.signals and current().several and time.monotonic() - noted.heard < _REPEATED_SECONDS:
-            return  # a terminal sends it to every process, and the launcher once more
         noted.signals.append(number)
         noted.heard = time.monotonic()
         if len(noted.signals) == 1 and current().several:

@@ -173,11 +173,11 @@ def _compared(own: _Outcome, halves: _Outcome) -> str | None:
         return f"{_listed(left)} would not change as without a cache"
     for one, other in zip(own.outputs, halves.outputs, strict=True):
         if one[0] != other[0] or not all(map(_is_same, one[1], other[1])):
-            return "the model as it is called gives other outputs than its traced graph"
+            return "the model as it is called gives other outputs than in two halves"
     if own.graph != halves.graph:
         return f"{_listed(own.graph or halves.graph)} would be written to with a gradient"
     if not all(map(_is_same, own.gradients, halves.gradients)):
-        return "the model as it is called gives other gradients than its traced graph"
+        return "the model as it is called gives other gradients than in two halves"
     return None
 
 

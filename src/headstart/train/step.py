@@ -27,6 +27,7 @@ from headstart.parallel.messages import summed
 from headstart.parallel.model import reducing, replicated, share_statistics
 from headstart.parallel.processes import current
 from headstart.parallel.shards import is_sharded
+from headstart.surgery.halves import Suffix
 from headstart.train.attention import Attention, attending
 from headstart.train.companions import make_companions
 from headstart.train.compiled import Compile, compiled, compiler_errors
@@ -223,7 +224,8 @@ def _accumulate(state: TrainState, parts: Parts, batch: Batch, rules: StepRules,
     arguments = batch.arguments(device, MEMORY_FORMATS[rules.memory_format], parts.dtype)  # (B, ...)
     targets, size, sums = batch.targets.to(device), batch.targets.shape[0], list[Tensor]()
     forward, images = _forward(state), _images(batch) / current().world_size
-    state.compiled = compiled(forward, state.compiled, rules.compile)
+    how: Compile = "never" if isinstance(forward, Suffix) else rules.compile  # its stand-ins are not the compiler's
+    state.compiled = compiled(forward, state.compiled, how)
     for piece in _pieces(size, count):
         with reducing(forward, last=piece.stop == size):
             with autocast(device, rules.precision):
