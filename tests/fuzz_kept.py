@@ -57,7 +57,7 @@ KEPT: dict[str, Case] = {
     "mean of the batch frozen": _frozen(B("mix_mean", always=True)),
     "roll of the batch frozen": _frozen(B("mix_roll", always=True)),
     "sort of the batch frozen": _frozen(B("mix_sort", always=True)),
-    "mean of the batch frozen in training": _frozen(B("mix_mean", bare=True), rule="names:stem*,blocks.0*"),
+    "mean of the batch frozen in training": _frozen(B("mix_mean"), rule="names:stem*,blocks.0*"),
     "roll of the batch frozen in training": _frozen(B("mix_roll"), rule="names:stem*,blocks.0*"),
     "normal frozen in training": _frozen(B("normal"), rule="names:stem*,blocks.0*"),
     "other weights": Case(Spec(blocks=(B("conv"),)), checks=("cache", "weights")),
@@ -88,11 +88,5 @@ KEPT: dict[str, Case] = {
     ),
     "module without weights": Case(Spec(blocks=(B("conv"), B("randn", bare=True), B("conv"))), freeze="until:blocks.1"),
 }  # fmt: skip
-OPEN: tuple[str, ...] = (
-    "counter by a hook, frozen", "counter in a closure", "generator of its own", "buffer by lerp", "normal frozen",
-    "exponential frozen", "poisson frozen", "gumbel frozen", "mask frozen", "mean of the batch frozen",
-    "roll of the batch frozen", "sort of the batch frozen", "norm of the batch frozen", "view across images frozen",
-    "norm of the batch behind", "order of the batch behind", "equal heads", "dictionary, scores said", "plain list",
-    "lazy", "module without weights",
-)  # fmt: skip
+OPEN: tuple[str, ...] = ("counter in a closure",)
 """Names of cases that do not hold yet."""

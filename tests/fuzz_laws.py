@@ -48,6 +48,7 @@ LAWS = {
     "bundle": "the bundle predicts what was validated, or the plan names the state that is not in it",
     "groups": "every trainable tensor is in exactly one group",
     "frozen": "what is frozen stays as it was, and the rule freezes what it says",
+    "outputs": "an output that is no score gets no loss",
     "model": "run.model is in evaluation, trains when asked to, and all of it does that the user did not freeze",
 }
 
@@ -592,7 +593,11 @@ def _check_model(case: Case, outcome: Outcome, verdict: Verdict) -> None:
 
 
 def _check_kept(case: Case, outcome: Outcome, verdict: Verdict) -> None:
-    """What the rule froze is as it began."""
+    """What the rule froze is as it began, and so is what makes an output that is no score."""
+    if case.spec.head == "embedding":
+        verdict.laws.append("outputs")
+        if not torch.equal(build(case.spec).fc2.weight, outcome.weights["fc2.weight"]):
+            verdict.broken.append(Broken("outputs", "fc2, which makes an embedding, was trained"))
     if case.recipe == "lp_ft":
         return
     verdict.laws.append("frozen")
