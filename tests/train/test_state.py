@@ -149,3 +149,14 @@ def test_a_loss_may_bring_parameters_of_its_own(net, noise) -> None:
     for _ in range(2):
         hs.train_step(state, noise(8), rules=hs.StepRules(loss=loss))
     assert scale != 1
+
+
+def test_a_losss_own_parameter_that_is_exchanged_is_noticed(net, noise) -> None:
+    state, scales = sgd(net()), [nn.Parameter(torch.tensor(1.0)) for _ in range(2)]
+    state.optimizer.add_param_group({"params": [scales[0]]})
+    for scale in scales:
+        state.optimizer.param_groups[-1]["params"] = [scale]
+        scale.grad = torch.tensor(1e3)  # of nobody's step
+        loss = lambda o, t, scale=scale: nn.functional.cross_entropy(scale * o, t, reduction="none")  # noqa: E731
+        hs.train_step(state, noise(8), rules=hs.StepRules(loss=loss))
+        assert 0 < abs(float(scale) - 1) < 1
