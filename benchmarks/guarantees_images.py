@@ -151,7 +151,7 @@ def _photo(side: int = 1000) -> np.ndarray[Any, np.dtype[np.uint8]]:
 
 
 def largest() -> Iterator[tuple[str, Callable[[], bytes]]]:
-    """Ordinary pictures of 64 megapixels (16-bit colour: 44), as their name and what makes the file."""
+    """Ordinary pictures of 64 megapixels (16-bit colour: 27), as their name and what makes the file."""
     ImageFile.MAXBLOCK = 400 * 2**20
 
     def tiled(mode: str, side: int = SIDE) -> Image.Image:
@@ -170,7 +170,7 @@ def largest() -> Iterator[tuple[str, Callable[[], bytes]]]:
     yield "PNG, palette with a clear colour", lambda: encoded(tiled("P"), "PNG", compress_level=1, transparency=3)
     yield "PNG, RGB with a clear colour", lambda: encoded(tiled("RGB"), "PNG", compress_level=1, transparency=(1, 2, 3))
     yield "PNG, 16-bit grey", lambda: encoded(grey16(), "PNG", compress_level=1)
-    yield "PNG, 16-bit colour, 44 megapixels", lambda: _deep(6600, 2)
+    yield "PNG, 16-bit colour, 27 megapixels", lambda: _deep(5200, 2)
     yield "WEBP", lambda: encoded(tiled("RGB"), "WEBP", quality=80, method=0)
     yield "WEBP, lossless, RGBA", lambda: encoded(tiled("RGBA"), "WEBP", lossless=True, quality=0, method=0)
     yield "GIF", lambda: encoded(tiled("P"), "GIF")

@@ -167,7 +167,7 @@ def png(*chunks: bytes, width: int = 8, height: int = 8, depth: int = 8) -> byte
 
 
 def test_a_png_of_too_many_bytes_of_pixels_is_refused() -> None:
-    assert "take 512 MB; at most 268 MB" in refusal(png(width=8000, height=8000, depth=16))
+    assert "take 512 MB; at most 168 MB" in refusal(png(width=8000, height=8000, depth=16))
 
 
 def test_a_png_with_more_compressed_data_than_pixels_is_refused() -> None:

@@ -22,6 +22,8 @@ MAX_SCANNED = 2_048_000_000
 """Samples of a JPEG that all its scans may go over: 64 megapixels with 3 channels in 10 scans of everything."""
 MAX_RAW_BYTES = 256 * 2**20
 """Of the pixels of a PNG or TIFF, as they are stored before compression."""
+MAX_DEEP_BYTES = 160 * 2**20
+"""Of a PNG of 16 bits, whose bytes compress least and so take longest."""
 MAX_READS = 1_000_000
 """Pieces (chunks, segments, runs) that Python code may read of one file."""
 _LARGE, _SOME = 2**14, 64  # bytes of a read, and reads, after which the bounds are looked at
@@ -207,9 +209,10 @@ def _png_excess(content: bytes) -> str | None:
     raw = high * (1 + wide * _SAMPLES.get(colour, 4) * depth // 8)
     if wide * high > MAX_PIXELS:
         return None
-    if raw > MAX_RAW_BYTES:
+    most = MAX_DEEP_BYTES if depth == 16 else MAX_RAW_BYTES
+    if raw > most:
         return (
-            f"its {wide} x {high} pixels take {raw / 1e6:,.0f} MB; at most {MAX_RAW_BYTES / 1e6:,.0f} MB are accepted, "
+            f"its {wide} x {high} pixels take {raw / 1e6:,.0f} MB; at most {most / 1e6:,.0f} MB are accepted, "
             "so save it with 8 bits or smaller"
         )
     if len(content) < raw + raw // 8 + _MIB:
