@@ -419,6 +419,44 @@ def test_pages_of_other_bits_under_the_same_key_are_found_and_made_anew(pictures
     assert computed(made) == 24
 
 
+def scaled_by(share: float) -> Callable[[nn.Module], None]:
+    def change(part: nn.Module) -> None:
+        part.register_forward_hook(lambda _, __, made: made * share)
+
+    return change
+
+
+def tripled(part: nn.Module) -> None:
+    inner = part.forward
+    part.forward = lambda maps: inner(maps) * 3
+
+
+class Halved(nn.Module):
+    def forward(self, weight: torch.Tensor) -> torch.Tensor:
+        return weight / 2
+
+
+def test_a_hook_a_replaced_method_a_value_in_a_closure_and_a_parametrization_are_in_the_key(
+    net: Callable[..., nn.Module],
+):
+    changes: list[Callable[[nn.Module], Any]] = [
+        lambda _: None,
+        scaled_by(2.0),
+        scaled_by(3.0),
+        tripled,
+        lambda part: part.register_forward_pre_hook(lambda _, given: (given[0] * 2,)),
+        lambda part: nn.utils.parametrize.register_parametrization(part, "weight", Halved()),
+    ]
+    keys = []
+    for change in (*changes, changes[0], changes[1]):
+        module = net()
+        change(module.conv1)
+        boundary = find_boundary(module, freeze(module, until="conv2"), example=torch.zeros(2, 3, 32, 32))
+        keys.append(cache_module.prefix_digest(boundary.prefix))
+    assert len(set(keys)) == len(changes), "each change is another key"
+    assert keys[-2:] == keys[:2], "and the same change the same one"
+
+
 def test_the_shelf_keeps_to_its_limit_and_what_is_in_use(own_shelf: Path):
     about = {"model": "net"}
     shelf = Shelf(own_shelf, limit_bytes=2500)

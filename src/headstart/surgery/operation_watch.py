@@ -9,10 +9,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from headstart.surgery.per_image_ops import is_fixed
 
-_ROOM = (
-    "aten::empty",
-    "aten::new_empty",
-)  # what counts is what is written there
+_ROOM = ("aten::empty", "aten::new_empty")  # what counts is what is written there
+_CONSTANTS = frozenset(
+    ("aten::arange", "aten::as_strided_", "aten::eye", "aten::full", "aten::linspace", "aten::logspace", "aten::ones",
+     "aten::scalar_tensor", "aten::tril_indices", "aten::triu_indices", "aten::zeros")
+)  # fmt: skip
+"""Numbers that follow from a call's arguments alone, and another look at the same memory."""
 
 
 class OperationWatch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's own has no types
@@ -29,8 +31,8 @@ class OperationWatch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # tor
     ) -> Any:
         """Execute the operation, its name noted where it is not on the list."""
         kwargs = kwargs or {}
-        made = func(*args, **kwargs)
-        is_room = func._schema.name.startswith(_ROOM)
-        if not is_room and not is_fixed(func, args, kwargs):
+        made, name = func(*args, **kwargs), func._schema.name
+        is_constant = name.startswith(_ROOM) or name in _CONSTANTS
+        if not is_constant and not is_fixed(func, args, kwargs):
             self.unknown.append(str(func))
         return made
