@@ -24,10 +24,12 @@ HELD = LAWS if TOLD == "all" else TOLD.split(",") if TOLD else NOW
 
 @pytest.fixture(scope="module")
 def world() -> Iterator[World]:
+    before = fuzz_laws.report.write_report
     fuzz_laws.quick_report()
     made = World()
     yield made
     made.close()
+    fuzz_laws.report.write_report = before
 
 
 @pytest.mark.parametrize("seed", SEEDS)

@@ -205,9 +205,9 @@ def mixes_in_evaluation(suffix: nn.Module, crossing: tuple[Tensor, ...]) -> bool
     """
     module = suffix.module if isinstance(suffix, Suffix) else suffix
     before = read_state(module)
-    suffix.eval()
 
     def outputs(*given: Tensor) -> tuple[Tensor, ...]:
+        suffix.eval()
         try:
             with torch.no_grad():
                 leaves = tree_flatten(suffix(*given))[0]
