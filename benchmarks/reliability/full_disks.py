@@ -81,7 +81,7 @@ def _saves_told(run: Path) -> int:
 
 
 def facts(run: Path) -> dict[str, Any]:
-    """Everything of a finished run that must be equal, without its clock."""
+    """Everything of a finished run that must be equal, without its clock and its name."""
     events = [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
     with (run / "metrics.csv").open(newline="") as file:
         rows = [row | {"seconds": ""} for row in csv.DictReader(file)]
@@ -89,7 +89,7 @@ def facts(run: Path) -> dict[str, Any]:
     assert found is not None
     return {
         "weights": (run / "model" / "model.safetensors").read_bytes(),
-        "last": dict(found.files),
+        "last": dict(found.files) | {"state.json": {k: v for k, v in found.counters.items() if k != "run"}},
         "predictions": (run / "predictions.csv").read_text(),
         "events": [{name: value for name, value in event.items() if name not in CLOCK} for event in events],
         "rows": rows,

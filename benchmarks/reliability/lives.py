@@ -66,7 +66,7 @@ def facts(run: Path) -> dict[str, Any]:
     assert last is not None
     return {
         "weights": (run / "model" / "model.safetensors").read_bytes(),
-        "last": dict(last.files),
+        "last": dict(last.files) | {"state.json": {k: v for k, v in last.counters.items() if k != "run"}},
         "predictions": (run / "predictions.csv").read_text(),
         "events": [
             {name: value for name, value in event.items() if name not in CLOCK}

@@ -12,6 +12,7 @@ import torch
 from sklearn import metrics as reference
 from torch import nn
 
+import headstart as hs
 from headstart.data.images import image_batches
 from headstart.data.task import TaskSpec
 from headstart.errors import DataError
@@ -221,7 +222,9 @@ def test_equal_heads_are_averaged_and_auxiliary_ones_ignored(model, images) -> N
         def forward(self, inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
             return self.model(inputs), 3 * self.model(inputs)
 
-    doubled = predict(Two(), images.val).outputs
+    two = Two()
+    hs.declare_scores(two, "all")
+    doubled = predict(two, images.val).outputs
     single = predict(model, images.val).outputs
     torch.testing.assert_close(doubled, (2 * single.log()).softmax(1))
 

@@ -75,7 +75,7 @@ def find_boundary(
     evaluation = _half(module, frozen, seen, images, training=False, known=set(training.fixed.values()))
     crossing = tuple(dict.fromkeys((*training.crossing, *evaluation.crossing)))
     first = next(node for node in training.graph.nodes if node.op == "placeholder")
-    if not set(crossing) - {training.fixed[first]}:
+    if not set(crossing) - {training.fixed.get(first)}:
         ended = [*seen.refused.values(), *(f"{what} is random in training mode" for what in seen.random)]
         why = f": {ended[0]}" if ended else ""
         raise ModelError(

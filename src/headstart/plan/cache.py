@@ -125,9 +125,13 @@ def _chosen(
         return replace(phase, views=views), "nothing with weights is frozen before what trains"
     if boundary.mixes_in_evaluation:  # then a score depends on what fills its batch up
         passes = [one for one in passes if one.split != "val"]
+        alone = "; not for val: in evaluation a score depends on the other images of its batch"
+    else:
+        alone = ""
     cost = measured_cost(boundary, images.train, rules, as_bf16=wanted.dtype == "bf16")
     found, why = _weighed(config, phase, passes, cost, views=views)
     refused = f"; not further: {boundary.refused[0]}" if boundary.refused else ""
+    why += alone
     return found, f"{why}, up to {' and '.join(boundary.crossing)}{refused}" if refused else why
 
 

@@ -37,13 +37,13 @@ def check_own_state(
     for phase in course.phases:
         frozen = freeze_phase(module, phase)
         names = _changed_by_forward(module, course, given)
-        still = [name for name in (name.removeprefix("buffer ") for name in names) if name in frozen.tensors]
-        for name in still:
+        for name in names:
             _refuse_asleep(frozen, name)
+        still = [name for name in map(_tensor_name, names) if name in frozen.tensors]
         phases.append(replace(phase, moving=frozenset(still)))
         found |= dict.fromkeys(names)
     state = read_own_state(module)
-    persistent = {f"buffer {name}" for name in module.state_dict()}
+    persistent = {f"{kind} {name}" for name in module.state_dict() for kind in ("buffer", "parameter")}
     kept = [name for name in found if name not in persistent and covers(state, name)]
     lost = tuple(name for name in found if name not in persistent and not covers(state, name))
     said = []
@@ -57,11 +57,17 @@ def check_own_state(
 
 def _refuse_asleep(frozen: Frozen, name: str) -> None:
     """Raises: ModelError: the buffer is of a module that is frozen in evaluation mode."""
-    if name.rpartition(".")[0] in frozen.modules:
+    plain = _tensor_name(name)
+    if name.startswith("buffer ") and plain in frozen.tensors and plain.rpartition(".")[0] in frozen.modules:
         raise ModelError(
-            f"freeze {frozen.rule}: {name} is frozen, but forward writes to it in evaluation mode, too; write to it "
+            f"freeze {frozen.rule}: {plain} is frozen, but forward writes to it in evaluation mode, too; write to it "
             "only if self.training, or train everything: --freeze none"
         )
+
+
+def _tensor_name(name: str) -> str:
+    """Of a buffer or parameter, as ``differences`` names it."""
+    return name.removeprefix("buffer ").removeprefix("parameter ")
 
 
 def _changed_by_forward(module: nn.Module, course: Course, images: torch.Tensor) -> list[str]:

@@ -16,6 +16,7 @@ from headstart.data.batches import Batches
 from headstart.data.images import Images, load_images
 from headstart.data.listing import list_source
 from headstart.data.workers import check_room
+from headstart.errors import ConfigError
 from headstart.models.freeze import Fixed, what_is_fixed
 from headstart.models.head import HeadSwap, head_parameters, replace_head
 from headstart.models.lora import adapter_size
@@ -231,6 +232,8 @@ def _open(config: Config, device: torch.device, module: nn.Module | InPlace | No
     given = None if model.preprocess == "auto" else model.preprocess
     seed_generators(config.seed)  # random weights are a function of the seed
     if module is not None:
+        if not isinstance(module, nn.Module | InPlace):
+            raise ConfigError(f"model: {module!r} is no module; give an instance of nn.Module, e.g. model=Net()")
         opened = named_weights(open_model(given_module(module), image_size=size, preprocess=given))
         return opened, Decision("model", opened.spec, "the module as given")
     name, decision = choose_model(config, device)

@@ -24,7 +24,7 @@ from headstart.runs.folder import read_result, write_predictions
 from headstart.runs.log import RunLog
 from headstart.storage import read_json, write_json
 from headstart.surgery.module_copy import InPlace
-from headstart.train.evaluate import evaluate
+from headstart.train.evaluate import evaluate, own_state_kept
 from headstart.train.phases import Course, changed_files, evaluate_best
 from headstart.train.state import TrainState
 
@@ -109,7 +109,10 @@ def finish(run: Path, state: TrainState, ready: Ready, *, log: RunLog | None, st
     assert state.best is not None
     found = {"val": evaluate_best(model, images.val, ready.course, epoch=state.best.epoch)}
     if images.test:
-        found["test"] = evaluate(model, images.test, precision=rules.evaluated_in, memory_format=rules.memory_format)
+        with own_state_kept(model):
+            found["test"] = evaluate(
+                model, images.test, precision=rules.evaluated_in, memory_format=rules.memory_format
+            )
     changed = [note.text for note in changed_files(images.val)]
     seconds = time.monotonic() - started
     metrics = found["val"].metrics

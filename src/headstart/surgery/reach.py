@@ -83,6 +83,9 @@ def is_plain(value: object) -> bool:
     if isinstance(value, types.BuiltinFunctionType):
         return isinstance(value.__self__, (types.ModuleType, type, type(None)))
     if kind is types.FunctionType:
+        inner = getattr(value, "__wrapped__", None)
+        if type(inner) is types.FunctionType and not is_users_function(value) and not is_users_function(inner):
+            return True  # a library's decorator around a library's function, which may note its first use
         own = is_users_function(value)
         return not own and (is_headstarts(value) or (value.__closure__ is None and not vars(value)))  # type: ignore[attr-defined]
     if isinstance(value, type):

@@ -129,7 +129,7 @@ def _run(model: nn.Module, batches: Batches, *, precision: Precision, memory_for
     if batches.training is not None:  # the same images as they are: in order, not changed at random
         batches = replace(batches, training=None, transform=eval_transform(batches.preprocess), decoded=None)
     keys = tuple(sample.key for sample in batches.samples)
-    with in_eval(model), kept_memory(), _own_state_kept(model):
+    with in_eval(model), kept_memory():
         outputs, ours, own = [], batches.processes, has_own_code(model) or isinstance(model, fx.GraphModule | Suffix)
         for number, batch in enumerate(_level(batches.epoch(0), batches, everywhere=is_sharded(model))):
             with _drawing(number * ours.world_size + ours.rank, device_of(model)) if own else beside_others():
@@ -155,8 +155,10 @@ def _drawing(seed: int, device: torch.device) -> Iterator[None]:
 
 
 @contextmanager
-def _own_state_kept(model: nn.Module) -> Iterator[None]:
-    """What the user's own code counts, writes or collects in evaluation is put back: the next one gives the same."""
+def own_state_kept(model: nn.Module) -> Iterator[None]:
+    """Within, what the user's own code counts, writes or collects is put back afterwards: so the next evaluation of a
+    run, and the bundle, give the same. A call of ``evaluate`` by the user leaves it: hooks may collect there.
+    """
     before = read_state(model) if has_own_code(model) else None
     try:
         yield

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from headstart.config.schema import FreezeRule, NormStatistics, Optimizer, Schedule
 from headstart.data.batches import Batches
 from headstart.data.reading import DataNote
-from headstart.errors import ModelError, StorageError
+from headstart.errors import ModelError, RunError, StorageError
 from headstart.models.freeze import NOTHING_FIXED, Fixed, Frozen, freeze_by, what_freezes
 from headstart.models.layout import named_tensors
 from headstart.optim.groups import param_groups
@@ -28,7 +28,7 @@ from headstart.parallel.processes import current
 from headstart.parallel.shards import local
 from headstart.surgery.replay import NotReplayable
 from headstart.train.cache import CacheNote, CacheProgress, CacheRules, open_activations
-from headstart.train.evaluate import Evaluation, evaluate
+from headstart.train.evaluate import Evaluation, evaluate, own_state_kept
 from headstart.train.feed import Feed, kept_images, made_feed
 from headstart.train.fit import EpochDone, fit
 from headstart.train.metrics import score
@@ -187,14 +187,20 @@ def _train_phase(state: TrainState, course: Course, phase: PhasePlan, frozen: Fr
         first_epoch=phase.first_epoch,
     ):
         if isinstance(event, StepDone):
-            _look_at_cache(state, feed, epoch_ends=state.epoch_step == event.steps_in_epoch)
+            epoch_ends = state.epoch_step == event.steps_in_epoch
+            phase_ends = epoch_ends and state.epochs_done + 1 == phase.first_epoch + phase.epochs
+            _look_at_cache(state, feed, epoch_ends=epoch_ends, phase_ends=phase_ends)
             yield event
             if not current().several:  # else after the epoch, together
                 yield from changed_files(feed.train)
             continue
         now = frozen_digest(state.model, frozen)
         changed = sorted(name for name, value in proof.items() if now[name] != value)
-        assert not changed, f"frozen tensors changed in phase {phase.name}: {', '.join(changed[:5])}"
+        if changed:
+            raise RunError(
+                f"phase {phase.name}: {', '.join(changed[:5])}: frozen, and changed all the same; something writes to "
+                "it besides the optimizer: forward, a hook, or what watches the run"
+            )
         _check_equal(state.model)
         validated = _validated(state, course, replace(event, phase=state.phase), feed)
         yield from feed.damaged()
@@ -211,9 +217,12 @@ def changed_files(batches: Batches) -> Iterator[DataNote]:
             yield DataNote(text)
 
 
-def _look_at_cache(state: TrainState, feed: Feed, *, epoch_ends: bool) -> None:
-    """Raises: CacheRefuted: what is read is not what the model computes."""
-    if feed.check is not None and feed.check.is_due(epoch_ends=epoch_ends):
+def _look_at_cache(state: TrainState, feed: Feed, *, epoch_ends: bool, phase_ends: bool) -> None:
+    """After the first step, the last one, and now and then between them.
+
+    Raises: CacheRefuted: what is read is not what the model computes.
+    """
+    if feed.check is not None and (phase_ends or feed.check.is_due(epoch_ends=epoch_ends)):
         why = feed.check.find_difference(state.epochs_done)
         if why is not None:
             raise CacheRefuted(why)
@@ -245,7 +254,8 @@ def _metrics(model: nn.Module, suffix: nn.Module | None, val: Batches, rules: St
     """Of the model: by its part behind the boundary where the batches begin there and it has one."""
     batches = val if suffix is not None else replace(val, stored=None)
     judged = suffix or model
-    return evaluate(judged, batches, precision=rules.evaluated_in, memory_format=rules.memory_format).metrics
+    with own_state_kept(judged):
+        return evaluate(judged, batches, precision=rules.evaluated_in, memory_format=rules.memory_format).metrics
 
 
 def evaluate_best(model: nn.Module, val: Batches, course: Course, *, epoch: int) -> Evaluation:
@@ -255,7 +265,7 @@ def evaluate_best(model: nn.Module, val: Batches, course: Course, *, epoch: int)
     rules = course.rules
     phase = next(phase for phase in course.phases if phase.first_epoch < epoch <= phase.first_epoch + phase.epochs)
     judged, batches = model, val
-    with ExitStack() as stack:
+    with own_state_kept(model), ExitStack() as stack:
         if "val" in phase.cached:
             frozen = what_freezes(model, phase.freeze, norm_statistics=phase.norm_statistics, fixed=phase.fixed)
             frozen = _without_moving(frozen, phase)
