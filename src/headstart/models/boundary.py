@@ -14,13 +14,12 @@ from torch import Tensor, fx, nn
 from torch.func import functional_call
 
 from headstart.errors import ModelError
-from headstart.models.fixed_nodes import Search, describe_node, find_fixed, name_of, without_refused
+from headstart.models.fixed_nodes import Search, describe_node, find_fixed, without_refused, writes
 from headstart.models.freeze import Frozen
 from headstart.models.layout import find_trace, named_tensors
 from headstart.models.trace import MODEL_FAILURES, fx_graph, graph_constants, input_shape, meta_copies, untouched
 from headstart.surgery.operation_watch import OperationWatch
 
-_IN_PLACE = frozenset(("setitem", "iadd", "isub", "imul", "itruediv", "ior", "iand"))
 _BATCH = 11  # images in the run that looks at shapes; no model stacks that many things
 
 
@@ -259,8 +258,7 @@ def _prefix(module: nn.Module, half: _Half, crossing: tuple[str, ...]) -> tuple[
 
 def _writes(node: fx.Node) -> bool:
     """Whether a node may change a tensor in place: it stays although nobody uses its result."""
-    name = name_of(node)
-    return node.op in ("placeholder", "output", "call_module") or name.endswith("_") or name in _IN_PLACE
+    return node.op in ("placeholder", "output", "call_module") or writes(node)
 
 
 def _suffix(module: nn.Module, half: _Half, crossing: tuple[str, ...], seen: Search) -> fx.GraphModule:

@@ -8,12 +8,14 @@ from dataclasses import dataclass, field
 
 from torch import fx, nn
 
+from headstart.errors import ModelError
 from headstart.models.freeze import Frozen
 from headstart.models.layout import named_tensors
 
 _DROPOUTS = frozenset(
     ("dropout", "dropout_", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_alpha_dropout")
 )
+_IN_PLACE = frozenset(("setitem", "iadd", "isub", "imul", "itruediv", "ior", "iand"))
 _MODAL = (nn.modules.dropout._DropoutNd, nn.RReLU, nn.FractionalMaxPool2d, nn.modules.batchnorm._NormBase)
 
 
@@ -44,6 +46,7 @@ def find_fixed(
     seen: Counter[str] = Counter()
     tensors, asleep = {*frozen.tensors, *constants}, set(frozen.modules)
     for node in graph.nodes:
+        _refuse_writes(node)
         if node.op == "output" or not all(source in fixed for source in node.all_input_nodes):
             continue
         if not _is_fixed(module, node, tensors, asleep):
@@ -60,6 +63,23 @@ def find_fixed(
         if key not in search.refused:
             fixed[node] = key
     return fixed
+
+
+def writes(node: fx.Node) -> bool:
+    """Whether a function or method may change a tensor in place."""
+    name = name_of(node)
+    return node.op in ("call_function", "call_method") and (name.endswith("_") or name in _IN_PLACE)
+
+
+def _refuse_writes(node: fx.Node) -> None:
+    """Raises: ModelError: it writes to a tensor that the module holds: a graph that is split would do so elsewhere."""
+    if not writes(node) or not node.all_input_nodes:
+        return
+    source = node.all_input_nodes[0]
+    while source.op in ("call_function", "call_method") and source.all_input_nodes:
+        source = source.all_input_nodes[0]
+    if source.op == "get_attr":
+        raise ModelError(f"model: forward writes to {source.target}, so its traced graph is not split")
 
 
 def without_refused(fixed: Mapping[fx.Node, str], search: Search) -> dict[fx.Node, str]:

@@ -11,8 +11,10 @@ from torch import nn
 from headstart.data.images import Images
 from headstart.errors import ModelError
 from headstart.models.freeze import Frozen
+from headstart.models.head import model_scores
 from headstart.plan.decisions import Decision
-from headstart.surgery.module_state import differences, read_state, restore_state
+from headstart.surgery.module_state import differences, restore_state
+from headstart.surgery.no_trace import read_before
 from headstart.surgery.own_state import covers, has_own_code, read_own_state
 from headstart.train.phases import Course, freeze_phase
 from headstart.train.precision import autocast, device_of
@@ -36,7 +38,7 @@ def check_own_state(
     given, found, phases = example_images(images.train, module, course.rules), dict[str, None](), []
     for phase in course.phases:
         frozen = freeze_phase(module, phase)
-        names = _changed_by_forward(module, course, given)
+        names = _changed_by_forward(module, course, given, outputs=images.task.num_outputs)
         for name in names:
             _refuse_asleep(frozen, name)
         still = [name for name in map(_tensor_name, names) if name in frozen.tensors]
@@ -65,23 +67,37 @@ def _refuse_asleep(frozen: Frozen, name: str) -> None:
         )
 
 
+def _check_columns(scores: torch.Tensor, outputs: int, *, training: bool) -> None:
+    """Raises: ModelError: the scores are not one row of so many numbers for each image."""
+    if scores.ndim != 2 or scores.shape[1] != outputs:
+        raise ModelError(
+            f"model: in {'training' if training else 'evaluation'} mode its scores have the shape "
+            f"{tuple(scores.shape[1:])} for an image, and the head gives ({outputs},); name the output that is the "
+            "head's with head.scores, e.g. --head.scores 0"
+        )
+
+
 def _tensor_name(name: str) -> str:
     """Of a buffer or parameter, as ``differences`` names it."""
     return name.removeprefix("buffer ").removeprefix("parameter ")
 
 
-def _changed_by_forward(module: nn.Module, course: Course, images: torch.Tensor) -> list[str]:
-    """Names of what is not as before after calls in training mode, without the generators of random numbers."""
+def _changed_by_forward(module: nn.Module, course: Course, images: torch.Tensor, *, outputs: int) -> list[str]:
+    """Names of what is not as before after calls in both modes, without the generators of random numbers.
+
+    Raises: DataError, ModelError: it is not clear which output is the scores, or they are not ``outputs`` columns.
+    """
     modes = [part.training for part in module.modules()]
-    before, arithmetic = read_state(module), partial(autocast, device_of(module), course.rules.precision)
+    before, arithmetic = read_before(module), partial(autocast, device_of(module), course.rules.precision)
     try:
         for training in _MODES:
             module.train(training)
             with torch.set_grad_enabled(training), arithmetic():
-                module(images.clone())
+                made = module(images.clone())
+            _check_columns(model_scores(module, made)[0][1], outputs, training=training)
         for part, mode in zip(module.modules(), modes, strict=True):
             part.training = mode
-        after = read_state(module)
+        after = read_before(module)
     finally:
         restore_state(module, before)
     return [name for name in differences(before, after) if not name.endswith("random generator")]

@@ -22,16 +22,22 @@ def no_trace(module: nn.Module) -> Iterator[None]:
     Raises: ModelError: its own code changed something that cannot be put back.
     """
     with own_turn():
-        before = read_state(module)
+        before = read_before(module)
         own_code = before.has_own_code
-        if own_code and _parameter_bytes(module) <= _MOST_BYTES:
-            before = with_parameters(before)
         try:
             yield
         finally:
             restore_state(module, before)
     if own_code:
         _refuse_lasting(module, before)
+
+
+def read_before(module: nn.Module) -> ModuleState:
+    """The state to come back to after the module has run: of one with code of the user's own, which may write to
+    parameters too, with their values, unless these are too many.
+    """
+    before = read_state(module)
+    return with_parameters(before) if before.has_own_code and _parameter_bytes(module) <= _MOST_BYTES else before
 
 
 def _parameter_bytes(module: nn.Module) -> int:

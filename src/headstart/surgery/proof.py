@@ -22,6 +22,7 @@ from torch.utils._pytree import tree_flatten
 
 from headstart.surgery.halves import Prefix, Suffix
 from headstart.surgery.module_state import ModuleState, differences, read_state, restore_state
+from headstart.surgery.no_trace import read_before
 
 _ROUNDING = {torch.float32: 1e-3, torch.float64: 1e-8, torch.bfloat16: 6e-2, torch.float16: 1e-2}
 _MODEL_FAILURES = (RuntimeError, TypeError, ValueError, AttributeError, AssertionError, LookupError, ArithmeticError)
@@ -86,7 +87,7 @@ def find_difference(
 
     ``images``: (B, C, H, W), at least two, which BatchNorm needs.
     """
-    before = read_state(module)
+    before = read_before(module)
     try:
         crossing = crossing or compute_crossing(halves.prefix, images, arithmetic)
         suffixes = {True: halves.train_suffix, False: halves.eval_suffix}
@@ -107,7 +108,7 @@ def find_difference(
 
 def compute_crossing(prefix: nn.Module, images: Tensor, arithmetic: Arithmetic) -> tuple[Tensor, ...]:
     """What the prefix makes of the images, in evaluation mode; where it runs the module's own code, without a trace."""
-    before = read_state(prefix.module) if isinstance(prefix, Prefix) else None
+    before = read_before(prefix.module) if isinstance(prefix, Prefix) else None
     prefix.eval()
     try:
         with torch.no_grad(), arithmetic():
@@ -140,7 +141,7 @@ def _run(
                 gradients = (*gradients, *_gradients(module, leaves))
         outputs.append((structure, tuple(map(_detached, leaves))))
     drew, graph = _generators() != start, _cut_graph(module)
-    return _Outcome(outputs=tuple(outputs), gradients=gradients, after=read_state(module), drew=drew, graph=graph)
+    return _Outcome(outputs=tuple(outputs), gradients=gradients, after=read_before(module), drew=drew, graph=graph)
 
 
 def _cut_graph(module: nn.Module) -> tuple[str, ...]:

@@ -22,7 +22,8 @@ from headstart.models.head import model_scores
 from headstart.parallel.messages import gathered
 from headstart.parallel.shards import is_sharded, part_again
 from headstart.surgery.halves import Suffix
-from headstart.surgery.module_state import read_state, restore_state
+from headstart.surgery.module_state import restore_state
+from headstart.surgery.no_trace import read_before
 from headstart.surgery.own_state import has_own_code
 from headstart.train.heap import kept_memory
 from headstart.train.metrics import measure
@@ -159,7 +160,7 @@ def own_state_kept(model: nn.Module) -> Iterator[None]:
     """Within, what the user's own code counts, writes or collects is put back afterwards: so the next evaluation of a
     run, and the bundle, give the same. A call of ``evaluate`` by the user leaves it: hooks may collect there.
     """
-    before = read_state(model) if has_own_code(model) else None
+    before = read_before(model) if has_own_code(model) else None
     try:
         yield
     finally:

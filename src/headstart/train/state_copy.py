@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from headstart.surgery.module_state import ModuleState, read_state, restore_state
+from headstart.surgery.module_state import ModuleState, restore_state
+from headstart.surgery.no_trace import read_before
 from headstart.train.state import TrainState
 
 _OBJECTS = ("model", "optimizer", "average", "scaler", "unsharded", "suffix", "replica", "compiled", "parts")
@@ -35,7 +36,7 @@ def copy_state(state: TrainState) -> StateCopy:
         counters={field.name: getattr(state, field.name) for field in fields(state) if field.name not in _OBJECTS}
         | {"best": replace(state.best) if state.best is not None else None},
         trained={name: value.detach().clone() for name, value in _trained(state.model).items()},
-        model=read_state(state.model),
+        model=read_before(state.model),
         average=copy.deepcopy(state.average.module.state_dict()) if state.average is not None else {},
         optimizer=copy.deepcopy(state.optimizer.state_dict()),
         scaler=copy.deepcopy(state.scaler.state_dict()) if state.scaler is not None else {},
