@@ -68,7 +68,7 @@ def test_a_measured_table_stands_once(page: Path) -> None:
 
 def test_every_page_is_linked_from_the_readme() -> None:
     linked = {target.partition("#")[0] for target in links(ROOT / "README.md")}
-    assert {f"docs/{page.name}" for page in PAGES[1:]} <= linked
+    assert {page.relative_to(ROOT).as_posix() for page in PAGES[1:]} <= linked
 
 
 @pytest.mark.parametrize(("page", "block"), all_blocks("python"), ids=lambda value: value[:30])

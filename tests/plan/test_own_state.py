@@ -1,4 +1,4 @@
-"""Modules of one's own with habits of their own: trained as they are, or refused with a sentence, before the first step."""
+"""Modules with habits of their own: trained as they are, or refused with a sentence before the first step."""
 
 from __future__ import annotations
 

@@ -152,7 +152,9 @@ def test_a_loading_process_that_the_system_kills_is_reported_in_one_sentence(set
     _, said = child.communicate()
     assert child.returncode == 1
     last = said.splitlines()[-1]
-    assert last.startswith("headstart: a process that loads images died; usually the system was out of memory: fewer")
+    assert last.startswith(
+        "headstart: a process that loads images died; usually the system was out of memory: fewer"
+    ), said
     assert "Traceback" not in said
     assert survivors(child.pid) == []
 

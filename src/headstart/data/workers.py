@@ -8,6 +8,7 @@ import os
 import resource
 import signal
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +19,7 @@ _SHARED = Path("/dev/shm")  # where torch passes tensors between processes
 _PREFETCHED = 2  # batches that each process holds ready: torch's DataLoader(prefetch_factor)
 _FILES_EACH = 12  # descriptors of one process here: queues and events (8 counted), a batch each that is ready or read
 _FILES_SPARE = 32
+_ENDING_SECONDS = 5.0  # a killed process is gone in milliseconds
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _DEATH = "DataLoader worker"  # in every message of torch about a loading process
 _HANDING_OVER = ("</torch_", "ancdata")  # in those about what it hands over: a shared memory object, a file descriptor
@@ -50,14 +52,28 @@ def deaths_explained() -> Iterator[None]:
         text = str(error) or type(error).__name__
         if isinstance(error, RuntimeError) and not any(words in text for words in (_DEATH, *_HANDING_OVER)):
             raise
-        for process in multiprocessing.active_children():  # one that was only just forked would not heed SIGTERM, and
-            process.kill()  # Python waits for it when it ends
+        _end_loading_processes()
         what = next((line for line in text.splitlines() if _DEATH in line), text.splitlines()[-1]).strip()
         cause, remedy = next(value for words, value in _CAUSES.items() if words in text)
         raise RunError(
             f"a process that loads images died; usually {cause}: {remedy}; then --resume goes on from the last "
             f"checkpoint ({what[:160]})"
         ) from error
+
+
+def _end_loading_processes() -> None:
+    """Kill what is left and wait for it: one that was only just forked would not heed SIGTERM, and Python waits for it
+    when it ends. torch's handler, which raises at the end of any of them, does not hear of it.
+    """
+    is_main = threading.current_thread() is threading.main_thread()
+    handler = signal.signal(signal.SIGCHLD, signal.SIG_DFL) if is_main else None
+    left = multiprocessing.active_children()
+    for process in left:
+        process.kill()
+    for process in left:
+        process.join(_ENDING_SECONDS)
+    if handler is not None:
+        signal.signal(signal.SIGCHLD, handler)
 
 
 def check_room(*, workers: int, batch_bytes: int, shared: Path = _SHARED) -> None:
