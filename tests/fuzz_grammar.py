@@ -719,7 +719,9 @@ class Drawn(nn.Module):
         if "partial" in self.root:
             self.forward = functools.partial(_called, self, k=k)
         if "user_frozen" in self.root:
-            self.stem.requires_grad_(False)
+            for parameter in self.stem.parameters():
+                if not nn.parameter.is_lazy(parameter):
+                    parameter.requires_grad_(False)
 
     def ordered(self) -> list[nn.Module]:
         """The blocks in order."""

@@ -21,6 +21,7 @@ from headstart.runs.log import Note
 from headstart.runs.plan_file import named_run
 from headstart.train.phases import enter_phase
 from headstart.train.precision import make_scaler
+from headstart.train.proof import forget_boundary
 from headstart.train.state import TrainState, make_average
 
 
@@ -40,6 +41,7 @@ def begin(run: Path, ready: Ready, changed: Sequence[str] = ()) -> tuple[TrainSt
         )
     enter_phase(state, ready.course, found.counters["phase"])
     restore_found(state, found)
+    forget_boundary(state.model)
     passed_over = tuple(Note(f"passed over: {why}") for why in found.skipped)
     if changed:
         passed_over += (Note(f"this resume is not exact to the bit: {'; '.join(changed)}"),)

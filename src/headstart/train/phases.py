@@ -19,6 +19,7 @@ from headstart.config.schema import FreezeRule, NormStatistics, Optimizer, Sched
 from headstart.data.batches import Batches
 from headstart.data.reading import DataNote
 from headstart.errors import ModelError, RunError, StorageError
+from headstart.models.boundary import Boundary
 from headstart.models.freeze import NOTHING_FIXED, Fixed, Frozen, freeze_by, what_freezes
 from headstart.models.layout import named_tensors
 from headstart.optim.groups import param_groups
@@ -26,6 +27,7 @@ from headstart.optim.optimizers import make_optimizer
 from headstart.parallel.messages import exchange, from_first
 from headstart.parallel.processes import current
 from headstart.parallel.shards import local
+from headstart.surgery.halves import Suffix
 from headstart.surgery.replay import NotReplayable
 from headstart.train.cache import CacheNote, CacheProgress, CacheRules, open_activations
 from headstart.train.evaluate import Evaluation, evaluate, own_state_kept
@@ -142,7 +144,8 @@ def train_phases(state: TrainState, course: Course, train: Batches, val: Batches
 
 
 def _phases(state: TrainState, course: Course, train: Batches, val: Batches) -> Iterator[Event]:
-    for index, phase in enumerate(course.phases):
+    for index in range(len(course.phases)):
+        phase = course.phases[index]  # of the course as it is by now: without a cache that was given up
         if state.epochs_done >= phase.first_epoch + phase.epochs or _is_over(state):
             continue
         frozen = enter_phase(state, course, index) if state.phase != index else freeze_phase(state.model, phase)
@@ -270,11 +273,23 @@ def evaluate_best(model: nn.Module, val: Batches, course: Course, *, epoch: int)
             frozen = what_freezes(model, phase.freeze, norm_statistics=phase.norm_statistics, fixed=phase.fixed)
             frozen = _without_moving(frozen, phase)
             with suppress(StorageError, ModelError):
-                boundary = prove_boundary(model, frozen, val, rules)
+                boundary = _traced_boundary(model, frozen, val, rules)
                 stored = stack.enter_context(closing(open_activations(boundary, val, rules=rules, where=course.cache)))
                 deque(stored.filled(), maxlen=0)
                 judged, batches = boundary.eval_suffix, replace(val, stored=stored)
         return evaluate(judged, batches, precision=rules.evaluated_in, memory_format=rules.memory_format)
+
+
+def _traced_boundary(model: nn.Module, frozen: Frozen, val: Batches, rules: StepRules) -> Boundary:
+    """The proved boundary of the traced graph.
+
+    Raises: ModelError: there is none. What runs a module's own code is not used once weights and attributes were put
+    back from a file: it may keep what it was found with.
+    """
+    boundary = prove_boundary(model, frozen, val, rules)
+    if isinstance(boundary.eval_suffix, Suffix):
+        raise ModelError("model: it runs its own code behind the boundary")
+    return boundary
 
 
 def _is_over(state: TrainState) -> bool:

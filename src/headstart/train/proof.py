@@ -78,6 +78,11 @@ def prove_boundary(module: nn.Module, frozen: Frozen, batches: Batches, rules: S
     return known.boundary
 
 
+def forget_boundary(module: nn.Module) -> None:
+    """Have the next ``prove_boundary`` of this module prove anew: its state was put back from a file."""
+    _PROVED.pop(module, None)
+
+
 def refute_boundary(module: nn.Module, why: str) -> None:
     """Have ``prove_boundary`` refuse this module as it is from now on."""
     known = _PROVED.get(module)
