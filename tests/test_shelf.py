@@ -74,6 +74,7 @@ def test_a_link_counts_by_its_owner_and_its_target(tmp_path: Path) -> None:
 def test_a_folder_of_ones_own_within_one_for_all_is_fine(tmp_path: Path) -> None:
     tmp_path.chmod(0o1777)
     opened(tmp_path / "cache")
+    assert (tmp_path / "cache").stat().st_mode & 0o777 == 0o700
 
 
 Settings = Callable[..., dict[str, Any]]

@@ -94,7 +94,8 @@ def test_an_end_of_image_within_a_comment_hides_no_scan() -> None:
 def test_scans_in_a_thumbnail_or_behind_the_end_do_not_count() -> None:
     thumbnail = b"\xff\xe1" + struct.pack(">H", 502) + b"\xff\xda" * 250
     usual = with_scans(10)
-    decode_image(usual[:2] + thumbnail + usual[2:] + b"\xff\xda" * 500, path="x")
+    extended = decode_image(usual[:2] + thumbnail + usual[2:] + b"\xff\xda" * 500, path="x")
+    assert extended.tobytes() == decode_image(usual, path="x").tobytes()
 
 
 def test_a_jpeg_whose_header_never_ends_is_refused() -> None:
