@@ -1,6 +1,6 @@
 """The main job on real data: accuracy against known references, and the same network from random weights.
 
-    python -m benchmarks.main_job                 run what is missing, then write docs/results.md
+    python -m benchmarks.main_job                 run what is missing, then write docs/measured/results.md
     python -m benchmarks.main_job --only scenes   some rows
     python -m benchmarks.main_job --table         only write the table
 
@@ -27,7 +27,7 @@ from typing import Any
 HERE = Path(__file__).parent
 ROOT = Path(os.environ.get("HEADSTART_DATA", HERE.parent / ".." / "shared")).resolve()
 RESULTS = HERE / "results" / "main_job.jsonl"
-TABLE = HERE.parent / "docs" / "results.md"
+TABLE = HERE.parent / "docs" / "measured" / "results.md"
 MOBILENET = ROOT / "weights" / "mobilenetv2_100.tf_in1k"
 SQUEEZENET = ROOT / "weights" / "torchvision" / "squeezenet1_0.in1k.safetensors"
 HOUSE_FOLDS = 5
@@ -235,7 +235,7 @@ def shown(found: list[float]) -> str:
 
 
 def write_table() -> None:
-    """docs/results.md."""
+    """docs/measured/results.md."""
     lines = [
         "# Results of the main job",
         "",

@@ -1,6 +1,6 @@
 """Decoding, augmenting and normalising photos, against torchvision's usual pipeline on Pillow.
 
-    python -m benchmarks.pipeline                 measure; print the table of docs/speed.md
+    python -m benchmarks.pipeline                 measure; print the table of docs/measured/speed.md
     python -m benchmarks.pipeline --fidelity      how far pixels, features and answers are from decoding everything
 
 CPU time of one thread per photo; both sides end with a normalised float batch of 16. Every round runs each way once,

@@ -1,6 +1,6 @@
 """One real epoch on 20 architectures of different build, from random weights, with the first third frozen.
 
-    python -m benchmarks.real_training            run what is missing, then write docs/real_training.md
+    python -m benchmarks.real_training            run what is missing, then write docs/measured/real_training.md
     python -m benchmarks.real_training --table    only write the table
 
 Needs the pictures under HEADSTART_DATA: 40 of each class of flowers5. Each training is one line in
@@ -23,7 +23,7 @@ from typing import Any
 HERE = Path(__file__).parent
 ROOT = Path(os.environ.get("HEADSTART_DATA", HERE.parent / ".." / "shared")).resolve()
 RESULTS = HERE / "results" / "real_training.jsonl"
-TABLE = HERE.parent / "docs" / "real_training.md"
+TABLE = HERE.parent / "docs" / "measured" / "real_training.md"
 PER_CLASS, BATCH, LAYER_DECAY = 40, 10, 0.75
 RATE = 1e-3 * (BATCH / 64) ** 0.5  # headstart's own for random weights
 HEAD_RATE = 2 * RATE
@@ -152,7 +152,7 @@ def passed(result: dict[str, Any]) -> bool:
 
 
 def write_table() -> None:
-    """docs/real_training.md."""
+    """docs/measured/real_training.md."""
     found = [result for name in MODELS if (result := read().get(name))]
     good = sum(passed(result) for result in found)
     lines = [

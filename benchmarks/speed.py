@@ -1,4 +1,4 @@
-"""Speed and memory beside bare PyTorch, timm, fastai, HF Trainer and Lightning: one command per table of docs/speed.md.
+"""Speed and memory beside bare PyTorch, timm, fastai, HF Trainer and Lightning: the tables of docs/measured/speed.md.
 
     python -m benchmarks.speed head             a new head on frozen layers, 10 epochs
     python -m benchmarks.speed suffix           the last stage (ViT: 4 of 12 blocks) trained, the rest frozen, 10 epochs
@@ -6,7 +6,7 @@
     python -m benchmarks.speed evaluate         evaluation, images per CPU second
     python -m benchmarks.speed growth           1,000 and 10,000 tiny images, 1 and 2 loading processes
     python -m benchmarks.speed memory           the peak memory of all these runs; runs nothing
-    python -m benchmarks.speed table            only write docs/speed.md
+    python -m benchmarks.speed table            only write docs/measured/speed.md
 
 Every run is a process of its own with one compute thread; repeats are interleaved, so that a slow minute hits all
 tools. What counts is CPU time (user and system), from the first image that is read to the last metric, imports aside.

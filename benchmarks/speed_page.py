@@ -1,4 +1,4 @@
-"""The tables of docs/speed.md from the lines of ``benchmarks.speed``, between markers; the rest of the page stays."""
+"""The tables of docs/measured/speed.md, between markers, from ``benchmarks.speed``'s lines; the rest of it stays."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-PAGE = Path(__file__).parent.parent / "docs" / "speed.md"
+PAGE = Path(__file__).parent.parent / "docs" / "measured" / "speed.md"
 NAMES = {
     "headstart": "headstart", "bare": "bare PyTorch", "timm": "timm's loop", "fastai": "fastai", "hf": "HF Trainer",
     "lightning": "Lightning", "tensors": "tensors in memory",

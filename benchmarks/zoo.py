@@ -1,6 +1,6 @@
 """Heads, layout, freezing, boundary and groups on every architecture of timm and torchvision, on the meta device.
 
-    python -m benchmarks.zoo                      run what is missing in two processes, then write docs/zoo.md
+    python -m benchmarks.zoo                      run what is missing in two processes, then write docs/measured/zoo.md
     python -m benchmarks.zoo --only 'timm/vit*'   some architectures
     python -m benchmarks.zoo --table              only write the page
 

@@ -1,4 +1,4 @@
-"""docs/zoo.md from the lines of ``benchmarks.zoo`` and ``benchmarks.zoo_real``."""
+"""docs/measured/zoo.md from the lines of ``benchmarks.zoo`` and ``benchmarks.zoo_real``."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-PAGE = Path(__file__).parent.parent / "docs" / "zoo.md"
+PAGE = Path(__file__).parent.parent / "docs" / "measured" / "zoo.md"
 GROUPS = ("heads", "freeze", "boundary")
 ARCHITECTURES = 1451  # of timm 1.0.31 (1,371) and torchvision 0.29 (80)
 ENCODER = "timm's encoder without a classifier: it gives tokens or maps, no scores; its sibling without `_enc` has one"

@@ -4,7 +4,7 @@
     python -m benchmarks.zoo_peers --peer autogluon --autogluon-source FOLDER
     python -m benchmarks.zoo_peers --peer fastai --shard 0/4            one of four processes
     python -m benchmarks.zoo_peers --peer fastai --only 'timm/vit*'     some architectures
-    python -m benchmarks.zoo_peers --table                              only write docs/zoo_peers.md
+    python -m benchmarks.zoo_peers --table                              only write docs/measured/zoo_peers.md
 
 Each architecture is one line in benchmarks/results/zoo_peers.jsonl; what is there is not run again. Nothing is
 downloaded. A head passes when the model, built for 7 outputs with random weights, turns a batch of 2 of the model's own
@@ -59,7 +59,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 RESULTS = Path(__file__).parent / "results" / "zoo_peers.jsonl"
-PAGE = Path(__file__).parent.parent / "docs" / "zoo_peers.md"
+PAGE = Path(__file__).parent.parent / "docs" / "measured" / "zoo_peers.md"
 TITLES = {"fastai": "fastai", "autogluon": "AutoGluon MultiModal"}
 TOTALS = {"timm": 1371, "torchvision": 80}  # architectures of timm 1.0.31 and torchvision 0.29.1
 OUTPUTS, BATCH = 7, 2
@@ -302,7 +302,7 @@ def read() -> list[dict[str, Any]]:
 
 
 def write_table() -> None:
-    """docs/zoo_peers.md."""
+    """docs/measured/zoo_peers.md."""
     lines = [
         "# Other libraries on the same architectures",
         "",

@@ -1,6 +1,6 @@
 """What needs values, on the smallest member of every module of timm and torchvision: five real steps, half frozen.
 
-    python -m benchmarks.zoo_real                 run what is missing, then write docs/zoo.md
+    python -m benchmarks.zoo_real                 run what is missing, then write docs/measured/zoo.md
     python -m benchmarks.zoo_real --only 'timm/*'
 
 Random weights, random images; nothing is downloaded. Each architecture is one line in

@@ -1,4 +1,4 @@
-"""Write docs/options.md from the schema: every option with its flag, values, default and meaning.
+"""Write docs/reference/options.md from the schema: every option with its flag, values, default and meaning.
 
 python scripts/make_options.py
 """
@@ -18,7 +18,7 @@ from headstart.config.rules import ACCEPTED as FREEZE_RULES
 from headstart.config.schema import Config, ImageFormat, Names, Phase
 from headstart.config.yaml import dump_yaml
 
-PAGE = Path(__file__).parent.parent / "docs" / "options.md"
+PAGE = Path(__file__).parent.parent / "docs" / "reference" / "options.md"
 HEAD = """# Options
 
 ```sh

@@ -45,7 +45,7 @@ def all_blocks(language: str) -> list[tuple[str, str]]:
 
 def test_the_options_page_is_the_schemas() -> None:
     maker = runpy.run_path(str(ROOT / "scripts" / "make_options.py"))
-    written = (ROOT / "docs" / "options.md").read_text(encoding="utf-8")
+    written = (ROOT / "docs" / "reference" / "options.md").read_text(encoding="utf-8")
     assert written == maker["page"](), "the schema has changed: python scripts/make_options.py"
 
 
@@ -115,4 +115,4 @@ def test_a_yaml_block_is_a_configuration(page: str, block: str) -> None:
 def test_the_docs_use_names_that_the_checks_see() -> None:
     """A page without a fence that the other tests read would pass them all."""
     assert {name for name, _ in all_blocks("python")} > {"README.md", "freezing.md", "losses.md"}
-    assert blocks(ROOT / "docs" / "options.md", "yaml")
+    assert blocks(ROOT / "docs" / "reference" / "options.md", "yaml")

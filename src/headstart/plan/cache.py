@@ -23,7 +23,7 @@ from headstart.train.phases import Course, PhasePlan, freeze_phase
 from headstart.train.proof import prove_boundary
 from headstart.train.step import StepRules
 
-AUTO_VIEWS = 4  # within noise of new changes in every epoch where it was tried (docs/speed.md)
+AUTO_VIEWS = 4  # within noise of new changes in every epoch where it was tried (docs/measured/speed.md)
 _FEW = 256  # image passes: less is not worth a look
 _MEASURED = 2  # images
 _WRITTEN, _READ = 200e6, 800e6  # bytes per second that a slow disk writes, and that is checked as it is read

@@ -1,6 +1,7 @@
 """Whether training goes through torch.compile: as asked, or where an accelerator's steps are many enough to pay for it.
 
-On a CPU it is not tried: compiled steps took as long as the others there, and compiling 40 to 130 s (docs/speed.md).
+On a CPU it is not tried: compiled steps took as long as the others there, and compiling 40 to 130 s
+(docs/measured/speed.md).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Attention by its formula, scores kept for the backward pass, in place of torch's fused kernel.
 
 On a CPU the fused kernel's backward pass is slow in bf16: ViT-tiny trains 1.3 times faster by the formula
-(``docs/speed.md``). Forward passes without a gradient, validation and frozen layers among them, stay fused.
+(``docs/measured/speed.md``). Forward passes without a gradient, validation and frozen layers among them, stay fused.
 """
 
 from __future__ import annotations
