@@ -13,7 +13,7 @@ test: .venv/installed-test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
 check: .venv/installed-test
-	scripts/check
+	JOBS=$(JOBS) scripts/check
 
 clean:
 	rm -rf .venv
