@@ -90,14 +90,19 @@ def restore_state(module: nn.Module, state: ModuleState) -> None:
     ``differences`` names it.
     """
     assert module is state.root, "the state is another module's"
+    restore_contents(state.contents)
+    _put_back_process_generators(state.generators)
+
+
+def restore_contents(contents: Mapping[int, Content]) -> None:
+    """Put back what these objects held, in place; what cannot be put back stays as it is."""
     with torch.no_grad():
-        for content in state.contents.values():
+        for content in contents.values():
             try:
                 _put_back(content)
-                _empty_again(content, state.contents)
+                _empty_again(content, contents)
             except FAILURES:
                 continue
-    _put_back_process_generators(state.generators)
 
 
 def differences(before: ModuleState, after: ModuleState) -> tuple[str, ...]:

@@ -13,7 +13,7 @@ import re
 import types
 import weakref
 from collections import OrderedDict, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from datetime import date, time, timedelta
 from decimal import Decimal
 from enum import Enum
@@ -107,9 +107,19 @@ def is_marker(name: object, value: object) -> bool:
 def read_graph(module: nn.Module, copying: Copying) -> dict[int, Content]:
     """Contents by ``id`` of the object, the module's first; each keeps its object alive."""
     paths = {id(part): path for path, part in registered_modules(module)}
+    return _read_from([(module, "")], copying, paths, frozenset())
+
+
+def read_roots(roots: Sequence[object], copying: Copying, *, besides: Collection[int]) -> dict[int, Content]:
+    """Contents by ``id`` of what these objects reach; what has one of the ids ``besides`` is not gone into."""
+    return _read_from([(root, "") for root in roots], copying, {}, besides)
+
+
+def _read_from(
+    waiting: list[tuple[object, str]], copying: Copying, paths: Mapping[int, str], besides: Collection[int]
+) -> dict[int, Content]:
     found: dict[int, Content] = {}
     plain: dict[int, object] = {}  # classes and functions that were asked about
-    waiting: list[tuple[object, str]] = [(module, "")]
     while waiting and len(found) < _MOST_OBJECTS:
         target, name = waiting.pop()
         if id(target) in found:
@@ -121,7 +131,7 @@ def read_graph(module: nn.Module, copying: Copying) -> dict[int, Content]:
         found[id(target)] = content
         for label, value in zip(content.labels, content.values, strict=True):
             key = id(value)
-            if type(value) in _PLAIN or key in plain or key in found or is_empty(value):
+            if type(value) in _PLAIN or key in plain or key in found or key in besides or is_empty(value):
                 continue
             if is_plain(value):
                 plain[key] = value

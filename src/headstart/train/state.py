@@ -15,12 +15,15 @@ from torch import Tensor, nn
 
 from headstart.errors import ConfigError, name_some
 from headstart.parallel.model import Replica
+from headstart.surgery.module_state import restore_contents
 from headstart.surgery.origins import is_library
+from headstart.surgery.reach import Content, Copying, read_roots
+from headstart.surgery.values import same_bytes
 from headstart.train.average import make_average as make_average
 from headstart.train.average import update_average as update_average
 from headstart.train.compiled import Compiled
 
-Kept = list[tuple[MutableMapping[str, Tensor | None], str, Tensor, Tensor]]  # a module's buffers, a name, it, its copy
+_MOST_BYTES = 4 << 30  # of parameters that are copied to see whether forward writes to one
 
 
 @dataclass
@@ -43,7 +46,7 @@ class Parts:
     ``flags``: where modules keep their own modules and parameters, these, and which of them train. ``foreign``:
     parameters in groups that are not the model's, until a step has shown that they get a gradient. ``hooks``: where
     modules keep theirs; ``by_others``: whether some code is the user's own. ``rules``: those that the state was last
-    made ready for.
+    made ready for. ``written``: parameters that forward itself writes to, once a step has shown it.
     """
 
     model: nn.Module
@@ -62,6 +65,7 @@ class Parts:
     by_others: bool
     named: dict[str, nn.Parameter]
     rules: object = None
+    written: tuple[nn.Parameter, ...] | None = None
 
     @property
     def device(self) -> torch.device:
@@ -94,6 +98,17 @@ class Parts:
             and self.flags == [value is not None and value.requires_grad for value in self.held]
             and self.modes == [module.training for module in self.modules]
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kept:
+    """What a forward pass may change. ``buffers``: a module's, a name, the buffer and its copy; ``own``: contents of
+    what code of the user's own reaches; ``parameters``: those that forward writes to, with copies.
+    """
+
+    buffers: Sequence[tuple[MutableMapping[str, Tensor | None], str, Tensor, Tensor]]
+    own: Mapping[int, Content]
+    parameters: Sequence[tuple[nn.Parameter, Tensor]]
 
 
 @dataclass
@@ -210,17 +225,64 @@ def check_foreign(state: TrainState, parts: Parts) -> None:
     parts.foreign = ()
 
 
-def keep_buffers(parts: Parts) -> Kept:
-    """What a forward pass may write to: buffers of modules in training mode (batch statistics), all of a model with
-    code of the user's own.
+def keep_state(parts: Parts, loss: object) -> Kept:
+    """What a forward pass may write to: buffers of modules in training mode (batch statistics); of a model with code of
+    the user's own all buffers, whatever that code reaches, and the parameters that it writes to; and what a ``loss`` of
+    the user's own reaches.
     """
+    others = [] if isinstance(loss, str) or is_known(loss) else [loss]
     modules = [part for part in parts.modules if part.training or parts.by_others]
     tensors = [(part._buffers, name, value) for part in modules for name, value in part._buffers.items()]
-    return [(home, name, value, value.clone()) for home, name, value in tensors if value is not None]
+    buffers = [(home, name, value, value.clone()) for home, name, value in tensors if value is not None]
+    if not parts.may_draw and not others:
+        return Kept(buffers=buffers, own={}, parameters=[])
+    watched = _own_parameters(parts) if parts.written is None and parts.may_draw else parts.written or ()
+    return Kept(
+        buffers=buffers, own=_read_own(parts, others), parameters=[(value, _copied(value)) for value in watched]
+    )
+
+
+def _read_own(parts: Parts, others: Sequence[object]) -> dict[int, Content]:
+    """What the user's own classes, hooks, replaced methods and ``others`` reach; libraries' modules keep nothing but
+    buffers.
+    """
+    roots: list[object] = [*others, *(part for part in parts.modules if _is_own(part))]
+    for value in parts.held:
+        if value is not None and (value._backward_hooks or getattr(value, "_post_accumulate_grad_hooks", None)):
+            roots += [value._backward_hooks, getattr(value, "_post_accumulate_grad_hooks", None)]
+    besides = {id(part) for part in parts.modules} | {id(value) for value in parts.held}
+    besides |= {id(value) for part in parts.modules for value in part._buffers.values()}
+    return read_roots([root for root in roots if root], Copying(values=True, parameters=False), besides=besides)
+
+
+def _is_own(part: nn.Module) -> bool:
+    hooks = part._forward_hooks, part._forward_pre_hooks, part._backward_hooks, part._backward_pre_hooks
+    return not is_known(part) or "forward" in vars(part) or any(hooks)
+
+
+def _own_parameters(parts: Parts) -> list[nn.Parameter]:
+    """All of the model's, unless they are too many to be copied or shared out among processes."""
+    values = {id(value): value for value in parts.held if type(value) is nn.Parameter}.values()
+    found = [value for value in values if not nn.parameter.is_lazy(value)]
+    return found if sum(value.nbytes for value in found) <= _MOST_BYTES else []
+
+
+def _copied(value: nn.Parameter) -> Tensor:
+    """Beside the accelerator, whose memory the step needs."""
+    return value.detach().clone() if value.is_cpu else value.detach().cpu()
+
+
+def note_written(parts: Parts, kept: Kept) -> None:
+    """After the first forward passes: which parameters these have written to, so that only they are copied again."""
+    if parts.written is None and parts.may_draw:
+        parts.written = tuple(value for value, copy in kept.parameters if not same_bytes(value.detach().cpu(), copy))
 
 
 def put_back(kept: Kept) -> None:
-    """Buffers as they were, also where others were put in their place: a step that is not taken leaves no trace."""
+    """All as it was, also where other objects were put in its place: a step that is not taken leaves no trace."""
+    restore_contents(kept.own)
     with torch.no_grad():
-        for home, name, buffer, value in kept:
+        for home, name, buffer, value in kept.buffers:
             home[name] = buffer.copy_(value)
+        for parameter, value in kept.parameters:
+            parameter.copy_(value)

@@ -40,7 +40,8 @@ from headstart.train.state import (
     TrainState,
     check_foreign,
     is_known,
-    keep_buffers,
+    keep_state,
+    note_written,
     parts_of,
     put_back,
     update_average,
@@ -161,13 +162,14 @@ def _gradient(
     state: TrainState, parts: Parts, batch: Batch, rules: StepRules, seed_again: Callable[[], None]
 ) -> tuple[float, float, float]:
     """The gradient of the step's mean loss in place; that loss, the step's weight, and the gradient's norm."""
-    kept, taken = keep_buffers(parts), False
+    kept, taken = keep_state(parts, rules.loss), False
     try:
         for _ in range(_MOST_OVERFLOWS):
             sums = _sums(state, parts, batch, rules, lambda: _begin_again(kept, seed_again))
             loss, weight, grad_norm = _finish_gradient(state, parts, batch, rules, sums)
             taken = _usable(state, batch, loss, grad_norm)
             if taken:
+                note_written(parts, kept)
                 return loss, weight, grad_norm
             _begin_again(kept, seed_again)
         raise NonFiniteError(complaint(state, batch, loss, grad_norm))
@@ -177,7 +179,7 @@ def _gradient(
 
 
 def _begin_again(kept: Kept, seed_again: Callable[[], None]) -> None:
-    """A step that is tried again must not count twice in batch statistics, and draws the same numbers."""
+    """A step that is tried again must not count twice, in batch statistics or elsewhere, and draws the same numbers."""
     put_back(kept)
     seed_again()
 
