@@ -1,9 +1,10 @@
-# Needs Python >= 3.11 with pip, and make. PYTHON=... picks the interpreter, JOBS=... the number of test processes.
+# Needs Python >= 3.11 with pip, and make. PYTHON=... picks the interpreter, JOBS=... the number of test processes,
+# TESTS=... what make coverage runs (default: all).
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 JOBS ?= 2
 BIN := .venv/bin
 
-.PHONY: demo test check clean
+.PHONY: demo test check coverage docs clean
 
 demo: .venv/installed
 	$(BIN)/headstart demo --out runs/demo
@@ -14,6 +15,16 @@ test: .venv/installed-test
 
 check: .venv/installed-test
 	JOBS=$(JOBS) scripts/check
+
+# Which lines the tests do not run. Slow on Python 3.11, where each line is traced; sys.monitoring is there from 3.12 on.
+coverage: .venv/installed-test
+	OMP_NUM_THREADS=1 $(BIN)/coverage run -m pytest $(TESTS)
+	$(BIN)/coverage combine
+	$(BIN)/coverage report
+
+# build/site/index.html; nothing is fetched but the builder
+docs: .venv/installed-docs
+	$(BIN)/python scripts/make_site.py
 
 clean:
 	rm -rf .venv
@@ -29,4 +40,8 @@ $(BIN)/python:
 
 .venv/installed-test: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --editable '.[test]'
+	touch $@ .venv/installed
+
+.venv/installed-docs: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --editable '.[docs]'
 	touch $@ .venv/installed

@@ -15,7 +15,11 @@ from headstart.config.load import load_config
 from headstart.config.yaml import parse_yaml
 
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("**/*.md"))]
+PAGES = [
+    ROOT / "README.md",
+    *(ROOT / f"{name}.md" for name in ("CHANGELOG", "CONTRIBUTING", "SECURITY")),
+    *sorted((ROOT / "docs").glob("**/*.md")),
+]
 
 
 def without_code(text: str) -> str:

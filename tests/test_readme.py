@@ -11,7 +11,11 @@ from headstart.config.flags import EVERY, parse_args
 from headstart.config.load import load_config
 
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("**/*.md"))]
+PAGES = [
+    ROOT / "README.md",
+    *(ROOT / f"{name}.md" for name in ("CHANGELOG", "CONTRIBUTING", "SECURITY")),
+    *sorted((ROOT / "docs").glob("**/*.md")),
+]
 SECTIONS = {"train": EVERY, "plan": EVERY, "evaluate": ("data",)}
 
 
