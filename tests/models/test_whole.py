@@ -277,6 +277,101 @@ def test_weights_in_half_precision_are_refused_and_train_once_they_are_whole(dty
     assert run_of(model).metrics["nll"] < 1.2
 
 
+class MadeLayer(Base):
+    def use(self, features: Tensor) -> Tensor:
+        if not hasattr(self, "extra"):
+            self.extra = nn.Linear(features.shape[1], 8)
+        return self.fc(self.extra(features))
+
+
+class MadeHead(Base):
+    def use(self, features: Tensor) -> Tensor:
+        if not hasattr(self, "extra"):
+            self.extra = nn.Linear(8, 10)
+        return self.extra(features)
+
+
+class MadeParameter(Base):
+    def use(self, features: Tensor) -> Tensor:
+        if not hasattr(self, "extra"):
+            self.extra = nn.Parameter(torch.ones(8))
+        return self.fc(features * self.extra)
+
+
+class MadeBuffer(Base):
+    def use(self, features: Tensor) -> Tensor:
+        if "extra" not in self._buffers:
+            self.register_buffer("extra", features.detach().mean(0))
+        return self.fc(features - self.extra)
+
+
+class FilledBuffer(Base):
+    def build(self) -> None:
+        self.register_buffer("extra", None)
+
+    def use(self, features: Tensor) -> Tensor:
+        if self.extra is None:
+            self.extra = features.detach().mean(0)
+        return self.fc(features - self.extra)
+
+
+class MadeInTraining(Base):
+    def use(self, features: Tensor) -> Tensor:
+        if features.sum() > -1e9 and self.training and not hasattr(self, "extra"):
+            self.extra = nn.Linear(8, 8)
+        return self.fc(self.extra(features) if hasattr(self, "extra") else features)
+
+
+@pytest.mark.parametrize("kind", [MadeLayer, MadeHead, MadeParameter, MadeBuffer, FilledBuffer, MadeInTraining])
+def test_what_the_first_forward_makes_is_refused_by_name_and_right_once_a_batch_was_run(
+    kind: type[Base], run_of: Callable
+) -> None:
+    looks = () if kind is MadeInTraining else (find_head, hs.describe, lambda net: hs.replace_head(net, outputs=3))
+    for look in (*looks, run_of):
+        net = kind()
+        with pytest.raises(ModelError, match=r"extra \(a \w+\) is made by the first forward pass") as caught:
+            look(net)
+        assert not any("extra" in name for name in net.state_dict())
+    said = re.search(r"too: (.*)$", str(caught.value))
+    assert said is not None
+
+    def followed() -> Base:
+        net = kind()
+        exec(said[1], {"model": net, "torch": torch})
+        return net
+
+    run = run_of(followed())
+    opened = hs.open_run(run.path, model=followed()).model
+    assert torch.equal(opened(IMAGES), run.model(IMAGES))
+
+
+@pytest.mark.parametrize("way", [torch.jit.script, lambda net: torch.jit.trace(net, IMAGES)], ids=["script", "trace"])
+@pytest.mark.parametrize("at", ["", "conv"])
+@pytest.mark.filterwarnings("ignore:.*torch.jit")
+def test_what_torch_jit_compiled_is_refused_by_name_and_found_once_it_is_made_again(way: Callable, at: str) -> None:
+    model = Base()
+    if at:
+        model.conv = way(model.conv)
+    else:
+        model = way(model)
+    for look in (find_head, hs.describe, lambda net: hs.replace_head(net, outputs=3), hs.open_model):
+        with pytest.raises(ModelError, match=rf"{at or 'the module'} is compiled by torch\.jit") as caught:
+            look(model)
+    said = re.search(r"e\.g\. (.*)$", str(caught.value))
+    assert said is not None
+    names: dict[str, Any] = {"model": model, "Net": (lambda: nn.Conv2d(3, 8, 3, stride=4)) if at else Base}
+    exec(said[1].replace(", and put it there:", ";"), names)
+    assert find_head(model if at else names["made"]).paths == ("fc",)
+
+
+def test_a_module_in_data_parallel_is_refused_and_the_one_inside_is_found() -> None:
+    model = nn.DataParallel(Base())
+    for look in (find_head, hs.describe, hs.open_model, lambda net: hs.param_groups(net, lr=0.1)):
+        with pytest.raises(ModelError, match=r"wrapped in DataParallel; give the one inside, module\.module"):
+            look(model)
+    assert find_head(model.module).paths == ("fc",)
+
+
 def test_frozen_weights_in_half_precision_are_let_be(run_of: Callable) -> None:
     class Mixed(Base):
         def build(self) -> None:

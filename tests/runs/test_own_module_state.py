@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import random
+from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
 import headstart as hs
-from headstart.errors import ConfigError
+from headstart.errors import ConfigError, ModelError
 
 
 class Tail(nn.Module):
@@ -101,3 +103,89 @@ def test_what_no_checkpoint_can_hold_is_named_and_its_resume_is_refused_until_it
     with pytest.raises(ConfigError, match="saved in no checkpoint"):
         trained("cut", counted_elsewhere(), resume=True)
     trained("cut", counted_elsewhere(), resume=True, allow_inexact=True)
+
+
+class Extra(nn.Module):
+    """Keeps a history that only ``get_extra_state`` gives."""
+
+    def __init__(self, **more: Any) -> None:
+        super().__init__()
+        torch.manual_seed(1)
+        self.linear = nn.Linear(8, 8)
+        self._history = {
+            "calls": 0, "sums": [torch.zeros(8, dtype=torch.bfloat16)], 3: (float("nan"), b"\0x"),
+            "shape": np.ones((0, 3), np.float32), "names": {"b", "a"}, "other": OrderedDict(a=torch.ones(())), **more,
+        }  # fmt: skip
+
+    def get_extra_state(self) -> Any:
+        return self._history
+
+    def set_extra_state(self, state: Any) -> None:
+        self._history = state
+
+    def forward(self, features: Tensor) -> Tensor:
+        if self.training:
+            self._history["calls"] += 1
+            self._history["sums"][0] = self._history["sums"][0] + 1
+        return self.linear(features) * (1 + self._history["calls"] / 50) + self._history["sums"][0] / 90
+
+
+def test_extra_state_of_any_plain_kind_is_resumed_and_in_the_bundle(trained, tmp_path: Path):
+    whole = trained("whole", Extra())
+    assert "not saved" not in (tmp_path / "whole" / "plan.json").read_text()
+    with pytest.raises(Stop):
+        trained("cut", Extra(), stop_at=5)
+    trained("cut", Extra(), resume=True)
+    files = [(tmp_path / name / "predictions.csv").read_text() for name in ("whole", "cut")]
+    assert files[0] == files[1]
+    opened = hs.open_run(tmp_path / "cut", model=Net(Extra())).model
+    mine, theirs = (model.tail.get_extra_state() for model in (opened, whole.model))
+    assert list(mine) == list(theirs) and mine["calls"] == theirs["calls"] > 0
+    assert torch.equal(mine["sums"][0], theirs["sums"][0]) and mine["sums"][0].dtype is torch.bfloat16
+    assert mine["shape"].shape == (0, 3) and mine["names"] == {"a", "b"} and mine[3][1] == b"\0x"
+    images = torch.randn(4, 3, 32, 32)
+    assert torch.equal(opened(images), whole.model(images))
+
+
+@pytest.mark.parametrize("value", [object(), [lambda: 0], {1: {2j}}], ids=["object", "function", "complex"])
+def test_extra_state_that_cannot_be_written_is_refused_by_name_before_anything_is(trained, tmp_path: Path, value: Any):
+    with pytest.raises(ModelError, match=r"get_extra_state of tail \(Extra\) gives a value of type .* is not saved"):
+        trained("run", Extra(strange=value))
+    assert not (tmp_path / "run").exists()
+
+
+def test_extra_state_is_in_a_checkpoint_of_ones_own_loop(tmp_path: Path):
+    model = Net(Extra())
+    state = hs.TrainState(model=model, optimizer=torch.optim.SGD(model.parameters(), lr=0.1))
+    model(torch.zeros(2, 3, 32, 32))
+    hs.save(state, tmp_path / "checkpoints")
+    model(torch.zeros(2, 3, 32, 32))
+    hs.restore(state, tmp_path / "checkpoints")
+    assert model.tail.get_extra_state()["calls"] == 1
+
+
+@pytest.mark.parametrize(
+    "odd", [torch.ones(2, dtype=torch.complex128), torch.eye(2).to_sparse()], ids=["complex128", "sparse_coo"]
+)
+def test_a_tensor_that_no_file_holds_is_refused_by_name_before_anything_is_written(trained, tmp_path: Path, odd):
+    tail = nn.Linear(8, 8)
+    tail.register_buffer("odd", odd)
+    with pytest.raises(ModelError, match=r"tail\.odd is a (complex128|sparse_coo) tensor"):
+        trained("run", tail)
+    assert not (tmp_path / "run").exists()
+
+
+class MadeInForward(nn.Module):
+    """A buffer that is not saved with the weights, made when it is first needed."""
+
+    def forward(self, features: Tensor) -> Tensor:
+        if "grid" not in self._buffers:
+            self.register_buffer("grid", torch.arange(8.0) / 8, persistent=False)
+        return features + self.grid
+
+
+def test_a_buffer_that_forward_makes_and_no_state_dict_holds_is_a_buffer_in_the_bundle_too(trained, tmp_path: Path):
+    run = trained("run", MadeInForward())
+    opened = hs.open_run(run.path, model=Net(MadeInForward())).model
+    images = torch.randn(4, 3, 32, 32)
+    assert torch.equal(opened(images), run.model(images))

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import headstart as hs
-from headstart.errors import ConfigError
+from headstart.errors import ConfigError, ModelError
 
 RULES = hs.StepRules(clip_norm=0.5)
 
@@ -160,3 +160,19 @@ def test_a_losss_own_parameter_that_is_exchanged_is_noticed(net, noise) -> None:
         loss = lambda o, t, scale=scale: nn.functional.cross_entropy(scale * o, t, reduction="none")  # noqa: E731
         hs.train_step(state, noise(8), rules=hs.StepRules(loss=loss))
         assert 0 < abs(float(scale) - 1) < 1
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("later", [False, True])
+def test_weights_in_half_precision_are_refused_at_the_step_and_train_once_they_are_whole(net, noise, dtype, later):
+    state = sgd(net())
+    if later:
+        hs.train_step(state, noise(8), rules=RULES)
+    state.model.to(dtype)
+    before = values(state.model)
+    with pytest.raises(ModelError, match=r"parameters are b?float16, .* call model\.float\(\) first .*hs\.StepRules"):
+        hs.train_step(state, noise(8), rules=RULES)
+    assert torch.equal(values(state.model), before)
+    state.model.float()
+    hs.train_step(state, noise(8), rules=hs.StepRules(precision="bf16"))
+    assert not torch.equal(values(state.model), before.float())

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from headstart.models.head_search import search_head
 from headstart.models.stages import Cut, cut_stages
 from headstart.models.trace import How, Trace, adapted_layers, is_adapted, trace_module, with_new_leaves
-from headstart.models.whole import refuse_lazy, refuse_unregistered
+from headstart.models.whole import refuse_lazy, refuse_unregistered, refuse_wrapped
 from headstart.parallel.shards import plain_type
 from headstart.surgery.naming import HOOKS
 from headstart.surgery.origins import is_librarys_hook
@@ -88,6 +88,7 @@ def find_layout(module: nn.Module, *, example: Tensor | None = None) -> Layout:
 
     ``example``: images (B, C, H, W) for models that torch.fx cannot trace; default: zeros of the model's own size.
     """
+    refuse_wrapped(module)
     refuse_lazy(module)
     structure = _structure(module)
     known = _LAYOUTS.get(module)

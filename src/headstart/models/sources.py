@@ -47,8 +47,9 @@ from headstart.models.weights import (
     refuse_format,
     refuse_memory,
 )
-from headstart.models.whole import refuse_lazy
+from headstart.models.whole import refuse_lazy, refuse_wrapped
 from headstart.surgery.outputs import declare_scores
+from headstart.surgery.own_state import saved_tensors
 
 __all__ = ["Coverage", "OpenedModel", "WeightsSource", "open_model"]
 
@@ -100,6 +101,7 @@ def open_model(
         refuse_format(Path(weights))
     with own_arithmetic():
         if isinstance(spec, nn.Module):
+            refuse_wrapped(spec)
             refuse_lazy(spec)
             return _open_own(spec, weights=weights, image_size=image_size, preprocess=preprocess, options=options)
         return _open_named(spec, weights=weights, image_size=image_size, preprocess=preprocess, options=options)
@@ -294,12 +296,12 @@ def _open_own(
     if options:
         raise ModelError("model.options: the module is already made; give the options to its constructor")
     architecture = _known_architecture(module)
-    total = len(module.state_dict())
+    total = len(saved_tensors(module))
     coverage = Coverage(loaded=total, total=total, notes=("the module as given",))
     source = WeightsSource("pretrained", "the module as given", None, None)
     if weights not in ("pretrained", "none"):
         file = read_weights(Path(weights).expanduser())
-        coverage = cover(module.state_dict(), file.tensors, heads=lambda: head_parameters(module), where=weights)
+        coverage = cover(saved_tensors(module), file.tensors, heads=lambda: head_parameters(module), where=weights)
         load_covered(module, file.tensors, coverage)
         source = WeightsSource("file", weights, file.sha256, None)
     name = architecture.name if architecture else type(module).__name__
@@ -325,7 +327,7 @@ def _known_architecture(module: nn.Module) -> Architecture | None:
         return None
     options = {key: value for key, value in getattr(module, "_model_args", {}).items() if key != "num_classes"}
     architecture = Architecture(library="timm", name=name, options=options, cfg=dict(cast("Mapping[str, Any]", cfg)))
-    shapes = {key: value.shape for key, value in module.state_dict().items()}
+    shapes = {key: value.shape for key, value in saved_tensors(module).items()}
     try:
         again = sketch(architecture, outputs=outputs)
     except ModelError:

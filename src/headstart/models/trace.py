@@ -22,6 +22,7 @@ from torchvision.models.feature_extraction import LeafModuleAwareTracer
 from headstart.errors import ModelError
 from headstart.models.head_layers import DropoutConv2d, DropoutLinear, MlpHead
 from headstart.models.makers import Maker, find_makers
+from headstart.surgery.members import member_names, refuse_new_members
 from headstart.surgery.no_trace import no_trace
 from headstart.surgery.outputs import declared_scores, pick_output
 from headstart.surgery.own_state import has_own_code
@@ -199,9 +200,14 @@ def adapted_layers(module: nn.Module) -> tuple[str, ...]:
 
 @contextlib.contextmanager
 def untouched(module: nn.Module) -> Iterator[None]:
-    """Within it a module may be traced and run, without gradients, and everything is put back: see ``no_trace``."""
+    """Within it a module may be traced and run, without gradients, and everything is put back: see ``no_trace``.
+
+    Raises: ModelError: a forward pass made parts, parameters or buffers that the module does not have otherwise.
+    """
+    before = member_names(module)
     with no_trace(module), torch.no_grad():
         yield
+        refuse_new_members(module, before, batch=(2, *input_shape(module)))
 
 
 def _graph_calls(module: nn.Module, graph: fx.Graph, insides: Mapping[str, tuple[str, ...]]) -> list[str]:
@@ -344,9 +350,7 @@ def _run_on_meta(module: nn.Module, images: Tensor, *, count: bool) -> tuple[Any
 def _run_for_real(module: nn.Module, images: Tensor) -> Any:
     buffers = {name for name, _ in module.named_buffers()}
     copies = {name: tensor.clone() for name, tensor in _own_tensors(module).items() if name in buffers}
-    return functional_call(
-        module, copies, (_for_weights(module, images),), tie_weights=False
-    )  # it may write to buffers
+    return functional_call(module, copies, (_for_weights(module, images),), tie_weights=False)  # it may write to them
 
 
 def _images(module: nn.Module, example: Tensor | None, shape: tuple[int, ...] | None) -> Tensor:

@@ -30,10 +30,29 @@ def refuse_half(module: nn.Module) -> None:
     found = {name: half[p.dtype] for name, p in module.named_parameters() if p.requires_grad and p.dtype in half}
     if found:
         name, kind = next(iter(found.items()))
+        short = "bf16" if kind == "bfloat16" else "fp16"
         raise ModelError(
             f"model: {len(found)} of its parameters are {kind}, e.g. {name}: updates smaller than their last digit are "
-            f"lost; call model.float() first (--precision {'bf16' if kind == 'bfloat16' else 'fp16'} computes in that "
-            "precision with float32 weights)"
+            f"lost; call model.float() first (--precision {short}, in your own loop hs.StepRules(precision='{short}'), "
+            "computes in that precision with float32 weights)"
+        )
+
+
+def refuse_wrapped(module: nn.Module) -> None:
+    """Raises: ModelError: the module is another one in a wrapper, or it or a part of it is compiled by torch.jit."""
+    if isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel):
+        raise ModelError(
+            f"model: the module is wrapped in {type(module).__name__}; give the one inside, module.module (--devices N "
+            "trains it in several processes)"
+        )
+    compiled = [path for path, part in module.named_modules() if isinstance(part, torch.jit.ScriptModule)]
+    if compiled:
+        name = f"model.{compiled[0]}" if compiled[0] else "model"
+        then = f", and put it there: {name} = made" if compiled[0] else ""
+        raise ModelError(
+            f"model: {compiled[0] or 'the module'} is compiled by torch.jit, so that its layers cannot be looked into, "
+            "frozen or replaced one by one; make the module again that it was made of, with its weights, e.g. "
+            f"made = Net(); made.load_state_dict({name}.state_dict()){then}"
         )
 
 

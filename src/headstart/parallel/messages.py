@@ -149,8 +149,8 @@ def tensors_from_first(tensors: Iterable[Tensor]) -> None:
 
 
 def model_from_first(module: nn.Module) -> None:
-    """Weights and buffers as the first rank has them."""
-    tensors_from_first(module.state_dict().values())
+    """Weights and buffers as the first rank has them; other things that a state dict may hold stay each rank's own."""
+    tensors_from_first(value for value in module.state_dict().values() if isinstance(value, Tensor))
 
 
 @contextmanager

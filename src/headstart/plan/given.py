@@ -8,6 +8,7 @@ from torch import nn
 
 from headstart.errors import ModelError
 from headstart.models.freeze import Fixed
+from headstart.models.whole import refuse_wrapped
 from headstart.plan.decisions import Decision
 from headstart.plan.memory import available_bytes
 from headstart.surgery.module_copy import InPlace, copy_module
@@ -41,12 +42,13 @@ def given_module(given: nn.Module | InPlace) -> nn.Module:
 
 
 def _refuse_wrapped(module: nn.Module) -> None:
-    """Raises: ModelError: it is another module in a wrapper that a run has no use for."""
+    """Raises: ModelError: it is another module in a wrapper that a run has no use for, or compiled by torch.jit."""
     if isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel):
         raise ModelError(
             f"model: the module is wrapped in {type(module).__name__}; give the one inside, model=module.module "
             "(--devices N trains it in several processes)"
         )
+    refuse_wrapped(module)
     if isinstance(getattr(module, "_orig_mod", None), nn.Module):
         raise ModelError(
             "model: the module was compiled by torch.compile; give the one that it was made of, model=module._orig_mod "

@@ -13,9 +13,10 @@ from headstart.errors import ModelError
 from headstart.models.freeze import Frozen
 from headstart.models.head import model_scores
 from headstart.plan.decisions import Decision
+from headstart.surgery.members import member_names, refuse_new_members
 from headstart.surgery.module_state import differences, restore_state
 from headstart.surgery.no_trace import read_before
-from headstart.surgery.own_state import covers, has_own_code, read_own_state
+from headstart.surgery.own_state import covers, has_own_code, read_own_state, saved_tensors
 from headstart.train.phases import Course, freeze_phase
 from headstart.train.precision import autocast, device_of
 from headstart.train.proof import example_images
@@ -31,8 +32,9 @@ def check_own_state(
 
     A module without code or hooks of the user's own is not run.
 
-    Raises: ModelError: forward changes a buffer of a module that a phase freezes.
+    Raises: ModelError: forward changes a buffer of a module that a phase freezes, or something cannot be saved.
     """
+    saved_tensors(module)
     if not has_own_code(module):
         return course, (), ()
     given, found, phases = example_images(images.train, module, course.rules), dict[str, None](), []
@@ -88,6 +90,7 @@ def _changed_by_forward(module: nn.Module, course: Course, images: torch.Tensor,
     Raises: DataError, ModelError: it is not clear which output is the scores, or they are not ``outputs`` columns.
     """
     modes = [part.training for part in module.modules()]
+    members = member_names(module)
     before, arithmetic = read_before(module), partial(autocast, device_of(module), course.rules.precision)
     try:
         for training in _MODES:
@@ -95,6 +98,7 @@ def _changed_by_forward(module: nn.Module, course: Course, images: torch.Tensor,
             with torch.set_grad_enabled(training), arithmetic():
                 made = module(images.clone())
             _check_columns(model_scores(module, made)[0][1], outputs, training=training)
+        refuse_new_members(module, members, batch=tuple(images.shape))
         for part, mode in zip(module.modules(), modes, strict=True):
             part.training = mode
         after = read_before(module)

@@ -18,6 +18,7 @@ from headstart.errors import StorageError
 from headstart.optim.optimizers import make_optimizer
 from headstart.plan.preflight import Prepared
 from headstart.storage import free_bytes, json_bytes
+from headstart.surgery.own_state import read_own_state, saved_tensors
 from headstart.train.phases import PhasePlan, freeze_phase, phase_optimizer
 
 _PER_TENSOR = 96  # its line in the header of a safetensors file, besides its name
@@ -58,7 +59,8 @@ def refuse_small_disk(run: Path, prepared: Prepared) -> None:
 def run_space(prepared: Prepared) -> Space:
     """What the run will hold at most, if every save that may come does come."""
     config, module, course = prepared.config, prepared.opened.module, prepared.course
-    model = _stored(module.state_dict())
+    own = read_own_state(module)
+    model = _stored(saved_tensors(module) | own.tensors) + len(json_bytes(own.values))
     copies = 1 + (config.average.kind == "ema") + (config.penalties.l2_start > 0)
     steps = len(prepared.images.train)
     checkpoints: list[int] = []

@@ -32,6 +32,7 @@ from headstart.storage import explained, json_bytes, write_folder
 from headstart.surgery.generators import kept_generators
 from headstart.surgery.module_copy import InPlace, copy_module
 from headstart.surgery.outputs import declare_scores
+from headstart.surgery.own_state import load_tensors, saved_tensors
 from headstart.train.precision import MEMORY_FORMATS, Precision
 
 
@@ -91,7 +92,7 @@ def write_bundle(
     """Write the bundle folder, whole or not at all.  Raises: StorageError."""
     tensors, own = own_files({"model": model})
     files: dict[str, Content] = tensors | {
-        "model.safetensors": in_pieces(model.state_dict()),
+        "model.safetensors": in_pieces(saved_tensors(model)),
         "config.json": json_bytes(_config(model, facts)),
         "headstart.json": json_bytes(facts | ({"own": own} if own else {})),
         "README.md": model_card(facts, plan=plan, result=result).encode("utf-8", "backslashreplace"),
@@ -156,7 +157,7 @@ def _onto(folder: Path, model: nn.Module) -> OpenedRun:
         model, outputs=head["now"], hidden=head["hidden"], activation=activation, dropout=head["dropout"], at=head["at"]
     )
     try:
-        model.load_state_dict(read_as_saved(bundle.files[WEIGHTS], where=str(folder)))
+        load_tensors(model, read_as_saved(bundle.files[WEIGHTS], where=str(folder)))
     except RuntimeError as error:
         raise ModelError(
             f"{folder}: the weights do not fit the module that was given: {' '.join(str(error).split())}"

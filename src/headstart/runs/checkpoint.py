@@ -42,7 +42,7 @@ from headstart.runs.optimizer_state import optimizer_contents, placed, read_opti
 from headstart.runs.own_file import own_files, restore_own
 from headstart.runs.tensor_file import in_pieces, packed
 from headstart.storage import MANIFEST, Again, explained, json_bytes, read_folder, write_folder, write_json
-from headstart.surgery.own_state import read_own_state, restore_own_state
+from headstart.surgery.own_state import load_tensors, read_own_state, restore_own_state, saved_tensors
 from headstart.train.precision import device_of, make_scaler
 from headstart.train.state import Best, TrainState
 
@@ -86,11 +86,11 @@ def _contents(state: TrainState, target: Path, more: Mapping[str, str]) -> dict[
     """The files of a checkpoint; of a model that is shared out, those of this process."""
     part_again(state.model)
     tensors, plain = optimizer_contents(state.model, state.optimizer)
-    kinds = {"model": state.model.state_dict(), "optimizer": tensors}
+    kinds = {"model": saved_tensors(state.model), "optimizer": tensors}
     frozen = {} if is_sharded(state.model) else frozen_tensors(state.model)
     kinds["model"] = {name: value for name, value in kinds["model"].items() if name not in frozen}
     if state.average is not None:
-        kinds["average"] = state.average.module.state_dict()
+        kinds["average"] = saved_tensors(state.average.module)
     if not is_sharded(state.model):
         whole: dict[str, Content | Again] = {f"{kind}.safetensors": in_pieces(values) for kind, values in kinds.items()}
         fixed = {FROZEN: frozen, START: state.start}
@@ -312,7 +312,9 @@ def _start(state: TrainState, found: FoundCheckpoint) -> dict[str, Tensor]:
 @contextmanager
 def _all_or_nothing(state: TrainState, modules: Mapping[str, nn.Module]) -> Iterator[None]:
     """A failure within (a module's own way of loading, a scaler of another kind) leaves the state as it was."""
-    tensors = [(value, value.detach().clone()) for module in modules.values() for value in module.state_dict().values()]
+    tensors = [
+        (value, value.detach().clone()) for module in modules.values() for value in saved_tensors(module).values()
+    ]
     optimizer, scaler = state_now(state.optimizer), state.scaler.state_dict() if state.scaler is not None else None
     own = [(module, read_own_state(module)) for module in modules.values()]
 
@@ -333,7 +335,7 @@ def _all_or_nothing(state: TrainState, modules: Mapping[str, nn.Module]) -> Iter
 
 
 def _check_fits(module: nn.Module, tensors: Mapping[str, Tensor], *, where: str | Path) -> None:
-    own = module.state_dict()
+    own = saved_tensors(module)
     wrong = sorted(set(tensors) ^ set(own)) or [
         name for name in own if (tensors[name].shape, tensors[name].dtype) != (own[name].shape, own[name].dtype)
     ]
@@ -343,9 +345,9 @@ def _check_fits(module: nn.Module, tensors: Mapping[str, Tensor], *, where: str 
 
 def _put(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     if not is_sharded(module):
-        module.load_state_dict(tensors)
+        load_tensors(module, tensors)
         return
-    for name, value in module.state_dict().items():
+    for name, value in saved_tensors(module).items():
         put(value, tensors[name])
 
 

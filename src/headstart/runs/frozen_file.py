@@ -20,6 +20,7 @@ from headstart.disk import open_plainly
 from headstart.pieces import Content, Pieces
 from headstart.runs.tensor_file import in_pieces
 from headstart.storage import Again, Stamp, stamp_of
+from headstart.surgery.own_state import saved_tensors
 
 FROZEN = "frozen.safetensors"
 START = "start.safetensors"
@@ -50,7 +51,7 @@ def frozen_tensors(model: nn.Module) -> dict[str, Tensor]:
                 still[f"{path}.{name}" if path else name] = value
     found = {
         name: value
-        for name, value in model.state_dict().items()
+        for name, value in saved_tensors(model).items()
         if name in still and value.data_ptr() == still[name].data_ptr()  # a model may give others than its own
     }
     return found if sum(value.nbytes for value in found.values()) >= _WORTH_BYTES else {}

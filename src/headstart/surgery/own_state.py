@@ -1,13 +1,15 @@
 """State of a user's own modules that ``state_dict`` leaves out: attributes, and buffers that are not persistent.
 
 A counter that forward moves, a list that it fills, a generator that a module holds: what can be written as numbers,
-text and tensors is saved with a checkpoint and a bundle, and put back.
+text and tensors is saved with a checkpoint and a bundle, and put back; so is what ``get_extra_state`` gives.
 """
 
 from __future__ import annotations
 
+import copy
 import math
 import random
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,42 +18,137 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from headstart.errors import ModelError
 from headstart.surgery.origins import is_library
 
+_EXTRA = "_extra_state"  # torch's name of it in a state dict
+_PASSING = (
+    "_non_persistent"  # in ``values``: names of tensors that are buffers; no attribute is written under such a name
+)
 _SPECIAL = "="  # before the kind of a value that JSON does not have; a dictionary with such a key is not written
 
 
 @dataclass(frozen=True, kw_only=True)
 class OwnState:
-    """``values``: plain JSON by the attribute's path; ``tensors``: plain tensors and buffers, by theirs."""
+    """``values``: plain JSON by the attribute's path; ``tensors``: plain tensors and buffers, by theirs; ``held``:
+    paths of other attributes, which are a part of what ``get_extra_state`` gives.
+    """
 
     values: dict[str, Any] = field(default_factory=dict)
     tensors: dict[str, Tensor] = field(default_factory=dict)
+    held: tuple[str, ...] = ()
 
 
 class _NotPlain(Exception):
-    """A value that cannot be written."""
+    """A value that cannot be written; says what it is."""
+
+
+@dataclass(frozen=True)
+class _Aside:
+    """Where the tensors of a value go, so that they need not be text: under names that begin with ``name``."""
+
+    name: str
+    tensors: dict[str, Tensor]
+
+    def put(self, value: Tensor) -> dict[str, Any]:
+        """What stands for it."""
+        place = f"{self.name}#{len(self.tensors)}"
+        self.tensors[place] = value.detach().clone()
+        return {_SPECIAL: "aside", "value": place}
 
 
 def read_own_state(module: nn.Module) -> OwnState:
     """What the module's own parts hold outside of ``state_dict``, as far as it can be written.
 
-    Attributes are looked at in modules whose class is no library's, buffers that are not persistent in all of them.
+    Attributes are looked at in modules whose class is no library's, buffers that are not persistent and extra state in
+    all of them.
+
+    Raises: ModelError: a part's ``get_extra_state`` gives what cannot be written.
     """
-    found = OwnState()
+    found = OwnState(held=tuple(_held(module)))
+    passing = list[str]()
     for path, part in module.named_modules():
         for name, buffer in part.named_buffers(recurse=False):
-            if name in part._non_persistent_buffers_set:
+            if name in part._non_persistent_buffers_set and _is_writable(buffer):
                 found.tensors[_joined(path, name)] = buffer.detach().clone()
+                passing += [] if is_library(type(part).__module__) else [_joined(path, name)]
+    found.values.update({_PASSING: passing} if passing else {})
     for path, name, value in _attributes(module):
         if isinstance(value, Tensor):
-            found.tensors[_joined(path, name)] = value.detach().clone()
+            found.tensors.update({_joined(path, name): value.detach().clone()} if _is_writable(value) else {})
             continue
         try:
             found.values[_joined(path, name)] = _written(value)
-        except _NotPlain:
+        except (_NotPlain, RecursionError):  # or it holds itself
             continue
+    for path, value in _extra_state(module).items():
+        tensors = dict[str, Tensor]()
+        try:
+            found.values[_joined(path, _EXTRA)] = _written(value, _Aside(_joined(path, _EXTRA), tensors))
+        except (_NotPlain, RecursionError) as error:
+            kind = type(module.get_submodule(path)).__name__
+            raise ModelError(
+                f"model: get_extra_state of {path or 'the model'} ({kind}) gives {error or 'what holds itself'}, which "
+                "is not saved, since reading it back could run code; have it give tensors, NumPy arrays, numbers, "
+                "text, and lists, tuples, sets and dictionaries of these"
+            ) from error
+        found.tensors.update(tensors)
     return found
+
+
+def _extra_state(module: nn.Module) -> dict[str, Any]:
+    """What ``get_extra_state`` gives besides tensors, by the part's path: a tensor is saved like any other."""
+    parts = module.named_modules() if _has_extra(module) else ()
+    given = {path: part.get_extra_state() for path, part in parts if _gives_extra(part)}
+    return {path: value for path, value in given.items() if not isinstance(value, Tensor)}
+
+
+def _held(module: nn.Module) -> Iterator[str]:
+    for path, value in _extra_state(module).items():
+        inside = value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else ()
+        given = {id(value), *(id(item) for item in inside if not isinstance(item, bool | int | float | str))}
+        named = {str(name) for name in value} if isinstance(value, Mapping) else set()
+        for name, attribute in vars(module.get_submodule(path)).items():
+            if attribute is not None and (id(attribute) in given or name.strip("_") in named):
+                yield _joined(path, name)
+
+
+def _has_extra(module: nn.Module) -> bool:
+    return any(map(_gives_extra, module.modules()))
+
+
+def _gives_extra(part: nn.Module) -> bool:
+    return type(part).get_extra_state is not nn.Module.get_extra_state
+
+
+def saved_tensors(module: nn.Module) -> dict[str, Tensor]:
+    """The tensors of its state dict; what ``get_extra_state`` gives besides is no part of them.
+
+    Raises: ModelError: a file of tensors cannot hold one.
+    """
+    found = {name: value for name, value in module.state_dict().items() if isinstance(value, Tensor)}
+    for name, value in found.items():
+        if not _is_writable(value):
+            kind = str(value.dtype if value.layout is torch.strided else value.layout).removeprefix("torch.")
+            raise ModelError(
+                f"model: {name} is a {kind} tensor, which a safetensors file cannot hold; keep its numbers in plain "
+                "ones, e.g. torch.view_as_real of complex numbers, to_dense() of sparse ones"
+            )
+    return found
+
+
+def _is_writable(value: Tensor) -> bool:
+    odd = value.is_quantized or value.dtype in (torch.complex128, torch.complex32)
+    return value.layout is torch.strided and not odd
+
+
+def load_tensors(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Load a state dict of tensors; extra state of other kinds stays until ``restore_own_state``.
+
+    Raises: RuntimeError: they are not the module's.
+    """
+    extra = {_joined(path, _EXTRA): copy.deepcopy(value) for path, value in _extra_state(module).items()}
+    module.load_state_dict(extra | dict(tensors))
 
 
 def restore_own_state(module: nn.Module, state: OwnState) -> None:
@@ -60,7 +157,7 @@ def restore_own_state(module: nn.Module, state: OwnState) -> None:
     What is not there any more, a name that is a method's, or one that holds a function or a module, is left out: a file
     says what an attribute is, not what a module does.
     """
-    parts = dict(module.named_modules())
+    parts, passing = dict(module.named_modules()), state.values.get(_PASSING, ())
     for full, tensor in state.tensors.items():
         path, _, name = full.rpartition(".")
         current = getattr(parts.get(path), name, None)
@@ -68,12 +165,17 @@ def restore_own_state(module: nn.Module, state: OwnState) -> None:
             with torch.no_grad():
                 current.copy_(tensor)
         elif path in parts and _may_hold(parts[path], name):
-            setattr(parts[path], name, tensor.clone() if current is None else tensor.to(current.device))
+            if full in passing and not hasattr(parts[path], name):  # forward made it
+                parts[path].register_buffer(name, tensor.clone(), persistent=False)
+            else:
+                setattr(parts[path], name, tensor.clone() if current is None else tensor.to(current.device))
     for full, value in state.values.items():
         path, _, name = full.rpartition(".")
         if path in parts and _may_hold(parts[path], name):
             own: dict[str, Any] = vars(parts[path])  # type: ignore[assignment]  # a dictionary, as its setters do
             own[name] = _put_back(own.get(name), value)
+        elif path in parts and name == _EXTRA and _gives_extra(parts[path]):
+            parts[path].set_extra_state(_put_back(None, _filled(value, state.tensors)))
 
 
 def _may_hold(part: nn.Module, name: str) -> bool:
@@ -98,7 +200,7 @@ def has_own_code(module: nn.Module) -> bool:
 def covers(state: OwnState, name: str) -> bool:
     """Whether the thing that ``headstart.surgery.module_state.differences`` calls ``name`` is among what was read."""
     plain = name.removeprefix("buffer ")
-    known = (*state.values, *state.tensors)
+    known = (*state.values, *state.tensors, *state.held)
     return any(plain == path or plain.startswith((path + ".", path + "[", path + ":")) for path in known)
 
 
@@ -115,8 +217,8 @@ def _joined(path: str, name: str) -> str:
     return f"{path}.{name}" if path else name
 
 
-def _written(value: Any) -> Any:
-    """JSON of a value.  Raises: _NotPlain."""
+def _written(value: Any, aside: _Aside | None = None) -> Any:
+    """JSON of a value; its tensors are text, too, where they are not put ``aside``.  Raises: _NotPlain."""
     if value is None or isinstance(value, bool | str) or type(value) is int:
         return value
     if type(value) is float:
@@ -124,19 +226,51 @@ def _written(value: Any) -> Any:
     if isinstance(value, np.generic) and not isinstance(value, np.void):
         return {_SPECIAL: value.dtype.str, "value": _written(value.item())}
     if isinstance(value, Tensor):
-        return {_SPECIAL: "tensor", "type": str(value.dtype).removeprefix("torch."), "value": value.detach().tolist()}
+        if aside is not None and _is_writable(value):
+            return aside.put(value)
+        kind = str(value.dtype).removeprefix("torch.")
+        return {_SPECIAL: "tensor", "type": kind, "value": _written(value.detach().tolist())}
+    if type(value) is np.ndarray and value.dtype.kind in "biuf":
+        return {
+            _SPECIAL: "array",
+            "type": value.dtype.str,
+            "shape": list(value.shape),
+            "value": _written(value.tolist()),
+        }
+    if isinstance(value, bytes):
+        return {_SPECIAL: "bytes", "value": value.hex()}
+    return _written_container(value, aside)
+
+
+def _written_container(value: Any, aside: _Aside | None) -> Any:
     if isinstance(value, list | tuple):
-        items = [_written(item) for item in value]
+        items = [_written(item, aside) for item in value]
         return items if type(value) is list else {_SPECIAL: "tuple", "value": items}
     if type(value) is dict and all(isinstance(key, str) and key != _SPECIAL for key in value):
-        return {key: _written(item) for key, item in value.items()}
+        return {key: _written(item, aside) for key, item in value.items()}
+    if type(value) is dict or type(value) is OrderedDict:
+        pairs = [[_written(key), _written(item, aside)] for key, item in value.items()]
+        return {_SPECIAL: type(value).__name__, "value": pairs}
+    if type(value) is set or type(value) is frozenset:
+        return {_SPECIAL: type(value).__name__, "value": [_written(item) for item in sorted(value, key=repr)]}
     if isinstance(value, random.Random):
         return {_SPECIAL: "random", "value": _written(value.getstate())}
     if isinstance(value, np.random.Generator):
         return {_SPECIAL: "numpy", "value": _written(value.bit_generator.state)}
     if isinstance(value, torch.Generator):
         return {_SPECIAL: "torch", "value": value.get_state().tolist()}
-    raise _NotPlain
+    raise _NotPlain(f"a value of type {type(value).__qualname__}")
+
+
+def _filled(value: Any, tensors: Mapping[str, Tensor]) -> Any:
+    """What was written with the tensors in it that were put aside."""
+    if isinstance(value, list):
+        return [_filled(item, tensors) for item in value]
+    if not isinstance(value, Mapping):
+        return value
+    if value.get(_SPECIAL) == "aside":
+        return tensors[value["value"]]
+    return {key: _filled(item, tensors) for key, item in value.items()}
 
 
 def _put_back(current: Any, value: Any) -> Any:
@@ -168,6 +302,14 @@ def _special(current: Any, kind: str, value: Mapping[str, Any]) -> Any:
         return tuple(given)
     if kind == "tensor":
         return torch.tensor(given, dtype=getattr(torch, value["type"]))
+    if kind == "array" and np.dtype(value["type"]).kind in "biuf":
+        return np.array(given, dtype=value["type"]).reshape(value["shape"])
+    if kind == "bytes":
+        return bytes.fromhex(given)
+    if kind in ("set", "frozenset"):
+        return set(given) if kind == "set" else frozenset(given)
+    if kind in ("dict", "OrderedDict"):
+        return dict(given) if kind == "dict" else OrderedDict(given)
     if kind == "random" and isinstance(current, random.Random):
         current.setstate(given)
         return current
