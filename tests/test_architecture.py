@@ -47,7 +47,7 @@ LOADERS = {  # of code, or of files that may hold some
     "pandas.read_pickle", "pd.read_pickle", "timm.models.load_checkpoint", "timm.models.load_state_dict",
 }  # fmt: skip
 LOADER_ENDS = (".load_state_dict_from_url", ".get_state_dict", ".read_pickle", ".load_checkpoint", ".load_learner")
-FINE = {"torch.hub.get_dir"}  # the cache's place
+FINE = {"torch.hub.get_dir", "torch.jit.ScriptModule"}  # the cache's place; a class, to refuse its objects
 EVALUATORS = {"eval", "exec", "compile", "__import__"}
 OPENERS = {"allow_pickle", "shell", "trust_remote_code"}
 BLOCKS = ast.If | ast.For | ast.While | ast.With | ast.Try | ast.Match | ast.AsyncFor | ast.AsyncWith
