@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import nn
 
+import headstart as hs
 from headstart.config.schema import Augment, Config, CrossEntropy, Data, Penalties
 from headstart.config.schema import Batch as BatchOptions
 from headstart.data.images import Images, load_images
@@ -219,6 +220,52 @@ def failing(*, rank: int, how: str) -> Any:
     return "went on"
 
 
+class Wavering(nn.Module):
+    """It counts its calls, so that its own code runs behind the cache, and on one rank takes another way to the same
+    numbers once ``WAVERING`` is set.
+    """
+
+    def __init__(self, *, rank: int, where: str) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv, self.norm, self.fc = nn.Conv2d(3, 8, 3, 2, 1), nn.BatchNorm2d(8), nn.Linear(8, 10)
+        self.rank, self.where, self.calls = rank, where, 0
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        self.calls += self.training
+        where = self.where if current().rank == self.rank and os.environ.get("WAVERING") else ""
+        if where == "filling" and len(images) == 8:
+            images = images * 1.0
+        made = self.fc(torch.relu(self.conv(images)).mean((2, 3)) * (1 + self.calls / 100))
+        looks = {"step": self.training, "look": len(images) == 2, "validation": not self.training and len(images) == 8}
+        return made + 0.0 * images.mean() if looks.get(where) else made  # the images are not there
+
+
+def wavering(*, folder: str, run: str, rank: int, where: str, use: str) -> Any:
+    """A run of which one rank alone cannot go on with the cache: what was said, and the weights."""
+    os.environ["HEADSTART_CACHE"] = f"{run}-cache"
+    os.environ.pop("WAVERING", None)
+    calls, said = [0], list[str]()
+
+    def loss(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        calls[0] += 1
+        if calls[0] == 3 and where != "filling":
+            os.environ["WAVERING"] = "1"
+        return nn.functional.cross_entropy(outputs, targets, reduction="none")
+
+    def watch(event: object) -> None:
+        said.append(getattr(event, "text", ""))
+
+    if where == "filling":
+        os.environ["WAVERING"] = "1"
+    config = hs.load_config({
+        "data": {"source": folder, "val": 0.22}, "recipe": "probe", "epochs": 3, "cache": {"use": use}, "out": run,
+        "batch": {"size": 8}, "workers": 0, "model": {"image_size": 32}, "augment": {"preset": "none"},
+    })  # fmt: skip
+    done = hs.train(config, model=Wavering(rank=rank, where=where), loss=loss, watch=watch)
+    return {"weights": digest(done.model), "said": [text for text in said if "cache: " in text]}
+
+
 def digest(module: nn.Module) -> str:
     found = hashlib.sha256()
     for value in module.state_dict().values():
@@ -226,7 +273,7 @@ def digest(module: nn.Module) -> str:
     return found.hexdigest()
 
 
-KNOWN = (gradients, statistics, phases, checkpoints, metrics, scanned, told, failing)
+KNOWN = (gradients, statistics, phases, checkpoints, metrics, scanned, told, failing, wavering)
 CASES = {function.__name__: function for function in KNOWN}
 
 

@@ -167,3 +167,24 @@ def test_a_place_that_is_none_is_refused(monkeypatch) -> None:
         monkeypatch.setenv("WORLD_SIZE", world)
         with pytest.raises(ConfigError, match=rf"RANK={rank}, WORLD_SIZE={world}, .* start them with torchrun"):
             in_environment()
+
+
+@pytest.fixture(scope="module")
+def without_cache(ranks, few, tmp_path_factory) -> str:
+    """The weights of the run that uses no cache, a digest."""
+    run = str(tmp_path_factory.mktemp("never") / "run")
+    found = gave(ranks("wavering", world=2, folder=few, run=run, use="never", rank=0, where="nowhere"))
+    assert found[0]["weights"] == found[1]["weights"]
+    return found[0]["weights"]
+
+
+@pytest.mark.parametrize(("where", "rank"), [("step", 1), ("look", 1), ("validation", 0), ("filling", 1)])
+def test_what_one_process_alone_cannot_run_from_the_cache_all_do_without(
+    ranks, few, tmp_path, without_cache, where, rank
+) -> None:
+    """The others do not wait for it, and the run ends as one that used no cache."""
+    run = str(tmp_path / "run")
+    found = gave(ranks("wavering", world=2, folder=few, run=run, use="always", rank=rank, where=where, timeout=20.0))
+    assert [one["weights"] for one in found] == [without_cache] * 2
+    word = "cache: not used for train" if where == "filling" else "cache: given up"
+    assert sum(word in text for text in found[0]["said"]) == 1, found[0]["said"]

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from headstart.errors import Error, OthersFailed
 from headstart.parallel.processes import current
 
+_E = TypeVar("_E", bound=Error)
 _counters: list[Callable[[], None]] = []
 
 
@@ -168,6 +169,21 @@ def together() -> Iterator[None]:
             _exchange({"failed": error.exit_code})
         raise
     exchange(None)
+
+
+@contextmanager
+def raised_by_all(kind: type[_E]) -> Iterator[None]:
+    """Within, an error of this ``kind``, which whoever catches it goes on after, is raised by all ranks at the end of
+    the block where any has one: they go on alike. Ranks that have none raise the first one's.
+    """
+    found: _E | None = None
+    try:
+        yield
+    except kind as error:
+        found = error
+    if any(any_of(found is not None)):
+        said = exchange(None if found is None else str(found))
+        raise found or kind(next(text for text in said if text is not None))
 
 
 def _device() -> torch.device:

@@ -119,16 +119,16 @@ def _chosen(
         return replace(phase, views=views), f"auto: it would spare {max(0, spared):,} passes through the frozen part"
     try:
         boundary = prove_boundary(module, freeze_phase(module, phase), images.train, rules)
-    except ModelError as error:
+        if next(boundary.prefix.parameters(), None) is None:
+            return replace(phase, views=views), "nothing with weights is frozen before what trains"
+        cost = measured_cost(boundary, images.train, rules, as_bf16=wanted.dtype == "bf16")
+    except ModelError as error:  # with more images than were looked at it may take another way
         return replace(phase, views=views), str(error)
-    if next(boundary.prefix.parameters(), None) is None:
-        return replace(phase, views=views), "nothing with weights is frozen before what trains"
     if boundary.mixes_in_evaluation:  # then a score depends on what fills its batch up
         passes = [one for one in passes if one.split != "val"]
         alone = "; not for val: in evaluation a score depends on the other images of its batch"
     else:
         alone = ""
-    cost = measured_cost(boundary, images.train, rules, as_bf16=wanted.dtype == "bf16")
     found, why = _weighed(config, phase, passes, cost, views=views)
     refused = f"; not further: {boundary.refused[0]}" if boundary.refused else ""
     why += alone

@@ -18,12 +18,13 @@ import torch
 from torch import Tensor, fx, nn
 
 from headstart.data.batches import Arguments, Batch, Batches
-from headstart.errors import StorageError
+from headstart.errors import RunError, StorageError
 from headstart.models.boundary import Boundary
 from headstart.models.layout import named_tensors
 from headstart.pages import PageFile
-from headstart.parallel.messages import any_of, exchange
+from headstart.parallel.messages import any_of, exchange, raised_by_all
 from headstart.shelf import Shelf
+from headstart.surgery.fixed_values import NotReplayable
 from headstart.surgery.halves import Prefix
 from headstart.surgery.module_state import code_digest
 from headstart.surgery.proof import compute_crossing
@@ -94,7 +95,7 @@ class Activations:
                 self._keys.append(_key(facts | self._changes(view)))
                 about = {"model": where.model, "boundary": list(boundary.crossing), "images": count, "view": view}
                 self._files.append(self._shelf.opened(self._keys[-1], count=count, page_bytes=size, about=about))
-        except StorageError:
+        except (StorageError, NotReplayable):
             self.close()
             raise
 
@@ -120,10 +121,12 @@ class Activations:
     def filled(self) -> Iterator[CacheProgress]:
         """Compute what is missing, shared among the processes of this machine.
 
-        Raises: StorageError: it cannot be written, here or in another process.
+        Raises: StorageError: it cannot be written, here or in another process. NotReplayable: it cannot be computed.
         """
         ours, size = self._batches.processes, self._batches.batch_size
-        hosts = exchange(self._missing())  # as the first process of each machine finds it
+        with raised_by_all(NotReplayable):
+            missing = self._missing()
+        hosts = exchange(missing)  # as the first process of each machine finds it
         mine = hosts[ours.rank - ours.local_rank]
         jobs = [(view, group) for view, some in enumerate(mine) for group in _groups(some, size)]
         most = max(sum(len(_groups(some, size)) for some in missing) for missing in hosts)
@@ -131,7 +134,7 @@ class Activations:
         for start in range(0, most, ours.local_size):
             failed = next(made, None)
             if any(any_of(failed is not None)):  # all processes do without, or none
-                raise failed or StorageError("another process cannot write them")
+                raise failed or StorageError("another process cannot compute or write them")
             done += sum(len(group) for _, group in jobs[start : start + ours.local_size])
             yield CacheProgress(done, total)
         self._computed_pages = total
@@ -163,18 +166,34 @@ class Activations:
         damaged = [place for place, position in enumerate(part) if not file.read(position, rows[place].data)]
         if damaged:
             again = sorted({part[place] for place in damaged})
-            values = torch.cat([*self._pages(view, again)])
+            values = self._made_again(view, again)
             self._mended += [position for position in again if not self._is_changed(position)]
             pages[damaged] = values[[again.index(part[place]) for place in damaged]]
             self._kept(view, again, values)  # where it cannot be written, the next reader computes it again
         return unpacked(pages, self.crossings)
 
-    def _computed(self, jobs: Sequence[tuple[int, list[int]]]) -> Iterator[StorageError | None]:
-        """Each job done; what could not be written is a value."""
-        for view in sorted({view for view, _ in jobs}):
-            groups = [group for other, group in jobs if other == view]
-            for group, pages in zip(groups, self._batched(view, groups), strict=True):
-                yield self._kept(view, group, pages)
+    def _made_again(self, view: int, positions: Sequence[int]) -> Tensor:
+        """Pages (N, page_bytes) of damaged ones, computed anew.
+
+        Raises: NotReplayable: they cannot be. RunError: of several processes this one alone would have to do without.
+        """
+        try:
+            return torch.cat([*self._pages(view, positions)])
+        except NotReplayable as error:
+            if not self._batches.processes.several:
+                raise
+            key = self._batches.samples[positions[0]].key
+            raise RunError(f"cache: the page of {key} is damaged and cannot be computed again: {error}") from error
+
+    def _computed(self, jobs: Sequence[tuple[int, list[int]]]) -> Iterator[StorageError | NotReplayable | None]:
+        """Each job done; what could not be computed or written is a value."""
+        try:
+            for view in sorted({view for view, _ in jobs}):
+                groups = [group for other, group in jobs if other == view]
+                for group, pages in zip(groups, self._batched(view, groups), strict=True):
+                    yield self._kept(view, group, pages)
+        except NotReplayable as error:
+            yield error
 
     def _kept(self, view: int, group: Sequence[int], pages: Tensor) -> StorageError | None:
         try:
@@ -249,11 +268,15 @@ class Activations:
 
 
 def open_activations(boundary: Boundary, batches: Batches, *, rules: StepRules, where: CacheRules) -> Activations:
-    """The activations of a split, made and kept so far.  Raises: StorageError: in this or another process."""
-    found = failed = None
+    """The activations of a split, made and kept so far.
+
+    Raises: StorageError, NotReplayable: they cannot be opened, in this or another process.
+    """
+    found: Activations | None = None
+    failed: StorageError | NotReplayable | None = None
     try:
         found = Activations(boundary, batches, rules=rules, where=where)
-    except StorageError as error:
+    except (StorageError, NotReplayable) as error:
         failed = error
     if not any(any_of(failed is not None)):
         assert found is not None

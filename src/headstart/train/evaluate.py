@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 
 import torch
@@ -19,8 +19,9 @@ from headstart.data.batches import Batch, Batches
 from headstart.data.task import TaskSpec
 from headstart.errors import NonFiniteError
 from headstart.models.head import model_scores
-from headstart.parallel.messages import gathered
+from headstart.parallel.messages import gathered, raised_by_all
 from headstart.parallel.shards import is_sharded, part_again
+from headstart.surgery.fixed_values import NotReplayable
 from headstart.surgery.halves import Suffix
 from headstart.surgery.module_state import restore_state
 from headstart.surgery.no_trace import read_before
@@ -132,9 +133,10 @@ def _run(model: nn.Module, batches: Batches, *, precision: Precision, memory_for
     keys = tuple(sample.key for sample in batches.samples)
     with in_eval(model), kept_memory():
         outputs, ours, own = [], batches.processes, has_own_code(model) or isinstance(model, fx.GraphModule | Suffix)
-        for number, batch in enumerate(_level(batches.epoch(0), batches, everywhere=is_sharded(model))):
-            with _drawing(number * ours.world_size + ours.rank, device_of(model)) if own else beside_others():
-                outputs.append(scores(model, batch, precision=precision, memory_format=memory_format))
+        with raised_by_all(NotReplayable) if isinstance(model, Suffix) else nullcontext():
+            for number, batch in enumerate(_level(batches.epoch(0), batches, everywhere=is_sharded(model))):
+                with _drawing(number * ours.world_size + ours.rank, device_of(model)) if own else beside_others():
+                    outputs.append(scores(model, batch, precision=precision, memory_format=memory_format))
         part_again(model)
         joined = _joined(outputs, batches) if batches.processes.several else torch.cat(outputs)
         finite = torch.isfinite(joined).flatten(1).all(1).tolist()

@@ -16,6 +16,7 @@ from headstart.models.boundary import Boundary
 from headstart.models.freeze import Frozen
 from headstart.models.layout import named_tensors
 from headstart.shelf import Shelf
+from headstart.surgery.fixed_values import NotReplayable
 from headstart.train.cache import Activations, CacheNote, CacheProgress, CacheRules, open_activations
 from headstart.train.proof import CacheCheck, prove_boundary
 from headstart.train.state import TrainState
@@ -94,8 +95,8 @@ def made_feed(
         batches = getattr(feed, split)
         try:
             activations = open_activations(boundary, batches, rules=rules, where=where)
-            yield from activations.filled()
-        except StorageError as error:
+            yield from _filled(activations)
+        except (StorageError, NotReplayable) as error:
             yield CacheNote(f"cache: not used for {split}, the frozen part is computed in every epoch: {error}")
             continue
         yield CacheNote(f"cache: {split}, {activations.summary()}")
@@ -107,6 +108,15 @@ def made_feed(
             average = _of_average(state, frozen, boundary, batches, rules)
             feed = replace(feed, judged=boundary.eval_suffix, judged_average=average)
     return feed
+
+
+def _filled(activations: Activations) -> Iterator[CacheProgress]:
+    """As its own ``filled``; closed where they cannot be."""
+    try:
+        yield from activations.filled()
+    except (StorageError, NotReplayable):
+        activations.close()
+        raise
 
 
 def _of_average(

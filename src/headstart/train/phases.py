@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import zlib
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass, replace
 
@@ -36,7 +36,7 @@ from headstart.train.fit import EpochDone, fit
 from headstart.train.metrics import score
 from headstart.train.proof import prove_boundary, refute_boundary
 from headstart.train.state import Best, TrainState
-from headstart.train.state_copy import copy_state, put_back
+from headstart.train.state_copy import StateCopy, copy_state, put_back
 from headstart.train.step import StepDone, StepRules
 
 
@@ -160,23 +160,43 @@ def _phases(state: TrainState, course: Course, train: Batches, val: Batches) -> 
         feed = yield from made_feed(state, frozen, plain, splits=phase.cached, rules=course.rules, where=course.cache)
         yield from changed_files(feed.train)
         state.suffix = feed.suffix
-        start = copy_state(state) if feed.check is not None else None
+        start = copy_state(state) if feed.suffix is not None or feed.judged is not None else None
         try:
-            yield from _train_phase(state, course, phase, frozen, feed)
-        except (CacheRefuted, NotReplayable) as refuted:
-            if start is None:  # nothing is read from a cache
-                raise
-            put_back(state, start)
-            refute_boundary(state.model, str(refuted))
-            feed.discard()
-            feed = plain
-            course = replace(course, phases=tuple(replace(each, cached=()) for each in course.phases))
-            yield CacheGivenUp(state.step, f"cache: given up, {refuted}; all since step {state.step} is trained again")
-            state.suffix = None
-            yield from _train_phase(state, course, course.phases[index], frozen, feed)
+            why = yield from _until_refuted(state, course, phase, frozen, feed)
+            if why is not None:
+                assert start is not None, why
+                _give_up(state, start, feed, why)
+                feed = plain
+                course = replace(course, phases=tuple(replace(each, cached=()) for each in course.phases))
+                yield CacheGivenUp(state.step, f"cache: given up, {why}; all since step {state.step} is trained again")
+                yield from _train_phase(state, course, course.phases[index], frozen, feed)
         finally:
             state.suffix = None
             feed.close()
+
+
+def _until_refuted(
+    state: TrainState, course: Course, phase: PhasePlan, frozen: Frozen, feed: Feed
+) -> Generator[Event, None, str | None]:
+    """Train the phase; why what is read from the cache is not what the model computes, where that is found.
+
+    The error goes no further: its frames hold the model across processes, beside which there can be no second one.
+    """
+    try:
+        yield from _train_phase(state, course, phase, frozen, feed)
+    except (CacheRefuted, NotReplayable) as error:
+        if feed.suffix is None and feed.judged is None:  # nothing is read from a cache
+            raise
+        return str(error)
+    return None
+
+
+def _give_up(state: TrainState, start: StateCopy, feed: Feed, why: str) -> None:
+    """The state as it was at the phase's start, to go on without the cache, of which nothing is kept."""
+    put_back(state, start)
+    refute_boundary(state.model, why)
+    feed.discard()
+    state.suffix = state.replica = state.compiled = None
 
 
 def _train_phase(state: TrainState, course: Course, phase: PhasePlan, frozen: Frozen, feed: Feed) -> Iterator[Event]:

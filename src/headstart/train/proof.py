@@ -23,6 +23,7 @@ from headstart.models.fixed_nodes import Search
 from headstart.models.freeze import Frozen
 from headstart.models.head import share_scores
 from headstart.parallel.messages import exchange
+from headstart.surgery.fixed_values import NotReplayable
 from headstart.surgery.module_state import code_digest
 from headstart.surgery.no_trace import no_trace
 from headstart.surgery.proof import (
@@ -199,7 +200,17 @@ class CacheCheck:
     @own_turn()
     def find_difference(self, epoch: int) -> str | None:
         """What differs, as a clause, for two images of this epoch, in training and in evaluation mode by turns."""
-        started, rules = time.monotonic(), self._rules
+        started = time.monotonic()
+        try:
+            found = self._difference(epoch)
+        except NotReplayable as error:
+            found = str(error).removeprefix("model: ")
+        self._looks += 1
+        self._spent += time.monotonic() - started
+        return next((why for why in exchange(found) if why), None)
+
+    def _difference(self, epoch: int) -> str | None:
+        rules = self._rules
         count = len(self._batches.samples)
         places = sorted({(self._looks * 7919) % count, (self._looks * 7919 + count // 2) % count})
         few = replace(self._batches, batch_size=len(places), workers=0, stored=None, late=False)
@@ -209,19 +220,14 @@ class CacheCheck:
             made = compute_crossing(self._boundary.prefix, images, arithmetic)
         assert self._batches.stored is not None
         (rows,) = self._batches.stored.rows([places], epoch=epoch)
-        found = None
         as_stored = [getattr(torch, crossing.stored) for crossing in self._crossings]
         pairs = zip(rows, made, as_stored, strict=True)
         if not all(is_close(row.to(value.device), value, stored=kind) for row, value, kind in pairs):
-            found = "what is read for an image is not what the frozen part makes of it"
-        else:
-            calls = Calls(modes=(self._looks % 2 == 0,), seed=self._looks)
-            found = find_difference(
-                self._module, self._boundary, images, arithmetic=arithmetic, crossing=made, rounds=(calls,)
-            )
-        self._looks += 1
-        self._spent += time.monotonic() - started
-        return next((why for why in exchange(found) if why), None)
+            return "what is read for an image is not what the frozen part makes of it"
+        calls = Calls(modes=(self._looks % 2 == 0,), seed=self._looks)
+        return find_difference(
+            self._module, self._boundary, images, arithmetic=arithmetic, crossing=made, rounds=(calls,)
+        )
 
 
 def inputs_of(batch: Batch, module: nn.Module, rules: StepRules) -> Tensor:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
@@ -23,10 +24,11 @@ from headstart.errors import DataError, NonFiniteError, RunError
 from headstart.models.head import model_scores
 from headstart.optim.losses import LossFunction, check_first_outputs, check_labels, loss_by_name, make_loss, wide
 from headstart.optim.penalties import penalty
-from headstart.parallel.messages import summed
+from headstart.parallel.messages import raised_by_all, summed
 from headstart.parallel.model import reducing, replicated, share_statistics
 from headstart.parallel.processes import current
 from headstart.parallel.shards import is_sharded
+from headstart.surgery.fixed_values import NotReplayable
 from headstart.surgery.halves import Suffix
 from headstart.train.attention import Attention, attending
 from headstart.train.companions import make_companions
@@ -230,7 +232,7 @@ def _accumulate(state: TrainState, parts: Parts, batch: Batch, rules: StepRules,
     state.compiled = compiled(forward, state.compiled, how)
     for piece in _pieces(size, count):
         with reducing(forward, last=piece.stop == size):
-            with autocast(device, rules.precision):
+            with _refused_by_all(state), autocast(device, rules.precision):
                 outputs = state.compiled.call(*[_cut(argument, piece) for argument in arguments])
             shares, answers = model_scores(state.model, outputs), _cut(targets, piece)
             check_labels(shares[0][1], _cut(batch.targets, piece))
@@ -241,9 +243,28 @@ def _accumulate(state: TrainState, parts: Parts, batch: Batch, rules: StepRules,
                 real = torch.arange(piece.start, piece.stop, device=device) < batch.size
                 weights = real.to(losses.dtype) if weights is None else weights * real
             share, *found = _shares(losses, weights, images)
-            losses.backward(state.scaler.scale(share) if state.scaler else share)  # type: ignore[no-untyped-call]
+            with _refusing_for_all(state):
+                losses.backward(state.scaler.scale(share) if state.scaler else share)  # type: ignore[no-untyped-call]
         sums += found
     return sums
+
+
+def _refused_by_all(state: TrainState) -> AbstractContextManager[None]:
+    """Within, what cannot run from the cache on one process is refused by all of them, which then do without it."""
+    return raised_by_all(NotReplayable) if isinstance(state.suffix, Suffix) else nullcontext()
+
+
+@contextmanager
+def _refusing_for_all(state: TrainState) -> Iterator[None]:
+    """Within a backward pass, in which the others are on their way to a sum of gradients: a refusal ends the run."""
+    try:
+        yield
+    except NotReplayable as error:
+        if not current().several:
+            raise
+        raise RunError(
+            f"step {state.step + 1}: {str(error).removeprefix('model: ')}; begin anew with --cache.use never"
+        ) from error
 
 
 def _forward(state: TrainState) -> nn.Module:
