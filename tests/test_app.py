@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import resource
 import shutil
 from pathlib import Path
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 from torch.nn import functional as F
 
 import headstart as hs
@@ -302,3 +304,26 @@ def test_what_is_freed_is_kept_where_there_is_room(settings, monkeypatch) -> Non
         said.clear()
         hs.train(hs.load_config(settings(**QUICK, out=f"{settings()['out']}-{free}")))
         assert said == expected
+
+
+def test_what_names_another_model_than_the_one_that_is_given_is_said_to_be_unused(settings, net) -> None:
+    given = settings(model={"name": "timm/resnet18", "image_size": 32, "options": {"channels": [8, 8, 16, 16]}})
+    model = next(one for one in hs.plan(hs.load_config(given), model=net()).decisions if one.name == "model")
+    assert "model.name timm/resnet18 and model.options" in model.reason and "are not used" in model.reason
+    given["model"] = {"image_size": 32}
+    model = next(one for one in hs.plan(hs.load_config(given), model=net()).decisions if one.name == "model")
+    assert model.reason == "the module as given"
+
+
+def test_weights_of_a_file_are_not_left_out_without_a_word_where_a_module_is_given(settings, net, tmp_path) -> None:
+    file = tmp_path / "weights.safetensors"
+    save_file({name: value + 1 for name, value in net().state_dict().items()}, file)
+    given = settings(model={"name": "auto", "image_size": 32, "options": {}, "weights": str(file)})
+    with pytest.raises(ConfigError, match=r"model\.weights: .* load it first") as caught:
+        hs.plan(hs.load_config(given), model=net())
+    said = re.search(r"e\.g\. model=(.*), and leave", str(caught.value))
+    assert said is not None
+    loaded = eval(said[1], {"hs": hs, "module": net()})
+    assert torch.equal(loaded.conv1.weight, net().conv1.weight + 1)
+    del given["model"]["weights"]
+    hs.plan(hs.load_config(given), model=loaded)

@@ -202,7 +202,7 @@ REFUSED: list[tuple[Callable[[Small, Tensor], object], list[str]]] = [
     (lambda m, x: torch.softmax(m.one(x), 1), ["softmax()", "twice"]),
     (lambda m, x: torch.sigmoid(m.one(x)), ["sigmoid()", "twice"]),
     (lambda m, x: torch.relu(m.one(x)), ["relu()", "clips"]),
-    (lambda m, x: x @ m.two.weight.t(), ["head is not clear", "head.at"]),
+    (lambda m, x: x @ m.two.weight.t(), ["head is not clear", "two.weight", "self.head = torch.nn.Linear("]),
 ]
 
 

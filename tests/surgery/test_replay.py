@@ -433,6 +433,80 @@ def test_what_is_not_fixed_is_behind_the_cut_although_it_is_frozen(middle: nn.Mo
     assert not reason or reason in str(replay.obstacles[0])
 
 
+class Halved(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(8, 8, 1)
+
+    def forward(self, maps: Tensor) -> Tensor:
+        half = len(maps) // 2
+        return torch.cat([self.conv(maps[:half]), self.conv(maps[half:])])
+
+
+class LastPart(Halved):
+    def forward(self, maps: Tensor) -> Tensor:
+        return maps + self.conv(maps[len(maps) // 2 :]).mean()
+
+
+@pytest.mark.parametrize("middle", [Halved(), LastPart()], ids=["halves", "last"])
+def test_a_batch_that_is_split_is_said_to_be_split(middle: nn.Module) -> None:
+    module = Net(body=cut_body(middle))
+    replay = check(module, body_names(module))
+    assert replay.crossing == ("body.1",)
+    assert str(replay.obstacles[0]).startswith("body.2.conv: it splits the batch")
+
+
+class Experts(nn.Module):
+    """Each image goes through the one that its features choose."""
+
+    def __init__(self, *, ask: bool) -> None:
+        super().__init__()
+        self.ask, self.gate = ask, nn.Linear(8, 3)
+        self.experts = nn.ModuleList(nn.Linear(8, 8) for _ in range(3))
+
+    def forward(self, maps: Tensor) -> Tensor:
+        rows = maps.mean((2, 3))
+        chosen, made = self.gate(rows).argmax(1), torch.zeros_like(rows)
+        for place, expert in enumerate(self.experts):
+            mask = chosen == place
+            if not self.ask or mask.any():
+                made[mask] = expert(rows[mask])
+        return maps + made[:, :, None, None]
+
+
+@pytest.mark.parametrize("ask", [False, True])
+def test_experts_chosen_by_a_mask_are_behind_a_cut_that_is_before_them(ask: bool) -> None:
+    torch.manual_seed(0)
+    module = Net(body=cut_body(Experts(ask=ask)))
+    replay = check(module, body_names(module))
+    assert set(replay.crossing) <= {"body.1", "body.2", "body.2.gate"}
+    assert str(replay.obstacles[0]).startswith("body.2: a mask that depends on the images picks some of them")
+
+
+def test_a_mask_of_channels_is_the_same_for_every_image() -> None:
+    class Masked(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("mask", torch.arange(8) % 2 == 0)
+
+        def forward(self, maps: Tensor) -> Tensor:
+            return maps[:, self.mask].repeat(1, 2, 1, 1)
+
+    module = Net(body=cut_body(Masked()))
+    assert check(module, body_names(module)).crossing == ("body.3",)
+
+
+def test_code_of_the_model_in_none_of_its_parts_is_called_its_own_forward() -> None:
+    class Rooted(Net):
+        def forward(self, images: Tensor) -> Any:
+            return self.fc(torch.relu(self.body(images) * 2).mean((2, 3)) * (1 + torch.rand(1)))
+
+    module = Rooted()
+    names = body_names(module)
+    replay = find_replay(module, pictures(4), names)
+    assert set(replay.crossing) == {"the model's own forward"}
+
+
 class AsArray(nn.Module):
     def forward(self, maps: Tensor) -> Tensor:
         return maps if (maps.sum((1, 2, 3)).numpy() > 0).any() else -maps
@@ -508,7 +582,7 @@ class Skipping(Net):
 def test_several_tensors_cross_and_outputs_are_plain() -> None:
     module = Skipping()
     replay = check(module, body_names(module))
-    assert replay.crossing == ("body.4", "Skipping")
+    assert replay.crossing == ("body.4", "the model's own forward")
 
 
 class Tokens(nn.Module):

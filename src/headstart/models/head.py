@@ -150,18 +150,22 @@ def _check(outputs: int, hidden: Sequence[int], activation: str, dropout: float)
 def _chosen_paths(module: nn.Module, layout: Layout, at: str) -> tuple[str, ...]:
     if at == "auto":
         if layout.head_problem is not None:
-            hint = _sibling(module) or "name the layer to replace with head.at, e.g. --head.at PATH"
+            hint = _sibling(module) or _how_to_name(module, layout)
             raise ModelError(f"model: {layout.head_problem}; {hint}")
         return layout.heads
     parts = dict(module.named_modules())
     if at not in parts or at == "":
         near = difflib.get_close_matches(at, list(parts), n=4, cutoff=0.4)
-        hint = f"; did you mean {' or '.join(near)}?" if near else f"; the head was found at {', '.join(layout.heads)}"
+        found = f"the head was found at {', '.join(layout.heads)}" if layout.heads else _how_to_name(module, layout)
+        hint = f"; did you mean {' or '.join(near)}?" if near else f"; {found}"
         raise ModelError(f"head.at: the model has no module {at!r}{hint}")
     part = parts[at]
     if not (is_layer(part) or isinstance(part, nn.Identity) or _is_stack(part)):
         found = type(part).__name__
-        raise ModelError(f"head.at: {at} is a {found}; name a linear layer, a 1x1 convolution or a Sequential of such")
+        raise ModelError(
+            f"head.at: {at} is a {found}; name a linear layer, a 1x1 convolution or a Sequential of such, or take it "
+            f"out first: model.set_submodule({at!r}, torch.nn.Identity())"
+        )
     inside = [path for path in layout.heads if path == at or path.startswith(at + ".")]
     others = tuple(path for path in layout.heads if path not in inside) if inside else ()
     late = [] if inside else _executed_after(layout, at, others)
@@ -170,6 +174,29 @@ def _chosen_paths(module: nn.Module, layout: Layout, at: str) -> tuple[str, ...]
             f"head.at: {late[-1]} executes after {at}; the head comes last: name {late[-1]} or a module that holds both"
         )
     return (at, *others)
+
+
+def _how_to_name(module: nn.Module, layout: Layout) -> str:
+    """What to type so that a head is found where none was: the last layer that can be named, or be made to."""
+    parts = dict(module.named_modules())
+    called = sorted(layout.last_calls, key=lambda path: layout.last_calls[path])
+    able = [path for path in called if is_layer(parts[path]) or isinstance(parts[path], nn.Identity)]
+    at = next((path for path in reversed(able) if not _executed_after(layout, path, ())), None)
+    if at is not None:
+        what = "the layer to replace" if is_layer(parts[at]) else f"where the new head goes ({at} is an Identity)"
+        return f"name {what} with head.at, e.g. --head.at {at}"
+    last = max((place for place in layout.tensors if not place.is_buffer), key=lambda place: place.order, default=None)
+    if last is None or not last.module or not run_for_shapes(module, names={last.module}).calls:
+        of = f" (forward uses {last.name} without one)" if last else ""
+        return (
+            f"compute the scores with a layer of their own{of}, e.g. self.head = torch.nn.Linear(FEATURES, CLASSES) in "
+            "__init__ and self.head(features) in forward"
+        )
+    return (
+        f"{last.module} ({type(parts[last.module]).__name__}) makes the scores in a way of its own, which a new layer "
+        f"would not have; where that is fine, take it out and name its place: model.set_submodule({last.module!r}, "
+        f"torch.nn.Identity()), and --head.at {last.module}"
+    )
 
 
 def _executed_after(layout: Layout, at: str, allowed: tuple[str, ...]) -> list[str]:

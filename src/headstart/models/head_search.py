@@ -6,8 +6,9 @@ Two answers that are not equals, or none, are a problem told in words, never a g
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 from torch import fx, nn
@@ -36,7 +37,14 @@ _PASSING = frozenset(
         *("dropout", "dropout_", "dropout2d", "to", "type_as", "float", "clone", "detach"),
     )
 )
-_SHAPES = frozenset({"size", "shape", "dim", "ndim", "len", "device", "dtype"})
+_SHAPES = frozenset(
+    (
+        *("size", "shape", "dim", "ndim", "len", "device", "dtype"),
+        *("rand_like", "randn_like", "randint_like", "zeros_like", "ones_like", "full_like", "empty_like"),
+        *("new_zeros", "new_ones", "new_full", "new_empty"),
+    )
+)
+"""What asks a tensor for its shape or kind only."""
 _CLIPPING = (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.SELU, nn.CELU, nn.GELU, nn.SiLU, nn.Mish, nn.Softplus)
 _SQUARING = (nn.Hardswish, nn.Hardtanh, nn.Hardsigmoid, nn.Tanh, nn.PReLU)
 _CLIPPING_FUNCTIONS = frozenset({"relu", "relu_", "hardtanh"})
@@ -64,16 +72,18 @@ class _Walk:
     probabilities: str | None = None
     strange: list[str] = field(default_factory=list)
     nodes: set[fx.Node] = field(default_factory=set)
+    numbers: frozenset[str] = frozenset()
+    """Names of tensors that are no layer's: of a single number, and made by forward itself."""
 
 
 def search_head(module: nn.Module, trace: Trace) -> HeadSearch:
     """The head's layers, or why they are not clear."""
     scores = declared_scores(module)
     graph = trace.graph
-    walk = _without_graph(module, trace, scores) if graph is None else _walk_back(module, _outputs(graph), scores)
+    walk = _without_graph(module, trace, scores) if graph is None else _walk_back(module, trace, graph, scores)
     auxiliary: list[str] = []
     if trace.train_graph is not None and _may_have_auxiliary(module, trace.train_graph, scores):
-        auxiliary = _walk_back(module, _outputs(trace.train_graph), scores).found
+        auxiliary = _walk_back(module, trace, trace.train_graph, scores).found
     told = _told_by_timm(module)
     main = told or tuple(walk.found)
     problem = None if told else _judge(module, walk) or _several(module, trace, walk, scores)
@@ -165,8 +175,9 @@ def _several(module: nn.Module, trace: Trace, walk: _Walk, scores: str | int) ->
     return f"the model gives {len(found)} outputs, from {_sized(module, walk.found)}"
 
 
-def _walk_back(module: nn.Module, outputs: Any, scores: str | int) -> _Walk:
-    walk = _Walk()
+def _walk_back(module: nn.Module, trace: Trace, graph: fx.Graph, scores: str | int) -> _Walk:
+    outputs, tensors = _outputs(graph), chain(module.named_parameters(), module.named_buffers())
+    walk = _Walk(numbers=frozenset((*trace.constants, *(name for name, value in tensors if value.numel() == 1))))
     waiting = list[fx.Node]()
     chosen = outputs if scores in ("auto", "all") else pick_output(outputs, scores)
     fx.node.map_arg(named_outputs(chosen) or chosen, waiting.append)
@@ -182,7 +193,7 @@ def calls_inside(module: nn.Module, trace: Trace, paths: Sequence[str]) -> set[s
     """Those of the head's layers that are also called where what they give is no output but goes into other layers."""
     inside = set[str]()
     for graph in (graph for graph in (trace.graph, trace.train_graph) if graph is not None):
-        last = _walk_back(module, _outputs(graph), "auto").nodes
+        last = _walk_back(module, trace, graph, "auto").nodes
         for node in graph.nodes:
             if node.op == "call_module" and node.users and node not in last:
                 inside |= {path for path in paths if f"{node.target}.".startswith(path + ".")}
@@ -193,6 +204,8 @@ def _step_back(module: nn.Module, node: fx.Node, walk: _Walk) -> Iterable[fx.Nod
     """Where the walk goes from ``node``: to its inputs, or nowhere when it has found something."""
     if node.op == "call_module":
         return _step_back_module(module, node, walk)
+    if _is_number(node, walk.numbers):
+        return ()
     if node.op in ("get_attr", "placeholder"):
         walk.strange.append(f"the output uses {node.target} directly")
         return ()
@@ -206,6 +219,19 @@ def _step_back(module: nn.Module, node: fx.Node, walk: _Walk) -> Iterable[fx.Nod
     elif name not in _PASSING:
         walk.strange.append(f"the output comes from {name}()")
     return node.all_input_nodes
+
+
+def _is_number(node: fx.Node, numbers: Collection[str]) -> bool:
+    """Whether the value is made of single numbers and of what forward makes itself: a scale, noise, a temperature."""
+    waiting, seen, found = [node], set[fx.Node](), False
+    while waiting:
+        here = waiting.pop()
+        if here.op in ("placeholder", "call_module") or (here.op == "get_attr" and str(here.target) not in numbers):
+            return False
+        seen.add(here)
+        found = found or here.op == "get_attr"
+        waiting += [source for source in here.all_input_nodes if source not in seen]
+    return found
 
 
 def _of_weights_alone(node: fx.Node) -> bool:

@@ -38,7 +38,8 @@ def refuse_other_uses(module: nn.Module, trace: Trace, paths: Sequence[str]) -> 
         if path in uses.elsewhere:
             raise ModelError(
                 f"model: {path}, the head, is used elsewhere too: other code computes with its weights; give that code "
-                f"a parameter of its own, e.g. self.other = torch.nn.Parameter(self.{path}.weight.detach().clone())"
+                f"a parameter of its own, e.g. self.other = torch.nn.Parameter(self.{path}.weight.detach().clone()); "
+                f"code that makes the scores is the head: have it in a layer that is called, e.g. a hook on {path}"
             )
         if path in inside or (trace.graph is None and uses.calls.get(path, 0) > 1):
             raise ModelError(

@@ -18,7 +18,10 @@ from headstart.models.trace import run_for_shapes
 
 @dataclass(frozen=True, kw_only=True)
 class Uses:
-    """``calls``: how often each layer was called; ``elsewhere``: layers whose tensors other code computes with."""
+    """``calls``: how often each layer was called; ``elsewhere``: layers whose tensors other code computes with. What is
+    made of a layer's tensors alone, to be written back into them (a weight that is normalised in place), does not
+    count.
+    """
 
     calls: Mapping[str, int]
     elsewhere: frozenset[str]
@@ -44,7 +47,7 @@ def find_uses(
 
 
 class _Seen(TorchFunctionMode):
-    """Notes which of the tensors are used by other code than the layer's own forward."""
+    """Notes which of the tensors are used by other code than the layer's own forward, together with other tensors."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -54,13 +57,27 @@ class _Seen(TorchFunctionMode):
         self.calls: Counter[str] = Counter()
         self.elsewhere: set[str] = set()
         self.watching = False  # only while the module runs
+        self.made: dict[
+            int, tuple[str, Tensor]
+        ] = {}  # of a layer's tensors alone: its path; and the tensor, kept alive
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         if self.watching and any(True for _ in _tensors(result)):  # a weight's shape or dtype may be asked for
-            used = {self.paths[id(value)] for value in _tensors((args, kwargs)) if id(value) in self.paths}
-            self.elsewhere |= used - set(self.running)
+            self._note([*_tensors((args, kwargs))], [*_tensors(result)])
         return result
+
+    def _note(self, given: list[Tensor], results: list[Tensor]) -> None:
+        paths = [self._path(value) for value in given]
+        used = {path for path in paths if path is not None} - set(self.running)
+        if len(used) == 1 and None not in paths:
+            (path,) = used
+            self.made |= {id(value): (path, value) for value in results if id(value) not in self.paths}
+        else:
+            self.elsewhere |= used
+
+    def _path(self, value: Tensor) -> str | None:
+        return self.made[id(value)][0] if id(value) in self.made else self.paths.get(id(value))
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:
@@ -83,7 +100,7 @@ def _hooks(
         """The tensors are others in a run for shapes: they are looked up when it starts."""
         found = {id(value): path for path, part in parts.items() for value in tensors(part)}
         seen.paths = {**seen.others, **found}
-        seen.running, seen.calls, seen.elsewhere = [], Counter(), set()
+        seen.running, seen.calls, seen.elsewhere, seen.made = [], Counter(), set(), {}
         seen.watching = True
 
     def stop(_module: nn.Module, _inputs: Any, _outputs: Any) -> None:
@@ -100,7 +117,7 @@ def _hooks(
         return left
 
     handles = [module.register_forward_pre_hook(start), module.register_forward_hook(stop)]
-    handles += [part.register_forward_pre_hook(enter(path)) for path, part in parts.items()]
+    handles += [part.register_forward_pre_hook(enter(path), prepend=True) for path, part in parts.items()]
     handles += [part.register_forward_hook(leave(path)) for path, part in parts.items()]
     try:
         yield

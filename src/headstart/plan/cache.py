@@ -132,7 +132,7 @@ def _chosen(
     found, why = _weighed(config, phase, passes, cost, views=views)
     refused = f"; not further: {boundary.refused[0]}" if boundary.refused else ""
     why += alone
-    return found, f"{why}, up to {' and '.join(boundary.crossing)}{refused}" if refused else why
+    return found, f"{why}, up to {' and '.join(dict.fromkeys(boundary.crossing))}{refused}" if refused else why
 
 
 def _passes(config: Config, phase: PhasePlan, images: Images, *, views: int) -> list[_Passes]:

@@ -235,9 +235,25 @@ def _open(config: Config, device: torch.device, module: nn.Module | InPlace | No
         if not isinstance(module, nn.Module | InPlace):
             raise ConfigError(f"model: {module!r} is no module; give an instance of nn.Module, e.g. model=Net()")
         opened = named_weights(open_model(given_module(module), image_size=size, preprocess=given))
-        return opened, Decision("model", opened.spec, "the module as given")
+        return opened, Decision("model", opened.spec, "the module as given" + _left_out(config, opened))
     name, decision = choose_model(config, device)
     return open_model(name, weights=model.weights, image_size=size, preprocess=given, options=model.options), decision
+
+
+def _left_out(config: Config, opened: OpenedModel) -> str:
+    """What of the section ``model`` has no use where a module is given.
+
+    Raises: ConfigError: weights from a file, which the module would have to be given before.
+    """
+    model = config.model
+    if model.weights not in ("pretrained", "none"):
+        raise ConfigError(
+            f"model.weights: a module was given, and {model.weights} is not loaded into it; load it first, e.g. "
+            f"model=hs.open_model(module, weights={model.weights!r}).module, and leave model.weights out"
+        )
+    unused = {"name": model.name if model.name not in ("auto", opened.spec) else None, "options": model.options}
+    shown = [f"model.{name} {value}" for name, value in unused.items() if value]
+    return f"; {' and '.join(shown)} {'is' if len(shown) == 1 else 'are'} not used" if shown else ""
 
 
 def _new_head(config: Config, opened: OpenedModel, images: Images) -> tuple[HeadSwap, Fixed]:

@@ -13,6 +13,8 @@ from headstart.surgery.fixed_values import IMAGES, Book, Call, Geometry, NotRepl
 from headstart.surgery.pairing import Pairs
 from headstart.surgery.recording import Need, Obstacle, Recording
 
+_SPLITS = "it splits the batch, so that what an image gives may depend on its place there"
+
 
 @dataclass(frozen=True)
 class Kept:
@@ -51,9 +53,22 @@ class Cut:
         noted = dict.fromkeys(o for recordings in self.found for recording in recordings for o in recording.obstacles)
         made = self.book.made
         roots = [c for c in sorted(self.mixing) if not any(ref.content in self.tainted for ref in made[c].refs())]
-        mixing = [Obstacle(made[c].label, "it mixes the images of a batch") for c in roots if self._matters(c)]
+        mixing = [Obstacle(made[c].label, self._why_mixing(made[c])) for c in roots if self._matters(c)]
         found = tuple(dict.fromkeys((*noted, *mixing)))
         return found or self._changing()
+
+    def _why_mixing(self, call: Call) -> str:
+        return _SPLITS if self._takes_some(call) else "it mixes the images of a batch"
+
+    def _takes_some(self, call: Call) -> bool:
+        """Whether it is given some of a batch's images and not the others."""
+        for ref in call.refs():
+            whole = self.book.made[ref.content].base.geometry.size if ref.content in self.book.made else None
+            rows, rest = ref.geometry.size[:1], ref.geometry.size[1:]
+            is_of_images = ref.content == IMAGES or (whole is not None and whole == (self.book.batch, *rest))
+            if is_of_images and rows and rows[0] < self.book.batch:
+                return True
+        return False
 
     def _changing(self) -> tuple[Obstacle, ...]:
         """The first computation that is another one in another call, where something frozen follows."""
@@ -61,12 +76,16 @@ class Cut:
             is_same = content in self.seen and content in self.pairs.ours
             if content in self.book.of_images - self.tainted and not is_same and self._matters(content):
                 both = "in training and in evaluation" if content in self.pairs.ours else "in every call"
-                return (Obstacle(call.label, f"it does not compute the same {both}"),)
+                return (
+                    Obstacle(call.label, _SPLITS if self._takes_some(call) else f"it does not compute the same {both}"),
+                )
         return ()
 
     def _matters(self, root: int) -> bool:
         """Whether something frozen is computed at every step because of it."""
         behind = {root}
+        if not self.book.of_images.issuperset(ref.content for ref in self.book.made[root].refs()):
+            return True
         for content, call in sorted(self.book.made.items()):
             sources = [ref.content for ref in call.refs()]
             if behind.intersection(sources):

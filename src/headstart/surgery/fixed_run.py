@@ -35,6 +35,8 @@ from headstart.surgery.fixed_values import (
 )  # fmt: skip
 from headstart.surgery.per_image_ops import WRITES, Operation, is_fixed
 
+OWN_FORWARD = "the model's own forward"
+"""In the place of a module's path: code of the model itself, in none of its parts."""
 _LIVE: Any = object()
 _RESTRIDE = torch.ops.aten.as_strided_.default
 _SIZES = frozenset(("size", "repeats", "sizes", "split_sizes", "split_size", "N"))
@@ -141,7 +143,13 @@ class Run:
     def _is_fixed(self, func: Operation, args: Sequence[Any], kwargs: Values) -> bool:
         if func._schema.name in WRITES and (type(args[0]) is not Fixed or args[0].memory.source):
             return False
-        return is_fixed(func, args, kwargs)
+        return is_fixed(func, args, kwargs) and not self.picks_by_images(func, args)
+
+    def picks_by_images(self, func: Operation, args: Sequence[Any]) -> bool:
+        """Whether a mask that depends on the images says what is taken: how much that is differs with the images."""
+        masks = args[1] if func._schema.name == "aten::index" else ()
+        by_mask = [each for each in masks if isinstance(each, Tensor) and each.dtype in (torch.bool, torch.uint8)]
+        return self.depends(by_mask, {})
 
     def depends(self, args: Sequence[Any], kwargs: Values) -> bool:
         """Whether an argument depends on the images."""
@@ -307,7 +315,7 @@ class Run:
         return self.failure
 
     def place(self) -> str:
-        """The module whose code is running, by its path, or its type for the whole model."""
+        """The module whose code is running, by its path; for the whole model words that say so."""
         frame: FrameType | None = sys._getframe(1)
         while frame is not None and id(frame.f_locals.get("self")) not in self._paths:
             frame = frame.f_back
@@ -320,7 +328,7 @@ class Run:
 
     def _path(self, frame: FrameType | None) -> str:
         path = self._paths[id(frame.f_locals["self"])] if frame is not None else ""
-        return path or type(self.module).__name__
+        return path or OWN_FORWARD
 
     @cached_property
     def _paths(self) -> dict[int, str]:

@@ -225,13 +225,18 @@ class RecordingRun(RealRun):
         if func._schema.name in _ROOM:
             return
         if random or known:
-            reason = "draws random numbers" if random else "is not known to give the same for an image every time"
-            causes.append(Obstacle(self.place(), f"{func._schema.name.removeprefix('aten::')} {reason}"))
+            causes.append(Obstacle(self.place(), self._reason(func, args, random=random)))
         if causes or any(type(value) is Fixed for value in given):
             cause: Obstacle | Literal[""] = "" if not causes or "" in causes else causes[0]
             for value in flat(tuple(outs) if isinstance(outs, (tuple, list)) else (outs,)):
                 if isinstance(value, Tensor) and type(value) is not Fixed:
                     self._live[id(value)] = (value, cause)
+
+    def _reason(self, func: Operation, args: Sequence[Any], *, random: bool) -> str:
+        if self.picks_by_images(func, args):
+            return "a mask that depends on the images picks some of them, another number every time"
+        reason = "draws random numbers" if random else "is not known to give the same for an image every time"
+        return f"{func._schema.name.removeprefix('aten::')} {reason}"
 
 
 def prints(value: Tensor) -> Tensor:
