@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import random
 import threading
 import types
 import warnings
@@ -125,19 +126,98 @@ def seven(parameter: torch.Tensor) -> None:
     parameter.grad.fill_(7.0)
 
 
-def test_what_a_closure_shares_with_the_program_is_still_shared() -> None:
-    module, seen, count = small(), list[int](), 0
+class Tally:
+    """An object of the program's own."""
+
+    def __init__(self) -> None:
+        self.calls, self.sizes = 0, [0]
+
+
+def keep_in_closure(module: nn.Sequential) -> Callable[[], object]:
+    seen, tally, draws, count = list[int](), Tally(), random.Random(1), 0
     inner = module.forward
 
     def forward(images: torch.Tensor) -> torch.Tensor:
         nonlocal count
         count += 1
         seen.append(len(images))
-        return inner(images)
+        tally.calls += 1
+        tally.sizes[0] = count
+        return inner(images) * draws.random()
 
     module.forward = forward
-    copied(module)(torch.ones(3, 4))
-    assert (seen, count) == ([3], 1)
+    return lambda: (count, list(seen), tally.calls, list(tally.sizes), draws.getstate())
+
+
+def keep_in_defaults(module: nn.Sequential) -> Callable[[], object]:
+    def hook(_: nn.Module, args: object, out: object, seen: list[int] = [0], *, more: dict[str, int] = {}) -> None:  # noqa: B006
+        seen.append(1)
+        more["seen"] = len(seen)
+
+    module[0].register_forward_hook(hook)
+    return lambda: (list(hook.__defaults__[0]), dict(hook.__kwdefaults__["more"]))
+
+
+def keep_in_attributes(module: nn.Sequential) -> Callable[[], object]:
+    def hook(*about: object) -> None:
+        hook.calls += 1
+
+    hook.calls = 0
+    module[2].weight.register_hook(hook)
+    return lambda: hook.calls
+
+
+def keep_behind_another(module: nn.Sequential) -> Callable[[], object]:
+    total = torch.zeros(1)
+
+    def count() -> None:
+        total.add_(1)
+
+    module[0].register_forward_hook(functools.partial(lambda call, *about: call(), count))
+    module[2].register_forward_hook(lambda *about: [count][0]())
+    return total.item
+
+
+@pytest.mark.parametrize("keep", [keep_in_closure, keep_in_defaults, keep_in_attributes, keep_behind_another])
+def test_what_functions_keep_is_copied_and_the_programs_own_stays(
+    keep: Callable[[nn.Sequential], Callable[[], object]],
+) -> None:
+    module = small()
+    look = keep(module)
+    before = look()
+    made = copied(module)
+    made(torch.ones(3, 4)).sum().backward()
+    assert look() == before
+    module(torch.ones(3, 4)).sum().backward()
+    assert look() != before, "the original still has its own"
+
+
+def test_two_functions_of_a_copy_share_what_they_shared() -> None:
+    module, cell = small(), [0]
+    module.seen = seen = [0]
+
+    def count(*about: object) -> None:
+        cell[0] += 1
+        seen[0] += 1
+
+    module.register_forward_hook(count)
+    module.peek = lambda: cell[0]
+    made = copied(module)
+    for _ in range(3):
+        made(torch.ones(3, 4))
+    assert (made.peek(), made.seen) == (3, [3])
+    assert (module.peek(), module.seen, cell) == (0, [0], [0])
+
+
+def test_what_is_no_data_is_shared() -> None:
+    """Locks, other modules and tensors that train: a copy would not be what the program means."""
+    module, lock, teacher, scale = small(), threading.Lock(), small(), torch.ones(1, requires_grad=True)
+    module.register_forward_hook(lambda _, args, out: out * scale + teacher(args[0]) if not lock.locked() else out)
+    made = copied(module)
+    made(torch.ones(3, 4)).sum().backward()
+    assert scale.grad is not None and teacher[0].weight.grad is not None
+    with lock:
+        assert torch.equal(made(torch.ones(3, 4)), nn.Sequential.forward(made, torch.ones(3, 4)))
 
 
 def test_hooks_on_gradients_and_attributes_of_parameters_come_along() -> None:

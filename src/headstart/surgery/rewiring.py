@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import weakref
 from collections import deque
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import partial
 from types import CellType, CodeType, FunctionType, MethodType
 from typing import Any
@@ -14,7 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from headstart.errors import ModelError
+from headstart.surgery.closure_state import EMPTY, content_of, is_data, keeps_data
 from headstart.surgery.origins import is_live
+from headstart.surgery.values import FAILURES
 
 _LIBRARIES = ("torch", "timm", "torchvision", "numpy", "headstart", "peft")  # their functions know no user's module
 _REFERRING = (FunctionType, MethodType, partial, weakref.ref, tuple, set, frozenset)  # made anew, not changed
@@ -67,11 +71,12 @@ class Rewiring:
                     raise self._refusal(f"{base.__name__}.{name}", "a part of the module")
 
     def outside(self, value: Any, where: str) -> Any:
-        """The value itself, or the same for the copy where it refers to the original; it is not changed.
+        """The value itself, or the same for the copy where it refers to the original, or to functions that keep data;
+        it is not changed.
 
         Raises: ModelError: it refers to the original in a way that cannot be made anew.
         """
-        if not self._reaches(value):
+        if not self._reaches(value) and not keeps_data(value):
             return value
         if id(value) in self.originals:
             if id(value) not in self.memo:
@@ -96,6 +101,13 @@ class Rewiring:
             case list() | tuple() | set() | frozenset() if type(value) in (list, tuple, set, frozenset):
                 return type(value)([self.outside(one, where) for one in value])
         raise self._refusal(where, f"an object ({type(value).__name__}) that holds parts of the module")
+
+    def _held(self, value: Any, where: str) -> Any:
+        """What a function keeps, for its copy: data as the module's copy has it, or copied now."""
+        if is_data(value) and not self._reaches(value):
+            with suppress(*FAILURES):  # a class of the user's may forbid it: then it is shared
+                return copy.deepcopy(value, self.memo)
+        return self.outside(value, where)
 
     def _reaches(self, value: object) -> bool:
         """Whether it refers to the original, itself or through what it refers to."""
@@ -123,18 +135,24 @@ class Rewiring:
             if self._reaches(value):
                 raise self._refusal(where, f"the module or a part of it by the global name {name}")
         cells = function.__closure__ or ()
-        changed = [cell for cell in cells if id(cell) not in self.made and self._reaches(_content(cell))]
+        changed = [cell for cell in cells if id(cell) not in self.made and self._is_made_anew(cell)]
         self.made |= {id(cell): (cell, CellType()) for cell in changed}
         closure = tuple(self.made[id(cell)][1] if id(cell) in self.made else cell for cell in cells)
         made = FunctionType(function.__code__, function.__globals__, function.__name__, None, closure)
         self.made[id(function)] = (function, made)  # before its cells are filled: it may be in one of them
         for cell in changed:
-            self.made[id(cell)][1].cell_contents = self.outside(_content(cell), where)
-        made.__defaults__ = self.outside(function.__defaults__, where)
-        made.__kwdefaults__ = self.outside(function.__kwdefaults__, where)
+            self.made[id(cell)][1].cell_contents = self._held(content_of(cell), where)
+        defaults, named = function.__defaults__, function.__kwdefaults__
+        made.__defaults__ = defaults and tuple([self._held(value, where) for value in defaults])
+        made.__kwdefaults__ = named and {name: self._held(value, where) for name, value in named.items()}
         made.__qualname__, made.__module__ = function.__qualname__, function.__module__
-        vars(made).update(self.outside(vars(function), where))
+        vars(made).update({name: self._held(value, where) for name, value in vars(function).items()})
         return made
+
+    def _is_made_anew(self, cell: CellType) -> bool:
+        """Whether what a closure's cell holds is another thing for the copy; one that is empty stays so."""
+        held = content_of(cell)
+        return held is not EMPTY and (self._reaches(held) or is_data(held) or keeps_data(held))
 
     def _refusal(self, where: str, what: str) -> ModelError:
         return ModelError(
@@ -151,7 +169,7 @@ def _referred(value: object) -> list[Any]:
         case FunctionType():
             if (value.__module__ or "").partition(".")[0] in _LIBRARIES:
                 return []
-            contents = [_content(cell) for cell in value.__closure__ or ()]
+            contents = [content_of(cell) for cell in value.__closure__ or ()]
             named = [found for _, found in _named_globals(value)]
             return [*contents, *named, value.__defaults__, value.__kwdefaults__, vars(value)]
         case MethodType():
@@ -173,13 +191,6 @@ def _referred(value: object) -> list[Any]:
 def _is_known(kind: type) -> bool:
     """Whether objects of this class are a library's, or belong to the process, and refer to no module of the user's."""
     return kind.__module__.partition(".")[0] in _LIBRARIES or is_live(kind)
-
-
-def _content(cell: CellType) -> object:
-    try:
-        return cell.cell_contents
-    except ValueError:  # empty so far
-        return None
 
 
 def _named_globals(function: FunctionType) -> Iterator[tuple[str, object]]:
