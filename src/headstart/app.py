@@ -49,10 +49,10 @@ def train(
 ) -> Run:
     """Fine-tune as ``config`` says and leave a run folder with model, records and report.
 
-    ``model``: your own module instead of ``config.model.name``; a copy of it is trained, and it stays as it is, with what
-    its hooks and closures keep (globals that its code changes are one for both).
-    ``InPlace(module)``: it is itself trained, which takes less memory and can be done once. ``loss``: your own
-    function (outputs, targets) -> one loss per sample (B,), or (losses, weights); ``resume``: go on from the last good
+    ``model``: your own module instead of ``config.model.name``; a copy of it is trained, and it stays as it is, with
+    what its hooks and closures keep (globals that its code changes are one for both). ``InPlace(module)``: it is itself
+    trained, which takes less memory and can be done once. ``loss``: your own function (outputs, targets) -> one loss
+    per sample (B,), or (losses, weights); ``resume``: go on from the last good
     checkpoint; ``allow_inexact``: even where something that decides the bits (versions, threads, device, ...) has
     changed; ``watch`` is called with every event. Of several processes (torchrun, SLURM) each calls this; the first one
     writes and tells. The global generators of torch, Python and NumPy are afterwards as they were before.
