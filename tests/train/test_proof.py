@@ -22,9 +22,11 @@ from torch.nn import functional
 import headstart as hs
 from headstart.data.images import Images
 from headstart.errors import ModelError
+from headstart.models.boundary import find_boundary
 from headstart.models.freeze import freeze
+from headstart.surgery.culprit import find_culprit
 from headstart.surgery.no_trace import no_trace
-from headstart.surgery.proof import compute_crossing
+from headstart.surgery.proof import Calls, compute_crossing
 from headstart.train.proof import prove_boundary
 from headstart.train.step import StepRules
 
@@ -249,7 +251,41 @@ def test_a_difference_found_late_ends_the_use_of_the_cache_and_nothing_computed_
         found[use] |= {"steps": history, "predictions": (out / "predictions.csv").read_text()}
         given_up = [text for text in said if "given up" in text]
         assert len(given_up) == (use == "always"), said
+        assert all("first seen in what fc is given" in text for text in given_up), given_up
     assert found["always"] == found["never"]
     plan = json.loads((tmp_path / "always" / "plan.json").read_text())
     assert [choice["cached"] for choice in plan["choices"]["cache"]] == [[]]
     assert not any((tmp_path / "cache").glob("*/pages"))
+
+
+class Turning(nn.Module):
+    """A layer of one's own that computes otherwise once it is told to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear, self.turned = nn.Linear(8, 8), False
+
+    def forward(self, features: Tensor) -> Tensor:
+        return -self.linear(features) if self.turned else self.linear(features)
+
+
+def test_the_part_where_a_module_leaves_the_way_of_its_halves_is_named() -> None:
+    class WithTail(Switched):
+        def __init__(self) -> None:
+            super().__init__()
+            self.tail = Turning()
+
+        def forward(self, images: Tensor) -> Tensor:
+            return self.fc(self.tail(torch.relu(self.conv(images)).mean((2, 3))))
+
+    module, images = WithTail(), torch.rand(2, 3, 16, 16)
+    frozen = freeze(module, until="conv")
+    halves = find_boundary(module, frozen, example=images)
+    crossing = compute_crossing(halves.prefix, images, nullcontext)
+    options: dict[str, Any] = {"arithmetic": nullcontext, "calls": Calls(modes=(True,), seed=1)}
+    assert find_culprit(module, halves, images, crossing, **options) == "the model's own forward"  # there is none
+    module.tail.turned = True
+    assert find_culprit(module, halves, images, crossing, **options) == "what fc is given"
+    module.tail.turned = False
+    assert find_culprit(module, halves, images, (crossing[0] + 1,), **options) == "what tail.linear is given"
+    assert module.training and not module.fc._forward_hooks

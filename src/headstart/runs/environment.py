@@ -75,7 +75,7 @@ def compare(
         for name, value in facts.items()
         if name not in FOR_PEOPLE and before.get(name) != value
     }
-    said = tuple(f"{name} was {_shown(was)}, is {_shown(value)}" for name, (was, value) in changed.items())
+    said = tuple(_change(name, was, value, now="is") for name, (was, value) in changed.items())
     if changed and not allow_inexact:
         where = path if changed.keys() & now.environment.keys() else path.with_name("plan.json")
         raise ConfigError(
@@ -91,11 +91,18 @@ def inexact_text(facts: Mapping[str, Any]) -> str:
     """A sentence on the resumes that were not exact to the bit; "" where all were."""
     entries = facts.get(_INEXACT, [])
     parts = [
-        f"after step {entry['step']:,} {name} was {_shown(was)}, then {_shown(now)}"
+        f"after step {entry['step']:,} {_change(name, was, now, now='then')}"
         for entry in entries
         for name, (was, now) in entry["changed"].items()
     ]
     return f"Not exact to the bit: {'; '.join(parts)}." if parts else ""
+
+
+def _change(name: str, was: object, value: object, *, now: str) -> str:
+    """What a fact was, and what it is ``now``: a word between the two."""
+    if any(_SHA256.fullmatch(str(each)) for each in (was, value)):
+        name = f"the SHA-256 of {'the ' if not name.startswith('the ') else ''}{name}"
+    return f"{name} was {_shown(was)}, {now} {_shown(value)}"
 
 
 def shown_facts(facts: Mapping[str, Any]) -> dict[str, Any]:
@@ -108,5 +115,5 @@ def _shown(value: object) -> str:
         return "not recorded"
     text = str(value) or "none"
     if _SHA256.fullmatch(text):
-        return f"SHA-256 {text[:12]}"
+        return text[:12]
     return text if len(text) <= _MOST_SHOWN else f"{text[:_MOST_SHOWN]}..."

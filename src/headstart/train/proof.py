@@ -23,6 +23,7 @@ from headstart.models.fixed_nodes import Search
 from headstart.models.freeze import Frozen
 from headstart.models.head import share_scores
 from headstart.parallel.messages import exchange
+from headstart.surgery.culprit import find_culprit
 from headstart.surgery.fixed_values import NotReplayable
 from headstart.surgery.module_state import code_digest
 from headstart.surgery.no_trace import no_trace
@@ -222,12 +223,18 @@ class CacheCheck:
         (rows,) = self._batches.stored.rows([places], epoch=epoch)
         as_stored = [getattr(torch, crossing.stored) for crossing in self._crossings]
         pairs = zip(rows, made, as_stored, strict=True)
-        if not all(is_close(row.to(value.device), value, stored=kind) for row, value, kind in pairs):
-            return "what is read for an image is not what the frozen part makes of it"
+        same = [is_close(row.to(value.device), value, stored=kind) for row, value, kind in pairs]
+        if not all(same):
+            label = self._boundary.crossing[same.index(False)]
+            return f"what is read for an image is not what the frozen part up to {label} makes of it"
         calls = Calls(modes=(self._looks % 2 == 0,), seed=self._looks)
-        return find_difference(
+        why = find_difference(
             self._module, self._boundary, images, arithmetic=arithmetic, crossing=made, rounds=(calls,)
         )
+        if why is None:
+            return None
+        where = find_culprit(self._module, self._boundary, images, made, arithmetic=arithmetic, calls=calls)
+        return f"{why}, first seen in {where}"
 
 
 def inputs_of(batch: Batch, module: nn.Module, rules: StepRules) -> Tensor:
