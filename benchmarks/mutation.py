@@ -26,6 +26,7 @@ import os
 import resource
 import signal
 import sys
+import tempfile
 import threading
 import time
 from collections import Counter
@@ -36,10 +37,12 @@ from types import CodeType, FrameType, FunctionType, ModuleType
 from typing import Any
 
 import pytest
+from _pytest.runner import runtestprotocol
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "src" / "headstart"
 ACCEPTED = Path(__file__).with_name("mutation_accepted.txt")
+KEPT = Path("/tmp/headstart-mutation/verdicts.jsonl")  # of all runs on this machine, the last one of a mutant counts
 HEAVY = ("torch", "timm", "torchvision", "hypothesis", "numpy", "PIL.Image", "safetensors.torch", "torchmetrics")
 TESTS = {
     "train/step.py": "train/test_step.py train/test_state.py train/test_companions.py train/test_finite.py "
@@ -60,9 +63,12 @@ TESTS = {
     "models/boundary.py": "models/test_boundary.py models/test_random_modules.py train/test_cache.py",
     "models/freeze.py": "models/test_freeze.py",
     "models/head.py": "models/test_head.py",
-    "runs/checkpoint.py": "runs/test_checkpoint.py runs/test_restore.py",
-    "runs/resume.py": "runs/test_resume.py",
-    "runs/frozen_file.py": "runs/test_checkpoint.py",
+    "runs/checkpoint.py": "runs/test_checkpoint.py runs/test_checkpoint_files.py runs/test_shared_checkpoint.py "
+    "runs/test_restore.py",
+    "runs/resume.py": "runs/test_begin.py",
+    "runs/frozen_file.py": "runs/test_frozen_file.py runs/test_checkpoint.py",
+    "runs/optimizer_state.py": "runs/test_restore_groups.py runs/test_restore.py runs/test_checkpoint.py "
+    "runs/test_shared_checkpoint.py",
     "ambient.py": "train/test_ambient.py train/test_threads.py",
     "turns.py": "train/test_threads.py",
 }  # fmt: skip
@@ -231,10 +237,11 @@ def _header(statement: ast.stmt) -> range:
 
 
 class Watcher:
-    """A plugin of pytest: notes which test runs which line of a file."""
+    """A plugin of pytest: notes which test runs which line of a file, in forks of this process too."""
 
     def __init__(self, file: Path) -> None:
         self.file, self.found, self.now = str(file), Baseline(), ""
+        self.noted = tempfile.TemporaryFile("a+")  # one for all forks  # noqa: SIM115
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_protocol(self, item: pytest.Item) -> Iterator[None]:
@@ -256,8 +263,28 @@ class Watcher:
         return self._line if frame.f_code.co_filename == self.file else None
 
     def _line(self, frame: FrameType, _event: str, _argument: object) -> Any:
-        self.found.lines.setdefault(frame.f_lineno, set()).add(self.now)
+        tests = self.found.lines.setdefault(frame.f_lineno, set())
+        if self.now not in tests:
+            tests.add(self.now)
+            os.write(self.noted.fileno(), f"{frame.f_lineno} {self.now}\n".encode())
         return self._line
+
+    def add_forks(self) -> None:
+        """Count what forks have run as well."""
+        self.noted.seek(0)
+        for line, _, test in (text.rstrip("\n").partition(" ") for text in self.noted):
+            self.found.lines.setdefault(int(line), set()).add(test)
+
+
+class Collected:
+    """A plugin of pytest: in place of running the tests, work is done with them by their names."""
+
+    def __init__(self, work: Callable[[dict[str, pytest.Item]], None]) -> None:
+        self.work = work
+
+    def pytest_runtestloop(self, session: pytest.Session) -> bool:
+        self.work({item.nodeid: item for item in session.items})
+        return True
 
 
 class Chosen:
@@ -309,6 +336,7 @@ def measured(file: Path, tests: list[str]) -> Baseline:
     def work() -> dict[str, Any]:
         watcher = Watcher(file)
         run_tests(tests, watcher, "--maxfail=1000")
+        watcher.add_forks()
         found = watcher.found
         return {
             "lines": {line: sorted(names) for line, names in found.lines.items()},
@@ -364,21 +392,34 @@ class Changed(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         exec(compile(self.tree, str(self.file), "exec"), vars(module))
 
 
-def judge(mutant: Mutant, file: Path, baseline: Baseline, *, warm: bool) -> str:
+def judge_warm(mutant: Mutant, file: Path, baseline: Baseline, tests: dict[str, pytest.Item]) -> str:
     """``caught``, ``survived``, ``not run``, or ``cold``: to be judged where the module is not imported yet."""
-    wanted = set().union(*(baseline.lines.get(line, set()) for line in mutant.lines))
-    if mutant.runs_at_import:
-        wanted = set(baseline.seconds)
-    if not wanted:
+    ordered = noticing(mutant, baseline)
+    if not ordered:
         return "not run"
-    if warm and (mutant.runs_at_import or not put_code(mutant, file)):
+    if mutant.runs_at_import or not put_code(mutant, file):
         return "cold"
-    if not warm:
-        name = ".".join(["headstart", *file.relative_to(PACKAGE).with_suffix("").parts])
-        sys.meta_path.insert(0, Changed(name, file, mutant.tree))
-    ordered = sorted(wanted, key=lambda name: (baseline.seconds.get(name, 0.0), name))
+    for name, after in zip(ordered, [*ordered[1:], None], strict=True):
+        reports = runtestprotocol(tests[name], nextitem=tests[after] if after else None, log=False)
+        if any(report.failed for report in reports):
+            return "caught"
+    return "survived"
+
+
+def judge_cold(mutant: Mutant, file: Path, baseline: Baseline) -> str:
+    """As ``judge_warm``, the module being imported with the change."""
+    name = ".".join(["headstart", *file.relative_to(PACKAGE).with_suffix("").parts])
+    sys.meta_path.insert(0, Changed(name, file, mutant.tree))
+    ordered = noticing(mutant, baseline)
     files = sorted({name.partition("::")[0] for name in ordered})
     return "survived" if run_tests(files, Chosen(ordered)) == 0 else "caught"
+
+
+def noticing(mutant: Mutant, baseline: Baseline) -> list[str]:
+    """The tests that run what is changed, the quick ones first."""
+    wanted = set(baseline.seconds) if mutant.runs_at_import else set[str]()
+    wanted = wanted.union(*(baseline.lines.get(line, set()) for line in mutant.lines))
+    return sorted(wanted, key=lambda name: (baseline.seconds.get(name, 0.0), name))
 
 
 def judge_all(path: str, tests: list[str], wanted: list[Mutant], told: Callable[[Mutant, str], None]) -> list[str]:
@@ -387,38 +428,57 @@ def judge_all(path: str, tests: list[str], wanted: list[Mutant], told: Callable[
     baseline = measured(file, tests)
     if baseline.failed:
         raise SystemExit(f"{path}: fails without a change: {', '.join(baseline.failed[:5])}")
-    limit = 10 + 3 * sum(baseline.seconds.values())
+    limit, verdicts = 10 + 3 * sum(baseline.seconds.values()), list[str]()
 
-    def judged(mutant: Mutant, *, warm: bool) -> str:
-        return forked(lambda: judge(mutant, file, baseline, warm=warm), cpu_seconds=limit) or "slow"
+    def judged(judge: Callable[[], str]) -> str:
+        return forked(judge, cpu_seconds=limit) or "slow"
 
     def all_warm() -> list[str]:
-        forked_stdout = os.dup(1)
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        run_tests(tests, Chosen([]))  # imports everything
-        os.dup2(forked_stdout, 1)
-        verdicts = []
-        for mutant in wanted:
-            verdicts.append(judged(mutant, warm=True))
-            told(mutant, verdicts[-1])
+        stdout, null = os.dup(1), os.open(os.devnull, os.O_WRONLY)
+
+        def each(items: dict[str, pytest.Item]) -> None:
+            os.dup2(stdout, 1)
+            for mutant in wanted:
+                verdicts.append(judged(lambda mutant=mutant: judge_warm(mutant, file, baseline, items)))  # type: ignore[misc]
+                told(mutant, verdicts[-1])
+            os.dup2(null, 1)
+
+        os.dup2(null, 1)
+        run_tests(tests, Collected(each), "-s")  # imports everything, once
+        os.dup2(stdout, 1)
         return verdicts
 
     verdicts = forked(all_warm, cpu_seconds=100_000, quiet=False)
     for place, mutant in enumerate(wanted):
         if verdicts[place] == "cold":
-            verdicts[place] = judged(mutant, warm=False)
+            verdicts[place] = judged(lambda mutant=mutant: judge_cold(mutant, file, baseline))  # type: ignore[misc]
             told(mutant, verdicts[place])
     return [str(verdict) for verdict in verdicts]
 
 
-def report(path: str, tests: list[str], wanted: list[Mutant]) -> str:
-    """Print the survivors that are not accepted; the counts in one line."""
-    accepted, keys, seen = accepted_keys(), dict[int, str](), Counter[str]()
-    for mutant in wanted:
+def named(path: str, found: list[Mutant]) -> dict[int, str]:
+    """The key of each mutant, by its ``id``: those that look alike are numbered."""
+    keys, seen = dict[int, str](), Counter[str]()
+    for mutant in found:
         key = mutant.key(path, 0)
         keys[id(mutant)], seen[key] = mutant.key(path, seen[key]), seen[key] + 1
+    return keys
+
+
+def kept_verdicts() -> dict[str, str]:
+    """What the last run said of each mutant, by its key."""
+    return dict(map(json.loads, KEPT.read_text().splitlines())) if KEPT.exists() else {}
+
+
+def report(path: str, tests: list[str], wanted: list[Mutant], keys: dict[int, str]) -> str:
+    """Print the survivors that are not accepted; the counts in one line."""
+    accepted = accepted_keys()
 
     def told(mutant: Mutant, verdict: str) -> None:
+        if verdict != "cold":
+            KEPT.parent.mkdir(exist_ok=True)
+            with KEPT.open("a") as out:
+                out.write(json.dumps([keys[id(mutant)], verdict]) + "\n")
         if verdict in ("survived", "not run") and keys[id(mutant)] not in accepted:
             print(f"{verdict:9} {path}:{mutant.line} {keys[id(mutant)].removeprefix(path + ' ')}", flush=True)
 
@@ -438,14 +498,19 @@ def main() -> None:
     parser.add_argument("--tests", nargs="*", help="files or folders of tests, in place of those known for the file")
     parser.add_argument("--lines", default="0-1000000", help="only these lines, e.g. 100-160")
     parser.add_argument("--every", type=int, default=1, help="only each so many-th mutant: a sample")
+    parser.add_argument("--only", choices=["survived"], help="those that no test noticed when they were last judged")
     chosen = parser.parse_args()
     first, last = map(int, chosen.lines.split("-"))
     for name in HEAVY:
         importlib.import_module(name)
     for path in chosen.files:
         tests = chosen.tests or [f"tests/{name}" for name in TESTS[path].split() if (ROOT / "tests" / name).exists()]
-        found = [mutant for mutant in mutants((PACKAGE / path).read_text()) if first <= mutant.line <= last]
-        print(report(path, tests, found[:: chosen.every]), flush=True)
+        every = list(mutants((PACKAGE / path).read_text()))
+        keys, known = named(path, every), kept_verdicts() if chosen.only else {}
+        found = [mutant for mutant in every if first <= mutant.line <= last]
+        if chosen.only:
+            found = [mutant for mutant in found if known.get(keys[id(mutant)], "survived") in ("survived", "not run")]
+        print(report(path, tests, found[:: chosen.every], keys), flush=True)
 
 
 def accepted_keys() -> set[str]:

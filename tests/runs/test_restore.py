@@ -214,9 +214,9 @@ REFUSED = {
     stubborn: r"not today", narrower: r"fc.weight, fc.bias differ",
     of_half_precision: r"conv2.weight, conv2.bias differ",
     with_another_optimizer: r"was saved with the optimizer AdamW, and the state's is SGD",
-    with_a_parameter_more: r"trained other parameters; new: one that is not the model's",
+    with_a_parameter_more: r"trained other parameters; new: one that is not the model's; freeze and group",
     with_a_parameter_less: r"trained other parameters; missing: conv1.bias, bn1.weight",
-    with_an_average: r"was saved without state.average", with_a_scaler: r"was saved without state.scaler",
+    with_an_average: r"was saved without state.average;", with_a_scaler: r"was saved without state.scaler;",
 }  # fmt: skip
 
 

@@ -315,7 +315,8 @@ def _all_or_nothing(state: TrainState, modules: Mapping[str, nn.Module]) -> Iter
     tensors = [
         (value, value.detach().clone()) for module in modules.values() for value in saved_tensors(module).values()
     ]
-    optimizer, scaler = state_now(state.optimizer), state.scaler.state_dict() if state.scaler is not None else None
+    optimizer = state_now(state.optimizer)
+    scaler = None if state.scaler is None else (state.scaler, state.scaler.state_dict())
     own = [(module, read_own_state(module)) for module in modules.values()]
 
     def put_back() -> None:
@@ -325,8 +326,8 @@ def _all_or_nothing(state: TrainState, modules: Mapping[str, nn.Module]) -> Iter
             for value, before in tensors:
                 value.copy_(before)
         optimizer.put_into(state.optimizer)
-        if state.scaler is not None and scaler is not None:
-            state.scaler.load_state_dict(scaler)
+        if scaler:
+            scaler[0].load_state_dict(scaler[1])
 
     with ExitStack() as failing:
         failing.callback(put_back)

@@ -21,17 +21,17 @@ _PLAIN = (int, float, str, bool)
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerState:
-    """What an optimizer is to hold: of each parameter, and of each of its groups in their order."""
+    """What an optimizer is to hold: of each parameter, and of each of its groups."""
 
     parameters: Mapping[Tensor, Mapping[str, Any]]
-    groups: Sequence[Mapping[str, Any]]
+    groups: Sequence[tuple[dict[str, Any], Mapping[str, Any]]]
 
     def put_into(self, optimizer: torch.optim.Optimizer) -> None:
         """Replace the optimizer's state, and the groups' rates and counters."""
         optimizer.state.clear()
         for parameter, values in self.parameters.items():
             optimizer.state[parameter].update(values)
-        for group, values in zip(optimizer.param_groups, self.groups, strict=True):
+        for group, values in self.groups:
             group.update(values)
 
 
@@ -39,7 +39,7 @@ def state_now(optimizer: torch.optim.Optimizer) -> OptimizerState:
     """What the optimizer holds, to be put back."""
     return OptimizerState(
         parameters={parameter: dict(values) for parameter, values in optimizer.state.items()},
-        groups=[{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups],
+        groups=[(group, dict(group)) for group in optimizer.param_groups],
     )
 
 
@@ -116,22 +116,22 @@ def read_optimizer(
     for name, values in rest["plain"].items():
         found.setdefault(by_name[name], {}).update(values)
     groups = [
-        _values(group, [saved[number] for number in sources], where=where)
-        for group, sources in zip(optimizer.param_groups, _sources(model, optimizer, saved, where), strict=True)
+        (group, _values(group, [saved[number] for number in sources], where=where))
+        for group, sources in _sources(model, optimizer, saved, where)
     ]
     return OptimizerState(parameters=found, groups=groups)
 
 
 def _sources(
     model: nn.Module, optimizer: torch.optim.Optimizer, saved: Sequence[Mapping[str, Any]], where: Path
-) -> Iterator[list[int]]:
-    """Of each group of the optimizer: the saved groups that its parameters were in."""
+) -> Iterator[tuple[dict[str, Any], list[int]]]:
+    """Each group of the optimizer with the saved groups that its parameters were in."""
     groups, names = optimizer.param_groups, _names(model)
     if any(_NAMES not in group for group in saved):  # as headstart wrote until 0.1: by place
         before, ours = ([group.get("name") for group in some] for some in (saved, groups))
         if before != ours:
             raise StorageError(f"{where}: has the parameter groups {before}, and the state's optimizer {ours}")
-        yield from ([number] for number in range(len(saved)))
+        yield from ((group, [number]) for number, group in enumerate(groups))
         return
     homes = {name: number for number, group in enumerate(saved) for name in group[_NAMES]}
     now = [names.get(parameter, "one that is not the model's") for group in groups for parameter in group["params"]]
@@ -142,7 +142,7 @@ def _sources(
             "freeze and group them as they were when it was saved"
         )
     for group in groups:
-        yield sorted({homes[names[parameter]] for parameter in group["params"]})
+        yield group, sorted({homes[names[parameter]] for parameter in group["params"]})
 
 
 def _listed(word: str, names: Sequence[str]) -> str:
@@ -154,16 +154,17 @@ def _values(group: Mapping[str, Any], sources: Sequence[Mapping[str, Any]], *, w
     """Rates and counters of the saved groups that became this one; they were the same in all."""
     if not sources:
         return {}
-    first, *others = ({key: value for key, value in one.items() if key not in _OWN} for one in sources)
-    for other, source in zip(others, sources[1:], strict=True):
+    shared = [{key: value for key, value in one.items() if key not in _OWN} for one in sources]
+    first = shared[0]
+    for number, other in enumerate(shared):
         unlike = [key for key in first.keys() | other.keys() if not _equal(first.get(key), other.get(key))]
         if unlike:
             raise StorageError(
                 f"{where}: the parameters of group {group.get('name', 'without a name')!r} were in groups with other "
-                f"values of {', '.join(sorted(unlike))} ({_label(sources[0])} and {_label(source)}); group them as "
-                "they were when it was saved"
+                f"values of {', '.join(sorted(unlike))} ({_label(sources[0])} and {_label(sources[number])}); group "
+                "them as they were when it was saved"
             )
-    return {key: _own_copy(value, like=group.get(key)) for key, value in first.items()}
+    return {key: _own_copy(value) for key, value in first.items()}
 
 
 def _label(group: Mapping[str, Any]) -> str:
@@ -176,10 +177,11 @@ def _equal(one: object, other: object) -> bool:
     return type(one) is type(other) and one == other
 
 
-def _own_copy(value: object, *, like: object) -> object:
+def _own_copy(value: object) -> object:
+    """A tensor of the group's own; what JSON made a list of was a tuple."""
     if isinstance(value, Tensor):
         return value.clone()
-    return tuple(value) if isinstance(value, list) and isinstance(like, tuple) else value
+    return tuple(value) if isinstance(value, list) else value
 
 
 def placed(value: Tensor, *, like: Tensor) -> Tensor:
