@@ -151,6 +151,7 @@ def test_a_state_without_steps_leaves_nothing_of_the_ones_that_were_done(make, n
     assert not state.optimizer.state
 
 
+@pytest.mark.filterwarnings("ignore:.*copying from a non-meta parameter")
 def test_averages_go_to_the_parameters_device_and_counters_stay_on_the_cpu(make, noise, tmp_path) -> None:
     """As in torch; here the device is one that holds no numbers."""
     saved(make(), noise, tmp_path)
