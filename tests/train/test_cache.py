@@ -2,35 +2,21 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 import json
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
-import torch
-from PIL import Image
 from safetensors.torch import load_file
-from torch import nn
 
 import headstart as hs
-from headstart.data.augment import eval_transform, train_transform
-from headstart.data.decoded import Decoded
-from headstart.data.images import load_images
 from headstart.errors import ConfigError
-from headstart.models.boundary import find_boundary
-from headstart.models.freeze import freeze
-from headstart.models.preprocess import imagenet_preprocess
 from headstart.shelf import Shelf
-from headstart.train import machine
-from headstart.train.cache import CacheNote, CacheProgress, CacheRules, open_activations
-from headstart.train.step import StepRules
+from headstart.train.cache import CacheNote, CacheProgress
 
 cache_module = importlib.import_module("headstart.train.cache")  # headstart.train is a function, too
 CACHED = {"use": "always", "views": 2}
@@ -265,199 +251,6 @@ def test_mixing_leaves_validation_to_the_cache(trained):
     found = trained("mixed", **options, cache=CACHED)
     assert found.counts() == [(9, 0)]
     assert found.bits() == trained("plain", **options, cache=CACHED | {"use": "never"}).bits()
-
-
-# ---- what decides the bits is in the key: each change below must cost every page
-
-
-def net() -> nn.Module:
-    torch.manual_seed(0)
-    made = nn.Sequential(
-        nn.Conv2d(3, 4, 3, 2, 1), nn.BatchNorm2d(4), nn.GELU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3)
-    )
-    made[1].running_mean.uniform_(-1, 1)
-    return made
-
-
-@pytest.fixture
-def pictures(colours: Path, tmp_path: Path) -> Path:
-    root = tmp_path / "pictures"
-    for path in colours.rglob("*.png"):
-        copied = root / path.relative_to(colours)
-        copied.parent.mkdir(parents=True, exist_ok=True)
-        copied.write_bytes(path.read_bytes())
-    return root
-
-
-def world(pictures: Path, shelf: Path) -> SimpleNamespace:
-    config = hs.load_config({"data": {"source": str(pictures)}, "batch": {"size": 8}, "augment": {"preset": "light"}})
-    preprocess = replace(imagenet_preprocess(channels=3, source="test"), height=32, width=32)
-    train = load_images(config, preprocess).train
-    train = replace(train, training=replace(train.training, views=1))
-    where = CacheRules(folder=shelf, model="net", dtype="auto", limit_bytes=10**9)
-    return SimpleNamespace(net=net(), batches=train, rules=StepRules(), where=where, frozen={"until": "3"})
-
-
-def computed(made: SimpleNamespace) -> int:
-    boundary = find_boundary(made.net, freeze(made.net, **made.frozen), example=torch.zeros(2, 3, 32, 32))
-    activations = open_activations(boundary, made.batches, rules=made.rules, where=made.where)
-    last = 0
-    for event in activations.filled():
-        last = event.total
-    activations.close()
-    return last
-
-
-def test_what_fills_the_cache_is_changed_by_loading_on_every_device(pictures: Path, tmp_path: Path) -> None:
-    made = world(pictures, tmp_path / "shelf")
-    assert computed(made) > 0
-    made.batches = replace(made.batches, late=True)  # as batches are for an accelerator
-    assert computed(made) == 0
-
-
-def training(made: SimpleNamespace, **changes: Any) -> None:
-    made.batches = replace(made.batches, training=replace(made.batches.training, **changes))
-
-
-def set_preprocess(made: SimpleNamespace, **changes: Any) -> None:
-    preprocess = replace(made.batches.preprocess, **changes)
-    made.batches = replace(made.batches, preprocess=preprocess)
-
-
-def repainted(made: SimpleNamespace) -> None:
-    sample = made.batches.samples[11]
-    Image.fromarray(255 - np.asarray(Image.open(sample.path))).save(sample.path)
-    content = hashlib.sha256(sample.path.read_bytes()).hexdigest()
-    made.batches = replace(
-        made.batches,
-        samples=tuple(replace(one, content=content) if one is sample else one for one in made.batches.samples),
-    )
-
-
-def without_gelu(made: SimpleNamespace) -> None:
-    made.net[2] = nn.ReLU()
-
-
-def subclassed(made: SimpleNamespace) -> None:
-    class Other(nn.GELU):
-        pass
-
-    made.net[2] = Other()
-
-
-def moved(made: SimpleNamespace) -> None:
-    made.net[0].weight.data[0, 0, 0, 0] += 1e-7
-
-
-MUTATIONS: dict[str, Callable[[SimpleNamespace], object]] = {
-    "a weight": moved,
-    "a buffer": lambda made: made.net[1].running_mean.add_(1e-6),
-    "a layer's number": lambda made: setattr(made.net[1], "eps", 1e-4),
-    "a layer's option": lambda made: setattr(made.net[2], "approximate", "tanh"),
-    "a layer": without_gelu,
-    "a layer's class": subclassed,
-    "the boundary": lambda made: setattr(made, "frozen", {"names": ["0"]}),
-    "the precision": lambda made: setattr(made, "rules", StepRules(precision="bf16")),
-    "the memory format": lambda made: setattr(made, "rules", StepRules(memory_format="channels_last")),
-    "the stored type": lambda made: setattr(made, "where", replace(made.where, dtype="bf16")),
-    "the batch size": lambda made: setattr(made, "batches", replace(made.batches, batch_size=4)),
-    "how many are computed at a time": lambda made: setattr(made, "where", replace(made.where, batch_size=4)),
-    "pictures decoded before": lambda made: setattr(
-        made, "batches", replace(made.batches, decoded=Decoded(transform=made.batches.transform))
-    ),
-    "mirrors that alternate": lambda made: training(made, alternating=True),
-    "the mean": lambda made: set_preprocess(made, mean=(0.5, 0.456, 0.406)),
-    "the deviation": lambda made: set_preprocess(made, std=(0.229, 0.224, 0.3)),
-    "the transform": lambda made: setattr(
-        made, "batches",
-        replace(made.batches, transform=train_transform("standard", flip="auto", preprocess=made.batches.preprocess)),
-    ),
-    "no random changes": lambda made: setattr(
-        made, "batches", replace(made.batches, transform=eval_transform(made.batches.preprocess))
-    ),
-    "the seed": lambda made: training(made, seed=43),
-    "the epoch of the changes": lambda made: training(made, first_epoch=3),
-    "an image's content": repainted,
-    "the order": lambda made: setattr(made, "batches", replace(made.batches, samples=made.batches.samples[::-1])),
-    "one image less": lambda made: setattr(made, "batches", replace(made.batches, samples=made.batches.samples[:-1])),
-    "an image's number": lambda made: setattr(
-        made, "batches",
-        replace(made.batches, samples=tuple(replace(one, index=one.index + 1) for one in made.batches.samples)),
-    ),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("name", MUTATIONS)
-def test_a_change_of_what_decides_the_bits_costs_every_page(pictures: Path, own_shelf: Path, name: str):
-    assert computed(world(pictures, own_shelf)) == 24
-    assert computed(world(pictures, own_shelf)) == 0
-    made = world(pictures, own_shelf)
-    MUTATIONS[name](made)
-    assert computed(made) == len(made.batches.samples)
-    assert computed(world(pictures, own_shelf)) == 0  # what was there is there still
-
-
-@pytest.mark.parametrize("fact", ["torch", "pillow", "threads", "instruction_set"])
-def test_another_library_or_machine_costs_every_page(pictures, own_shelf, monkeypatch: pytest.MonkeyPatch, fact: str):
-    assert computed(world(pictures, own_shelf)) == 24
-    there = machine.environment(torch.device("cpu"))
-    monkeypatch.setattr(cache_module, "environment", lambda _: there | {fact: "another"})
-    assert computed(world(pictures, own_shelf)) == 24
-
-
-def test_a_picture_that_was_changed_on_the_disk_costs_every_page(pictures: Path, own_shelf: Path):
-    assert computed(world(pictures, own_shelf)) == 24
-    path = next((pictures / "train").rglob("*.png"))
-    Image.fromarray(255 - np.asarray(Image.open(path))).save(path)
-    assert computed(world(pictures, own_shelf)) == 24
-
-
-def test_pages_of_other_bits_under_the_same_key_are_found_and_made_anew(pictures: Path, own_shelf: Path, monkeypatch):
-    """As if a layer's code had changed with nothing else: what is there is proven by a batch, computed again."""
-    assert computed(world(pictures, own_shelf)) == 24
-    made = world(pictures, own_shelf)
-    monkeypatch.setattr(cache_module, "prefix_digest", lambda _: "the same")
-    assert computed(made) == 24
-    made.net[0].weight.data += 1e-3
-    assert computed(made) == 24
-
-
-def scaled_by(share: float) -> Callable[[nn.Module], None]:
-    def change(part: nn.Module) -> None:
-        part.register_forward_hook(lambda _, __, made: made * share)
-
-    return change
-
-
-def tripled(part: nn.Module) -> None:
-    inner = part.forward
-    part.forward = lambda maps: inner(maps) * 3
-
-
-class Halved(nn.Module):
-    def forward(self, weight: torch.Tensor) -> torch.Tensor:
-        return weight / 2
-
-
-def test_a_hook_a_replaced_method_a_value_in_a_closure_and_a_parametrization_are_in_the_key(
-    net: Callable[..., nn.Module],
-):
-    changes: list[Callable[[nn.Module], Any]] = [
-        lambda _: None,
-        scaled_by(2.0),
-        scaled_by(3.0),
-        tripled,
-        lambda part: part.register_forward_pre_hook(lambda _, given: (given[0] * 2,)),
-        lambda part: nn.utils.parametrize.register_parametrization(part, "weight", Halved()),
-    ]
-    keys = []
-    for change in (*changes, changes[0], changes[1]):
-        module = net()
-        change(module.conv1)
-        boundary = find_boundary(module, freeze(module, until="conv2"), example=torch.zeros(2, 3, 32, 32))
-        keys.append(cache_module.prefix_digest(boundary.prefix))
-    assert len(set(keys)) == len(changes), "each change is another key"
-    assert keys[-2:] == keys[:2], "and the same change the same one"
 
 
 def test_the_shelf_keeps_to_its_limit_and_what_is_in_use(own_shelf: Path):

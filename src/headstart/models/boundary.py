@@ -5,7 +5,7 @@ B batch, C channels, H and W pixels
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -73,8 +73,8 @@ def find_boundary(
     training = _half(module, frozen, seen, images, training=True)
     evaluation = _half(module, frozen, seen, images, training=False, known=set(training.fixed.values()))
     crossing = tuple(dict.fromkeys((*training.crossing, *evaluation.crossing)))
-    first = next(node for node in training.graph.nodes if node.op == "placeholder")
-    if not set(crossing) - {training.fixed.get(first)}:
+    images_alone = {training.fixed.get(next(iter(training.graph.nodes)))}  # the graph begins with them
+    if not set(crossing) - images_alone:
         ended = [*seen.refused.values(), *(f"{what} is random in training mode" for what in seen.random)]
         why = f": {ended[0]}" if ended else ""
         raise ModelError(
@@ -118,11 +118,10 @@ def _half(
             except MODEL_FAILURES as error:
                 raise ModelError(f"model: its traced graph does not run, so it has no boundary: {error}") from error
             fixed = without_refused(fixed, seen)
-    found: dict[fx.Node, None] = {}
-    for node in (node for node in graph.nodes if node not in fixed):
-        for source in node.all_input_nodes:
-            _collect(source, fixed, seen, found)
-    needed = [node for node in graph.nodes if node in found]
+    rows = {node for node, key in fixed.items() if key in seen.rows}
+    counts = {node for node, key in fixed.items() if key in seen.counts}
+    behind = set(_sources((node for node in graph.nodes if node not in fixed), until=rows | counts))
+    needed = [node for node in graph.nodes if node in rows and not behind.isdisjoint(node.users)]
     crossing = [node for node in needed if not _is_cheap(module, node, set(needed) - {node})]
     keys = tuple(dict.fromkeys(fixed[node] for node in crossing))
     return _Half(graph=graph, fixed=fixed, crossing=keys, constants=constants)
@@ -132,9 +131,9 @@ def _traced(module: nn.Module, asleep: Collection[str] | None) -> tuple[fx.Graph
     """The graph in training but for what is asleep, or in evaluation (None), with its constants."""
     trace = find_trace(module)
     reason = trace.reason
-    if trace.graph is not None and asleep is None:
-        return trace.graph, trace.constants
-    if trace.graph is not None and asleep is not None:
+    if trace.graph is not None:
+        if asleep is None:
+            return trace.graph, trace.constants
         with untouched(module):
             try:
                 graph = fx_graph(module, training=lambda path: path not in asleep)
@@ -144,21 +143,26 @@ def _traced(module: nn.Module, asleep: Collection[str] | None) -> tuple[fx.Graph
     raise ModelError(f"model: torch.fx cannot trace it, so it has no boundary: {reason}")
 
 
-def _is_cheap(module: nn.Module, node: fx.Node, others: Collection[fx.Node]) -> bool:
-    """Whether a crossing tensor is made without weights from others that cross too."""
-    waiting, seen = [node], {node}
+def _sources(nodes: Iterable[fx.Node], *, until: Container[fx.Node]) -> Iterator[fx.Node]:
+    """The nodes, and all that they are made from, each once; not what is in ``until`` nor what only that needs."""
+    waiting, seen = list(nodes), set[fx.Node]()
     while waiting:
         here = waiting.pop()
-        if here.op == "placeholder" or (here.op == "call_module" and _has_tensors(module, str(here.target))):
-            return False
-        more = {source for source in here.all_input_nodes if source not in others and source.op != "get_attr"} - seen
-        seen |= more
-        waiting += more
-    return True
+        if here not in seen and here not in until:
+            seen.add(here)
+            yield here
+            waiting += here.all_input_nodes
 
 
-def _has_tensors(module: nn.Module, path: str) -> bool:
-    return any(True for _ in named_tensors(module.get_submodule(path)))
+def _is_cheap(module: nn.Module, node: fx.Node, others: Collection[fx.Node]) -> bool:
+    """Whether a crossing tensor is made without weights from others that cross too."""
+    made_by = list(_sources([node], until=others))
+    layers = [module.get_submodule(str(source.target)) for source in made_by if source.op == "call_module"]
+    return not any(source.op == "placeholder" for source in made_by) and not any(map(_has_tensors, layers))
+
+
+def _has_tensors(part: nn.Module) -> bool:
+    return next(named_tensors(part), None) is not None
 
 
 class _Look(fx.Interpreter):
@@ -196,7 +200,7 @@ class _Look(fx.Interpreter):
             self._of_images.add(n)
             if isinstance(value, Tensor) and value.ndim > 1 and len(value) == _BATCH:
                 self.seen.rows.add(self.fixed[n])
-            if isinstance(value, int) and value == _BATCH and n.args[-1:] == (0,):  # shape[0], size(0)
+            if isinstance(value, int) and value == _BATCH and n.args[1:] == (0,):  # shape[0], size(0)
                 self.seen.counts.add(self.fixed[n])
         return value
 
@@ -228,21 +232,6 @@ def _look(module: nn.Module, graph: fx.Graph, fixed: Mapping[fx.Node, str], seen
         look.run(images.to(device=look.device, dtype=dtype))
 
 
-def _collect(node: fx.Node, fixed: Mapping[fx.Node, str], seen: Search, found: dict[fx.Node, None]) -> None:
-    """Of a fixed node that the suffix uses: itself where it has one row per image, else what it is made from."""
-    waiting, seen_here = [node], {node}
-    while waiting:
-        here = waiting.pop()
-        if here not in fixed or here in found or fixed[here] in seen.counts:
-            continue
-        if fixed[here] in seen.rows:
-            found[here] = None
-        else:
-            more = set(here.all_input_nodes) - seen_here
-            seen_here |= more
-            waiting += more
-
-
 def _prefix(module: nn.Module, half: _Half, crossing: tuple[str, ...]) -> tuple[fx.GraphModule, Mapping[str, str]]:
     """The prefix, and the key of what each of its nodes computes."""
     graph, made = fx.Graph(), dict[fx.Node, fx.Node]()
@@ -253,12 +242,12 @@ def _prefix(module: nn.Module, half: _Half, crossing: tuple[str, ...]) -> tuple[
     graph.output(tuple(by_key[key] for key in crossing))
     graph.eliminate_dead_code(is_impure_node=_writes)
     keys = {copied.name: half.fixed[node] for node, copied in made.items()}
-    return _as_module(module, graph, half, name="Prefix"), keys
+    return _as_module(module, graph, half), keys
 
 
 def _writes(node: fx.Node) -> bool:
     """Whether a node may change a tensor in place: it stays although nobody uses its result."""
-    return node.op in ("placeholder", "output", "call_module") or writes(node)
+    return node.op in ("output", "call_module") or writes(node)
 
 
 def _suffix(module: nn.Module, half: _Half, crossing: tuple[str, ...], seen: Search) -> fx.GraphModule:
@@ -269,28 +258,17 @@ def _suffix(module: nn.Module, half: _Half, crossing: tuple[str, ...], seen: Sea
     made |= {node: count for node, key in half.fixed.items() if key in seen.counts}
     for node in half.graph.nodes:
         if node not in half.fixed:
-            for source in _unmade(node, made):
+            for source in sorted(_sources(node.all_input_nodes, until=made)):
                 made[source] = graph.node_copy(source, lambda other: made[other])
             made[node] = graph.node_copy(node, lambda other: made[other])
-    return _as_module(module, graph, half, name="Suffix")
+    return _as_module(module, graph, half)
 
 
-def _as_module(module: nn.Module, graph: fx.Graph, half: _Half, *, name: str) -> fx.GraphModule:
+def _as_module(module: nn.Module, graph: fx.Graph, half: _Half) -> fx.GraphModule:
     targets = {str(node.target): node.op for node in graph.nodes if node.op in ("get_attr", "call_module")}
     tensors = {path: tensor for path, tensor, _ in named_tensors(module)} | dict(half.constants)
     root = {path: tensors[path] if op == "get_attr" else module.get_submodule(path) for path, op in targets.items()}
-    return fx.GraphModule(root, graph, class_name=name)
-
-
-def _unmade(node: fx.Node, made: Mapping[fx.Node, fx.Node]) -> Iterator[fx.Node]:
-    """Sources of a node, sources of these included, that the new graph does not have yet, in order."""
-    missing, waiting = dict[fx.Node, None](), [source for source in node.all_input_nodes if source not in made]
-    while waiting:
-        here = waiting.pop()
-        if here not in missing:
-            missing[here] = None
-            waiting += [source for source in here.all_input_nodes if source not in made]
-    return iter(sorted(missing))
+    return fx.GraphModule(root, graph)
 
 
 def _labels(half: _Half, crossing: tuple[str, ...]) -> tuple[str, ...]:

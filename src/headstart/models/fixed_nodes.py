@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Collection, Mapping
+from collections import defaultdict
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import count
 
 from torch import fx, nn
 
@@ -15,7 +16,6 @@ from headstart.models.layout import named_tensors
 _DROPOUTS = frozenset(
     ("dropout", "dropout_", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_alpha_dropout")
 )
-_IN_PLACE = frozenset(("setitem", "iadd", "isub", "imul", "itruediv", "ior", "iand"))
 _MODAL = (nn.modules.dropout._DropoutNd, nn.RReLU, nn.FractionalMaxPool2d, nn.modules.batchnorm._NormBase)
 
 
@@ -43,7 +43,7 @@ def find_fixed(
     computations of all traces of the module get equal keys.
     """
     fixed: dict[fx.Node, str] = {}
-    seen: Counter[str] = Counter()
+    seen: defaultdict[str, Iterator[int]] = defaultdict(count)
     tensors, asleep = {*frozen.tensors, *constants}, set(frozen.modules)
     for node in graph.nodes:
         _refuse_writes(node)
@@ -58,8 +58,7 @@ def find_fixed(
             continue
         arguments = fx.node.map_arg((node.args, node.kwargs), lambda source: _Key(fixed[source]))
         text = repr((node.op, str(node.target), arguments))
-        seen[text] += 1
-        key = search.keys.setdefault(f"{text} #{seen[text]}", f"%{len(search.keys)}")
+        key = search.keys.setdefault(f"{text} #{next(seen[text])}", f"%{len(search.keys)}")
         if key not in search.refused:
             fixed[node] = key
     return fixed
@@ -67,15 +66,14 @@ def find_fixed(
 
 def writes(node: fx.Node) -> bool:
     """Whether a function or method may change a tensor in place."""
-    name = name_of(node)
-    return node.op in ("call_function", "call_method") and (name.endswith("_") or name in _IN_PLACE)
+    return node.op in ("call_function", "call_method") and name_of(node).endswith("_")
 
 
 def _refuse_writes(node: fx.Node) -> None:
     """Raises: ModelError: it writes to a tensor that the module holds: a graph that is split would do so elsewhere."""
-    if not writes(node) or not node.all_input_nodes:
+    if not writes(node):
         return
-    source = node.all_input_nodes[0]
+    source = node
     while source.op in ("call_function", "call_method") and source.all_input_nodes:
         source = source.all_input_nodes[0]
     if source.op == "get_attr":
@@ -109,8 +107,6 @@ class _Key(str):
 def _is_fixed(module: nn.Module, node: fx.Node, frozen: Collection[str], asleep: Collection[str]) -> bool:
     target = str(node.target)
     match node.op:
-        case "placeholder":
-            return True
         case "get_attr":
             return target in frozen
         case "call_module":
@@ -121,10 +117,9 @@ def _is_fixed(module: nn.Module, node: fx.Node, frozen: Collection[str], asleep:
 
 def _is_fixed_module(part: nn.Module, path: str, frozen: Collection[str], asleep: Collection[str]) -> bool:
     own = [f"{path}.{name}" for name, _, _ in named_tensors(part)]
-    if not set(own) <= set(frozen):
-        return False
     inside = {f"{path}.{name}" if name else path: inner for name, inner in part.named_modules()}
-    return all(name in asleep or _is_deterministic(inner) for name, inner in inside.items())
+    awake = [inner for name, inner in inside.items() if name not in asleep]
+    return set(own) <= set(frozen) and all(map(_is_deterministic, awake))
 
 
 def _is_identity(module: nn.Module, node: fx.Node, asleep: Collection[str]) -> bool:
@@ -146,27 +141,23 @@ def _is_deterministic(part: nn.Module) -> bool:
 
 def _is_random(node: fx.Node) -> bool:
     """Whether a function is a dropout in training mode; what else is random shows in its operations."""
-    if name_of(node) not in _DROPOUTS:
-        return False
-    return _argument(node, 2, "training", True) is not False and _argument(node, 1, "p", 0.5) != 0
+    is_awake, share = _argument(node, 2, "training"), _argument(node, 1, "p")  # by default True, and more than 0
+    return name_of(node) in _DROPOUTS and is_awake is not False and share != 0
 
 
 def name_of(node: fx.Node) -> str:
     """Of a function or method."""
-    return str(node.target if node.op == "call_method" else getattr(node.target, "__name__", node.target))
+    return str(getattr(node.target, "__name__", node.target))
 
 
-def _argument(node: fx.Node, position: int, name: str, default: object) -> object:
-    if name in node.kwargs:
-        return node.kwargs[name]
-    return node.args[position] if len(node.args) > position else default
+def _argument(node: fx.Node, position: int, name: str) -> object:
+    """None where it is not given."""
+    return node.kwargs.get(name, next(iter(node.args[position:]), None))
 
 
 def describe_node(node: fx.Node) -> str:
     """What a node of a prefix is to its user: the module's path, or the function and the module that calls it."""
-    if node.op == "call_module":
+    if node.op not in ("call_function", "call_method"):
         return str(node.target)
-    if node.op in ("placeholder", "get_attr"):
-        return str(node.target)
-    around = [path for path, _ in dict(node.meta.get("nn_module_stack") or {}).values()]
-    return f"{name_of(node)}() in {around[-1] or 'the model'}" if around else f"{name_of(node)}()"
+    around = [path for path, _ in node.meta.get("nn_module_stack", {}).values()]
+    return f"{name_of(node)}() in {around[-1]}" if around else f"{name_of(node)}()"

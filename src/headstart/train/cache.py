@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -69,6 +70,34 @@ class CacheNote:
     text: str
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Facts:
+    """What decides the bits at the boundary, but for the random changes."""
+
+    format: int
+    crossings: list[dict[str, Any]]
+    precision: str
+    memory_format: str
+    batch: int
+    machine: dict[str, Any]
+    prefix: str
+    preprocess: dict[str, Any]
+    transform: str
+    decoded: str
+    images: list[str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Changes:
+    """Of a view: the pixels of a few images, and where they are changed at random, what decides how."""
+
+    pixels: str
+    seed: int | None = None
+    alternating: bool | None = None
+    drawn: int | None = None
+    indices: list[int] | None = None
+
+
 class Activations:
     """The tensors at a boundary for every image of ``batches``, for their cached form (see ``Stored``).
 
@@ -87,26 +116,25 @@ class Activations:
         self._mended: list[int] = []
         self._computed_pages = 0
         self._rounding = 0.0
-        self._keys: list[str] = []
-        self._files: list[PageFile] = []
+        self._files: dict[str, PageFile] = {}  # by key, a view each
         count, size, facts = len(batches.samples), page_bytes(self.crossings), self._facts()
         try:
             for view in range(views):
-                self._keys.append(_key(facts | self._changes(view)))
+                key = _key(facts, self._changes(view))
                 about = {"model": where.model, "boundary": list(boundary.crossing), "images": count, "view": view}
-                self._files.append(self._shelf.opened(self._keys[-1], count=count, page_bytes=size, about=about))
+                self._files[key] = self._shelf.opened(key, count=count, page_bytes=size, about=about)
         except (StorageError, NotReplayable):
             self.close()
             raise
 
     def close(self) -> None:
         """Close the files; the pages stay for other runs."""
-        for file in self._files:
+        for file in self._files.values():
             file.close()
 
     def discard(self) -> None:
         """Remove the pages, once the files are closed."""
-        for key in self._keys:
+        for key in self._files:
             _PROVEN.discard(key)
             self._shelf.remove(key)
 
@@ -138,7 +166,7 @@ class Activations:
             done += sum(len(group) for _, group in jobs[start : start + ours.local_size])
             yield CacheProgress(done, total)
         self._computed_pages = total
-        for key, file in zip(self._keys, self._files, strict=True):
+        for key, file in self._files.items():
             file.sync()
             if ours.local_rank == 0 and not self._shelf.is_complete(key) and not self._batches.changed:
                 self._shelf.complete(key, {"rounding": self._rounding})
@@ -147,10 +175,12 @@ class Activations:
     def rows(self, parts: Sequence[Sequence[int]], *, epoch: int) -> Iterator[Arguments]:
         """See ``Stored``; a damaged page is computed again."""
         view = (epoch - self._first) % len(self._files)
-        file = self._files[view]
-        for place, part in enumerate(parts):
-            for coming in parts[place : place + _AHEAD + 1] if place == 0 else parts[place + _AHEAD :][:1]:
-                file.expect(coming)
+        file, coming = self._file(view), iter(parts)
+        for later in islice(coming, _AHEAD):
+            file.expect(later)
+        for part in parts:
+            for later in islice(coming, 1):
+                file.expect(later)
             yield self._read(view, part)
 
     def mended(self) -> tuple[str, ...]:
@@ -162,7 +192,7 @@ class Activations:
     def _read(self, view: int, part: Sequence[int]) -> Arguments:
         size, pinned = page_bytes(self.crossings), self._batches.pinned
         pages = torch.empty(len(part), size, dtype=torch.uint8, pin_memory=pinned)
-        rows, file = pages.numpy(), self._files[view]
+        rows, file = pages.numpy(), self._file(view)
         damaged = [place for place, position in enumerate(part) if not file.read(position, rows[place].data)]
         if damaged:
             again = sorted({part[place] for place in damaged})
@@ -178,7 +208,7 @@ class Activations:
         Raises: NotReplayable: they cannot be. RunError: of several processes this one alone would have to do without.
         """
         try:
-            return torch.cat([*self._pages(view, positions)])
+            return self._pages(view, positions)
         except NotReplayable as error:
             if not self._batches.processes.several:
                 raise
@@ -189,17 +219,16 @@ class Activations:
         """Each job done; what could not be computed or written is a value."""
         try:
             for view in sorted({view for view, _ in jobs}):
-                groups = [group for other, group in jobs if other == view]
-                for group, pages in zip(groups, self._batched(view, groups), strict=True):
+                for group, pages in self._batched(view, [group for other, group in jobs if other == view]):
                     yield self._kept(view, group, pages)
         except NotReplayable as error:
             yield error
 
     def _kept(self, view: int, group: Sequence[int], pages: Tensor) -> StorageError | None:
         try:
-            for position, page in zip(group, pages, strict=True):
+            for row, position in enumerate(group):
                 if not self._is_changed(position):
-                    self._files[view].write(position, page.numpy().data)
+                    self._file(view).write(position, pages[row].numpy().data)
         except StorageError as error:
             return error
         return None
@@ -211,60 +240,59 @@ class Activations:
 
     def _missing(self) -> list[list[int]]:
         """By view, the images that are not there; all, where the first batch, computed again, is not what is there."""
-        if not all(map(self._shelf.is_complete, self._keys)):
-            return [file.missing() for file in self._files]
+        if not all(map(self._shelf.is_complete, self._files)):
+            return [file.missing() for file in self._files.values()]
         return [[] if self._is_proven(view) else self._all() for view in range(len(self._files))]
 
     def _is_proven(self, view: int) -> bool:
-        if self._keys[view] in _PROVEN:
-            return True
         first, room = self._all()[: self._batches.batch_size], bytearray(page_bytes(self.crossings))
-        pages = torch.cat([*self._pages(view, first)])
-        file = self._files[view]
+        if [*self._files][view] in _PROVEN:
+            return True
+        pages, file = self._pages(view, first), self._file(view)
         return all(file.read(place, room) and bytes(pages[place].numpy().data) == room for place in first)
+
+    def _file(self, view: int) -> PageFile:
+        return [*self._files.values()][view]
 
     def _all(self) -> list[int]:
         return list(range(len(self._batches.samples)))
 
-    def _pages(self, view: int, positions: Sequence[int]) -> Iterator[Tensor]:
-        return self._batched(view, _groups(positions, self._batches.batch_size))
+    def _pages(self, view: int, positions: Sequence[int]) -> Tensor:
+        groups = _groups(positions, self._batches.batch_size)
+        return torch.cat([pages for _, pages in self._batched(view, groups)])
 
-    def _batched(self, view: int, groups: Sequence[Sequence[int]]) -> Iterator[Tensor]:
-        """Bytes (B, page_bytes) of each group of images, computed at one batch shape."""
+    def _batched(self, view: int, groups: Sequence[list[int]]) -> Iterator[tuple[list[int], Tensor]]:
+        """Each group of images and its bytes (B, page_bytes), computed at one batch shape."""
+        coming = iter(groups)
         for batch in self._batches.padded(groups, epoch=self._first + view):
             values = through_prefix(self._prefix, batch, self._rules)
             self._rounding = max(self._rounding, rounding(values, self.crossings))
-            yield packed(values, self.crossings)[: batch.size]
+            yield next(coming), packed(values, self.crossings)[: batch.size]
 
-    def _facts(self) -> dict[str, Any]:
-        """What decides the bits at the boundary, but for the random changes."""
+    def _facts(self) -> _Facts:
         batches, rules = self._batches, self._rules
         machine = environment(device_of(self._prefix))
-        return {
-            "format": _FORMAT, "crossings": [crossing.to_dict() for crossing in self.crossings],
-            "precision": rules.precision, "memory_format": rules.memory_format, "batch": batches.batch_size,
-            "machine": {name: value for name, value in machine.items() if name not in (*FOR_PEOPLE, "world_size")},
-            "prefix": prefix_digest(self._prefix), "preprocess": batches.preprocess.to_dict(),
-            "transform": repr(batches.transform), "decoded": batches.decoded is not None,
-            "images": [sample.content for sample in batches.samples],
-        }  # fmt: skip
+        return _Facts(
+            format=_FORMAT, crossings=[crossing.to_dict() for crossing in self.crossings],
+            precision=rules.precision, memory_format=rules.memory_format, batch=batches.batch_size,
+            machine={name: value for name, value in machine.items() if name not in (*FOR_PEOPLE, "world_size")},
+            prefix=prefix_digest(self._prefix), preprocess=batches.preprocess.to_dict(),
+            transform=repr(batches.transform), decoded=type(batches.decoded).__name__,
+            images=[sample.content for sample in batches.samples],
+        )  # fmt: skip
 
-    def _changes(self, view: int) -> dict[str, Any]:
-        """The random changes of a view, and the pixels of a few images."""
+    def _changes(self, view: int) -> _Changes:
         training, samples = self._batches.training, self._batches.samples
-        some = sorted({place * (len(samples) - 1) // max(1, _PROBED - 1) for place in range(_PROBED)})
+        some = sorted({place * (len(samples) - 1) // (_PROBED - 1) for place in range(_PROBED)})
         few = replace(self._batches, batch_size=len(some), workers=0)
         probe = next(few.padded([some], epoch=self._first + view)).pixels
-        facts: dict[str, Any] = {"pixels": hashlib.sha256(probe.contiguous().numpy().data).hexdigest()}
-        if training is not None and training.random:
-            order = [sample.index for sample in samples]
-            facts |= {
-                "seed": training.seed,
-                "alternating": training.alternating,
-                "drawn": training.drawn_in(self._first + view),
-                "indices": order,
-            }
-        return facts
+        pixels = hashlib.sha256(probe.contiguous().numpy().data).hexdigest()
+        if training is None or not training.random:
+            return _Changes(pixels=pixels)
+        return _Changes(
+            pixels=pixels, seed=training.seed, alternating=training.alternating,
+            drawn=training.drawn_in(self._first + view), indices=[sample.index for sample in samples],
+        )  # fmt: skip
 
 
 def open_activations(boundary: Boundary, batches: Batches, *, rules: StepRules, where: CacheRules) -> Activations:
@@ -289,19 +317,17 @@ def open_activations(boundary: Boundary, batches: Batches, *, rules: StepRules, 
 def crossings(prefix: nn.Module, batches: Batches, rules: StepRules, *, dtype: str) -> tuple[Crossing, ...]:
     """What a batch's tensors at the boundary are, by a run on black images."""
     shape = batches.preprocess
-    batch = Batch(
-        pixels=torch.zeros(2, shape.channels, shape.height, shape.width, dtype=torch.uint8), targets=torch.empty(0),
-        indices=torch.full((2,), -1), keys=(), mean=torch.tensor(shape.mean), std=torch.tensor(shape.std), size=2,
-    )  # fmt: skip
-    return tuple(crossing_of(value, as_bf16=dtype == "bf16") for value in through_prefix(prefix, batch, rules))
+    black = torch.zeros(2, shape.channels, shape.height, shape.width)
+    images = black.to(device_of(prefix), dtype_of(prefix), memory_format=MEMORY_FORMATS[rules.memory_format])
+    return tuple(crossing_of(value, as_bf16=dtype == "bf16") for value in _computed(prefix, images, rules))
 
 
 def prefix_digest(prefix: nn.Module) -> str:
     """SHA-256 over what a prefix computes: its graph, its layers' code, hooks and settings, its weights and buffers."""
     digest = hashlib.sha256(prefix.code.encode() if isinstance(prefix, fx.GraphModule) else b"")
     module = prefix.module if isinstance(prefix, Prefix) else prefix
-    for path, part in [("", module)] if isinstance(prefix, Prefix) else module.named_children():
-        digest.update(f"{path}: {code_digest(part)}\n".encode())
+    for part in [module] if isinstance(prefix, Prefix) else module.children():
+        digest.update(code_digest(part).encode())
     for name, value, _ in named_tensors(module):
         if not isinstance(prefix, Prefix) or name in prefix.frozen:
             digest.update(repr((name, tuple(value.shape), value.dtype)).encode())
@@ -313,12 +339,16 @@ def through_prefix(prefix: nn.Module, batch: Batch, rules: StepRules) -> Argumen
     """Tensors at the boundary, of every row of the batch."""
     device = device_of(prefix)
     (images,) = batch.arguments(device, MEMORY_FORMATS[rules.memory_format], dtype_of(prefix))
+    return _computed(prefix, images, rules)
+
+
+def _computed(prefix: nn.Module, images: Tensor, rules: StepRules) -> Arguments:
     with in_eval(prefix):
-        return compute_crossing(prefix, images, partial(autocast, device, rules.precision))
+        return compute_crossing(prefix, images, partial(autocast, device_of(prefix), rules.precision))
 
 
-def _key(facts: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode("utf-8", "surrogateescape")).hexdigest()[:32]
+def _key(facts: _Facts, changes: _Changes) -> str:
+    return hashlib.sha256(json.dumps([vars(facts), vars(changes)]).encode()).hexdigest()[:32]
 
 
 def _groups(positions: Sequence[int], size: int) -> list[list[int]]:
