@@ -231,8 +231,8 @@ class CacheCheck:
         why = find_difference(
             self._module, self._boundary, images, arithmetic=arithmetic, crossing=made, rounds=(calls,)
         )
-        if why is None:
-            return None
+        if why is None or self._batches.processes.several:  # its layers may wait for those of the other processes
+            return why
         where = find_culprit(self._module, self._boundary, images, made, arithmetic=arithmetic, calls=calls)
         return f"{why}, first seen in {where}"
 
