@@ -154,6 +154,17 @@ def test_extra_state_that_cannot_be_written_is_refused_by_name_before_anything_i
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("value", [{"calls": 1}, torch.ones(2)], ids=["plain", "tensor"])
+def test_extra_state_that_nothing_puts_back_is_refused_before_anything_is_written(trained, tmp_path: Path, value: Any):
+    class OneWay(nn.Linear):
+        def get_extra_state(self) -> Any:
+            return value
+
+    with pytest.raises(ModelError, match=r"tail \(OneWay\) has a get_extra_state and no set_extra_state"):
+        trained("run", OneWay(8, 8))
+    assert not (tmp_path / "run").exists()
+
+
 def test_extra_state_is_in_a_checkpoint_of_ones_own_loop(tmp_path: Path):
     model = Net(Extra())
     state = hs.TrainState(model=model, optimizer=torch.optim.SGD(model.parameters(), lr=0.1))

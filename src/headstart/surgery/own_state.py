@@ -124,8 +124,14 @@ def _gives_extra(part: nn.Module) -> bool:
 def saved_tensors(module: nn.Module) -> dict[str, Tensor]:
     """The tensors of its state dict; what ``get_extra_state`` gives besides is no part of them.
 
-    Raises: ModelError: a file of tensors cannot hold one.
+    Raises: ModelError: a file of tensors cannot hold one, or extra state could not be put back.
     """
+    for path, part in module.named_modules():
+        if _gives_extra(part) and type(part).set_extra_state is nn.Module.set_extra_state:
+            raise ModelError(
+                f"model: {path or 'it'} ({type(part).__name__}) has a get_extra_state and no set_extra_state, so that "
+                "what was saved could not be put back; write one, def set_extra_state(self, state), or leave both out"
+            )
     found = {name: value for name, value in module.state_dict().items() if isinstance(value, Tensor)}
     for name, value in found.items():
         if not _is_writable(value):

@@ -132,11 +132,8 @@ def _run(model: nn.Module, batches: Batches, *, precision: Precision, memory_for
         batches = replace(batches, training=None, transform=eval_transform(batches.preprocess), decoded=None)
     keys = tuple(sample.key for sample in batches.samples)
     with in_eval(model), kept_memory():
-        outputs, ours, own = [], batches.processes, has_own_code(model) or isinstance(model, fx.GraphModule | Suffix)
         with raised_by_all(NotReplayable) if isinstance(model, Suffix) else nullcontext():
-            for number, batch in enumerate(_level(batches.epoch(0), batches, everywhere=is_sharded(model))):
-                with _drawing(number * ours.world_size + ours.rank, device_of(model)) if own else beside_others():
-                    outputs.append(scores(model, batch, precision=precision, memory_format=memory_format))
+            outputs = _outputs(model, batches, precision=precision, memory_format=memory_format)
         part_again(model)
         joined = _joined(outputs, batches) if batches.processes.several else torch.cat(outputs)
         finite = torch.isfinite(joined).flatten(1).all(1).tolist()
@@ -148,6 +145,15 @@ def _run(model: nn.Module, batches: Batches, *, precision: Precision, memory_for
             )
         result = _read(batches.task, joined)
     return Predictions(task=batches.task, outputs=result.clone(), keys=keys)
+
+
+def _outputs(model: nn.Module, batches: Batches, *, precision: Precision, memory_format: str) -> list[Tensor]:
+    """The scores of this process's batches."""
+    outputs, ours, own = [], batches.processes, has_own_code(model) or isinstance(model, fx.GraphModule | Suffix)
+    for number, batch in enumerate(_level(batches.epoch(0), batches, everywhere=is_sharded(model))):
+        with _drawing(number * ours.world_size + ours.rank, device_of(model)) if own else beside_others():
+            outputs.append(scores(model, batch, precision=precision, memory_format=memory_format))
+    return outputs
 
 
 @contextmanager
