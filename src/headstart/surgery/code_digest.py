@@ -21,10 +21,12 @@ from torch.utils.hooks import RemovableHandle
 
 from headstart.surgery.naming import HOOKS, TENSOR_HOOKS
 from headstart.surgery.origins import is_library, is_live, is_users_class, qualified_name
-from headstart.surgery.reach import Content, Copying, is_empty, is_plain, read_graph
+from headstart.surgery.plain import is_plain
+from headstart.surgery.reach import Content, Copying, is_empty, read_graph
 from headstart.surgery.values import FAILURES
 
 _LAYERS_OWN = frozenset(("training", "_is_full_backward_hook", "_version"))  # of a module: say nothing of results
+_LONG = 200  # characters: no name is longer
 _HELD_BY_LIBRARIES = frozenset(("torch", "torchvision", "timm", "numpy", "headstart"))  # their versions are known
 
 
@@ -55,7 +57,7 @@ class _Digest:
         waiting: list[Any] = [root]
         while waiting:
             value = waiting.pop()
-            if isinstance(value, _Text):
+            if type(value) is _Text:
                 self._add(value.text)
                 continue
             content = self.contents.get(id(value))
@@ -122,6 +124,8 @@ class _Digest:
 class _Text:
     """Bytes among values, that go into the hash as they are."""
 
+    __slots__ = ("text",)
+
     def __init__(self, text: bytes) -> None:
         self.text = text
 
@@ -168,6 +172,10 @@ def _label_text(label: Any) -> bytes:
 def plain_text(value: Any) -> bytes:
     """A value that is all there is to it, as bytes that are the same in every process."""
     kind = type(value)
+    if kind is str and len(value) < _LONG:
+        return _word_text(value)
+    if kind is int or kind is bool or value is None:
+        return f"{kind.__name__} {value!r}".encode()
     if isinstance(value, (float, complex)):
         return f"{kind.__name__} {value!r}".encode()
     if isinstance(value, Enum):
@@ -191,6 +199,13 @@ def plain_text(value: Any) -> bytes:
     if isinstance(value, RemovableHandle) or not is_plain(value) or " at 0x" in repr(value):
         return qualified_name(value).encode()
     return f"{kind.__name__} {value!r}".encode("utf-8", "surrogatepass")
+
+
+@lru_cache(maxsize=8192)
+def _word_text(value: str) -> bytes:
+    """As ``plain_text``; the same names come again and again."""
+    text = repr(value)
+    return b"builtins.str" if " at 0x" in text else f"str {text}".encode("utf-8", "surrogatepass")
 
 
 def _class_name(value: Any) -> bytes:

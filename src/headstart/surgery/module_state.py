@@ -6,10 +6,10 @@ code names, and the generators of random numbers of torch, Python and NumPy.
 
 from __future__ import annotations
 
+import operator
 import random
-import types
 from collections import OrderedDict, deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from headstart.surgery.code_digest import code_digest, opaque
 from headstart.surgery.origins import is_live
+from headstart.surgery.plain import is_plain
 from headstart.surgery.reach import (
     CONTAINERS,
     ITERATORS,
@@ -27,7 +28,6 @@ from headstart.surgery.reach import (
     Copying,
     attributes_of,
     is_marker,
-    is_plain,
     read_graph,
 )
 from headstart.surgery.values import (
@@ -125,6 +125,7 @@ def differences(before: ModuleState, after: ModuleState) -> tuple[str, ...]:
 
 _Contents = Mapping[int, Content]
 _WITH_ATTRIBUTES = frozenset(("tensor", "dict", "list", "tuple", "set", "function", "partial"))
+_PLAIN_CONTAINERS = frozenset((dict, list, tuple, set, frozenset, deque))
 
 
 def _compare(
@@ -133,6 +134,8 @@ def _compare(
     """Names of what differs in two objects, and pairs of objects that they refer to and that are to be compared."""
     if one.kind != other.kind or not _same_own(one, other):
         return [_title(one)], []
+    if one.labels == other.labels and all(map(operator.is_, one.values, other.values)):
+        return _compare_same(one, before, after)
     mine, theirs = dict(zip(one.labels, one.values, strict=True)), dict(zip(other.labels, other.values, strict=True))
     if one.kind in ("list", "tuple", "dict", "set") and tuple(one.labels) != tuple(other.labels):
         return _names_of_items(one, other), []
@@ -149,6 +152,19 @@ def _compare(
             pairs.append((id(a), id(b)))
         elif not _same_leaf(a, b):
             names.append(one.named(label))
+    return names, pairs
+
+
+def _compare_same(one: Content, before: _Contents, after: _Contents) -> tuple[list[str], list[tuple[int, int]]]:
+    """As ``_compare``, of two that refer to the same objects under the same labels."""
+    names, pairs = list[str](), list[tuple[int, int]]()
+    for value in one.values:
+        key = id(value)
+        if key in before and key in after:
+            pairs.append((key, key))
+        elif key in before or key in after:
+            filled = before[key] if key in before else after[key]
+            names += _names_of_items(filled, filled._replace(labels=()))
     return names, pairs
 
 
@@ -201,41 +217,47 @@ def _same_tensor_of(one: Content, other: Content) -> bool:
 
 
 def _put_back(content: Content) -> None:
+    put_back = _PUT_BACK.get(content.kind)
+    if put_back is not None:
+        put_back(content)
+    if content.kind in _WITH_ATTRIBUTES and type(content.target) not in _PLAIN_CONTAINERS:
+        more = {label[1]: v for label, v in zip(content.labels, content.values, strict=True) if _is_attribute(label)}
+        if more or attributes_of(content.target):
+            _put_back_attributes(content.target, more)
+
+
+def _put_back_tensor(content: Content) -> None:
+    _put_back_class(content.target, content.values[0])
+    put_back_tensor(content.target, content.own)
+    _put_back_gradient(content.target, content)
+
+
+def _put_back_array(content: Content) -> None:
+    if not same_array(content.target, content.own):
+        content.target[...] = content.own
+
+
+def _put_back_object(content: Content) -> None:
+    """A module, or another object: its class, and what it refers to."""
     target, values = content.target, content.values
-    match content.kind:
-        case "tensor":
-            _put_back_class(target, values[0])
-            put_back_tensor(target, content.own)
-            _put_back_gradient(target, content)
-        case "array":
-            if not same_array(target, content.own):
-                target[...] = content.own
-        case "module" | "object":
-            _put_back_class(target, values[0])
-            _put_back_attributes(target, dict(zip(content.labels[1:], values[1:], strict=True)))
-        case "dict":
-            _put_back_dict(target, content.own)
-        case "list":
-            items = [value for label, value in zip(content.labels, values, strict=True) if isinstance(label, int)]
-            _put_back_list(target, items)
-        case "set":
-            if isinstance(target, set) and (len(target) != len(content.own[1]) or set(content.own[1]) != target):
-                set.clear(target)
-                set.update(target, content.own[1])
-        case "cell":
-            _put_back_cell(target, values)
-        case "function":
-            _put_back_function(content)
-        case "class":
-            _put_back_class_attributes(content)
-        case "generator":
-            put_back_generator(target, content.own)
-        case "iterator":
-            if isinstance(target, ITERATORS) and content.own:
-                target.__setstate__(content.own[0])
-    more = {label[1]: v for label, v in zip(content.labels, values, strict=True) if _is_attribute(label)}
-    if content.kind in _WITH_ATTRIBUTES and (more or attributes_of(target)):
-        _put_back_attributes(target, more)
+    _put_back_class(target, values[0])
+    held = attributes_of(target)
+    same = len(held) == len(values) - 1 and all(map(operator.is_, held.values(), values[1:]))
+    if same and tuple(held) == content.labels[1:]:
+        return
+    _put_back_attributes(target, dict(zip(content.labels[1:], values[1:], strict=True)))
+
+
+def _put_back_set(content: Content) -> None:
+    target, items = content.target, content.own[1]
+    if isinstance(target, set) and (len(target) != len(items) or set(items) != target):
+        set.clear(target)
+        set.update(target, items)
+
+
+def _put_back_iterator(content: Content) -> None:
+    if isinstance(content.target, ITERATORS) and content.own:
+        content.target.__setstate__(content.own[0])
 
 
 def _empty_again(content: Content, contents: _Contents) -> None:
@@ -254,7 +276,7 @@ def _put_back_class(target: Any, kind: type) -> None:
 
 
 def _put_back_gradient(target: Tensor, content: Content) -> None:
-    gradient = dict(zip(content.labels, content.values, strict=True)).get("gradient")
+    gradient = content.values[1] if "gradient" in content.labels[1:2] else None
     if target.is_leaf and target.grad is not gradient:
         target.grad = gradient
 
@@ -275,7 +297,8 @@ def _put_back_attributes(target: Any, before: dict[Any, Any]) -> None:
             object.__setattr__(target, name, value)
 
 
-def _put_back_dict(target: dict[Any, Any], items: tuple[tuple[Any, Any], ...]) -> None:
+def _put_back_dict(content: Content) -> None:
+    target, items = content.target, content.own
     now = tuple(dict.items(target))
     if len(now) == len(items) and all(a is c and b is d for (a, b), (c, d) in zip(now, items, strict=True)):
         return
@@ -285,7 +308,9 @@ def _put_back_dict(target: dict[Any, Any], items: tuple[tuple[Any, Any], ...]) -
         kind.__setitem__(target, key, value)
 
 
-def _put_back_list(target: Any, items: list[Any]) -> None:
+def _put_back_list(content: Content) -> None:
+    target: Any = content.target
+    items = [value for label, value in zip(content.labels, content.values, strict=True) if isinstance(label, int)]
     if len(target) == len(items) and all(a is b for a, b in zip(target, items, strict=True)):
         return
     kind: Any = deque if isinstance(target, deque) else list
@@ -293,7 +318,8 @@ def _put_back_list(target: Any, items: list[Any]) -> None:
     kind.extend(target, items)
 
 
-def _put_back_cell(target: types.CellType, values: tuple[Any, ...]) -> None:
+def _put_back_cell(content: Content) -> None:
+    target, values = content.target, content.values
     if not values:
         del target.cell_contents
     elif target.cell_contents is not values[0]:
@@ -327,6 +353,14 @@ def _put_back_class_attributes(content: Content) -> None:
     for name, value in content.own.items():
         if vars(target).get(name) is not value:
             setattr(target, name, value)
+
+
+_PUT_BACK: Mapping[str, Callable[[Content], None]] = {
+    "tensor": _put_back_tensor, "array": _put_back_array, "module": _put_back_object, "object": _put_back_object,
+    "dict": _put_back_dict, "list": _put_back_list, "set": _put_back_set, "cell": _put_back_cell,
+    "function": _put_back_function, "class": _put_back_class_attributes, "iterator": _put_back_iterator,
+    "generator": lambda content: put_back_generator(content.target, content.own),
+}  # fmt: skip
 
 
 def _process_generators() -> dict[str, Any]:

@@ -25,8 +25,12 @@ def is_live(kind: type) -> bool:
     """Whether instances of a class belong to the process (threads, locks, files, groups of processes): nobody else's
     to change.
     """
-    module = str(getattr(kind, "__module__", ""))
-    return module.partition(".")[0] in _LIVE or module.startswith("torch.distributed.")
+    return _is_live_module(str(getattr(kind, "__module__", "")))
+
+
+@lru_cache(maxsize=4096)
+def _is_live_module(name: str) -> bool:
+    return name.partition(".")[0] in _LIVE or name.startswith("torch.distributed.")
 
 
 def is_headstarts(function: object) -> bool:

@@ -9,38 +9,19 @@ from __future__ import annotations
 import dis
 import functools
 import itertools
-import re
 import types
-import weakref
 from collections import OrderedDict, deque
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from datetime import date, time, timedelta
-from decimal import Decimal
-from enum import Enum
-from fractions import Fraction
-from pathlib import PurePath
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
-from uuid import UUID
 
 import numpy as np
-import torch
-from torch import Tensor, fx, nn
-from torch.utils.hooks import RemovableHandle
+from torch import Tensor, nn
 
 from headstart.surgery.naming import TENSOR_HOOKS, child_name
-from headstart.surgery.origins import is_headstarts, is_library, is_live, is_users_class, is_users_function
+from headstart.surgery.origins import is_library, is_live, is_users_class, is_users_function
+from headstart.surgery.plain import PLAIN, find_foreign, is_plain, plain_rule
 from headstart.surgery.values import FAILURES, GENERATORS, array_value, generator_state, tensor_value
 
-_PLAIN = frozenset(
-    (type(None), bool, int, float, complex, str, bytes, range, slice, type(...), torch.dtype, torch.device, torch.Size,
-     torch.layout, torch.memory_format, types.ModuleType, types.MethodDescriptorType,
-     types.WrapperDescriptorType, types.GetSetDescriptorType, types.MemberDescriptorType, re.Pattern)
-)  # fmt: skip
-_PLAIN_KINDS = (
-    int, float, complex, str, bytes, Enum, np.generic, np.dtype, PurePath, date, time, timedelta, Decimal, Fraction,
-    UUID, weakref.ref, RemovableHandle, fx.Graph, types.ModuleType,
-    type(torch.ops.aten.relu), type(torch.ops.aten.relu.default),
-)  # fmt: skip
 ITERATORS: tuple[Any, ...] = (type(iter([])), type(iter(())), type(iter(range(1))), type(iter("")), type(reversed([])))
 _OTHER_ITERATORS = (types.GeneratorType, itertools.count, itertools.cycle, itertools.repeat)
 NO_CONTENT = frozenset(
@@ -54,14 +35,28 @@ _MOST_OBJECTS = 200_000
 
 
 class Content(NamedTuple):
-    """One object: what it refers to as ``values`` under ``labels``, and what it is itself (``own``)."""
+    """One object: what it refers to as ``values`` under ``labels``, and what it is itself (``own``); ``place``: its
+    name, or what refers to it and under which label (few names are ever asked for).
+    """
 
     target: Any
     kind: str
-    name: str
+    place: str | tuple[Content, Any]
     labels: Sequence[Any]
     values: tuple[Any, ...]
     own: Any = None
+
+    @property
+    def name(self) -> str:
+        """What a person calls it."""
+        labels, place = [], self.place
+        while not isinstance(place, str):
+            content, label = place
+            labels.append((content.kind, label))
+            place = content.place
+        for kind, label in reversed(labels):
+            place = child_name(kind, place, label)
+        return place
 
     def named(self, label: object) -> str:
         """What a person calls the thing that is referred to under the label."""
@@ -73,24 +68,6 @@ class Copying(NamedTuple):
 
     values: bool
     parameters: bool
-
-
-def is_plain(value: object) -> bool:
-    """Whether a value is all there is to it: a number, a name, a library's function or class."""
-    kind = type(value)
-    if kind in _PLAIN:
-        return True
-    if isinstance(value, types.BuiltinFunctionType):
-        return isinstance(value.__self__, (types.ModuleType, type, type(None)))
-    if kind is types.FunctionType:
-        inner = getattr(value, "__wrapped__", None)
-        if type(inner) is types.FunctionType and not is_users_function(value) and not is_users_function(inner):
-            return True  # a library's decorator around a library's function, which may note its first use
-        own = is_users_function(value)
-        return not own and (is_headstarts(value) or (value.__closure__ is None and not vars(value)))  # type: ignore[attr-defined]
-    if isinstance(value, type):
-        return not is_users_class(value) and not _foreign(value)
-    return isinstance(value, _PLAIN_KINDS) or value is torch.default_generator
 
 
 def is_empty(value: object) -> bool:
@@ -116,27 +93,30 @@ def read_roots(roots: Sequence[object], copying: Copying, *, besides: Collection
 
 
 def _read_from(
-    waiting: list[tuple[object, str]], copying: Copying, paths: Mapping[int, str], besides: Collection[int]
+    waiting: list[tuple[object, Any]], copying: Copying, paths: Mapping[int, str], besides: Collection[int]
 ) -> dict[int, Content]:
     found: dict[int, Content] = {}
     plain: dict[int, object] = {}  # classes and functions that were asked about
     while waiting and len(found) < _MOST_OBJECTS:
-        target, name = waiting.pop()
-        if id(target) in found:
+        target, place = waiting.pop()
+        kind: Any = type(target)
+        key = id(target)
+        if key in found:
             continue
+        place = paths.get(key, place)
         try:
-            content = _read(target, paths.get(id(target), name), copying)
+            content = _reader(kind)(target, place, copying)
         except FAILURES:
-            content = Content(target, "opaque", name, (), ())
-        found[id(target)] = content
+            content = Content(target, "opaque", place, (), ())
+        found[key] = content
         for label, value in zip(content.labels, content.values, strict=True):
-            key = id(value)
-            if type(value) in _PLAIN or key in plain or key in found or key in besides or is_empty(value):
+            kind, key = type(value), id(value)
+            if kind in PLAIN or (kind in CONTAINERS and not value) or key in found or key in plain or key in besides:
                 continue
-            if is_plain(value):
+            if plain_rule(kind)(value):
                 plain[key] = value
             else:
-                waiting.append((value, content.named(label)))
+                waiting.append((value, (content, label)))
     return found
 
 
@@ -166,29 +146,32 @@ def attributes_of(target: object) -> dict[str, Any]:
 
 
 Pairs = list[tuple[Any, Any]]
+Place = Any
+"""See ``Content``."""
+_WITHOUT_ATTRIBUTES = frozenset((dict, list, tuple, set, frozenset, deque))
 
 
-def _content(target: Any, kind: str, name: str, pairs: Pairs, own: Any = None, *, more: bool = True) -> Content:
+def _content(target: Any, kind: str, name: Place, pairs: Pairs, own: Any = None, *, more: bool = True) -> Content:
     """Of labelled values; with those that an instance of the user's class, or a function, has beside what it holds."""
-    if more and (attributes := attributes_of(target)):
+    if more and type(target) not in _WITHOUT_ATTRIBUTES and (attributes := attributes_of(target)):
         pairs = [*pairs, *((("attribute", label), value) for label, value in attributes.items())]
-    return Content(target, kind, name, tuple(label for label, _ in pairs), tuple(value for _, value in pairs), own)
+    labels, values = zip(*pairs, strict=True) if pairs else ((), ())
+    return Content(target, kind, name, labels, values, own)
 
 
-def _read(target: Any, name: str, copying: Copying) -> Content:
-    if isinstance(target, Tensor):
-        copied = copying.values and (copying.parameters or not isinstance(target, nn.Parameter))
-        return _read_tensor(target, name, copied=copied)
-    if isinstance(target, np.ndarray) and target.dtype != object:
-        return Content(target, "array", name, (), (), array_value(target, copied=copying.values))
-    for kinds, read in _READERS:
-        if isinstance(target, kinds):
-            content: Content = read(target, name)
-            return content
-    return _read_object(target, name)
+@functools.lru_cache(maxsize=4096)
+def _reader(kind: type) -> Callable[[Any, Any, Copying], Content]:
+    """How an object of this class is read."""
+    if issubclass(kind, Tensor):
+        return _read_tensor
+    if issubclass(kind, np.ndarray):
+        return _read_array
+    read = next((read for kinds, read in _READERS if issubclass(kind, kinds)), _read_object)
+    return lambda target, name, _: read(target, name)
 
 
-def _read_tensor(target: Tensor, name: str, *, copied: bool) -> Content:
+def _read_tensor(target: Tensor, name: Place, copying: Copying) -> Content:
+    copied = copying.values and (copying.parameters or not isinstance(target, nn.Parameter))
     pairs: Pairs = [("__class__", type(target))]
     if target.is_leaf and target.grad is not None:
         pairs.append(("gradient", target.grad))
@@ -198,7 +181,7 @@ def _read_tensor(target: Tensor, name: str, *, copied: bool) -> Content:
     return _content(target, "tensor", name, pairs, tensor_value(target, copied=copied))
 
 
-def _read_module(part: Any, name: str) -> Content:
+def _read_module(part: Any, name: Place) -> Content:
     held = {label: value for label, value in attributes_of(part).items() if label != "_compiled_call_impl"}
     if is_marker("train", held.get("train")):
         del held["train"]
@@ -207,7 +190,7 @@ def _read_module(part: Any, name: str) -> Content:
     return Content(part, "module", name, ("__class__", *held), (type(part), *held.values()))
 
 
-def _read_dict(target: dict[Any, Any], name: str) -> Content:
+def _read_dict(target: dict[Any, Any], name: Place) -> Content:
     items, pairs, keys = tuple(dict.items(target)), Pairs(), Pairs()
     for place, (key, value) in enumerate(items):
         plain = is_plain(key) or _is_of_plain(key)
@@ -220,22 +203,24 @@ def _is_of_plain(key: object) -> bool:
     return isinstance(key, tuple) and all(is_plain(part) or _is_of_plain(part) for part in key)
 
 
-def _read_sequence(target: Any, name: str) -> Content:
+def _read_sequence(target: Any, name: Place) -> Content:
     kind = "list" if isinstance(target, (list, deque)) else "tuple"
     return _content(target, kind, name, list(enumerate(target)))
 
 
-def _read_set(target: Any, name: str) -> Content:
+def _read_set(target: Any, name: Place) -> Content:
     others = [value for value in target if not is_plain(value)]
     plain = frozenset(value for value in target if is_plain(value))
     return _content(target, "set", name, list(enumerate(others)), (plain, tuple(target)))
 
 
-def _read_array(target: np.ndarray[Any, Any], name: str) -> Content:  # of objects
-    return Content(target, "tuple", name, range(target.size), tuple(target.flat))
+def _read_array(target: np.ndarray[Any, Any], name: Place, copying: Copying) -> Content:
+    if target.dtype == object:
+        return Content(target, "tuple", name, range(target.size), tuple(target.flat))
+    return Content(target, "array", name, (), (), array_value(target, copied=copying.values))
 
 
-def _read_function(target: types.FunctionType, name: str) -> Content:
+def _read_function(target: types.FunctionType, name: Place) -> Content:
     cells = zip(target.__code__.co_freevars, target.__closure__ or (), strict=True)
     pairs: Pairs = [(("closure", label), cell) for label, cell in cells]
     pairs += [(("default", place), value) for place, value in enumerate(target.__defaults__ or ())]
@@ -248,16 +233,24 @@ def _read_function(target: types.FunctionType, name: str) -> Content:
 def named_globals(function: types.FunctionType) -> Iterator[tuple[dict[str, Any], str, Any]]:
     """(namespace, name, value) of the globals that a function's code names, in modules of the user's own too."""
     own, others = function.__globals__, []
-    names, attributes = _names(function.__code__)
-    for name in sorted(names & own.keys()):
+    names, attributes = _sorted_names(function.__code__)
+    for name in names:
+        if name not in own:
+            continue
         if not isinstance(own[name], types.ModuleType):
             yield own, name, own[name]
         elif not _is_installed(own[name]):
             others.append(vars(own[name]))
     for space in others:
-        for name in sorted(attributes & space.keys()):
-            if not isinstance(space[name], types.ModuleType):
+        for name in attributes:
+            if name in space and not isinstance(space[name], types.ModuleType):
                 yield space, name, space[name]
+
+
+@functools.lru_cache(maxsize=4096)
+def _sorted_names(code: types.CodeType) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    names, attributes = _names(code)
+    return tuple(sorted(names)), tuple(sorted(attributes))
 
 
 def _is_installed(module: types.ModuleType) -> bool:
@@ -276,39 +269,26 @@ def _names(code: types.CodeType) -> tuple[frozenset[str], frozenset[str]]:
     return names, attributes
 
 
-def _read_cell(target: types.CellType, name: str) -> Content:
+def _read_cell(target: types.CellType, name: Place) -> Content:
     try:
         return Content(target, "cell", name, ("contents",), (target.cell_contents,))
     except ValueError:  # empty
         return Content(target, "cell", name, (), ())
 
 
-def _read_method(target: Any, name: str) -> Content:
+def _read_method(target: Any, name: Place) -> Content:
     function = target.__func__ if isinstance(target, types.MethodType) else target.__name__
     return Content(target, "method", name, ("function", "self"), (function, target.__self__))
 
 
-def _read_partial(target: Any, name: str) -> Content:
+def _read_partial(target: Any, name: Place) -> Content:
     pairs = [("function", target.func), ("arguments", target.args), ("keywords", target.keywords)]
     return _content(target, "partial", name, pairs)
 
 
-def _foreign(kind: type) -> dict[str, Any]:
-    """Functions of the user's own that were put in a library's class of modules or in one of its bases."""
-    if not issubclass(kind, nn.Module):
-        return {}
-    return {
-        name: value
-        for base in kind.__mro__
-        if is_library(base.__module__)
-        for name, value in vars(base).items()
-        if type(value) is types.FunctionType and is_users_function(value)
-    }
-
-
-def _read_class(target: type, name: str) -> Content:  # noqa: ARG001  its own name says it better
+def _read_class(target: type, name: Place) -> Content:  # noqa: ARG001  its own name says it better
     if not is_users_class(target):
-        return _content(target, "class", target.__qualname__, list(_foreign(target).items()), more=False)
+        return _content(target, "class", target.__qualname__, list(find_foreign(target).items()), more=False)
     own = {label: value for label, value in vars(target).items() if label not in NO_CONTENT}
     pairs: Pairs = [(label + part, value) for label in sorted(own) for part, value in _functions_in(own[label])]
     pairs += [(("base", place), base) for place, base in enumerate(target.__mro__[1:])]
@@ -325,11 +305,11 @@ def _functions_in(value: Any) -> list[tuple[str, Any]]:
     return [("", value)]
 
 
-def _read_generator(target: Any, name: str) -> Content:
+def _read_generator(target: Any, name: Place) -> Content:
     return Content(target, "generator", name, (), (), generator_state(target))
 
 
-def _read_iterator(target: Any, name: str) -> Content:
+def _read_iterator(target: Any, name: Place) -> Content:
     if isinstance(target, types.GeneratorType):
         frame = target.gi_frame
         held = dict(frame.f_locals) if frame is not None else {}
@@ -338,20 +318,26 @@ def _read_iterator(target: Any, name: str) -> Content:
     return Content(target, "iterator", name, (), (), own)
 
 
-def _read_object(target: Any, name: str) -> Content:
+def _read_object(target: Any, name: Place) -> Content:
     held = dict(attributes_of(target))
-    for kind in type(target).__mro__:
-        held |= {slot: getattr(target, slot) for slot in _slots(kind) if hasattr(target, slot)}
+    kind: Any = type(target)
+    for slot in _slots(kind):
+        if hasattr(target, slot):
+            held[slot] = getattr(target, slot)
     is_seen = bool(held) or is_users_class(type(target))
-    if not is_seen or is_live(type(target)) or any(is_live(type(value)) for value in held.values()):
+    if not is_seen or is_live(type(target)) or any(map(is_live, set(map(type, held.values())))):
         return Content(target, "opaque", name, (), ())
     return Content(target, "object", name, ("__class__", *held), (type(target), *held.values()))
 
 
-def _slots(kind: type) -> list[str]:
-    found = vars(kind).get("__slots__", ())
-    names = [found] if isinstance(found, str) else list(found)
-    return [name for name in names if name not in ("__dict__", "__weakref__")]
+@functools.lru_cache(maxsize=4096)
+def _slots(kind: type) -> tuple[str, ...]:
+    """Of a class and its bases."""
+    found = []
+    for base in kind.__mro__:
+        slots = vars(base).get("__slots__", ())
+        found += [slots] if isinstance(slots, str) else list(slots)
+    return tuple(name for name in found if name not in ("__dict__", "__weakref__"))
 
 
 _READERS: tuple[tuple[Any, Any], ...] = (
@@ -364,7 +350,6 @@ _READERS: tuple[tuple[Any, Any], ...] = (
     ((types.MethodType, types.BuiltinMethodType), _read_method),
     (functools.partial, _read_partial),
     (type, _read_class),
-    (np.ndarray, _read_array),
     (GENERATORS, _read_generator),
     ((*ITERATORS, *_OTHER_ITERATORS), _read_iterator),
 )

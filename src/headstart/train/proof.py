@@ -27,6 +27,7 @@ from headstart.surgery.culprit import find_culprit
 from headstart.surgery.fixed_values import NotReplayable
 from headstart.surgery.module_state import code_digest
 from headstart.surgery.no_trace import no_trace
+from headstart.surgery.origins import is_library
 from headstart.surgery.proof import (
     Calls,
     compute_crossing,
@@ -80,6 +81,20 @@ def prove_boundary(module: nn.Module, frozen: Frozen, batches: Batches, rules: S
     return known.boundary
 
 
+def _freezes_nothing(module: nn.Module, frozen: Frozen) -> bool:
+    """Whether no weights are frozen, and no buffers but statistics of layers that train: then nothing that is worth
+    keeping stands before what trains, and looking for it by the module's own code takes eight passes or more.
+    """
+    if frozen.parameters:
+        return False
+    trained = {
+        path
+        for path, part in module.named_modules()
+        if is_library(type(part).__module__) and next(part.parameters(recurse=False), None) is not None
+    }
+    return trained.issuperset(name.rpartition(".")[0] for name in frozen.tensors)
+
+
 def forget_boundary(module: nn.Module) -> None:
     """Have the next ``prove_boundary`` of this module prove anew: its state was put back from a file."""
     _PROVED.pop(module, None)
@@ -100,6 +115,8 @@ def _prove(module: nn.Module, frozen: Frozen, images: Tensor, rules: StepRules, 
             return _Proved(of=what, boundary=_traced(module, frozen, images, rules), why="")
     except ModelError as error:
         reason = str(error).partition(". ")[0]
+    if _freezes_nothing(module, frozen):
+        return _Proved(of=what, boundary=None, why=reason)
     try:
         with no_trace(module):
             return _Proved(of=what, boundary=_replayed(module, frozen, images, rules), why="")
