@@ -11,6 +11,7 @@ from headstart.errors import ConfigError
 from headstart.models.freeze import freeze
 from headstart.models.head import head_parameters, replace_head
 from headstart.models.layout import find_layout
+from headstart.models.lora import add_lora
 from headstart.optim.groups import param_groups
 
 MODELS = {
@@ -150,6 +151,30 @@ def test_a_norm_over_several_axes_is_not_decayed(net) -> None:
     model.act1 = nn.Sequential(nn.ReLU(), nn.LayerNorm((8, 112, 112)))
     groups = by_name(param_groups(model, lr=0.1, weight_decay=0.1))
     assert groups["act1.1.weight"]["weight_decay"] == 0.0
+
+
+def test_adapters_are_not_decayed_and_have_the_rate_of_their_layer() -> None:
+    pytest.importorskip("peft")
+    model = timm.create_model("test_vit", pretrained=False)
+    replace_head(model, outputs=3)
+    add_lora(model, rank=2, alpha=4.0)
+    freeze(model, rule="but:lora")
+    groups = by_name(param_groups(model, lr=0.1, head_lr=0.5, layer_decay=0.5, weight_decay=0.1))
+    layout = find_layout(model)
+    adapters = {name: (group["lr"], group["weight_decay"]) for name, group in groups.items() if "lora_" in name}
+    last = len(layout.stages) - 1
+    assert adapters == {name: (0.1 * 0.5 ** (last - layout.stage_of(name)), 0.0) for name in adapters}
+    assert len({rate for rate, _ in adapters.values()}) > 1
+    assert groups["head.weight"]["weight_decay"] == 0.1
+
+
+def test_a_weight_that_the_head_shares_with_a_layer_before_it_has_that_layers_rate(net) -> None:
+    model = nn.Sequential(net(classes=4), nn.ReLU(), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4))
+    model[4].weight = model[2].weight
+    groups = by_name(param_groups(model, lr=0.1, head_lr=0.5, layer_decay=0.5, weight_decay=0.1))
+    rates = {name: group["lr"] for name, group in groups.items() if not name.startswith("0.")}
+    assert rates == {"2.weight": 0.1, "2.bias": 0.1, "4.bias": 0.5}
+    assert {group["lr"] for name, group in groups.items() if name.startswith("0.")} == {0.05}
 
 
 def test_without_decay_a_stage_is_one_group_and_its_full_rate_is_kept(net) -> None:
