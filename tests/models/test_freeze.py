@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import functools
 import io
 import pickle
 
@@ -275,16 +274,3 @@ def test_the_backbone_of_a_model_with_several_heads_leaves_all_of_them():
     freeze(module, rule="backbone")
     left = {name for name, parameter in module.named_parameters() if parameter.requires_grad}
     assert left == {"head.weight", "head.bias", "head_dist.weight", "head_dist.bias"}
-
-
-def test_a_train_of_the_users_own_comes_back_when_the_module_is_unfrozen(net) -> None:
-    module = net(norm=True)
-    own = {name: functools.partial(print, name) for name in ("conv1", "fc")}
-    for name, train in own.items():
-        module.get_submodule(name).train = train
-    freeze(module, until="bn1")
-    assert module.conv1.train is not own["conv1"] and module.fc.train is own["fc"]
-    freeze_by(copy.deepcopy(module), "none")
-    freeze_by(module, "none")
-    assert all(vars(module.get_submodule(name))["train"] is train for name, train in own.items())
-    assert "train" not in vars(module.bn1)

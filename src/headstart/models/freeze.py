@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import functools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
@@ -50,7 +50,7 @@ NOTHING_FIXED = Fixed()
 def what_is_fixed(module: nn.Module) -> Fixed:
     """Parameters that do not train now, and what ``freeze`` keeps in evaluation mode, with its buffers."""
     asleep = {path: part for path, part in module.named_modules(remove_duplicate=False) if _pin(part) is not None}
-    still = {f"{path}.{name}" for path, part in asleep.items() for name, _ in part.named_buffers(recurse=False)}
+    still = {f"{path}.{name}" for path, part in asleep.items() for name, _ in part.named_buffers()}
     parameters = module.named_parameters(remove_duplicate=False)
     still |= {name for name, value in parameters if value.is_floating_point() and not value.requires_grad}
     return Fixed(tensors=frozenset(still), modules=frozenset(asleep))
@@ -98,7 +98,7 @@ def freeze_by(
     frozen = what_freezes(module, rule, norm_statistics=norm_statistics, fixed=fixed)
     names = set(frozen.tensors)
     unfreeze(module)
-    for name, parameter in module.named_parameters(remove_duplicate=False):
+    for name, parameter in module.named_parameters():
         if name in names:
             parameter.requires_grad_(False)
     for name in frozen.modules:
@@ -121,8 +121,9 @@ def what_freezes(
 ) -> Frozen:
     """What ``freeze_by`` would freeze; changes nothing.  Raises: ModelError as it does."""
     layout = find_layout(module)
-    ruled = _chosen(module, layout, rule)
-    chosen = ruled | {place.name for place in layout.tensors if _plain_name(place.name) in fixed.tensors}
+    ruled = _with_other_names(module, _chosen(module, layout, rule))
+    given = {place.name for place in layout.tensors if _plain_name(place.name) in fixed.tensors}
+    chosen = _with_other_names(module, ruled | given)
     sizes = {name: parameter.numel() for name, parameter in module.named_parameters()}
     frozen = sum(sizes.get(name, 0) for name in chosen)
     total = sum(sizes.values())
@@ -143,6 +144,12 @@ def what_freezes(
     )
 
 
+def _with_other_names(module: nn.Module, names: set[str]) -> set[str]:
+    """These tensors under each of their names: what stays under one stays under all."""
+    chosen = {id(tensor) for name, tensor, _ in named_tensors(module) if name in names}
+    return {name for name, tensor, _ in named_tensors(module) if id(tensor) in chosen}
+
+
 def _check_head_trains(layout: Layout, rule: FreezeRule, chosen: set[str]) -> None:
     """A new head with nothing in it that trains, or one of its layers as a depth, is not meant."""
     head = [place.name for place in layout.tensors if place.kind == "head" and not place.is_buffer]
@@ -158,7 +165,7 @@ def _with_statistics(module: nn.Module) -> dict[str, list[str]]:
     found = {}
     for path, part in module.named_modules():
         if isinstance(part, nn.modules.batchnorm._NormBase) and part.track_running_stats:
-            found[path] = [f"{path}.{name}" for name, _ in part.named_buffers(recurse=False)]
+            found[path] = [f"{path}.{name}" for name, _ in part.named_buffers()]
     return found
 
 
@@ -211,7 +218,7 @@ def _all_but(module: nn.Module, layout: Layout, kind: str) -> set[str]:
 def _trains(place: TensorPlace, kind: str) -> bool:
     match kind:
         case "bias":
-            return place.kind not in ("head", "adapter") and place.name.endswith("bias")
+            return place.kind != "head" and place.name.endswith("bias")
         case "norm":
             return place.kind == "norm"
         case _:
@@ -275,10 +282,10 @@ def near_names(name: str, known: Sequence[str]) -> str:
 
 
 def _boundary(layout: Layout, rule: FreezeRule, chosen: set[str]) -> int:
-    """Up to where in the execution nothing is random any more; -1 for rules that are not about a prefix."""
+    """Up to where in the execution nothing is random any more; 0 for rules that are not about a prefix."""
     if rule == "backbone" or isinstance(rule, (Until, Stages)):
-        return max((place.order for place in layout.tensors if place.name in chosen), default=-1)
-    return -1
+        return max((place.order for place in layout.tensors if place.name in chosen), default=0)
+    return 0
 
 
 def _eval_modules(module: nn.Module, layout: Layout, chosen: set[str], boundary: int) -> tuple[str, ...]:
@@ -287,35 +294,21 @@ def _eval_modules(module: nn.Module, layout: Layout, chosen: set[str], boundary:
     frozen = _holders(place for place in layout.tensors if place.name in chosen) - trainable
     return tuple(
         path
-        for path, part in module.named_modules()
-        if path
-        and path not in trainable
-        and (path in frozen or _within(path, frozen) or _before(layout, path, part, boundary))
+        for path, _ in module.named_modules()
+        if path not in trainable
+        and (any(around in frozen for around in _upwards(path)) or layout.last_calls.get(path, boundary) < boundary)
     )
 
 
 def _holders(places: Iterable[TensorPlace]) -> set[str]:
-    holders: set[str] = set()
-    for place in places:
-        path = place.module
-        while path and path not in holders:
-            holders.add(path)
-            path = path.rpartition(".")[0]
-    return holders
+    return {path for place in places for path in _upwards(place.module)}
 
 
-def _within(path: str, frozen: set[str]) -> bool:
+def _upwards(path: str) -> Iterator[str]:
+    """A module's path and those of the modules around it, without the whole."""
     while path:
+        yield path
         path = path.rpartition(".")[0]
-        if path in frozen:
-            return True
-    return False
-
-
-def _before(layout: Layout, path: str, part: nn.Module, boundary: int) -> bool:
-    """A parameterless module that executes for the last time before the boundary."""
-    last = layout.last_calls.get(path, boundary)
-    return last < boundary and not any(True for _ in part.parameters())
 
 
 def unfreeze(module: nn.Module, *, fixed: Fixed = NOTHING_FIXED) -> None:
