@@ -188,10 +188,10 @@ def raised_by_all(kind: type[_E]) -> Iterator[None]:
 
 def _device() -> torch.device:
     """Where the group's messages have to be."""
-    if dist.get_backend() == "gloo":
+    gloo = dist.get_backend() == "gloo"
+    accelerator = None if gloo else torch.accelerator.current_accelerator(check_available=True)
+    if accelerator is None:
         return torch.device("cpu")
-    accelerator = torch.accelerator.current_accelerator()
-    assert accelerator is not None
     return torch.device(accelerator.type, torch.accelerator.current_device_index())
 
 

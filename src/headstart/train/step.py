@@ -132,14 +132,14 @@ def _step(state: TrainState, batch: Batch, rules: StepRules, steps_in_epoch: int
     begun = time.monotonic()
     check_rates(state, batch)
     parts = _ready(state, rules)
-    everywhere = parts.may_draw or not (isinstance(rules.loss, str) or is_known(rules.loss))
+    everywhere = parts.may_draw or not is_known(rules.loss)
     with seeded(_step_seed(state, rules), device=parts.device, everywhere=everywhere) as seed_again:
         loss, weight, grad_norm = _gradient(state, parts, batch, rules, seed_again)
         _clip(parts, rules, grad_norm)
         _update(state)
     check_weights(state, parts, batch)
     groups = state.optimizer.param_groups
-    body = [group["lr"] for group in groups if str(group.get("name", "")).partition(" ")[0] != "head"]
+    body = [group["lr"] for group in groups if str(group.get("name")).partition(" ")[0] != "head"]
     state.step += 1
     return StepDone(
         step=state.step, epoch=state.epochs_done + 1, loss=loss, weight=weight, grad_norm=grad_norm,
@@ -211,7 +211,7 @@ def _sums(
                     "--batch-size or --image-size, or a smaller model"
                 ) from error
         begin_again()
-        torch.accelerator.empty_cache() if torch.accelerator.is_available() else None
+        torch.accelerator.empty_cache()  # does nothing where there is none
         state.micro_batches = 2 * count
 
 
