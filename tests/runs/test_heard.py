@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,8 +22,8 @@ Settings = Callable[..., dict[str, Any]]
 OPTIONS: dict[str, Any] = {"recipe": "full", "epochs": 2, "workers": 0, "checkpoint": {"every_seconds": 0.0}}
 
 
-def trained(settings: Settings, out: Path, **options: Any) -> hs.Run:
-    return hs.train(hs.load_config(settings(**OPTIONS, out=str(out))), **options)
+def trained(settings: Settings, out: Path, *, workers: int = 0, **options: Any) -> hs.Run:
+    return hs.train(hs.load_config(settings(**OPTIONS | {"workers": workers}, out=str(out))), **options)
 
 
 @pytest.fixture
@@ -120,3 +122,38 @@ def test_a_signal_during_the_scan_leaves_while_files_are_still_being_decoded(
     finally:
         release.set()
         signal.signal(signal.SIGUSR1, before)
+
+
+@pytest.mark.parametrize("image", [1, 17])
+def test_a_signal_is_heard_while_a_loading_process_is_in_the_middle_of_a_picture(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, image: int
+) -> None:
+    """Before an epoch's first step, and before its last one; the decoder's call would take half a minute."""
+    whole = trained(settings, tmp_path / "whole", workers=1)
+    run, real, opened = os.getpid(), picture.open_jpeg, []
+    told, step = tmp_path / "told", 4 if image == 1 else 6  # of 4 in an epoch
+    struck: list[float] = []
+
+    def decode_slowly(*given: Any, **named: Any) -> Any:
+        opened.append(1)
+        if os.getpid() != run and len(opened) == image:
+            while not told.exists():
+                time.sleep(0.01)
+            os.kill(run, signal.SIGTERM)
+            time.sleep(30)
+        return real(*given, **named)
+
+    def watch(event: object) -> None:
+        if isinstance(event, hs.EpochDone):
+            monkeypatch.setattr(picture, "open_jpeg", decode_slowly)
+        if getattr(event, "step", 0) == step:
+            told.touch()
+            struck[:] = [time.monotonic()]
+
+    with pytest.raises(Interrupted, match=f"stopped by SIGTERM after step {step}, and saved in"):
+        trained(settings, tmp_path / "run", watch=watch, workers=1)
+    assert time.monotonic() - struck[0] < 15
+    assert read_checkpoint(tmp_path / "run" / "checkpoints").counters["step"] == step
+    assert not multiprocessing.active_children()
+    monkeypatch.undo()
+    assert trained(settings, tmp_path / "run", resume=True, workers=1).metrics == whole.metrics

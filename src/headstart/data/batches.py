@@ -9,6 +9,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Generator, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Protocol
@@ -21,13 +22,14 @@ from headstart.ambient import each_in_own_arithmetic
 from headstart.data.augment import Changes, Transform, mix_batch
 from headstart.data.decode import UnreadableImage
 from headstart.data.decoded import Decoded
+from headstart.data.interruptible import each_heard
 from headstart.data.late import Late, Mix
 from headstart.data.picture import Picture, normalised
 from headstart.data.randomness import derived_seed, drawing_from, epoch_order
 from headstart.data.reading import ChangedFiles, ChangedImage, ImageRead, open_scanned, sendable, stack_read
 from headstart.data.samples import Sample
 from headstart.data.task import TaskSpec
-from headstart.data.workers import stay_with
+from headstart.data.workers import ended_with_its_use, stay_with
 from headstart.models.preprocess import Preprocess
 from headstart.parallel.processes import ALONE, Processes, current
 
@@ -205,14 +207,16 @@ class Batches:
         )
         if self.workers and self.processes.several:
             time.sleep(_SETTLING_SECONDS)
-        for part, values in zip(parts, loader, strict=True):
-            if isinstance(values, Exception):
-                raise values
-            *found, digests = values
-            for row, digest in digests:
-                assert self.changed is not None, "a changed file ends the run"
-                self.changed.add(self.samples[part.rows[row]], digest)
-            yield tuple(found)
+        with ended_with_its_use() if self.workers else nullcontext():
+            made = each_heard(iter(loader)) if self.workers else loader
+            for part, values in zip(parts, made, strict=True):
+                if isinstance(values, Exception):
+                    raise values
+                *found, digests = values
+                for row, digest in digests:
+                    assert self.changed is not None, "a changed file ends the run"
+                    self.changed.add(self.samples[part.rows[row]], digest)
+                yield tuple(found)
 
     def _parts(self, epoch: int) -> list[_Part]:
         """What this process takes of every batch of the epoch, in order."""

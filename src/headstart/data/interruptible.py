@@ -10,7 +10,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from itertools import count
+from itertools import count, islice
 from queue import Empty, SimpleQueue
 from typing import Generic, TypeVar
 
@@ -68,6 +68,23 @@ def run_interruptibly(work: Callable[[], _T], *, pixels: int) -> _T:
     outcomes: SimpleQueue[_Outcome[_T]] = SimpleQueue()
     threading.Thread(target=lambda: outcomes.put(_Outcome.of(work)), name="decode", daemon=True).start()
     return _next(outcomes).value()
+
+
+def each_heard(items: Iterator[_T]) -> Generator[_T, None, None]:
+    """The items of an iterator that waits for other processes; on the main thread signal handlers run while it does,
+    and one that raises breaks nothing off: the iterator is asked in another thread.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield from items
+        return
+    while True:
+        outcomes: SimpleQueue[_Outcome[tuple[_T, ...]]] = SimpleQueue()
+        ask = partial(_Outcome.of, lambda: tuple(islice(items, 1)))
+        threading.Thread(target=lambda put=outcomes.put, ask=ask: put(ask()), name="await", daemon=True).start()
+        found = _next(outcomes).value()
+        if not found:
+            return
+        yield found[0]
 
 
 def map_in_threads(work: Callable[[_Item], _T], items: Sequence[_Item], *, threads: int) -> Generator[_T, None, None]:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import ctypes
 import multiprocessing
+import multiprocessing.process
 import os
 import resource
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -52,7 +53,7 @@ def deaths_explained() -> Iterator[None]:
         text = str(error) or type(error).__name__
         if isinstance(error, RuntimeError) and not any(words in text for words in (_DEATH, *_HANDING_OVER)):
             raise
-        _end_loading_processes()
+        _end(multiprocessing.active_children())
         what = next((line for line in text.splitlines() if _DEATH in line), text.splitlines()[-1]).strip()
         cause, remedy = next(value for words, value in _CAUSES.items() if words in text)
         raise RunError(
@@ -61,13 +62,26 @@ def deaths_explained() -> Iterator[None]:
         ) from error
 
 
-def _end_loading_processes() -> None:
-    """Kill what is left and wait for it: one that was only just forked would not heed SIGTERM, and Python waits for it
-    when it ends. torch's handler, which raises at the end of any of them, does not hear of it.
+@contextmanager
+def ended_with_its_use() -> Iterator[None]:
+    """What loads images for what is done within, where that is left before its end, is killed: it may be in the middle
+    of a decoder's call, for which torch would wait 5 s.
+    """
+    before, done = set(multiprocessing.active_children()), False
+    try:
+        yield
+        done = True
+    finally:
+        if not done:
+            _end([process for process in multiprocessing.active_children() if process not in before])
+
+
+def _end(left: Sequence[multiprocessing.process.BaseProcess]) -> None:
+    """Kill these and wait for them: one that was only just forked would not heed SIGTERM, and Python waits for it when
+    it ends. torch's handler, which raises at the end of any of them, does not hear of it.
     """
     is_main = threading.current_thread() is threading.main_thread()
     handler = signal.signal(signal.SIGCHLD, signal.SIG_DFL) if is_main else None
-    left = multiprocessing.active_children()
     for process in left:
         process.kill()
     for process in left:

@@ -48,7 +48,7 @@ def _leave_early(number: int) -> NoReturn:
 class Interruption:
     """The signal that asked the run to stop, if one did, and what is done the moment it comes.
 
-    ``at_once`` None: nothing, the step is finished first; while this process decodes its images, ``between_steps``.
+    ``at_once`` None: nothing, the step is finished first; while images are awaited, ``between_steps``.
     """
 
     signals: list[int] = field(default_factory=list)
@@ -140,7 +140,7 @@ class Saver:
     def after(self, event: object, state: TrainState) -> None:
         """Record the event; save when it is time.
 
-        A signal within an epoch waits for its step, but not for its images where this process decodes them; during
+        A signal within an epoch waits for its step, but not for its images; during
         validation and after the last epoch it is obeyed at once, since nothing can be lost.
 
         Raises: Interrupted: a signal asked for it, and the state is saved. StorageError: it cannot be

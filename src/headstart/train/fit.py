@@ -107,10 +107,8 @@ def _epochs(
 
 
 def _waiting(batches: TrainingBatches) -> Callable[[], AbstractContextManager[None]]:
-    """Within what they are awaited: a signal is heard at once where this process decodes them; of loading processes it
-    would break off what they hand over.
-    """
-    return waiting_for_data if isinstance(batches, Batches) and batches.workers == 0 else nullcontext
+    """Within what they are awaited: a signal is heard at once."""
+    return waiting_for_data if isinstance(batches, Batches) else nullcontext
 
 
 class Timed(Iterator[Batch]):
