@@ -18,7 +18,7 @@ check: .venv/installed-test
 
 # Which lines the tests do not run. Slow on Python 3.11, where each line is traced; sys.monitoring is there from 3.12 on.
 coverage: .venv/installed-test
-	OMP_NUM_THREADS=1 $(BIN)/coverage run -m pytest $(TESTS)
+	OMP_NUM_THREADS=1 $(BIN)/coverage run -m pytest -n $(JOBS) --dist loadfile $(TESTS)
 	$(BIN)/coverage combine
 	$(BIN)/coverage report
 
