@@ -225,7 +225,8 @@ def test_two_numbers_are_learned_end_to_end(settings, numbers, log) -> None:
     assert ("mae:size" in run.metrics) == (not log)
     with (run.path / "predictions.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
-    truth = {row["image"]: row for row in csv.DictReader(numbers.open(newline=""))}
+    with numbers.open(newline="") as file:
+        truth = {row["image"]: row for row in csv.DictReader(file)}
     for row in rows:
         assert float(row["truth:price"]) == float(truth[row["id"]]["price"])
     (said,) = predict_paths(run.path, [numbers.parent / rows[0]["id"]])

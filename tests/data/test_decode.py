@@ -78,7 +78,8 @@ def test_transparent_16_bit_grey_is_white(tmp_path: Path) -> None:
 def test_white_is_zero_in_a_16_bit_tiff_is_understood(tmp_path: Path) -> None:
     ramp = np.tile(np.array([0, 65535, 257 * 10], dtype=np.uint16), (2, 1))
     Image.fromarray(ramp).save(tmp_path / "a.tiff", tiffinfo={262: 0})
-    assert Image.open(tmp_path / "a.tiff").tag_v2[262] == 0
+    with Image.open(tmp_path / "a.tiff") as written:
+        assert written.tag_v2[262] == 0
     assert np.asarray(read_image(tmp_path / "a.tiff"))[0, :, 0].tolist() == [255, 0, 245]
 
 
