@@ -31,8 +31,8 @@ import numpy as np
 from PIL import Image, ImageFile
 
 from benchmarks.reliability.images import mutated
-from headstart.data.decode import FORMATS, UnreadableImage, decode_image
-from headstart.data.picture import Picture
+from headstart.data.decoding.decode import FORMATS, UnreadableImage, decode_image
+from headstart.data.decoding.lazy_image import Picture
 
 SIDE = 8000
 Door = Callable[[bytes], tuple[int, int]]

@@ -23,12 +23,12 @@ from PIL import Image
 
 import headstart as hs
 from headstart.errors import Error
-from headstart.models.boundary import find_boundary
-from headstart.models.freeze import freeze
-from headstart.models.head import replace_head
-from headstart.models.layout import find_layout
-from headstart.train.proof import prove_boundary
-from headstart.train.step import StepRules
+from headstart.surgery.boundary import find_boundary
+from headstart.surgery.freeze import freeze
+from headstart.surgery.head import replace_head
+from headstart.surgery.layout import find_layout
+from headstart.training.boundary_proof import prove_boundary
+from headstart.training.step import StepRules
 
 NAMES = Path(__file__).parents[1] / "tests" / "models" / "smallest.txt"
 

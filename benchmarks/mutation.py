@@ -1,7 +1,7 @@
 """Which lines could be wrong without a test noticing: a file is changed in one place at a time, and its tests are run.
 
-    python -m benchmarks.mutation train/step.py optim/groups.py     paths below src/headstart
-    python -m benchmarks.mutation train/step.py --tests tests/train/test_step.py --lines 100-160 --only survived
+    python -m benchmarks.mutation training/step.py optim/groups.py     paths below src/headstart
+    python -m benchmarks.mutation training/step.py --tests tests/training/test_step.py --lines 100-160 --only survived
 
 Changed are comparisons, arithmetic, and/or/not, conditions, numbers, True and False, strings that are not messages,
 returned values, and whole statements (calls whose value is not used, raise, break, continue). A first run notes which
@@ -45,34 +45,34 @@ ACCEPTED = Path(__file__).with_name("mutation_accepted.txt")
 KEPT = Path("/tmp/headstart-mutation/verdicts.jsonl")  # of all runs on this machine, the last one of a mutant counts
 HEAVY = ("torch", "timm", "torchvision", "hypothesis", "numpy", "PIL.Image", "safetensors.torch", "torchmetrics")
 TESTS = {
-    "train/step.py": "train/test_step_exact.py train/test_step.py train/test_state.py train/test_companions.py "
-    "train/test_finite.py train/test_recompute.py train/test_retries.py",
-    "train/state.py": "train/test_state.py train/test_step.py train/test_companions.py train/test_ambient.py",
-    "train/companions.py": "train/test_companions.py",
-    "train/average.py": "train/test_companions.py train/test_step.py",
-    "train/finite.py": "train/test_finite.py train/test_step.py train/test_fit.py",
-    "train/fit.py": "train/test_fit.py train/test_finite.py train/test_ambient.py",
-    "train/evaluate.py": "train/test_evaluate.py train/test_ambient.py train/test_threads.py",
-    "train/cache.py": "train/test_activations.py train/test_crossing.py",
-    "train/feed.py": "train/test_cache.py train/test_phases.py train/test_decoded.py",
-    "train/phases.py": "train/test_phases.py train/test_cache.py",
+    "training/step.py": "training/test_step_exact.py training/test_step.py training/test_state.py training/test_companions.py "
+    "training/test_finite.py training/test_activation_checkpointing.py training/test_retries.py",
+    "training/state.py": "training/test_state.py training/test_step.py training/test_companions.py test_ambient.py",
+    "training/companions.py": "training/test_companions.py",
+    "training/average.py": "training/test_companions.py training/test_step.py",
+    "training/finite.py": "training/test_finite.py training/test_step.py training/test_fit.py",
+    "training/fit.py": "training/test_fit.py training/test_finite.py test_ambient.py",
+    "training/evaluate.py": "training/test_evaluate.py test_ambient.py training/test_threads.py",
+    "training/activation_cache.py": "training/test_activations.py training/test_boundary_tensors.py",
+    "training/phase_data.py": "training/test_activation_cache.py training/test_phases.py training/test_decoded.py",
+    "training/phases.py": "training/test_phases.py training/test_activation_cache.py",
     "optim/groups.py": "optim/test_groups.py",
-    "optim/penalties.py": "optim/test_penalties.py train/test_companions.py",
+    "optim/penalties.py": "optim/test_penalties.py training/test_companions.py",
     "optim/schedules.py": "optim/test_schedules.py",
-    "optim/losses.py": "optim/test_losses.py train/test_step.py",
-    "models/boundary.py": "models/test_fixed_nodes.py models/test_boundary.py",
-    "models/fixed_nodes.py": "models/test_fixed_nodes.py models/test_boundary.py",
-    "models/freeze.py": "models/test_freeze_rules.py",
-    "models/head.py": "models/test_head.py",
+    "tasks/losses.py": "tasks/test_losses.py training/test_step.py",
+    "surgery/boundary.py": "surgery/test_fixed_nodes.py surgery/test_boundary.py",
+    "surgery/fixed_nodes.py": "surgery/test_fixed_nodes.py surgery/test_boundary.py",
+    "surgery/freeze.py": "models/test_freeze_rules.py",
+    "surgery/head.py": "surgery/test_head.py",
     "runs/checkpoint.py": "runs/test_checkpoint.py runs/test_checkpoint_files.py runs/test_shared_checkpoint.py "
     "runs/test_restore.py",
     "runs/resume.py": "runs/test_begin.py",
     "runs/frozen_file.py": "runs/test_frozen_file.py runs/test_checkpoint.py",
     "runs/optimizer_state.py": "runs/test_restore_groups.py runs/test_restore.py runs/test_checkpoint.py "
     "runs/test_shared_checkpoint.py",
-    "ambient.py": "train/test_ambient.py train/test_threads.py",
-    "turns.py": "train/test_threads.py",
-}  # fmt: skip
+    "ambient.py": "test_ambient.py training/test_threads.py",
+    "turns.py": "training/test_threads.py",
+}
 SWAPS: dict[type[ast.AST], type[ast.AST]] = {
     ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq, ast.NotEq: ast.Eq,
     ast.Is: ast.IsNot, ast.IsNot: ast.Is, ast.In: ast.NotIn, ast.NotIn: ast.In, ast.And: ast.Or, ast.Or: ast.And,
@@ -495,7 +495,7 @@ def report(path: str, tests: list[str], wanted: list[Mutant], keys: dict[int, st
 def main() -> None:
     """Judge the mutants of the files that are named."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("files", nargs="+", help="below src/headstart, e.g. train/step.py")
+    parser.add_argument("files", nargs="+", help="below src/headstart, e.g. training/step.py")
     parser.add_argument("--tests", nargs="*", help="files or folders of tests, in place of those known for the file")
     parser.add_argument("--lines", default="0-1000000", help="only these lines, e.g. 100-160")
     parser.add_argument("--every", type=int, default=1, help="only each so many-th mutant: a sample")

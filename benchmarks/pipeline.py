@@ -29,15 +29,15 @@ from PIL import Image
 from torch import Tensor
 from torchvision import transforms as usual
 
-from headstart.data import picture as pictures
-from headstart.data.augment import Changes, Cropping, Framing, eval_transform, train_transform
-from headstart.data.decode import UnreadableImage, check_image, decode_image
-from headstart.data.decoded import Decoded
-from headstart.data.picture import Picture, normalised, stacked
+from headstart.data.decoding import lazy_image as pictures
+from headstart.data.decoding.decode import UnreadableImage, check_image, decode_image
+from headstart.data.decoding.decoded_cache import Decoded
+from headstart.data.decoding.lazy_image import Picture, normalised, stacked
 from headstart.data.randomness import drawing_from
+from headstart.data.transforms.transforms import Changes, Cropping, Framing, eval_transform, train_transform
+from headstart.machine import environment
 from headstart.models.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocess
-from headstart.pages import PageFile
-from headstart.train.machine import environment
+from headstart.storage.record_file import PageFile
 
 ROOT = Path(os.environ.get("HEADSTART_DATA", Path(__file__).parents[1] / ".." / "shared")).resolve()
 SIZES = {(500, 375): 16, (2000, 1500): 8, (4000, 3000): 4}  # and how many of them

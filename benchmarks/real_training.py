@@ -67,7 +67,7 @@ def run(name: str, folder: Path) -> dict[str, Any]:
 
     import headstart as hs
     from headstart.config.schema import Schedule
-    from headstart.models.layout import find_layout
+    from headstart.surgery.layout import find_layout
 
     torch.manual_seed(0)
     opened = hs.open_model(name, weights="none", image_size=MODELS[name])

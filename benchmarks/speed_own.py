@@ -27,20 +27,20 @@ from torch import nn
 
 import headstart as hs
 from benchmarks.speed_job import CROP, FROZEN, MEAN, SIZE, STD, Job, Laps, cpu_seconds, peak_mib, read_job, report
+from headstart.allocator import kept_memory
 from headstart.app import plan
 from headstart.config.schema import Config, Data
-from headstart.data.batches import Batches
 from headstart.data.labelled import labelled_batches
-from headstart.models.boundary import find_boundary
-from headstart.plan.preflight import Decided, Prepared, ScanProgress, prepare
+from headstart.data.loader import Batches
+from headstart.planning.preflight import Decided, Prepared, ScanProgress, prepare
 from headstart.runs.bundle import OpenedRun, open_run
-from headstart.train.cache import CacheProgress, through_prefix
-from headstart.train.evaluate import evaluate
-from headstart.train.functional_metrics import functional
-from headstart.train.heap import kept_memory
-from headstart.train.phases import freeze_phase
-from headstart.train.precision import MEMORY_FORMATS, autocast, dtype_of
-from headstart.train.step import StepDone
+from headstart.surgery.boundary import find_boundary
+from headstart.tasks.functional_metrics import functional
+from headstart.training.activation_cache import CacheProgress, through_prefix
+from headstart.training.evaluate import evaluate
+from headstart.training.phases import freeze_phase
+from headstart.training.precision import MEMORY_FORMATS, autocast, dtype_of
+from headstart.training.step import StepDone
 
 functional("classification")  # imported before the clock starts, as the peers' parts are
 _SHOWN = ("precision", "memory_format", "attention", "cache", "evaluation")

@@ -53,12 +53,12 @@ def commands(folder: Path) -> dict[str, tuple[str, ...]]:
     photos = folder / "photos"
     photo = str((photos if photos.exists() else pictures(photos)) / "red" / "0.jpg")
     timm, torchvision = (trained(f"{kind}/resnet18", photos, folder / kind) for kind in ("timm", "torchvision"))
-    lean = "from headstart.models.libraries import load_libraries as load; load()"
+    lean = "from headstart.lazy_imports import load_libraries as load; load()"
     opened = (
-        f"{lean}; import headstart.inference; from headstart.runs.bundle import open_run; run = open_run({str(timm)!r})"
+        f"{lean}; import headstart.predictor; from headstart.runs.bundle import open_run; run = open_run({str(timm)!r})"
     )
     decoded = (
-        f"{opened}; from headstart.inference import image_batches; batches = image_batches([{photo!r}], "
+        f"{opened}; from headstart.predictor import image_batches; batches = image_batches([{photo!r}], "
         "preprocess=run.preprocess, task=run.task, batch_size=8); batch = next(batches.epoch(0))"
     )
     return {
@@ -69,7 +69,7 @@ def commands(folder: Path) -> dict[str, tuple[str, ...]]:
         "import torch": ("-c", "import torch"),
         "import torch, torchvision, timm": ("-c", "import torch, torchvision, timm"),
         "the same, as headstart does it": ("-c", lean),
-        "import headstart.inference": ("-c", f"{lean}; import headstart.inference"),
+        "import headstart.predictor": ("-c", f"{lean}; import headstart.predictor"),
         "and open the bundle": ("-c", opened),
         "and decode one photo": ("-c", decoded),
         "headstart predict, timm/resnet18": (*CLI, "predict", str(timm), photo),

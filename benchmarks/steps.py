@@ -24,10 +24,10 @@ from typing import Any
 import torch
 from torch.nn import functional
 
+from headstart.allocator import kept_memory
 from headstart.models.sources import open_model
-from headstart.train.attention import Attention, attending, has_attention
-from headstart.train.heap import kept_memory
-from headstart.train.precision import MEMORY_FORMATS, autocast
+from headstart.training.attention import Attention, attending, has_attention
+from headstart.training.precision import MEMORY_FORMATS, autocast
 
 MODELS = (
     "timm/resnet18", "timm/resnet50", "timm/vit_tiny_patch16_224", "timm/mobilenetv3_small_100", "timm/efficientnet_b0",

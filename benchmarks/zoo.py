@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from headstart.models.freeze import Frozen
+    from headstart.surgery.freeze import Frozen
 
 RESULTS = Path(__file__).parent / "results" / "zoo.jsonl"
 HEADS: dict[str, dict[str, Any]] = {
@@ -77,7 +77,7 @@ def build(name: str) -> nn.Module:
 
 def examine(name: str) -> dict[str, Any]:
     """All checks of one architecture: ``pass`` or the reason, by check."""
-    from headstart.models.layout import find_layout
+    from headstart.surgery.layout import find_layout
 
     module = build(name)
     row: dict[str, Any] = {"name": name, "family": family(name)}
@@ -109,7 +109,7 @@ def images(module: nn.Module, *, grad: bool = False) -> Tensor:
     """Two images of the model's own size, where its weights are."""
     import torch
 
-    from headstart.models.trace import input_shape
+    from headstart.surgery.trace import input_shape
 
     device = next(module.parameters()).device
     return torch.randn(2, *input_shape(module), device=device, requires_grad=grad)
@@ -119,7 +119,7 @@ def check_order(module: nn.Module) -> None:
     """The layout's order is that in which hooks see the layers called."""
     import torch
 
-    from headstart.models.layout import find_layout
+    from headstart.surgery.layout import find_layout
 
     orders: dict[str, int] = {}
     for place in find_layout(module).tensors:
@@ -146,9 +146,9 @@ def check_head(module: nn.Module, kind: str) -> None:
     """A new head gives the right shape, gets a gradient, and leaves every other tensor the object that it was."""
     import torch
 
-    from headstart.models.freeze import freeze
-    from headstart.models.head import find_head, head_parameters, model_scores, replace_head
-    from headstart.models.layout import named_tensors
+    from headstart.surgery.freeze import freeze
+    from headstart.surgery.head import find_head, head_parameters, model_scores, replace_head
+    from headstart.surgery.layout import named_tensors
 
     options = HEADS[kind]
     paths = tuple(path + "." for path in find_head(module).paths)
@@ -175,15 +175,15 @@ def check_head(module: nn.Module, kind: str) -> None:
 
 def at_depth(module: nn.Module, share: float) -> Frozen:
     """Freeze that share of the stages."""
-    from headstart.models.freeze import freeze
-    from headstart.models.layout import find_layout
+    from headstart.surgery.freeze import freeze
+    from headstart.surgery.layout import find_layout
 
     return freeze(module, stages=max(1, round(share * len(find_layout(module).stages))))
 
 
 def check_freeze(module: nn.Module, share: float) -> None:
     """What executes first is frozen, all of it and nothing else, and stays in eval through ``train()``."""
-    from headstart.models.layout import find_layout, named_tensors
+    from headstart.surgery.layout import find_layout, named_tensors
 
     frozen, layout = at_depth(module, share), find_layout(module)
     until = max(1, round(share * len(layout.stages)))
@@ -206,9 +206,9 @@ def check_boundary(module: nn.Module, share: float) -> None:
     """The graph is cut behind all that is frozen, and both halves together give the model's shapes."""
     import torch
 
-    from headstart.models.boundary import find_boundary
-    from headstart.models.head import model_scores
-    from headstart.models.layout import find_layout, named_tensors
+    from headstart.surgery.boundary import find_boundary
+    from headstart.surgery.head import model_scores
+    from headstart.surgery.layout import find_layout, named_tensors
 
     frozen = at_depth(module, share)
     boundary = find_boundary(module, frozen)
@@ -232,10 +232,10 @@ def check_boundary(module: nn.Module, share: float) -> None:
 
 def check_groups(module: nn.Module) -> None:
     """Each trainable tensor is in one group; rates do not fall from input to output; norms and biases do not decay."""
-    from headstart.models.freeze import freeze
-    from headstart.models.head import head_parameters
-    from headstart.models.layout import find_layout
     from headstart.optim.groups import param_groups
+    from headstart.surgery.freeze import freeze
+    from headstart.surgery.head import head_parameters
+    from headstart.surgery.layout import find_layout
 
     freeze(module, rule="none")
     groups = param_groups(module, lr=LR, head_lr=HEAD_LR, layer_decay=LAYER_DECAY, weight_decay=WEIGHT_DECAY)

@@ -87,10 +87,10 @@ def check(name: str) -> None:
     """All that needs values."""
     import torch
 
-    from headstart.models.boundary import find_boundary
-    from headstart.models.freeze import freeze
-    from headstart.models.head import replace_head
-    from headstart.models.layout import find_layout, named_tensors
+    from headstart.surgery.boundary import find_boundary
+    from headstart.surgery.freeze import freeze
+    from headstart.surgery.head import replace_head
+    from headstart.surgery.layout import find_layout, named_tensors
 
     module, side = build(name)
     replace_head(module, outputs=3, dropout=0.3)
@@ -122,9 +122,9 @@ def five_steps(module: nn.Module, side: int) -> tuple[nn.Module, list[str]]:
     import torch
     from timm.utils.model_ema import ModelEmaV3
 
-    from headstart.models.head import model_scores
     from headstart.optim.groups import param_groups
-    from headstart.train.state import update_average
+    from headstart.surgery.head import model_scores
+    from headstart.training.state import update_average
 
     optimizer = torch.optim.AdamW(param_groups(module, lr=1e-3, head_lr=1e-2, layer_decay=0.9, weight_decay=0.1))
     average, reached = ModelEmaV3(module, decay=0.5), set[str]()
@@ -149,7 +149,7 @@ def used_never(module: nn.Module, side: int) -> set[str]:
     """Parameters that the output does not depend on: the model's code holds them and does not use them."""
     import torch
 
-    from headstart.models.head import model_scores
+    from headstart.surgery.head import model_scores
 
     twin = copy.deepcopy(module).train()
     for parameter in twin.parameters():
@@ -164,7 +164,7 @@ def check_boundary(module: nn.Module, boundary: Any, side: int) -> None:
     """Batch mates, modes, and both halves against the whole, bit for bit."""
     import torch
 
-    from headstart.models.head import model_scores
+    from headstart.surgery.head import model_scores
 
     torch.manual_seed(9)
     one, other = torch.randn(2, 3, side, side).split(1)

@@ -20,7 +20,7 @@ from safetensors.torch import save
 
 import headstart as hs
 from headstart.cli.progress import Progress
-from headstart.storage import json_bytes, write_file
+from headstart.storage.durable import json_bytes, write_file
 
 PACKAGE = Path(hs.__file__).parent / "starter"
 WIDTHS = [24, 48, 96, 192]  # 1.6 million parameters, 3.2 MB as float16

@@ -25,9 +25,9 @@ from PIL import Image
 from torch import Tensor, nn
 
 import headstart as hs
-from headstart.data.images import image_batches
-from headstart.plan import cache as plan_cache
-from headstart.runs import report
+from headstart.data.dataset import image_batches
+from headstart.planning import activation_cache as plan_cache
+from headstart.reports import report
 
 SCORES: dict[str, str | int] = {"equal": "all", "aux": "logits", "dict": "logits", "embedding": 0}
 COLOURS = {"blue": (60, 60, 160), "green": (60, 160, 60), "red": (160, 60, 60)}

@@ -20,8 +20,8 @@ import headstart as hs
 from headstart import app
 from headstart.config.schema import Data
 from headstart.errors import ConfigError, DataError, ModelError, StorageError
-from headstart.inference import evaluate_run, predict_paths
-from headstart.plan import memory
+from headstart.planning import memory
+from headstart.predictor import evaluate_run, predict_paths
 
 QUICK = {"recipe": "full", "epochs": 1}
 

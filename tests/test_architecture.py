@@ -10,34 +10,32 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "src" / "headstart"
 LAYERS = [  # a row imports from the rows above it only
-    {"errors", "pieces"},
-    {"disk", "ambient", "turns"},
-    {"config", "storage", "pages", "parallel"},
-    {"shelf"},
-    {"surgery"},
-    {"models"},
-    {"data", "optim"},
-    {"train"},
-    {"runs", "plan"},
-    {"app", "inference"},
+    {"errors"},
+    {"isolation", "config", "storage", "distributed", "lazy_imports", "allocator"},
+    {"machine", "tasks", "surgery"},
+    {"models", "optim"},
+    {"data"},
+    {"training", "reports"},
+    {"planning", "runs"},
+    {"predictor", "app"},
     {"demo"},
     {"cli"},
     {"__main__"},
 ]
 LEVEL = {name: level for level, row in enumerate(LAYERS) for name in row}
 HEAVY = {"torch", "timm", "torchvision"}
-LIGHT = (
+LIGHT = (  # answer in a blink
     "errors.py",
-    "storage.py",
-    "pages.py",
-    "shelf.py",
     "__init__.py",
     "config/",
     "cli/",
     "models/spec.py",
-)  # answer in a blink
+    "storage/disk",
+    "storage/durable.py",
+    "storage/record_file.py",
+)
 FORBIDDEN_NAMES = {"utils", "util", "helpers", "helper", "manager", "base", "core", "common", "misc"}
-BROAD_EXCEPT_AT = ("cli/main.py", "data/decode.py", "data/interruptible.py")
+BROAD_EXCEPT_AT = ("cli/main.py", "data/decoding/decode.py", "data/decoding/interruptible.py")
 PICKLE_AT = ("models/weights.py",)
 PICKLES = {"pickle", "cPickle", "_pickle", "dill", "joblib", "cloudpickle", "shelve", "marshal", "runpy", "code"}
 CODE_MODULES = ("torch.distributed.checkpoint", "torch.hub", "torch.jit", "torch.package", "torch.export")
@@ -134,13 +132,13 @@ def light_top(source: Source) -> Iterator[str]:
 
 def sizes(source: Source) -> Iterator[str]:
     lines = source.text.count("\n")
-    if lines > 400:
-        yield f"{source.at}:1 {lines} lines; 400 at most"
+    if lines > 500:
+        yield f"{source.at}:1 {lines} lines; 500 at most"
     for function, _ in functions(source.tree):
         length = (function.end_lineno or 0) - function.lineno + 1
         named = [a for a in all_arguments(function) if a.arg not in ("self", "cls")]
-        if length > 50:
-            yield f"{source.at}:{function.lineno} {function.name} has {length} lines; 50 at most"
+        if length > 60:
+            yield f"{source.at}:{function.lineno} {function.name} has {length} lines; 60 at most"
         if len(named) > 6:
             yield f"{source.at}:{function.lineno} {function.name} has {len(named)} parameters; 6 at most"
         if (depth := nesting(function.body)) > 3:
@@ -307,22 +305,22 @@ CHAIN = """def f(x: int) -> None:
 """
 SIDEWAYS = """def f() -> None:
     '''F.'''
-    import ft.optim.groups
+    import ft.training.step
 """
-LONG = "def long() -> None:\n    '''L.'''\n" + "    pass\n" * 60
+LONG = "def long() -> None:\n    '''L.'''\n" + "    pass\n" * 70
 BAD = {  # rule: (file, text, what it finds)
     "import_order": ("models/head.py", '"""M."""\nfrom ft.data.split import y\n', "models imports data"),
-    "import_order sideways": ("data/x.py", '"""M."""\n' + SIDEWAYS, "data imports optim"),
+    "import_order sideways": ("reports/x.py", '"""M."""\n' + SIDEWAYS, "reports imports training"),
     "import_order unknown": ("extra.py", '"""M."""\n', "extra has no row"),
     "import_order relative": ("data/y.py", '"""M."""\nfrom . import x\n', "a relative import"),
     "light_top": ("config/io.py", '"""M."""\nimport torch.nn\n', "imports torch.nn at the top"),
-    "sizes": ("train/long.py", '"""M."""\n' + LONG, "long has 62 lines"),
-    "sizes file": ("train/file.py", '"""M."""\n' + "x = 1\n" * 400, "401 lines"),
-    "sizes nesting": ("train/deep.py", '"""M."""\n' + DEEP, "deep nests 4 deep"),
-    "sizes parameters": ("train/many.py", '"""M."""\n' + MANY, "7 parameters"),
-    "signatures": ("train/bare.py", '"""M."""\ndef f(a) -> None:\n    """F."""\n', "lacks annotations: a"),
-    "signatures kwargs": ("train/kw.py", '"""M."""\ndef f(**options: int) -> None:\n    """F."""\n', "takes **options"),
-    "docstrings": ("train/doc.py", '"""M."""\nclass A:\n    """A."""\n    def f(self) -> None: pass\n', "f has no docstring"),  # noqa: E501
+    "sizes": ("training/long.py", '"""M."""\n' + LONG, "long has 72 lines"),
+    "sizes file": ("training/file.py", '"""M."""\n' + "x = 1\n" * 500, "501 lines"),
+    "sizes nesting": ("training/deep.py", '"""M."""\n' + DEEP, "deep nests 4 deep"),
+    "sizes parameters": ("training/many.py", '"""M."""\n' + MANY, "7 parameters"),
+    "signatures": ("training/bare.py", '"""M."""\ndef f(a) -> None:\n    """F."""\n', "lacks annotations: a"),
+    "signatures kwargs": ("training/kw.py", '"""M."""\ndef f(**options: int) -> None:\n    """F."""\n', "takes **options"),  # noqa: E501
+    "docstrings": ("training/doc.py", '"""M."""\nclass A:\n    """A."""\n    def f(self) -> None: pass\n', "f has no docstring"),  # noqa: E501
     "broad_except": ("runs/e.py", '"""M."""\ntry:\n    pass\nexcept (ValueError, Exception):\n    pass\n', "a broad except"),  # noqa: E501
     "pickles": ("runs/p.py", '"""M."""\nimport torch\nx = torch.load("f")\n', "torch.load"),
     "pickles import": ("runs/q.py", '"""M."""\nfrom pickle import loads\n', "imports a pickle library"),

@@ -19,8 +19,9 @@ from torch import nn
 
 import headstart as hs
 from headstart.errors import ConfigError, ModelError, RunError
-from headstart.plan import arithmetic, evaluation
-from headstart.train.average import make_average
+from headstart.planning import evaluation
+from headstart.planning import precision as arithmetic
+from headstart.training.average import make_average
 
 
 class Busy(nn.Module):

@@ -37,7 +37,9 @@ def test_importing_the_package_imports_no_torch() -> None:
 
 
 def test_train_and_plan_stay_functions_when_their_folders_are_imported() -> None:
-    code = "import headstart.train.fit, headstart.plan, headstart as h; print(callable(h.train), callable(h.plan))"
+    code = (
+        "import headstart.training.fit, headstart.planning, headstart as h; print(callable(h.train), callable(h.plan))"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "True True"
 

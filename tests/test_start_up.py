@@ -56,7 +56,7 @@ def test_help_imports_no_torch(words: tuple[str, ...]) -> None:
 def test_what_was_put_off_is_there_when_it_is_asked_for() -> None:
     """torchvision's question to the compiler, and a function that timm marks as not to be compiled."""
     code = (
-        "import sys; from headstart.models.libraries import load_libraries as load; load(); import torch, torchvision;"
+        "import sys; from headstart.lazy_imports import load_libraries as load; load(); import torch, torchvision;"
         "print('torch._dynamo' in sys.modules, 'torch._dynamo.utils' in sys.modules);"
         "print(torchvision.ops.roi_align.__globals__['is_compile_supported']('cpu'));"
         "from torch._dynamo.utils import is_compile_supported as real; print(real('cpu'));"

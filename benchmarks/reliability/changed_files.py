@@ -26,7 +26,7 @@ from PIL import Image
 
 import headstart as hs
 from benchmarks.reliability.results import keep
-from headstart.data.decode import MAX_BYTES, read_file
+from headstart.data.decoding.decode import MAX_BYTES, read_file
 from headstart.data.reading import ChangedImage
 from headstart.models.preprocess import imagenet_preprocess
 

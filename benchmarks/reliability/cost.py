@@ -24,13 +24,13 @@ import torch
 import headstart as hs
 from benchmarks.reliability.results import keep
 from headstart.demo import write_digits
-from headstart.disk import LocalDisk
-from headstart.plan.preflight import Prepared, prepare
+from headstart.planning.preflight import Prepared, prepare
 from headstart.runs.checkpoint import read_checkpoint, restore_found, save
 from headstart.runs.resume import begin
-from headstart.storage import json_bytes
-from headstart.train.phases import enter_phase, freeze_phase, frozen_digest
-from headstart.train.state import TrainState
+from headstart.storage.disk import LocalDisk
+from headstart.storage.durable import json_bytes
+from headstart.training.phases import enter_phase, freeze_phase, frozen_digest
+from headstart.training.state import TrainState
 
 IMAGES, FEW, SIDE, EPOCHS, REPEATS = 1797, 300, 96, 3, 9
 
@@ -133,7 +133,7 @@ def _costs(prepared: Prepared, run: Path, again: Path) -> dict[str, float]:
 
 
 def _all_finite(state: TrainState) -> bool:
-    """As at the end of an epoch in ``headstart.train.fit``."""
+    """As at the end of an epoch in ``headstart.training.fit``."""
     tensors = dict(state.model.named_parameters()) | dict(state.model.named_buffers())
     return all(bool(torch.isfinite(value).all()) for value in tensors.values())
 

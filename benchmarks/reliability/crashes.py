@@ -16,8 +16,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
-from headstart.disk import DISK
-from headstart.pieces import Pieces
+from headstart.storage.buffers import Pieces
+from headstart.storage.disk import DISK
 
 Operation = tuple[str, tuple[object, ...]]
 Tree = dict[str, "bytes | Tree"]
@@ -86,7 +86,7 @@ class MemoryDisk:
         getattr(self, name)(*arguments)
 
     def write(self, path: Path, data: bytes) -> None:
-        """See ``headstart.disk.Disk``."""
+        """See ``headstart.storage.disk.Disk``."""
         folder = self._folder(path.parent)
         found = folder.now().get(path.name)
         if isinstance(found, File):

@@ -22,8 +22,8 @@ from headstart.models.sources import open_model
 from headstart.models.weights import read_safetensors
 from headstart.runs.bundle import open_run
 from headstart.runs.checkpoint import read_checkpoint, restore, save
-from headstart.runs.tensor_file import packed
-from headstart.storage import MANIFEST, read_folder, write_folder
+from headstart.storage.durable import MANIFEST, read_folder, write_folder
+from headstart.storage.tensors import packed
 
 CHECKPOINTS, BUNDLES = 2400, 300  # a bundle is read through two doors
 MUTANTS = CHECKPOINTS + 2 * BUNDLES

@@ -12,11 +12,11 @@ from pathlib import Path
 
 from benchmarks.reliability.crashes import Recorder
 from benchmarks.reliability.saves import SHORT, Place, move, small_state
-from headstart.disk import DISK
 from headstart.errors import StorageError
-from headstart.pieces import Pieces
 from headstart.runs.checkpoint import read_checkpoint, save
-from headstart.storage import read_folder, sweep
+from headstart.storage.buffers import Pieces
+from headstart.storage.disk import DISK
+from headstart.storage.durable import read_folder, sweep
 
 CODES = (errno.ENOSPC, errno.EIO, errno.EACCES, errno.EDQUOT)
 _GIVES_WAY = (errno.ENOSPC, errno.EDQUOT)  # from a full disk something can still be removed

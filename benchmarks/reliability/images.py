@@ -25,9 +25,9 @@ from PIL import Image
 import headstart as hs
 from benchmarks.reliability.lives import COLOURS, facts, settings
 from benchmarks.reliability.results import keep
-from headstart.data.decode import FORMATS, UnreadableImage, decode_image
-from headstart.data.framing import Frame
-from headstart.data.picture import Picture, render
+from headstart.data.decoding.crops import Frame
+from headstart.data.decoding.decode import FORMATS, UnreadableImage, decode_image
+from headstart.data.decoding.lazy_image import Picture, render
 
 Damage = Callable[[Path, random.Random], None]
 SUFFIXES = {"JPEG": ".jpg", "PNG": ".png", "WEBP": ".webp", "GIF": ".gif", "BMP": ".bmp", "TIFF": ".tiff"}

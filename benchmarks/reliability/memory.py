@@ -32,11 +32,11 @@ def one(name: str, *, batch: int, size: int, optimizer: str) -> dict[str, float]
     import torch
 
     import headstart as hs
-    from headstart.plan.memory import measure
-    from headstart.plan.preflight import prepare
-    from headstart.train.phases import enter_phase
-    from headstart.train.state import TrainState
-    from headstart.train.step import train_step
+    from headstart.planning.memory import measure
+    from headstart.planning.preflight import prepare
+    from headstart.training.phases import enter_phase
+    from headstart.training.state import TrainState
+    from headstart.training.step import train_step
 
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:

@@ -4,7 +4,7 @@
     python -m benchmarks.reliability.processes metrics       each image once, the same bits
     python -m benchmarks.reliability.processes lost --each 20
 
-The ranks are those of tests/parallel/ranks.py: real processes with gloo on this machine.
+The ranks are those of tests/distributed/ranks.py: real processes with gloo on this machine.
 """
 
 from __future__ import annotations

@@ -24,11 +24,11 @@ from benchmarks.reliability.crashes import (
     killed_after_every_operation,
     lay_out,
 )
-from headstart.disk import DISK
 from headstart.errors import StorageError
 from headstart.runs.checkpoint import read_checkpoint, save
-from headstart.storage import make_folder, read_folder, sweep, write_json
-from headstart.train.state import Best, TrainState
+from headstart.storage.disk import DISK
+from headstart.storage.durable import make_folder, read_folder, sweep, write_json
+from headstart.training.state import Best, TrainState
 
 Place = tuple[int, int]  # step, epochs done
 NOTHING: Place = (-1, -1)

@@ -35,11 +35,11 @@ from benchmarks.reliability.saves import LONG, complaints, complaints_of_second_
 from headstart.config.load import write_yaml
 from headstart.errors import StorageError
 from headstart.models.weights import read_safetensors
-from headstart.plan.preflight import prepare
-from headstart.plan.space import run_space
+from headstart.planning.disk_space import run_space
+from headstart.planning.preflight import prepare
 from headstart.runs.checkpoint import FoundCheckpoint, read_checkpoint, save
-from headstart.storage import locked, make_folder, sweep
-from headstart.train.state import TrainState
+from headstart.storage.durable import locked, make_folder, sweep
+from headstart.training.state import TrainState
 
 COMMAND = "python -m benchmarks.reliability.storage"
 KILLS = 100

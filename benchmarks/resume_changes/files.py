@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 import headstart as hs
 from benchmarks.resume_changes.worlds import Change, World
-from headstart.storage import read_folder, write_folder
+from headstart.storage.durable import read_folder, write_folder
 
 Files = Callable[[World], object]
 

@@ -2,32 +2,30 @@
 
 from __future__ import annotations
 
-import sys
 from importlib import import_module
-from types import ModuleType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from headstart.app import plan, train
     from headstart.config.load import load_config
     from headstart.config.schema import Config
-    from headstart.data.images import audit, open_images
+    from headstart.data.dataset import audit, open_images
     from headstart.errors import Error
     from headstart.models.describe import describe
-    from headstart.models.freeze import freeze
-    from headstart.models.head import find_head, replace_head
-    from headstart.models.lora import add_lora, merge_lora
     from headstart.models.sources import open_model
     from headstart.optim.groups import param_groups
+    from headstart.reports.report import report
     from headstart.runs.bundle import open_run
     from headstart.runs.checkpoint import restore, save
-    from headstart.runs.report import report
+    from headstart.surgery.freeze import freeze
+    from headstart.surgery.head import find_head, replace_head
+    from headstart.surgery.lora import add_lora, merge_lora
     from headstart.surgery.module_copy import InPlace
     from headstart.surgery.outputs import declare_scores
-    from headstart.train.evaluate import evaluate, predict
-    from headstart.train.fit import EpochDone, fit
-    from headstart.train.state import TrainState
-    from headstart.train.step import StepDone, StepRules, train_step
+    from headstart.training.evaluate import evaluate, predict
+    from headstart.training.fit import EpochDone, fit
+    from headstart.training.state import TrainState
+    from headstart.training.step import StepDone, StepRules, train_step
 
 __all__ = [
     "Config",
@@ -65,23 +63,23 @@ _HOMES = {
     "app": ("plan", "train"),
     "config.load": ("load_config",),
     "config.schema": ("Config",),
-    "data.images": ("audit", "open_images"),
+    "data.dataset": ("audit", "open_images"),
     "errors": ("Error",),
     "models.describe": ("describe",),
-    "models.freeze": ("freeze",),
-    "models.head": ("find_head", "replace_head"),
-    "models.lora": ("add_lora", "merge_lora"),
+    "surgery.freeze": ("freeze",),
+    "surgery.head": ("find_head", "replace_head"),
+    "surgery.lora": ("add_lora", "merge_lora"),
     "models.sources": ("open_model",),
     "optim.groups": ("param_groups",),
     "runs.bundle": ("open_run",),
     "runs.checkpoint": ("restore", "save"),
-    "runs.report": ("report",),
+    "reports.report": ("report",),
     "surgery.module_copy": ("InPlace",),
     "surgery.outputs": ("declare_scores",),
-    "train.evaluate": ("evaluate", "predict"),
-    "train.fit": ("EpochDone", "fit"),
-    "train.state": ("TrainState",),
-    "train.step": ("StepDone", "StepRules", "train_step"),
+    "training.evaluate": ("evaluate", "predict"),
+    "training.fit": ("EpochDone", "fit"),
+    "training.state": ("TrainState",),
+    "training.step": ("StepDone", "StepRules", "train_step"),
 }
 
 
@@ -90,21 +88,10 @@ def __getattr__(name: str) -> object:
     for home, names in _HOMES.items():
         if name in names:
             if home.partition(".")[0] not in ("config", "errors"):
-                import_module("headstart.models.libraries").load_libraries()
+                import_module("headstart.lazy_imports").load_libraries()
             return getattr(import_module(f"headstart.{home}"), name)
     raise AttributeError(f"module 'headstart' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
     return sorted([*globals(), *__all__])
-
-
-class _Package(ModuleType):
-    """Keeps ``headstart.train`` and ``headstart.plan`` the functions when the folders of these names are imported."""
-
-    def __setattr__(self, name: str, value: object) -> None:
-        if name not in __all__ or not isinstance(value, ModuleType):
-            super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Package

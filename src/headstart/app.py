@@ -12,27 +12,27 @@ from pathlib import Path
 
 from torch import nn
 
+from headstart.allocator import keep_no_memory, kept_memory, release_memory, returned_memory
 from headstart.ambient import own_arithmetic
 from headstart.config.load import check
 from headstart.config.schema import Config
 from headstart.data.workers import deaths_explained
-from headstart.optim.losses import LossFunction
-from headstart.parallel.group import check_devices, joined, was_restarted
-from headstart.parallel.messages import from_first, together
-from headstart.parallel.processes import current
-from headstart.plan.preflight import Plan, Prepared, prepare
-from headstart.plan.space import refuse_small_disk
+from headstart.distributed.collectives import from_first, together
+from headstart.distributed.process_group import check_devices, joined, was_restarted
+from headstart.distributed.processes import current
+from headstart.planning.disk_space import refuse_small_disk
+from headstart.planning.preflight import Plan, Prepared, prepare
 from headstart.runs.finish import Run, finish, finished_run
 from headstart.runs.folder import check_free, default_out, record_start, recorded_choices
 from headstart.runs.log import Note, RunLog
 from headstart.runs.resume import begin
 from headstart.runs.saving import Saver, interruptible
-from headstart.storage import locked
+from headstart.storage.durable import locked
 from headstart.surgery.generators import kept_generators
 from headstart.surgery.module_copy import InPlace
-from headstart.train.heap import keep_no_memory, kept_memory, release_memory, returned_memory
-from headstart.train.phases import train_phases
-from headstart.train.precision import kept_kernels, usable_device
+from headstart.tasks.losses import LossFunction
+from headstart.training.phases import train_phases
+from headstart.training.precision import kept_kernels, usable_device
 from headstart.turns import only_run, own_turn
 
 Watch = Callable[[object], None]

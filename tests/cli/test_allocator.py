@@ -92,7 +92,7 @@ def test_memory_that_is_free_goes_back_with_tcmalloc_too() -> None:
         pytest.skip("tcmalloc is not installed (apt: libtcmalloc-minimal4)")
     code = """
 import torch
-from headstart.train.heap import has_tcmalloc, keep_no_memory, kept_memory, release_memory
+from headstart.allocator import has_tcmalloc, keep_no_memory, kept_memory, release_memory
 resident = lambda: int(open("/proc/self/statm").read().split()[1]) * 4096
 def freed(made):
     full = resident()

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from headstart.cli.main import main
-from headstart.shelf import Shelf
+from headstart.storage.disk_cache import Shelf
 
 KEYS = ("a" * 32, "b" * 32)
 ABOUT = {"model": "timm/resnet18", "boundary": ["layer3"], "images": 10, "view": 1}

@@ -7,12 +7,12 @@ import pytest
 from rich.console import Console
 
 from headstart.cli.progress import Progress, duration
-from headstart.plan.decisions import Decision
-from headstart.plan.preflight import Decided, Plan, ScanProgress
+from headstart.planning.decisions import Decision
+from headstart.planning.preflight import Decided, Plan, ScanProgress
 from headstart.runs.log import Note
-from headstart.train.fit import EpochDone
-from headstart.train.phases import PhaseStarted
-from headstart.train.step import StepDone
+from headstart.training.fit import EpochDone
+from headstart.training.phases import PhaseStarted
+from headstart.training.step import StepDone
 
 DECIDED = Decided(Plan(decisions=(Decision(name="precision", value="fp32", reason="auto: measured"),), document={}))
 

@@ -13,9 +13,9 @@ import pytest
 from headstart.cli.main import main
 from headstart.config.schema import Data
 from headstart.data.labelled import labelled_batches
-from headstart.data.task import TaskSpec
 from headstart.errors import DataError
-from headstart.storage import json_bytes
+from headstart.storage.durable import json_bytes
+from headstart.tasks.task import TaskSpec
 
 sys.path.insert(0, str(Path(__file__).parent))
 from layouts import LAYOUTS, Layout, label_of, make

@@ -13,13 +13,13 @@ import pytest
 import torch
 
 from headstart.config.schema import Config, Data
-from headstart.data import decode
-from headstart.data.batches import Batches
-from headstart.data.decoded import Decoded, opened_decoded
-from headstart.data.images import Images, load_images, open_images
+from headstart.data.dataset import Images, load_images, open_images
+from headstart.data.decoding import decode
+from headstart.data.decoding.decoded_cache import Decoded, opened_decoded
+from headstart.data.loader import Batches
 from headstart.data.reading import ChangedImage
-from headstart.data.samples import Sample
-from headstart.shelf import Shelf
+from headstart.data.sources.samples import Sample
+from headstart.storage.disk_cache import Shelf
 
 
 @pytest.fixture

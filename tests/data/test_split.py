@@ -6,7 +6,7 @@ from pathlib import Path
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from headstart.data.samples import Entry
+from headstart.data.sources.samples import Entry
 from headstart.data.split import make_clusters, split_entries
 
 

@@ -10,10 +10,10 @@ import timm
 import torch
 
 import headstart as hs
-from headstart.data.batches import Batch
-from headstart.plan.preflight import prepare
-from headstart.train.fit import Timed
-from headstart.train.precision import make_scaler
+from headstart.data.loader import Batch
+from headstart.planning.preflight import prepare
+from headstart.training.fit import Timed
+from headstart.training.precision import make_scaler
 
 pytestmark = [
     pytest.mark.gpu,

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from headstart.config.schema import Names
 from headstart.errors import ModelError
-from headstart.models.freeze import Fixed, freeze, freeze_by, unfreeze, what_is_fixed
-from headstart.models.lora import add_lora
+from headstart.surgery.freeze import Fixed, freeze, freeze_by, unfreeze, what_is_fixed
+from headstart.surgery.lora import add_lora
 
 CONV1, CONV2 = ["conv1.weight", "conv1.bias"], ["conv2.weight", "conv2.bias"]
 NORM = ["bn1.weight", "bn1.bias"]

@@ -16,10 +16,10 @@ from headstart.config.schema import ImageFormat
 from headstart.errors import ModelError, StorageError
 from headstart.models import weights
 from headstart.models.factory import Architecture, sketch, state_filter
-from headstart.models.head import replace_head
 from headstart.models.preprocess import Preprocess
 from headstart.models.sources import open_model
-from headstart.storage import write_folder
+from headstart.storage.durable import write_folder
+from headstart.surgery.head import replace_head
 
 TINY = "timm/test_resnet"  # 0.5 M parameters, made by timm for tests
 

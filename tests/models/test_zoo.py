@@ -54,7 +54,7 @@ def _wake(module: torch.nn.Module, mode: bool = True) -> torch.nn.Module:
     ("broken", "check", "said"),
     [
         ("headstart.optim.groups.param_groups", "check_groups", "a parameter is in no group"),
-        ("headstart.models.head.replace_head", "check_head", "HeadSwap says"),
+        ("headstart.surgery.head.replace_head", "check_head", "HeadSwap says"),
     ],
 )
 def test_a_check_refutes_what_is_broken(monkeypatch: pytest.MonkeyPatch, broken: str, check: str, said: str):

@@ -8,11 +8,11 @@ import torch
 from torch import nn
 
 from headstart.errors import ConfigError
-from headstart.models.freeze import freeze
-from headstart.models.head import head_parameters, replace_head
-from headstart.models.layout import find_layout
-from headstart.models.lora import add_lora
 from headstart.optim.groups import param_groups
+from headstart.surgery.freeze import freeze
+from headstart.surgery.head import head_parameters, replace_head
+from headstart.surgery.layout import find_layout
+from headstart.surgery.lora import add_lora
 
 MODELS = {
     "vit": ("test_vit", {}),

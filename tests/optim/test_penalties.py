@@ -7,8 +7,8 @@ import torch
 
 from headstart.config.schema import Penalties
 from headstart.errors import ConfigError
-from headstart.models.freeze import freeze
 from headstart.optim.penalties import penalised, penalty
+from headstart.surgery.freeze import freeze
 
 
 def test_l1_sees_the_heads_weights_all_weights_or_what_is_named(net) -> None:

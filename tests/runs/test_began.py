@@ -17,7 +17,7 @@ from torch.nn import functional as F
 import headstart as hs
 from headstart.errors import ConfigError, StorageError
 from headstart.models.sources import open_model
-from headstart.plan.began import began_with, named_weights
+from headstart.planning.began import began_with, named_weights
 from headstart.runs.checkpoint import read_checkpoint
 
 

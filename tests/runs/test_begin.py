@@ -13,15 +13,15 @@ import torch
 from torch import nn
 
 import headstart as hs
+from headstart.distributed.fsdp import is_sharded, whole
+from headstart.distributed.processes import current
 from headstart.errors import StorageError
-from headstart.parallel.processes import current
-from headstart.parallel.shards import is_sharded, whole
-from headstart.plan.preflight import Prepared, prepare
+from headstart.planning.preflight import Prepared, prepare
 from headstart.runs.checkpoint import save
 from headstart.runs.resume import begin
-from headstart.train.phases import enter_phase
-from headstart.train.proof import prove_boundary
-from headstart.train.state import TrainState
+from headstart.training.boundary_proof import prove_boundary
+from headstart.training.phases import enter_phase
+from headstart.training.state import TrainState
 
 PLAIN: dict[str, Any] = {
     "precision": "fp32", "memory_format": "contiguous", "cache": {"use": "never"}, "augment": {"preset": "none"},

@@ -15,12 +15,12 @@ from torch import nn
 import headstart as hs
 from headstart.app import train
 from headstart.config.schema import Data
-from headstart.data.images import image_batches
+from headstart.data.dataset import image_batches
 from headstart.errors import ModelError, StorageError
-from headstart.inference import evaluate_run, predict_paths
+from headstart.predictor import evaluate_run, predict_paths
 from headstart.runs.finish import Run
-from headstart.storage import read_folder
-from headstart.train.evaluate import in_eval, predict, scores
+from headstart.storage.durable import read_folder
+from headstart.training.evaluate import in_eval, predict, scores
 
 KINDS = {
     "linear": {},

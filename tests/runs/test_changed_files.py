@@ -12,7 +12,7 @@ import torch
 
 import headstart as hs
 from headstart.data.reading import ChangedImage, DataNote
-from headstart.train.cache import CacheNote
+from headstart.training.activation_cache import CacheNote
 
 NEVER: dict[str, Any] = {"recipe": "full", "cache": {"use": "never"}}
 CACHES = {

@@ -18,18 +18,18 @@ from torch import nn
 
 import headstart as hs
 from headstart.config.schema import Adam, AdamW, RmsProp, Sgd, TimmOptimizer
-from headstart.disk import DISK
 from headstart.errors import StorageError
-from headstart.models.freeze import freeze
 from headstart.optim.groups import param_groups
 from headstart.optim.optimizers import make_optimizer
 from headstart.runs import frozen_file
 from headstart.runs.checkpoint import load_best, read_checkpoint, restore, save
-from headstart.runs.tensor_file import packed
-from headstart.storage import MANIFEST, sweep
-from headstart.train.precision import make_scaler
-from headstart.train.state import Best, TrainState, make_average
-from headstart.train.step import StepRules, train_step
+from headstart.storage.disk import DISK
+from headstart.storage.durable import MANIFEST, sweep
+from headstart.storage.tensors import packed
+from headstart.surgery.freeze import freeze
+from headstart.training.precision import make_scaler
+from headstart.training.state import Best, TrainState, make_average
+from headstart.training.step import StepRules, train_step
 
 RULES = StepRules(seed=5)
 OPTIMIZERS = {

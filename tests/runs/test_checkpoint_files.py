@@ -15,13 +15,13 @@ from torch import Tensor, nn
 
 import headstart as hs
 from headstart.config.schema import AdamW, Penalties
-from headstart.disk import DISK
 from headstart.errors import StorageError
 from headstart.optim.optimizers import make_optimizer
 from headstart.runs.checkpoint import drop_later, load_best, newest_step, read_checkpoint
-from headstart.storage import read_folder, write_folder
-from headstart.train.precision import make_scaler
-from headstart.train.state import Best, make_average
+from headstart.storage.disk import DISK
+from headstart.storage.durable import read_folder, write_folder
+from headstart.training.precision import make_scaler
+from headstart.training.state import Best, make_average
 
 Edit = Callable[[dict[str, Any]], Any]
 

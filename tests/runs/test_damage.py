@@ -16,7 +16,7 @@ from benchmarks.reliability.saves import scratch
 from headstart.errors import Error, StorageError
 from headstart.models.sources import open_model
 from headstart.runs.checkpoint import read_checkpoint
-from headstart.storage import MANIFEST
+from headstart.storage.durable import MANIFEST
 
 CHECKPOINTS, BUNDLES = 250, 60
 

@@ -12,8 +12,8 @@ from safetensors.torch import load as read_tensors
 from torch import Tensor, nn
 
 import headstart as hs
-from headstart.disk import DISK
 from headstart.runs.checkpoint import read_checkpoint
+from headstart.storage.disk import DISK
 
 MIB = 1 << 20
 

@@ -14,7 +14,9 @@ from typing import Any
 import pytest
 
 import headstart as hs
-from headstart.data import decode, picture, scan
+from headstart.data import scan
+from headstart.data.decoding import decode
+from headstart.data.decoding import lazy_image as picture
 from headstart.errors import Interrupted
 from headstart.runs.checkpoint import read_checkpoint
 
@@ -68,7 +70,7 @@ def test_a_signal_while_a_batch_is_decoded_ends_the_run_before_its_next_image(
 
 
 def test_a_signal_in_a_step_waits_for_its_end(settings: Settings, tmp_path: Path, monkeypatch) -> None:
-    from headstart.train import fit
+    from headstart.training import fit
 
     real, steps = fit.train_step, []
 

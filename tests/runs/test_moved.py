@@ -17,7 +17,7 @@ from headstart.cli.main import main
 from headstart.config.load import write_yaml
 from headstart.config.schema import Data
 from headstart.errors import ConfigError
-from headstart.inference import evaluate_run, predict_paths
+from headstart.predictor import evaluate_run, predict_paths
 
 
 class Stop(Exception):

@@ -17,9 +17,9 @@ import headstart as hs
 from headstart.config.schema import AdamW, Optimizer, Penalties, RmsProp, Sgd, TimmOptimizer
 from headstart.errors import ConfigError, StorageError
 from headstart.optim.optimizers import make_optimizer
-from headstart.storage import read_folder, write_folder
-from headstart.train.precision import make_scaler
-from headstart.train.state import make_average
+from headstart.storage.durable import read_folder, write_folder
+from headstart.training.precision import make_scaler
+from headstart.training.state import make_average
 
 RULES = hs.StepRules(seed=5)
 OPTIMIZERS = [AdamW(), Sgd(), RmsProp(momentum=0.9), TimmOptimizer(name="lamb", lr=0.1)]

@@ -11,9 +11,9 @@ import torch
 import torch.distributed as dist
 
 import headstart as hs
-from headstart.parallel.shards import is_sharded, shard, whole
+from headstart.distributed.fsdp import is_sharded, shard, whole
 from headstart.runs.checkpoint import load_best
-from headstart.train.state import Best
+from headstart.training.state import Best
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from typing import Any
 from corpus import Artefact, World, train
 from corpus_weights import _saved, payloads
 
-from headstart.storage import MANIFEST, json_bytes, write_folder
+from headstart.storage.durable import MANIFEST, json_bytes, write_folder
 
 Change = Callable[[dict[str, Any]], object]
 
@@ -219,7 +219,7 @@ def _manifests(world: World) -> Iterator[Artefact]:
 
 
 def _with_digest(facts: dict[str, Any]) -> None:
-    from headstart.storage import _digest
+    from headstart.storage.durable import _digest
 
     facts["digest"] = _digest(facts["files"])
 

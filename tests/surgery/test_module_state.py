@@ -20,7 +20,7 @@ import pytest
 import torch
 from torch import nn
 
-from headstart.models.freeze import freeze
+from headstart.surgery.freeze import freeze
 from headstart.surgery.module_state import code_digest, differences, opaque, read_state, restore_state
 
 COUNT = 0

@@ -14,10 +14,10 @@ from torch import nn
 import headstart as hs
 from headstart.errors import ModelError
 from headstart.models.describe import describe
-from headstart.models.head import find_head
-from headstart.models.layout import find_layout
-from headstart.models.trace import run_for_shapes
+from headstart.surgery.head import find_head
+from headstart.surgery.layout import find_layout
 from headstart.surgery.module_state import differences, read_state, restore_state
+from headstart.surgery.trace import run_for_shapes
 
 TOTAL = 0
 

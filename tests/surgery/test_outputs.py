@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import headstart as hs
 from headstart.errors import DataError, Error, ModelError
-from headstart.models.head import model_scores
+from headstart.surgery.head import model_scores
 from headstart.surgery.outputs import declare_scores, scores_of
 
 Named = namedtuple("Named", ["scores", "embedding"])

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from headstart.models.freeze import freeze
+from headstart.surgery.freeze import freeze
 from headstart.surgery.replay import NotReplayable, Replay, find_replay
 
 Made = Callable[[], nn.Module]

@@ -11,7 +11,7 @@ import tyro
 from headstart.cli.output import table, to_json, write
 from headstart.config.flags import parse_args
 from headstart.config.schema import Cache as CacheOptions
-from headstart.shelf import Shelf, Shelved, cache_folder
+from headstart.storage.disk_cache import Shelf, Shelved, cache_folder
 
 _DAY = "%Y-%m-%d %H:%M"
 _switch = tyro.conf.arg(help_behavior_hint="")

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from headstart.config.schema import Config
     from headstart.models.describe import Description, RuleEffect
     from headstart.models.sources import OpenedModel
-    from headstart.plan.groups import PhaseGroups, PlannedGroups
+    from headstart.planning.groups import PhaseGroups, PlannedGroups
 
 _LONGEST_NAME = 44
 
@@ -129,7 +129,7 @@ def _opened(args: Describe) -> OpenedModel:
 
 def _groups(module: nn.Module, config: Config) -> PlannedGroups | ModelError:
     """The groups, or why there are none: the head is not clear."""
-    from headstart.plan.groups import planned_groups
+    from headstart.planning.groups import planned_groups
 
     try:
         return planned_groups(module, config)

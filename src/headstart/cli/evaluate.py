@@ -36,7 +36,7 @@ def run(argv: Sequence[str]) -> int:
     if idle:
         raise ConfigError(f"{', '.join(idle)}: has no meaning for evaluate, which splits nothing; leave it out")
     config = configured(args.data, None, flags)
-    from headstart.inference import evaluate_run  # imports torch
+    from headstart.predictor import evaluate_run  # imports torch
 
     done = evaluate_run(Path(args.run), config.data, device=args.device)
     write(result(done, as_json=args.json))

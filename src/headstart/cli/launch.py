@@ -55,7 +55,7 @@ def launch(argv: Sequence[str], *, processes: int) -> int:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    from headstart.data.batches import available_cores
+    from headstart.data.loader import available_cores
 
     for name in [name for name in logging.root.manager.loggerDict if name.startswith("torch.distributed")]:
         logging.getLogger(name).setLevel(logging.CRITICAL)  # each process says itself what went wrong

@@ -15,8 +15,8 @@ from headstart.errors import ConfigError
 
 if TYPE_CHECKING:
     from headstart.models.catalog import ModelRow
+    from headstart.models.latency import Machine, Measured, Verdict
     from headstart.models.preprocess import Preprocess
-    from headstart.plan.latency import Machine, Measured, Verdict
 
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9, "g": 10**9}
 _NORMALISATIONS = {  # by the names that the table shows
@@ -209,8 +209,8 @@ def _check_measured(args: Models) -> None:
 
 
 def _measure(args: Models, numbers: Mapping[str, Any], rows: Sequence[ModelRow]) -> int:
-    from headstart.plan.latency import candidates, measure, this_machine, verdicts
-    from headstart.train.precision import usable_device
+    from headstart.models.latency import candidates, measure, this_machine, verdicts
+    from headstart.training.precision import usable_device
 
     chosen = candidates(rows)
     machine = this_machine(

@@ -9,7 +9,7 @@ import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from headstart.runs.spreadsheet import csv_text
+from headstart.reports.csv import csv_text
 
 
 def write(text: str) -> None:

@@ -45,10 +45,10 @@ def run(argv: Sequence[str]) -> int:
             raise ConfigError(f"{flag}: {number} is not positive; give at least 1, e.g. {flag} 5")
     if not args.paths:
         raise ConfigError("PATH is missing; give images or folders, e.g. headstart predict runs/photos new/")
-    from headstart.models.libraries import load_libraries
+    from headstart.lazy_imports import load_libraries
 
     load_libraries()
-    from headstart.inference import predict_paths  # imports torch
+    from headstart.predictor import predict_paths  # imports torch
 
     found = predict_paths(
         Path(args.run), [Path(path) for path in args.paths], batch_size=args.batch_size, device=args.device

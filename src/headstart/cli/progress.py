@@ -13,7 +13,7 @@ from rich.progress import BarColumn, TextColumn
 from rich.progress import Progress as Bar
 
 from headstart.cli.output import cell
-from headstart.runs.clock import time_shares
+from headstart.reports.clock import time_shares
 
 _PLAIN_EVERY_SECONDS = 30.0  # between two lines within an epoch, where there is no terminal
 

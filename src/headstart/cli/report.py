@@ -24,7 +24,7 @@ class Report:
 def run(argv: Sequence[str]) -> int:
     """Write the report and print its path."""
     args, _ = parse_args(Report, argv, prog="headstart report")
-    from headstart.runs.report import write_report  # imports matplotlib
+    from headstart.reports.report import write_report  # imports matplotlib
 
     write(str(write_report(Path(args.run))))
     return 0

@@ -6,15 +6,15 @@ from collections import Counter
 from collections.abc import Sequence
 
 from headstart.config.schema import Data
-from headstart.data.augment import eval_transform
-from headstart.data.batches import Batches, available_cores, worker_count
-from headstart.data.decode import printable
-from headstart.data.listing import list_source
-from headstart.data.samples import Entry, Listing, Sample, some
+from headstart.data.decoding.decode import printable
+from headstart.data.loader import Batches, available_cores, worker_count
 from headstart.data.scan import refuse_unreadable, scan_files
-from headstart.data.task import TaskSpec
+from headstart.data.sources.listing import list_source
+from headstart.data.sources.samples import Entry, Listing, Sample, some
+from headstart.data.transforms.transforms import eval_transform
 from headstart.errors import DataError
 from headstart.models.preprocess import Preprocess
+from headstart.tasks.task import TaskSpec
 
 
 def labelled_batches(

@@ -16,9 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from headstart.data.decode import UnreadableImage, printable, read_file
-from headstart.data.picture import Picture, stacked
-from headstart.data.samples import Sample
+from headstart.data.decoding.decode import UnreadableImage, printable, read_file
+from headstart.data.decoding.lazy_image import Picture, stacked
+from headstart.data.sources.samples import Sample
 from headstart.errors import RunError
 
 _SHOWN = 16  # hexadecimal digits of a SHA-256, in messages

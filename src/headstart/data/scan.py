@@ -11,11 +11,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from headstart.config.schema import Data
-from headstart.data.decode import UnreadableImage, check_image, read_file
-from headstart.data.interruptible import map_in_threads
+from headstart.data.decoding.decode import UnreadableImage, check_image, read_file
+from headstart.data.decoding.interruptible import map_in_threads
+from headstart.distributed.collectives import exchange
+from headstart.distributed.processes import current
 from headstart.errors import DataError
-from headstart.parallel.messages import exchange
-from headstart.parallel.processes import current
 
 OnDecoded = Callable[[int, int], None]
 """Called with (images done, images in all)."""

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from headstart.data.randomness import derived_seed
-from headstart.data.samples import Entry, Split
+from headstart.data.sources.samples import Entry, Split
 
 
 @dataclass(frozen=True, kw_only=True)

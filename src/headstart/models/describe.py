@@ -11,13 +11,13 @@ from torch import nn
 from headstart.config.schema import FreezeRule, Until
 from headstart.errors import ModelError
 from headstart.models.folder import BUNDLE, model_folder
-from headstart.models.freeze import Frozen, what_freezes
-from headstart.models.head import find_head
-from headstart.models.layout import Layout, find_layout
 from headstart.models.preprocess import Preprocess
 from headstart.models.sources import OpenedModel, open_model
 from headstart.models.spec import FolderSpec, parse_spec
-from headstart.models.trace import input_shape, run_for_shapes
+from headstart.surgery.freeze import Frozen, what_freezes
+from headstart.surgery.head import find_head
+from headstart.surgery.layout import Layout, find_layout
+from headstart.surgery.trace import input_shape, run_for_shapes
 
 Shape = tuple[int, ...]
 _WIDTH = 100

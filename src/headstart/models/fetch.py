@@ -17,7 +17,7 @@ import torch
 
 from headstart.errors import ModelError
 from headstart.models.weights import Digest, check_digest, hash_prefix, named
-from headstart.storage import write_file
+from headstart.storage.durable import write_file
 
 CONTACT_SECONDS = 8.0  # until the first answer of a server, name look-up and all its addresses included
 _USER = re.compile(r"//[^/@\s]*@")

@@ -15,7 +15,7 @@ from timm.models import PretrainedCfg
 from headstart.errors import ModelError
 from headstart.models.factory import Architecture
 from headstart.models.weights import Digest, check_digest
-from headstart.storage import MANIFEST, read_folder
+from headstart.storage.durable import MANIFEST, read_folder
 
 CONFIG, WEIGHTS, BUNDLE = "config.json", "model.safetensors", "headstart.json"
 _PLACES = ("url", "file", "state_dict", "hf_hub_id", "hf_hub_filename", "source", "custom_load")  # timm must not fetch

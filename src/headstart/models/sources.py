@@ -32,7 +32,6 @@ from headstart.models.folder import (
     parsed_json,
     read_bundle,
 )
-from headstart.models.head import head_parameters, replace_head
 from headstart.models.origins import Origin, find_origin, torchvision_names
 from headstart.models.preprocess import Preprocess, adjusted, from_pretrained_cfg, imagenet_preprocess
 from headstart.models.spec import FolderSpec, parse_spec
@@ -47,9 +46,10 @@ from headstart.models.weights import (
     refuse_format,
     refuse_memory,
 )
-from headstart.models.whole import refuse_lazy, refuse_wrapped
+from headstart.surgery.head import head_parameters, replace_head
 from headstart.surgery.outputs import declare_scores
 from headstart.surgery.own_state import saved_tensors
+from headstart.surgery.whole_module import refuse_lazy, refuse_wrapped
 
 __all__ = ["Coverage", "OpenedModel", "WeightsSource", "open_model"]
 

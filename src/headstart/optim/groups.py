@@ -8,8 +8,8 @@ from typing import Any
 from torch import nn
 
 from headstart.errors import ConfigError
-from headstart.models.head import head_parameters
-from headstart.models.layout import find_layout
+from headstart.surgery.head import head_parameters
+from headstart.surgery.layout import find_layout
 
 _NEVER_DECAYED = {"norm", "token", "embedding", "adapter"}
 

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 
 from headstart.config.schema import Adam, AdamW, Optimizer, RmsProp, Sgd, TimmOptimizer
+from headstart.distributed.fsdp import is_shared_out
 from headstart.errors import ConfigError
-from headstart.parallel.shards import is_shared_out
 
 _NO_RESUME = "keeps state that a checkpoint cannot hold, so that a run could not go on after an interruption"
 _UNFIT = {

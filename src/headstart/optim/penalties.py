@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from headstart.config.schema import Penalties
 from headstart.errors import ConfigError
-from headstart.models.head import head_parameters
+from headstart.surgery.head import head_parameters
 
 
 def penalised(module: nn.Module, penalties: Penalties) -> tuple[str, ...]:

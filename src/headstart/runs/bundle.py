@@ -16,24 +16,24 @@ from torch import nn
 
 from headstart.ambient import own_arithmetic
 from headstart.config.schema import Config, MlpHead
-from headstart.data.task import TaskSpec
 from headstart.errors import DataError, ModelError
 from headstart.models.folder import BUNDLE, WEIGHTS, read_bundle
-from headstart.models.freeze import unfreeze, what_is_fixed
-from headstart.models.head import HeadSwap, head_parameters, replace_head
 from headstart.models.preprocess import Preprocess
 from headstart.models.sources import OpenedModel, open_model
 from headstart.models.weights import available_bytes, read_as_saved
-from headstart.pieces import Content
-from headstart.runs.card import model_card
+from headstart.reports.model_card import model_card
 from headstart.runs.own_file import own_files, restore_own
-from headstart.runs.tensor_file import in_pieces
-from headstart.storage import explained, json_bytes, write_folder
+from headstart.storage.buffers import Content
+from headstart.storage.durable import explained, json_bytes, write_folder
+from headstart.storage.tensors import in_pieces
+from headstart.surgery.freeze import unfreeze, what_is_fixed
 from headstart.surgery.generators import kept_generators
+from headstart.surgery.head import HeadSwap, head_parameters, replace_head
 from headstart.surgery.module_copy import InPlace, copy_module
 from headstart.surgery.outputs import declare_scores
 from headstart.surgery.own_state import load_tensors, saved_tensors
-from headstart.train.precision import MEMORY_FORMATS, Precision
+from headstart.tasks.task import TaskSpec
+from headstart.training.precision import MEMORY_FORMATS, Precision
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -25,26 +25,26 @@ from safetensors.torch import load as read_tensors
 from timm.utils.model_ema import ModelEmaV3
 from torch import Tensor, nn
 
-from headstart.disk import DISK, Disk
-from headstart.errors import StorageError
-from headstart.parallel.messages import files_to_first
-from headstart.parallel.processes import current
-from headstart.parallel.shards import (
+from headstart.distributed.collectives import files_to_first
+from headstart.distributed.fsdp import (
     is_sharded,
     joined_parts,
     part_again,
     parts,
     put,
 )
-from headstart.pieces import Content
+from headstart.distributed.processes import current
+from headstart.errors import StorageError
 from headstart.runs.frozen_file import FROZEN, START, fixed_file, frozen_tensors, remember_fixed
 from headstart.runs.optimizer_state import optimizer_contents, placed, read_optimizer, state_now
 from headstart.runs.own_file import own_files, restore_own
-from headstart.runs.tensor_file import in_pieces, packed
-from headstart.storage import MANIFEST, Again, explained, json_bytes, read_folder, write_folder, write_json
+from headstart.storage.buffers import Content
+from headstart.storage.disk import DISK, Disk
+from headstart.storage.durable import MANIFEST, Again, explained, json_bytes, read_folder, write_folder, write_json
+from headstart.storage.tensors import in_pieces, packed
 from headstart.surgery.own_state import load_tensors, read_own_state, restore_own_state, saved_tensors
-from headstart.train.precision import device_of, make_scaler
-from headstart.train.state import Best, TrainState
+from headstart.training.precision import device_of, make_scaler
+from headstart.training.state import Best, TrainState
 
 _COUNTERS = (
     "step", "epochs_done", "epoch_step", "phase", "stale_epochs", "stopped", "epoch_loss", "epoch_weight",

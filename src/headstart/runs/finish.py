@@ -12,21 +12,21 @@ import torch
 from torch import nn
 
 from headstart.config.schema import Config
-from headstart.data.images import Images
-from headstart.models.freeze import unfreeze
-from headstart.models.head import HeadSwap
-from headstart.models.lora import merge_lora
+from headstart.data.dataset import Images
+from headstart.distributed.collectives import model_from_first, together
 from headstart.models.sources import OpenedModel
-from headstart.parallel.messages import model_from_first, together
 from headstart.runs.bundle import Evaluated, bundle_facts, open_run, write_bundle
 from headstart.runs.checkpoint import load_best
 from headstart.runs.folder import read_result, write_predictions
 from headstart.runs.log import RunLog
-from headstart.storage import read_json, write_json
+from headstart.storage.durable import read_json, write_json
+from headstart.surgery.freeze import unfreeze
+from headstart.surgery.head import HeadSwap
+from headstart.surgery.lora import merge_lora
 from headstart.surgery.module_copy import InPlace
-from headstart.train.evaluate import evaluate, own_state_kept
-from headstart.train.phases import Course, changed_files, evaluate_best
-from headstart.train.state import TrainState
+from headstart.training.evaluate import evaluate, own_state_kept
+from headstart.training.phases import Course, changed_files, evaluate_best
+from headstart.training.state import TrainState
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,7 +153,7 @@ def finished_run(run: Path, *, model: nn.Module | InPlace | None) -> Run:
 
 
 def _report(run: Path) -> None:
-    from headstart.runs.report import write_report  # imports matplotlib, 0.5 s, which nothing else needs
+    from headstart.reports.report import write_report  # imports matplotlib, 0.5 s, which nothing else needs
 
     write_report(run)
 

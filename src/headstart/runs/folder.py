@@ -15,14 +15,23 @@ import torch
 from headstart.config.load import load_config, write_yaml
 from headstart.config.schema import Config
 from headstart.errors import ConfigError, StorageError
+from headstart.machine import environment
+from headstart.reports.csv import csv_text
+from headstart.reports.environment import Facts, compare
 from headstart.runs.checkpoint import newest_step
-from headstart.runs.environment import Facts, compare
 from headstart.runs.plan_file import read_plan, write_plan
-from headstart.runs.spreadsheet import csv_text
-from headstart.runs.tags import join_tags
-from headstart.storage import json_bytes, make_folder, read_json, read_text, refuse_links, sweep, write_file, write_json
-from headstart.train.evaluate import Evaluation
-from headstart.train.machine import environment
+from headstart.storage.durable import (
+    json_bytes,
+    make_folder,
+    read_json,
+    read_text,
+    refuse_links,
+    sweep,
+    write_file,
+    write_json,
+)
+from headstart.tasks.tags import join_tags
+from headstart.training.evaluate import Evaluation
 
 _FREE = ("workers", "cache.limit_gb", "data.changed", "out", "data.source", "data.images")  # may be others when a run
 # goes on: a folder that moved is the same run, and the data are compared by their digest

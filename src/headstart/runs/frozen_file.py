@@ -14,10 +14,10 @@ from weakref import WeakKeyDictionary
 
 from torch import Tensor, nn
 
-from headstart.disk import open_plainly
-from headstart.pieces import Content, Pieces
-from headstart.runs.tensor_file import in_pieces
-from headstart.storage import Again, Stamp, stamp_of
+from headstart.storage.buffers import Content, Pieces
+from headstart.storage.disk import open_plainly
+from headstart.storage.durable import Again, Stamp, stamp_of
+from headstart.storage.tensors import in_pieces
 from headstart.surgery.own_state import saved_tensors
 
 FROZEN = "frozen.safetensors"

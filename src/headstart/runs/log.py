@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from headstart.data.reading import DataNote
-from headstart.storage import explained, open_log, read_text, write_file
-from headstart.train.cache import CacheNote
-from headstart.train.fit import EpochDone
-from headstart.train.phases import CacheGivenUp, PhaseStarted
-from headstart.train.state import TrainState
-from headstart.train.step import StepDone
+from headstart.storage.durable import explained, open_log, read_text, write_file
+from headstart.training.activation_cache import CacheNote
+from headstart.training.fit import EpochDone
+from headstart.training.phases import CacheGivenUp, PhaseStarted
+from headstart.training.state import TrainState
+from headstart.training.step import StepDone
 
 _LINE = 400  # bytes, about
 

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from headstart.distributed.fsdp import is_shared_out, like_parameter
 from headstart.errors import ConfigError, StorageError
-from headstart.parallel.shards import is_shared_out, like_parameter
 
 _NAMES = "parameters"
 _OWN = (_NAMES, "name", "fused", "foreach")  # of a group, and not put into another one: its label, and the device's

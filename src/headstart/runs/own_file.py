@@ -11,8 +11,8 @@ from typing import Any
 from safetensors.torch import load as read_tensors
 from torch import Tensor, nn
 
-from headstart.pieces import Content
-from headstart.runs.tensor_file import in_pieces
+from headstart.storage.buffers import Content
+from headstart.storage.tensors import in_pieces
 from headstart.surgery.own_state import OwnState, read_own_state, restore_own_state
 
 OWN = "own.safetensors"

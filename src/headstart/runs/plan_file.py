@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from headstart.errors import StorageError
-from headstart.storage import json_bytes, read_json, write_json
+from headstart.storage.durable import json_bytes, read_json, write_json
 
 _SEAL = "digest"
 

@@ -10,19 +10,19 @@ from pathlib import Path
 from timm.layers.norm_act import convert_sync_batchnorm
 from torch import optim
 
+from headstart.distributed.collectives import files_from_first, together
+from headstart.distributed.fsdp import shard
+from headstart.distributed.processes import current
 from headstart.errors import StorageError
-from headstart.models.head import head_parameters
-from headstart.parallel.messages import files_from_first, together
-from headstart.parallel.processes import current
-from headstart.parallel.shards import shard
 from headstart.runs.checkpoint import FoundCheckpoint, read_checkpoint, restore_found
 from headstart.runs.finish import Ready
 from headstart.runs.log import Note
 from headstart.runs.plan_file import named_run
-from headstart.train.phases import enter_phase
-from headstart.train.precision import make_scaler
-from headstart.train.proof import forget_boundary
-from headstart.train.state import TrainState, make_average
+from headstart.surgery.head import head_parameters
+from headstart.training.boundary_proof import forget_boundary
+from headstart.training.phases import enter_phase
+from headstart.training.precision import make_scaler
+from headstart.training.state import TrainState, make_average
 
 
 def begin(run: Path, ready: Ready, changed: Sequence[str] = ()) -> tuple[TrainState, tuple[Note, ...]]:

@@ -15,20 +15,20 @@ from types import FrameType
 from typing import NoReturn
 
 from headstart.config.schema import Checkpoint
-from headstart.data.interruptible import heard_before_waiting, is_waiting
+from headstart.data.decoding.interruptible import heard_before_waiting, is_waiting
+from headstart.distributed.collectives import any_of
+from headstart.distributed.fsdp import is_sharded
+from headstart.distributed.processes import current
 from headstart.errors import Interrupted, OthersFailed
-from headstart.parallel.messages import any_of
-from headstart.parallel.processes import current
-from headstart.parallel.shards import is_sharded
 from headstart.runs.checkpoint import drop_later, save
 from headstart.runs.folder import forget_cache
 from headstart.runs.log import Note, RunLog
 from headstart.runs.plan_file import named_run
-from headstart.train.finite import check_before_saving
-from headstart.train.fit import EpochDone
-from headstart.train.phases import CacheGivenUp
-from headstart.train.state import TrainState
-from headstart.train.step import StepDone
+from headstart.training.finite import check_before_saving
+from headstart.training.fit import EpochDone
+from headstart.training.phases import CacheGivenUp
+from headstart.training.state import TrainState
+from headstart.training.step import StepDone
 
 _REPEATED_SECONDS = 5.0
 

@@ -31,7 +31,7 @@ Arithmetic = Callable[[], AbstractContextManager[object]]
 
 
 class Halves(Protocol):
-    """A module cut in two: see ``headstart.models.boundary.Boundary``."""
+    """A module cut in two: see ``headstart.surgery.boundary.Boundary``."""
 
     @property
     def prefix(self) -> nn.Module:

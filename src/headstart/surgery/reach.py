@@ -78,7 +78,7 @@ def is_empty(value: object) -> bool:
 def is_marker(name: object, value: object) -> bool:
     """Whether it is headstart's own ``train`` of a module that is frozen in evaluation mode."""
     function = value.func if name == "train" and isinstance(value, functools.partial) else None
-    return getattr(function, "__module__", "") == "headstart.models.freeze"
+    return getattr(function, "__module__", "") == "headstart.surgery.freeze"
 
 
 def read_graph(module: nn.Module, copying: Copying) -> dict[int, Content]:

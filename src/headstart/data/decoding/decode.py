@@ -1,0 +1,345 @@
+"""An untrusted image file becomes an 8-bit picture, the right way up, or an error that says why not."""
+
+from __future__ import annotations
+
+import io
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, JpegImagePlugin, TiffImagePlugin, UnidentifiedImageError
+
+from headstart.data.decoding.interruptible import run_interruptibly
+from headstart.data.decoding.limits import (
+    MAX_PIXELS,
+    BoundedFile,
+    TooMuchWork,
+    find_excess,
+    find_size_excess,
+    open_bounded,
+)
+from headstart.errors import DataError, RunError
+
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+MAX_BYTES = 512 * 2**20
+_SETTLED_NS = 3_000_000_000  # file systems count time in steps of up to 2 s (FAT)
+_BAND_PIXELS = 2**20  # that are converted at a time where copies of the whole would take gigabytes
+_ORIENTATION, _PHOTOMETRIC = 0x0112, 0x0106  # tags of EXIF and TIFF
+_TRANSPOSE = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_BRANDS = {"avif": "AVIF", "avis": "AVIF", "heic": "HEIC", "heix": "HEIC", "mif1": "HEIF", "msf1": "HEIF"}
+_MAGIC = {b"%PDF": "PDF", b"PK\x03\x04": "ZIP", b"\x1f\x8b": "gzip", b"\xff\x0a": "JPEG XL", b"8BPS": "Photoshop"}
+_DAMAGED = {b"\xff\xd8": "JPEG", b"\x89PNG": "PNG", b"GIF8": "GIF", b"RIFF": "WEBP", b"II*": "TIFF", b"MM\0*": "TIFF"}
+
+
+class UnreadableImage(DataError):
+    """A file that gives no picture; ``reason`` is a phrase."""
+
+    def __init__(self, path: Path | str, reason: str) -> None:
+        self.path = Path(path)
+        self.reason = reason
+        super().__init__(f"{printable(path)}: {reason}")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.path, self.reason)
+
+
+def printable(path: Path | str) -> str:
+    """The path as text that can be written anywhere: bytes that are not UTF-8 appear as ``\\xff``."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
+def read_image(path: Path | str, *, channels: int = 3) -> Image.Image:
+    """8-bit RGB (L for one channel) picture of the file, the right way up; transparent parts are white.
+
+    Raises:
+        UnreadableImage: the file gives no picture; ``reason`` says why.
+    """
+    return decode_image(read_bytes(path), path=path, channels=channels)
+
+
+def read_bytes(path: Path | str) -> bytes:
+    """The file's content.  Raises: UnreadableImage: see :func:`read_file`."""
+    return read_file(path).content
+
+
+@dataclass(frozen=True)
+class FileRead:
+    """A file's content, and its stamp: size, times of change and inode while it was read.
+
+    ``stamp`` is empty where it proves nothing: the file was written to meanwhile, or so shortly before that another
+    write could bear the same time.
+    """
+
+    content: bytes
+    stamp: tuple[int, ...]
+
+
+def read_file(path: Path | str) -> FileRead:
+    """The file's content and stamp.
+
+    Raises:
+        UnreadableImage: it is missing, not a plain file, not permitted, empty or larger than 512 MiB.
+    """
+    file = Path(path)
+    try:
+        if not file.exists():
+            raise UnreadableImage(path, "there is no such file")
+        if not file.is_file():
+            raise UnreadableImage(path, "it is not a file")
+        with file.open("rb", buffering=0) as opened:
+            before, now = os.fstat(opened.fileno()), time.time_ns()
+            if before.st_size > MAX_BYTES:
+                raise UnreadableImage(path, f"the file is larger than {MAX_BYTES >> 20} MiB")
+            content = opened.readall()
+            after = os.fstat(opened.fileno())
+    except OSError as error:
+        raise UnreadableImage(path, f"the file cannot be read: {error.strerror or error}") from error
+    if not content:
+        raise UnreadableImage(path, "the file is empty")
+    settled = now - max(before.st_mtime_ns, before.st_ctime_ns) > _SETTLED_NS
+    return FileRead(content, _stamp(after) if settled and _stamp(before) == _stamp(after) else ())
+
+
+def _stamp(facts: os.stat_result) -> tuple[int, ...]:
+    return facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns, facts.st_ino
+
+
+def decode_image(content: bytes, *, path: Path | str, channels: int = 3, reduced: int = 1) -> Image.Image:
+    """As :func:`read_image`, of bytes in memory; ``path`` is what errors name.
+
+    ``reduced`` 2, 4 or 8: a JPEG comes out at that part of its size, rounded up; other formats take no notice.
+
+    Raises:
+        UnreadableImage: the bytes give no picture.
+    """
+    try:
+        picture, orientation = _opened(content, path=path, channels=channels, reduced=reduced)
+        return _upright(picture, orientation)
+    except (UnreadableImage, RunError):  # the latter by a signal's handler
+        raise
+    except UnidentifiedImageError:
+        raise UnreadableImage(path, _what_it_is(content)) from None
+    except Exception as error:  # Pillow's decoders raise anything on damaged files: SyntaxError, struct.error, ...
+        raise UnreadableImage(path, _why(error)) from error
+
+
+def _opened(content: bytes, *, path: Path | str, channels: int, reduced: int) -> tuple[Image.Image, int]:
+    """The 8-bit picture as stored, and its EXIF orientation. What Pillow decoded is no longer in memory."""
+    _refuse(find_excess(content), path)
+    with Image.open(file := open_bounded(content), formats=FORMATS) as image:
+        _refuse(find_size_excess(*image.size), path)
+        pixels = image.width * image.height
+
+        def load() -> tuple[Image.Image, int]:
+            if isinstance(file, BoundedFile):
+                file.give_seconds(_seconds(pixels))
+            if reduced > 1 and isinstance(image, JpegImagePlugin.JpegImageFile):
+                _reduce(image, reduced)
+            _load(image)
+            orientation = _orientation(image)
+            grey = _scaled(image, path, white_is_zero=_white_is_zero(image)) if _is_integer(image) else image
+            return _eight_bit(grey, channels=channels, path=path), orientation
+
+        return run_interruptibly(load, pixels=pixels)
+
+
+def _load(image: Image.Image) -> None:
+    """The first frame of an animation, the first page of a TIFF."""
+    if image.format != "WEBP":
+        image.load()
+        return
+
+    def prepare() -> None:
+        image._decoder = None  # type: ignore[attr-defined]  # Pillow 11 to 13: its two frames, 8 bytes a pixel
+        type(image).load_prepare(image)  # type: ignore[attr-defined]
+
+    vars(image)["load_prepare"] = prepare  # called when the frame has left the decoder and is to be copied
+    image.load()
+    del vars(image)["load_prepare"]
+
+
+def _seconds(pixels: int) -> float:
+    """What loading may take: five times and more of what it takes a core of 2024."""
+    return 2.0 + pixels / 8e6
+
+
+def _refuse(excess: str | None, path: Path | str) -> None:
+    if excess is not None:
+        raise UnreadableImage(path, excess)
+
+
+def check_image(content: bytes, *, path: Path | str) -> None:
+    """Refuse what :func:`decode_image` would refuse, in less time.
+
+    A JPEG is decoded to an eighth of its size: what is saved is arithmetic, the data are read and unpacked to the end,
+    and damage shows there (of 7,000 damaged files the two refused the same ones, for the same reasons).
+
+    Raises:
+        UnreadableImage: the bytes give no picture.
+    """
+    decode_image(content, path=path, reduced=8)
+
+
+@dataclass(frozen=True)
+class Jpeg:
+    """What the header of a JPEG says: (width, height) as stored, Pillow's colour mode, EXIF orientation 1 to 8."""
+
+    size: tuple[int, int]
+    mode: str
+    orientation: int
+
+
+def open_jpeg(content: bytes, *, path: Path | str) -> Jpeg | None:
+    """The header; None where it is none or damaged: then :func:`decode_image` decodes it, or says why it cannot.
+
+    Raises:
+        UnreadableImage: it has too many pixels or scans, or is a strip.
+    """
+    if not content.startswith(b"\xff\xd8"):
+        return None
+    _refuse(find_excess(content), path)
+    try:
+        with Image.open(io.BytesIO(content), formats=("JPEG",)) as image:
+            _refuse(find_size_excess(*image.size), path)
+            return Jpeg(image.size, image.mode, _orientation(image))
+    except (UnreadableImage, RunError):  # the latter by a signal's handler
+        raise
+    except Exception:  # Pillow's parsers raise anything on damaged files
+        return None
+
+
+def reduced_jpeg(content: bytes, factor: int, *, channels: int) -> Image.Image | None:
+    """The JPEG, which :func:`open_jpeg` accepts, at ``1 / factor`` of its size, as stored (not turned); None where its
+    data are damaged.
+    """
+    try:
+        with Image.open(io.BytesIO(content), formats=("JPEG",)) as image:
+            _reduce(image, factor)
+            image.load()
+            return _eight_bit(image, channels=channels, path="")
+    except RunError:
+        raise
+    except Exception:  # Pillow's decoders raise anything on damaged files; decode_image says what
+        return None
+
+
+def _reduce(image: Image.Image, factor: int) -> None:
+    width, height = image.size
+    image.draft(image.mode, (max(1, width // factor), max(1, height // factor)))
+
+
+def _upright(image: Image.Image, orientation: int) -> Image.Image:
+    turn = _TRANSPOSE.get(orientation)
+    return image if turn is None else image.transpose(turn)
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        orientation = image.getexif().get(_ORIENTATION, 1)
+    except Exception:  # damaged EXIF raises anything; the pixels are whole, and viewers then show them as stored
+        return 1
+    return orientation if orientation in _TRANSPOSE else 1
+
+
+def _eight_bit(image: Image.Image, *, channels: int, path: Path | str) -> Image.Image:
+    mode = "L" if channels == 1 else "RGB"
+    if image.mode == "F":
+        raise UnreadableImage(path, "its pixels are floating-point numbers of unknown range; save it with 8 or 16 bits")
+    if image.has_transparency_data:
+        return _on_white(image, mode)
+    if image.mode in ("CMYK", "YCbCr", "P", "HSV"):
+        colours = image.convert("RGB")
+        return colours if mode == "RGB" else colours.convert(mode)
+    if image.mode in ("1", "L", "RGB"):
+        return image.convert(mode)
+    raise UnreadableImage(path, f"its colour mode {image.mode} is not accepted; save it as RGB")
+
+
+def _is_integer(image: Image.Image) -> bool:
+    return image.mode == "I" or image.mode.startswith("I;")
+
+
+def _white_is_zero(image: Image.Image) -> bool:
+    """Whether a TIFF counts from white to black, which Pillow minds at 8 bits only."""
+    return isinstance(image, TiffImagePlugin.TiffImageFile) and image.tag_v2.get(_PHOTOMETRIC) == 0
+
+
+def _scaled(image: Image.Image, path: Path | str, *, white_is_zero: bool) -> Image.Image:
+    """16-bit grey as 8-bit grey: 65535 becomes 255 (Pillow's own convert clips 99.6 % of a ramp to white)."""
+    clear, lows, highs = image.info.get("transparency"), [], []
+    grey = np.empty((image.height, image.width), dtype=np.uint8)
+    for box in _bands(image):
+        values = np.asarray(image.crop(box)).astype(np.int64)  # (rows, W)
+        lows.append(values.min())
+        highs.append(values.max())
+        band = grey[box[1] : box[3]]
+        band[:] = (values + 128) // 257  # 65535 = 255 * 257: exact rounding
+        if isinstance(clear, int):
+            band[values == clear] = 255
+        if white_is_zero:
+            np.subtract(255, band, out=band)
+    if min(lows) < 0 or max(highs) > 65535:
+        raise UnreadableImage(
+            path, f"its whole-number pixels run from {min(lows)} to {max(highs)}; 0 to 65535 is accepted"
+        )
+    return Image.fromarray(grey)
+
+
+def _on_white(image: Image.Image, mode: str) -> Image.Image:
+    """Transparent parts become white."""
+    flat = Image.new(mode, image.size)
+    for box in _bands(image):
+        picture = image.crop(box).convert("RGBA")
+        white = Image.new("RGBA", picture.size, (255, 255, 255, 255))
+        flat.paste(Image.alpha_composite(white, picture).convert("RGB").convert(mode), box)
+    return flat
+
+
+def _bands(image: Image.Image) -> Iterator[tuple[int, int, int, int]]:
+    """Boxes of whole rows, a million pixels each, from the top."""
+    width, height = image.size
+    rows = max(1, _BAND_PIXELS // width)
+    for top in range(0, height, rows):
+        yield 0, top, width, min(height, top + rows)
+
+
+def _what_it_is(content: bytes) -> str:
+    accepted = "accepted are " + ", ".join(FORMATS)
+    head = content[:512].lstrip().lower()
+    if head.startswith((b"<!doctype html", b"<html", b"<head")) or b"<html" in head:
+        return f"it is a web page (HTML), not an image; {accepted}"
+    if content[4:8] == b"ftyp":
+        brand = content[8:12].decode("ascii", "replace").strip()
+        return f"its format is {_BRANDS.get(brand, brand)}; {accepted}"
+    for magic, name in _MAGIC.items():
+        if content.startswith(magic):
+            return f"its format is {name}; {accepted}"
+    if b"<svg" in head:
+        return f"its format is SVG; {accepted}"
+    for magic, name in _DAMAGED.items():
+        if content.startswith(magic):
+            return f"the {name} data are damaged"
+    return f"it is not an image of a known format; {accepted}"
+
+
+def _why(error: Exception) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    if isinstance(error, TooMuchWork):
+        return text
+    if "truncated" in text.lower() or isinstance(error, EOFError):
+        return f"the file is cut short ({text})"
+    if isinstance(error, (Image.DecompressionBombError, Image.DecompressionBombWarning)):
+        return f"it has too many pixels; at most {MAX_PIXELS // 10**6} million are accepted"
+    return f"the image data are damaged ({text})"

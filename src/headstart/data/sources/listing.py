@@ -1,0 +1,121 @@
+"""What a source holds: a folder or a table becomes one list of images with their labels."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+
+from headstart.config.schema import Data
+from headstart.data.decoding.decode import printable
+from headstart.data.sources.columns import find_columns, find_images, read_groups, read_splits
+from headstart.data.sources.folders import TABLE_SUFFIXES, list_folders
+from headstart.data.sources.names import check_count, check_names
+from headstart.data.sources.samples import Entry, Listing, key_of, walk
+from headstart.data.sources.tables import read_table
+from headstart.data.sources.targets import AskedKind, read_targets
+from headstart.errors import DataError
+
+
+def list_source(data: Data, *, kind: AskedKind) -> Listing:
+    """Every image of ``data.source`` with what is known of it, sorted by key.
+
+    Raises:
+        DataError: there is no such source, or it does not say which image has which label.
+    """
+    source = existing_source(data)
+    listing = list_folders(data, source=source, kind=kind) if source.is_dir() else _list_table(data, source, kind)
+    ordered = tuple(sorted(listing.entries, key=lambda entry: entry.key))
+    _refuse_alike([(entry.key, entry.where) for entry in ordered])
+    return replace(listing, entries=ordered)
+
+
+def _refuse_alike(files: Sequence[tuple[str, str]]) -> None:
+    """Refuse names that are one once they are written as text: each (key, how errors name it), sorted."""
+    for (one, where), (other, _) in pairwise(files):
+        if one == other:
+            raise DataError(f"{where}: two files have this name once it is written as text; rename one")
+
+
+def existing_source(data: Data) -> Path:
+    """The folder or table that ``data.source`` names.
+
+    Raises:
+        DataError: it is missing, or neither.
+    """
+    if data.source is None:
+        raise DataError("data.source: no data given; give a folder of class folders or a table: headstart train DATA")
+    source = Path(data.source)
+    if not source.exists():
+        raise DataError(
+            f"data.source: there is no {printable(source.absolute())}{_near(source)}; give a folder of class folders, "
+            f"or a CSV or Parquet table"
+        )
+    if not source.is_dir() and not source.is_file():
+        raise DataError(
+            f"data.source: {printable(source)} is a pipe or a device; give a folder of class folders, or a CSV or "
+            f"Parquet table"
+        )
+    if not source.is_dir() and source.suffix.lower() not in TABLE_SUFFIXES:
+        raise DataError(
+            f"data.source: {printable(source)} is neither a folder nor a table; accepted: a folder of class folders, "
+            f"{', '.join(sorted(TABLE_SUFFIXES))}"
+        )
+    return source
+
+
+def _near(source: Path) -> str:
+    """The name beside it that was probably meant."""
+    beside = [path.name for path in source.absolute().parent.glob("*") if not path.name.startswith(".")]
+    found = difflib.get_close_matches(source.name, beside, n=1, cutoff=0.7)
+    return f", did you mean {printable(source.with_name(found[0]))}?" if found else ""
+
+
+def list_files(data: Data) -> tuple[tuple[Path, str], ...]:
+    """(path, key) of every image of the source, whatever its labels; sorted by key.
+
+    Raises:
+        DataError: there is no such source, or no image in it.
+    """
+    source = existing_source(data)
+    if source.is_dir():
+        files = [(path, key_of(path, root=source)) for path in walk(source, root=source).images]
+    else:
+        table = read_table(source, tags_separator=data.tags_separator)
+        images = find_images(table, column=find_columns(table, data).image, data=data)
+        files = list(zip(images.paths, images.keys, strict=True))
+    if not files:
+        raise DataError(f"{printable(source)}: there are no images in it; give a folder or a table of images")
+    ordered = tuple(sorted(files, key=lambda file: file[1]))
+    _refuse_alike([(key, key) for _, key in ordered])
+    return ordered
+
+
+def _list_table(data: Data, source: Path, kind: AskedKind) -> Listing:
+    if not data.tags_separator:
+        raise DataError("data.tags_separator: it is empty; give what stands between tags, e.g. --data.tags_separator ,")
+    table = read_table(source, tags_separator=data.tags_separator)
+    columns = find_columns(table, data)
+    targets = read_targets(table, columns.others, data=data, kind=kind)
+    images = find_images(table, column=columns.image, data=data)
+    word = {"classify": "class", "multilabel": "tag", "regress": "target"}[targets.kind]
+    check_names(targets.names, source=printable(source), word=word)
+    check_count(targets.names, source=printable(source), kind=targets.kind)
+    splits = read_splits(table, columns.split)
+    groups = read_groups(table, columns.group)
+    entries = tuple(
+        Entry(
+            path=images.paths[row],
+            key=images.keys[row],
+            where=table.where(row),
+            labels=targets.labels[row],
+            numbers=targets.numbers[row],
+            split=splits[row],
+            group=groups[row],
+        )
+        for row in range(len(table.rows))
+    )
+    kind, names, notes = targets.kind, targets.names, (targets.note,)
+    return Listing(source=source, kind=kind, names=names, entries=entries, notes=notes, by_column=targets.by_column)

@@ -1,0 +1,94 @@
+"""Checks of class and tag names, and of the class sets of the splits."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Sequence
+
+from headstart.data.sources.samples import Entry, Split, some
+from headstart.errors import DataError
+from headstart.tasks.task import TaskKind
+
+_WORD = {"classify": "class", "multilabel": "tag", "regress": "target"}
+
+
+def check_names(names: Iterable[str], *, source: str, word: str) -> None:
+    """Refuse names that a person would take for one and the same.
+
+    Raises:
+        DataError: two names differ only in case, spaces, Unicode form or letters that are not seen, or one cannot be
+            written as text.
+    """
+    seen: dict[str, str] = {}
+    for name in sorted(names):
+        if any("\ud800" <= letter <= "\udfff" for letter in name):
+            raise DataError(f"{source}: the {word} name {name!a} is not UTF-8; rename it")
+        plain = " ".join(_visible(unicodedata.normalize("NFC", name)).casefold().split())
+        other = seen.setdefault(plain, name)
+        if other != name:
+            raise DataError(
+                f"{source}: the {word} names {_spelt(other, name)} and {_spelt(name, other)} differ only in "
+                f"{_difference(other, name)}; are they one {word}? Give them one name, or two that differ clearly"
+            )
+
+
+def _visible(name: str) -> str:
+    """Without letters that leave no mark: joiners, marks of direction, control characters that are no space."""
+    return "".join(letter for letter in name if letter.isspace() or unicodedata.category(letter) not in ("Cf", "Cc"))
+
+
+def _spelt(name: str, other: str) -> str:
+    same = unicodedata.normalize("NFC", name) == unicodedata.normalize("NFC", other)
+    return ascii(name) if same or _visible(name) != name or _visible(other) != other else repr(name)
+
+
+def _difference(one: str, other: str) -> str:
+    if unicodedata.normalize("NFC", one) == unicodedata.normalize("NFC", other):
+        return "Unicode form (NFC, NFD)"
+    if one.casefold() == other.casefold():
+        return "case"
+    if _visible(one) == _visible(other):
+        return "letters that are not seen"
+    return "case, spaces, Unicode form or letters that are not seen"
+
+
+def check_count(names: Sequence[str], *, source: str, kind: TaskKind) -> None:
+    """Refuse a task with nothing to tell apart.
+
+    Raises:
+        DataError: one class only, or no tag at all.
+    """
+    if kind == "classify" and len(names) == 1:
+        raise DataError(
+            f"{source}: all images have the class {names[0]!r}; at least two classes are needed: add images of another"
+        )
+    if not names:
+        raise DataError(f"{source}: no {_WORD[kind]} found; give at least one image a {_WORD[kind]}")
+
+
+def compare_splits(entries: Sequence[Entry], *, kind: TaskKind, source: str) -> tuple[str, ...]:
+    """Notes on classes that validation or test lack.
+
+    Raises:
+        DataError: a class of validation or test has no training image.
+    """
+    counts: dict[Split, Counter[str]] = {"train": Counter(), "val": Counter(), "test": Counter()}
+    for entry in entries:
+        if entry.split is not None:
+            counts[entry.split].update(entry.labels)
+    word, notes = _WORD[kind], []
+    for split in ("val", "test"):
+        held_out = counts[split]
+        if not any(entry.split == split for entry in entries):
+            continue
+        strange = sorted(set(held_out) - set(counts["train"]))
+        if strange:
+            raise DataError(
+                f"{source}: {word} {some(strange)} is in {split} and not in train, so it cannot be learned; "
+                f"train has {some(sorted(counts['train']), limit=10)}. Rename it, or add images of it to train"
+            )
+        absent = sorted(set(counts["train"]) - set(held_out))
+        if absent:
+            notes.append(f"{split} has no image of {word} {some(absent)}; metrics there say nothing about it")
+    return tuple(notes)

@@ -1,0 +1,159 @@
+"""The files and what is known of them: entries as found, samples as trained on."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from headstart.data.decoding.decode import printable
+from headstart.errors import DataError
+from headstart.tasks.task import TaskKind
+
+Split = Literal["train", "val", "test"]
+SPLITS: dict[str, Split] = {
+    "train": "train",
+    "training": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "test": "test",
+    "testing": "test",
+}
+"""Names of splits, in lower case, as folders and tables spell them."""
+
+_DECODED = {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".dib", ".tif", ".tiff"}
+_OTHER = {".avif", ".heic", ".heif", ".jxl", ".jp2", ".ppm", ".pgm", ".tga"}
+IMAGE_SUFFIXES = frozenset(_DECODED | _OTHER)
+"""Files that count as images; the ones that cannot be decoded are then named with their reason, not passed over."""
+_PASSED_OVER = frozenset({"__macosx", "@eadir", "__pycache__", "lost+found", "thumbs.db", "desktop.ini"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """One image of a split. ``index`` is its place among the sorted keys of all readable images, whatever the split.
+
+    ``target``: the class's number, 0/1 per tag, numbers in original units, or () when there is none; ``content``: the
+    file's SHA-256, where it was scanned, and ``stamp`` what it then had as its size, times and inode (see
+    ``headstart.data.reading``).
+    """
+
+    path: Path
+    key: str
+    index: int
+    target: int | tuple[float, ...]
+    content: str = ""
+    stamp: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """One image as the source lists it; ``where`` is how errors name it."""
+
+    path: Path
+    key: str
+    where: str
+    labels: tuple[str, ...] = ()
+    numbers: tuple[float, ...] = ()
+    split: Split | None = None
+    group: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Listing:
+    """What a source says, before an image is opened. ``names``: classes, tags or targets, in output order;
+    ``by_column``: a table has a column for each of them, so that one without a column was not asked about.
+    """
+
+    source: Path
+    kind: TaskKind
+    names: tuple[str, ...]
+    entries: tuple[Entry, ...]
+    notes: tuple[str, ...]
+    by_column: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Walked:
+    """Files under a folder: those that count as images, and the rest, each sorted."""
+
+    images: tuple[Path, ...]
+    others: tuple[Path, ...]
+
+
+def key_of(path: Path, *, root: Path) -> str:
+    """The path relative to the root, with "/", as text that can be written anywhere."""
+    return printable(path.relative_to(root)).replace(os.sep, "/")
+
+
+def is_image(path: Path) -> bool:
+    """Whether the name says that it is an image."""
+    return path.suffix.lower() in IMAGE_SUFFIXES
+
+
+def is_passed_over(name: str) -> bool:
+    """Whether it is hidden or an operating system's litter."""
+    return name.startswith(".") or name.lower() in _PASSED_OVER
+
+
+def subfolders(folder: Path) -> tuple[Path, ...]:
+    """Visible folders directly in it, sorted."""
+    return tuple(sorted(child for child in folder.iterdir() if child.is_dir() and not is_passed_over(child.name)))
+
+
+def walk(folder: Path, *, root: Path) -> Walked:
+    """Visible files at any depth.
+
+    Raises:
+        DataError: a folder cannot be read, or a link leads to a folder or out of ``root``.
+    """
+    images: list[Path] = []
+    others: list[Path] = []
+    check_link(folder, root=root)
+    for here, folders, files in os.walk(folder, onerror=_refuse):
+        folders[:] = sorted(name for name in folders if not is_passed_over(name))
+        for name in folders:
+            check_link(Path(here, name), root=root)
+        for name in sorted(files):
+            path = Path(here, name)
+            if is_passed_over(name):
+                continue
+            check_link(path, root=root)
+            (images if is_image(path) else others).append(path)
+    return Walked(images=tuple(sorted(images)), others=tuple(sorted(others)))
+
+
+def check_link(path: Path, *, root: Path) -> None:
+    """Refuse a link to a folder or out of the root.
+
+    Raises:
+        DataError: it is one.
+    """
+    if not path.is_symlink() or path == root:
+        return
+    try:
+        real = path.resolve()
+    except (OSError, RuntimeError) as error:
+        raise DataError(f"{printable(path)} is a link that leads nowhere ({error}); remove it") from error
+    if not real.is_relative_to(root.resolve()):
+        raise DataError(
+            f"{printable(path)} is a link out of {printable(root)}, to {printable(real)}; only files under the data "
+            f"folder are read: copy them there, e.g. with cp -rL"
+        )
+    if real.is_dir():
+        raise DataError(
+            f"{printable(path)} is a link to a folder, {printable(real)}, whose images would count twice; "
+            f"remove the link or copy the folder"
+        )
+
+
+def _refuse(error: OSError) -> None:
+    raise DataError(f"{printable(error.filename)} cannot be read: {error.strerror}; give yourself the right to read it")
+
+
+def some(names: Sequence[str], *, limit: int = 5) -> str:
+    """The first few, quoted, and how many more there are."""
+    shown = ", ".join(repr(name) for name in names[:limit])
+    return shown if len(names) <= limit else f"{shown} and {len(names) - limit} more"

@@ -1,0 +1,1 @@
+"""How pixels become the model's input, random changes included."""

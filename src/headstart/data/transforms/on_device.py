@@ -1,0 +1,38 @@
+"""Random changes made on the device, of a whole batch at once, with the numbers that were drawn for each image.
+
+The numbers are those with which its loading process would have made them: every image gets the same changes, and a
+pixel differs by a level at most, where the device rounds otherwise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from headstart.data.transforms.transforms import Changes
+
+Mix = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+"""Pixels (B, C, H, W) and targets, mixed within the batch; the same way each time."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Late:
+    """What is still to be done to a batch's pixels. ``drawn`` (lead + B, N): the numbers of ``changes``. The first
+    ``lead`` images are there to be mixed in only.
+    """
+
+    changes: Changes | None
+    drawn: Tensor
+    mix: Mix | None
+    targets: Tensor
+    lead: int
+
+    def __call__(self, pixels: Tensor) -> Tensor:
+        """(lead + B, C, H, W) uint8 on the device -> (B, C, H, W), uint8 or, after mixup, float32."""
+        if self.changes is not None:
+            pixels = self.changes.of_batch(pixels, self.drawn.to(pixels.device, non_blocking=True))
+        if self.mix is not None:
+            pixels = self.mix(pixels, self.targets)[0]
+        return pixels[self.lead :]

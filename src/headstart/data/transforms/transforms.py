@@ -1,0 +1,237 @@
+"""From a picture to the model's pixels: the weights' own evaluation pipeline, and random changes for training."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms import v2
+
+from headstart.data.decoding.crops import Frame, central_frame, random_frame
+from headstart.data.decoding.lazy_image import Picture, Raster, render
+from headstart.data.randomness import drawing_from
+from headstart.data.transforms.colour_jitter import draw_jitter, jittered, jittered_batch
+from headstart.errors import DataError
+from headstart.models.preprocess import Preprocess
+from headstart.tasks.task import TaskKind
+
+AnyPicture = Picture | Raster | Image.Image
+Transform = Callable[[AnyPicture], Tensor]
+"""A picture to a uint8 tensor (C, H, W)."""
+Preset = Literal["none", "light", "standard", "strong"]
+Colours = Literal["kept", "jittered", "changed widely"]
+_COLOURS: dict[str, Colours] = {"standard": "jittered", "strong": "changed widely"}
+_CROP_SCALE = {"light": (0.5, 1.0), "standard": (0.35, 1.0), "strong": (0.2, 1.0)}
+# how much larger than shown a photo is decoded at least; in evaluation it changes no pixel by much (see picture.py)
+_EVALUATION_GAP, _TRAINING_GAP = 2.5, 1.25
+_LONGEST = 1.5  # times the shorter side: what a kept photo's page has room for
+
+
+@dataclass(frozen=True, kw_only=True)
+class Framing:
+    """The weights' own evaluation pipeline; its ``repr`` tells two of them apart, as that of each transform does.
+
+    ``gap``: how much larger than shown a photo is decoded at least.
+    """
+
+    preprocess: Preprocess
+    gap: float = _EVALUATION_GAP
+
+    def __call__(self, picture: AnyPicture) -> Tensor:
+        """Pixels (C, height, width)."""
+        frame = central_frame(picture.size, self.preprocess)
+        return render(picture, frame, interpolation=_filter(self.preprocess), gap=self.gap)
+
+    @property
+    def kept_bytes(self) -> int:
+        """Of a finished frame."""
+        return self.preprocess.channels * self.preprocess.height * self.preprocess.width
+
+    @property
+    def kept_form(self) -> str:
+        """Of the finished frame."""
+        return repr(self)
+
+    def keep(self, picture: AnyPicture) -> Raster:
+        """The finished frame."""
+        return Raster(self(picture).permute(1, 2, 0), size=picture.size)
+
+    def of_kept(self, kept: Raster) -> Tensor:
+        """The frame as it was."""
+        return kept.pixels.permute(2, 0, 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cropping:
+    """A random crop of ``scale`` of the area."""
+
+    preprocess: Preprocess
+    scale: tuple[float, float]
+    gap: float = _TRAINING_GAP
+
+    def __call__(self, picture: AnyPicture) -> Tensor:
+        """Pixels (C, height, width)."""
+        shown = (self.preprocess.width, self.preprocess.height)
+        frame = random_frame(picture.size, shown=shown, scale=self.scale)
+        return render(picture, frame, interpolation=_filter(self.preprocess), gap=self.gap)
+
+    @property
+    def _shorter(self) -> int:
+        """Side of the smallest square in which every square crop has as many pixels as are shown."""
+        return math.ceil(max(self.preprocess.width, self.preprocess.height) / math.sqrt(self.scale[0]))
+
+    @property
+    def kept_bytes(self) -> int:
+        """Of a photo whose sides are as 3:2."""
+        return self.preprocess.channels * self._shorter * math.ceil(_LONGEST * self._shorter)
+
+    @property
+    def kept_form(self) -> str:
+        """Of the whole picture."""
+        return f"pictures with a shorter side of at most {self._shorter}, {_filter(self.preprocess)}, gap {self.gap}"
+
+    def keep(self, picture: AnyPicture) -> Raster:
+        """The whole picture: as it is, or made smaller to the working size."""
+        part = min(1.0, self._shorter / min(picture.size))
+        scaled = (math.ceil(part * picture.size[0]), math.ceil(part * picture.size[1]))
+        frame = Frame(box=(0, 0, *picture.size), scaled=scaled, shown=scaled)
+        pixels = render(picture, frame, interpolation=_filter(self.preprocess), gap=self.gap)
+        return Raster(pixels.permute(1, 2, 0), size=picture.size)
+
+    def of_kept(self, kept: Raster) -> Tensor:
+        """A random crop of it, the one that the file would give."""
+        return self(kept)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Changes:
+    """The random changes of training, in this order."""
+
+    framed: Framing | Cropping
+    flips: bool
+    colours: Colours
+
+    def __call__(self, picture: AnyPicture) -> Tensor:
+        """Pixels (C, height, width)."""
+        return self._changed(self.framed(picture))
+
+    @property
+    def kept_bytes(self) -> int:
+        """See what frames or crops."""
+        return self.framed.kept_bytes
+
+    @property
+    def kept_form(self) -> str:
+        """See what frames or crops."""
+        return self.framed.kept_form
+
+    def keep(self, picture: AnyPicture) -> Raster:
+        """See what frames or crops."""
+        return self.framed.keep(picture)
+
+    def of_kept(self, kept: Raster) -> Tensor:
+        """Random changes of it."""
+        return self._changed(self.framed.of_kept(kept))
+
+    def _changed(self, pixels: Tensor) -> Tensor:
+        if self.flips and _heads():
+            pixels = pixels.flip(-1)
+        if self.colours == "jittered":
+            return jittered(pixels, draw_jitter(pixels.shape[0]))
+        return _changed_widely(pixels) if self.colours == "changed widely" else pixels
+
+    @property
+    def batchwise(self) -> bool:
+        """Whether what follows the frame can be made of a whole batch at once: nothing of it is Pillow's."""
+        return self.colours != "changed widely"
+
+    def draw(self) -> Tensor:
+        """The numbers of what follows the frame, drawn as for one picture: mirrored, and its jitter's; (1 + 2 C C,)."""
+        mirrored = torch.tensor([float(self.flips and _heads())])
+        if self.colours != "jittered":
+            return mirrored
+        return torch.cat([mirrored, draw_jitter(self.framed.preprocess.channels).flatten().float()])
+
+    def of_batch(self, pixels: Tensor, drawn: Tensor) -> Tensor:
+        """What follows the frame, with numbers (B, N) that were drawn before; (B, C, H, W) uint8 on any device."""
+        if self.flips:
+            pixels = torch.where(drawn[:, 0].view(-1, 1, 1, 1) > 0, pixels.flip(-1), pixels)
+        if self.colours != "jittered":
+            return pixels
+        channels = pixels.shape[1]
+        return jittered_batch(pixels, drawn[:, 1:].view(-1, 2, channels, channels))
+
+
+def eval_transform(preprocess: Preprocess) -> Framing:
+    """Shorter side to ``floor(size / crop_pct)``, centre crop: what the weights were evaluated with.
+
+    Raises:
+        DataError: the model takes neither 1 nor 3 channels.
+    """
+    if preprocess.channels not in (1, 3):
+        raise DataError(
+            f"the model takes {preprocess.channels} channels, and pictures have 1 or 3; "
+            f"choose in_chans 3 in model.options, or make your own batches in Python"
+        )
+    return Framing(preprocess=preprocess)
+
+
+def train_transform(preset: Preset, *, flip: Literal["auto"] | bool, preprocess: Preprocess) -> Changes:
+    """Random changes of the preset, drawn from torch's default generator; ``flip`` "auto": on, but for ``none``."""
+    framed = Framing(preprocess=preprocess)
+    cropped = None if preset == "none" else Cropping(preprocess=preprocess, scale=_CROP_SCALE[preset])
+    colours = _COLOURS.get(preset, "kept")
+    return Changes(
+        framed=cropped or framed, flips=flip is True or (flip == "auto" and preset != "none"), colours=colours
+    )
+
+
+def _heads() -> bool:
+    return torch.rand(1).item() < 0.5
+
+
+def _changed_widely(pixels: Tensor) -> Tensor:
+    """Through Pillow, whose 0.24 ms for 224 pixels are a third of what torchvision needs for tensors."""
+    values = pixels.permute(1, 2, 0).numpy()
+    changed: Image.Image = v2.TrivialAugmentWide()(Image.fromarray(values if values.shape[2] == 3 else values[:, :, 0]))
+    return torch.from_numpy(np.array(changed).reshape(values.shape)).permute(2, 0, 1)
+
+
+def _filter(preprocess: Preprocess) -> str:
+    # timm's "random" is a training-time choice; its own evaluation default is bilinear
+    return "bilinear" if preprocess.interpolation == "random" else preprocess.interpolation
+
+
+def check_mixing(kind: TaskKind, *, cutmix: float) -> None:
+    """Refuse what has no meaning for the task.
+
+    Raises:
+        DataError: cutmix, for numbers.
+    """
+    if kind == "regress" and cutmix > 0:
+        raise DataError(
+            "augment.cutmix: a pasted patch has no share of a number; for regression give 0, i.e. --augment.cutmix 0"
+        )
+
+
+def mix_batch(
+    pixels: Tensor, targets: Tensor, *, num_classes: int, mixup: float, cutmix: float, seed: int
+) -> tuple[Tensor, Tensor]:
+    """Mixup or CutMix (each half of the time where both are on) with one weight for the batch, drawn from ``seed``.
+
+    pixels: (B, C, H, W) 0..255; targets: (B,) class indices or (B, K). Gives float pixels (mixup) or uint8 (CutMix)
+    and float targets (B, K) whose rows keep their sum.
+    """
+    with drawing_from(seed):
+        use_mixup = mixup > 0 and (cutmix == 0 or bool(torch.rand(()) < 0.5))
+        if use_mixup:
+            mixed = v2.MixUp(alpha=mixup, num_classes=num_classes)(pixels.float(), targets)
+        else:
+            mixed = v2.CutMix(alpha=cutmix, num_classes=num_classes)(pixels, targets)
+    return mixed[0], mixed[1]

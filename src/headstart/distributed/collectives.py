@@ -1,0 +1,200 @@
+"""What the processes of a run tell each other. Values travel as JSON bytes in tensors: no pickle.
+
+Every function is called by all ranks in the same order; alone, each gives back what it was given.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from headstart.distributed.processes import current
+from headstart.errors import Error, OthersFailed
+
+_E = TypeVar("_E", bound=Error)
+_counters: list[Callable[[], None]] = []
+
+
+@contextmanager
+def counted_by(counter: Callable[[], None]) -> Iterator[None]:
+    """Within, ``counter`` is called before every message: ranks that are behind can be found."""
+    _counters.append(counter)
+    try:
+        yield
+    finally:
+        _counters.remove(counter)
+
+
+def exchange(value: object) -> list[Any]:
+    """What every rank gave, by rank: any value that JSON can hold.
+
+    Raises: OthersFailed: a rank has sent an error instead (see ``together``).
+    """
+    return _exchange({"value": value}) if current().several else [value]
+
+
+def _exchange(message: Mapping[str, object]) -> list[Any]:
+    data = json.dumps(message).encode("utf-8", "surrogateescape")
+    found = [json.loads(other.decode("utf-8", "surrogateescape")) for other in _exchange_bytes(data)]
+    failed = [rank for rank, other in enumerate(found) if "failed" in other]
+    if failed and current().rank != failed[0]:
+        raise OthersFailed(exit_code=found[failed[0]]["failed"])
+    return [other.get("value") for other in found]
+
+
+def _exchange_bytes(data: bytes) -> list[bytes]:
+    where = _device()
+    sizes = _gathered(torch.tensor([len(data)], device=where))
+    room = torch.zeros(max(int(size) for size in sizes), dtype=torch.uint8, device=where)
+    if data:
+        room[: len(data)] = torch.frombuffer(bytearray(data), dtype=torch.uint8).to(where)
+    parts = zip(_gathered(room), sizes, strict=True)
+    return [part[: int(size)].cpu().numpy().tobytes() for part, size in parts]
+
+
+def _gathered(value: Tensor) -> list[Tensor]:
+    found = [torch.empty_like(value) for _ in range(dist.get_world_size())]
+    _count()
+    dist.all_gather(found, value)
+    return found
+
+
+def gathered(value: Tensor) -> list[Tensor]:
+    """The equally shaped tensors of all ranks, by rank, where this rank's is."""
+    if not current().several:
+        return [value]
+    return [other.to(value.device) for other in _gathered(value.contiguous().to(_device()))]
+
+
+def summed(values: Tensor) -> Tensor:
+    """The sum over all ranks; every rank gets the same bits."""
+    if current().several:
+        _count()
+        total = values.to(_device())
+        dist.all_reduce(total)
+        return total.to(values.device)
+    return values
+
+
+def any_of(*flags: bool) -> tuple[bool, ...]:
+    """For each flag, whether it is set on any rank."""
+    if not current().several:
+        return flags
+    return tuple(bool(count > 0) for count in summed(torch.tensor(flags, dtype=torch.float64)))
+
+
+def from_first(value: object) -> Any:
+    """The first rank's value (JSON), on every rank."""
+    return exchange(value if current().is_first else None)[0] if current().several else value
+
+
+def files_from_first(files: Mapping[str, bytes] | None) -> dict[str, bytes] | None:
+    """The first rank's files, on every rank; the others give None."""
+    if not current().several:
+        return None if files is None else dict(files)
+    names = from_first(None if files is None else {name: len(data) for name, data in files.items()})
+    if names is None:
+        return None
+    found: dict[str, bytes] = {}
+    for name, size in names.items():
+        data = torch.zeros(size, dtype=torch.uint8)
+        if files is not None:
+            data = torch.frombuffer(bytearray(files[name]), dtype=torch.uint8) if size else data
+        found[name] = _broadcast(data.to(_device())).cpu().numpy().tobytes() if size else b""
+    return found
+
+
+def files_to_first(files: Mapping[str, bytes]) -> dict[str, bytes]:
+    """The files of all ranks, on the first one; the others get none. Names differ from rank to rank."""
+    names = exchange({name: len(data) for name, data in files.items()})
+    room = max(sum(sizes.values()) for sizes in names)
+    data = torch.zeros(room, dtype=torch.uint8)
+    joined = b"".join(files.values())
+    data[: len(joined)] = torch.frombuffer(bytearray(joined), dtype=torch.uint8)
+    sent, first = data.to(_device()), current().is_first
+    received = [torch.empty_like(sent) for _ in names] if first else None
+    _count()
+    dist.gather(sent, received, dst=0)
+    found: dict[str, bytes] = {}
+    for sizes, part in zip(names, received or (), strict=first):
+        whole, start = part.cpu().numpy().tobytes(), 0
+        for name, size in sizes.items():
+            found[name] = whole[start : start + size]
+            start += size
+    return found
+
+
+def _broadcast(value: Tensor) -> Tensor:
+    _count()
+    dist.broadcast(value, src=0)
+    return value
+
+
+def tensors_from_first(tensors: Iterable[Tensor]) -> None:
+    """Overwrite each tensor with the first rank's; in one message per kind of number."""
+    if not current().several:
+        return
+    kinds: dict[torch.dtype, list[Tensor]] = {}
+    for tensor in tensors:
+        kinds.setdefault(tensor.dtype, []).append(tensor)
+    for same in kinds.values():
+        flat = _broadcast(torch.cat([tensor.detach().reshape(-1) for tensor in same]))
+        for tensor, part in zip(same, torch.split(flat, [tensor.numel() for tensor in same]), strict=True):
+            tensor.detach().copy_(part.view(tensor.shape))
+
+
+def model_from_first(module: nn.Module) -> None:
+    """Weights and buffers as the first rank has them; other things that a state dict may hold stay each rank's own."""
+    tensors_from_first(value for value in module.state_dict().values() if isinstance(value, Tensor))
+
+
+@contextmanager
+def together() -> Iterator[None]:
+    """Within, an ``Error`` of any rank ends all of them: at their next exchange, or at the end of the block.
+
+    The first rank that failed raises its own; the others raise ``OthersFailed`` with its exit code.
+    """
+    try:
+        yield
+    except OthersFailed:
+        raise
+    except Error as error:
+        if current().several:
+            _exchange({"failed": error.exit_code})
+        raise
+    exchange(None)
+
+
+@contextmanager
+def raised_by_all(kind: type[_E]) -> Iterator[None]:
+    """Within, an error of this ``kind``, which whoever catches it goes on after, is raised by all ranks at the end of
+    the block where any has one: they go on alike. Ranks that have none raise the first one's.
+    """
+    found: _E | None = None
+    try:
+        yield
+    except kind as error:
+        found = error
+    if any(any_of(found is not None)):
+        said = exchange(None if found is None else str(found))
+        raise found or kind(next(text for text in said if text is not None))
+
+
+def _device() -> torch.device:
+    """Where the group's messages have to be."""
+    gloo = dist.get_backend() == "gloo"
+    accelerator = None if gloo else torch.accelerator.current_accelerator(check_available=True)
+    if accelerator is None:
+        return torch.device("cpu")
+    return torch.device(accelerator.type, torch.accelerator.current_device_index())
+
+
+def _count() -> None:
+    for counter in _counters:
+        counter()

@@ -1,0 +1,137 @@
+"""A model whose parameters are shared out: each process holds a part of every one (FSDP2, ``fully_shard``).
+
+Each parameter is cut along its first dimension into as many parts as there are processes, as ``torch.chunk`` cuts; what
+is whole here is whole on every process (buffers, counters).
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeGuard
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from headstart.distributed.processes import current
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
+
+_SHARE_OF_ALL = 64  # a block with at least so many-th of the parameters is gathered by itself
+
+
+def shard(module: nn.Module, device: torch.device) -> None:
+    """Share the parameters out, in place: block by block, so that one block is whole at a time."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    mesh = init_device_mesh(device.type, (current().world_size,))
+    for block in _blocks(module):
+        fully_shard(block, mesh=mesh)
+    fully_shard(module, mesh=mesh)
+
+
+def _blocks(module: nn.Module) -> list[nn.Module]:
+    """The repeated parts: members of sequences with a good share of the parameters, none inside another."""
+    least = sum(parameter.numel() for parameter in module.parameters()) / _SHARE_OF_ALL
+    found: dict[str, nn.Module] = {}
+    for path, part in module.named_modules():
+        if not isinstance(part, nn.Sequential | nn.ModuleList):
+            continue
+        for name, child in part.named_children():
+            own, size = f"{path}.{name}" if path else name, sum(p.numel() for p in child.parameters())
+            if size >= least and not isinstance(child, nn.Sequential | nn.ModuleList):
+                found[own] = child
+    return [part for path, part in found.items() if not any(path.startswith(f"{other}.") for other in found)]
+
+
+def plain_type(module: nn.Module) -> type[object]:
+    """Its class but for what several processes change of it: FSDP2 puts its own before it, SyncBatchNorm takes over."""
+    if isinstance(module, _BatchNorm):
+        return _BatchNorm
+    return next(kind for kind in type(module).__mro__ if not _is_of_fsdp(kind))
+
+
+def is_sharded(module: nn.Module) -> bool:
+    """Whether the parameters are shared out."""
+    return _is_of_fsdp(type(module))
+
+
+def _is_of_fsdp(kind: type[object]) -> bool:
+    fsdp = sys.modules.get("torch.distributed.fsdp")  # who shares a module out has imported it; others save 0.2 s
+    return fsdp is not None and issubclass(kind, fsdp.FSDPModule)
+
+
+def is_shared_out(tensor: Tensor) -> TypeGuard[DTensor]:
+    """Whether each process holds a part of it."""
+    tensors = sys.modules.get("torch.distributed.tensor")  # as above
+    return tensors is not None and isinstance(tensor, tensors.DTensor)
+
+
+def reduce_next(module: nn.Module, *, reduce: bool) -> None:
+    """Whether the next backward pass averages the gradients over the processes."""
+    from torch.distributed.fsdp import FSDPModule
+
+    assert isinstance(module, FSDPModule)
+    module.set_requires_gradient_sync(reduce)
+
+
+def part_again(module: nn.Module) -> None:
+    """Back to parts: a forward pass without a backward one leaves the outermost parameters whole, and their names then
+    stand for other tensors than the optimizer's.
+    """
+    if not is_sharded(module):
+        return
+    from torch.distributed.fsdp import FSDPModule
+
+    for part in module.modules():
+        if isinstance(part, FSDPModule):
+            part.reshard()
+
+
+def local(tensor: Tensor) -> Tensor:
+    """This process's part, or the tensor itself."""
+    return tensor.to_local() if is_shared_out(tensor) else tensor
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """The whole of a tensor that is shared out (all processes call it), or the tensor itself."""
+    return tensor.full_tensor() if is_shared_out(tensor) else tensor
+
+
+def like_parameter(value: Tensor, like: Tensor) -> Tensor:
+    """A whole tensor, shared out as ``like`` is; every process has the same one, and nothing is sent."""
+    if not is_shared_out(like) or value.shape != like.shape:
+        return value
+    from torch.distributed.tensor import distribute_tensor
+
+    return distribute_tensor(value.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
+
+
+def put(into: Tensor, value: Tensor) -> None:
+    """Overwrite a tensor, shared out or not, with a whole one."""
+    with torch.no_grad():
+        into.copy_(like_parameter(value, into))
+
+
+def parts(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, list[int]]]:
+    """What this process writes of them, and the whole shapes of those that are shared out.
+
+    Whole tensors are written by the first process alone.
+    """
+    shapes = {name: list(value.shape) for name, value in sorted(tensors.items()) if is_shared_out(value)}
+    for name in shapes:
+        value = tensors[name]
+        assert is_shared_out(value) and [place.is_shard(0) for place in value.placements] == [True], name
+    mine = {name: local(value) for name, value in tensors.items() if name in shapes or current().is_first}
+    return mine, shapes
+
+
+def joined_parts(files: Sequence[Mapping[str, Tensor]], shapes: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Whole tensors from the parts of all processes, in their order."""
+    found = dict(files[0])
+    for name, shape in shapes.items():
+        found[name] = torch.cat([part[name] for part in files]).reshape(shape)
+    return found

@@ -1,0 +1,157 @@
+"""The group of a run's processes: joined, left, and how one that is lost gets named.
+
+headstart joins the group that the environment describes, or takes the one that is there.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch._C._distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
+
+from headstart.distributed.collectives import counted_by
+from headstart.distributed.heartbeat import Pulse
+from headstart.distributed.processes import Processes, current, in_environment
+from headstart.errors import ConfigError, Error, Interrupted, OthersFailed, RunError
+
+_BACKENDS = {"cpu": "gloo", "cuda": "nccl", "xpu": "xccl"}
+_LOST = ("/gloo/", "gloo::", "nccl", "connection reset by peer", "connection closed by peer", "tcpstore")  # of torch
+
+
+@contextmanager
+def joined(device: torch.device, *, timeout_seconds: float) -> Iterator[Processes]:
+    """The group that the environment describes, joined and left; the one that is there already; or alone.
+
+    Within, an error of one rank ends all: it is raised with its rank, the others raise ``OthersFailed``, and a rank
+    that was killed or stands still for ``timeout_seconds`` is named by the first of those that are left.
+
+    Raises: RunError: the group does not come together within the timeout.
+    """
+    found = in_environment()
+    if dist.is_initialized() or not found.several:
+        yield current()
+        return
+    pulse = _open_group(found, device, timeout=timedelta(seconds=timeout_seconds))
+    pulse.start()
+    try:
+        with counted_by(pulse.count), _said_by_rank(found, pulse):
+            yield found
+            dist.barrier()  # nobody leaves while another still needs it
+    finally:
+        pulse.stop()
+    dist.destroy_process_group()
+
+
+def check_devices(wanted: int | str) -> None:
+    """Refuse another number of processes than asked for.  Raises: ConfigError."""
+    found = current().local_size
+    if isinstance(wanted, int) and wanted != found:
+        raise ConfigError(
+            f"devices: {wanted} asked for, and this run has {found} process{'es' * (found != 1)} on each machine; "
+            f"start it with `headstart train ... --devices {wanted}`, or, from Python, with `torchrun --nproc-per-node "
+            f"{wanted} SCRIPT`"
+        )
+
+
+def was_restarted() -> bool:
+    """Whether torchrun started these processes again after a failure; the run then resumes by itself."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+
+
+def _open_group(found: Processes, device: torch.device, *, timeout: timedelta) -> Pulse:
+    """The process group, and a pulse with a connection of its own to the group's store."""
+    backend = _BACKENDS.get(device.type)
+    if backend is None:
+        raise ConfigError(
+            f"device: torch has no process group for {device.type}; give --device cpu or cuda, or start one process"
+        )
+    try:
+        store, rank, size = next(rendezvous("env://", timeout=timeout))
+        life = f"headstart/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}"
+        pulse = Pulse(PrefixStore(f"{life}/pulse", store.clone()), rank=rank, world_size=size)
+        dist.init_process_group(
+            backend, store=PrefixStore(f"{life}/group", store), rank=rank, world_size=size, timeout=timeout,
+            device_id=device if device.type != "cpu" else None,
+        )  # fmt: skip
+        dist.barrier()
+    except (RuntimeError, ValueError, KeyError) as error:
+        master = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+        raise RunError(
+            f"rank {found.rank}: the {found.world_size} processes did not come together at {master} within "
+            f"{timeout.total_seconds():.0f} s ({_first_line(error)}); check that all were started with the same "
+            "torchrun line and can reach that address"
+        ) from error
+    return pulse
+
+
+@contextmanager
+def _said_by_rank(found: Processes, pulse: Pulse) -> Iterator[None]:
+    """Within, what goes wrong is told to the others and said by the rank where it did, once."""
+    why, failed = "it ended early", True
+    try:
+        yield
+        why, failed = "", False
+    except OthersFailed:
+        why = ""
+        raise
+    except Interrupted as stop:
+        why, failed = "", False
+        if not found.is_first:  # all are told to stop; the first one says it
+            raise OthersFailed(exit_code=stop.exit_code) from stop
+        raise
+    except Error as error:
+        why = str(error)
+        if error.exit_code != Error.exit_code:  # 2: everyone's, said plainly
+            error.args = (f"rank {found.rank} of {found.world_size}: {error}",)
+        raise
+    except RuntimeError as error:
+        why = "" if _is_lost_contact(error) else _first_line(error)
+        if why:
+            raise
+        raise _lost(pulse, error) from error
+    finally:
+        if failed:
+            _finish_speaking()
+        if why:
+            pulse.tell_failure(why)
+        if failed:
+            pulse.linger()
+
+
+def _finish_speaking() -> None:
+    """The launcher ends all when one has failed; what went wrong is said before that."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+def _is_lost_contact(error: RuntimeError) -> bool:
+    return isinstance(error, dist.DistError) or any(word in str(error).lower() for word in _LOST)
+
+
+def _lost(pulse: Pulse, error: RuntimeError) -> RunError:
+    """Who is lost: said by the first rank that is left, unless somebody has said why it failed."""
+    _finish_speaking()
+    gone = pulse.lost()
+    left = [rank for rank in range(pulse.world_size) if rank not in gone]
+    if pulse.others_failed or pulse.rank != left[0]:
+        return OthersFailed()
+    who = ", ".join(f"rank {rank} ({where})" for rank, where in gone.items()) or "another rank"
+    pulse.end(gone)
+    pulse.tell_failure(f"lost {who}")  # the others then stay silent, also where this process's end is what they notice
+    return RunError(
+        f"{who} of {pulse.world_size} is lost: killed by a signal (often for memory: see the system's log), "
+        "cut off, or standing still for longer than parallel.timeout_seconds; all others stop. Go on from the last "
+        f"checkpoint with the same command and --resume ({_first_line(error)})"
+    )
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

@@ -1,0 +1,182 @@
+"""Whether what is frozen runs once per image instead of in every epoch: times and bytes, measured on a few images."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from headstart.config.schema import Config
+from headstart.data.dataset import Images
+from headstart.data.loader import Batches
+from headstart.distributed.collectives import from_first
+from headstart.errors import ConfigError, ModelError
+from headstart.planning.decisions import Decision
+from headstart.surgery.boundary import Boundary
+from headstart.training.activation_cache import through_prefix
+from headstart.training.boundary_proof import prove_boundary
+from headstart.training.boundary_tensors import crossing_of, page_bytes
+from headstart.training.phases import Course, PhasePlan, freeze_phase
+from headstart.training.step import StepRules
+
+AUTO_VIEWS = 4  # within noise of new changes in every epoch where it was tried (docs/measured/speed.md)
+_FEW = 256  # image passes: less is not worth a look
+_MEASURED = 2  # images
+_WRITTEN, _READ = 200e6, 800e6  # bytes per second that a slow disk writes, and that is checked as it is read
+_WORTH = 0.1  # of the time that the passes take
+
+
+@dataclass(frozen=True, kw_only=True)
+class FrozenCost:
+    """Of the part before the boundary, per image: seconds to decode and compute it, bytes of what it gives."""
+
+    seconds: float
+    nbytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Passes:
+    """How often a split's images go through the frozen part in a phase: in all, and at least once per view."""
+
+    split: str
+    images: int
+    needed: int
+    views: int
+
+    def seconds(self, cost: FrozenCost) -> tuple[float, float]:
+        """Computed every time, and read from a cache."""
+        each = cost.nbytes / _WRITTEN + cost.seconds
+        cached = self.views * each + self.needed * cost.nbytes / _READ
+        return self.images * self.needed * cost.seconds, self.images * cached
+
+
+def choose_cache(
+    config: Config,
+    module: nn.Module,
+    course: Course,
+    images: Images,
+    *,
+    recorded: Sequence[Mapping[str, Any]] | None,
+    possible: bool,
+) -> tuple[Course, Decision, list[dict[str, Any]]]:
+    """The course with what each phase reads from the cache and how many views an image has, and these choices as
+    plan.json keeps them.
+
+    ``recorded``: what was chosen when the run began; ``possible``: each process has the whole model.
+
+    Raises: ConfigError: ``always``, and nothing can be cached.
+    """
+    choices = [dict(choice) for choice in recorded or ()]
+    if len(choices) != len(course.phases):
+        why = "each process holds a share of every layer"
+        found = [(phase, why) for phase in course.phases]
+        if possible:
+            found = [_chosen(config, module, phase, course.rules, images) for phase in course.phases]
+        choices = from_first([{"views": phase.views, "cached": list(phase.cached), "why": why} for phase, why in found])
+    phases = tuple(
+        replace(phase, views=choice["views"], cached=tuple(choice["cached"]))
+        for phase, choice in zip(course.phases, choices, strict=True)
+    )
+    if not recorded and config.cache.use == "always" and not any(phase.cached for phase in phases):
+        raise ConfigError(f"cache.use: nothing can be cached: {choices[0]['why']}; give --cache.use auto")
+    shown = "; ".join(f"{phase.name}: {_text(phase)}" for phase in phases)
+    why = "; ".join(dict.fromkeys(choice["why"] for choice in choices))
+    return replace(course, phases=phases), Decision("cache", shown, why), choices
+
+
+def _text(phase: PhasePlan) -> str:
+    views = f" ({phase.views} views)" if phase.views > 1 else ""
+    return " and ".join(phase.cached) + views if phase.cached else f"none{views}"
+
+
+def usual_views(config: Config, images: Images, phase: PhasePlan) -> int:
+    """Of each training image, where they are cached."""
+    training, asked = images.train.training, config.cache.views
+    assert training is not None
+    if not training.random:
+        return 1
+    return min(training.kinds or AUTO_VIEWS, phase.epochs) if asked == "auto" else asked
+
+
+def _chosen(
+    config: Config, module: nn.Module, phase: PhasePlan, rules: StepRules, images: Images
+) -> tuple[PhasePlan, str]:
+    """The phase with views and cached splits, and why."""
+    wanted, training = config.cache, images.train.training
+    assert training is not None
+    asked = 0 if wanted.views == "auto" else wanted.views
+    views = asked if training.random else 1
+    if wanted.use == "never":
+        return replace(phase, views=views), "as asked"
+    possible = 0 if training.mixes else usual_views(config, images, phase)
+    passes = _passes(config, phase, images, views=possible)
+    spared = sum(one.images * (one.needed - one.views) for one in passes)
+    if wanted.use == "auto" and spared < _FEW:
+        return replace(phase, views=views), f"auto: it would spare {max(0, spared):,} passes through the frozen part"
+    try:
+        boundary = prove_boundary(module, freeze_phase(module, phase), images.train, rules)
+        if next(boundary.prefix.parameters(), None) is None:
+            return replace(phase, views=views), "nothing with weights is frozen before what trains"
+        cost = measured_cost(boundary, images.train, rules, as_bf16=wanted.dtype == "bf16")
+    except ModelError as error:  # with more images than were looked at it may take another way
+        return replace(phase, views=views), str(error)
+    if boundary.mixes_in_evaluation:  # then a score depends on what fills its batch up
+        passes = [one for one in passes if one.split != "val"]
+        alone = "; not for val: in evaluation a score depends on the other images of its batch"
+    else:
+        alone = ""
+    found, why = _weighed(config, phase, passes, cost, views=views)
+    refused = f"; not further: {boundary.refused[0]}" if boundary.refused else ""
+    why += alone
+    return found, f"{why}, up to {' and '.join(dict.fromkeys(boundary.crossing))}{refused}" if refused else why
+
+
+def _passes(config: Config, phase: PhasePlan, images: Images, *, views: int) -> list[_Passes]:
+    """``views`` 0: training images are not cached."""
+    epochs = phase.epochs
+    judged = epochs * (2 if config.average.kind == "ema" else 1)
+    found = [_Passes(split="val", images=len(images.val.samples), needed=judged, views=1)]
+    if views:
+        train = _Passes(split="train", images=len(images.train.samples), needed=epochs, views=min(views, epochs))
+        found.insert(0, train)
+    return found
+
+
+def _weighed(
+    config: Config, phase: PhasePlan, passes: Sequence[_Passes], cost: FrozenCost, *, views: int
+) -> tuple[PhasePlan, str]:
+    """What is worth it, or with ``always`` all that can be."""
+    always, limit = config.cache.use == "always", int(config.cache.limit_gb * 1e9)
+    chosen: list[_Passes] = []
+    computed = read = 0.0
+    size = 0
+    for one in passes:
+        plain, cached = one.seconds(cost)
+        need = one.images * one.views * cost.nbytes
+        if size + need <= limit and (always or plain - cached > _WORTH * plain):
+            chosen.append(one)
+            computed, read, size = computed + plain, read + cached, size + need
+    cached_splits = tuple(one.split for one in chosen)
+    if "train" in cached_splits and not views:
+        views = next(one.views for one in passes if one.split == "train")
+    each = f"{1000 * cost.seconds:.2g} ms and {cost.nbytes / 1024:,.1f} KiB an image before the boundary"
+    if not chosen:
+        return replace(phase, views=views), f"{each}: recomputed, that is no slower or would not fit in the limit"
+    why = "as asked" if always else "auto"
+    text = f"{why}: {each}; about {read:,.0f} s instead of {computed:,.0f} s, {size / 2**20:,.0f} MiB"
+    return replace(phase, views=views, cached=cached_splits), text
+
+
+def measured_cost(boundary: Boundary, batches: Batches, rules: StepRules, *, as_bf16: bool) -> FrozenCost:
+    """Seconds and bytes per image, on a few of them; the proof has run before, so nothing is slow for being first."""
+    count = min(_MEASURED, batches.batch_size, len(batches.samples))
+    started = time.perf_counter()
+    values = through_prefix(boundary.prefix, batches.few(count), rules)
+    if torch.accelerator.is_available():
+        torch.accelerator.synchronize()
+    seconds = (time.perf_counter() - started) / count
+    return FrozenCost(seconds=seconds, nbytes=page_bytes([crossing_of(value, as_bf16=as_bf16) for value in values]))

@@ -1,0 +1,62 @@
+"""Decisions with their reasons: model, arithmetic, device."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+import torch
+
+from headstart.allocator import has_tcmalloc
+from headstart.config.schema import Config
+from headstart.errors import ConfigError
+from headstart.training.precision import has_bf16, usable_device
+
+CPU_MODEL = "timm/mobilenetv3_large_100.ra_in1k"
+GPU_MODEL = "timm/convnext_tiny.in12k_ft_in1k"
+
+
+@dataclass(frozen=True)
+class Decision:
+    """Something decided: what, and why."""
+
+    name: str
+    value: str
+    reason: str
+
+
+def choose_device(config: Config) -> tuple[torch.device, Decision]:
+    """The device to train on.  Raises: ConfigError: it is not there."""
+    device = usable_device(config.device)
+    found = "an accelerator is there" if device.type != "cpu" else "no accelerator is there"
+    return device, Decision("device", str(device), found if config.device == "auto" else "as asked")
+
+
+def choose_allocator(device: torch.device) -> tuple[Decision, ...]:
+    """That of the machine's memory, where it is not the system's."""
+    if not has_tcmalloc():
+        return ()
+    gain = ": a step takes less memory" if device.type == "cpu" else ""
+    why = f"{os.environ.get('LD_PRELOAD') or 'it'} is loaded{gain}; LD_PRELOAD= does without"
+    return (Decision("allocator", "tcmalloc", why),)
+
+
+def choose_model(config: Config, device: torch.device) -> tuple[str, Decision]:
+    """The model spec: what was asked for, or by device a light or a stronger one."""
+    if config.model.name != "auto":
+        return config.model.name, Decision("model", config.model.name, "as asked")
+    if device.type == "cpu":
+        why = "auto: light enough for a CPU (75.8 % ImageNet top-1); --model names another"
+        return CPU_MODEL, Decision("model", CPU_MODEL, why)
+    why = "auto: an accelerator carries a stronger one (84.2 % ImageNet top-1); --model names another"
+    return GPU_MODEL, Decision("model", GPU_MODEL, why)
+
+
+def check_precision(config: Config, device: torch.device) -> str:
+    """What to say of a precision that is asked for.  Raises: ConfigError: the device cannot do it."""
+    if config.precision == "bf16" and not has_bf16(device):
+        raise ConfigError(
+            f"precision: {torch.cuda.get_device_name(device)} has no bf16; give fp16 or fp32, e.g. --precision fp16"
+        )
+    emulated = config.precision == "fp16" and device.type == "cpu"
+    return "as asked; a CPU computes fp16 many times slower than fp32 or bf16" if emulated else "as asked"

@@ -1,0 +1,72 @@
+"""A module of the user's own: a copy of it is what is worked on, or itself, once."""
+
+from __future__ import annotations
+
+import weakref
+
+from torch import nn
+
+from headstart.errors import ModelError
+from headstart.planning.decisions import Decision
+from headstart.planning.memory import available_bytes
+from headstart.surgery.freeze import Fixed
+from headstart.surgery.module_copy import InPlace, copy_module
+from headstart.surgery.whole_module import refuse_wrapped
+
+_INSTEAD = "train the module itself: hs.train(config, model=hs.InPlace(module))"
+_changed: list[weakref.ref[nn.Module]] = []  # no set: a module may have an equality of its own
+
+
+def given_module(given: nn.Module | InPlace) -> nn.Module:
+    """A copy of the module, or itself where that is what the caller wants.
+
+    Raises: ModelError: it was trained in place before (see ``note_changed``); or it cannot be copied.
+    """
+    module = given.module if isinstance(given, InPlace) else given
+    if any(ref() is module for ref in _changed):
+        raise ModelError(
+            "model: this module was trained in place before, so that another run would not begin where the first one "
+            "began; make it anew, or give a copy: model=copy.deepcopy(module) as it is now, or one made before the "
+            "first call"
+        )
+    _refuse_wrapped(module)
+    empty = [name for name, value in module.named_parameters() if value.is_meta]
+    if empty:
+        raise ModelError(
+            f"model: {empty[0]} is on the meta device and has no values; make the module outside of "
+            "torch.device('meta'), or give it values: module.to_empty(device='cpu') and load_state_dict"
+        )
+    if isinstance(given, InPlace):
+        return module
+    return copy_module(module, free_bytes=available_bytes(), instead=_INSTEAD)
+
+
+def _refuse_wrapped(module: nn.Module) -> None:
+    """Raises: ModelError: it is another module in a wrapper that a run has no use for, or compiled by torch.jit."""
+    if isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel):
+        raise ModelError(
+            f"model: the module is wrapped in {type(module).__name__}; give the one inside, model=module.module "
+            "(--devices N trains it in several processes)"
+        )
+    refuse_wrapped(module)
+    if isinstance(getattr(module, "_orig_mod", None), nn.Module):
+        raise ModelError(
+            "model: the module was compiled by torch.compile; give the one that it was made of, model=module._orig_mod "
+            "(--compile default compiles the steps)"
+        )
+
+
+def note_changed(module: nn.Module) -> None:
+    """From now on ``given_module`` refuses this module: it is no longer as it was given."""
+    _changed[:] = [ref for ref in _changed if ref() is not None]
+    _changed.append(weakref.ref(module))
+
+
+def about_fixed(module: nn.Module, fixed: Fixed) -> tuple[Decision, ...]:
+    """What stays frozen although no rule says so."""
+    names = [name for name, _ in module.named_parameters() if name.replace(".base_layer.", ".") in fixed.tensors]
+    if not names:
+        return ()
+    shown = f"{', '.join(names[:3])}{', ...' * (len(names) > 3)}"
+    why = "requires_grad was False in the module when it was given; requires_grad_(True) before makes them train"
+    return (Decision("stays frozen", f"{len(names)} parameter{'s' * (len(names) != 1)}: {shown}", why),)

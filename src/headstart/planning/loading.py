@@ -1,0 +1,89 @@
+"""How many processes load images: as many as keep up with the model, by the time of a few images and of a pass."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import replace
+
+from torch import nn
+
+from headstart.config.schema import Config
+from headstart.data.dataset import Images
+from headstart.data.loader import available_cores
+from headstart.data.workers import check_room
+from headstart.errors import ConfigError
+from headstart.planning.decisions import Decision
+from headstart.planning.evaluation import pass_seconds
+from headstart.training.evaluate import in_eval
+from headstart.training.phases import Course
+from headstart.training.precision import device_of
+
+_IMAGES = 16  # loaded and timed; on an accelerator a whole batch is computed
+_STEP_PASSES = 3.0  # of the time of a forward pass: with the backward pass, where all trains
+_SPARE = 1.5  # times what keeps up on average: photos differ, and so do moments
+_NEGLIGIBLE = 0.05  # of the model's time: loading that takes no more is not worth another process
+_SHORT_SECONDS = 60.0  # of loading in the whole run: less is not worth measuring
+
+
+def choose_workers(
+    config: Config, module: nn.Module, course: Course, images: Images, *, possible: bool
+) -> tuple[Images, tuple[Decision, ...]]:
+    """Images with so many loading processes, where it is left to us, there are cores for them, and it is worth it.
+
+    ``possible``: each process has the whole model.
+    """
+    cores, few = available_cores(), min(_IMAGES, len(images.train.samples))
+    if config.workers != "auto" or not possible or cores <= 2:
+        return images, ()
+    begun = time.perf_counter()
+    batch = images.train.few(few)
+    loading = (time.perf_counter() - begun) / few
+    if loading * _loaded(course, images) < _SHORT_SECONDS:
+        return images, ()
+    device = device_of(module)
+    if device.type != "cpu":
+        batch = images.train.few(images.train.batch_size)
+    with in_eval(module):
+        trained = replace(course.rules, evaluation_precision=None)
+        computing = pass_seconds(module, batch, trained, warm=True) / len(batch.targets)
+    filling = any("train" in phase.cached for phase in course.phases)  # then each image goes forward only
+    computing *= 1.0 if filling else _STEP_PASSES
+    count = workers_needed(loading, computing, cores=cores, shared=device.type == "cpu")
+    count = _with_room(count, images.train.batch_size * batch.pixels[0].nbytes)
+    why = f"auto: loading takes {1e3 * loading:.2g} ms an image, the model {1e3 * computing:.2g} ms; {cores} cores"
+    made = replace(images, train=replace(images.train, workers=count), val=replace(images.val, workers=count))
+    test = None if images.test is None else replace(images.test, workers=count)
+    return replace(made, test=test), (Decision("workers", str(count), why),)
+
+
+def workers_needed(loading: float, computing: float, *, cores: int, shared: bool) -> int:
+    """Processes that load an image in ``loading`` seconds each, beside a model that takes ``computing`` for one.
+
+    ``shared``: the model computes on the same cores, so that it gets slower by what they take; 0: loading is so small a
+    part that the main process does it in between.
+    """
+    if shared and loading <= _NEGLIGIBLE * computing:
+        return 0
+    return max(1, min(cores, math.ceil(_SPARE * loading / max(computing, 1e-9))))
+
+
+def _with_room(count: int, batch_bytes: int) -> int:
+    """As many as can hand over their batches."""
+    for fewer in range(count, 0, -1):
+        try:
+            check_room(workers=fewer, batch_bytes=batch_bytes)
+        except ConfigError:
+            continue
+        return fewer
+    return 0
+
+
+def _loaded(course: Course, images: Images) -> int:
+    """Images that are decoded in the whole run."""
+    train, val = len(images.train.samples), len(images.val.samples)
+    return sum(
+        train * (phase.views if "train" in phase.cached else phase.epochs)
+        + val * (1 if "val" in phase.cached else phase.epochs)
+        for phase in course.phases
+    )

@@ -1,0 +1,52 @@
+"""Light tuning in the plan: adapters put in, and what is said of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import nn
+
+from headstart.config.light import wants_lora
+from headstart.config.schema import Config
+from headstart.planning.decisions import Decision
+from headstart.surgery.lora import add_lora
+from headstart.surgery.lora_targets import LoraPlan, SkippedLayer
+
+
+def adapt(config: Config, module: nn.Module) -> tuple[LoraPlan | None, tuple[Decision, ...]]:
+    """The adapters that the configuration asks for, put into the module; None when it asks for none.
+
+    Raises: ConfigError: peft is not there, or no layer fits what was asked.
+    """
+    if not wants_lora(config):
+        return None, ()
+    lora = config.lora
+    plan = add_lora(module, rank=lora.rank, alpha=lora.alpha, dropout=lora.dropout, targets=lora.targets)
+    left_out = f"; {len(plan.skipped)} skipped: {_summary(plan.skipped)}" if plan.skipped else ""
+    why = "auto: every layer that they fit" if lora.targets == "auto" else "as asked"
+    return plan, (Decision("lora", f"rank {plan.rank} on {_shown(plan.layers)}{left_out}", why),)
+
+
+def lora_document(config: Config, plan: LoraPlan | None) -> dict[str, Any] | None:
+    """What plan.json holds of the adapters."""
+    if plan is None:
+        return None
+    return {
+        "rank": plan.rank, "alpha": config.lora.alpha, "dropout": config.lora.dropout, "layers": list(plan.layers),
+        "skipped": [vars(layer) for layer in plan.skipped],
+    }  # fmt: skip
+
+
+def _shown(layers: Sequence[str]) -> str:
+    names = ", ".join(layers[:3]) + (", ..." if len(layers) > 3 else "")
+    return f"{len(layers)} layer{'s' * (len(layers) != 1)} ({names})"
+
+
+def _summary(skipped: Sequence[SkippedLayer]) -> str:
+    """Each reason with its first layer and how many more there are."""
+    found: dict[str, list[str]] = {}
+    for layer in skipped:
+        found.setdefault(layer.reason, []).append(layer.path)
+    each = (f"{paths[0]}{f' and {len(paths) - 1} more' * (len(paths) > 1)}: {why}" for why, paths in found.items())
+    return "; ".join(each)

@@ -1,0 +1,218 @@
+"""From a recipe to phases with everything decided: epochs, freeze rules, rates."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from torch import nn
+
+from headstart.config import light
+from headstart.config.rules import freeze_text
+from headstart.config.schema import (
+    But,
+    Config,
+    FreezeRule,
+    NormStatistics,
+    Optimizer,
+    Phase,
+    RmsProp,
+    Sgd,
+    Stages,
+    TimmOptimizer,
+)
+from headstart.errors import ConfigError
+from headstart.planning.decisions import Decision
+from headstart.surgery.layout import find_layout
+from headstart.training.phases import PhasePlan
+
+_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+_FEW_FOR_BATCH_NORM = 16  # images (Wu and He 2018: the error rises fast below)
+_PROBE_SHARE = 0.3
+_PROBE_RATE = 5e-3  # of a linear head on frozen features, AdamW, batch 64; 3e-3 .. 1e-2 are as good on three data sets
+_MOST_GRADUAL_PHASES = 4
+_NEW_HEAD = 10.0  # a fresh head beside pretrained layers learns this much faster
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rates:
+    """Learning rates that ``auto`` means for this model, batch size and optimizer."""
+
+    probe: float
+    body: float
+    scratch: float
+    light: float
+    layer_decay: float
+    reason: str
+
+
+def make_phases(
+    config: Config, module: nn.Module, *, batch_size: int, pretrained: bool
+) -> tuple[tuple[PhasePlan, ...], tuple[Decision, ...]]:
+    """The run's phases, and what was decided about recipe and rates.  Raises: ConfigError: they do not fit together."""
+    rates = auto_rates(module, config.optimizer, batch_size=batch_size)
+    named, decision = _recipe(config, module, pretrained=pretrained)
+    kinds = [_kind(phase, place == 0, pretrained) for place, (_, phase) in enumerate(named)]
+    statistics, why = _norm_statistics(config, kinds, batch_size // config.batch.accumulate)
+    plans, first = [], 0
+    for (name, phase), kind in zip(named, kinds, strict=True):
+        if phase.norm_statistics == "auto":
+            phase = replace(phase, norm_statistics="frozen" if isinstance(phase.freeze, But) else statistics)
+        plans.append(_with_rates(config.optimizer, name, phase, rates, first=first, kind=kind))
+        first += phase.epochs
+    shown = "; ".join(f"{plan.name} {_rate_text(plan)}" for plan in plans)
+    return tuple(plans), (decision, Decision("rates", shown, rates.reason), *_about_norms(module, plans, why))
+
+
+def _norm_statistics(config: Config, kinds: Sequence[str], batch: int) -> tuple[NormStatistics, str]:
+    """What BatchNorm layers that train normalise with, over ``batch`` images at a time, and why."""
+    noisy = f"{batch} images at a time make noisy statistics"
+    if config.norm_statistics != "auto":
+        warned = config.norm_statistics == "batch" and batch < _FEW_FOR_BATCH_NORM
+        return config.norm_statistics, f"as asked; {noisy}" if warned else "as asked"
+    if "scratch" in kinds:
+        return "batch", "auto: random weights have no statistics to keep"
+    if set(kinds) <= {"light", "probe"}:
+        return "frozen", "auto: light tuning leaves them as they are"
+    if "joint" not in kinds:
+        return "frozen", "auto: the probe's head was trained on features that they normalise"
+    if batch < _FEW_FOR_BATCH_NORM:
+        return "frozen", f"auto: {noisy}"
+    return "batch", f"auto: {batch} images at a time, and a new head that learns with them"
+
+
+def _about_norms(module: nn.Module, plans: Sequence[PhasePlan], why: str) -> tuple[Decision, ...]:
+    trained = [plan.norm_statistics for plan in plans if plan.freeze not in ("backbone", "norm")]
+    if not trained or not any(isinstance(part, _BATCH_NORMS) for part in module.modules()):
+        return ()
+    shown = {"frozen": "frozen pretrained statistics", "batch": "each batch's statistics"}
+    return (Decision("batch norm", ", then ".join(shown[kind] for kind in dict.fromkeys(trained)), why),)
+
+
+def auto_rates(module: nn.Module, optimizer: Optimizer, *, batch_size: int) -> Rates:
+    """Rates by the kind of network, scaled with the square root of the batch size (Malladi et al.
+
+    2022 for adaptive optimizers).
+    """
+    has_batch_norm = any(isinstance(part, _BATCH_NORMS) for part in module.modules())
+    body, decay = (3e-4, 0.85) if has_batch_norm else (1e-4, 0.75)
+    kind = "a BatchNorm network" if has_batch_norm else "a network without BatchNorm"
+    scale = math.sqrt(batch_size / 64)
+    times = 30.0 if isinstance(optimizer, Sgd) else 0.3 if isinstance(optimizer, RmsProp) else 1.0
+    body, probe = body * scale * times, _PROBE_RATE * scale * times
+    reason = f"{kind}, batch {batch_size}, {optimizer.kind}"
+    new = 1e-3 * scale * times
+    return Rates(probe=probe, body=body, scratch=new, light=new, layer_decay=decay, reason=reason)
+
+
+def _recipe(config: Config, module: nn.Module, *, pretrained: bool) -> tuple[list[tuple[str, Phase]], Decision]:
+    if config.phases:
+        named = [(freeze_text(phase.freeze), phase) for phase in config.phases]
+        return named, Decision("recipe", f"{len(named)} phases", "as asked")
+    last: FreezeRule = "none" if config.freeze == "auto" else config.freeze
+    recipe, why = config.recipe, "as asked"
+    if recipe == "auto":
+        recipe, why = _auto_recipe(last, pretrained, config.epochs)
+    if recipe == "gradual" and config.freeze != "auto":
+        raise ConfigError(
+            f"freeze: {freeze_text(last)} does not apply to the recipe gradual, which unfreezes step by step; use "
+            "--recipe lp_ft"
+        )
+    if recipe in light.RECIPES and not pretrained:
+        raise ConfigError(light.unpretrained(recipe))
+    phases = _phases(recipe, config.epochs, last, module)
+    shown = ", ".join(f"{name} {phase.epochs} epoch{'s' * (phase.epochs != 1)}" for name, phase in phases)
+    return phases, Decision("recipe", f"{recipe} ({shown})", why)
+
+
+def _auto_recipe(last: FreezeRule, pretrained: bool, epochs: int) -> tuple[Literal["probe", "full", "lp_ft"], str]:
+    if not pretrained:
+        return "full", "auto: random weights have no features to probe"
+    if last == "backbone":
+        return "probe", "auto: the backbone stays frozen"
+    if epochs < 2:
+        return "probe", "auto: one epoch is for the new head"
+    return "lp_ft", "auto: a trained head first, so that the first steps do not damage the backbone (Kumar et al. 2022)"
+
+
+def _phases(recipe: str, epochs: int, last: FreezeRule, module: nn.Module) -> list[tuple[str, Phase]]:
+    match recipe:
+        case "probe":
+            return [("probe", Phase(epochs=epochs, freeze="backbone"))]
+        case "lp_ft":
+            if epochs < 2:
+                raise ConfigError("epochs: lp_ft needs at least 2 (head, then all); give --epochs 2 or --recipe probe")
+            probe = max(1, min(epochs - 1, round(_PROBE_SHARE * epochs)))
+            return [
+                ("probe", Phase(epochs=probe, freeze="backbone")),
+                ("finetune", Phase(epochs=epochs - probe, freeze=last)),
+            ]
+        case "gradual":
+            return _gradual(epochs, len(find_layout(module).stages))
+        case "lora" | "bias" | "norm":
+            return [(recipe, Phase(epochs=epochs, freeze=But(but=recipe)))]
+        case _:
+            return [("full", Phase(epochs=epochs, freeze=last))]
+
+
+def _gradual(epochs: int, stages: int) -> list[tuple[str, Phase]]:
+    """Head first, then ever more stages from the output down; epochs shared evenly, the rest to the last phase."""
+    count = min(epochs, stages + 1, _MOST_GRADUAL_PHASES)
+    if count < 2:
+        raise ConfigError(f"epochs: gradual needs at least 2, not {epochs}; give --epochs 4 or --recipe probe")
+    rules: list[FreezeRule] = ["backbone"]
+    rules += [Stages(stages=stages - round(stages * place / (count - 1))) for place in range(1, count - 1)]
+    rules.append("none")
+    each = epochs // count
+    sizes = [each] * (count - 1) + [epochs - each * (count - 1)]
+    return [
+        (
+            "head" if rule == "backbone" else "all" if rule == "none" else f"without {freeze_text(rule)}",
+            Phase(epochs=size, freeze=rule),
+        )
+        for rule, size in zip(rules, sizes, strict=True)
+    ]
+
+
+def _kind(phase: Phase, head_is_new: bool, pretrained: bool) -> str:
+    if not pretrained:
+        return "scratch"
+    if phase.freeze == "backbone":
+        return "probe"
+    if isinstance(phase.freeze, But):
+        return "light"
+    return "joint" if head_is_new else "finetune"
+
+
+def _with_rates(optimizer: Optimizer, name: str, phase: Phase, rates: Rates, *, first: int, kind: str) -> PhasePlan:
+    """The phase's own rates, else the optimizer's, else what ``auto`` means for its kind."""
+    wanted_lr = phase.lr if phase.lr != "auto" else optimizer.lr
+    wanted_head = phase.head_lr if phase.head_lr != "auto" else optimizer.head_lr
+    wanted_decay = phase.layer_decay if phase.layer_decay != "auto" else optimizer.layer_decay
+    body = {"scratch": rates.scratch, "probe": rates.probe, "light": rates.light}.get(kind, rates.body)
+    if wanted_head != "auto":
+        body = min(body, wanted_head)  # rates do not rise from output to input
+    lr = body if wanted_lr == "auto" else wanted_lr
+    given = isinstance(optimizer, TimmOptimizer) or wanted_lr != "auto"
+    head = lr * _NEW_HEAD if kind == "joint" or (kind == "probe" and given and phase.lr == "auto") else lr
+    if kind == "light" and first == 0:
+        head = lr * rates.probe / rates.light
+    return PhasePlan(
+        name=name, freeze=phase.freeze, first_epoch=first, epochs=phase.epochs, lr=lr,
+        head_lr=head if wanted_head == "auto" else wanted_head,
+        layer_decay=_decay(kind, rates) if wanted_decay == "auto" else wanted_decay,
+        norm_statistics="batch" if phase.norm_statistics == "auto" else phase.norm_statistics,
+    )  # fmt: skip
+
+
+def _decay(kind: str, rates: Rates) -> float:
+    return 1.0 if kind in ("scratch", "light") else rates.layer_decay
+
+
+def _rate_text(plan: PhasePlan) -> str:
+    if plan.freeze == "backbone":
+        return f"head {plan.head_lr:.2g}"
+    decay = f", x{plan.layer_decay:g} per stage towards the input" if plan.layer_decay != 1 else ""
+    return f"{plan.lr:.2g}{decay}, head {plan.head_lr:.2g}"

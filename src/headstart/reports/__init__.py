@@ -1,0 +1,1 @@
+"""From the record of a run to figures, plots, the model card and the page."""

@@ -1,0 +1,122 @@
+"""The figures of a report: which curves a run's events give."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from markupsafe import Markup
+
+from headstart.reports.headline import MAIN, latest_metrics, metric_label
+from headstart.reports.plots import Line, Mark, curves, phase_marks, residuals, scatter
+from headstart.reports.run_record import RunRecord
+from headstart.tasks.per_class import TargetScore
+
+Events = Sequence[Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A figure with its caption, and the lines in it where there are several."""
+
+    caption: str
+    svg: Markup
+    lines: tuple[Line, ...] = ()
+
+
+@dataclass(frozen=True)
+class TargetCharts:
+    """One regression target: its scores, the mean predictor's error, truth against prediction, and residuals."""
+
+    score: TargetScore
+    baseline: float | None
+    scatter: Markup
+    residuals: Markup
+
+
+def curve_figures(record: RunRecord) -> tuple[Chart, ...]:
+    """Training loss and the validation's metrics over epochs; none before the first epoch."""
+    epochs = record.epochs
+    if not epochs:
+        return ()
+    marks = phase_marks(epochs, at="epoch", names=phase_names(record))
+    main = MAIN[record.task]
+    losses = [_line(epochs, "training", "train_loss", "second")]
+    losses += [_line(epochs, "validation", "metrics", "accent", key="nll")]
+    losses = [line for line in losses if line.x]
+    scored = [_line(epochs, "trained weights", "metrics", "accent", key=main)]
+    scored += [_line(epochs, "average of weights", "average_metrics", "second", key=main, dashed=True)]
+    if record.task == "regress":
+        scored += [_line(epochs, "always the training mean", "metrics", "muted", key="baseline_mae", dashed=True)]
+    scored = [line for line in scored if line.x]
+    charts = []
+    if losses:
+        caption = "Loss" if len(losses) > 1 else "Training loss"
+        charts.append(_chart(caption, losses, x_label="epoch", marks=marks))
+    if scored:
+        caption = f"Validation {metric_label(main)}"
+        charts.append(_chart(caption, scored, x_label="epoch", marks=marks))
+    return tuple(charts)
+
+
+def rate_figures(record: RunRecord) -> tuple[Chart, ...]:
+    """Learning rate of head and backbone over steps."""
+    lines = [_line(record.steps, "head", "head_lr", "second"), _line(record.steps, "backbone", "lr", "accent")]
+    lines = [line for line in lines if line.x]
+    if not lines:
+        return ()
+    marks = phase_marks(record.steps, at="step", names=phase_names(record))
+    return (_chart("Learning rate", lines, x_label="optimizer step", marks=marks, log=True, wide=True),)
+
+
+def step_figures(record: RunRecord) -> tuple[Chart, ...]:
+    """Training loss and gradient norm over steps."""
+    marks = phase_marks(record.steps, at="step", names=phase_names(record))
+    charts = []
+    for caption, name, log in (("Loss of each step", "loss", False), ("Gradient norm of each step", "grad_norm", True)):
+        line = _line(record.steps, caption, name, "accent")
+        if line.x:
+            charts.append(_chart(caption, [line], x_label="optimizer step", marks=marks, log=log))
+    return tuple(charts)
+
+
+def target_figures(record: RunRecord, scores: Sequence[TargetScore]) -> tuple[TargetCharts, ...]:
+    """Scatter and residuals of each regression target."""
+    found = latest_metrics(record)
+    return tuple(
+        TargetCharts(
+            score,
+            found.get(f"baseline_mae:{score.name}", found.get("baseline_mae") if len(scores) == 1 else None),
+            scatter(score.truths, score.predictions, title=f"Truth against prediction, {len(score.truths)} images"),
+            residuals(score.truths, score.predictions, title=f"Residuals, {len(score.truths)} images"),
+        )
+        for score in scores
+    )
+
+
+def phase_names(record: RunRecord) -> tuple[str, ...]:
+    """Names of the planned phases."""
+    phases = record.plan.get("phases", ())
+    return tuple(str(phase.get("name") or f"phase {place + 1}") for place, phase in enumerate(phases))
+
+
+def _line(events: Events, label: str, name: str, colour: str, *, key: str | None = None, dashed: bool = False) -> Line:
+    """A field of the events over their epoch or step; events without it are left out, an infinite value is a gap."""
+    x, y = [], []
+    for event in events:
+        value = event.get(name) if key is None else (event.get(name) or {}).get(key)
+        if isinstance(value, int | float):
+            x.append(float(event["epoch" if event.get("event") == "epoch" else "step"]))
+            y.append(float(value) if math.isfinite(value) else math.nan)
+    return Line(label, x, y, colour, dashed)
+
+
+def _chart(
+    caption: str, lines: Sequence[Line], *, x_label: str, marks: Sequence[Mark], log: bool = False, wide: bool = False
+) -> Chart:
+    said = [f"{line.label} from {line.y[0]:.3g} to {line.y[-1]:.3g}" for line in lines]
+    title = f"{caption}: {'; '.join(said)}"
+    svg = curves(lines, x_label=x_label, title=title, marks=marks, log=log, wide=wide)
+    return Chart(caption, svg, tuple(lines) if len(lines) > 1 else ())

@@ -1,0 +1,236 @@
+"""report.html: one self-contained page about a run, the result first."""
+
+from __future__ import annotations
+
+import math
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, TemplateError
+
+from headstart.errors import StorageError
+from headstart.reports.clock import time_shares
+from headstart.reports.environment import inexact_text, shown_facts
+from headstart.reports.figures import curve_figures, rate_figures, step_figures, target_figures
+from headstart.reports.headline import metrics, mismatch, task_scores
+from headstart.reports.model_card import loads_in_timm
+from headstart.reports.pictures import amount, gallery
+from headstart.reports.run_record import RunRecord, read_record
+from headstart.storage.durable import write_file
+from headstart.tasks.intervals import Interval
+from headstart.tasks.per_class import ClassifyScores, MultilabelScores
+
+_MATRIX = 30  # classes up to which the confusion matrix is shown whole
+_PAIRS = 20  # most confused pairs shown beyond
+_TEMPLATES = Path(__file__).parent / "templates"
+# what reading a text where a mapping belongs raises: a foreign record is not checked field by field
+_SHAPES = (TypeError, ValueError, KeyError, IndexError, AttributeError, ArithmeticError, TemplateError)
+_SHARES = ("accuracy",)  # metrics that read best as per cent
+
+
+def report(run: str | Path) -> Path:
+    """Write ``report.html`` of a finished or running run; gives its path.
+
+    Raises: Error: there is no run in this folder. StorageError: a record is damaged, or the page cannot be written.
+    """
+    return write_report(Path(run))
+
+
+def write_report(run: Path) -> Path:
+    """Read the run folder, render the page and write it as ``run/report.html``.
+
+    Raises: Error: there is no run in this folder. StorageError: a record is damaged, or the page cannot be written.
+    """
+    path, record = run / "report.html", read_record(run)
+    try:
+        page = render(record)
+    except _SHAPES as error:
+        raise StorageError(
+            f"{run}: a record does not have the shape that headstart writes ({type(error).__name__}: {error}); was "
+            "plan.json, result.json, predictions.csv or events.jsonl changed?"
+        ) from error
+    # backslashreplace: a file name that is not UTF-8 is shown as \udcff
+    write_file(path, page.encode("utf-8", "backslashreplace"))
+    return path
+
+
+def render(record: RunRecord) -> str:
+    """The page as text: no remote resource, no script, everything of the user's escaped."""
+    environment = Environment(
+        loader=FileSystemLoader(_TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(
+        amount=amount,
+        share=share,
+        count=count,
+        several=several,
+        plain=plain,
+        duration=duration,
+        rate=rate,
+        metric=metric_text,
+        span=span_text,
+    )
+    scores = task_scores(record)
+    return environment.get_template("report.html.j2").render(
+        record=record,
+        plan=record.plan,
+        task=record.task,
+        config_text=_tidy(record.config_text),
+        source=_tidy(str(record.plan.get("data", {}).get("source", ""))),
+        result=record.result,
+        metrics=metrics(record, scores),
+        mismatch=mismatch(record, scores),
+        inexact=inexact_text(record.environment),
+        environment=shown_facts(record.environment),
+        classify=_classify(scores) if isinstance(scores, ClassifyScores) else None,
+        tags=_tags(scores) if isinstance(scores, MultilabelScores) else None,
+        targets=target_figures(record, scores) if isinstance(scores, tuple) else (),
+        gallery=gallery(record),
+        figures=curve_figures(record),
+        rates=rate_figures(record),
+        steps=step_figures(record),
+        commands=_commands(record),
+        training_time=_training_time(record),
+        bar=bar,
+    )
+
+
+def _training_time(record: RunRecord) -> str:
+    """Of all epochs; empty where none is told, or by a version that did not measure it."""
+    told = [
+        (epoch.get("input_seconds"), epoch.get("copy_seconds", 0.0), epoch.get("seconds")) for epoch in record.epochs
+    ]
+    numbers = [row for row in told if all(isinstance(value, int | float) for value in row)]
+    waited, copied, seconds = (sum(values) for values in zip(*numbers, strict=True)) if numbers else (0.0, 0.0, 0.0)
+    return f"{time_shares(waited, seconds, copy_seconds=copied)} of {duration(seconds)}" if seconds > 0 else ""
+
+
+def _classify(scores: ClassifyScores) -> Mapping[str, Any]:
+    """The confusion matrix or the most confused pairs, and the classes, the weakest first when there are many."""
+    rows = list(scores.classes)
+    if len(rows) > _MATRIX:
+        rows.sort(key=lambda row: (row.f1, row.name))
+    return {
+        "matrix": scores.confusion if len(scores.classes) <= _MATRIX else None,
+        "pairs": scores.confused[:_PAIRS],
+        "rows": rows,
+        "sorted": len(scores.classes) > _MATRIX,
+    }
+
+
+def _tags(scores: MultilabelScores) -> Mapping[str, Any]:
+    rows = list(scores.tags)
+    many = len(rows) > _MATRIX
+    if many:
+        rows.sort(key=lambda row: (math.isnan(row.average_precision), row.average_precision, row.name))
+    return {"rows": rows, "sorted": many}
+
+
+def _commands(record: RunRecord) -> Sequence[Mapping[str, str]]:
+    """What to type next, with what it does."""
+    run = _quoted(record.path)
+    source = str(record.plan.get("data", {}).get("source", "DATA"))
+    use = [{"says": "Predict new images", "line": f"headstart predict {run} IMAGE_OR_FOLDER"}]
+    use.append({"says": "Measure it on other labelled images", "line": f"headstart evaluate {run} DATA"})
+    asked = record.config.get("head")
+    head = {"at": asked.get("at", "auto") if isinstance(asked, dict) else "auto", **record.plan.get("head", {})}
+    if loads_in_timm(record.plan.get("model", {}), head):
+        bundle = _tidy(str(_shown(record.path) / "model"))
+        line = f"timm.create_model({'local-dir:' + bundle!r}, pretrained=True)"
+        use.append({"says": "Load it in plain timm, in Python", "line": line})
+    if record.result is None:
+        options = f"--config {_quoted(record.path / 'config.yaml')} --out {run} --resume"
+        use.insert(0, {"says": "Continue this run", "line": f"headstart train {_quoted(Path(source))} {options}"})
+    return use
+
+
+def _quoted(path: Path) -> str:
+    text = _tidy(str(_shown(path)))
+    return "~/" + shlex.quote(text[2:]) if text.startswith("~/") else shlex.quote(text)
+
+
+def _shown(path: Path) -> Path:
+    """The path as one would type it here."""
+    whole = path.absolute()
+    return whole.relative_to(Path.cwd()) if whole.is_relative_to(Path.cwd()) else whole
+
+
+def _tidy(text: str) -> str:
+    """Text without the home folder's name: a report is passed on."""
+    home = str(Path.home())
+    return text.replace(home + "/", "~/") if len(home) > 1 else text
+
+
+def bar(value: float, *, interval: Interval | None, baseline: float | None, whole: float | None) -> Mapping[str, float]:
+    """Places in per cent on the scale of the headline: 0 to ``whole``, or to a little beyond the largest number."""
+    high = interval.high if interval else value
+    top = whole or max(value, high, baseline or 0.0) * 1.15 or 1.0
+    found = {"value": value, "low": interval.low if interval else value, "high": high, "baseline": baseline or 0.0}
+    return {name: round(100 * min(max(number / top, 0.0), 1.0), 2) for name, number in found.items()}
+
+
+def metric_text(value: float, key: str) -> str:
+    """A metric's value as text: accuracy in per cent, scores with three digits, errors in the target's unit."""
+    if not math.isfinite(value):
+        return "–"
+    if key in _SHARES:
+        return share(value)
+    if key.startswith(("mae", "rmse")) and not key.endswith("log10"):
+        return amount(value)
+    return f"{value:.3f}".replace("-", "−")
+
+
+def span_text(interval: Interval | None, key: str) -> str:
+    """An interval as text in the metric's unit, "" where there is none."""
+    if interval is None:
+        return ""
+    low, high = metric_text(interval.low, key), metric_text(interval.high, key)
+    return f"{low.removesuffix(' %') if key in _SHARES else low} to {high}"
+
+
+def share(value: float) -> str:
+    """A share as per cent with one digit."""
+    return f"{100 * value:.1f} %" if math.isfinite(value) else "–"
+
+
+def count(value: object) -> str:
+    """A whole number with thousands separated; a list's length; "–" for nothing."""
+    if isinstance(value, list | tuple | dict):
+        return f"{len(value):,}"
+    return f"{value:,}" if isinstance(value, int) else "–"
+
+
+def several(value: object, word: str) -> str:
+    """A number and its noun: 1 epoch, 2 epochs."""
+    text = count(value)
+    return f"{text} {word}" if text == "1" else f"{text} {word}s"
+
+
+def plain(value: object) -> str:
+    """A value of the plan as one would write it: until: layer3, and none, and 32, 64."""
+    if isinstance(value, dict):
+        return ", ".join(f"{name}: {plain(inner)}" for name, inner in value.items())
+    if isinstance(value, list | tuple):
+        return ", ".join(plain(inner) for inner in value)
+    return "none" if value is None else str(value)
+
+
+def rate(value: object) -> str:
+    """A learning rate, short; "–" where there is none."""
+    return f"{value:.3g}" if isinstance(value, int | float) and value else "–"
+
+
+def duration(seconds: object) -> str:
+    """Seconds as 1 h 02 min, 3 min 20 s or 4.2 s."""
+    if not isinstance(seconds, int | float) or not math.isfinite(seconds):
+        return "–"
+    whole = round(seconds)
+    if whole >= 3600:
+        return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+    return f"{whole // 60} min {whole % 60:02d} s" if whole >= 60 else f"{seconds:.1f} s"

@@ -1,0 +1,149 @@
+"""A run folder, read once into one frozen value."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from headstart.config.yaml import parse_yaml
+from headstart.errors import ConfigError, Error, StorageError
+from headstart.reports.csv import plain_text
+from headstart.storage.durable import read_json, read_text
+
+TASKS = ("classify", "multilabel", "regress")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunRecord:
+    """What a run folder says; ``result`` is None and ``predictions`` empty while the run is not finished.
+
+    Of an epoch or step that a resumed run did again, only the last telling is kept. ``config_text`` is
+    config.yaml itself.
+    """
+
+    name: str
+    path: Path
+    config: Mapping[str, Any]
+    config_text: str
+    plan: Mapping[str, Any]
+    environment: Mapping[str, Any]
+    steps: tuple[Mapping[str, Any], ...]
+    epochs: tuple[Mapping[str, Any], ...]
+    phases: tuple[Mapping[str, Any], ...]
+    predictions: tuple[Mapping[str, str], ...]
+    result: Mapping[str, Any] | None
+    unread_events: int = 0
+    """Lines of events.jsonl that are no events (a line cut short when the process was killed)."""
+
+    @property
+    def task(self) -> str:
+        """``classify``, ``multilabel`` or ``regress``."""
+        return str(self.plan["task"]["kind"])
+
+
+def read_record(run: Path) -> RunRecord:
+    """Everything that the run folder's records say.
+
+    Raises: Error: there is no run in this folder. StorageError: a file cannot be read or is damaged.
+    """
+    if not run.is_dir():
+        raise Error(f"{run}: there is no such folder; give the folder of a run, e.g. runs/demo")
+    missing = [name for name in ("config.yaml", "plan.json", "environment.json") if not (run / name).is_file()]
+    if missing:
+        raise Error(f"{run}: is not the folder of a run, {' and '.join(missing)} is missing; give the folder that "
+                    "headstart train wrote (its --out)")  # fmt: skip
+    config_text = read_text(run / "config.yaml")
+    events, unread = _events(run / "events.jsonl")
+    return RunRecord(
+        name=run.resolve().name,
+        path=run,
+        config=_config(run / "config.yaml", config_text),
+        config_text=config_text,
+        plan=_plan(run / "plan.json"),
+        environment=_json(run / "environment.json"),
+        steps=_latest(events, kind="step", key="step"),
+        epochs=_latest(events, kind="epoch", key="epoch"),
+        phases=_latest(events, kind="phase", key="phase"),
+        predictions=_predictions(run / "predictions.csv"),
+        result=_json(run / "result.json") if (run / "result.json").is_file() else None,
+        unread_events=unread,
+    )
+
+
+def _json(path: Path) -> Mapping[str, Any]:
+    found = read_json(path)
+    if not isinstance(found, dict):
+        raise StorageError(f"{path}: is damaged, holds a {type(found).__name__} where an object belongs")
+    return found
+
+
+def _plan(path: Path) -> Mapping[str, Any]:
+    plan = _json(path)
+    task = plan.get("task")
+    kind = task.get("kind") if isinstance(task, dict) else None
+    if kind not in TASKS:
+        raise StorageError(f"{path}: is damaged, task.kind is {kind!r}, not one of {', '.join(TASKS)}")
+    wrong = [name for name in ("model", "data", "preprocess", "head") if not isinstance(plan.get(name, {}), dict)]
+    wrong += [name for name in ("decisions", "phases") if not isinstance(plan.get(name, []), list)]
+    if wrong:
+        raise StorageError(f"{path}: is damaged, {', '.join(wrong)} has the wrong shape")
+    return plan
+
+
+def _config(path: Path, text: str) -> Mapping[str, Any]:
+    try:
+        found = parse_yaml(text, where=str(path))
+    except ConfigError as error:
+        raise StorageError(f"{error}; the run's record is damaged") from error
+    if not isinstance(found, dict):
+        raise StorageError(f"{path}: is damaged, holds no options")
+    return found
+
+
+def _events(path: Path) -> tuple[list[Mapping[str, Any]], int]:
+    """The events in order, and how many lines are none."""
+    if not path.is_file():
+        return [], 0
+    events: list[Mapping[str, Any]] = []
+    unread = 0
+    for line in filter(str.strip, read_text(path).split("\n")):
+        try:
+            event = json.loads(line)
+        except (ValueError, RecursionError):
+            event = None
+        if isinstance(event, dict):
+            events.append(event)
+        else:
+            unread += 1
+    return events, unread
+
+
+def _latest(events: Iterable[Mapping[str, Any]], *, kind: str, key: str) -> tuple[Mapping[str, Any], ...]:
+    """Events of one kind in the order of ``key``, the last one of each value."""
+    found: dict[int, Mapping[str, Any]] = {}
+    for event in events:
+        if event.get("event") == kind and isinstance(event.get(key), int):
+            found[event[key]] = event
+    return tuple(found[value] for value in sorted(found))
+
+
+def _predictions(path: Path) -> tuple[Mapping[str, str], ...]:
+    if not path.is_file():
+        return ()
+    rows = []
+    try:
+        reader = csv.DictReader(io.StringIO(read_text(path), newline=""), strict=True)
+        for row in reader:
+            if None in row or None in row.values():
+                raise StorageError(
+                    f"{path}: is damaged, line {reader.line_num} does not have {len(reader.fieldnames or ())} values"
+                )
+            rows.append({plain_text(name): plain_text(value) for name, value in row.items()})
+    except csv.Error as error:
+        raise StorageError(f"{path}: is damaged, not a valid CSV table ({error})") from error
+    return tuple(rows)

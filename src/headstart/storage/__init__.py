@@ -1,0 +1,1 @@
+"""What lies on disks: durable writes, record files, caches, tensors."""

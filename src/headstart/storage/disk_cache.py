@@ -1,0 +1,209 @@
+"""Where activations are kept between runs: a folder per key, the least recently used first to go; ``cache list|clear``.
+
+Nothing here is needed: whatever is removed is computed again by the next run that wants it. What another user could
+have written is not read: whoever can write activations chooses what a head learns.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import pwd
+import re
+import shlex
+import shutil
+import stat
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from headstart.errors import ConfigError, StorageError
+from headstart.storage.durable import free_bytes, read_json, write_json
+from headstart.storage.record_file import PageFile, file_bytes
+
+_KEY = re.compile(r"[0-9a-f]{32}")
+_PAGES, _ABOUT = "pages", "about.json"
+_SPARE_BYTES = 1 << 30  # left free on the disk: checkpoints need room, too
+
+
+def cache_folder() -> Path:
+    """HEADSTART_CACHE, or headstart in the user's folder for caches (XDG_CACHE_HOME)."""
+    home = os.environ.get("HEADSTART_CACHE")
+    return Path(home) if home else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "headstart")
+
+
+def check_cache_folder(*, asked: bool) -> None:
+    """Refuse a folder for caches that another user can write, before a run that is to use it begins.
+
+    Where neither the run ``asked`` for a cache nor HEADSTART_CACHE names the folder, the run goes on and does without.
+
+    Raises: ConfigError: it says who can write it, and what to type.
+    """
+    shared = find_shared(cache_folder())
+    if shared is not None and (asked or os.environ.get("HEADSTART_CACHE")):
+        raise ConfigError(f"HEADSTART_CACHE: {shared}")
+
+
+def find_shared(path: Path) -> str | None:
+    """Who but this user and root can write this file or folder, or set a link there, as a sentence with what to type;
+    None where nobody can, or nothing is there.
+    """
+    try:
+        found, target = path.lstat(), path.stat()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        return f"{path}: {error.strerror or error}"
+    other = "give HEADSTART_CACHE=FOLDER with a folder of your own"
+    ours = os.geteuid()
+    for owner in (found.st_uid, target.st_uid):
+        if owner not in (ours, 0):
+            return f"{path}: it belongs to user {_name_of(owner)}, not to you; {other}"
+    if target.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        remedy = f"type chmod -R go-w {shlex.quote(str(path))}, or {other}"
+        return f"{path}: other users can write it (mode {stat.S_IMODE(target.st_mode):04o}); {remedy}"
+    return None
+
+
+def _name_of(user: int) -> str:
+    try:
+        return pwd.getpwuid(user).pw_name
+    except KeyError:  # of another machine
+        return str(user)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shelved:
+    """What is kept under one key. ``about``: facts for people; ``used``: when a run last opened it."""
+
+    key: str
+    nbytes: int
+    used: datetime
+    complete: bool
+    in_use: bool
+    about: Mapping[str, Any]
+
+
+class Shelf:
+    """Page files by key in ``folder``, at most ``limit_bytes`` in all."""
+
+    def __init__(self, folder: Path, *, limit_bytes: int) -> None:
+        self._folder, self._limit = folder, limit_bytes
+
+    def opened(self, key: str, *, count: int, page_bytes: int, about: Mapping[str, Any]) -> PageFile:
+        """The key's file, new or as an earlier run left it; older ones of other keys make room for it.
+
+        Raises: StorageError: there is no room within the limit or on the disk, it cannot be written, or another user
+        can write it.
+        """
+        assert _KEY.fullmatch(key), key
+        place = self._folder / key
+        self._make_private(self._folder)
+        if not (place / _PAGES).exists():
+            self._make_room(file_bytes(count=count, page_bytes=page_bytes))
+        self._make_private(place)
+        for path in (place / _PAGES, place / _ABOUT):
+            _refuse_shared(path)
+        file = PageFile(place / _PAGES, count=count, page_bytes=page_bytes, key=key)
+        if not self.is_complete(key):
+            self._note(key, {**about, "complete": False})
+        os.utime(place)
+        return file
+
+    def _make_private(self, folder: Path) -> None:
+        """The folder is there, and nobody else can write it."""
+        try:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            folder.mkdir(mode=0o700, exist_ok=True)
+        except OSError as error:
+            raise StorageError(f"{folder}: {error.strerror or error}") from error
+        _refuse_shared(folder)
+
+    def is_complete(self, key: str) -> bool:
+        """Whether every page of it was written once (a damaged one is found when it is read)."""
+        return self._about(key).get("complete") is True
+
+    def complete(self, key: str, facts: Mapping[str, Any]) -> None:
+        """Every page is on the disk."""
+        self._note(key, {**self._about(key), **facts, "complete": True})
+
+    def _note(self, key: str, about: Mapping[str, Any]) -> None:
+        """A record for people, and a shortcut for the next run: not needed, and several processes may write it."""
+        path = self._folder / key / _ABOUT
+        with suppress(StorageError, OSError):
+            write_json(path, about)
+            path.chmod(0o600)
+
+    def content(self) -> list[Shelved]:
+        """All that is there, the least recently used first."""
+        folders = (
+            [path for path in self._folder.iterdir() if _KEY.fullmatch(path.name)] if self._folder.is_dir() else []
+        )
+        return sorted((self._shelved(path) for path in folders), key=lambda entry: (entry.used, entry.key))
+
+    def remove(self, key: str) -> bool:
+        """Remove what no run has open; whether it was removed."""
+        assert _KEY.fullmatch(key), key
+        if _is_open(self._folder / key / _PAGES):
+            return False
+        shutil.rmtree(self._folder / key, ignore_errors=True)
+        return True
+
+    def _make_room(self, need: int) -> None:
+        entries = self.content()
+        total = sum(entry.nbytes for entry in entries)
+        free = free_bytes(self._folder)
+        for entry in entries:
+            short = free is not None and need + _SPARE_BYTES > free
+            if (total + need > self._limit or short) and self.remove(entry.key):
+                total -= entry.nbytes
+                free = free_bytes(self._folder)
+        if total + need > self._limit:
+            raise StorageError(
+                f"{self._folder}: {need:,} bytes needed, {max(0, self._limit - total):,} left of the limit; give a "
+                "larger --cache.limit-gb"
+            )
+        if free is not None and need + _SPARE_BYTES > free:
+            raise StorageError(f"{self._folder}: {need + _SPARE_BYTES:,} bytes needed, {free:,} free on the disk")
+
+    def _shelved(self, path: Path) -> Shelved:
+        about = self._about(path.name)
+        pages = path / _PAGES
+        return Shelved(
+            key=path.name, nbytes=pages.stat().st_size if pages.exists() else 0,
+            used=datetime.fromtimestamp(path.stat().st_mtime, UTC), complete=about.get("complete") is True,
+            in_use=_is_open(pages), about=about,
+        )  # fmt: skip
+
+    def _about(self, key: str) -> dict[str, Any]:
+        try:
+            found = read_json(self._folder / key / _ABOUT)
+        except StorageError:  # not there, or damaged: then not complete
+            return {}
+        return found if isinstance(found, dict) else {}
+
+
+def _refuse_shared(path: Path) -> None:
+    shared = find_shared(path)
+    if shared is not None:
+        raise StorageError(shared)
+
+
+def _is_open(pages: Path) -> bool:
+    """Whether a living process has it open: each holds a shared lock."""
+    try:
+        descriptor = os.open(pages, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:  # a file system without locks
+        return False
+    finally:
+        os.close(descriptor)
+    return False

@@ -1,0 +1,55 @@
+"""A safetensors file as the memory of its tensors, one after the other: nothing is copied to be written.
+
+The format is safetensors' own (https://github.com/huggingface/safetensors#format), and the bytes those of its ``save``.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from headstart.storage.buffers import Pieces
+
+_NAMES = {
+    torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64",
+    torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint64: "U64", torch.uint32: "U32",
+    torch.uint16: "U16", torch.uint8: "U8", torch.bool: "BOOL", torch.float8_e4m3fn: "F8_E4M3",
+    torch.float8_e5m2: "F8_E5M2", torch.float8_e4m3fnuz: "F8_E4M3FNUZ", torch.float8_e5m2fnuz: "F8_E5M2FNUZ",
+    torch.complex64: "C64",
+}  # fmt: skip
+_ORDER = (
+    "U64", "I64", "F64", "C64", "F32", "U32", "I32", "BF16", "F16", "U16", "I16", "F8_E5M2FNUZ", "F8_E4M3FNUZ",
+    "F8_E4M3", "F8_E5M2", "I8", "U8",
+    "BOOL",
+)  # fmt: skip
+"""In which tensors stand in a file: the widest first, so that each is aligned; then by name."""
+_ALIGNED = 8
+
+
+def in_pieces(tensors: Mapping[str, Tensor]) -> Pieces:
+    """A safetensors file without metadata (whose order is random).
+
+    Equal tensors give equal bytes; those that share memory are stored each. To be used before a tensor changes.
+    """
+    ready = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    header, end = dict[str, object](), 0
+    names = sorted(ready, key=lambda name: (_ORDER.index(_NAMES[ready[name].dtype]), name))
+    for name in names:
+        value = ready[name]
+        begin, end = end, end + value.nbytes
+        header[name] = {"dtype": _NAMES[value.dtype], "shape": list(value.shape), "data_offsets": [begin, end]}
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % _ALIGNED)
+    return Pieces(len(text).to_bytes(8, "little"), text, *(_bytes_of(ready[name]) for name in names))
+
+
+def packed(tensors: Mapping[str, Tensor]) -> bytes:
+    """``in_pieces`` as bytes, a copy."""
+    return bytes(in_pieces(tensors))
+
+
+def _bytes_of(value: Tensor) -> memoryview:
+    return value.reshape(-1).view(torch.uint8).numpy().data

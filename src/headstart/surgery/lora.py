@@ -1,0 +1,96 @@
+"""Low-rank adapters (Hu et al. 2021) beside a model's layers, by peft; merged into the weights at the end."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from torch import nn
+
+from headstart.errors import ConfigError, ModelError
+from headstart.surgery.layout import renew_layout
+from headstart.surgery.lora_targets import LoraPlan, find_lora_targets
+from headstart.surgery.trace import adapted_layers
+
+_ADAPTER = "default"
+
+
+def add_lora(
+    module: nn.Module,
+    *,
+    rank: int,
+    alpha: float,
+    dropout: float = 0.0,
+    targets: Literal["auto"] | Sequence[str] = "auto",
+) -> LoraPlan:
+    """Put adapters beside the backbone's layers, in place; they start as zero, so that the outputs stay to the bit.
+
+    An adapter gives ``alpha / rank * B(A(dropout(x)))``. A comes from torch's global generator: seed it. What trains
+    is for ``freeze(module, rule="but:lora")`` to say. ``targets``: auto, or globs over module names.
+
+    Raises: ConfigError: peft is not there, or see ``find_lora_targets``. ModelError: there are adapters already.
+    """
+    if adapted_layers(module):
+        raise ModelError("lora: the model has adapters already; merge_lora(model) makes plain layers of them")
+    try:
+        import peft  # 3 s, and only for this recipe
+    except ImportError as error:
+        raise ConfigError("recipe: lora needs peft; install it with: pip install 'headstart[lora]'") from error
+    plan = find_lora_targets(module, rank=rank, targets=targets)
+    names = _names(module, plan.layers)
+    modes = {path: module.get_submodule(path).training for path in plan.layers}
+    options: dict[str, Any] = {"r": rank, "lora_alpha": alpha, "lora_dropout": dropout}
+    exact = "|".join(re.escape(path) for path in plan.layers)  # a list would match the ends of other names, too
+    peft.inject_adapter_in_model(peft.LoraConfig(target_modules=f"(?:{exact})", **options), module, _ADAPTER)
+    for path, others in names.items():
+        made = module.get_submodule(path)
+        made.train(modes[path])
+        for other in others:
+            _put(module, other, made)
+    assert set(adapted_layers(module)) == {name for every in names.values() for name in every}
+    renew_layout(module, replaced=plan.layers)
+    return plan
+
+
+def merge_lora(module: nn.Module) -> tuple[str, ...]:
+    """Add what the adapters give to the weights of their layers, and put the plain layers back; their paths.
+
+    The outputs stay but for rounding; names of weights are those from before ``add_lora``. peft is not needed.
+    """
+    paths = adapted_layers(module)
+    plain = {path: module.get_submodule(path) for path in paths}
+    for part in dict.fromkeys(plain.values()):
+        part.merge()  # type: ignore[operator]  # peft's
+    for path, part in plain.items():
+        _put(module, path, part.get_submodule("base_layer"))
+    if paths and hasattr(module, "peft_config"):
+        del module.peft_config
+    renew_layout(module, replaced=paths)
+    return paths
+
+
+def adapter_size(module: nn.Module) -> int:
+    """How many of the module's numbers are the adapters'."""
+    within = tuple(f"{path}." for path in adapted_layers(module))
+    base = tuple(f"{path}base_layer." for path in within)
+    return sum(
+        parameter.numel()
+        for name, parameter in module.named_parameters()
+        if name.startswith(within) and not name.startswith(base)
+    )
+
+
+def _names(module: nn.Module, paths: Sequence[str]) -> dict[str, list[str]]:
+    """All names of each of these modules."""
+    by_module = {id(module.get_submodule(path)): path for path in paths}
+    names: dict[str, list[str]] = {path: [] for path in paths}
+    for name, part in module.named_modules(remove_duplicate=False):
+        if id(part) in by_module:
+            names[by_module[id(part)]].append(name)
+    return names
+
+
+def _put(module: nn.Module, path: str, part: nn.Module) -> None:
+    parent, _, name = path.rpartition(".")
+    setattr(module.get_submodule(parent), name, part)

@@ -1,0 +1,1 @@
+"""The kinds of task: losses, metrics, what is selected by, and rows per class."""

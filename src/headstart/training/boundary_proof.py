@@ -1,0 +1,260 @@
+"""The boundary of a run's model, used only where it is proved on the run's own images.
+
+What is cached must be each image's own and the same every time, and the part behind it must do all that the model does
+when it is called. ``headstart.surgery.proof`` compares; here is what it compares on, and what is tried next.
+"""
+
+from __future__ import annotations
+
+import time
+import weakref
+from contextlib import nullcontext, redirect_stderr
+from dataclasses import dataclass, replace
+from functools import partial
+from io import StringIO
+
+import torch
+from torch import Tensor, fx, nn
+
+from headstart.data.loader import Batch, Batches
+from headstart.distributed.collectives import exchange
+from headstart.errors import ModelError
+from headstart.surgery.boundary import Boundary, find_boundary, refuse_computation
+from headstart.surgery.culprit import find_culprit
+from headstart.surgery.fixed_nodes import Search
+from headstart.surgery.fixed_values import NotReplayable
+from headstart.surgery.freeze import Frozen
+from headstart.surgery.head import share_scores
+from headstart.surgery.module_state import code_digest
+from headstart.surgery.no_trace import no_trace
+from headstart.surgery.origins import is_library
+from headstart.surgery.proof import (
+    Calls,
+    compute_crossing,
+    find_difference,
+    find_mixing,
+    find_mixing_node,
+    is_close,
+    mixes_in_evaluation,
+)
+from headstart.surgery.replay import find_replay
+from headstart.training.activation_cache import Activations
+from headstart.training.evaluate import in_eval
+from headstart.training.precision import MEMORY_FORMATS, autocast, device_of, dtype_of
+from headstart.training.step import StepRules
+from headstart.turns import own_turn
+
+_IMAGES = 2  # together, in the other order, and each alone: what mixes them shows
+_SHARE = 0.005  # of a phase's time, for looks after the first one
+_MOST_PLACES = 8  # that are tried, each earlier than the one before
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Proved:
+    """What a proof was of, and what it found."""
+
+    of: object
+    boundary: Boundary | None
+    why: str
+
+
+_PROVED: weakref.WeakKeyDictionary[nn.Module, _Proved] = weakref.WeakKeyDictionary()
+
+
+def prove_boundary(module: nn.Module, frozen: Frozen, batches: Batches, rules: StepRules) -> Boundary:
+    """The last place before which everything is fixed and each image's own, where both halves are the module.
+
+    Proved on two of the batches' images, once for a module with this code, these frozen parts and this arithmetic.
+
+    Raises: ModelError: there is none; says which module or function it is.
+    """
+    what = (frozen, code_digest(module), rules.precision, rules.memory_format, device_of(module), batches.preprocess)
+    known = _PROVED.get(module)
+    if known is None or known.of != what:
+        known = _prove(module, frozen, example_images(batches, module, rules), rules, what)
+        refused = next((why for why in exchange(known.why) if why), "")  # by one process: none of them may use it
+        if known.boundary is not None:
+            share_scores(module, known.boundary.train_suffix, known.boundary.eval_suffix)
+        known = _PROVED[module] = replace(known, boundary=None if refused else known.boundary, why=refused)
+    if known.boundary is None:
+        raise ModelError(known.why)
+    return known.boundary
+
+
+def _freezes_nothing(module: nn.Module, frozen: Frozen) -> bool:
+    """Whether no weights are frozen, and no buffers but statistics of layers that train: then nothing that is worth
+    keeping stands before what trains, and looking for it by the module's own code takes eight passes or more.
+    """
+    if frozen.parameters:
+        return False
+    trained = {
+        path
+        for path, part in module.named_modules()
+        if is_library(type(part).__module__) and next(part.parameters(recurse=False), None) is not None
+    }
+    return trained.issuperset(name.rpartition(".")[0] for name in frozen.tensors)
+
+
+def forget_boundary(module: nn.Module) -> None:
+    """Have the next ``prove_boundary`` of this module prove anew: its state was put back from a file."""
+    _PROVED.pop(module, None)
+
+
+def refute_boundary(module: nn.Module, why: str) -> None:
+    """Have ``prove_boundary`` refuse this module as it is from now on."""
+    known = _PROVED.get(module)
+    if known is not None:
+        _PROVED[module] = replace(known, boundary=None, why=why)
+
+
+@own_turn()  # it seeds and draws
+def _prove(module: nn.Module, frozen: Frozen, images: Tensor, rules: StepRules, what: object) -> _Proved:
+    """By the traced graph, which costs nothing at a step; else by the module's own code."""
+    try:
+        with no_trace(module), redirect_stderr(StringIO()):  # torch.fx prints what a graph that fails raises, too
+            return _Proved(of=what, boundary=_traced(module, frozen, images, rules), why="")
+    except ModelError as error:
+        reason = str(error).partition(". ")[0]
+    if _freezes_nothing(module, frozen):
+        return _Proved(of=what, boundary=None, why=reason)
+    try:
+        with no_trace(module):
+            return _Proved(of=what, boundary=_replayed(module, frozen, images, rules), why="")
+    except ModelError as error:
+        own = str(error).removeprefix("model: ")
+    return _Proved(of=what, boundary=None, why=reason if own in reason else f"{reason}; by its own code: {own}")
+
+
+def _traced(module: nn.Module, frozen: Frozen, images: Tensor, rules: StepRules) -> Boundary:
+    """The halves of the traced graph.  Raises: ModelError: they are not the module."""
+    search = Search()
+    for _ in range(_MOST_PLACES):
+        boundary = find_boundary(module, frozen, example=images, search=search)
+        assert isinstance(boundary.prefix, fx.GraphModule)
+        with in_eval(module):
+            together = compute_crossing(boundary.prefix, images, nullcontext)
+            mixing = find_mixing(boundary.prefix, images, together)
+            node = find_mixing_node(boundary.prefix, images) if mixing else None
+        if node is None:
+            _check(module, boundary, images, rules, together, mixing)
+            return replace(boundary, mixes_in_evaluation=mixes_in_evaluation(boundary.eval_suffix, together))
+        refuse_computation(boundary, node, str(mixing), search=search)
+    raise ModelError(f"model: {boundary.refused[0]}")
+
+
+def _replayed(module: nn.Module, frozen: Frozen, images: Tensor, rules: StepRules) -> Boundary:
+    """The module itself, run until everything fixed is there, and run from that.  Raises: ModelError: it cannot be."""
+    with autocast(device_of(module), rules.precision):
+        found = find_replay(module, images, frozen.tensors)
+    boundary = Boundary(
+        prefix=found.prefix,
+        train_suffix=found.suffix,
+        eval_suffix=found.suffix,
+        crossing=found.crossing,
+        refused=tuple(map(str, found.obstacles)),
+    )
+    together = compute_crossing(boundary.prefix, images, nullcontext)
+    mixing = find_mixing(boundary.prefix, images, together)
+    _check(module, boundary, images, rules, together, mixing)
+    return replace(boundary, mixes_in_evaluation=mixes_in_evaluation(boundary.eval_suffix, together))
+
+
+def _check(
+    module: nn.Module,
+    boundary: Boundary,
+    images: Tensor,
+    rules: StepRules,
+    together: tuple[Tensor, ...],
+    mixing: str | None,
+) -> None:
+    """Raises: ModelError: what is frozen mixes images, or the halves are not the module.
+
+    ``together``: what crosses, computed without autocast.
+    """
+    if mixing:
+        raise ModelError(f"model: what is frozen {mixing}")
+    arithmetic = partial(autocast, device_of(module), rules.precision)
+    known = together if rules.precision == "fp32" else None
+    why = find_difference(module, boundary, images, arithmetic=arithmetic, crossing=known)
+    if why:
+        raise ModelError(f"model: {why}")
+
+
+def example_images(batches: Batches, module: nn.Module, rules: StepRules) -> Tensor:
+    """Two of the batches' images as the model takes them, (2, C, H, W), different from one another."""
+    places = sorted({0, len(batches.samples) - 1})
+    few = replace(batches, batch_size=_IMAGES, workers=0, stored=None, late=False)
+    batch = next(few.padded([places], epoch=0))
+    pixels = batch.pixels.clone()
+    for place in range(_IMAGES):
+        if any(torch.equal(pixels[place], pixels[other]) for other in range(place)) or place >= len(places):
+            made = torch.Generator().manual_seed(place)
+            pixels[place] = torch.randint(0, 256, pixels[place].shape, generator=made, dtype=torch.uint8)
+    return inputs_of(replace(batch, pixels=pixels), module, rules)
+
+
+class CacheCheck:
+    """Looks now and then whether what a phase reads from the cache still is what its model computes.
+
+    ``due``: after the first step, and then when all looks together took at most half a percent of the time since; of
+    several processes, which must look at once, after the first step and at the end of each epoch.
+    """
+
+    def __init__(self, module: nn.Module, boundary: Boundary, batches: Batches, rules: StepRules) -> None:
+        assert isinstance(batches.stored, Activations)
+        self._crossings = batches.stored.crossings
+        self._module, self._boundary, self._batches, self._rules = module, boundary, batches, rules
+        self._begun, self._spent, self._looks = time.monotonic(), 0.0, 0
+
+    def is_due(self, *, epoch_ends: bool) -> bool:
+        """Whether it is time to look."""
+        if self._looks == 0:
+            return True
+        if self._batches.processes.several:
+            return epoch_ends
+        each = self._spent / self._looks
+        return self._spent + each <= _SHARE * (time.monotonic() - self._begun)
+
+    @own_turn()
+    def find_difference(self, epoch: int) -> str | None:
+        """What differs, as a clause, for two images of this epoch, in training and in evaluation mode by turns."""
+        started = time.monotonic()
+        try:
+            found = self._difference(epoch)
+        except NotReplayable as error:
+            found = str(error).removeprefix("model: ")
+        self._looks += 1
+        self._spent += time.monotonic() - started
+        return next((why for why in exchange(found) if why), None)
+
+    def _difference(self, epoch: int) -> str | None:
+        rules = self._rules
+        count = len(self._batches.samples)
+        places = sorted({(self._looks * 7919) % count, (self._looks * 7919 + count // 2) % count})
+        few = replace(self._batches, batch_size=len(places), workers=0, stored=None, late=False)
+        images = inputs_of(next(few.padded([places], epoch=epoch)), self._module, rules)
+        arithmetic = partial(autocast, device_of(self._module), rules.precision)
+        with in_eval(self._module):
+            made = compute_crossing(self._boundary.prefix, images, arithmetic)
+        assert self._batches.stored is not None
+        (rows,) = self._batches.stored.rows([places], epoch=epoch)
+        as_stored = [getattr(torch, crossing.stored) for crossing in self._crossings]
+        pairs = zip(rows, made, as_stored, strict=True)
+        same = [is_close(row.to(value.device), value, stored=kind) for row, value, kind in pairs]
+        if not all(same):
+            label = self._boundary.crossing[same.index(False)]
+            return f"what is read for an image is not what the frozen part up to {label} makes of it"
+        calls = Calls(modes=(self._looks % 2 == 0,), seed=self._looks)
+        why = find_difference(
+            self._module, self._boundary, images, arithmetic=arithmetic, crossing=made, rounds=(calls,)
+        )
+        if why is None or self._batches.processes.several:  # its layers may wait for those of the other processes
+            return why
+        where = find_culprit(self._module, self._boundary, images, made, arithmetic=arithmetic, calls=calls)
+        return f"{why}, first seen in {where}"
+
+
+def inputs_of(batch: Batch, module: nn.Module, rules: StepRules) -> Tensor:
+    """The batch's images as the model takes them, (B, C, H, W)."""
+    (images,) = batch.arguments(device_of(module), MEMORY_FORMATS[rules.memory_format], dtype_of(module))
+    return images

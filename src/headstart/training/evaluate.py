@@ -1,0 +1,213 @@
+"""Evaluation and prediction: every image once, at one batch shape, in eval mode, and the model is left as it was.
+
+B batch, K classes or tags, T targets, N images.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, fx, nn
+
+from headstart.allocator import kept_memory
+from headstart.ambient import own_arithmetic, seeded
+from headstart.data.loader import Batch, Batches
+from headstart.data.transforms.transforms import eval_transform
+from headstart.distributed.collectives import gathered, raised_by_all
+from headstart.distributed.fsdp import is_sharded, part_again
+from headstart.errors import NonFiniteError
+from headstart.surgery.fixed_values import NotReplayable
+from headstart.surgery.halves import Suffix
+from headstart.surgery.head import model_scores
+from headstart.surgery.module_state import restore_state
+from headstart.surgery.no_trace import read_before
+from headstart.surgery.own_state import has_own_code
+from headstart.tasks.metrics import measure
+from headstart.tasks.task import TaskSpec
+from headstart.training.precision import MEMORY_FORMATS, Precision, autocast, device_of, dtype_of
+from headstart.turns import beside_others, own_turn
+
+
+@dataclass(frozen=True, kw_only=True)
+class Predictions:
+    """``outputs`` (N, K) probabilities, or (N, T) numbers in original units, in float32 on the CPU.
+
+    ``keys`` name the images.
+    """
+
+    task: TaskSpec
+    outputs: Tensor
+    keys: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """Predictions beside the truth, and the task's metrics.
+
+    ``truth``: (N,) labels, (N, K) tags, or (N, T) float64 in original units.
+    """
+
+    predictions: Predictions
+    truth: Tensor
+    metrics: dict[str, float]
+
+    @property
+    def accuracy(self) -> float:
+        """Share of images whose most probable class is right (classification)."""
+        return self.metrics["accuracy"]
+
+    @property
+    def mean_average_precision(self) -> float:
+        """Mean over tags of the average precision (multi-label)."""
+        return self.metrics["mean_average_precision"]
+
+    @property
+    def mae(self) -> float:
+        """Mean absolute error in original units (regression)."""
+        return self.metrics["mae"]
+
+
+@contextmanager
+def in_eval(model: nn.Module) -> Iterator[None]:
+    """Eval mode, no autograd and none of the caller's arithmetic; every module's own mode is put back afterwards."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        with own_arithmetic(), torch.no_grad():
+            yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+def scores(
+    model: nn.Module, batch: Batch, *, precision: Precision = "fp32", memory_format: str = "contiguous"
+) -> Tensor:
+    """What the model gives for the real images of a padded batch.
+
+    (B, K) float32 on the CPU; call it within ``in_eval``.
+    """
+    device = device_of(model)
+    with autocast(device, precision):
+        outputs = model(*batch.arguments(device, MEMORY_FORMATS[memory_format], dtype_of(model)))
+    parts = model_scores(model, outputs)
+    main = parts[0][1] if parts[0][0] == 1.0 else torch.stack([part for _, part in parts]).mean(0)
+    return main[: batch.size].float().cpu()
+
+
+def predict(
+    model: nn.Module, batches: Batches, *, precision: Precision = "fp32", memory_format: str = "contiguous"
+) -> Predictions:
+    """Probabilities (N, K), or numbers in original units (N, T), for every image of ``batches``."""
+    return _run(model, batches, precision=precision, memory_format=memory_format)
+
+
+def evaluate(
+    model: nn.Module, batches: Batches, *, precision: Precision = "fp32", memory_format: str = "contiguous"
+) -> Evaluation:
+    """Metrics over every image of ``batches`` exactly once, training ones without their random changes.
+
+    The model, its modes and its buffers are as before. The last batch is padded to the others' shape, so that an
+    image's result depends on neither its batch mates nor their number. Several processes share the batches, and each
+    gets the whole result.
+    """
+    with own_arithmetic():
+        predictions = _run(model, batches, precision=precision, memory_format=memory_format)
+        truth = batches.targets()
+        if batches.task.kind == "regress":  # as given: there and back through the scaling they would be rounded
+            truth = torch.tensor([sample.target for sample in batches.samples], dtype=torch.float64)
+        with warnings.catch_warnings():
+            # torchmetrics: a tag without positives; it is left out of the mean
+            warnings.simplefilter("ignore", UserWarning)
+            metrics = measure(batches.task, predictions.outputs, truth)
+    return Evaluation(predictions=predictions, truth=truth, metrics=metrics)
+
+
+def _run(model: nn.Module, batches: Batches, *, precision: Precision, memory_format: str) -> Predictions:
+    if batches.training is not None:  # the same images as they are: in order, not changed at random
+        batches = replace(batches, training=None, transform=eval_transform(batches.preprocess), decoded=None)
+    keys = tuple(sample.key for sample in batches.samples)
+    with in_eval(model), kept_memory():
+        with raised_by_all(NotReplayable) if isinstance(model, Suffix) else nullcontext():
+            outputs = _outputs(model, batches, precision=precision, memory_format=memory_format)
+        part_again(model)
+        joined = _joined(outputs, batches) if batches.processes.several else torch.cat(outputs)
+        finite = torch.isfinite(joined).flatten(1).all(1).tolist()
+        damaged = [key for key, fine in zip(keys, finite, strict=True) if not fine]
+        if damaged:
+            raise NonFiniteError(
+                f"the model's outputs are not finite for {len(damaged)} of {len(keys)} images, e.g. {damaged[0]}; "
+                "try a lower rate (--lr) or --precision fp32"
+            )
+        result = _read(batches.task, joined)
+    return Predictions(task=batches.task, outputs=result.clone(), keys=keys)
+
+
+def _outputs(model: nn.Module, batches: Batches, *, precision: Precision, memory_format: str) -> list[Tensor]:
+    """The scores of this process's batches."""
+    outputs, ours, own = [], batches.processes, has_own_code(model) or isinstance(model, fx.GraphModule | Suffix)
+    for number, batch in enumerate(_level(batches.epoch(0), batches, everywhere=is_sharded(model))):
+        with _drawing(number * ours.world_size + ours.rank, device_of(model)) if own else beside_others():
+            outputs.append(scores(model, batch, precision=precision, memory_format=memory_format))
+    return outputs
+
+
+@contextmanager
+def _drawing(seed: int, device: torch.device) -> Iterator[None]:
+    """For a model with code of the user's own, which may draw in evaluation: the same numbers each time."""
+    with own_turn(), seeded(seed, device=device, everywhere=True):
+        yield
+
+
+@contextmanager
+def own_state_kept(model: nn.Module) -> Iterator[None]:
+    """Within, what the user's own code counts, writes or collects is put back afterwards: so the next evaluation of a
+    run, and the bundle, give the same. A call of ``evaluate`` by the user leaves it: hooks may collect there.
+    """
+    before = read_before(model) if has_own_code(model) else None
+    try:
+        yield
+    finally:
+        if before is not None:
+            restore_state(model, before)
+
+
+def _level(made: Iterator[Batch], batches: Batches, *, everywhere: bool) -> Iterator[Batch]:
+    """The batches; with ``everywhere`` then empty ones, until every process has had as many: a model that is shared
+    out is put together for each forward pass by all of them.
+    """
+    count = 0
+    for count, batch in enumerate(made, start=1):  # noqa: B007
+        yield batch
+    missing = -(-len(batches) // batches.processes.world_size) - count if everywhere else 0
+    preprocess, rows = batches.preprocess, batches.batch_size
+    for _ in range(missing):
+        yield Batch(
+            pixels=torch.zeros(rows, preprocess.channels, preprocess.height, preprocess.width, dtype=torch.uint8),
+            targets=torch.empty(0), indices=torch.full((rows,), -1), keys=(), size=0,
+            mean=torch.tensor(preprocess.mean), std=torch.tensor(preprocess.std),
+        )  # fmt: skip
+
+
+def _joined(outputs: list[Tensor], batches: Batches) -> Tensor:
+    """All images' outputs (N, K) from each process's batches: number i is with rank i modulo their number."""
+    size, each = batches.batch_size, -(-len(batches) // batches.processes.world_size)
+    room = torch.zeros(each, size, batches.task.num_outputs)
+    for place, output in enumerate(outputs):
+        room[place, : len(output)] = output
+    return torch.stack(gathered(room), dim=1).flatten(0, 2)[: len(batches.samples)]
+
+
+def _read(task: TaskSpec, outputs: Tensor) -> Tensor:
+    """Probabilities, or numbers in original units."""
+    match task.kind:
+        case "classify":
+            return outputs.softmax(1)
+        case "multilabel":
+            return outputs.sigmoid()
+        case "regress":
+            return task.original(outputs.double()).float()

@@ -1,0 +1,189 @@
+"""Epochs of steps, as a generator of events: look at each, save when you like, break when you have enough."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Generator, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
+
+import torch
+
+from headstart.allocator import kept_memory
+from headstart.ambient import each_in_own_arithmetic
+from headstart.config.schema import Schedule
+from headstart.data.decoding.interruptible import waiting_for_data
+from headstart.data.loader import Batch, Batches
+from headstart.distributed.processes import current
+from headstart.errors import ConfigError, NonFiniteError
+from headstart.optim.schedules import rate_factor
+from headstart.training.finite import damaged
+from headstart.training.precision import device_of
+from headstart.training.state import TrainState
+from headstart.training.step import StepDone, StepRules, train_step
+
+Rates = list[tuple[dict[str, Any], float]]  # groups of an optimizer, and the rate that each had
+
+
+class TrainingBatches(Protocol):
+    """What ``fit`` trains on: the same epoch number gives the same batches, from any first one on."""
+
+    def __len__(self) -> int:
+        """Batches, that is optimizer steps, per epoch."""
+
+    def epoch(self, epoch: int, *, first: int = 0) -> Iterator[Batch]:
+        """The batches of an epoch (0-based), from batch ``first`` on."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EpochDone:
+    """An epoch, counted from 1.
+
+    Mean training loss over its samples' weights, the highest rate of its last step, and what validation said, if there
+    was one. Of the ``seconds``, ``input_seconds`` are those in which the next batch was decoded, read or waited for,
+    and ``copy_seconds`` those in which batches went to an accelerator, by the time of the epoch's largest one.
+    """
+
+    epoch: int
+    step: int
+    train_loss: float
+    seconds: float
+    images_per_second: float
+    input_seconds: float = 0.0
+    copy_seconds: float = 0.0
+    phase: int = 0
+    lr: float = 0.0
+    metrics: dict[str, float] = field(default_factory=dict)
+    average_metrics: dict[str, float] = field(default_factory=dict)
+
+
+def fit(
+    state: TrainState,
+    batches: TrainingBatches,
+    *,
+    rules: StepRules,
+    epochs: int,
+    schedule: Schedule | None = None,
+    first_epoch: int | None = None,
+) -> Iterator[StepDone | EpochDone]:
+    """Train ``epochs`` epochs, counted from ``first_epoch`` (default: from where the state is), and yield what was
+    done.
+
+    A state restored in the middle of an epoch goes on with that epoch's next batch. Without a ``schedule`` the rates
+    are the caller's: ``fit`` leaves the groups' ``lr`` alone, so that a scheduler of torch, or a change by hand, counts
+    from the next step on. With one, a group's rate is its ``initial_lr`` (its ``lr``, where it has none yet) times a
+    factor of the step within these epochs: change that to change its rate.
+
+    Raises: NonFiniteError: the loss, the gradient or a weight is NaN or infinite. ConfigError: with a schedule, a
+    group's ``lr`` was changed between two steps, which the schedule would undo.
+    """
+    first = state.epochs_done if first_epoch is None else first_epoch
+    yield from each_in_own_arithmetic(_epochs(state, batches, rules, schedule, range(first, first + epochs)))
+
+
+def _epochs(
+    state: TrainState, batches: TrainingBatches, rules: StepRules, schedule: Schedule | None, which: range
+) -> Generator[StepDone | EpochDone]:
+    first, epochs, per_epoch = which.start, len(which), len(batches)
+    rates: Rates = []
+    with kept_memory():
+        for epoch in range(state.epochs_done, first + epochs):
+            started, images = time.monotonic(), 0
+            made = Timed(batches.epoch(epoch, first=state.epoch_step), waiting=_waiting(batches))
+            for batch in made:
+                done_here = (epoch - first) * per_epoch + state.epoch_step
+                _follow(schedule, state, done_here, total=epochs * per_epoch, before=rates)
+                done = train_step(state, batch, rules=rules, steps_in_epoch=per_epoch)
+                state.epoch_step += 1
+                state.epoch_loss += done.loss * done.weight
+                state.epoch_weight += done.weight
+                images += done.images
+                rates = [(group, group["lr"]) for group in state.optimizer.param_groups]
+                yield done
+            closed = _close_epoch(state, images, time.monotonic() - started)
+            copied = made.copying(device_of(state.model)) * images / current().world_size
+            yield replace(closed, input_seconds=made.seconds, copy_seconds=copied)
+
+
+def _waiting(batches: TrainingBatches) -> Callable[[], AbstractContextManager[None]]:
+    """Within what they are awaited: a signal is heard at once."""
+    return waiting_for_data if isinstance(batches, Batches) else nullcontext
+
+
+class Timed(Iterator[Batch]):
+    """The batches, and the seconds that were spent in getting them."""
+
+    def __init__(
+        self, batches: Iterator[Batch], *, waiting: Callable[[], AbstractContextManager[None]] = nullcontext
+    ) -> None:
+        self._batches, self._waiting, self.seconds = batches, waiting, 0.0
+        self._largest: Batch | None = None
+
+    def __next__(self) -> Batch:
+        started = time.monotonic()
+        try:
+            with self._waiting():
+                batch = next(self._batches)
+            if self._largest is None or len(batch.targets) > len(self._largest.targets):
+                self._largest = batch
+            return batch
+        finally:
+            self.seconds += time.monotonic() - started
+
+    def copying(self, device: torch.device) -> float:
+        """Seconds of copying an image to an accelerator, by the largest batch; 0 on a CPU, where nothing is copied."""
+        if self._largest is None or device.type == "cpu":
+            return 0.0
+        copied, seconds = self._largest.stored or (self._largest.pixels,), 0.0
+        for _ in range(2):  # the first copy makes room for them there
+            torch.accelerator.synchronize(device)
+            started = time.monotonic()
+            for values in copied:
+                values.to(device, non_blocking=True)
+            torch.accelerator.synchronize(device)
+            seconds = time.monotonic() - started
+        return seconds / max(1, len(copied[0]))  # a process may have no image of an epoch
+
+
+def _follow(schedule: Schedule | None, state: TrainState, step: int, *, total: int, before: Rates) -> None:
+    """Set the rates of a step; ``before`` are those after the last one.
+
+    Raises: ConfigError: somebody else has set one since, which would have no effect.
+    """
+    if schedule is None:
+        return
+    for group, rate in before:
+        if group["lr"] != rate and any(group is own for own in state.optimizer.param_groups):
+            raise ConfigError(
+                f"step {state.step + 1}: the rate of group {group.get('name', 'without a name')} was changed from "
+                f"{rate:.4g} to {group['lr']:.4g}, but fit was given a schedule, which sets it at every step; change "
+                'the group\'s "initial_lr", which the schedule multiplies, or give fit no schedule'
+            )
+    set_rates(state, rate_factor(schedule, step, total=total))
+
+
+def set_rates(state: TrainState, factor: float) -> None:
+    """Every group's rate: its own full one times ``factor``."""
+    for group in state.optimizer.param_groups:
+        group["lr"] = group.setdefault("initial_lr", group["lr"]) * factor
+
+
+def _close_epoch(state: TrainState, images: int, seconds: float) -> EpochDone:
+    wrong = damaged(state.model)
+    if wrong:
+        raise NonFiniteError(
+            f"epoch {state.epochs_done + 1}: {', '.join(wrong[:5])}: not finite after step {state.step}; try a "
+            "lower rate (--lr)"
+        )
+    loss = state.epoch_loss / state.epoch_weight
+    state.epochs_done += 1
+    state.epoch_step, state.epoch_loss, state.epoch_weight = 0, 0.0, 0.0
+    return EpochDone(
+        lr=max(float(group["lr"]) for group in state.optimizer.param_groups),
+        epoch=state.epochs_done,
+        step=state.step,
+        train_loss=loss,
+        seconds=seconds,
+        images_per_second=images / max(seconds, 1e-9),
+    )

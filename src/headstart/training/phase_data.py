@@ -1,0 +1,136 @@
+"""What a phase is fed with: pictures for the whole model, or the tensors at its boundary for the part behind it."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, replace
+
+import torch
+from torch import nn
+
+from headstart.data.decoding.decoded_cache import opened_decoded
+from headstart.data.loader import Batches
+from headstart.errors import ModelError, StorageError
+from headstart.storage.disk_cache import Shelf
+from headstart.surgery.boundary import Boundary
+from headstart.surgery.fixed_values import NotReplayable
+from headstart.surgery.freeze import Frozen
+from headstart.surgery.layout import named_tensors
+from headstart.training.activation_cache import Activations, CacheNote, CacheProgress, CacheRules, open_activations
+from headstart.training.boundary_proof import CacheCheck, prove_boundary
+from headstart.training.state import TrainState
+from headstart.training.step import StepRules
+
+
+@dataclass(frozen=True, kw_only=True)
+class Feed:
+    """Batches of a phase. ``suffix``: what trains where ``train`` begins at the boundary, and ``check`` looks whether
+    that is right. ``judged``: what is evaluated on ``val`` in place of the model, and of its average.
+    """
+
+    train: Batches
+    val: Batches
+    suffix: nn.Module | None = None
+    check: CacheCheck | None = None
+    judged: nn.Module | None = None
+    judged_average: nn.Module | None = None
+
+    def damaged(self) -> Iterator[CacheNote]:
+        """What was computed again since this was last asked."""
+        for batches in (self.train, self.val):
+            keys = batches.stored.mended() if isinstance(batches.stored, Activations) else ()
+            if keys:
+                more = f" and {len(keys) - 1} more" if len(keys) > 1 else ""
+                yield CacheNote(f"cache: damaged, so computed again: {keys[0]}{more}")
+
+    def discard(self) -> None:
+        """Remove the activations: they are not what the model computes."""
+        self.close()
+        for batches in (self.train, self.val):
+            if isinstance(batches.stored, Activations):
+                batches.stored.discard()
+
+    def close(self) -> None:
+        """Close the files of activations."""
+        for batches in (self.train, self.val):
+            if isinstance(batches.stored, Activations):
+                batches.stored.close()
+
+
+@contextmanager
+def kept_images(batches: Batches, *, where: CacheRules) -> Iterator[tuple[Batches, CacheNote | None]]:
+    """Within, batches that go by way of decoded images have their file; where there is no room for it, a note."""
+    if batches.decoded is None:
+        yield batches, None
+        return
+    shelf = Shelf(where.folder, limit_bytes=where.limit_bytes)
+    try:
+        opened = opened_decoded(batches.decoded, batches.samples, shelf, about=where.model)
+    except StorageError as error:
+        yield batches, CacheNote(f"cache: decoded images are not kept: {error}")
+        return
+    with closing(opened):
+        yield replace(batches, decoded=opened), None
+
+
+def made_feed(
+    state: TrainState, frozen: Frozen, feed: Feed, *, splits: tuple[str, ...], rules: StepRules, where: CacheRules
+) -> Generator[CacheProgress | CacheNote, None, Feed]:
+    """The feed with the ``splits`` (train, val) that are to be cached, once their activations are there.
+
+    What cannot be cached stays as it is, and a note says why.
+    """
+    if not splits:
+        return feed
+    try:
+        boundary = prove_boundary(state.model, frozen, feed.train, rules)
+    except ModelError as error:
+        yield CacheNote(f"cache: not used, the frozen part is computed in every epoch: {error}")
+        return feed
+    if "val" in splits and boundary.mixes_in_evaluation:
+        yield CacheNote("cache: not used for val: in evaluation a score depends on the other images of its batch")
+        splits = tuple(split for split in splits if split != "val")
+    for split in splits:
+        batches = getattr(feed, split)
+        try:
+            activations = open_activations(boundary, batches, rules=rules, where=where)
+            yield from _filled(activations)
+        except (StorageError, NotReplayable) as error:
+            yield CacheNote(f"cache: not used for {split}, the frozen part is computed in every epoch: {error}")
+            continue
+        yield CacheNote(f"cache: {split}, {activations.summary()}")
+        feed = replace(feed, **{split: replace(batches, stored=activations)})
+        if split == "train":
+            check = CacheCheck(state.model, boundary, feed.train, rules)
+            feed = replace(feed, suffix=boundary.train_suffix, check=check)
+        else:
+            average = _of_average(state, frozen, boundary, batches, rules)
+            feed = replace(feed, judged=boundary.eval_suffix, judged_average=average)
+    return feed
+
+
+def _filled(activations: Activations) -> Iterator[CacheProgress]:
+    """As its own ``filled``; closed where they cannot be."""
+    try:
+        yield from activations.filled()
+    except (StorageError, NotReplayable):
+        activations.close()
+        raise
+
+
+def _of_average(
+    state: TrainState, frozen: Frozen, boundary: Boundary, batches: Batches, rules: StepRules
+) -> nn.Module | None:
+    """The suffix of the average, where its prefix is the model's; a part that trained before may not have caught up."""
+    if state.average is None:
+        return None
+    average = state.average.module
+    ours, theirs = ({name: value for name, value, _ in named_tensors(module)} for module in (state.model, average))
+    if not all(torch.equal(ours[name], theirs[name]) for name in frozen.tensors):
+        return None
+    try:
+        found = prove_boundary(average, frozen, batches, rules)
+    except ModelError:
+        return None
+    return found.eval_suffix if found.crossing == boundary.crossing else None

@@ -1,0 +1,349 @@
+"""A run as a list of phases.
+
+Freeze, group, train, validate; frozen tensors are proven unchanged at every epoch's end.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import zlib
+from collections import deque
+from collections.abc import Generator, Iterator
+from contextlib import ExitStack, closing, suppress
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from headstart.config.schema import FreezeRule, NormStatistics, Optimizer, Schedule
+from headstart.data.loader import Batches
+from headstart.data.reading import DataNote
+from headstart.distributed.collectives import exchange, from_first
+from headstart.distributed.fsdp import local
+from headstart.distributed.processes import current
+from headstart.errors import ModelError, RunError, StorageError
+from headstart.optim.groups import param_groups
+from headstart.optim.optimizers import make_optimizer
+from headstart.surgery.boundary import Boundary
+from headstart.surgery.freeze import NOTHING_FIXED, Fixed, Frozen, freeze_by, what_freezes
+from headstart.surgery.halves import Suffix
+from headstart.surgery.layout import named_tensors
+from headstart.surgery.replay import NotReplayable
+from headstart.tasks.metrics import score
+from headstart.training.activation_cache import CacheNote, CacheProgress, CacheRules, open_activations
+from headstart.training.boundary_proof import prove_boundary, refute_boundary
+from headstart.training.evaluate import Evaluation, evaluate, own_state_kept
+from headstart.training.fit import EpochDone, fit
+from headstart.training.phase_data import Feed, kept_images, made_feed
+from headstart.training.state import Best, TrainState
+from headstart.training.state_copy import StateCopy, copy_state, put_back
+from headstart.training.step import StepDone, StepRules
+
+
+@dataclass(frozen=True, kw_only=True)
+class PhasePlan:
+    """A phase with everything decided; epochs count from 0 over the whole run."""
+
+    name: str
+    freeze: FreezeRule
+    first_epoch: int
+    epochs: int
+    lr: float
+    head_lr: float
+    layer_decay: float
+    norm_statistics: NormStatistics
+    views: int = 0
+    """Fixed random changes that every image has in turn; 0: new ones in every epoch."""
+    cached: tuple[str, ...] = ()
+    """Splits (train, val) that are read from the activation cache."""
+    fixed: Fixed = NOTHING_FIXED
+    """What was frozen in the module before, and stays so whatever ``freeze`` says."""
+    moving: frozenset[str] = frozenset()
+    """Buffers that forward writes to although nothing around them trains: they are not frozen."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Course:
+    """Everything about a run's training that stays the same from first step to last."""
+
+    phases: tuple[PhasePlan, ...]
+    optimizer: Optimizer
+    schedule: Schedule
+    rules: StepRules
+    patience: int
+    cache: CacheRules
+
+
+@dataclass(frozen=True, kw_only=True)
+class PhaseStarted:
+    """A phase begins (or goes on, after a resume)."""
+
+    index: int
+    name: str
+    epochs: int
+    trainable: int
+    frozen: int
+
+
+def enter_phase(state: TrainState, course: Course, index: int) -> Frozen:
+    """Set what is frozen and the optimizer's groups; state of parameters that stay trainable is kept."""
+    phase = course.phases[index]
+    frozen = freeze_phase(state.model, phase)
+    before = state.optimizer
+    state.optimizer = phase_optimizer(state.model, phase, course.optimizer)
+    old_groups = {group.get("name"): group for group in before.param_groups}
+    for group in state.optimizer.param_groups:
+        kept = [parameter for parameter in group["params"] if parameter in before.state]
+        state.optimizer.state.update((parameter, before.state[parameter]) for parameter in kept)
+        if kept and "step" in old_groups.get(group["name"], {}):  # timm's lamb and adan count steps by group
+            group["step"] = old_groups[group["name"]]["step"]
+    state.phase = index
+    return frozen
+
+
+def freeze_phase(model: nn.Module, phase: PhasePlan) -> Frozen:
+    """Freeze what the phase says, statistics included."""
+    frozen = freeze_by(model, phase.freeze, norm_statistics=phase.norm_statistics, fixed=phase.fixed)
+    return _without_moving(frozen, phase)
+
+
+def _without_moving(frozen: Frozen, phase: PhasePlan) -> Frozen:
+    return replace(frozen, tensors=tuple(name for name in frozen.tensors if name not in phase.moving))
+
+
+def phase_optimizer(model: nn.Module, phase: PhasePlan, options: Optimizer) -> torch.optim.Optimizer:
+    """The optimizer of a phase over the model as it is frozen now."""
+    decay = options.weight_decay
+    groups = param_groups(model, lr=phase.lr, head_lr=phase.head_lr, layer_decay=phase.layer_decay, weight_decay=decay)
+    return make_optimizer(groups, options)
+
+
+class CacheRefuted(Exception):
+    """What a phase reads from the cache is not what its model computes; says why."""
+
+
+@dataclass(frozen=True)
+class CacheGivenUp:
+    """The state is again what it was at ``step``; from there on nothing is read from the activation cache."""
+
+    step: int
+    text: str
+
+
+Event = PhaseStarted | StepDone | EpochDone | CacheProgress | CacheNote | CacheGivenUp | DataNote
+
+
+def train_phases(state: TrainState, course: Course, train: Batches, val: Batches) -> Iterator[Event]:
+    """All that is left of the course; after an epoch its metrics, and whether it is the best so far.
+
+    Raises: NonFiniteError: see ``fit``.
+    """
+    with kept_images(train, where=course.cache) as (train, one), kept_images(val, where=course.cache) as (val, other):
+        yield from filter(None, (one, other))
+        yield from _phases(state, course, train, val)
+
+
+def _phases(state: TrainState, course: Course, train: Batches, val: Batches) -> Iterator[Event]:
+    for index in range(len(course.phases)):
+        phase = course.phases[index]  # of the course as it is by now: without a cache that was given up
+        if state.epochs_done >= phase.first_epoch + phase.epochs or _is_over(state):
+            continue
+        frozen = enter_phase(state, course, index) if state.phase != index else freeze_phase(state.model, phase)
+        yield PhaseStarted(
+            index=index,
+            name=phase.name,
+            epochs=phase.epochs,
+            trainable=frozen.of - frozen.parameters,
+            frozen=frozen.parameters,
+        )
+        plain = Feed(train=_with_views(train, phase), val=val)
+        feed = yield from made_feed(state, frozen, plain, splits=phase.cached, rules=course.rules, where=course.cache)
+        yield from changed_files(feed.train)
+        state.suffix = feed.suffix
+        start = copy_state(state) if feed.suffix is not None or feed.judged is not None else None
+        try:
+            why = yield from _until_refuted(state, course, phase, frozen, feed)
+            if why is not None:
+                assert start is not None, why
+                _give_up(state, start, feed, why)
+                feed = plain
+                course = replace(course, phases=tuple(replace(each, cached=()) for each in course.phases))
+                yield CacheGivenUp(state.step, f"cache: given up, {why}; all since step {state.step} is trained again")
+                yield from _train_phase(state, course, course.phases[index], frozen, feed)
+        finally:
+            state.suffix = None
+            feed.close()
+
+
+def _until_refuted(
+    state: TrainState, course: Course, phase: PhasePlan, frozen: Frozen, feed: Feed
+) -> Generator[Event, None, str | None]:
+    """Train the phase; why what is read from the cache is not what the model computes, where that is found.
+
+    The error goes no further: its frames hold the model across processes, beside which there can be no second one.
+    """
+    try:
+        yield from _train_phase(state, course, phase, frozen, feed)
+    except (CacheRefuted, NotReplayable) as error:
+        if feed.suffix is None and feed.judged is None:  # nothing is read from a cache
+            raise
+        return str(error)
+    return None
+
+
+def _give_up(state: TrainState, start: StateCopy, feed: Feed, why: str) -> None:
+    """The state as it was at the phase's start, to go on without the cache, of which nothing is kept."""
+    put_back(state, start)
+    refute_boundary(state.model, why)
+    feed.discard()
+    state.suffix = state.replica = state.compiled = None
+
+
+def _train_phase(state: TrainState, course: Course, phase: PhasePlan, frozen: Frozen, feed: Feed) -> Iterator[Event]:
+    proof = frozen_digest(state.model, frozen)
+    for event in fit(
+        state,
+        feed.train,
+        rules=course.rules,
+        epochs=phase.epochs,
+        schedule=course.schedule,
+        first_epoch=phase.first_epoch,
+    ):
+        if isinstance(event, StepDone):
+            epoch_ends = state.epoch_step == event.steps_in_epoch
+            phase_ends = epoch_ends and state.epochs_done + 1 == phase.first_epoch + phase.epochs
+            _look_at_cache(state, feed, epoch_ends=epoch_ends, phase_ends=phase_ends)
+            yield event
+            if not current().several:  # else after the epoch, together
+                yield from changed_files(feed.train)
+            continue
+        now = frozen_digest(state.model, frozen)
+        changed = sorted(name for name, value in proof.items() if now[name] != value)
+        if changed:
+            raise RunError(
+                f"phase {phase.name}: {', '.join(changed[:5])}: frozen, and changed all the same; something writes to "
+                "it besides the optimizer: forward, a hook, or what watches the run"
+            )
+        _check_equal(state.model)
+        validated = _validated(state, course, replace(event, phase=state.phase), feed)
+        yield from feed.damaged()
+        yield from changed_files(feed.train)
+        yield validated
+        if _is_over(state):
+            return
+
+
+def changed_files(batches: Batches) -> Iterator[DataNote]:
+    """Files that any process has found changed since this was last asked; of training, validation and test."""
+    if batches.changed is not None:
+        for text in sorted({text for news in exchange(batches.changed.news()) for text in news}):
+            yield DataNote(text)
+
+
+def _look_at_cache(state: TrainState, feed: Feed, *, epoch_ends: bool, phase_ends: bool) -> None:
+    """After the first step, the last one, and now and then between them.
+
+    Raises: CacheRefuted: what is read is not what the model computes.
+    """
+    if feed.check is not None and (phase_ends or feed.check.is_due(epoch_ends=epoch_ends)):
+        why = feed.check.find_difference(state.epochs_done)
+        if why is not None:
+            raise CacheRefuted(why)
+
+
+def _with_views(train: Batches, phase: PhasePlan) -> Batches:
+    if train.training is None or not phase.views:
+        return train
+    return replace(train, training=replace(train.training, views=phase.views, first_epoch=phase.first_epoch))
+
+
+def _validated(state: TrainState, course: Course, event: EpochDone, feed: Feed) -> EpochDone:
+    val, found = feed.val, {"trained": _metrics(state.model, feed.judged, feed.val, course.rules)}
+    if state.average is not None:
+        found["average"] = _metrics(state.average.module, feed.judged_average, feed.val, course.rules)
+    found = from_first(found)  # the same choice everywhere, whatever the last bit of a machine is
+    metrics = found["trained"]
+    name, value = max(((name, score(val.task, values)) for name, values in found.items()), key=lambda pair: pair[1])
+    better = state.best is None or value > state.best.score
+    if better:
+        state.best = Best(score=value, step=state.step, epoch=state.epochs_done, weights=name)
+    in_last = state.phase == len(course.phases) - 1
+    state.stale_epochs = 0 if better or not in_last else state.stale_epochs + 1
+    state.stopped = 0 < course.patience <= state.stale_epochs
+    return replace(event, metrics=metrics, average_metrics=found.get("average", {}))
+
+
+def _metrics(model: nn.Module, suffix: nn.Module | None, val: Batches, rules: StepRules) -> dict[str, float]:
+    """Of the model: by its part behind the boundary where the batches begin there and it has one."""
+    batches = val if suffix is not None else replace(val, stored=None)
+    judged = suffix or model
+    with own_state_kept(judged):
+        return evaluate(judged, batches, precision=rules.evaluated_in, memory_format=rules.memory_format).metrics
+
+
+def evaluate_best(model: nn.Module, val: Batches, course: Course, *, epoch: int) -> Evaluation:
+    """The evaluation of this epoch's model; from the cache where validation was read from it, once a batch of that,
+    computed again by this very model, was found to be the same bits.
+    """
+    rules = course.rules
+    phase = next(phase for phase in course.phases if phase.first_epoch < epoch <= phase.first_epoch + phase.epochs)
+    judged, batches = model, val
+    with own_state_kept(model), ExitStack() as stack:
+        if "val" in phase.cached:
+            frozen = what_freezes(model, phase.freeze, norm_statistics=phase.norm_statistics, fixed=phase.fixed)
+            frozen = _without_moving(frozen, phase)
+            with suppress(StorageError, ModelError):
+                boundary = _traced_boundary(model, frozen, val, rules)
+                stored = stack.enter_context(closing(open_activations(boundary, val, rules=rules, where=course.cache)))
+                deque(stored.filled(), maxlen=0)
+                judged, batches = boundary.eval_suffix, replace(val, stored=stored)
+        return evaluate(judged, batches, precision=rules.evaluated_in, memory_format=rules.memory_format)
+
+
+def _traced_boundary(model: nn.Module, frozen: Frozen, val: Batches, rules: StepRules) -> Boundary:
+    """The proved boundary of the traced graph.
+
+    Raises: ModelError: there is none. What runs a module's own code is not used once weights and attributes were put
+    back from a file: it may keep what it was found with.
+    """
+    boundary = prove_boundary(model, frozen, val, rules)
+    if isinstance(boundary.eval_suffix, Suffix):
+        raise ModelError("model: it runs its own code behind the boundary")
+    return boundary
+
+
+def _is_over(state: TrainState) -> bool:
+    return state.stopped
+
+
+def frozen_digest(model: nn.Module, frozen: Frozen) -> dict[str, int]:
+    """CRC-32 of the bytes of each frozen tensor, buffers included: a fifth of SHA-256's time, after every epoch.
+
+    Buffers of modules that are not kept in evaluation mode are left out: a forward pass of the module's own may write
+    them, as a counter that a model holds beside its frozen layers.
+    """
+    asleep, frozen_names = set(frozen.modules), set(frozen.tensors)
+    return {
+        name: zlib.crc32(_bytes(tensor))
+        for name, tensor, is_buffer in named_tensors(model)
+        if name in frozen_names and (not is_buffer or name.rpartition(".")[0] in asleep)
+    }
+
+
+def _check_equal(model: nn.Module) -> None:
+    """Prove that every process has the same weights and buffers, to the bit."""
+    if current().several:
+        held = [tensor for _, tensor, _ in named_tensors(model) if local(tensor) is tensor]  # a part differs by rank
+        digests = exchange(_digest(held))
+        assert len(set(digests)) == 1, f"the ranks' models differ: {digests}"
+
+
+def _digest(tensors: list[Tensor]) -> str:
+    digest = hashlib.sha256()
+    for tensor in tensors:
+        digest.update(_bytes(tensor))
+    return digest.hexdigest()
+
+
+def _bytes(tensor: Tensor) -> memoryview:
+    return local(tensor.detach()).contiguous().cpu().view(-1).view(torch.uint8).numpy().data

@@ -1,0 +1,144 @@
+"""What training takes of the CPU's memory is measured; what cannot fit is refused with what can."""
+
+from __future__ import annotations
+
+import re
+import weakref
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import headstart as hs
+from headstart.errors import ConfigError
+from headstart.planning import memory
+from headstart.planning.preflight import prepare
+
+GIB = 2**30
+
+
+class Flat(nn.Module):
+    """Two layers on all pixels: what a backward pass needs is known."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.flat, self.one, self.act, self.fc = nn.Flatten(), nn.Linear(3 * 32 * 32, 50), nn.ReLU(), nn.Linear(50, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.act(self.one(self.flat(x))))
+
+
+def ready(settings, module: nn.Module | None = None, **sections):
+    model = {"model": {"image_size": 32}} if module is not None else {}
+    tree = settings(recipe="full", **sections) | model
+    return prepare(hs.load_config(tree), module=module, loss=None, tell=lambda _: None)
+
+
+def measured(made) -> memory.MemoryNeed:
+    return memory.measure(made.config, made.opened.module, made.course, made.opened.preprocess)
+
+
+def test_what_is_kept_is_every_layers_input_once(settings) -> None:
+    """The input of the first, and the ReLU's output, which is the second's input too."""
+    need = measured(ready(settings, Flat(), average={"kind": "ema"}))
+    weights = 4 * (3 * 32 * 32 * 50 + 50 + 50 * 3 + 3)
+    assert (need.kept, need.kept_per_image) == (0, 4 * (3 * 32 * 32 + 50))
+    assert need.largest_per_image == 4 * 3 * 32 * 32
+    assert (need.gradients, need.optimizer, need.average) == (weights, 2 * weights, weights)  # AdamW keeps two
+
+
+@pytest.mark.parametrize(("kind", "share"), [("sgd", 1.0), ("adamw", 2.0)])
+def test_the_optimizers_state_is_counted(settings, kind: str, share: float) -> None:
+    need = measured(ready(settings, Flat(), optimizer={"kind": kind}))
+    assert need.optimizer == share * need.gradients
+
+
+def test_a_frozen_body_keeps_and_learns_less(settings) -> None:
+    whole = measured(ready(settings))
+    probe = ready(settings, freeze="backbone")
+    assert measured(probe).about(8) < whole.about(8) / 2
+
+
+def test_measuring_leaves_model_modes_and_random_numbers_alone(settings) -> None:
+    made = ready(settings)
+    module = made.opened.module
+    state = {name: value.clone() for name, value in module.state_dict().items()}
+    modes = [part.training for part in module.modules()]
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    measured(made)
+    assert torch.equal(torch.rand(3), expected)
+    assert all(torch.equal(value, state[name]) for name, value in module.state_dict().items())
+    assert [part.training for part in module.modules()] == modes
+
+
+def test_nothing_of_the_measured_passes_stays(settings) -> None:
+    """A graph that is handed its own outputs by a hook is never freed."""
+    made, seen = ready(settings), []
+    for part in made.opened.module.modules():
+        part.register_forward_hook(lambda _, __, found: seen.append(weakref.ref(found)))
+    measured(made)
+    assert len(seen) > 20
+    assert not any(one() is not None for one in seen)
+
+
+def test_what_cannot_fit_is_refused_and_what_is_proposed_fits(settings, monkeypatch) -> None:
+    made = ready(settings, batch={"size": 24})
+    need = measured(made)
+    for free, said in (
+        (need.at_least(24) - 1, "batch: 24 images at once take at least"),
+        ((need.at_least(24) + need.about(24)) // 2, "memory: about"),
+        (need.about(24), ""),
+    ):
+        monkeypatch.setattr(memory, "available_bytes", lambda free=free: free)
+        try:
+            decisions = {one.name: one for one in ready(settings, batch={"size": 24}).plan.decisions}
+            found = f"memory: {decisions['memory'].value} {decisions['memory'].reason}" if "memory" in decisions else ""
+        except ConfigError as error:
+            found = str(error)
+        assert found.startswith(said)
+        assert bool(found) == bool(said)
+        if found:
+            accumulate = int(re.search(r"--batch.accumulate (\d+)", found)[1])
+            fits = ready(settings, batch={"size": 24, "accumulate": accumulate}).plan
+            assert "memory" not in {one.name for one in fits.decisions}
+
+
+def test_what_is_freed_is_kept_only_where_there_is_room(settings, monkeypatch) -> None:
+    about = measured(ready(settings)).about(8)
+    for share, roomy in ((1.6, True), (1.2, False)):
+        monkeypatch.setattr(memory, "available_bytes", lambda share=share: int(share * about))
+        made = ready(settings)
+        told = [one.value for one in made.plan.decisions if one.name == "freed memory"]
+        assert (made.roomy, told) == (roomy, [] if roomy else ["goes back at once"])
+
+
+def test_where_not_even_two_images_fit_a_smaller_model_is_proposed(settings, monkeypatch) -> None:
+    monkeypatch.setattr(memory, "available_bytes", lambda: 1000)
+    with pytest.raises(ConfigError, match="give a smaller --image-size or --model, or train less of it"):
+        ready(settings)
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_the_limit_of_the_container_counts(tmp_path: Path, version: int) -> None:
+    proc, groups = tmp_path / "proc", tmp_path / "groups"
+    (proc / "self").mkdir(parents=True)
+    (proc / "meminfo").write_text("MemTotal: 9 kB\nMemAvailable: 8388608 kB\nSwapFree: 1048576 kB\n")
+    assert memory.available_bytes(proc=proc, groups=groups) == 9 * GIB
+    (proc / "self/cgroup").write_text("4:cpu,memory:/job/1\n" if version == 1 else "0::/job/1\n")
+    job = groups / ("memory/job" if version == 1 else "job")
+    (job / "1").mkdir(parents=True)
+    limit, used, cached = (
+        ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+        if version == 1
+        else ("memory.max", "memory.current", "inactive_file")
+    )
+    (job / limit).write_text(f"{4 * GIB}\n")
+    (job / used).write_text(f"{3 * GIB}\n")
+    (job / "memory.stat").write_text(f"cache 5\n{cached} {GIB // 2}\n")
+    (job / "1" / limit).write_text("max\n")
+    (job / "1" / used).write_text("5\n")
+    assert memory.available_bytes(proc=proc, groups=groups) == 3 * GIB // 2
+    assert memory.available_bytes(proc=tmp_path / "none", groups=groups) is None

@@ -1,0 +1,259 @@
+"""Evaluation: the model as it was, every image by itself, and metrics equal to scikit-learn's."""
+
+from __future__ import annotations
+
+import copy
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from sklearn import metrics as reference
+from torch import nn
+
+import headstart as hs
+from headstart.data.dataset import image_batches
+from headstart.errors import DataError
+from headstart.tasks.metrics import measure, score
+from headstart.tasks.task import TaskSpec
+from headstart.training.evaluate import evaluate, in_eval, predict
+from headstart.training.phases import frozen_digest
+
+CLASSES = TaskSpec(kind="classify", classes=("a", "b", "c", "d"))
+TAGS = TaskSpec(kind="multilabel", classes=("a", "b", "c"))
+DRAW = np.random.default_rng(0)
+
+
+@pytest.fixture
+def model(net) -> nn.Module:
+    made = net(norm=True, dropout=0.5)
+    with torch.no_grad():
+        for value in (*made.parameters(), *made.buffers()):
+            if value.is_floating_point():
+                value.add_(0.3 * torch.rand(value.shape, generator=torch.Generator().manual_seed(1)))
+    return made
+
+
+def by_key(predictions) -> dict[str, torch.Tensor]:
+    return dict(zip(predictions.keys, predictions.outputs, strict=True))
+
+
+def test_evaluation_leaves_modes_buffers_and_gradients_as_they_were(model, images) -> None:
+    model.train()
+    model.bn1.eval()
+    modes = {name: part.training for name, part in model.named_modules()}
+    before = copy.deepcopy(model.state_dict())
+    evaluate(model, images.val)
+    assert {name: part.training for name, part in model.named_modules()} == modes
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert all(value.grad is None and value.requires_grad for value in model.parameters())
+    assert torch.is_grad_enabled()
+
+
+def test_modes_come_back_when_the_model_fails(model) -> None:
+    model.train()
+    model.drop.eval()
+    with pytest.raises(ZeroDivisionError), in_eval(model):
+        assert not any(part.training for part in model.modules())
+        raise ZeroDivisionError
+    assert model.training
+    assert not model.drop.training
+
+
+def test_outputs_can_be_used_after_evaluation(model, images) -> None:
+    outputs = predict(model, images.val).outputs
+    outputs.requires_grad_().sum().backward()
+    assert torch.equal(outputs.grad, torch.ones_like(outputs))
+
+
+@pytest.mark.parametrize("memory_format", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_an_image_has_the_same_bits_whatever_its_batch_mates(model, images, precision, memory_format) -> None:
+    everything = replace(images.val, samples=images.val.samples + images.train.samples[:11])
+    how = {"precision": precision, "memory_format": memory_format}
+    together = by_key(predict(model, everything, **how))
+    backwards = by_key(predict(model, replace(everything, samples=everything.samples[::-1]), **how))
+    for sample in everything.samples:
+        assert torch.equal(together[sample.key], backwards[sample.key])
+    for sample in everything.samples[::5]:
+        alone = by_key(predict(model, replace(everything, samples=(sample,)), **how))
+        assert torch.equal(together[sample.key], alone[sample.key])
+
+
+def test_another_batch_size_changes_rounding_only(model, images) -> None:
+    one, other = (predict(model, replace(images.val, batch_size=size)).outputs for size in (8, 3))
+    torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+
+
+def test_every_image_is_evaluated_once_in_order(model, images) -> None:
+    found = evaluate(model, replace(images.val, batch_size=3))
+    assert found.predictions.keys == tuple(sample.key for sample in images.val.samples)
+    assert found.truth.tolist() == [sample.target for sample in images.val.samples]
+    right = (found.predictions.outputs.argmax(1) == found.truth).double().mean().item()
+    assert found.accuracy == found.metrics["accuracy"] == pytest.approx(right)
+
+
+def test_training_images_are_evaluated_without_their_random_changes(model, images) -> None:
+    plain = replace(images.val, samples=images.train.samples)
+    found, expected = evaluate(model, images.train), evaluate(model, plain)
+    assert found.metrics == expected.metrics
+    assert torch.equal(found.predictions.outputs, expected.predictions.outputs)
+
+
+def test_probabilities_are_the_softmax_or_the_sigmoid_of_the_scores(model, images, as_task) -> None:
+    batch = next(images.val.epoch(0))
+    with torch.no_grad():
+        raw = model.eval()(batch.inputs(torch.device("cpu"), torch.contiguous_format))
+    assert torch.equal(predict(model, images.val).outputs[:8], raw.softmax(1))
+    assert torch.equal(predict(model, as_task("multilabel").val).outputs[:8], raw.sigmoid())
+
+
+@pytest.mark.parametrize("log", [False, True])
+def test_numbers_are_in_original_units_and_the_truth_is_exact(net, as_task, log) -> None:
+    val = as_task("regress", log=log).val
+    found = evaluate(net(classes=2), val)
+    truth = np.array([sample.target for sample in val.samples])
+    assert (found.truth.numpy() == truth).all()
+    task, values = val.task, found.predictions.outputs.double().numpy()
+    mean = np.array(task.mean)
+    centre = 10**mean if log else mean
+    for place, name in enumerate(task.targets):
+        true, said = truth[:, place], values[:, place]
+        expected = {
+            "mae": reference.mean_absolute_error(true, said), "rmse": reference.root_mean_squared_error(true, said),
+            "r2": reference.r2_score(true, said), "baseline_mae": abs(true - centre[place]).mean(),
+        }  # fmt: skip
+        if log:
+            expected["mae_log10"] = abs(np.log10(true) - np.log10(said)).mean()
+            expected["baseline_mae_log10"] = abs(np.log10(true) - mean[place]).mean()
+        assert {key: found.metrics[f"{key}:{name}"] for key in expected} == pytest.approx(expected, rel=1e-6)
+    both = [found.metrics["mae:price"], found.metrics["mae:size"]]
+    assert found.mae == pytest.approx(np.mean(both))
+
+
+def test_one_target_has_plain_metrics_only() -> None:
+    task = TaskSpec(kind="regress", targets=("x",), mean=(2.0,), std=(1.0,))
+    found = measure(task, torch.tensor([[1.0], [4.0]]), torch.tensor([[2.0], [2.0]]).double())
+    assert set(found) <= {"mae", "rmse", "r2", "baseline_mae"}
+    assert (found["mae"], found["baseline_mae"]) == (1.5, 0.0)
+
+
+@pytest.mark.parametrize("present", [4, 3])
+def test_metrics_of_classes_are_scikit_learns(present) -> None:
+    """Also where a class is neither true nor given: it does not count."""
+    probabilities = DRAW.dirichlet(np.ones(4), 60).astype(np.float32)
+    probabilities[:, present:] = 0
+    truth = DRAW.integers(0, present, 60)
+    found = measure(CLASSES, torch.from_numpy(probabilities), torch.from_numpy(truth))
+    said = probabilities.argmax(1)
+    assert found["accuracy"] == pytest.approx(reference.accuracy_score(truth, said))
+    assert found["macro_f1"] == pytest.approx(reference.f1_score(truth, said, average="macro"))
+    assert found["nll"] == pytest.approx(-np.log(probabilities[np.arange(60), truth].clip(1e-12)).mean(), rel=1e-5)
+
+
+def test_metrics_of_tags_are_scikit_learns() -> None:
+    probabilities, truth = DRAW.random((50, 3)).astype(np.float32), DRAW.integers(0, 2, (50, 3))
+    found = measure(TAGS, torch.from_numpy(probabilities), torch.from_numpy(truth).float())
+    expected = {
+        "mean_average_precision": reference.average_precision_score(truth, probabilities, average="macro"),
+        "macro_f1": reference.f1_score(truth, probabilities > 0.5, average="macro"),
+        "nll": np.mean([reference.log_loss(truth[:, tag], probabilities[:, tag].astype(float)) for tag in range(3)]),
+    }
+    assert found == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_a_tag_without_an_example_is_left_out_of_the_mean() -> None:
+    probabilities, truth = torch.rand(20, 3), torch.randint(0, 2, (20, 3)).float()
+    truth[:, 1] = 0
+    found = measure(TAGS, probabilities, truth)["mean_average_precision"]
+    others = reference.average_precision_score(truth[:, [0, 2]], probabilities[:, [0, 2]], average="macro")
+    assert found == pytest.approx(others, rel=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_a_metric_that_is_not_defined_is_left_out_and_counts_as_the_worst() -> None:
+    task = TaskSpec(kind="regress", targets=("x",), mean=(2.0,), std=(1.0,), log=True)
+    one = measure(task, torch.tensor([[1.0]]), torch.tensor([[2.0]]))
+    assert "r2" not in one
+    endless = measure(task, torch.tensor([[math.inf], [1.0]]), torch.tensor([[2.0], [1.0]]))
+    assert "mae_log10" not in endless
+    assert score(task, endless) < score(task, one)
+    nothing = measure(TAGS, torch.rand(4, 3), torch.zeros(4, 3))
+    assert "mean_average_precision" not in nothing
+    assert score(TAGS, nothing) < score(TAGS, {"mean_average_precision": 0.0, "nll": 99.0})
+    assert all(math.isfinite(value) for value in (*score(TAGS, nothing), *score(task, endless)))
+
+
+def test_better_is_more_accurate_and_then_likelier() -> None:
+    assert score(CLASSES, {"accuracy": 0.9, "nll": 2.0}) > score(CLASSES, {"accuracy": 0.8, "nll": 0.1})
+    assert score(CLASSES, {"accuracy": 0.9, "nll": 0.1}) > score(CLASSES, {"accuracy": 0.9, "nll": 0.2})
+    plain = TaskSpec(kind="regress", targets=("x",))
+    assert score(plain, {"mae": 1.0}) > score(plain, {"mae": 2.0})
+    logged = replace(plain, log=True)
+    assert score(logged, {"mae": 9.0, "mae_log10": 0.1}) > score(logged, {"mae": 1.0, "mae_log10": 0.2})
+
+
+def test_better_numbers_of_several_units_are_better_by_their_share_of_the_mean_predictors_error() -> None:
+    task = TaskSpec(kind="regress", targets=("price", "size"))
+    baseline = {"baseline_mae:price": 1000.0, "baseline_mae:size": 2.0}
+    one, other = ({"mae:price": price, "mae:size": size} | baseline for price, size in ((900.0, 1.0), (800.0, 1.9)))
+    assert score(task, one) == pytest.approx((-0.7,))
+    assert score(task, one) > score(task, other)
+    undefined = {"mae:price": 1.0, "baseline_mae:price": 1e-3, "baseline_mae:size": 1e-3}
+    assert math.isfinite(score(task, undefined)[0])
+    assert score(task, undefined) < score(task, other)
+
+
+def test_new_images_are_predicted_without_labels(model, images, colours) -> None:
+    batches = image_batches([colours / "red"], preprocess=images.val.preprocess, task=images.task, batch_size=8)
+    found = predict(model, batches)
+    assert found.outputs.shape == (12, 3)
+    assert torch.allclose(found.outputs.sum(1), torch.ones(12))
+
+
+def test_equal_heads_are_averaged_and_auxiliary_ones_ignored(model, images) -> None:
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            return self.model(inputs), 3 * self.model(inputs)
+
+    two = Two()
+    hs.declare_scores(two, "all")
+    doubled = predict(two, images.val).outputs
+    single = predict(model, images.val).outputs
+    torch.testing.assert_close(doubled, (2 * single.log()).softmax(1))
+
+
+def test_a_float64_model_is_evaluated_in_float64(model, images) -> None:
+    outputs = predict(model.double(), images.val).outputs
+    torch.testing.assert_close(outputs, predict(model.float(), images.val).outputs, rtol=1e-4, atol=1e-5)
+
+
+def test_a_model_that_gives_no_scores_is_refused(images) -> None:
+    class Words(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(1))
+
+        def forward(self, inputs: torch.Tensor) -> dict[str, torch.Tensor]:
+            return {"scores": inputs}
+
+    with pytest.raises(DataError, match=r"the model returns dict, not a tensor of scores"):
+        predict(Words(), images.val)
+
+
+def test_the_digest_of_frozen_tensors_sees_a_single_bit(net) -> None:
+    from headstart.surgery.freeze import freeze
+
+    model = net(norm=True)
+    frozen = freeze(model, rule="backbone")
+    before = frozen_digest(model, frozen)
+    model.fc.bias.data += 1
+    assert frozen_digest(model, frozen) == before
+    model.bn1.running_mean[3] += 1e-7
+    assert frozen_digest(model, frozen) != before
