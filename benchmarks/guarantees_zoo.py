@@ -28,7 +28,7 @@ from headstart.surgery.freeze import freeze
 from headstart.surgery.head import replace_head
 from headstart.surgery.layout import find_layout
 from headstart.training.boundary_proof import prove_boundary
-from headstart.training.step import StepRules
+from headstart.training.rules import StepRules
 
 NAMES = Path(__file__).parents[1] / "tests" / "models" / "smallest.txt"
 

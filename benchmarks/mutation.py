@@ -45,14 +45,17 @@ ACCEPTED = Path(__file__).with_name("mutation_accepted.txt")
 KEPT = Path("/tmp/headstart-mutation/verdicts.jsonl")  # of all runs on this machine, the last one of a mutant counts
 HEAVY = ("torch", "timm", "torchvision", "hypothesis", "numpy", "PIL.Image", "safetensors.torch", "torchmetrics")
 TESTS = {
-    "training/step.py": "training/test_step_exact.py training/test_step.py training/test_state.py training/test_companions.py "
-    "training/test_finite.py training/test_activation_checkpointing.py training/test_retries.py",
-    "training/state.py": "training/test_state.py training/test_step.py training/test_companions.py test_ambient.py",
+    "training/step.py": (
+        "training/test_step_exact.py training/test_step.py training/test_state.py "
+        "training/test_companions.py training/test_finite.py training/test_activation_checkpointing.py "
+        "training/test_retries.py"
+    ),
+    "training/state.py": "training/test_state.py training/test_step.py training/test_companions.py test_isolation.py",
     "training/companions.py": "training/test_companions.py",
     "training/average.py": "training/test_companions.py training/test_step.py",
     "training/finite.py": "training/test_finite.py training/test_step.py training/test_fit.py",
-    "training/fit.py": "training/test_fit.py training/test_finite.py test_ambient.py",
-    "training/evaluate.py": "training/test_evaluate.py test_ambient.py training/test_threads.py",
+    "training/fit.py": "training/test_fit.py training/test_finite.py test_isolation.py",
+    "training/evaluate.py": "training/test_evaluate.py test_isolation.py training/test_threads.py",
     "training/activation_cache.py": "training/test_activations.py training/test_boundary_tensors.py",
     "training/phase_data.py": "training/test_activation_cache.py training/test_phases.py training/test_decoded.py",
     "training/phases.py": "training/test_phases.py training/test_activation_cache.py",
@@ -64,14 +67,20 @@ TESTS = {
     "surgery/fixed_nodes.py": "surgery/test_fixed_nodes.py surgery/test_boundary.py",
     "surgery/freeze.py": "models/test_freeze_rules.py",
     "surgery/head.py": "surgery/test_head.py",
-    "runs/checkpoint.py": "runs/test_checkpoint.py runs/test_checkpoint_files.py runs/test_shared_checkpoint.py "
-    "runs/test_restore.py",
+    "runs/checkpoint.py": (
+        "runs/test_checkpoint.py runs/test_checkpoint_files.py runs/test_shared_checkpoint.py runs/test_restore.py"
+    ),
     "runs/resume.py": "runs/test_begin.py",
     "runs/frozen_file.py": "runs/test_frozen_file.py runs/test_checkpoint.py",
-    "runs/optimizer_state.py": "runs/test_restore_groups.py runs/test_restore.py runs/test_checkpoint.py "
-    "runs/test_shared_checkpoint.py",
-    "ambient.py": "test_ambient.py training/test_threads.py",
-    "turns.py": "training/test_threads.py",
+    "runs/optimizer_state.py": (
+        "runs/test_restore_groups.py runs/test_restore.py runs/test_checkpoint.py runs/test_shared_checkpoint.py"
+    ),
+    "isolation.py": "test_isolation.py training/test_threads.py",
+    "training/around_step.py": (
+        "training/test_step_exact.py training/test_step.py training/test_state.py "
+        "training/test_companions.py training/test_finite.py training/test_activation_checkpointing.py "
+        "training/test_retries.py"
+    ),
 }
 SWAPS: dict[type[ast.AST], type[ast.AST]] = {
     ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq, ast.NotEq: ast.Eq,

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 import headstart as hs
 from headstart.config.schema import AdamW, Schedule
-from headstart.data.loader import Batch
+from headstart.data.batch import Batch
 from headstart.optim.optimizers import make_optimizer
 
 STEPS, REPEATS, SIZE = 1000, 9, 32

@@ -26,9 +26,10 @@ def measure(model: str, *, recompute: bool, batch: int) -> dict[str, float]:
     import torch
 
     from benchmarks.speed_job import MEAN, SIZE, STD, cpu_seconds, peak_mib
-    from headstart.data.loader import Batch
+    from headstart.data.batch import Batch
+    from headstart.training.rules import StepRules
     from headstart.training.state import TrainState
-    from headstart.training.step import StepRules, train_step
+    from headstart.training.step import train_step
 
     torch.manual_seed(0)
     net = timm.create_model(model, num_classes=2)

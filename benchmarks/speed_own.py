@@ -40,7 +40,7 @@ from headstart.training.activation_cache import CacheProgress, through_prefix
 from headstart.training.evaluate import evaluate
 from headstart.training.phases import freeze_phase
 from headstart.training.precision import MEMORY_FORMATS, autocast, dtype_of
-from headstart.training.step import StepDone
+from headstart.training.rules import StepDone
 
 functional("classification")  # imported before the clock starts, as the peers' parts are
 _SHOWN = ("precision", "memory_format", "attention", "cache", "evaluation")

@@ -14,7 +14,7 @@ import pytest
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from headstart.data.loader import Batch
+    from headstart.data.batch import Batch
 
 COLOURS = {"blue": (60, 60, 160), "green": (60, 160, 60), "red": (160, 60, 60)}
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)
@@ -67,7 +67,7 @@ def noise() -> Callable[..., Batch]:
     def make(count: int, *, classes: int = 3, seed: int = 0, size: int = 16, targets: Tensor | None = None) -> Batch:
         import torch
 
-        from headstart.data.loader import Batch
+        from headstart.data.batch import Batch
 
         made = torch.Generator().manual_seed(seed)
         pixels = torch.randint(0, 256, (count, 3, size, size), generator=made, dtype=torch.uint8)

@@ -29,7 +29,7 @@ from PIL import Image
 
 from benchmarks.reliability.results import keep
 
-SERVER = Path(__file__).parents[2] / "tests" / "parallel" / "ranks.py"
+SERVER = Path(__file__).parents[2] / "tests" / "distributed" / "ranks.py"
 HOW = ("kill", "error", "stop", "leave", "behind")
 Ranks = Callable[..., list[dict[str, Any]]]
 

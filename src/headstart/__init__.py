@@ -24,8 +24,9 @@ if TYPE_CHECKING:
     from headstart.surgery.outputs import declare_scores
     from headstart.training.evaluate import evaluate, predict
     from headstart.training.fit import EpochDone, fit
+    from headstart.training.rules import StepDone, StepRules
     from headstart.training.state import TrainState
-    from headstart.training.step import StepDone, StepRules, train_step
+    from headstart.training.step import train_step
 
 __all__ = [
     "Config",
@@ -79,7 +80,8 @@ _HOMES = {
     "training.evaluate": ("evaluate", "predict"),
     "training.fit": ("EpochDone", "fit"),
     "training.state": ("TrainState",),
-    "training.step": ("StepDone", "StepRules", "train_step"),
+    "training.rules": ("StepDone", "StepRules"),
+    "training.step": ("train_step",),
 }
 
 

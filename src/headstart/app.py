@@ -13,13 +13,13 @@ from pathlib import Path
 from torch import nn
 
 from headstart.allocator import keep_no_memory, kept_memory, release_memory, returned_memory
-from headstart.ambient import own_arithmetic
 from headstart.config.load import check
 from headstart.config.schema import Config
 from headstart.data.workers import deaths_explained
 from headstart.distributed.collectives import from_first, together
 from headstart.distributed.process_group import check_devices, joined, was_restarted
 from headstart.distributed.processes import current
+from headstart.isolation import only_run, own_arithmetic, own_turn
 from headstart.planning.disk_space import refuse_small_disk
 from headstart.planning.preflight import Plan, Prepared, prepare
 from headstart.runs.finish import Run, finish, finished_run
@@ -33,7 +33,6 @@ from headstart.surgery.module_copy import InPlace
 from headstart.tasks.losses import LossFunction
 from headstart.training.phases import train_phases
 from headstart.training.precision import kept_kernels, usable_device
-from headstart.turns import only_run, own_turn
 
 Watch = Callable[[object], None]
 

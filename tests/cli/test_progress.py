@@ -12,7 +12,7 @@ from headstart.planning.preflight import Decided, Plan, ScanProgress
 from headstart.runs.log import Note
 from headstart.training.fit import EpochDone
 from headstart.training.phases import PhaseStarted
-from headstart.training.step import StepDone
+from headstart.training.rules import StepDone
 
 DECIDED = Decided(Plan(decisions=(Decision(name="precision", value="fp32", reason="auto: measured"),), document={}))
 

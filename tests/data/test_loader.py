@@ -9,9 +9,10 @@ from torch import Tensor
 
 from headstart.config.schema import Augment, Cache, Config, Data
 from headstart.config.schema import Batch as BatchOptions
+from headstart.data.batch import Batch
 from headstart.data.dataset import Images, audit, image_batches, load_images, open_images
 from headstart.data.decoding.decode import UnreadableImage
-from headstart.data.loader import Batch, Batches
+from headstart.data.loader import Batches
 from headstart.data.reading import ChangedImage
 from headstart.distributed.processes import Processes
 from headstart.errors import DataError

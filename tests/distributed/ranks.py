@@ -35,8 +35,9 @@ from headstart.runs.checkpoint import restore, save
 from headstart.tasks.losses import make_loss
 from headstart.training.evaluate import evaluate
 from headstart.training.phases import _check_equal
+from headstart.training.rules import StepRules
 from headstart.training.state import TrainState
-from headstart.training.step import StepRules, train_step
+from headstart.training.step import train_step
 
 PREPROCESS = Preprocess(
     height=16, width=16, mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4), interpolation="bilinear", crop_pct=1.0, source="t"

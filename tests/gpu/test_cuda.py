@@ -10,7 +10,7 @@ import timm
 import torch
 
 import headstart as hs
-from headstart.data.loader import Batch
+from headstart.data.batch import Batch
 from headstart.planning.preflight import prepare
 from headstart.training.fit import Timed
 from headstart.training.precision import make_scaler

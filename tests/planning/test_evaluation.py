@@ -11,10 +11,10 @@ import torch
 from torch import nn
 
 import headstart as hs
-from headstart.data.loader import Batch
+from headstart.data.batch import Batch
 from headstart.planning import evaluation
 from headstart.planning.preflight import prepare
-from headstart.training.step import StepRules
+from headstart.training.rules import StepRules
 
 SIZE = 16  # of the training batches
 

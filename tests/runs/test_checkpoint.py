@@ -28,8 +28,9 @@ from headstart.storage.durable import MANIFEST, sweep
 from headstart.storage.tensors import packed
 from headstart.surgery.freeze import freeze
 from headstart.training.precision import make_scaler
+from headstart.training.rules import StepRules
 from headstart.training.state import Best, TrainState, make_average
-from headstart.training.step import StepRules, train_step
+from headstart.training.step import train_step
 
 RULES = StepRules(seed=5)
 OPTIMIZERS = {

@@ -14,8 +14,8 @@ from benchmarks.reliability.full_disks import small_disk as mounted
 from headstart.config.load import write_yaml
 from headstart.errors import StorageError
 from headstart.runs.log import RunLog
+from headstart.training.rules import StepDone
 from headstart.training.state import TrainState
-from headstart.training.step import StepDone
 
 MANY = {"epochs": 8, "checkpoint": {"every_steps": 1, "every_seconds": 0.0}}
 

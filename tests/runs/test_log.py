@@ -17,8 +17,8 @@ from headstart.errors import StorageError
 from headstart.runs.log import RunLog
 from headstart.training.fit import EpochDone
 from headstart.training.phases import PhaseStarted
+from headstart.training.rules import StepDone
 from headstart.training.state import TrainState
-from headstart.training.step import StepDone
 
 STEPS = 3  # per epoch; epochs 1 and 2 are phase 0, epochs 3 and 4 phase 1
 

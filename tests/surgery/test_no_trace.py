@@ -71,7 +71,7 @@ LOOKS: dict[str, Callable[[nn.Module], object]] = {
     "describe": describe,
     "a run for shapes": lambda net: run_for_shapes(net, names={"fc"}),
     "a run for shapes on real values": lambda net: run_for_shapes(net, names={"fc"}, values=True),
-    "what a rule freezes": lambda net: hs.models.freeze.what_freezes(net, "backbone"),
+    "what a rule freezes": lambda net: hs.surgery.freeze.what_freezes(net, "backbone"),
 }
 
 

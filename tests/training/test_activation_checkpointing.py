@@ -11,8 +11,9 @@ from torch import nn
 from torch.nn.utils.parametrizations import spectral_norm
 
 from headstart.training.activation_checkpointing import recomputed_blocks, recomputing
+from headstart.training.rules import StepRules
 from headstart.training.state import TrainState
-from headstart.training.step import StepRules, train_step
+from headstart.training.step import train_step
 
 BATCHES, SIZE, VIT_SIZE = 3, 64, 160
 

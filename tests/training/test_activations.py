@@ -34,7 +34,7 @@ from headstart.surgery.fixed_values import NotReplayable
 from headstart.surgery.freeze import freeze
 from headstart.surgery.replay import find_replay
 from headstart.training.activation_cache import Activations, CacheRules, open_activations
-from headstart.training.step import StepRules
+from headstart.training.rules import StepRules
 
 cache_module = importlib.import_module("headstart.training.activation_cache")  # headstart.train is a function, too
 

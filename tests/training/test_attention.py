@@ -17,7 +17,8 @@ from headstart.optim.optimizers import make_optimizer
 from headstart.surgery.boundary import find_boundary
 from headstart.surgery.freeze import freeze
 from headstart.training.attention import attending, has_attention
-from headstart.training.step import StepRules, train_step
+from headstart.training.rules import StepRules
+from headstart.training.step import train_step
 
 SMALL: dict[str, dict[str, Any]] = {
     "vit": {"architecture": "vit_tiny_patch16_224", "img_size": 32, "embed_dim": 32, "depth": 2, "num_heads": 2},

@@ -28,7 +28,7 @@ from headstart.surgery.freeze import freeze
 from headstart.surgery.no_trace import no_trace
 from headstart.surgery.proof import Calls, compute_crossing
 from headstart.training.boundary_proof import prove_boundary
-from headstart.training.step import StepRules
+from headstart.training.rules import StepRules
 
 proof = importlib.import_module("headstart.training.boundary_proof")  # headstart.train is a function, too
 Change = Callable[[nn.Module, Tensor], Tensor]

@@ -18,8 +18,9 @@ from headstart.errors import NonFiniteError
 from headstart.optim.groups import param_groups
 from headstart.runs.checkpoint import read_checkpoint
 from headstart.training.finite import damaged
+from headstart.training.rules import StepRules
 from headstart.training.state import TrainState
-from headstart.training.step import StepRules, train_step
+from headstart.training.step import train_step
 
 
 def grouped(model: nn.Module) -> TrainState:

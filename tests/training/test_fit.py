@@ -11,14 +11,14 @@ import torch
 from torch.nn import functional as F
 
 from headstart.config.schema import AdamW, Schedule
-from headstart.data.loader import Batch
+from headstart.data.batch import Batch
 from headstart.errors import ConfigError, NonFiniteError
 from headstart.optim.groups import param_groups
 from headstart.optim.optimizers import make_optimizer
 from headstart.optim.schedules import rate_factor
 from headstart.training.fit import EpochDone, fit
+from headstart.training.rules import StepDone, StepRules
 from headstart.training.state import TrainState
-from headstart.training.step import StepDone, StepRules
 
 
 def adamw(model, *, lr: float = 0.01, layer_decay: float = 0.5) -> TrainState:

@@ -18,8 +18,9 @@ from headstart.training.activation_cache import CacheRules
 from headstart.training.evaluate import evaluate
 from headstart.training.fit import EpochDone
 from headstart.training.phases import Course, PhasePlan, PhaseStarted, enter_phase, train_phases
+from headstart.training.rules import StepDone, StepRules
 from headstart.training.state import TrainState, make_average
-from headstart.training.step import StepDone, StepRules, train_step
+from headstart.training.step import train_step
 
 
 def phase(name: str, freeze, *, first: int = 0, epochs: int = 1, lr: float = 1e-2, norms="batch") -> PhasePlan:

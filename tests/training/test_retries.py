@@ -12,8 +12,9 @@ from torch import nn
 
 from headstart.errors import NonFiniteError
 from headstart.training.precision import make_scaler
+from headstart.training.rules import StepRules
 from headstart.training.state import TrainState
-from headstart.training.step import StepRules, train_step
+from headstart.training.step import train_step
 
 CPU = torch.device("cpu")
 

@@ -23,8 +23,9 @@ from headstart.surgery.outputs import declare_scores, scores_of
 from headstart.tasks.losses import make_loss
 from headstart.tasks.task import TaskSpec
 from headstart.training.precision import make_scaler
+from headstart.training.rules import StepRules
 from headstart.training.state import TrainState, make_average
-from headstart.training.step import StepRules, _pieces, train_step
+from headstart.training.step import micro_batches, train_step
 
 CPU = torch.device("cpu")
 WEIGHTS = {"a": 0.1, "b": 1.0, "c": 7.0}
@@ -111,7 +112,7 @@ def test_averaging_the_means_of_pieces_would_fail_this(net, noise) -> None:
 @settings(max_examples=25, deadline=None)
 @given(st.integers(1, 24), st.integers(1, 30))
 def test_micro_batches_cover_the_batch_and_none_of_several_is_a_single_image(size, accumulate) -> None:
-    pieces = [range(size)[piece] for piece in _pieces(size, accumulate)]
+    pieces = [range(size)[piece] for piece in micro_batches(size, accumulate)]
     assert list(itertools.chain(*pieces)) == list(range(size))
     assert len(pieces) <= accumulate
     assert min(map(len, pieces)) >= min(2, size)
@@ -402,7 +403,7 @@ def test_a_step_on_numbers_has_the_loss_of_their_standardised_values(net, noise)
 
 @pytest.mark.parametrize(("size", "accumulate"), [(3, 4), (13, 4), (9, 5), (2, 2), (1, 3), (16, 4)])
 def test_no_piece_of_a_step_is_a_single_image_unless_the_step_is(size: int, accumulate: int) -> None:
-    pieces = [range(size)[piece] for piece in _pieces(size, accumulate)]
+    pieces = [range(size)[piece] for piece in micro_batches(size, accumulate)]
     assert [place for piece in pieces for place in piece] == list(range(size))
     assert len(pieces) <= accumulate
     assert min(map(len, pieces)) >= min(2, size)

@@ -14,9 +14,8 @@ import torch
 from torch import nn
 
 import headstart as hs
-from headstart.ambient import seeded
 from headstart.errors import RunError
-from headstart.turns import beside_others, only_run, own_turn
+from headstart.isolation import beside_others, only_run, own_turn, seeded
 
 
 class Drawing(nn.Module):

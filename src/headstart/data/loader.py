@@ -18,11 +18,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from headstart.ambient import each_in_own_arithmetic
+from headstart.data.batch import Arguments, Batch
 from headstart.data.decoding.decode import UnreadableImage
 from headstart.data.decoding.decoded_cache import Decoded
 from headstart.data.decoding.interruptible import each_heard
-from headstart.data.decoding.lazy_image import Picture, normalised
+from headstart.data.decoding.lazy_image import Picture
 from headstart.data.randomness import derived_seed, drawing_from, epoch_order
 from headstart.data.reading import ChangedFiles, ChangedImage, ImageRead, open_scanned, sendable, stack_read
 from headstart.data.sources.samples import Sample
@@ -30,11 +30,10 @@ from headstart.data.transforms.on_device import Late, Mix
 from headstart.data.transforms.transforms import Changes, Transform, mix_batch
 from headstart.data.workers import ended_with_its_use, stay_with
 from headstart.distributed.processes import ALONE, Processes, current
+from headstart.isolation import each_in_own_arithmetic
 from headstart.models.preprocess import Preprocess
 from headstart.tasks.task import TaskSpec
 
-Arguments = tuple[Tensor, ...]
-"""What a model, or its part behind the boundary, is called with: (B, ...) each."""
 _SETTLING_SECONDS = 0.02
 """Before loading processes are forked beside other ranks: a thread of torch's that has just sent something may hold
 CPython's own lock for a moment, and a process that is forked in it hangs (seen once in some thousand, Python 3.11).
@@ -47,43 +46,6 @@ class Stored(Protocol):
     def rows(self, parts: Sequence[Sequence[int]], *, epoch: int) -> Iterator[Arguments]:
         """For each part, tensors (B, ...) of the samples at these positions, as ``epoch`` changes them."""
         ...
-
-
-@dataclass(frozen=True, kw_only=True)
-class Batch:
-    """Images and what they answer.
-
-    ``pixels`` (B, C, H, W), 0..255, uint8 (float32 after mixup). ``targets``: classify int64 (B,), or float32 (B, K)
-    after mixup; multilabel float32 (B, K); regress float32 (B, T), standardised; without labels, empty.
-    The first ``size`` images are real, and ``keys`` are theirs; rows beyond fill it up (``indices`` -1): zeros in
-    evaluation, in training copies that weigh nothing. ``total``: images of all processes' parts (0: this is all).
-    ``stored``: tensors (B, ...) at the model's boundary, in place of pixels, which then are empty.
-    ``late``: random changes of the pixels that are still to be made.
-    """
-
-    pixels: Tensor
-    targets: Tensor
-    indices: Tensor
-    keys: tuple[str, ...]
-    mean: Tensor
-    std: Tensor
-    size: int
-    total: int = 0
-    stored: tuple[Tensor, ...] = ()
-    late: Late | None = None
-
-    def arguments(self, device: torch.device, memory_format: torch.memory_format, dtype: torch.dtype) -> Arguments:
-        """What is computed with, on the device: the model's input, or what the suffix behind its boundary takes."""
-        if self.stored:
-            return tuple(value.to(device, non_blocking=True) for value in self.stored)
-        return (self.inputs(device, memory_format).to(dtype),)
-
-    def inputs(self, device: torch.device, memory_format: torch.memory_format) -> Tensor:
-        """What the model takes: ``(pixels / 255 - mean) / std`` in float32 on the device, (B, C, H, W)."""
-        pixels = self.pixels.to(device, non_blocking=True)
-        if self.late is not None:
-            pixels = self.late(pixels)
-        return normalised(pixels, mean=self.mean.to(device), std=self.std.to(device), memory_format=memory_format)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 import torch
 
-from headstart.turns import own_turn
+from headstart.isolation import own_turn
 
 
 def derived_seed(*parts: int | str) -> int:

@@ -10,9 +10,9 @@ from typing import Any, Literal, cast
 import timm
 from torch import Tensor, nn
 
-from headstart.ambient import own_arithmetic
 from headstart.config.schema import ImageFormat
 from headstart.errors import ModelError
+from headstart.isolation import own_arithmetic
 from headstart.models.factory import (
     Architecture,
     build,

@@ -21,7 +21,7 @@ from headstart.training.activation_cache import through_prefix
 from headstart.training.boundary_proof import prove_boundary
 from headstart.training.boundary_tensors import crossing_of, page_bytes
 from headstart.training.phases import Course, PhasePlan, freeze_phase
-from headstart.training.step import StepRules
+from headstart.training.rules import StepRules
 
 AUTO_VIEWS = 4  # within noise of new changes in every epoch where it was tried (docs/measured/speed.md)
 _FEW = 256  # image passes: less is not worth a look

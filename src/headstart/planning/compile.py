@@ -25,8 +25,9 @@ from headstart.surgery.module_copy import copy_module
 from headstart.training.compile import Compile
 from headstart.training.phases import Course, freeze_phase, phase_optimizer
 from headstart.training.precision import MEMORY_FORMATS, device_of, make_scaler
+from headstart.training.rules import StepRules
 from headstart.training.state import TrainState
-from headstart.training.step import StepRules, train_step
+from headstart.training.step import train_step
 
 _WARM, _STEPS = 2, 3  # steps before those that are timed; the first compiled one compiles
 _SHORT_SECONDS = 120.0  # of steps: fewer cannot pay for a compiler

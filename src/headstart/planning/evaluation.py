@@ -17,14 +17,14 @@ import torch
 from torch import nn
 
 from headstart.config.schema import Config
+from headstart.data.batch import Batch
 from headstart.data.dataset import Images
-from headstart.data.loader import Batch
 from headstart.distributed.collectives import from_first
 from headstart.planning.decisions import Decision
 from headstart.training.evaluate import in_eval, scores
 from headstart.training.phases import Course
 from headstart.training.precision import MEMORY_FORMATS, Precision, autocast, device_of, dtype_of, has_bf16
-from headstart.training.step import StepRules
+from headstart.training.rules import StepRules
 
 _SIZES = (8, 16)  # tried before the training batch's
 _MARGIN = 0.95  # of the time an image takes with fewer or more at a time: less is within the noise

@@ -21,7 +21,7 @@ from headstart.training.activation_checkpointing import recomputing
 from headstart.training.attention import attending
 from headstart.training.phases import Course, freeze_phase
 from headstart.training.precision import autocast, device_of, dtype_of
-from headstart.training.step import StepRules
+from headstart.training.rules import StepRules
 
 _PROBES = (2, 3)  # images: two sizes tell what grows with the batch; BatchNorm takes no single one
 _KEPT_SHARE = 1.5  # of a step's need, with what is freed and kept (measured: 1.2)

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from headstart.config.schema import Config
+from headstart.data.batch import Batch
 from headstart.data.dataset import Images
-from headstart.data.loader import Batch
 from headstart.distributed.collectives import from_first
 from headstart.errors import ModelError
 from headstart.planning.activation_cache import usual_views

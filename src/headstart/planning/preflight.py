@@ -47,7 +47,7 @@ from headstart.tasks.losses import LossFunction, make_loss, resolve_loss
 from headstart.training.activation_cache import CacheRules
 from headstart.training.phases import Course, PhasePlan, freeze_phase, phase_optimizer
 from headstart.training.precision import MEMORY_FORMATS
-from headstart.training.step import StepRules
+from headstart.training.rules import StepRules
 
 Watch = Callable[[object], None]
 Choices = Mapping[str, Any]

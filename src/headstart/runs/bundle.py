@@ -14,9 +14,9 @@ from typing import Any, get_args
 
 from torch import nn
 
-from headstart.ambient import own_arithmetic
 from headstart.config.schema import Config, MlpHead
 from headstart.errors import DataError, ModelError
+from headstart.isolation import own_arithmetic
 from headstart.models.folder import BUNDLE, WEIGHTS, read_bundle
 from headstart.models.preprocess import Preprocess
 from headstart.models.sources import OpenedModel, open_model

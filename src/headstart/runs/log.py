@@ -17,8 +17,8 @@ from headstart.storage.durable import explained, open_log, read_text, write_file
 from headstart.training.activation_cache import CacheNote
 from headstart.training.fit import EpochDone
 from headstart.training.phases import CacheGivenUp, PhaseStarted
+from headstart.training.rules import StepDone
 from headstart.training.state import TrainState
-from headstart.training.step import StepDone
 
 _LINE = 400  # bytes, about
 

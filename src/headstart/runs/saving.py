@@ -27,8 +27,8 @@ from headstart.runs.plan_file import named_run
 from headstart.training.finite import check_before_saving
 from headstart.training.fit import EpochDone
 from headstart.training.phases import CacheGivenUp
+from headstart.training.rules import StepDone
 from headstart.training.state import TrainState
-from headstart.training.step import StepDone
 
 _REPEATED_SECONDS = 5.0
 

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 
-from headstart.turns import own_turn
+from headstart.isolation import own_turn
 
 
 @contextmanager

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from headstart.isolation import own_turn
 from headstart.surgery.code_digest import code_digest, opaque
 from headstart.surgery.origins import is_live
 from headstart.surgery.plain import is_plain
@@ -40,7 +41,6 @@ from headstart.surgery.values import (
     same_tensor,
     tensor_value,
 )
-from headstart.turns import own_turn
 
 __all__ = ["ModuleState", "code_digest", "differences", "opaque", "read_state", "restore_state", "with_parameters"]
 

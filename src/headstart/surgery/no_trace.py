@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from torch import nn
 
 from headstart.errors import ModelError
+from headstart.isolation import own_turn
 from headstart.surgery.module_state import ModuleState, differences, read_state, restore_state, with_parameters
-from headstart.turns import own_turn
 
 _MOST_BYTES = 4 << 30  # of parameters that are copied beside a module whose code may write to them
 

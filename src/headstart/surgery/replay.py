@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from headstart.isolation import own_turn
 from headstart.surgery.constants import same_bytes
 from headstart.surgery.cut import Cut
 from headstart.surgery.fixed_values import IMAGES, Book, Contents, NotReplayable, geometry_of
@@ -26,7 +27,6 @@ from headstart.surgery.held import Sources, named
 from headstart.surgery.module_state import read_state, restore_state
 from headstart.surgery.pairing import pair
 from headstart.surgery.recording import Obstacle, Recording, RecordingRun, run_module
-from headstart.turns import own_turn
 
 __all__ = ["NotReplayable", "Obstacle", "Prefix", "Replay", "Suffix", "find_replay"]
 

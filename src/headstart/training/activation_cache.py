@@ -18,7 +18,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, fx, nn
 
-from headstart.data.loader import Arguments, Batch, Batches
+from headstart.data.batch import Arguments, Batch
+from headstart.data.loader import Batches
 from headstart.distributed.collectives import any_of, exchange, raised_by_all
 from headstart.errors import RunError, StorageError
 from headstart.machine import FOR_PEOPLE, environment
@@ -33,7 +34,7 @@ from headstart.surgery.proof import compute_crossing
 from headstart.training.boundary_tensors import Crossing, crossing_of, packed, page_bytes, rounding, unpacked
 from headstart.training.evaluate import in_eval
 from headstart.training.precision import MEMORY_FORMATS, autocast, device_of, dtype_of
-from headstart.training.step import StepRules
+from headstart.training.rules import StepRules
 
 _FORMAT = 2  # of the pages
 _PROBED = 4  # images whose pixels go into the key: another decoder or another transform shows in them

@@ -16,9 +16,11 @@ from io import StringIO
 import torch
 from torch import Tensor, fx, nn
 
-from headstart.data.loader import Batch, Batches
+from headstart.data.batch import Batch
+from headstart.data.loader import Batches
 from headstart.distributed.collectives import exchange
 from headstart.errors import ModelError
+from headstart.isolation import own_turn
 from headstart.surgery.boundary import Boundary, find_boundary, refuse_computation
 from headstart.surgery.culprit import find_culprit
 from headstart.surgery.fixed_nodes import Search
@@ -41,8 +43,7 @@ from headstart.surgery.replay import find_replay
 from headstart.training.activation_cache import Activations
 from headstart.training.evaluate import in_eval
 from headstart.training.precision import MEMORY_FORMATS, autocast, device_of, dtype_of
-from headstart.training.step import StepRules
-from headstart.turns import own_turn
+from headstart.training.rules import StepRules
 
 _IMAGES = 2  # together, in the other order, and each alone: what mixes them shows
 _SHARE = 0.005  # of a phase's time, for looks after the first one

@@ -4,6 +4,8 @@ fp16, the start of L2-SP, the average. ``save`` keeps them all.
 
 from __future__ import annotations
 
+from typing import Protocol
+
 from timm.utils.model_ema import ModelEmaV3
 from torch import Tensor, nn
 
@@ -12,12 +14,19 @@ from headstart.errors import ConfigError, ModelError, name_some
 from headstart.surgery.head import head_parameters
 from headstart.training.average import decay_of
 from headstart.training.precision import Precision, device_of, make_scaler
-from headstart.training.state import Parts, TrainState
+from headstart.training.state import TrainState
+
+
+class Index(Protocol):
+    """The model that a step was made of, and its parameters by name."""
+
+    model: nn.Module
+    named: dict[str, nn.Parameter]
 
 
 def make_companions(
     state: TrainState,
-    before: Parts | None,
+    before: Index | None,
     *,
     penalties: Penalties,
     precision: Precision,
@@ -42,7 +51,7 @@ def pretrained_values(model: nn.Module) -> dict[str, Tensor]:
     return {name: value.detach().clone() for name, value in model.named_parameters() if name not in heads}
 
 
-def _keep_start(state: TrainState, named: dict[str, nn.Parameter], before: Parts | None) -> None:
+def _keep_start(state: TrainState, named: dict[str, nn.Parameter], before: Index | None) -> None:
     """The start of L2-SP: the values that parameters have now, or had when they came into the model."""
     unknown = sorted(state.start.keys() - named.keys())
     if before is None and unknown:
@@ -64,7 +73,7 @@ def _keep_start(state: TrainState, named: dict[str, nn.Parameter], before: Parts
     state.start = stay | {name: value for name, value in now.items() if name in came}
 
 
-def _is_new(state: TrainState, name: str, parameter: nn.Parameter, before: Parts | None) -> bool:
+def _is_new(state: TrainState, name: str, parameter: nn.Parameter, before: Index | None) -> bool:
     """Whether the parameter has come since the step before, so that its start is what it is now."""
     if before is None:
         return False

@@ -14,12 +14,13 @@ import torch
 from torch import Tensor, fx, nn
 
 from headstart.allocator import kept_memory
-from headstart.ambient import own_arithmetic, seeded
-from headstart.data.loader import Batch, Batches
+from headstart.data.batch import Batch
+from headstart.data.loader import Batches
 from headstart.data.transforms.transforms import eval_transform
 from headstart.distributed.collectives import gathered, raised_by_all
 from headstart.distributed.fsdp import is_sharded, part_again
 from headstart.errors import NonFiniteError
+from headstart.isolation import beside_others, own_arithmetic, own_turn, seeded
 from headstart.surgery.fixed_values import NotReplayable
 from headstart.surgery.halves import Suffix
 from headstart.surgery.head import model_scores
@@ -29,7 +30,6 @@ from headstart.surgery.own_state import has_own_code
 from headstart.tasks.metrics import measure
 from headstart.tasks.task import TaskSpec
 from headstart.training.precision import MEMORY_FORMATS, Precision, autocast, device_of, dtype_of
-from headstart.turns import beside_others, own_turn
 
 
 @dataclass(frozen=True, kw_only=True)

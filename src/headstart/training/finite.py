@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
 
-from headstart.data.loader import Batch
+from headstart.data.batch import Batch
 from headstart.distributed.fsdp import is_shared_out, local, whole
 from headstart.errors import NonFiniteError, name_some
-from headstart.training.state import Parts, TrainState
+from headstart.training.state import TrainState
 
 
-def check_rates(state: TrainState, batch: Batch) -> None:
-    """Raises: NonFiniteError: a group's rate is NaN or infinite."""
-    if all(math.isfinite(group["lr"]) for group in state.optimizer.param_groups):
-        return
+def refuse_rates(state: TrainState, batch: Batch) -> NoReturn:
+    """Raises: NonFiniteError: it names the group whose rate is NaN or infinite."""
     rates = {name: float(group["lr"]) for name, group in _groups(state).items()}
     name, rate = next((name, rate) for name, rate in rates.items() if not math.isfinite(rate))
     raise NonFiniteError(
@@ -27,13 +25,11 @@ def check_rates(state: TrainState, batch: Batch) -> None:
     )
 
 
-def check_weights(state: TrainState, parts: Parts, batch: Batch) -> None:
-    """After a step.  Raises: NonFiniteError: a weight or a batch statistic is not finite; names them and the files."""
-    statistics = [value for buffers, name in parts.statistics if (value := buffers[name]) is not None]
-    with torch.no_grad():
-        sizes = torch.stack(norms([*map(local, parts.trained), *statistics])).tolist()
-    if all(map(math.isfinite, sizes)):
-        return
+def refuse_weights(state: TrainState, batch: Batch) -> None:
+    """After a step whose weights have no finite norm.
+
+    Raises: NonFiniteError: a weight or a batch statistic is not finite; names them and the files.
+    """
     wrong = damaged(state.model)
     if not wrong:  # only their squares are too large
         return
@@ -43,11 +39,11 @@ def check_weights(state: TrainState, parts: Parts, batch: Batch) -> None:
     )
 
 
-def norms(tensors: list[Tensor]) -> list[Tensor]:
+def norms(tensors: Sequence[Tensor]) -> list[Tensor]:
     """The 2-norm of each tensor, of all of it where it is shared out."""
     if not tensors:
         return [torch.zeros(())]
-    found = torch._foreach_norm(tensors, 2.0)
+    found = torch._foreach_norm([*tensors], 2.0)
     return list(whole(torch.stack(found)).unbind() if is_shared_out(found[0]) else found)
 
 

@@ -11,17 +11,19 @@ from typing import Any, Protocol
 import torch
 
 from headstart.allocator import kept_memory
-from headstart.ambient import each_in_own_arithmetic
 from headstart.config.schema import Schedule
+from headstart.data.batch import Batch
 from headstart.data.decoding.interruptible import waiting_for_data
-from headstart.data.loader import Batch, Batches
+from headstart.data.loader import Batches
 from headstart.distributed.processes import current
 from headstart.errors import ConfigError, NonFiniteError
+from headstart.isolation import each_in_own_arithmetic
 from headstart.optim.schedules import rate_factor
 from headstart.training.finite import damaged
 from headstart.training.precision import device_of
+from headstart.training.rules import StepDone, StepRules
 from headstart.training.state import TrainState
-from headstart.training.step import StepDone, StepRules, train_step
+from headstart.training.step import train_step
 
 Rates = list[tuple[dict[str, Any], float]]  # groups of an optimizer, and the rate that each had
 

@@ -19,8 +19,8 @@ from headstart.surgery.freeze import Frozen
 from headstart.surgery.layout import named_tensors
 from headstart.training.activation_cache import Activations, CacheNote, CacheProgress, CacheRules, open_activations
 from headstart.training.boundary_proof import CacheCheck, prove_boundary
+from headstart.training.rules import StepRules
 from headstart.training.state import TrainState
-from headstart.training.step import StepRules
 
 
 @dataclass(frozen=True, kw_only=True)

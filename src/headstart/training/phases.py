@@ -35,9 +35,9 @@ from headstart.training.boundary_proof import prove_boundary, refute_boundary
 from headstart.training.evaluate import Evaluation, evaluate, own_state_kept
 from headstart.training.fit import EpochDone, fit
 from headstart.training.phase_data import Feed, kept_images, made_feed
+from headstart.training.rules import StepDone, StepRules
 from headstart.training.state import Best, TrainState
 from headstart.training.state_copy import StateCopy, copy_state, put_back
-from headstart.training.step import StepDone, StepRules
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,10 +16,11 @@ import torch
 from PIL import Image
 from torchvision.transforms import v2
 
+from headstart.data.batch import normalise
 from headstart.data.decoding import lazy_image as pictures
 from headstart.data.decoding.crops import Frame, random_frame
 from headstart.data.decoding.decode import UnreadableImage, check_image, decode_image, open_jpeg, reduced_jpeg
-from headstart.data.decoding.lazy_image import Picture, normalised, open_picture, render, stacked
+from headstart.data.decoding.lazy_image import Picture, open_picture, render, stacked
 from headstart.data.randomness import drawing_from
 from headstart.data.transforms.colour_jitter import draw_jitter, jittered
 from headstart.data.transforms.transforms import eval_transform, train_transform
@@ -265,7 +266,7 @@ def test_batches_are_the_same_bits_in_either_memory_format(channels: int) -> Non
     for form in (torch.contiguous_format, torch.channels_last):
         for given in (whole.to(memory_format=form), stacked(first), stacked(last)):
             before = given.clone()
-            found = normalised(given, mean=mean, std=std, memory_format=form)
+            found = normalise(given, mean=mean, std=std, memory_format=form)
             assert torch.equal(found, expected)
             assert found.is_contiguous(memory_format=form)
             assert torch.equal(given, before)

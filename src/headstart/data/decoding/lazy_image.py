@@ -153,19 +153,6 @@ def stacked(pictures: Sequence[Tensor]) -> Tensor:
     return torch.stack(list(pictures))
 
 
-def normalised(pixels: Tensor, *, mean: Tensor, std: Tensor, memory_format: torch.memory_format) -> Tensor:
-    """``(pixels / 255 - mean) / std`` in float32, a new tensor, the same bits in either memory format; (B, C, H, W).
-
-    Channels last it goes along whole rows: a step of three values is not vectorised.
-    """
-    values = pixels.to(torch.float32, copy=True, memory_format=memory_format)
-    if values.is_contiguous() or not (rows := values.permute(0, 2, 3, 1)).is_contiguous():
-        return values.div_(255).sub_(mean.view(-1, 1, 1)).div_(std.view(-1, 1, 1))
-    flat, wide = rows.view(*rows.shape[:2], -1), rows.shape[2]  # (B, H, W * C)
-    flat.div_(255).sub_(mean.repeat(wide)).div_(std.repeat(wide))
-    return values
-
-
 def _tensor(image: Image.Image) -> Tensor:
     return _pixels(image, (0, 0, *image.size))
 

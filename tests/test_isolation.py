@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import headstart as hs
-from headstart.ambient import own_arithmetic
+from headstart.isolation import own_arithmetic
 
 
 @contextmanager
