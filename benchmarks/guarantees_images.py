@@ -30,9 +30,9 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageFile
 
-from benchmarks.reliability.images import mutated
 from headstart.data.decoding.decode import FORMATS, UnreadableImage, decode_image
 from headstart.data.decoding.lazy_image import Picture
+from tests.reliability.damaged_images import mutated
 
 SIDE = 8000
 Door = Callable[[bytes], tuple[int, int]]

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+HERE = Path(__file__).parent
+RESULTS, REAL_RESULTS = HERE / "results" / "zoo.jsonl", HERE / "results" / "zoo_real.jsonl"
 PAGE = Path(__file__).parent.parent / "docs" / "measured" / "zoo.md"
 GROUPS = ("heads", "freeze", "boundary")
 ARCHITECTURES = 1451  # of timm 1.0.31 (1,371) and torchvision 0.29 (80)
@@ -34,9 +37,14 @@ bit for bit as before, in the average too; what crosses the boundary depends on 
 halves give the model's outputs bit for bit; every trainable tensor that the model uses gets a gradient."""
 
 
-def write_page(rows: Sequence[dict[str, Any]], real: Sequence[dict[str, Any]], *, today: str) -> None:
+def read_rows(file: Path) -> list[dict[str, Any]]:
+    """All results so far."""
+    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+
+
+def write_page(*, today: str) -> None:
     """Totals, exceptions, then a row per architecture."""
-    rows = sorted(rows, key=lambda row: row["name"])
+    rows, real = sorted(read_rows(RESULTS), key=lambda row: str(row["name"])), read_rows(REAL_RESULTS)
     lines = [*introduction(rows, today), *totals(rows), *exceptions(rows, today)]
     lines += [*real_values(real, today), *table(rows)]
     PAGE.write_text("\n".join(lines) + "\n")

@@ -18,16 +18,15 @@ import json
 import warnings
 from datetime import date
 from multiprocessing import get_context
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks import zoo
-from benchmarks.zoo_page import write_page
+from benchmarks.zoo_page import REAL_RESULTS as RESULTS
+from benchmarks.zoo_page import read_rows, write_page
+from tests.reliability import architectures as zoo
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-RESULTS = Path(__file__).parent / "results" / "zoo_real.jsonl"
 SMALLEST_SIDES = (64, 96, 128, 160, 192, 224, 256, 299)  # tried in order: the first that the model runs on
 LARGEST = 200_000_000  # parameters; five steps of AdamW take 16 bytes and more for each
 
@@ -190,14 +189,9 @@ def run(name: str) -> dict[str, Any]:
     return {"name": name, "verdict": zoo.verdict(lambda: check(name))}
 
 
-def read() -> list[dict[str, Any]]:
-    """All results so far."""
-    return [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.exists() else []
-
-
 def run_missing(only: str, processes: int) -> None:
     """Check every member that has no line yet, and append each as it is done."""
-    there = {row["name"] for row in read()}
+    there = {row["name"] for row in read_rows(RESULTS)}
     todo = [name for name in members() if name not in there and fnmatch.fnmatchcase(name, only)]
     # ProcessPoolExecutor's max_tasks_per_child hangs in Python 3.11 (cpython issue 115634)
     with get_context("spawn").Pool(processes, maxtasksperchild=20) as pool:
@@ -214,7 +208,7 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=2)
     arguments = parser.parse_args()
     run_missing(arguments.only, arguments.processes)
-    write_page(zoo.read(), read(), today=date.today().isoformat())
+    write_page(today=date.today().isoformat())
 
 
 if __name__ == "__main__":

@@ -266,8 +266,23 @@ def test_the_package_keeps_the_rule(rule: Callable[[Source], Iterator[str]]) -> 
     assert [line for source in sources(PACKAGE) for line in rule(source)] == []
 
 
-def test_no_modules_import_one_another_in_a_ring() -> None:
-    assert cycles(sources(PACKAGE)) == []
+@pytest.mark.parametrize("folder", [PACKAGE, ROOT / "benchmarks"], ids=lambda folder: folder.name)
+def test_no_modules_import_one_another_in_a_ring(folder: Path) -> None:
+    assert len(sources(folder)) > 30
+    assert cycles(sources(folder)) == []
+
+
+def test_benchmarks_build_on_tests_and_tests_not_on_benchmarks() -> None:
+    """What a quick test and a long benchmark share stands in tests/reliability; the package knows neither."""
+    found = [
+        f"{folder}/{source.at}: {target}"
+        for folder, forbidden in (("tests", ("benchmarks",)), ("src/headstart", ("benchmarks", "tests")))
+        for source in sources(ROOT / folder)
+        for node in ast.walk(source.tree)
+        for target in imported(node)
+        if target.partition(".")[0] in forbidden
+    ]
+    assert found == []
 
 
 def test_ratio_of_test_lines_is_reported(record_property: Callable[[str, object], None]) -> None:

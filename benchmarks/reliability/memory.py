@@ -15,8 +15,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from benchmarks.reliability.lives import pictures, settings
 from benchmarks.reliability.results import keep
+from tests.reliability.lives import pictures, settings
 
 MODELS = ("resnet18", "mobilenetv3_large_100", "vit_tiny_patch16_224", "convnext_atto")
 

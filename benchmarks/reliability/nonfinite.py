@@ -24,10 +24,10 @@ from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 import headstart as hs
-from benchmarks.reliability.lives import pictures, settings
 from benchmarks.reliability.results import keep
 from headstart.errors import NonFiniteError
 from headstart.runs.checkpoint import read_checkpoint
+from tests.reliability.lives import pictures, settings
 
 WAYS = ("input", "loss", "gradient", "weight", "rate", "fp16")
 STEPS = 24  # of 3 epochs of 8 or 9

@@ -29,10 +29,10 @@ from typing import Any
 import torch
 
 import headstart as hs
-from benchmarks.reliability.groups import Group, start
-from benchmarks.reliability.lives import facts, pictures, settings
 from benchmarks.reliability.results import keep
 from headstart.config.load import write_yaml
+from tests.reliability.groups import Group, start
+from tests.reliability.lives import facts, pictures, settings
 
 EVERYTHING: dict[str, Any] = {
     "epochs": 4, "head": {"kind": "mlp", "hidden": [8], "dropout": 0.5},

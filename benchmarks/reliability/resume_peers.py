@@ -46,9 +46,9 @@ from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
-from benchmarks.reliability.lives import pictures
 from benchmarks.reliability.results import keep
 from benchmarks.reliability.resume import EACH, KILLS
+from tests.reliability.lives import pictures
 
 STEPS, EPOCH, EVERY, BATCH, RATE = 30, 10, 5, 16, 1e-3
 WAYS = ((False, 0), (True, 0), (True, 2))  # random augmentation, loading processes

@@ -21,10 +21,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import headstart as hs
-from benchmarks.reliability.lives import Life, facts, forked, fresh, pictures, settings, survivors
 from benchmarks.reliability.results import keep
 from headstart.config.load import write_yaml
 from headstart.runs.checkpoint import read_checkpoint
+from tests.reliability.lives import Life, facts, forked, fresh, pictures, settings, survivors
 
 WAYS = {
     "SIGINT": ([signal.SIGINT], 130), "SIGINT twice": ([signal.SIGINT, signal.SIGINT], 130),

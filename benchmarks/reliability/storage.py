@@ -18,20 +18,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image
 
 import headstart as hs
-from benchmarks.reliability import failures
-from benchmarks.reliability.full_disks import (
-    NoSmallDiskError,
-    facts,
-    life_on_a_disk_that_fills_up,
-    small_disk,
-)
 from benchmarks.reliability.results import keep
-from benchmarks.reliability.saves import LONG, complaints, complaints_of_second_lives, kinds, move, record, scratch
 from headstart.config.load import write_yaml
 from headstart.errors import StorageError
 from headstart.models.weights import read_safetensors
@@ -40,6 +30,15 @@ from headstart.planning.preflight import prepare
 from headstart.runs.checkpoint import FoundCheckpoint, read_checkpoint, save
 from headstart.storage.durable import locked, make_folder, sweep
 from headstart.training.state import TrainState
+from tests.reliability import failures
+from tests.reliability.full_disks import (
+    NoSmallDiskError,
+    facts,
+    life_on_a_disk_that_fills_up,
+    small_disk,
+)
+from tests.reliability.lives import small_sections
+from tests.reliability.saves import LONG, complaints, complaints_of_second_lives, kinds, move, record, scratch
 
 COMMAND = "python -m benchmarks.reliability.storage"
 KILLS = 100
@@ -236,22 +235,6 @@ def _outcome(folder: Path, sections: dict[str, Any], size: int) -> str:
         except StorageError as error:
             return "refused" if "too little space" in str(error) and not (disk / "run").exists() else "ran out"
     return "done"
-
-
-def small_sections(data: Path, out: Path, *, channels: tuple[int, ...] = (8, 8, 16, 16)) -> dict[str, Any]:
-    """A small network on 36 noisy pictures."""
-    draw = np.random.default_rng(0)
-    for name in ("blue", "green", "red") if not data.exists() else ():
-        (data / name).mkdir(parents=True)
-        for number in range(12):
-            pixels = draw.integers(0, 256, (32, 32, 3), dtype=np.uint8)
-            Image.fromarray(pixels).save(data / name / f"{number:02}.png")
-    return {
-        "data": {"source": str(data)}, "batch": {"size": 8}, "workers": 0, "device": "cpu", "out": str(out),
-        "model": {
-            "name": "timm/resnet18", "weights": "none", "image_size": 32, "options": {"channels": list(channels)},
-        },
-    }  # fmt: skip
 
 
 FORMS = {

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from benchmarks.reliability import processes
+from tests.reliability import processes
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,7 @@ import pytest
 import timm
 import torch
 
-from benchmarks import zoo
+from tests.reliability import architectures as zoo
 
 SMALLEST = (Path(__file__).parent / "smallest.txt").read_text().split()
 UNTRACEABLE = {"timm/gemma4_vit_167m"}  # its path depends on values

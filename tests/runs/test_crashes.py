@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.reliability import failures
-from benchmarks.reliability.crashes import MemoryDisk, after_power_cut
-from benchmarks.reliability.saves import (
+from headstart.runs import frozen_file
+from tests.reliability import failures
+from tests.reliability.crashes import MemoryDisk, after_power_cut
+from tests.reliability.saves import (
     LONG,
     SHORT,
     Saves,
@@ -20,7 +21,6 @@ from benchmarks.reliability.saves import (
     record,
     scratch,
 )
-from headstart.runs import frozen_file
 
 SEED = 1
 

@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 
 import headstart as hs
-from benchmarks.reliability import damage
-from benchmarks.reliability.saves import scratch
 from headstart.errors import Error, StorageError
 from headstart.models.sources import open_model
 from headstart.runs.checkpoint import read_checkpoint
 from headstart.storage.durable import MANIFEST
+from tests.reliability import damaged_files as damage
+from tests.reliability.saves import scratch
 
 CHECKPOINTS, BUNDLES = 250, 60
 

@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 
 import headstart as hs
-from benchmarks.reliability.full_disks import NoSmallDiskError, facts, fill, life_on_a_disk_that_fills_up
-from benchmarks.reliability.full_disks import small_disk as mounted
 from headstart.config.load import write_yaml
 from headstart.errors import StorageError
 from headstart.runs.log import RunLog
 from headstart.training.rules import StepDone
 from headstart.training.state import TrainState
+from tests.reliability.full_disks import NoSmallDiskError, facts, fill, life_on_a_disk_that_fills_up
+from tests.reliability.full_disks import small_disk as mounted
 
 MANY = {"epochs": 8, "checkpoint": {"every_steps": 1, "every_seconds": 0.0}}
 

@@ -17,10 +17,10 @@ from typing import Any
 import pytest
 
 import headstart as hs
-from benchmarks.reliability.lives import survivors
 from headstart.config.load import plain, write_yaml
 from headstart.errors import ConfigError
 from headstart.runs.checkpoint import read_checkpoint
+from tests.reliability.lives import survivors
 
 EVERYTHING = {
     "recipe": "lp_ft", "epochs": 4, "head": {"kind": "mlp", "hidden": [8], "dropout": 0.5},

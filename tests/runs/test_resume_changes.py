@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks.guarantees_resume import outcomes
+from tests.reliability.changed_resumes import outcomes
 
 SAMPLE = {
     "own module": {"two weights swapped": "refused", "comments and blank lines in its text": "same bits"},

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 import headstart as hs
-from benchmarks.reliability import images as damage
 from headstart.data.decoding.decode import FORMATS, UnreadableImage, read_image
 from headstart.data.reading import ChangedImage
+from tests.reliability import damaged_images as damage
 
 
 @pytest.mark.parametrize("kind", damage.DAMAGES)

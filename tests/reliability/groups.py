@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.reliability.lives import Life, forked, survivors
+from tests.reliability.lives import Life, forked, survivors
 
 
 @dataclass

@@ -15,7 +15,12 @@ from tempfile import TemporaryDirectory
 import torch
 from torch import nn
 
-from benchmarks.reliability.crashes import (
+from headstart.errors import StorageError
+from headstart.runs.checkpoint import read_checkpoint, save
+from headstart.storage.disk import DISK
+from headstart.storage.durable import make_folder, read_folder, sweep, write_json
+from headstart.training.state import Best, TrainState
+from tests.reliability.crashes import (
     Operation,
     Recorder,
     Tree,
@@ -24,11 +29,6 @@ from benchmarks.reliability.crashes import (
     killed_after_every_operation,
     lay_out,
 )
-from headstart.errors import StorageError
-from headstart.runs.checkpoint import read_checkpoint, save
-from headstart.storage.disk import DISK
-from headstart.storage.durable import make_folder, read_folder, sweep, write_json
-from headstart.training.state import Best, TrainState
 
 Place = tuple[int, int]  # step, epochs done
 NOTHING: Place = (-1, -1)

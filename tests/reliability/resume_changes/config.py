@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from typing import Any
 
 import headstart as hs
-from benchmarks.resume_changes.worlds import Change, Given, World
 from headstart.config.leaves import Leaf, leaves, options
 from headstart.errors import ConfigError
+from tests.reliability.resume_changes.worlds import Change, Given, World
 
 _BY_HAND: dict[str, list[Any]] = {
     "data.source": ["ELSEWHERE"], "data.images": ["ELSEWHERE"], "data.split": ["part"], "data.group": ["patient"],

@@ -54,6 +54,22 @@ def settings(source: Path, out: Path, **sections: Any) -> dict[str, Any]:
     return small
 
 
+def small_sections(data: Path, out: Path, *, channels: tuple[int, ...] = (8, 8, 16, 16)) -> dict[str, Any]:
+    """A small network on 36 noisy pictures."""
+    draw = np.random.default_rng(0)
+    for name in ("blue", "green", "red") if not data.exists() else ():
+        (data / name).mkdir(parents=True)
+        for number in range(12):
+            pixels = draw.integers(0, 256, (32, 32, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(data / name / f"{number:02}.png")
+    return {
+        "data": {"source": str(data)}, "batch": {"size": 8}, "workers": 0, "device": "cpu", "out": str(out),
+        "model": {
+            "name": "timm/resnet18", "weights": "none", "image_size": 32, "options": {"channels": list(channels)},
+        },
+    }  # fmt: skip
+
+
 def facts(run: Path) -> dict[str, Any]:
     """Everything that a finished run leaves, without its clock and the times of its saves."""
     from headstart.runs.checkpoint import read_checkpoint

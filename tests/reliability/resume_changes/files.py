@@ -12,8 +12,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import headstart as hs
-from benchmarks.resume_changes.worlds import Change, World
 from headstart.storage.durable import read_folder, write_folder
+from tests.reliability.resume_changes.worlds import Change, World
 
 Files = Callable[[World], object]
 

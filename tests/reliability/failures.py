@@ -10,13 +10,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.reliability.crashes import Recorder
-from benchmarks.reliability.saves import SHORT, Place, move, small_state
 from headstart.errors import StorageError
 from headstart.runs.checkpoint import read_checkpoint, save
 from headstart.storage.buffers import Pieces
 from headstart.storage.disk import DISK
 from headstart.storage.durable import read_folder, sweep
+from tests.reliability.crashes import Recorder
+from tests.reliability.saves import SHORT, Place, move, small_state
 
 CODES = (errno.ENOSPC, errno.EIO, errno.EACCES, errno.EDQUOT)
 _GIVES_WAY = (errno.ENOSPC, errno.EDQUOT)  # from a full disk something can still be removed

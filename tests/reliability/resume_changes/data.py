@@ -9,7 +9,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from benchmarks.resume_changes.worlds import Change, World, draw_picture
+from tests.reliability.resume_changes.worlds import Change, World, draw_picture
 
 
 def _swap(one: Path, other: Path) -> None:

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrizations
 
-from benchmarks.resume_changes.worlds import LOSS, SOURCE, Change, Given, World, loss_from, module_from
+from tests.reliability.resume_changes.worlds import LOSS, SOURCE, Change, Given, World, loss_from, module_from
 
 _CODE, _WEIGHTS, _LOSS = "the module's own code", "weights was", "the loss's own code"
 

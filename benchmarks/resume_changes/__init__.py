@@ -1,1 +1,0 @@
-"""Changes between a kill and a resume, by what they change (see ``benchmarks.guarantees_resume``)."""

@@ -1,0 +1,1 @@
+"""Changes between a kill and a resume, by what they change (see ``tests.reliability.changed_resumes``)."""
