@@ -33,7 +33,7 @@ from headstart.data.batch import normalise
 from headstart.data.decoding import lazy_image as pictures
 from headstart.data.decoding.decode import UnreadableImage, check_image, decode_image
 from headstart.data.decoding.decoded_cache import Decoded
-from headstart.data.decoding.lazy_image import Picture, stacked
+from headstart.data.decoding.lazy_image import Picture, stack_images
 from headstart.data.randomness import drawing_from
 from headstart.data.transforms.transforms import Changes, Cropping, Framing, eval_transform, train_transform
 from headstart.machine import environment
@@ -99,7 +99,7 @@ def _ours(transform: Callable[[Picture], Tensor]) -> Way:
         for place, content in enumerate(contents):
             with drawing_from(place):
                 made.append(transform(Picture(content, path="photo.jpg")))
-        return normalise(stacked(made), mean=mean, std=std, memory_format=torch.channels_last)
+        return normalise(stack_images(made), mean=mean, std=std, memory_format=torch.channels_last)
 
     return run
 
@@ -119,7 +119,7 @@ def _kept(transform: Changes | Framing, folder: Path) -> Way:
             number = numbers.setdefault(content, len(numbers))
             with drawing_from(place):
                 made.append(kept.pixels(number, partial(Picture, content, path="photo.jpg")))
-        return normalise(stacked(made), mean=mean, std=std, memory_format=torch.channels_last)
+        return normalise(stack_images(made), mean=mean, std=std, memory_format=torch.channels_last)
 
     return run
 

@@ -35,7 +35,7 @@ from typing import Any
 
 from benchmarks.speed_job import Job
 from benchmarks.speed_page import write_page
-from headstart.cli.allocator import PRELOAD, installed_tcmalloc
+from headstart.cli.allocator import PRELOAD, find_tcmalloc
 
 RESULTS = Path(__file__).parent / "results" / "speed.jsonl"
 PEERS = {"bare": "torch", "timm": "timm", "fastai": "fastai", "hf": "transformers", "lightning": "lightning"}
@@ -82,7 +82,7 @@ def jobs(
             yield replace(ours, auto=True, views=_VIEWS)
         if table == "evaluate":
             yield replace(ours, bf16=True, channels_last=True)
-        if table in ("head", "suffix", "full") and installed_tcmalloc():
+        if table in ("head", "suffix", "full") and find_tcmalloc():
             yield replace(ours, tcmalloc=True)
             yield replace(ours, auto=True, tcmalloc=True)
     for tool in PEERS:
@@ -119,7 +119,7 @@ def run(job: Job, *, scratch: Path) -> dict[str, Any]:
     if find_spec(package) is None:
         return facts | {"reason": f"{package} is not installed: pip install -r benchmarks/peers.txt"}
     environment = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "SPEED_SCRATCH": str(scratch)}
-    environment[PRELOAD] = str(installed_tcmalloc() or "") if job.tcmalloc else ""
+    environment[PRELOAD] = str(find_tcmalloc() or "") if job.tcmalloc else ""
     command = [sys.executable, "-m", module, job.text()]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=_LIMIT_SECONDS)
     lines = [line for line in done.stdout.splitlines() if line.startswith('{"tool"')]

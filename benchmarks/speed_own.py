@@ -27,10 +27,10 @@ from torch import nn
 
 import headstart as hs
 from benchmarks.speed_job import CROP, FROZEN, MEAN, SIZE, STD, Job, Laps, cpu_seconds, peak_mib, read_job, report
-from headstart.allocator import kept_memory
+from headstart.allocator import keep_freed_memory
 from headstart.app import plan
 from headstart.config.schema import Config, Data
-from headstart.data.labelled import labelled_batches
+from headstart.data.labelled import choose_labelled_batches
 from headstart.data.loader import Batches
 from headstart.planning.preflight import Decided, Prepared, ScanProgress, prepare
 from headstart.runs.bundle import OpenedRun, open_run
@@ -123,7 +123,7 @@ def run_whole(job: Job, folder: Path) -> None:
     before = round(watch.laps.first - started, 3)
     more: dict[str, Any] = {"before_first_image": before, "decided": _decisions(done.path)}
     if job.limit:
-        with kept_memory():  # as the run has it
+        with keep_freed_memory():  # as the run has it
             recorded = json.loads((done.path / "plan.json").read_text())["choices"]
             more["limit"] = limit(hs.load_config(wanted | chosen), recorded)
     report(job, watch.laps, accuracy=done.metrics["accuracy"], **more | {"peak_mib": peak})
@@ -233,7 +233,7 @@ def run_evaluate(job: Job, folder: Path) -> None:
     done = hs.train(hs.load_config(wanted | chosen))
     opened = open_run(done.path)  # outside the clock, as the peers' model is
     how, laps = opened.evaluated, Laps()
-    batches, note = labelled_batches(
+    batches, note = choose_labelled_batches(
         Data(source=job.data), task=opened.task, preprocess=opened.preprocess, batch_size=size, scanned=False
     )
     found = evaluate(opened.model, batches, precision=how.precision, memory_format=how.memory_format)
@@ -249,7 +249,7 @@ def evaluation_limit(opened: OpenedRun, batches: Batches) -> dict[str, float]:
     """
     how, laps = opened.evaluated, Laps()
     for again in (False, True):
-        with kept_memory(), torch.inference_mode():
+        with keep_freed_memory(), torch.inference_mode():
             made = batches.epoch(0)
             while (batch := next(made, None)) is not None:
                 laps.lap("decode")

@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from headstart.allocator import kept_memory
+from headstart.allocator import keep_freed_memory
 from headstart.models.sources import open_model
 from headstart.training.attention import Attention, attending, has_attention
 from headstart.training.precision import MEMORY_FORMATS, autocast
@@ -58,7 +58,7 @@ def measured(spec: str, precision: Any, order: str, how: Attention, *, kept: boo
         with torch.inference_mode(), autocast(device, precision):
             model(images)
 
-    with kept_memory() if kept else nullcontext():
+    with keep_freed_memory() if kept else nullcontext():
         training, faults = _timed(step, repeats)
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
         model.eval()

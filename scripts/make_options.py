@@ -13,7 +13,7 @@ from typing import Any, get_args, get_origin
 from pydantic import TypeAdapter
 
 from headstart.config.leaves import Leaf, default_kinds, default_of, hints, leaves, members, options
-from headstart.config.problems import accepted
+from headstart.config.problems import describe_accepted
 from headstart.config.rules import ACCEPTED as FREEZE_RULES
 from headstart.config.schema import Config, ImageFormat, Names, Phase
 from headstart.config.yaml import dump_yaml
@@ -104,7 +104,7 @@ def _takes(annotation: object) -> str:
     item = get_args(annotation)[0] if get_origin(annotation) is tuple else None
     if item is not None and is_dataclass(item):
         return f"a list of mappings ({', '.join(part.name for part in fields(item))})"
-    return accepted(annotation)
+    return describe_accepted(annotation)
 
 
 def _defaults(leaf: Leaf) -> str:

@@ -21,12 +21,12 @@ _TCMALLOC_RELEASE = "MallocExtension_ReleaseFreeMemory"  # of gperftools, whose 
 _TCMALLOC_AT_ONCE = b"tcmalloc.aggressive_memory_decommit"  # 1: what is freed goes back at once
 _TCMALLOC_BY_USER = "TCMALLOC_AGGRESSIVE_DECOMMIT"
 _lock = threading.Lock()
-_inside = 0  # how many blocks of ``kept_memory`` are being run
+_inside = 0  # how many blocks of ``keep_freed_memory`` are being run
 _scarce = False  # until the outermost one of them ends
 
 
 @contextmanager
-def kept_memory() -> Iterator[None]:
+def keep_freed_memory() -> Iterator[None]:
     """Within, what is freed is kept for what is allocated next (glibc, tcmalloc; a user's own settings stay)."""
     global _inside, _scarce
     if not _can_choose():
@@ -47,7 +47,7 @@ def kept_memory() -> Iterator[None]:
 
 
 def keep_no_memory() -> None:
-    """Within the running blocks of ``kept_memory``, nothing is kept from now on: there is too little of it."""
+    """Within the running blocks of ``keep_freed_memory``, nothing is kept from now on: there is too little of it."""
     global _scarce
     if _can_choose():
         with _lock:
@@ -56,7 +56,7 @@ def keep_no_memory() -> None:
 
 
 @contextmanager
-def returned_memory() -> Iterator[None]:
+def return_freed_memory() -> Iterator[None]:
     """Afterwards, what is free goes back to the operating system."""
     try:
         yield

@@ -12,12 +12,12 @@ from pathlib import Path
 
 from torch import nn
 
-from headstart.allocator import keep_no_memory, kept_memory, release_memory, returned_memory
+from headstart.allocator import keep_freed_memory, keep_no_memory, release_memory, return_freed_memory
 from headstart.config.load import check
 from headstart.config.schema import Config
-from headstart.data.workers import deaths_explained
+from headstart.data.workers import explain_deaths
 from headstart.distributed.collectives import from_first, together
-from headstart.distributed.process_group import check_devices, joined, was_restarted
+from headstart.distributed.process_group import check_devices, join_group, was_restarted
 from headstart.distributed.processes import current
 from headstart.isolation import only_run, own_arithmetic, own_turn
 from headstart.planning.disk_space import refuse_small_disk
@@ -62,7 +62,7 @@ def train(
     config = check(config)
     run, resume = default_out(config), resume or was_restarted()
     seconds = config.parallel.timeout_seconds
-    with _as_called("hs.train"), joined(usable_device(config.device), timeout_seconds=seconds) as ours:
+    with _isolate_call("hs.train"), join_group(usable_device(config.device), timeout_seconds=seconds) as ours:
         tell = watch if watch is not None and ours.is_first else _silent
         if _is_finished(run, config, resume=resume):
             tell(Note(f"{run} is finished already; choose another folder with --out for a new run"))
@@ -80,13 +80,13 @@ def train(
         with locked(run) if ours.is_first else nullcontext():
             if _is_finished(run, config, resume=resume):  # again: another process may have had it until now
                 return finished_run(run, model=model)
-            changed = _recorded(run, prepared, allow_inexact=allow_inexact)
-            return _trained(run, prepared, changed, tell=tell, started=started)
+            changed = _record_start(run, prepared, allow_inexact=allow_inexact)
+            return _train_to_report(run, prepared, changed, tell=tell, started=started)
 
 
-def _trained(run: Path, prepared: Prepared, changed: tuple[str, ...], *, tell: Watch, started: float) -> Run:
+def _train_to_report(run: Path, prepared: Prepared, changed: tuple[str, ...], *, tell: Watch, started: float) -> Run:
     """From the first step, or the last good checkpoint, to the report."""
-    with deaths_explained(), interruptible() as interrupted:
+    with explain_deaths(), interruptible() as interrupted:
         state, notes = begin(run, prepared, changed)
         with closing(RunLog(run, state)) if current().is_first else nullcontext() as log:
             saver = Saver(run, prepared.config.checkpoint, log=log, interrupted=interrupted, watch=tell)
@@ -105,7 +105,7 @@ def _is_finished(run: Path, config: Config, *, resume: bool) -> bool:
     return bool(from_first(found))
 
 
-def _recorded(run: Path, prepared: Prepared, *, allow_inexact: bool) -> tuple[str, ...]:
+def _record_start(run: Path, prepared: Prepared, *, allow_inexact: bool) -> tuple[str, ...]:
     """What has changed since the run began, once the first process has recorded its start."""
     with together():
         if not current().is_first:
@@ -114,11 +114,18 @@ def _recorded(run: Path, prepared: Prepared, *, allow_inexact: bool) -> tuple[st
 
 
 @contextmanager
-def _as_called(what: str) -> Iterator[None]:
+def _isolate_call(what: str) -> Iterator[None]:
     """Within, none of the caller's arithmetic, and no run or plan of another thread; afterwards the caller's
     generators and choice of kernels, and free memory given back.
     """
-    with only_run(what), own_arithmetic(), kept_kernels(), kept_generators(), returned_memory(), kept_memory():
+    with (
+        only_run(what),
+        own_arithmetic(),
+        kept_kernels(),
+        kept_generators(),
+        return_freed_memory(),
+        keep_freed_memory(),
+    ):
         yield
 
 
@@ -132,5 +139,5 @@ def plan(
     """Decide everything that ``train`` would; nothing is written, and ``model`` and the global generators stay as they
     are.  Raises: as ``train``.
     """
-    with _as_called("hs.plan"), own_turn():
+    with _isolate_call("hs.plan"), own_turn():
         return prepare(check(config), module=model, loss=loss, tell=watch or _silent).plan

@@ -29,7 +29,7 @@ def own_arithmetic() -> AbstractContextManager[None]:
     float32 and on the CPU. What the caller had comes back afterwards. ``use_deterministic_algorithms``, thread counts
     and the choice of kernels stay the caller's. Costs 2 microseconds where there is nothing to keep out.
     """
-    return _PLAIN if _is_plain() else _shielded()
+    return _PLAIN if _is_plain() else _enter_default_modes()
 
 
 def each_in_own_arithmetic(events: Generator[_Event, None, None]) -> Iterator[_Event]:
@@ -91,7 +91,7 @@ _usual_dtype = _UsualDtype()
 
 
 @contextmanager
-def _shielded() -> Iterator[None]:
+def _enter_default_modes() -> Iterator[None]:
     with ExitStack() as stack:
         stack.enter_context(_usual_dtype)
         stack.enter_context(torch.inference_mode(False))

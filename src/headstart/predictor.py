@@ -15,7 +15,7 @@ import torch
 from headstart.config.schema import Data
 from headstart.data.dataset import image_batches
 from headstart.data.decoding.decode import UnreadableImage, check_image, printable, read_bytes
-from headstart.data.labelled import labelled_batches
+from headstart.data.labelled import choose_labelled_batches
 from headstart.data.loader import Batches
 from headstart.runs.bundle import OpenedRun, open_run
 from headstart.runs.finish import Run
@@ -94,7 +94,7 @@ def predict_paths(
 def _evaluated(opened: OpenedRun, data: Data, *, scanned: bool) -> tuple[Evaluation, str]:
     """Metrics, and of which images."""
     settings = opened.evaluated
-    batches, which = labelled_batches(
+    batches, which = choose_labelled_batches(
         data, task=opened.task, preprocess=opened.preprocess, batch_size=settings.batch_size, scanned=scanned
     )
     return evaluate(opened.model, batches, precision=settings.precision, memory_format=settings.memory_format), which

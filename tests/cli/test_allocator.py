@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from headstart.cli.allocator import installed_tcmalloc
+from headstart.cli.allocator import find_tcmalloc
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="LD_PRELOAD is Linux's")
 USUAL = {name: value for name, value in os.environ.items() if not name.startswith(("LD_", "MALLOC_"))}
@@ -70,7 +70,7 @@ def test_what_cannot_be_loaded_is_passed_over(library: Path, tmp_path: Path) -> 
     assert str(library) not in begun(library)[-1]
 
 
-@pytest.mark.skipif(installed_tcmalloc() is None, reason="tcmalloc is not installed (apt: libtcmalloc-minimal4)")
+@pytest.mark.skipif(find_tcmalloc() is None, reason="tcmalloc is not installed (apt: libtcmalloc-minimal4)")
 def test_a_run_with_tcmalloc_says_so_and_has_the_same_bits(colours: Path, tmp_path: Path) -> None:
     found = {}
     for name, environment in (("with", USUAL), ("without", USUAL | {"LD_PRELOAD": ""})):
@@ -87,7 +87,7 @@ def test_a_run_with_tcmalloc_says_so_and_has_the_same_bits(colours: Path, tmp_pa
 
 
 def test_memory_that_is_free_goes_back_with_tcmalloc_too() -> None:
-    library = installed_tcmalloc()
+    library = find_tcmalloc()
     if library is None:
         pytest.skip("tcmalloc is not installed (apt: libtcmalloc-minimal4)")
     code = """

@@ -9,7 +9,7 @@ import pytest
 
 from headstart.cli.models import parameters
 from headstart.cli.output import table, to_csv, to_json
-from headstart.cli.plan import shown
+from headstart.cli.plan import format_plan
 from headstart.cli.predict import render
 from headstart.errors import ConfigError
 
@@ -96,7 +96,7 @@ def test_a_plan_shows_decisions_phases_and_groups() -> None:
         "frozen_parameters": 5000,
         "groups": [group],
     }
-    text = shown({"decisions": [{"name": "precision", "value": "fp32", "reason": "auto"}], "phases": [phase]})
+    text = format_plan({"decisions": [{"name": "precision", "value": "fp32", "reason": "auto"}], "phases": [phase]})
     assert "precision  fp32  auto" in text
     assert "phase 1 probe: 3 epochs, 1,200 steps; frozen: backbone; 30 parameters train, 5,000 are frozen" in text
     assert text.splitlines()[-1].split() == ["head", "0.0010", "0.0200", "30"]

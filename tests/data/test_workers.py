@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import headstart as hs
-from headstart.data.workers import check_room, deaths_explained, stay_with
+from headstart.data.workers import check_room, explain_deaths, stay_with
 from headstart.errors import ConfigError, RunError
 
 
@@ -67,28 +67,28 @@ def test_shared_memory_that_cannot_hold_the_batches_is_named_with_what_fits(tmp_
     ],
 )  # fmt: skip
 def test_what_torch_says_of_a_dead_worker_becomes_cause_and_remedy(said: str, cause: str) -> None:
-    with pytest.raises(RunError, match=rf"died; usually {cause}.*--workers.*--resume") as found, deaths_explained():
+    with pytest.raises(RunError, match=rf"died; usually {cause}.*--workers.*--resume") as found, explain_deaths():
         raise RuntimeError(said)
     assert "\n" not in str(found.value)
 
 
 @pytest.mark.parametrize("said", ["mat1 and mat2 shapes cannot be multiplied", "kernel: out of shared memory"])
 def test_an_error_of_the_model_is_left_as_it_is(said: str) -> None:
-    with pytest.raises(RuntimeError, match=said), deaths_explained():
+    with pytest.raises(RuntimeError, match=said), explain_deaths():
         raise RuntimeError(said)
 
 
 @pytest.mark.parametrize("error", [ConnectionResetError(104, "Connection reset by peer"), EOFError()])
 def test_a_death_in_the_middle_of_handing_over_is_explained_too(error) -> None:
     said = "a process that loads images died; usually the system was out of memory"
-    with pytest.raises(RunError, match=said), deaths_explained():
+    with pytest.raises(RunError, match=said), explain_deaths():
         raise error
 
 
 def test_a_loading_process_that_is_left_does_not_keep_the_run_from_ending() -> None:
     """Python waits at its end for processes that it started, and these do not heed SIGTERM."""
     left = multiprocessing.get_context("fork").Process(target=_deaf, daemon=True)
-    with pytest.raises(RunError, match="died"), deaths_explained():
+    with pytest.raises(RunError, match="died"), explain_deaths():
         left.start()
         raise RuntimeError("DataLoader worker (pid 1) is killed by signal: Killed.")
     left.join(timeout=30)

@@ -27,7 +27,7 @@ from headstart.config.schema import Batch as BatchOptions
 from headstart.data.dataset import Images, load_images
 from headstart.distributed.collectives import any_of, exchange, files_from_first, from_first, together
 from headstart.distributed.fsdp import is_sharded, is_shared_out, shard, whole
-from headstart.distributed.process_group import joined
+from headstart.distributed.process_group import join_group
 from headstart.distributed.processes import current
 from headstart.errors import Error
 from headstart.models.preprocess import Preprocess
@@ -287,7 +287,7 @@ def run_rank(case: str, options: dict[str, Any], *, rank: int, world: int, port:
     torch.set_num_threads(1)
     timeout = options.pop("timeout", 60.0)
     try:
-        with joined(torch.device("cpu"), timeout_seconds=timeout):
+        with join_group(torch.device("cpu"), timeout_seconds=timeout):
             return {"gave": CASES[case](**options)}
     except (Error, AssertionError, RuntimeError) as error:
         return {"error": type(error).__name__, "text": str(error)}

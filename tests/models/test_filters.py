@@ -6,7 +6,7 @@ import pytest
 
 from headstart.errors import ModelError
 from headstart.models.catalog import ModelRow, list_models
-from headstart.models.filters import Filters, filtered, ordered
+from headstart.models.filters import Filters, apply_filters, order_rows
 
 
 @pytest.fixture(scope="module")
@@ -15,7 +15,7 @@ def resnets() -> tuple[ModelRow, ...]:
 
 
 def test_without_filters_everything_passes(resnets: tuple[ModelRow, ...]) -> None:
-    assert filtered(resnets, Filters()) == resnets
+    assert apply_filters(resnets, Filters()) == resnets
 
 
 @pytest.mark.parametrize(
@@ -36,15 +36,15 @@ def test_without_filters_everything_passes(resnets: tuple[ModelRow, ...]) -> Non
     ],
 )
 def test_a_filter_keeps_exactly_what_it_names(resnets: tuple[ModelRow, ...], filters: Filters, law) -> None:
-    kept = filtered(resnets, filters)
+    kept = apply_filters(resnets, filters)
     assert kept == tuple(row for row in resnets if law(row))
     assert 0 < len(kept) < len(resnets)
 
 
 def test_filters_add_up(resnets: tuple[ModelRow, ...]) -> None:
-    both = filtered(resnets, Filters(min_top1=80, max_params=26_000_000))
-    assert set(both) == set(filtered(resnets, Filters(min_top1=80))) & set(
-        filtered(resnets, Filters(max_params=26_000_000))
+    both = apply_filters(resnets, Filters(min_top1=80, max_params=26_000_000))
+    assert set(both) == set(apply_filters(resnets, Filters(min_top1=80))) & set(
+        apply_filters(resnets, Filters(max_params=26_000_000))
     )
 
 
@@ -64,15 +64,15 @@ def test_the_error_names_the_filter_that_leaves_nothing(
     resnets: tuple[ModelRow, ...], filters: Filters, said: str
 ) -> None:
     with pytest.raises(ModelError, match=said):
-        filtered(resnets, filters)
+        apply_filters(resnets, filters)
 
 
 def test_one_model_that_does_not_pass_is_spoken_of_in_the_singular() -> None:
     (row,) = list_models("timm/test_resnet.r160_in1k")
     with pytest.raises(ModelError, match=r"--min-params 1,000,000 leaves out the only model; .* 469,688"):
-        filtered([row], Filters(min_params=1_000_000))
+        apply_filters([row], Filters(min_params=1_000_000))
     with pytest.raises(ModelError, match="it is published for none of them"):
-        filtered(list_models("timm/vit_small_patch14_dinov2*"), Filters(min_top1=1))
+        apply_filters(list_models("timm/vit_small_patch14_dinov2*"), Filters(min_top1=1))
 
 
 def test_orders_put_the_unknown_last(resnets: tuple[ModelRow, ...]) -> None:
@@ -81,11 +81,11 @@ def test_orders_put_the_unknown_last(resnets: tuple[ModelRow, ...]) -> None:
         ("cpu-speed", lambda row: row.published.cpu_images_per_second),
         ("gpu-speed", lambda row: row.published.gpu_images_per_second),
     ):
-        values = [value(row) for row in ordered(resnets, order)]
+        values = [value(row) for row in order_rows(resnets, order)]
         known = [number for number in values if number is not None]
         assert known == sorted(known, reverse=True)
         assert values == known + [None] * (len(values) - len(known))
         assert 0 < len(known) < len(values)
-    sizes = [row.parameters for row in ordered(resnets, "params")]
+    sizes = [row.parameters for row in order_rows(resnets, "params")]
     assert sizes == sorted(sizes)
-    assert ordered(resnets, "name") == resnets
+    assert order_rows(resnets, "name") == resnets

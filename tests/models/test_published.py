@@ -13,7 +13,7 @@ import torchvision
 
 from headstart.models.catalog import count_parameters, list_models
 from headstart.models.origins import torchvision_names
-from headstart.models.published import Published, published, sources
+from headstart.models.published import Published, look_up_published, sources
 
 SAMPLE = [
     "timm/test_resnet.r160_in1k",
@@ -29,7 +29,7 @@ SAMPLE = [
 
 @pytest.mark.parametrize("spec", SAMPLE)
 def test_a_count_in_the_table_is_what_is_counted_here(spec: str) -> None:
-    assert published(spec).parameters == count_parameters(spec)
+    assert look_up_published(spec).parameters == count_parameters(spec)
 
 
 def test_every_model_that_is_listed_has_its_parameters_in_the_table() -> None:
@@ -60,21 +60,21 @@ def test_most_weights_with_imagenet_classes_have_a_top1_and_most_models_a_speed(
 def test_torchvisions_facts_are_those_of_its_metadata() -> None:
     for name in torchvision_names():
         for entry in torchvision.models.get_model_weights(name):
-            facts, meta = published(f"torchvision/{name}.{entry.name}"), entry.meta
+            facts, meta = look_up_published(f"torchvision/{name}.{entry.name}"), entry.meta
             top1 = meta["_metrics"]["ImageNet-1K"]["acc@1"]
             assert facts.top1 == (top1 if math.isfinite(top1) else None), (name, entry.name)
             assert facts.gflops == meta["_ops"]
 
 
 def test_top1_is_of_the_weights_own_input_size_where_that_is_published() -> None:
-    assert published("timm/resnet50.a1_in1k").top1 == 80.382
-    assert published("timm/resnet50.a1_in1k").top1_size == 224
-    assert published("timm/mobilenetv3_large_100.ra_in1k").top1 == pytest.approx(75.77, abs=0.02)
+    assert look_up_published("timm/resnet50.a1_in1k").top1 == 80.382
+    assert look_up_published("timm/resnet50.a1_in1k").top1_size == 224
+    assert look_up_published("timm/mobilenetv3_large_100.ra_in1k").top1 == pytest.approx(75.77, abs=0.02)
 
 
 def test_what_is_not_in_the_table_is_none() -> None:
-    assert published("timm/no_such_model.x") == Published()
-    assert published("timm/no_such_model.x").images_per_second("cpu") is None
+    assert look_up_published("timm/no_such_model.x") == Published()
+    assert look_up_published("timm/no_such_model.x").images_per_second("cpu") is None
 
 
 def test_every_source_names_its_file_commit_and_date() -> None:

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from headstart.errors import ModelError
-from headstart.models.weights import Coverage, Digest, cover, load_covered, read_weights, refuse_memory
+from headstart.models.weights import Coverage, Digest, cover, load_by_coverage, read_weights, refuse_memory
 
 
 class Bomb:
@@ -230,7 +230,7 @@ def test_loading_changes_what_was_counted_and_nothing_else() -> None:
     net, other = small_net(), small_net()
     found = dict(other.state_dict()) | {"3.weight": torch.ones(7, 4), "extra": torch.ones(1)}
     before = net.state_dict()["3.weight"].clone()
-    load_covered(net, found, covered(found))
+    load_by_coverage(net, found, covered(found))
     assert torch.equal(net.state_dict()["0.weight"], other.state_dict()["0.weight"])
     assert torch.equal(net.state_dict()["3.bias"], other.state_dict()["3.bias"])
     assert torch.equal(net.state_dict()["3.weight"], before)

@@ -7,15 +7,15 @@ import torch
 
 from headstart.config.schema import Penalties
 from headstart.errors import ConfigError
-from headstart.optim.penalties import penalised, penalty
+from headstart.optim.penalties import penalty, select_l1_parameters
 from headstart.surgery.freeze import freeze
 
 
 def test_l1_sees_the_heads_weights_all_weights_or_what_is_named(net) -> None:
     model = net(norm=True)
-    assert penalised(model, Penalties(l1=1.0)) == ("fc.weight",)
-    assert penalised(model, Penalties(l1=1.0, l1_on="all")) == ("conv1.weight", "conv2.weight", "fc.weight")
-    named = penalised(model, Penalties(l1=1.0, l1_on=("conv*.bias", "bn1.*")))
+    assert select_l1_parameters(model, Penalties(l1=1.0)) == ("fc.weight",)
+    assert select_l1_parameters(model, Penalties(l1=1.0, l1_on="all")) == ("conv1.weight", "conv2.weight", "fc.weight")
+    named = select_l1_parameters(model, Penalties(l1=1.0, l1_on=("conv*.bias", "bn1.*")))
     assert named == ("conv1.bias", "bn1.weight", "bn1.bias", "conv2.bias")
 
 
@@ -54,4 +54,4 @@ def test_no_penalty_is_none(net) -> None:
 
 def test_a_glob_that_matches_nothing_is_refused(net) -> None:
     with pytest.raises(ConfigError, match=r"penalties.l1_on: 'layer9\*' matches no parameter; `headstart describe`"):
-        penalised(net(), Penalties(l1=1.0, l1_on=("conv*", "layer9*")))
+        select_l1_parameters(net(), Penalties(l1=1.0, l1_on=("conv*", "layer9*")))

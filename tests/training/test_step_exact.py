@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 import headstart as hs
 from headstart.config.schema import Penalties
-from headstart.data.randomness import derived_seed
+from headstart.data.randomness import derive_seed
 from headstart.errors import DataError, NonFiniteError, RunError
 from headstart.surgery.halves import Suffix
 from headstart.training.compile import Compiled
@@ -218,7 +218,7 @@ def test_another_process_draws_other_numbers(net, noise) -> None:
     state = sgd(copy.deepcopy(model))
     with second_of_two():
         done = train_step(state, noise(8), rules=StepRules(seed=3))
-    expected = masked(model, noise(8), seed=derived_seed("step", 3, 0, 1))
+    expected = masked(model, noise(8), seed=derive_seed("step", 3, 0, 1))
     assert done.loss == pytest.approx(expected.item(), rel=1e-6)
 
 

@@ -29,7 +29,7 @@ def begin_with_tcmalloc() -> None:
     )
     if chosen or PRELOAD in os.environ or not _is_whole_command():
         return
-    found = installed_tcmalloc()
+    found = find_tcmalloc()
     if found is None:
         return
     os.environ[PRELOAD] = str(found)
@@ -46,7 +46,7 @@ def _is_whole_command() -> bool:
     return before[-2:] in _MODULES or (Path(before[-1]).name == "headstart" and Path(before[-1]).is_file())
 
 
-def installed_tcmalloc() -> Path | None:
+def find_tcmalloc() -> Path | None:
     """The first one of this architecture where libraries are: this Python's (conda puts it there), the system's."""
     if sys.platform != "linux":
         return None

@@ -9,7 +9,7 @@ from headstart.config.schema import Config
 from headstart.errors import ConfigError
 
 
-def configured(data: str | None, file: str | None, flags: Mapping[str, object]) -> Config:
+def read_command_config(data: str | None, file: str | None, flags: Mapping[str, object]) -> Config:
     """The configuration of a command: file, then flags, then DATA.
 
     Raises: ConfigError: a value is wrong, or no data are given.

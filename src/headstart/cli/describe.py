@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from headstart.cli.output import cell, table, to_json, wrapped, write
+from headstart.cli.output import cell, table, to_json, wrap_lines, write
 from headstart.config.flags import parse_args, value_of
 from headstart.config.leaves import leaves
 from headstart.config.load import load_config
@@ -66,18 +66,18 @@ def run(argv: Sequence[str]) -> int:
     config = _config(args, rule)
     from headstart.models.describe import describe  # imports torch
 
-    opened = _opened(args)
+    opened = _open_described_model(args)
     what = describe(opened, freeze=rule)
     groups = _groups(opened.module, config)
-    blocks = (what.structure(), shown(groups), what.freezing())
+    blocks = (what.structure(), format_groups(groups), what.freezing())
     write(to_json(facts(what, groups)) if args.json else "\n\n".join(blocks))
     return 0
 
 
-def shown(groups: PlannedGroups | ModelError) -> str:
+def format_groups(groups: PlannedGroups | ModelError) -> str:
     """The groups of the last phase as a table, the phases before it in a line."""
     if isinstance(groups, ModelError):
-        return wrapped([f"groups  {cell(groups)}"])
+        return wrap_lines([f"groups  {cell(groups)}"])
     *before, last = groups.phases
     rows = [
         (_short(group.name), group.lr, "yes" if group.decays else "no", group.tensors, group.parameters)
@@ -86,7 +86,7 @@ def shown(groups: PlannedGroups | ModelError) -> str:
     said = [f"groups  phase {last.phase}, freeze {last.freeze}; rates: {groups.reason}"]
     said += [f"        before it, phase {phase.phase}: {_in_a_line(phase)}" for phase in before]
     header = ("group", "rate", "weight decay", "tensors", "parameters")
-    return wrapped(said) + "\n" + table(rows, header=header)
+    return wrap_lines(said) + "\n" + table(rows, header=header)
 
 
 def facts(what: Description, groups: PlannedGroups | ModelError) -> dict[str, Any]:
@@ -115,7 +115,7 @@ def _config(args: Describe, rule: FreezeRule | None) -> Config:
     return load_config(flags=flags if rule is None else flags | {"freeze": freeze_text(rule)})
 
 
-def _opened(args: Describe) -> OpenedModel:
+def _open_described_model(args: Describe) -> OpenedModel:
     """With random weights unless asked; a bundle with its own: its architecture includes the head that they have."""
     from headstart.models.folder import BUNDLE, model_folder
     from headstart.models.sources import open_model

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import tyro
 
-from headstart.cli.configured import configured
+from headstart.cli.configured import read_command_config
 from headstart.cli.output import result, write
 from headstart.config.flags import parse_args
 from headstart.errors import ConfigError
@@ -35,7 +35,7 @@ def run(argv: Sequence[str]) -> int:
     idle = [name for name in ("data.val", "data.test", "data.group", "data.log") if name in flags]
     if idle:
         raise ConfigError(f"{', '.join(idle)}: has no meaning for evaluate, which splits nothing; leave it out")
-    config = configured(args.data, None, flags)
+    config = read_command_config(args.data, None, flags)
     from headstart.predictor import evaluate_run  # imports torch
 
     done = evaluate_run(Path(args.run), config.data, device=args.device)

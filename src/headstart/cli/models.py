@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from headstart.cli.output import cell, to_json, wrapped, write
+from headstart.cli.output import cell, to_json, wrap_lines, write
 from headstart.config.flags import parse_args
 from headstart.errors import ConfigError
 
@@ -93,9 +93,9 @@ def run(argv: Sequence[str]) -> int:
     """Print the models, or with ``--measure`` the times and which ones no other beats."""
     args, _ = parse_args(Models, argv, prog="headstart models")
     numbers = _numbers(args)
-    _check_measured(args)
+    _check_measure_options(args)
     from headstart.models.catalog import list_models  # imports torch
-    from headstart.models.filters import Filters, filtered, ordered
+    from headstart.models.filters import Filters, apply_filters, order_rows
 
     filters = Filters(
         pretrained_only=args.pretrained_only, family=args.family, tag=args.tag, licence=args.licence,
@@ -103,9 +103,9 @@ def run(argv: Sequence[str]) -> int:
         min_cpu_speed=numbers["min_cpu_speed"], min_gpu_speed=numbers["min_gpu_speed"],
         min_params=numbers["min_params"], max_params=numbers["max_params"],
     )  # fmt: skip
-    found = filtered(list_models(args.pattern), filters)
+    found = apply_filters(list_models(args.pattern), filters)
     if args.sort != "name":
-        found = ordered(found, args.sort)
+        found = order_rows(found, args.sort)
     rows = found[: numbers["limit"]]
     if args.measure:
         return _measure(args, numbers, rows)
@@ -113,7 +113,7 @@ def run(argv: Sequence[str]) -> int:
         write(to_json([facts(row) for row in rows]))
         return 0
     write(listing(rows))
-    write("\n" + wrapped(_notes(rows, of=len(found))))
+    write("\n" + wrap_lines(_notes(rows, of=len(found))))
     return 0
 
 
@@ -144,10 +144,10 @@ def listing(rows: Sequence[ModelRow]) -> str:
         speeds = (_speed(known.cpu_images_per_second), _speed(known.gpu_images_per_second))
         sizes = (_millions(row.parameters), _size(form), _top1(row), *speeds)
         lines.append((cell(row.spec), *sizes, _licence(row), _normalisation(form)))
-    return _aligned(lines, words=(0, 6, 7))
+    return _align_columns(lines, words=(0, 6, 7))
 
 
-def _aligned(lines: Sequence[Sequence[str]], *, words: Sequence[int]) -> str:
+def _align_columns(lines: Sequence[Sequence[str]], *, words: Sequence[int]) -> str:
     """Columns as wide as they need; ``words``: those to the left, the others are numbers."""
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join(
@@ -195,7 +195,7 @@ def _numbers(args: Models) -> dict[str, Any]:
     return found
 
 
-def _check_measured(args: Models) -> None:
+def _check_measure_options(args: Models) -> None:
     """Raises: ConfigError: an option of ``--measure`` stands without it."""
     given = {
         "--max-latency-ms": args.max_latency_ms is not None,
@@ -219,9 +219,9 @@ def _measure(args: Models, numbers: Mapping[str, Any], rows: Sequence[ModelRow])
     done = measure(chosen, machine, tell=_teller(len(chosen)))
     found = verdicts(done, max_latency_ms=numbers["max_latency_ms"])
     if args.json:
-        write(to_json([_measured_facts(verdict, machine) for verdict in found]))
+        write(to_json([_json_of_verdict(verdict, machine) for verdict in found]))
         return 0
-    write("\n\n".join(part for part in _measured_parts(found, machine, show_all=args.all) if part))
+    write("\n\n".join(part for part in _format_verdicts(found, machine, show_all=args.all) if part))
     return 0
 
 
@@ -233,7 +233,7 @@ def _teller(total: int) -> Callable[[int, Measured], None]:
     return tell
 
 
-def _measured_facts(verdict: Verdict, machine: Machine) -> dict[str, Any]:
+def _json_of_verdict(verdict: Verdict, machine: Machine) -> dict[str, Any]:
     times = verdict.measured.latency
     return facts(verdict.measured.row) | {
         "latency_ms": times and {"median": times.median_ms, "p10": times.p10_ms, "p90": times.p90_ms},
@@ -244,7 +244,7 @@ def _measured_facts(verdict: Verdict, machine: Machine) -> dict[str, Any]:
     }
 
 
-def _measured_parts(found: Sequence[Verdict], machine: Machine, *, show_all: bool) -> list[str]:
+def _format_verdicts(found: Sequence[Verdict], machine: Machine, *, show_all: bool) -> list[str]:
     """The table, what was not timed with its reason, and what the numbers are of."""
     shown = [verdict for verdict in found if verdict.measured.latency and (verdict.best or show_all)]
     untimed = [verdict for verdict in found if verdict.measured.latency is None]
@@ -263,7 +263,7 @@ def _measured_parts(found: Sequence[Verdict], machine: Machine, *, show_all: boo
     said.append(f"timed on {machine}; random weights; median of at least 10 passes and 1 s")
     said += _top1_notes([verdict.measured.row for verdict in shown])
     missing = "\n".join(f"not timed: {cell(verdict.measured.row.spec)}: {cell(verdict.why)}" for verdict in untimed)
-    return [_aligned(lines, words=(0, 5, 6)) if shown else "", missing, wrapped(said)]
+    return [_align_columns(lines, words=(0, 5, 6)) if shown else "", missing, wrap_lines(said)]
 
 
 def _outcome(found: Sequence[Verdict], *, hidden: int) -> str:

@@ -32,7 +32,7 @@ def table(rows: Iterable[Sequence[object]], *, header: Sequence[str] = ()) -> st
     return "\n".join(line.rstrip() for line in lines)
 
 
-def wrapped(lines: Iterable[str], *, width: int = 100) -> str:
+def wrap_lines(lines: Iterable[str], *, width: int = 100) -> str:
     """Lines of words at most ``width`` columns wide; what goes on is indented."""
     broken = (
         textwrap.wrap(line, width, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from headstart.cli.configured import configured
+from headstart.cli.configured import read_command_config
 from headstart.cli.output import table, to_json, write
 from headstart.cli.progress import Progress
 from headstart.config.flags import EVERY, parse_args
@@ -29,17 +29,17 @@ class Plan:
 def run(argv: Sequence[str]) -> int:
     """Print the plan: decisions, phases, groups of parameters and their rates."""
     args, flags = parse_args(Plan, argv, prog="headstart plan", sections=EVERY)
-    config = configured(args.data, args.config, flags)
+    config = read_command_config(args.data, args.config, flags)
     from headstart import app  # imports torch
 
     with Progress(decisions=False) as progress:
         plan: Any = app.plan(config, watch=progress)
     facts = plan.to_dict() if hasattr(plan, "to_dict") else asdict(plan)
-    write(to_json(facts) if args.json else shown(facts))
+    write(to_json(facts) if args.json else format_plan(facts))
     return 0
 
 
-def shown(plan: dict[str, Any]) -> str:
+def format_plan(plan: dict[str, Any]) -> str:
     """A plan (the content of plan.json) as text."""
     parts = [table([(d["name"], d["value"], d["reason"]) for d in plan["decisions"]])]
     for index, phase in enumerate(plan["phases"], start=1):

@@ -34,15 +34,15 @@ class Progress:
         self._phase_epochs = 1
         self._show: Mapping[str, Callable[[Any], None]] = {  # by name: the events' modules import torch
             "Note": self._note,
-            "Decided": self._decided,
-            "ScanProgress": self._scanned,
-            "CacheProgress": self._cached,
+            "Decided": self._show_decision,
+            "ScanProgress": self._show_scan,
+            "CacheProgress": self._show_cache,
             "CacheNote": self._note,
             "DataNote": self._note,
             "CacheGivenUp": self._note,
-            "PhaseStarted": self._phase_started,
-            "StepDone": self._step_done,
-            "EpochDone": self._epoch_done,
+            "PhaseStarted": self._show_phase,
+            "StepDone": self._show_step,
+            "EpochDone": self._show_epoch,
         }
 
     def __enter__(self) -> Self:
@@ -63,31 +63,31 @@ class Progress:
         self._close()
         self._say(cell(event.text))
 
-    def _decided(self, event: Any) -> None:
+    def _show_decision(self, event: Any) -> None:
         self._close()
         for decision in event.plan.decisions if self._decisions else ():
             self._say(f"{cell(decision.name)}: {cell(decision.value)}  ({cell(decision.reason)})")
 
-    def _scanned(self, event: Any) -> None:
+    def _show_scan(self, event: Any) -> None:
         if self._live:
             self._move("reading images", event.done, event.total, f"{event.done:,} of {event.total:,}")
         elif event.done == event.total or self._is_time():
             self._say(f"reading images: {event.done:,} of {event.total:,}")
 
-    def _cached(self, event: Any) -> None:
+    def _show_cache(self, event: Any) -> None:
         if self._live:
             self._move("computing what is frozen", event.done, event.total, f"{event.done:,} of {event.total:,}")
         elif self._is_time():
             self._say(f"computing what is frozen: {event.done:,} of {event.total:,} images")
 
-    def _phase_started(self, event: Any) -> None:
+    def _show_phase(self, event: Any) -> None:
         self._close()
         self._phase_epochs, self._phase_end = event.epochs, 0
         trained = f"{event.trainable:,} parameters train, {event.frozen:,} are frozen"
         self._say(f"phase {cell(event.name)}: {event.epochs} epoch{'s' * (event.epochs != 1)}; {trained}")
         self._what = f"phase {cell(event.name)}"
 
-    def _step_done(self, event: Any) -> None:
+    def _show_step(self, event: Any) -> None:
         per_epoch = max(event.steps_in_epoch, 1)
         if not self._phase_end:  # the first step of the phase that this process does; a resumed one starts within it
             self._phase_end = event.step - 1 - (event.step - 1) % per_epoch + self._phase_epochs * per_epoch
@@ -96,25 +96,23 @@ class Progress:
         self._last_step = event.step
         rate = event.images / step_seconds if step_seconds else 0.0
         within = (event.step - 1) % per_epoch + 1
-        facts = f"loss {event.loss:.4f}  {rate:,.0f} images/s"
+        facts = f"loss {event.loss:.4f}  {rate:,.0f} images/s  {self._format_left()} left"
         if self._live:
-            self._move(f"epoch {event.epoch}", within, per_epoch, f"{within}/{per_epoch}  {facts}  {self._left()} left")
+            self._move(f"epoch {event.epoch}", within, per_epoch, f"{within}/{per_epoch}  {facts}")
         elif self._is_time():
-            self._say(
-                f"epoch {event.epoch}: step {within} of {per_epoch}  {facts}  {self._left()} left in {self._what}"
-            )
+            self._say(f"epoch {event.epoch}: step {within} of {per_epoch}  {facts} in {self._what}")
 
-    def _epoch_done(self, event: Any) -> None:
+    def _show_epoch(self, event: Any) -> None:
         self._close()
-        done = f"epoch {event.epoch}: loss {event.train_loss:.4f}  {_shown(event.metrics)}"
+        done = f"epoch {event.epoch}: loss {event.train_loss:.4f}  {_format_metrics(event.metrics)}"
         if event.average_metrics:
-            done += f"  (average: {_shown(event.average_metrics)})"
+            done += f"  (average: {_format_metrics(event.average_metrics)})"
         shares = ""
         if event.seconds:
             shares = f" ({time_shares(event.input_seconds, event.seconds, copy_seconds=event.copy_seconds)})"
         self._say(f"{done}  {event.images_per_second:,.0f} images/s  {duration(event.seconds)}{shares}")
 
-    def _left(self) -> str:
+    def _format_left(self) -> str:
         return duration(max(self._phase_end - self._last_step, 0) * self._seconds_per_step)
 
     def _is_time(self) -> bool:
@@ -140,7 +138,7 @@ class Progress:
             self._bar = None
 
 
-def _shown(metrics: Mapping[str, float]) -> str:
+def _format_metrics(metrics: Mapping[str, float]) -> str:
     """The metrics but for what does not change from epoch to epoch, and what is each target's own."""
     kept = {name: value for name, value in metrics.items() if not name.startswith("baseline") and ":" not in name}
     return "  ".join(f"{cell(name)} {cell(float(value))}" for name, value in kept.items())

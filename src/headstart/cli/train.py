@@ -10,7 +10,7 @@ from typing import Annotated
 
 import tyro
 
-from headstart.cli.configured import configured
+from headstart.cli.configured import read_command_config
 from headstart.cli.launch import check_there, launch, wants_processes
 from headstart.cli.output import result, table, write
 from headstart.cli.progress import Progress
@@ -42,7 +42,7 @@ def run(argv: Sequence[str]) -> int:
     try:
         if args.resume and args.config and "out" not in flags and is_of_run(Path(args.config)):
             flags["out"] = str(Path(args.config).parent)  # the run is where its record is
-        config = configured(args.data, args.config, flags)
+        config = read_command_config(args.data, args.config, flags)
     except Error as error:
         raise error if first else OthersFailed(exit_code=error.exit_code) from error  # said once
     if (processes := wants_processes(config)) > 1:

@@ -40,7 +40,7 @@ def parse_args(
         description=verb.__doc__,
         config=(tyro.conf.FlagCreatePairsOff,),
     )
-    return verb(**{item.name: getattr(args, item.name) for item in fields(verb)}), _given(args)
+    return verb(**{item.name: getattr(args, item.name) for item in fields(verb)}), _select_given(args)
 
 
 def value_of(text: str | Sequence[str], leaf: Leaf) -> object:
@@ -150,7 +150,7 @@ def _title(hint: Any) -> str:
     return "; ".join(f"{kind}: {str(cls.__doc__).rstrip('.').replace('``', '')}" for kind, cls in classes.items()) + "."
 
 
-def _given(args: Any) -> dict[str, object]:
+def _select_given(args: Any) -> dict[str, object]:
     """The config flags that were given, by dotted path, in the schema's order."""
     found = {}
     flat = {path: name for name, path in FLAT.items()}

@@ -47,11 +47,11 @@ def _about_recipe(tree: Mapping[str, Any], recipe: str) -> dict[str, str]:
         problems["freeze"] = f"freeze: recipe {recipe} says itself what trains; {instead}"
     model = tree.get("model")
     if isinstance(model, Mapping) and model.get("weights") == "none":
-        problems["recipe"] = unpretrained(recipe)
+        problems["recipe"] = explain_unpretrained(recipe)
     return problems
 
 
-def unpretrained(recipe: str) -> str:
+def explain_unpretrained(recipe: str) -> str:
     """The sentence for light tuning of random weights."""
     return (
         f"recipe: {recipe} keeps the backbone's weights, and these are random; use --recipe full, or pretrained weights"

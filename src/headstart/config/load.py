@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from headstart.config import light
 from headstart.config.leaves import FLAT, default_kinds, hints, is_section
-from headstart.config.problems import meant_by, place_of, sentence, shown
+from headstart.config.problems import format_value, place_of, sentence, suggest_option
 from headstart.config.rules import freeze_rule
 from headstart.config.schema import Config
 from headstart.config.yaml import dump_yaml, read_yaml
@@ -44,7 +44,7 @@ def load_config(
         given = _at_home(read_yaml(Path(source)), Path(source))
     given = {} if given is None else given
     if not isinstance(given, Mapping):
-        raise ConfigError(f"{where}{shown(given)} is no configuration; write NAME: VALUE lines, e.g. epochs: 5")
+        raise ConfigError(f"{where}{format_value(given)} is no configuration; write NAME: VALUE lines, e.g. epochs: 5")
     tree = plain(given)
     spread = _spread(flags or {})
     problems = _merge_flags(tree, spread)
@@ -74,7 +74,7 @@ def check(config: Config) -> Config:
 
     Raises: ConfigError: every problem at once, one per line.
     """
-    checked, problems = _validate(_drop_unused(plain(config)))
+    checked, problems = _validate(_drop_defaults_beside_phases(plain(config)))
     if checked is None or problems:
         raise ConfigError("\n".join(dict.fromkeys(problems.values())))
     return checked
@@ -82,7 +82,7 @@ def check(config: Config) -> Config:
 
 def write_yaml(config: Config) -> str:
     """The configuration with every default filled in; ``load_config`` reads it back as an equal one."""
-    return dump_yaml(_drop_unused(plain(config)))
+    return dump_yaml(_drop_defaults_beside_phases(plain(config)))
 
 
 def plain(value: object) -> Any:
@@ -96,7 +96,7 @@ def plain(value: object) -> Any:
     return str(value) if isinstance(value, Path) else value
 
 
-def _drop_unused(tree: Tree) -> Tree:
+def _drop_defaults_beside_phases(tree: Tree) -> Tree:
     """Without recipe, epochs and freeze at their defaults where phases say it all."""
     if not tree.get("phases"):
         return tree
@@ -121,7 +121,7 @@ def _merge_flags(tree: Tree, spread: Mapping[str, object]) -> dict[str, str]:
         if not dot:
             tree[section] = value
         elif not is_section(hints(Config).get(section)):
-            meant = meant_by(path)
+            meant = suggest_option(path)
             problems[path] = f"{path}: unknown" + (f"; did you mean {meant}?" if meant else "")
         elif isinstance(tree.setdefault(section, {}), dict):
             tree[section][name] = value
@@ -131,18 +131,18 @@ def _merge_flags(tree: Tree, spread: Mapping[str, object]) -> dict[str, str]:
 def _validate(tree: Tree) -> tuple[Config | None, dict[str, str]]:
     """The configuration (None when there are problems), and one sentence per problem by its path."""
     problems: dict[str, str] = {}
-    tree = _cleaned(tree, "", problems)
+    tree = _clean_value(tree, "", problems)
     for name, kind in default_kinds().items():
         if isinstance(tree.get(name), dict):
             tree[name] = {"kind": kind, **tree[name]}
     problems |= _freeze_forms(tree)
-    config, found = _typed(tree)
+    config, found = _build_config(tree)
     for path, text in (found | _contradictions(tree) | light.contradictions(tree)).items():
         problems.setdefault(path, text)
     return (None if problems else config), problems
 
 
-def _typed(tree: Tree) -> tuple[Config | None, dict[str, str]]:
+def _build_config(tree: Tree) -> tuple[Config | None, dict[str, str]]:
     from pydantic import ValidationError
 
     try:
@@ -167,12 +167,12 @@ def _adapter() -> TypeAdapter[Config]:
     return TypeAdapter(Config)
 
 
-def _cleaned(value: object, path: str, problems: dict[str, str]) -> Any:
+def _clean_value(value: object, path: str, problems: dict[str, str]) -> Any:
     """``value`` with what no option accepts (NaN, infinity, undecodable text, objects) noted and made text."""
     if isinstance(value, dict):
-        return {key: _cleaned(item, f"{path}.{key}".removeprefix("."), problems) for key, item in value.items()}
+        return {key: _clean_value(item, f"{path}.{key}".removeprefix("."), problems) for key, item in value.items()}
     if isinstance(value, list):
-        return [_cleaned(item, f"{path}[{index}]", problems) for index, item in enumerate(value)]
+        return [_clean_value(item, f"{path}[{index}]", problems) for index, item in enumerate(value)]
     if isinstance(value, float) and not math.isfinite(value):
         problems[path] = f"{path}: {value} is not a finite number"
     elif isinstance(value, str) and not _is_text(value):
@@ -211,7 +211,7 @@ def _contradictions(tree: Tree) -> dict[str, str]:
     if tree.get("phases"):
         clash = "and phases exclude each other; say it in the phases, or leave them out"
         given = (name for name in ("recipe", "epochs", "freeze") if name in tree)
-        return {name: f"{name}: {shown(tree[name])} {clash}" for name in given}
+        return {name: f"{name}: {format_value(tree[name])} {clash}" for name in given}
     if tree.get("recipe") == "probe" and tree.get("freeze", "auto") != "auto":
         return {"freeze": "freeze: recipe probe trains the head alone; leave freeze out, or use --recipe lp_ft"}
     return {}

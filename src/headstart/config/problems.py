@@ -120,7 +120,7 @@ def sentence(place: Place, value: object, *, error: str) -> str:
     if place.annotation is None:
         return unknown(place)
     if error == "missing":
-        return f"{place.path}: missing; give {accepted(place.annotation)}{_example(place.path)}"
+        return f"{place.path}: missing; give {describe_accepted(place.annotation)}{_example(place.path)}"
     if error.startswith("union_tag"):
         return wrong_kind(place, value)
     if is_dataclass(place.annotation) or members(place.annotation):
@@ -132,14 +132,15 @@ def _no_section(place: Place, value: object) -> str:
     known = fields_of(place.annotation)
     main = next((name for name in ("kind", "name", "source", "size", "preset") if name in known), "NAME")
     example = f"{{{main}: {value if isinstance(value, str | int | float) and main != 'NAME' else 'VALUE'}}}"
-    return f"{place.path}: {shown(value)} is no section; write {place.path}: {example} (accepted: {', '.join(known)})"
+    accepted = f"accepted: {', '.join(known)}"
+    return f"{place.path}: {format_value(value)} is no section; write {place.path}: {example} ({accepted})"
 
 
 def wrong_kind(place: Place, value: object) -> str:
     """The sentence for a ``kind`` that does not exist."""
     kind = value.get("kind") if isinstance(value, Mapping) else value
     kinds = list(members(place.annotation))
-    return f"{place.path}.kind: {shown(kind)} is unknown{_near(kind, kinds)} (accepted: {', '.join(kinds)})"
+    return f"{place.path}.kind: {format_value(kind)} is unknown{_near(kind, kinds)} (accepted: {', '.join(kinds)})"
 
 
 def unknown(place: Place) -> str:
@@ -150,12 +151,12 @@ def unknown(place: Place) -> str:
         kinds = leaf.kinds
         return f"{place.path}: {place.kind} has no {name}; it belongs to {_and(kinds)} (--{section}.kind {kinds[0]})"
     known = fields_of(place.section)
-    meant = meant_by(name, siblings=known)
+    meant = suggest_option(name, siblings=known)
     ask = f"; did you mean {meant}?" if meant else ";"
     return f"{place.path}: unknown{ask} (accepted: {', '.join(known)})".replace(";;", ";").replace("; (", " (")
 
 
-def meant_by(name: str, *, siblings: Sequence[str] = ()) -> str | None:
+def suggest_option(name: str, *, siblings: Sequence[str] = ()) -> str | None:
     """The option that was probably meant: a synonym, the same name in another section, or a near name."""
     name = name.replace("-", "_")
     tail = name.rpartition(".")[2]
@@ -177,7 +178,7 @@ def fields_of(annotation: Any) -> list[str]:
     return list(dict.fromkeys(item.name for c in classes for item in fields(c)))
 
 
-def accepted(annotation: object) -> str:
+def describe_accepted(annotation: object) -> str:
     """What an option takes, in words: ``auto or a number above 0``."""
     return _or(_words(option) for option in options(annotation))
 
@@ -198,7 +199,7 @@ def bounds(option: Option) -> str:
     return " and ".join(texts)
 
 
-def shown(value: object) -> str:
+def format_value(value: object) -> str:
     """A value as YAML would show it, cut to 60 characters."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
@@ -224,8 +225,12 @@ def _words(option: Option) -> str:
         origin = get_origin(option.type)
         first, last = get_args(option.type)[0], get_args(option.type)[-1]
         if origin is dict:
-            return "a mapping" if last is Any else f"a mapping of names to {accepted(last)}"
-        return f"a list, each {accepted(first)}" if last is Ellipsis else f"two values, each {accepted(first)}"
+            return "a mapping" if last is Any else f"a mapping of names to {describe_accepted(last)}"
+        return (
+            f"a list, each {describe_accepted(first)}"
+            if last is Ellipsis
+            else f"two values, each {describe_accepted(first)}"
+        )
     return f"{noun} {bounds(option)}".replace("number at least", "number of at least").strip()
 
 
@@ -233,23 +238,25 @@ def _fault(annotation: object, value: object) -> str:
     """What is wrong with a value, and what to give instead."""
     choices = options(annotation)
     number = next((o for o in choices if o.type in (int, float)), None)
-    give = accepted(annotation)
+    give = describe_accepted(annotation)
     if number and isinstance(value, int | float) and not isinstance(value, bool):
         if number.type is int and isinstance(value, float):
-            return f"{shown(value)} is not a whole number; give {give}"
+            return f"{format_value(value)} is not a whole number; give {give}"
         only = bounds(number) if len(choices) == 1 else ""
-        return f"{shown(value)} is {_out_of(number, value)}; give {only or give}"
+        return f"{format_value(value)} is {_out_of(number, value)}; give {only or give}"
     words = [str(v) for o in choices for v in o.values]
     if isinstance(value, str) and number and not _near(value, words):
-        return f"{shown(value)} is not a number; give {give}"
+        return f"{format_value(value)} is not a number; give {give}"
     if isinstance(value, str) and words and not any(o.type is str for o in choices):
         near = _near(value, words)
         return (
-            f"{shown(value)} is unknown{near} (accepted: {give})" if near else f"{shown(value)} is unknown; give {give}"
+            f"{format_value(value)} is unknown{near} (accepted: {give})"
+            if near
+            else f"{format_value(value)} is unknown; give {give}"
         )
     if isinstance(value, bool | int | float) and any(o.type is str for o in choices):
-        return f"{shown(value)} is not text; quote it: '{shown(value)}'"
-    return f"{shown(value)} is not accepted; give {give}"
+        return f"{format_value(value)} is not text; quote it: '{format_value(value)}'"
+    return f"{format_value(value)} is not accepted; give {give}"
 
 
 def _out_of(number: Option, value: float) -> str:

@@ -63,7 +63,7 @@ def freeze_rule(value: object) -> FreezeRule:
         name, colon, rest = value.partition(":")
         value = {name.strip(): rest.strip()} if colon else value
     if not isinstance(value, Mapping) or len(value) != 1:
-        raise ConfigError(f"{_shown(value)} is no freeze rule; give {ACCEPTED}")
+        raise ConfigError(f"{_format_value(value)} is no freeze rule; give {ACCEPTED}")
     ((name, argument),) = value.items()
     if name == "until" and isinstance(argument, str) and argument:
         return Until(until=argument)
@@ -73,7 +73,7 @@ def freeze_rule(value: object) -> FreezeRule:
         return Names(names=globs)
     if name == "but" and argument in get_args(LightKind):
         return But(but=argument)
-    raise ConfigError(f"{_shown(value)} is no freeze rule; give {ACCEPTED}")
+    raise ConfigError(f"{_format_value(value)} is no freeze rule; give {ACCEPTED}")
 
 
 def freeze_text(rule: FreezeRule) -> str:
@@ -104,7 +104,7 @@ def _globs(argument: object) -> tuple[str, ...]:
     return ()
 
 
-def _shown(value: object) -> str:
+def _format_value(value: object) -> str:
     if isinstance(value, Mapping):
         return "{" + ", ".join(f"{k}: {v}" for k, v in value.items())[:80] + "}"
     return repr(value)[:80]

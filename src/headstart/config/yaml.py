@@ -45,7 +45,7 @@ def read_yaml(path: Path) -> object:
 
 def parse_yaml(text: str, *, where: str) -> object:
     """The value of a YAML text; ``where`` (a file, a flag) begins every message.  Raises: ConfigError."""
-    stream = _checked_events(text, where)
+    stream = _check_events(text, where)
     try:
         first = next(stream, None)
         value = None if first is None else _build(first, stream, where)
@@ -83,7 +83,7 @@ def scalar(text: str, *, where: str) -> object:
     return text
 
 
-def _checked_events(text: str, where: str) -> Iterator[events.Event]:
+def _check_events(text: str, where: str) -> Iterator[events.Event]:
     """The parser's events of one document, refusals raised before anything deeper is read."""
     depth = documents = 0
     for event in yaml.parse(text, Loader=yaml.SafeLoader):

@@ -191,7 +191,7 @@ def _divide(listing: Listing, scan: Scan, config: Config) -> tuple[tuple[Entry, 
             notes.append("data.test is not used: the data have their own split")
         if config.data.val != Data().val:
             notes.append("data.val is not used: the data have their own split")
-        return listing.entries, (*notes, *_shared_groups(listing.entries))
+        return listing.entries, (*notes, *_find_shared_groups(listing.entries))
     ours = [entry for entry in listing.entries if entry.split in (None, "train")]
     test = 0.0 if given["test"] else config.data.test
     if config.data.val + test >= 1:
@@ -208,10 +208,10 @@ def _divide(listing: Listing, scan: Scan, config: Config) -> tuple[tuple[Entry, 
     parts = ", ".join(f"{counts[split]} {split}" for split in ("train", "val", "test") if counts[split])
     note = f"split: made by seed {config.seed}, stratified by {by}: {parts}; {kept} stay on one side"
     entries = tuple(replace(entry, split=chosen.get(entry.key, entry.split)) for entry in listing.entries)
-    return entries, (note, *_shared_groups(entries))  # a given test split may cut one
+    return entries, (note, *_find_shared_groups(entries))  # a given test split may cut one
 
 
-def _shared_groups(entries: Sequence[Entry]) -> tuple[str, ...]:
+def _find_shared_groups(entries: Sequence[Entry]) -> tuple[str, ...]:
     """Groups that a given split cuts through."""
     sides: dict[str, set[str]] = defaultdict(set)
     for entry in entries:
@@ -283,7 +283,7 @@ def image_batches(
     return Batches(
         samples=tuple(
             Sample(path=path, key=key, index=place, target=())
-            for place, ((path, _), key) in enumerate(zip(files, _told_apart(files), strict=True))
+            for place, ((path, _), key) in enumerate(zip(files, _make_distinct_names(files), strict=True))
         ),
         task=task,
         batch_size=batch_size,
@@ -294,7 +294,7 @@ def image_batches(
     )
 
 
-def _told_apart(files: Sequence[tuple[Path, str]]) -> list[str]:
+def _make_distinct_names(files: Sequence[tuple[Path, str]]) -> list[str]:
     """Texts for (path, name): those of different names differ, also where one holds the letters that stand for a byte
     of another.
     """

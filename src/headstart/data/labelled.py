@@ -17,7 +17,7 @@ from headstart.models.preprocess import Preprocess
 from headstart.tasks.task import TaskSpec
 
 
-def labelled_batches(
+def choose_labelled_batches(
     data: Data, *, task: TaskSpec, preprocess: Preprocess, batch_size: int, scanned: bool
 ) -> tuple[Batches, str]:
     """The source's test images, else its validation images, else all of it, and which they are.

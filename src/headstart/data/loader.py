@@ -21,14 +21,14 @@ from torch.utils.data import DataLoader, Dataset
 from headstart.data.batch import Arguments, Batch
 from headstart.data.decoding.decode import UnreadableImage
 from headstart.data.decoding.decoded_cache import Decoded
-from headstart.data.decoding.interruptible import each_heard
+from headstart.data.decoding.interruptible import iterate_interruptibly
 from headstart.data.decoding.lazy_image import Picture
-from headstart.data.randomness import derived_seed, drawing_from, epoch_order
-from headstart.data.reading import ChangedFiles, ChangedImage, ImageRead, open_scanned, sendable, stack_read
+from headstart.data.randomness import derive_seed, drawing_from, epoch_order
+from headstart.data.reading import ChangedFiles, ChangedImage, ImageRead, open_scanned_image, sendable, stack_read
 from headstart.data.sources.samples import Sample
 from headstart.data.transforms.on_device import Late, Mix
 from headstart.data.transforms.transforms import Changes, Transform, mix_batch
-from headstart.data.workers import ended_with_its_use, stay_with
+from headstart.data.workers import kill_workers_left_over, stay_with
 from headstart.distributed.processes import ALONE, Processes, current
 from headstart.isolation import each_in_own_arithmetic
 from headstart.models.preprocess import Preprocess
@@ -73,9 +73,9 @@ class Training:
 
     def mirrors(self, index: int, epoch: int) -> bool:
         """Whether this image is mirrored in this epoch, whatever else happens to it."""
-        return self.alternating and (derived_seed("flip", self.seed, index) + self.drawn_in(epoch)) % 2 == 1
+        return self.alternating and (derive_seed("flip", self.seed, index) + self.epoch_of_draws(epoch)) % 2 == 1
 
-    def drawn_in(self, epoch: int) -> int:
+    def epoch_of_draws(self, epoch: int) -> int:
         """The epoch whose random changes are made in this one."""
         return self.first_epoch + (epoch - self.first_epoch) % self.views if self.views else epoch
 
@@ -169,8 +169,8 @@ class Batches:
         )
         if self.workers and self.processes.several:
             time.sleep(_SETTLING_SECONDS)
-        with ended_with_its_use() if self.workers else nullcontext():
-            made = each_heard(iter(loader)) if self.workers else loader
+        with kill_workers_left_over() if self.workers else nullcontext():
+            made = iterate_interruptibly(iter(loader)) if self.workers else loader
             for part, values in zip(parts, made, strict=True):
                 if isinstance(values, Exception):
                     raise values
@@ -203,7 +203,10 @@ class Batches:
         samples, late = [self.samples[position] for position in part.rows], None
         targets = _targets(samples, self.task)
         if part.padded:
-            values, targets = tuple(_padded(one, self.batch_size) for one in values), _padded(targets, self.batch_size)
+            values, targets = (
+                tuple(_pad_rows(one, self.batch_size) for one in values),
+                _pad_rows(targets, self.batch_size),
+            )
         mix = None if part.padded else self._mix(part, epoch=epoch)
         if self.late and self.stored is None:
             late = Late(changes=self.left, drawn=values[-1], mix=mix, targets=targets, lead=part.lead)
@@ -239,7 +242,7 @@ class Batches:
             num_classes=self.task.num_outputs,
             mixup=self.training.mixup,
             cutmix=self.training.cutmix,
-            seed=derived_seed("mix", self.training.seed, epoch, part.number),
+            seed=derive_seed("mix", self.training.seed, epoch, part.number),
         )
 
 
@@ -290,7 +293,7 @@ class _Decoded(Dataset[ImageRead]):
             if training is None:
                 pixels, digest = self._pixels(position)
                 return pixels, numbers, digest
-            with drawing_from(derived_seed("augment", training.seed, training.drawn_in(epoch), sample.index)):
+            with drawing_from(derive_seed("augment", training.seed, training.epoch_of_draws(epoch), sample.index)):
                 pixels, digest = self._pixels(position)
                 if self.left is not None:
                     numbers = self.left.draw()
@@ -302,13 +305,15 @@ class _Decoded(Dataset[ImageRead]):
         """The image's pixels, and its file's SHA-256 where it has changed."""
         batches, found = self.batches, ""
 
-        def opened() -> tuple[Picture, bool]:
+        def open_image() -> tuple[Picture, bool]:
             nonlocal found
             channels, stops = batches.preprocess.channels, batches.changed is None
-            picture, found = open_scanned(batches.samples[position], channels=channels, stored=self.stored, stops=stops)
+            picture, found = open_scanned_image(
+                batches.samples[position], channels=channels, stored=self.stored, stops=stops
+            )
             return picture, not found
 
-        pixels = self.transform(opened()[0]) if self.decoded is None else self.decoded.pixels(position, opened)
+        pixels = self.transform(open_image()[0]) if self.decoded is None else self.decoded.pixels(position, open_image)
         return pixels, found
 
 
@@ -329,7 +334,7 @@ def _targets(samples: Sequence[Sample], task: TaskSpec) -> Tensor:
     return task.standardise(values) if task.kind == "regress" else values.to(dtype)
 
 
-def _padded(values: Tensor, size: int) -> Tensor:
+def _pad_rows(values: Tensor, size: int) -> Tensor:
     missing = size - len(values)
     if missing == 0 or values.numel() == 0:
         return values

@@ -11,7 +11,7 @@ import torch
 from headstart.isolation import own_turn
 
 
-def derived_seed(*parts: int | str) -> int:
+def derive_seed(*parts: int | str) -> int:
     """Seed in 0 .. 2**63 - 1 that depends on every part and on their order."""
     text = "\x1f".join(str(part) for part in parts).encode("utf-8", "surrogateescape")
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big") >> 1
@@ -19,7 +19,7 @@ def derived_seed(*parts: int | str) -> int:
 
 def epoch_order(count: int, *, seed: int, epoch: int) -> list[int]:
     """Positions 0 .. count - 1 in the order in which this epoch visits them."""
-    generator = torch.Generator().manual_seed(derived_seed("order", seed, epoch))
+    generator = torch.Generator().manual_seed(derive_seed("order", seed, epoch))
     return [int(position) for position in torch.randperm(count, generator=generator)]
 
 

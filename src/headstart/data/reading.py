@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from headstart.data.decoding.decode import UnreadableImage, printable, read_file
-from headstart.data.decoding.lazy_image import Picture, stacked
+from headstart.data.decoding.lazy_image import Picture, stack_images
 from headstart.data.sources.samples import Sample
 from headstart.errors import RunError
 
@@ -63,9 +63,8 @@ class ChangedFiles:
         """This sample's file now has this SHA-256."""
         if sample.path not in self._paths:
             self._paths.add(sample.path)
-            self._untold.append(
-                f"data: {printable(sample.path)}: {changed(sample, digest)}; used as it is now, and kept in no cache"
-            )
+            change = describe_change(sample, digest)
+            self._untold.append(f"data: {printable(sample.path)}: {change}; used as it is now, and kept in no cache")
 
     def news(self) -> list[str]:
         """Sentences on the files that were found since this was last asked."""
@@ -73,13 +72,13 @@ class ChangedFiles:
         return found
 
 
-def changed(sample: Sample, digest: str) -> str:
+def describe_change(sample: Sample, digest: str) -> str:
     """How a message says that the file has changed."""
     was, now = sample.content[:_SHOWN], digest[:_SHOWN]
     return f"the file has changed since it was read first (its SHA-256 was {was}..., now it is {now}...)"
 
 
-def open_scanned(sample: Sample, *, channels: int, stored: bool, stops: bool) -> tuple[Picture, str]:
+def open_scanned_image(sample: Sample, *, channels: int, stored: bool, stops: bool) -> tuple[Picture, str]:
     """The sample's picture, and the SHA-256 of its file where that is not the scanned one, else "".
 
     ``stored``: what is made of it is to be kept, so that the SHA-256 is compared whatever the stamp says. ``stops``:
@@ -92,7 +91,7 @@ def open_scanned(sample: Sample, *, channels: int, stored: bool, stops: bool) ->
         found = hashlib.sha256(read.content).hexdigest()
         digest = found if found != sample.content else ""
     if digest and stops:
-        raise ChangedImage(sample.path, changed(sample, digest))
+        raise ChangedImage(sample.path, describe_change(sample, digest))
     return Picture(read.content, path=sample.path, channels=channels), digest
 
 
@@ -121,6 +120,6 @@ def stack_read(read: Sequence[ImageRead]) -> tuple[*tuple[Tensor, ...], _Digests
     if failed is not None:
         return failed
     there = [one for one in read if not isinstance(one, Exception)]
-    pixels, numbers = stacked([one[0] for one in there]), torch.stack([one[1] for one in there])
+    pixels, numbers = stack_images([one[0] for one in there]), torch.stack([one[1] for one in there])
     digests = tuple((row, one[2]) for row, one in enumerate(there) if one[2])
     return (pixels, numbers, digests) if numbers.numel() else (pixels, digests)

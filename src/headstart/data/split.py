@@ -7,7 +7,7 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from headstart.data.randomness import derived_seed
+from headstart.data.randomness import derive_seed
 from headstart.data.sources.samples import Entry, Split
 
 
@@ -31,12 +31,12 @@ def split_entries(
     clusters = make_clusters(entries, duplicates=duplicates)
     strata = _strata(clusters)
     chosen: dict[str, Split] = {key: "train" for cluster in clusters for key in cluster.keys}
-    held = _hold_out(clusters, strata, share=val, seed=derived_seed("val", seed))
+    held = _hold_out(clusters, strata, share=val, seed=derive_seed("val", seed))
     chosen.update({key: "val" for cluster in held for key in cluster.keys})
     if test > 0:
         taken = {cluster.keys for cluster in held}
         rest = [cluster for cluster in clusters if cluster.keys not in taken]
-        tested = _hold_out(rest, strata, share=test / (1 - val), seed=derived_seed("test", seed))
+        tested = _hold_out(rest, strata, share=test / (1 - val), seed=derive_seed("test", seed))
         chosen.update({key: "test" for cluster in tested for key in cluster.keys})
     return chosen
 
@@ -95,7 +95,7 @@ def _hold_out(
         by_stratum[strata[cluster.keys]].append(cluster)
     held: list[Cluster] = []
     for stratum in sorted(by_stratum):
-        shuffled = sorted(by_stratum[stratum], key=lambda cluster: derived_seed(seed, *cluster.keys[:1]))
+        shuffled = sorted(by_stratum[stratum], key=lambda cluster: derive_seed(seed, *cluster.keys[:1]))
         held += _take(shuffled, share=share)
     return _mend(clusters, held)
 

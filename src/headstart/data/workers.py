@@ -45,7 +45,7 @@ def stay_with(parent: int) -> None:
 
 
 @contextmanager
-def deaths_explained() -> Iterator[None]:
+def explain_deaths() -> Iterator[None]:
     """Within, the death of a loading process (torch raises it wherever the program is) becomes a ``RunError``."""
     try:
         yield
@@ -63,7 +63,7 @@ def deaths_explained() -> Iterator[None]:
 
 
 @contextmanager
-def ended_with_its_use() -> Iterator[None]:
+def kill_workers_left_over() -> Iterator[None]:
     """What loads images for what is done within, where that is left before its end, is killed: it may be in the middle
     of a decoder's call, for which torch would wait 5 s.
     """

@@ -22,7 +22,7 @@ _counters: list[Callable[[], None]] = []
 
 
 @contextmanager
-def counted_by(counter: Callable[[], None]) -> Iterator[None]:
+def count_messages(counter: Callable[[], None]) -> Iterator[None]:
     """Within, ``counter`` is called before every message: ranks that are behind can be found."""
     _counters.append(counter)
     try:
@@ -50,29 +50,29 @@ def _exchange(message: Mapping[str, object]) -> list[Any]:
 
 def _exchange_bytes(data: bytes) -> list[bytes]:
     where = _device()
-    sizes = _gathered(torch.tensor([len(data)], device=where))
+    sizes = _all_gather(torch.tensor([len(data)], device=where))
     room = torch.zeros(max(int(size) for size in sizes), dtype=torch.uint8, device=where)
     if data:
         room[: len(data)] = torch.frombuffer(bytearray(data), dtype=torch.uint8).to(where)
-    parts = zip(_gathered(room), sizes, strict=True)
+    parts = zip(_all_gather(room), sizes, strict=True)
     return [part[: int(size)].cpu().numpy().tobytes() for part, size in parts]
 
 
-def _gathered(value: Tensor) -> list[Tensor]:
+def _all_gather(value: Tensor) -> list[Tensor]:
     found = [torch.empty_like(value) for _ in range(dist.get_world_size())]
     _count()
     dist.all_gather(found, value)
     return found
 
 
-def gathered(value: Tensor) -> list[Tensor]:
+def all_gather(value: Tensor) -> list[Tensor]:
     """The equally shaped tensors of all ranks, by rank, where this rank's is."""
     if not current().several:
         return [value]
-    return [other.to(value.device) for other in _gathered(value.contiguous().to(_device()))]
+    return [other.to(value.device) for other in _all_gather(value.contiguous().to(_device()))]
 
 
-def summed(values: Tensor) -> Tensor:
+def all_reduce_sum(values: Tensor) -> Tensor:
     """The sum over all ranks; every rank gets the same bits."""
     if current().several:
         _count()
@@ -86,7 +86,7 @@ def any_of(*flags: bool) -> tuple[bool, ...]:
     """For each flag, whether it is set on any rank."""
     if not current().several:
         return flags
-    return tuple(bool(count > 0) for count in summed(torch.tensor(flags, dtype=torch.float64)))
+    return tuple(bool(count > 0) for count in all_reduce_sum(torch.tensor(flags, dtype=torch.float64)))
 
 
 def from_first(value: object) -> Any:
@@ -172,7 +172,7 @@ def together() -> Iterator[None]:
 
 
 @contextmanager
-def raised_by_all(kind: type[_E]) -> Iterator[None]:
+def raise_together(kind: type[_E]) -> Iterator[None]:
     """Within, an error of this ``kind``, which whoever catches it goes on after, is raised by all ranks at the end of
     the block where any has one: they go on alike. Ranks that have none raise the first one's.
     """

@@ -22,7 +22,7 @@ class Replica:
     trained: tuple[nn.Parameter, ...]
 
 
-def replicated(module: nn.Module, before: Replica | None) -> Replica:
+def replicate(module: nn.Module, before: Replica | None) -> Replica:
     """The module in DistributedDataParallel over the parameters that train now; ``before`` where it fits still.
 
     Buffers are not sent at each forward pass (see ``share_statistics``). Unused parameters are looked for at every

@@ -129,7 +129,7 @@ def parts(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, l
     return mine, shapes
 
 
-def joined_parts(files: Sequence[Mapping[str, Tensor]], shapes: Mapping[str, Any]) -> dict[str, Tensor]:
+def join_parts(files: Sequence[Mapping[str, Tensor]], shapes: Mapping[str, Any]) -> dict[str, Tensor]:
     """Whole tensors from the parts of all processes, in their order."""
     found = dict(files[0])
     for name, shape in shapes.items():

@@ -73,7 +73,7 @@ class Pulse:
         """Whether another rank has said that it failed."""
         return any(rank != self.rank for rank in self._failed)
 
-    def lost(self) -> Mapping[int, str]:
+    def find_lost(self) -> Mapping[int, str]:
         """Ranks whose beat stands still, with their places; else those that are behind in messages.
 
         Looked at for some seconds; empty once another rank has said that it failed.

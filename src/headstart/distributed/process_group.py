@@ -17,7 +17,7 @@ import torch.distributed as dist
 from torch._C._distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
-from headstart.distributed.collectives import counted_by
+from headstart.distributed.collectives import count_messages
 from headstart.distributed.heartbeat import Pulse
 from headstart.distributed.processes import Processes, current, in_environment
 from headstart.errors import ConfigError, Error, Interrupted, OthersFailed, RunError
@@ -27,7 +27,7 @@ _LOST = ("/gloo/", "gloo::", "nccl", "connection reset by peer", "connection clo
 
 
 @contextmanager
-def joined(device: torch.device, *, timeout_seconds: float) -> Iterator[Processes]:
+def join_group(device: torch.device, *, timeout_seconds: float) -> Iterator[Processes]:
     """The group that the environment describes, joined and left; the one that is there already; or alone.
 
     Within, an error of one rank ends all: it is raised with its rank, the others raise ``OthersFailed``, and a rank
@@ -42,7 +42,7 @@ def joined(device: torch.device, *, timeout_seconds: float) -> Iterator[Processe
     pulse = _open_group(found, device, timeout=timedelta(seconds=timeout_seconds))
     pulse.start()
     try:
-        with counted_by(pulse.count), _said_by_rank(found, pulse):
+        with count_messages(pulse.count), _report_errors_by_rank(found, pulse):
             yield found
             dist.barrier()  # nobody leaves while another still needs it
     finally:
@@ -93,7 +93,7 @@ def _open_group(found: Processes, device: torch.device, *, timeout: timedelta) -
 
 
 @contextmanager
-def _said_by_rank(found: Processes, pulse: Pulse) -> Iterator[None]:
+def _report_errors_by_rank(found: Processes, pulse: Pulse) -> Iterator[None]:
     """Within, what goes wrong is told to the others and said by the rank where it did, once."""
     why, failed = "it ended early", True
     try:
@@ -116,7 +116,7 @@ def _said_by_rank(found: Processes, pulse: Pulse) -> Iterator[None]:
         why = "" if _is_lost_contact(error) else _first_line(error)
         if why:
             raise
-        raise _lost(pulse, error) from error
+        raise _explain_loss(pulse, error) from error
     finally:
         if failed:
             _finish_speaking()
@@ -136,10 +136,10 @@ def _is_lost_contact(error: RuntimeError) -> bool:
     return isinstance(error, dist.DistError) or any(word in str(error).lower() for word in _LOST)
 
 
-def _lost(pulse: Pulse, error: RuntimeError) -> RunError:
+def _explain_loss(pulse: Pulse, error: RuntimeError) -> RunError:
     """Who is lost: said by the first rank that is left, unless somebody has said why it failed."""
     _finish_speaking()
-    gone = pulse.lost()
+    gone = pulse.find_lost()
     left = [rank for rank in range(pulse.world_size) if rank not in gone]
     if pulse.others_failed or pulse.rank != left[0]:
         return OthersFailed()

@@ -15,7 +15,7 @@ from headstart.errors import ModelError
 from headstart.models.factory import sketch
 from headstart.models.origins import find_origin, torchvision_names
 from headstart.models.preprocess import Preprocess, from_pretrained_cfg, from_torchvision
-from headstart.models.published import Published, published
+from headstart.models.published import Published, look_up_published
 from headstart.models.spec import StarterSpec, TimmSpec, TorchvisionSpec, parse_spec
 
 Library = Literal["timm", "torchvision"]
@@ -83,7 +83,9 @@ def _starter() -> tuple[ModelRow, ...]:
     licence = origin.pretrained.licence if origin.pretrained else None
     name = origin.architecture.name
     family = _timm_family(name)
-    return (ModelRow("starter", "timm", name, family, "", True, origin.preprocess, licence, published("starter")),)
+    return (
+        ModelRow("starter", "timm", name, family, "", True, origin.preprocess, licence, look_up_published("starter")),
+    )
 
 
 def _timm(glob: str) -> tuple[ModelRow, ...]:
@@ -102,8 +104,8 @@ def _timm_row(name: str) -> ModelRow:
         tag=tag,
         pretrained=bool(cfg.has_weights),
         preprocess=from_pretrained_cfg(asdict(cfg), channels=cfg.input_size[0], source=spec),
-        licence=_known(cfg.license),
-        published=published(spec),
+        licence=_drop_unknown_licence(cfg.license),
+        published=look_up_published(spec),
     )
 
 
@@ -118,12 +120,12 @@ def _torchvision(glob: str) -> tuple[ModelRow, ...]:
         for entry in torchvision.models.get_model_weights(name):
             spec = f"torchvision/{name}.{entry.name}"
             preprocess = from_torchvision(entry.transforms(), source=spec)
-            licence = _known(entry.meta.get("license"))
-            facts = published(spec)
+            licence = _drop_unknown_licence(entry.meta.get("license"))
+            facts = look_up_published(spec)
             rows.append(ModelRow(spec, "torchvision", name, family, entry.name, True, preprocess, licence, facts))
     return tuple(row for row in rows if _matches(row.spec, glob))
 
 
-def _known(licence: str | None) -> str | None:
+def _drop_unknown_licence(licence: str | None) -> str | None:
     """timm writes unknown where it does not know; torchvision links to a text."""
     return None if licence in (None, "unknown") else licence

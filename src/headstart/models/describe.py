@@ -70,7 +70,7 @@ class Description:
 
     def freezing(self) -> str:
         """What each rule would freeze, and the chosen one in full."""
-        return "\n\n".join([_rules(self), *([] if self.chosen is None else [_chosen(self.chosen)])])
+        return "\n\n".join([_rules(self), *([] if self.chosen is None else [_format_rule_effect(self.chosen)])])
 
 
 def describe(model: str | OpenedModel | nn.Module, *, freeze: FreezeRule | None = None) -> Description:
@@ -79,7 +79,7 @@ def describe(model: str | OpenedModel | nn.Module, *, freeze: FreezeRule | None 
     Raises: ModelError: the spec is unknown, the rule matches nothing, or the model runs neither on ``meta`` nor on its
     own device.
     """
-    opened = _opened(model) if isinstance(model, str) else model
+    opened = _open_described(model) if isinstance(model, str) else model
     module = opened if isinstance(opened, nn.Module) else opened.module
     layout = find_layout(module)
     preprocess = None if isinstance(opened, nn.Module) else opened.preprocess
@@ -105,7 +105,7 @@ def describe(model: str | OpenedModel | nn.Module, *, freeze: FreezeRule | None 
     )
 
 
-def _opened(spec: str) -> OpenedModel:
+def _open_described(spec: str) -> OpenedModel:
     """With random weights, but for a bundle: its architecture includes the head that its weights have."""
     parsed = parse_spec(spec)
     is_bundle = isinstance(parsed, FolderSpec) and (model_folder(parsed.path) / BUNDLE).is_file()
@@ -142,7 +142,7 @@ def _rows(module: nn.Module, layout: Layout, shapes: Mapping[str, Shape | None])
         beside = [unit for unit in stage.modules if not any(f"{unit}.".startswith(f"{path}.") for path in inside)]
         below = [_row(module, name, shapes) for name in inner + beside]
         row = replace(_row(module, stage.name, shapes), parameters=stage.parameters)
-        rows.append(replace(row, parts=_grouped([part for part in below if part.parameters])))
+        rows.append(replace(row, parts=_merge_equal_rows([part for part in below if part.parameters])))
     rows += [replace(_row(module, path, shapes), in_head=True) for path in layout.heads]
     return tuple(rows)
 
@@ -156,7 +156,7 @@ def _row(module: nn.Module, name: str, shapes: Mapping[str, Shape | None]) -> Ro
     return Row(name=name, type=type(part).__name__, outputs=shapes.get(name), parameters=count)
 
 
-def _grouped(rows: list[Row]) -> tuple[Row, ...]:
+def _merge_equal_rows(rows: list[Row]) -> tuple[Row, ...]:
     """Equal neighbours as one line."""
     grouped: list[Row] = []
     for row in rows:
@@ -179,7 +179,7 @@ def _heading(what: Description) -> str:
         lines[-1] += f", mean {_numbers(facts.mean)}, std {_numbers(facts.std)}"
         lines.append(f"        {facts.interpolation}, crop {facts.crop_pct:g}: {facts.source}")
     lines += [f"head    {what.head}", f"order   {what.traced}"]
-    return "\n".join(line for long in lines for line in _wrapped(long))
+    return "\n".join(line for long in lines for line in _wrap_line(long))
 
 
 def _tree(what: Description) -> str:
@@ -221,7 +221,7 @@ def _rules(what: Description) -> str:
     lines = [f"{'freeze':<43}{'frozen parameters':>20}{'share':>9}{'modules in eval':>18}"]
     for effect in what.rules:
         if effect.frozen is None:
-            lines += _wrapped(f"{effect.rule:<8}{effect.reason}")
+            lines += _wrap_line(f"{effect.rule:<8}{effect.reason}")
         else:
             frozen = effect.frozen
             share = f"{100 * frozen.parameters / max(frozen.of, 1):.1f} %"
@@ -230,13 +230,13 @@ def _rules(what: Description) -> str:
     return "\n".join(lines)
 
 
-def _chosen(effect: RuleEffect) -> str:
+def _format_rule_effect(effect: RuleEffect) -> str:
     if effect.frozen is None:
-        return "\n".join(_wrapped(f"{effect.rule}: {effect.reason}"))
+        return "\n".join(_wrap_line(f"{effect.rule}: {effect.reason}"))
     frozen = effect.frozen
     head = f"freeze {effect.rule}: {frozen.parameters:,} of {frozen.of:,} parameters, in eval:"
     outer = [name for name in frozen.modules if name.rpartition(".")[0] not in frozen.modules]
-    return "\n".join(_wrapped(f"{head} {', '.join(outer) or 'no module'}"))
+    return "\n".join(_wrap_line(f"{head} {', '.join(outer) or 'no module'}"))
 
 
 def _size(shape: Shape | None) -> str:
@@ -261,7 +261,7 @@ def _cut(text: str, width: int) -> str:
     return text[: kept // 2] + "…" + text[len(text) - (kept - kept // 2) :]
 
 
-def _wrapped(line: str) -> list[str]:
+def _wrap_line(line: str) -> list[str]:
     return (
         textwrap.wrap(line, _WIDTH, subsequent_indent=" " * 8, drop_whitespace=True) if len(line) > _WIDTH else [line]
     )

@@ -23,7 +23,7 @@ from torch.nn import init
 from torch.overrides import TorchFunctionMode
 
 from headstart.errors import ModelError
-from headstart.models.weights import named
+from headstart.models.weights import list_names
 
 # what a factory raises over a user's option: the libraries have no error type of their own
 _FACTORY_ERRORS = (
@@ -177,7 +177,7 @@ def _on_meta(make: Callable[[], nn.Module]) -> nn.Module:
 
 
 @contextmanager
-def _captured_loading() -> Iterator[list[_Loading]]:
+def _capture_loading() -> Iterator[list[_Loading]]:
     """timm passes each architecture's weights filter to ``load_pretrained`` only: be that function for one call."""
     calls: list[_Loading] = []
 
@@ -198,7 +198,7 @@ def _captured_loading() -> Iterator[list[_Loading]]:
 def _timm_loading(architecture: Architecture, *, outputs: int) -> _Loading | None:
     options: dict[str, Any] = dict(architecture.options)
     cfg = dict(architecture.cfg) or None
-    with _captured_loading() as calls, torch.device("meta"):
+    with _capture_loading() as calls, torch.device("meta"):
         timm.create_model(architecture.name, pretrained=True, pretrained_cfg=cfg, num_classes=outputs, **options)
     return calls[0] if calls else None
 
@@ -211,7 +211,7 @@ def _timm_state(
     fits = set(found) == set(expected) and all(found[name].shape == expected[name].shape for name in found)
     if loading is not None and loading.filter_fn is not None and not fits:
         try:
-            found = _filtered(loading.filter_fn, found, module)
+            found = _apply_weights_filter(loading.filter_fn, found, module)
         except _FACTORY_ERRORS:  # made for published files; what does not fit is named by the coverage
             found = dict(state)
     found = {name: value for name, value in found.items() if not value.is_meta}
@@ -221,7 +221,7 @@ def _timm_state(
     return found
 
 
-def _filtered(
+def _apply_weights_filter(
     filter_fn: Callable[..., dict[str, Tensor]], state: dict[str, Tensor], module: nn.Module
 ) -> dict[str, Tensor]:
     parameters = inspect.signature(filter_fn).parameters
@@ -315,7 +315,7 @@ def _unknown_option(architecture: Architecture, name: str) -> ModelError:
     near = difflib.get_close_matches(name, accepted, n=3, cutoff=0.5)
     meant = f"did you mean {', '.join(near)}? " if near else ""
     return ModelError(
-        f"model.options.{name}: {architecture} takes no such option; {meant}it takes {named(accepted, 40)}"
+        f"model.options.{name}: {architecture} takes no such option; {meant}it takes {list_names(accepted, 40)}"
     )
 
 

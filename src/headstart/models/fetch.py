@@ -16,7 +16,7 @@ from typing import TypeVar
 import torch
 
 from headstart.errors import ModelError
-from headstart.models.weights import Digest, check_digest, hash_prefix, named
+from headstart.models.weights import Digest, check_digest, hash_prefix, list_names
 from headstart.storage.durable import write_file
 
 CONTACT_SECONDS = 8.0  # until the first answer of a server, name look-up and all its addresses included
@@ -49,10 +49,10 @@ def hub_file(repo: str, filename: str, *, revision: str | None = None) -> Fetche
     if isinstance(cached, str):
         digest = _blob_digest(Path(cached))
         return Fetched(
-            Path(cached), digest or _published_digest(repo, filename, revision, lack="a hash to check it with"), where
+            Path(cached), digest or _fetch_digest(repo, filename, revision, lack="a hash to check it with"), where
         )
-    digest = _published_digest(repo, filename, revision, lack="a copy")
-    path = _asked(
+    digest = _fetch_digest(repo, filename, revision, lack="a copy")
+    path = _ask_within(
         lambda: huggingface_hub.hf_hub_download(
             repo,
             filename,
@@ -105,7 +105,7 @@ def offline() -> bool:
     return os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
 
 
-def cached_models() -> tuple[str, ...]:
+def list_cached_models() -> tuple[str, ...]:
     """Model specs and files that can be had without a network: the hub's cache, then torch's."""
     found = []
     for folder in sorted(hub_cache().glob("models--*--*")):
@@ -117,8 +117,8 @@ def cached_models() -> tuple[str, ...]:
 
 def ways_on() -> str:
     """What works without the network, for the end of an error message."""
-    cached = cached_models()
-    models = f"a cached model ({named(cached)})" if cached else "a cached model (there are none yet)"
+    cached = list_cached_models()
+    models = f"a cached model ({list_names(cached)})" if cached else "a cached model (there are none yet)"
     return f"ways on: {models}, a local folder or weights file (--model FOLDER, --weights FILE), or --model starter"
 
 
@@ -130,13 +130,13 @@ def _blob_digest(path: Path) -> Digest | None:
     return Digest("git", name) if re.fullmatch(r"[0-9a-f]{40}", name) else None
 
 
-def _published_digest(repo: str, filename: str, revision: str | None, *, lack: str) -> Digest:
+def _fetch_digest(repo: str, filename: str, revision: str | None, *, lack: str) -> Digest:
     import huggingface_hub
 
     if offline():
         raise ModelError(f"{repo}/{filename}: {hub_cache()} lacks {lack}, and HF_HUB_OFFLINE is set; {ways_on()}")
     url = huggingface_hub.hf_hub_url(repo, filename, revision=revision, endpoint=_endpoint())
-    facts = _asked(
+    facts = _ask_within(
         lambda: huggingface_hub.get_hf_file_metadata(url, timeout=CONTACT_SECONDS, endpoint=_endpoint()),
         what=f"the hub ({_host(url)}), asked for {repo}/{filename},",
         seconds=CONTACT_SECONDS,
@@ -167,7 +167,7 @@ def _network_errors() -> tuple[type[Exception], ...]:
     return (*HfHubHTTPError.__bases__, http.client.HTTPException, ValueError, RuntimeError)
 
 
-def _asked(question: Callable[[], _T], *, what: str, seconds: float | None) -> _T:
+def _ask_within(question: Callable[[], _T], *, what: str, seconds: float | None) -> _T:
     """The answer, or a ModelError within ``seconds``: libraries' own time limits hold per address and per try."""
     answers: list[_T] = []
     failures: list[Exception] = []
@@ -196,7 +196,7 @@ def _asked(question: Callable[[], _T], *, what: str, seconds: float | None) -> _
 
 
 def _download(url: str, path: Path) -> None:
-    answer = _asked(
+    answer = _ask_within(
         lambda: urllib.request.urlopen(url, timeout=CONTACT_SECONDS),
         what=f"{_host(url)}, asked for {path.name},",
         seconds=CONTACT_SECONDS,

@@ -43,10 +43,10 @@ class _Filter:
     there: Callable[[Sequence[ModelRow]], str]
 
 
-def filtered(rows: Sequence[ModelRow], filters: Filters) -> tuple[ModelRow, ...]:
+def apply_filters(rows: Sequence[ModelRow], filters: Filters) -> tuple[ModelRow, ...]:
     """The rows that pass every filter.  Raises: ModelError: none do; it names the first filter that leaves nothing."""
     left = tuple(rows)
-    for each in _given(filters):
+    for each in _select_filters(filters):
         passed = tuple(row for row in left if each.passes(row))
         if not passed:
             models = "leaves out the only model" if len(left) == 1 else f"leaves none of {len(left):,} models"
@@ -55,7 +55,7 @@ def filtered(rows: Sequence[ModelRow], filters: Filters) -> tuple[ModelRow, ...]
     return left
 
 
-def ordered(rows: Iterable[ModelRow], order: Order) -> tuple[ModelRow, ...]:
+def order_rows(rows: Iterable[ModelRow], order: Order) -> tuple[ModelRow, ...]:
     """By name, fewest parameters, highest top-1 or highest published speed first; what is not known comes last."""
 
     def key(row: ModelRow) -> tuple[bool, float, str]:
@@ -76,17 +76,17 @@ def ordered(rows: Iterable[ModelRow], order: Order) -> tuple[ModelRow, ...]:
     return tuple(sorted(rows, key=key))
 
 
-def _given(filters: Filters) -> list[_Filter]:
+def _select_filters(filters: Filters) -> list[_Filter]:
     """Those that are asked for; parameters last, since what the table lacks has to be counted."""
     found: list[_Filter] = []
     if filters.pretrained_only:
         found.append(_Filter("--pretrained-only", lambda row: row.pretrained, lambda _: "none has weights"))
     if (family := filters.family) is not None:
-        found.append(_named("--family", family, lambda row: row.family, exact=True))
+        found.append(_match_text("--family", family, lambda row: row.family, exact=True))
     if (tag := filters.tag) is not None:
-        found.append(_named("--tag", tag, lambda row: row.tag, exact=False))
+        found.append(_match_text("--tag", tag, lambda row: row.tag, exact=False))
     if (licence := filters.licence) is not None:
-        found.append(_named("--licence", licence, lambda row: row.licence or "unknown", exact=False))
+        found.append(_match_text("--licence", licence, lambda row: row.licence or "unknown", exact=False))
     at_most = (
         ("--max-image-size", filters.max_image_size, lambda row: row.image_size),
         ("--max-params", filters.max_params, lambda row: row.parameters),
@@ -97,12 +97,12 @@ def _given(filters: Filters) -> list[_Filter]:
         ("--min-gpu-speed", filters.min_gpu_speed, lambda row: row.published.gpu_images_per_second),
         ("--min-params", filters.min_params, lambda row: row.parameters),
     )
-    found += [_bound(flag, limit, value, sign=-1) for flag, limit, value in at_most if limit is not None]
-    found += [_bound(flag, limit, value, sign=1) for flag, limit, value in at_least if limit is not None]
+    found += [_limit_number(flag, limit, value, sign=-1) for flag, limit, value in at_most if limit is not None]
+    found += [_limit_number(flag, limit, value, sign=1) for flag, limit, value in at_least if limit is not None]
     return sorted(found, key=lambda each: "-params" in each.typed)
 
 
-def _named(flag: str, wanted: str, text: Callable[[ModelRow], str], *, exact: bool) -> _Filter:
+def _match_text(flag: str, wanted: str, text: Callable[[ModelRow], str], *, exact: bool) -> _Filter:
     low = wanted.lower()
 
     def passes(row: ModelRow) -> bool:
@@ -118,7 +118,7 @@ def _named(flag: str, wanted: str, text: Callable[[ModelRow], str], *, exact: bo
     return _Filter(f"{flag} {wanted}", passes, there)
 
 
-def _bound(flag: str, limit: float, value: Callable[[ModelRow], float | None], *, sign: int) -> _Filter:
+def _limit_number(flag: str, limit: float, value: Callable[[ModelRow], float | None], *, sign: int) -> _Filter:
     """At least (``sign`` 1) or at most (-1) ``limit``; what is not known does not pass."""
 
     def passes(row: ModelRow) -> bool:

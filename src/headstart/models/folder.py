@@ -58,7 +58,7 @@ def read_bundle(path: Path) -> Bundle | None:
     missing = [name for name in (BUNDLE, CONFIG, WEIGHTS) if name not in files]
     if missing:
         raise ModelError(f"{path}: the bundle lacks {', '.join(missing)}; copy or export it again")
-    facts = parsed_json(files[BUNDLE], where=path / BUNDLE)
+    facts = parse_json(files[BUNDLE], where=path / BUNDLE)
     if facts.get("format") != 1:
         raise ModelError(f"{path / BUNDLE}: format {facts.get('format')!r}; this headstart reads format 1")
     return Bundle(path, files, facts)
@@ -78,7 +78,7 @@ def read_json_file(path: Path, *, expected: Digest | None = None) -> dict[str, A
         data = path.read_bytes()
         if expected is not None:
             check_digest(data, expected, where=path, remedy="Delete it and run again to fetch it anew")
-        return parsed_json(data, where=path)
+        return parse_json(data, where=path)
     except OSError as error:
         raise ModelError(
             f"{path}: {error.strerror}; a model folder holds {CONFIG} and {WEIGHTS} "
@@ -86,7 +86,7 @@ def read_json_file(path: Path, *, expected: Digest | None = None) -> dict[str, A
         ) from error
 
 
-def parsed_json(data: bytes, *, where: Path | str) -> dict[str, Any]:
+def parse_json(data: bytes, *, where: Path | str) -> dict[str, Any]:
     """A JSON object.  Raises: ModelError: something else."""
     try:
         value = json.loads(data)
@@ -106,7 +106,7 @@ def _refuse_sizes(value: object, *, where: str, name: str = "model_args") -> Non
         raise ModelError(f"{where}: {name} is {value}; at most {_MOST_OPTION:,} is accepted")
 
 
-def described_architecture(config: Mapping[str, Any], *, where: str) -> tuple[Architecture, int]:
+def read_architecture(config: Mapping[str, Any], *, where: str) -> tuple[Architecture, int]:
     """The timm architecture that a config.json describes, and its number of classes (0: it has no head).
 
     Raises: ModelError: no architecture, or one that timm does not have.

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from headstart.allocator import kept_memory
+from headstart.allocator import keep_freed_memory
 from headstart.errors import ModelError
 from headstart.models.catalog import ModelRow
 from headstart.models.factory import build
@@ -119,8 +119,8 @@ def measure(
     try:
         done = []
         for number, (row, others) in enumerate(chosen, start=1):
-            with kept_generators(), kept_memory():
-                done.append(_measured(row, others, machine))
+            with kept_generators(), keep_freed_memory():
+                done.append(_measure_row(row, others, machine))
             tell(number, done[-1])
         return tuple(done)
     finally:
@@ -169,7 +169,7 @@ def verdicts(measured: Sequence[Measured], *, max_latency_ms: float | None) -> t
     return tuple(found)
 
 
-def _measured(row: ModelRow, others: int, machine: Machine) -> Measured:
+def _measure_row(row: ModelRow, others: int, machine: Machine) -> Measured:
     form = row.preprocess
     shape = (machine.batch_size, form.channels, form.height, form.width)
     try:

@@ -15,10 +15,10 @@ from timm.models import PretrainedCfg, get_arch_pretrained_cfgs, get_pretrained_
 from headstart.errors import ModelError
 from headstart.models import fetch
 from headstart.models.factory import Architecture
-from headstart.models.folder import CONFIG, WEIGHTS, described_architecture, parsed_json, read_json_file, weights_file
+from headstart.models.folder import CONFIG, WEIGHTS, parse_json, read_architecture, read_json_file, weights_file
 from headstart.models.preprocess import Preprocess, from_pretrained_cfg, from_torchvision
 from headstart.models.spec import FolderSpec, HubSpec, StarterSpec, TimmSpec, TorchvisionSpec
-from headstart.models.weights import TensorFile, named, read_safetensors, read_weights
+from headstart.models.weights import TensorFile, list_names, read_safetensors, read_weights
 
 _DEFAULT_CLASSES = 1000  # outputs of a model whose weights come without a head; replaced by the task's anyway
 
@@ -64,7 +64,7 @@ def find_origin(
             return _starter_origin(options)
         case FolderSpec(path):
             config = read_json_file(path / CONFIG)
-            origin = _described_origin(config, spec=str(path), where=str(path / CONFIG), options=options)
+            origin = _read_origin(config, spec=str(path), where=str(path / CONFIG), options=options)
             read = (lambda: read_weights(weights_file(path))) if weights == "pretrained" else None
             return replace(origin, pretrained=_from(origin, read, str(path))) if read else origin
 
@@ -75,7 +75,7 @@ def _timm_origin(name: str, *, weights: str, options: Mapping[str, object]) -> O
         raise ModelError(f"timm has no model {bare!r}; {_near(bare, timm.list_models(), 'timm/')}")
     tags = sorted(key.partition(".")[2] for key in get_arch_pretrained_cfgs(bare))
     if tag and tag not in tags:
-        known = f"its tags: {named(tags, 30)}" if any(tags) else "it has no tags"
+        known = f"its tags: {list_names(tags, 30)}" if any(tags) else "it has no tags"
         raise ModelError(f"timm/{bare} has no weights tagged {tag!r}; {_near(tag, tags, f'timm/{bare}.')}; {known}")
     cfg = get_pretrained_cfg(name) or PretrainedCfg(architecture=bare)
     full = f"{bare}.{cfg.tag}" if cfg.tag else bare
@@ -89,7 +89,7 @@ def _timm_origin(name: str, *, weights: str, options: Mapping[str, object]) -> O
         architecture=architecture,
         outputs=cfg.num_classes or _DEFAULT_CLASSES,
         preprocess=from_pretrained_cfg(architecture.cfg, channels=_channels(options), source=source),
-        pretrained=_timm_pretrained(cfg) if cfg.has_weights else None,
+        pretrained=_read_pretrained_cfg(cfg) if cfg.has_weights else None,
     )
 
 
@@ -97,7 +97,7 @@ def _plain_cfg(cfg: PretrainedCfg, architecture: str) -> dict[str, Any]:
     return cfg.to_dict(remove_source=True) | {"architecture": architecture}  # type: ignore[no-any-return, no-untyped-call]
 
 
-def _timm_pretrained(cfg: PretrainedCfg) -> Pretrained:
+def _read_pretrained_cfg(cfg: PretrainedCfg) -> Pretrained:
     if cfg.hf_hub_id:
         repo, name = str(cfg.hf_hub_id), cfg.hf_hub_filename
         where = f"https://huggingface.co/{repo}"
@@ -165,7 +165,7 @@ def _hub_origin(repo: str, *, options: Mapping[str, object]) -> Origin:
     config = fetch.hub_file(name, CONFIG, revision=revision or None)
     spec = f"hf-hub:{repo}"
     facts = read_json_file(config.path, expected=config.digest)
-    origin = _described_origin(facts, spec=spec, where=config.where, options=options)
+    origin = _read_origin(facts, spec=spec, where=config.where, options=options)
     read = lambda: _hub_weights(name, None, revision=revision or None)  # noqa: E731
     return replace(origin, pretrained=_from(origin, read, f"https://huggingface.co/{repo}"))
 
@@ -174,15 +174,15 @@ def _starter_origin(options: Mapping[str, object]) -> Origin:
     folder = files("headstart") / "starter"
     if not (folder / CONFIG).is_file():
         raise ModelError("the starter's files are missing from this installation; install headstart again")
-    config = parsed_json((folder / CONFIG).read_bytes(), where="starter")
-    origin = _described_origin(config, spec="starter", where="the starter's config", options=options)
+    config = parse_json((folder / CONFIG).read_bytes(), where="starter")
+    origin = _read_origin(config, spec="starter", where="the starter's config", options=options)
     origin = replace(origin, preprocess=replace(origin.preprocess, source="starter"))
     read = lambda: read_safetensors((folder / WEIGHTS).read_bytes(), where="of the starter")  # noqa: E731
     return replace(origin, pretrained=_from(origin, read, "headstart's own, in the package"))
 
 
-def _described_origin(config: Mapping[str, Any], *, spec: str, where: str, options: Mapping[str, object]) -> Origin:
-    architecture, classes = described_architecture(config, where=where)
+def _read_origin(config: Mapping[str, Any], *, spec: str, where: str, options: Mapping[str, object]) -> Origin:
+    architecture, classes = read_architecture(config, where=where)
     architecture = replace(architecture, options={**architecture.options, **options})
     return Origin(
         spec=spec,

@@ -121,7 +121,7 @@ def imagenet_preprocess(*, channels: int, source: str) -> Preprocess:
     return from_pretrained_cfg({"interpolation": "bilinear"}, channels=channels, source=source)
 
 
-def adjusted(found: Preprocess, *, image_size: int | None, given: ImageFormat | None) -> Preprocess:
+def adjust_preprocess(found: Preprocess, *, image_size: int | None, given: ImageFormat | None) -> Preprocess:
     """``found`` with the user's size and format in place of the weights' own."""
     if given is not None:
         if len(given.mean) != found.channels:

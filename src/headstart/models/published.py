@@ -35,7 +35,7 @@ class Published:
 NOTHING = Published()
 
 
-def published(spec: str) -> Published:
+def look_up_published(spec: str) -> Published:
     """What the table has for ``timm/NAME.TAG`` or ``torchvision/NAME.TAG``; all None when it has nothing."""
     return _table()[1].get(spec, NOTHING)
 

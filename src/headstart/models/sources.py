@@ -27,20 +27,20 @@ from headstart.models.folder import (
     MOST_OUTPUTS,
     WEIGHTS,
     Bundle,
-    described_architecture,
     model_folder,
-    parsed_json,
+    parse_json,
+    read_architecture,
     read_bundle,
 )
 from headstart.models.origins import Origin, find_origin, torchvision_names
-from headstart.models.preprocess import Preprocess, adjusted, from_pretrained_cfg, imagenet_preprocess
+from headstart.models.preprocess import Preprocess, adjust_preprocess, from_pretrained_cfg, imagenet_preprocess
 from headstart.models.spec import FolderSpec, parse_spec
 from headstart.models.weights import (
     Coverage,
     TensorFile,
     cover,
-    load_covered,
-    named,
+    list_names,
+    load_by_coverage,
     read_safetensors,
     read_weights,
     refuse_format,
@@ -120,19 +120,21 @@ def _open_named(
                     f"model.options: {parsed.path} is a headstart bundle, whose architecture is fixed; drop them"
                 )
             opened = _open_bundle(bundle, weights=weights, image_size=image_size)
-            return replace(opened, preprocess=adjusted(opened.preprocess, image_size=image_size, given=preprocess))
+            return replace(
+                opened, preprocess=adjust_preprocess(opened.preprocess, image_size=image_size, given=preprocess)
+            )
     origin = find_origin(parsed, weights=weights, options=options)
     check_options(origin.architecture, outputs=origin.outputs, given=options)
-    origin = _sized(origin, image_size=image_size, options=options)
+    origin = _set_image_size(origin, image_size=image_size, options=options)
     if weights == "pretrained" and origin.pretrained is None:
         raise ModelError(
             f"{origin.spec} has no pretrained weights; choose another model, --weights none or --weights FILE"
         )
     opened = _open_origin(origin, weights=weights)
-    return replace(opened, preprocess=adjusted(opened.preprocess, image_size=image_size, given=preprocess))
+    return replace(opened, preprocess=adjust_preprocess(opened.preprocess, image_size=image_size, given=preprocess))
 
 
-def _sized(origin: Origin, *, image_size: int | None, options: Mapping[str, object]) -> Origin:
+def _set_image_size(origin: Origin, *, image_size: int | None, options: Mapping[str, object]) -> Origin:
     """The architecture told its input size where it needs to know, and the preprocessing following what it was told."""
     architecture, found = origin.architecture, origin.preprocess
     key = _size_option(architecture)
@@ -162,10 +164,10 @@ def _open_origin(origin: Origin, *, weights: str) -> OpenedModel:
         outputs, module = origin.outputs, build(origin.architecture, outputs=origin.outputs)
         coverage = Coverage(loaded=0, total=len(module.state_dict()))
     else:
-        outputs, found, coverage = _fitted(origin, file, where=source.where)
+        outputs, found, coverage = _fit_file(origin, file, where=source.where)
         module = build(origin.architecture, outputs=outputs)
-        load_covered(module, found, coverage)
-        coverage = replace(coverage, notes=(*file.notes, *_adapted(file.tensors, found)))
+        load_by_coverage(module, found, coverage)
+        coverage = replace(coverage, notes=(*file.notes, *_explain_adapted(file.tensors, found)))
     return OpenedModel(
         module=module,
         spec=origin.spec,
@@ -190,7 +192,7 @@ def _read(origin: Origin, weights: str) -> tuple[TensorFile | None, WeightsSourc
     return file, WeightsSource("file", str(Path(weights).expanduser()), file.sha256, None)
 
 
-def _fitted(origin: Origin, file: TensorFile, *, where: str) -> tuple[int, Mapping[str, Tensor], Coverage]:
+def _fit_file(origin: Origin, file: TensorFile, *, where: str) -> tuple[int, Mapping[str, Tensor], Coverage]:
     """The number of classes that the file has, its tensors under the model's names, and how they cover it."""
     architecture, outputs = origin.architecture, origin.outputs
     plan = sketch(architecture, outputs=outputs)
@@ -207,9 +209,9 @@ def _fitted(origin: Origin, file: TensorFile, *, where: str) -> tuple[int, Mappi
     return outputs, found, coverage
 
 
-def _adapted(published: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> tuple[str, ...]:
+def _explain_adapted(published: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> tuple[str, ...]:
     names = [name for name in found if name in published and published[name].shape != found[name].shape]
-    return (f"{len(names)} fitted to the model's input: {named(names, 3)}",) if names else ()
+    return (f"{len(names)} fitted to the model's input: {list_names(names, 3)}",) if names else ()
 
 
 def _bytes(module: nn.Module) -> int:
@@ -253,8 +255,8 @@ def _open_bundle(bundle: Bundle, *, weights: str, image_size: int | None) -> Ope
     replace_head(opened.module, **recipe)
     coverage = cover(opened.module.state_dict(), file.tensors, heads=frozenset, where=f"of {bundle.path}")
     if coverage.unexpected:
-        raise ModelError(f"weights of {bundle.path}: tensors that the model has not: {named(coverage.unexpected)}")
-    load_covered(opened.module, file.tensors, coverage)
+        raise ModelError(f"weights of {bundle.path}: tensors that the model has not: {list_names(coverage.unexpected)}")
+    load_by_coverage(opened.module, file.tensors, coverage)
     source = WeightsSource("pretrained", str(bundle.path), file.sha256, None)
     return replace(opened, coverage=coverage, weights=source, bundle=facts)
 
@@ -274,8 +276,8 @@ def _bundle_architecture(bundle: Bundle, *, where: str) -> Architecture:
     library, name = model["library"], str(model["architecture"])
     options = {str(key): tuple(value) if isinstance(value, list) else value for key, value in model["options"].items()}
     if library == "timm" and timm.is_model(name):
-        config = parsed_json(bundle.files[CONFIG], where=bundle.path / CONFIG)
-        described, _ = described_architecture(config, where=str(bundle.path / CONFIG))
+        config = parse_json(bundle.files[CONFIG], where=bundle.path / CONFIG)
+        described, _ = read_architecture(config, where=str(bundle.path / CONFIG))
         return Architecture(library="timm", name=name, options=options, cfg=described.cfg)
     if library == "torchvision" and name in torchvision_names():
         return Architecture(library="torchvision", name=name, options=options)
@@ -295,14 +297,14 @@ def _open_own(
 ) -> OpenedModel:
     if options:
         raise ModelError("model.options: the module is already made; give the options to its constructor")
-    architecture = _known_architecture(module)
+    architecture = _recognize_architecture(module)
     total = len(saved_tensors(module))
     coverage = Coverage(loaded=total, total=total, notes=("the module as given",))
     source = WeightsSource("pretrained", "the module as given", None, None)
     if weights not in ("pretrained", "none"):
         file = read_weights(Path(weights).expanduser())
         coverage = cover(saved_tensors(module), file.tensors, heads=lambda: head_parameters(module), where=weights)
-        load_covered(module, file.tensors, coverage)
+        load_by_coverage(module, file.tensors, coverage)
         source = WeightsSource("file", weights, file.sha256, None)
     name = architecture.name if architecture else type(module).__name__
     outputs = getattr(module, "num_classes", None)
@@ -313,13 +315,13 @@ def _open_own(
         architecture=name,
         options=dict(architecture.options) if architecture else {},
         num_outputs=outputs if isinstance(outputs, int) else None,
-        preprocess=adjusted(_own_preprocess(module), image_size=image_size, given=preprocess),
+        preprocess=adjust_preprocess(_own_preprocess(module), image_size=image_size, given=preprocess),
         coverage=coverage,
         weights=source,
     )
 
 
-def _known_architecture(module: nn.Module) -> Architecture | None:
+def _recognize_architecture(module: nn.Module) -> Architecture | None:
     """timm's own description of a module that it made, if the module still is what timm would make of it."""
     cfg, outputs = getattr(module, "pretrained_cfg", None), getattr(module, "num_classes", None)
     name = cfg.get("architecture") if isinstance(cfg, Mapping) else None

@@ -76,17 +76,17 @@ def parse_spec(text: str) -> ModelSpec:
         return StarterSpec()
     if text.startswith("hf-hub:"):
         return HubSpec(
-            _matched(_REPO, text.removeprefix("hf-hub:"), text, "hf-hub:ORG/NAME or hf-hub:ORG/NAME@REVISION")
+            _match_form(_REPO, text.removeprefix("hf-hub:"), text, "hf-hub:ORG/NAME or hf-hub:ORG/NAME@REVISION")
         )
     if text.startswith("timm/"):
-        return TimmSpec(_matched(_NAME, text.removeprefix("timm/"), text, "timm/NAME or timm/NAME.TAG"))
+        return TimmSpec(_match_form(_NAME, text.removeprefix("timm/"), text, "timm/NAME or timm/NAME.TAG"))
     if text.startswith("torchvision/"):
-        name = _matched(_NAME, text.removeprefix("torchvision/"), text, "torchvision/NAME or torchvision/NAME.TAG")
+        name = _match_form(_NAME, text.removeprefix("torchvision/"), text, "torchvision/NAME or torchvision/NAME.TAG")
         return TorchvisionSpec(name)
     return _folder(text)
 
 
-def _matched(pattern: re.Pattern[str], name: str, text: str, form: str) -> str:
+def _match_form(pattern: re.Pattern[str], name: str, text: str, form: str) -> str:
     if not pattern.fullmatch(name):
         raise ModelError(f"model {text!r}: expected {form}; {ACCEPTED}")
     return name

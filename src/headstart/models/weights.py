@@ -75,11 +75,11 @@ class Coverage:
         elif self.missing or self.misshaped:
             text += ", head new"
         if self.unexpected:
-            text += f"; {len(self.unexpected)} of the file not used: {named(self.unexpected, 3)}"
+            text += f"; {len(self.unexpected)} of the file not used: {list_names(self.unexpected, 3)}"
         return "; ".join((text, *self.notes))
 
 
-def named(names: Collection[str], most: int = _NAMED) -> str:
+def list_names(names: Collection[str], most: int = _NAMED) -> str:
     """The first ``most`` names, and how many more there are."""
     listed = list(names)
     more = f" and {len(listed) - most} more" if len(listed) > most else ""
@@ -106,16 +106,16 @@ def read_weights(path: Path, *, expected: Digest | None = None) -> TensorFile:
         raise ModelError(f"weights {path}: {strange}")
     if path.suffix == ".safetensors":
         return read_safetensors(data, where=str(path))
-    tensors, notes = _read_pickled(data, where=str(path))
-    return _checked(tensors, data=data, where=str(path), notes=notes)
+    tensors, notes = _read_pickle(data, where=str(path))
+    return _check_tensors(tensors, data=data, where=str(path), notes=notes)
 
 
 def read_safetensors(data: bytes, *, where: str) -> TensorFile:
     """The tensors of a safetensors file already in memory."""
-    return _checked(read_as_saved(data, where=where), data=data, where=where, notes=())
+    return _check_tensors(read_own_tensors(data, where=where), data=data, where=where, notes=())
 
 
-def read_as_saved(data: bytes, *, where: str) -> dict[str, Tensor]:
+def read_own_tensors(data: bytes, *, where: str) -> dict[str, Tensor]:
     """The tensors of a safetensors file that headstart wrote: names, dtypes and values as they are.
 
     Raises: ModelError: it is not whole.
@@ -201,7 +201,7 @@ def cover(
     )
 
 
-def load_covered(module: nn.Module, found: Mapping[str, Tensor], coverage: Coverage) -> None:
+def load_by_coverage(module: nn.Module, found: Mapping[str, Tensor], coverage: Coverage) -> None:
     """Copy what ``coverage`` counted as loaded into ``module``; the rest keeps its initial values."""
     skipped = {*coverage.unexpected, *coverage.misshaped}
     module.load_state_dict({name: value for name, value in found.items() if name not in skipped}, strict=False)
@@ -224,20 +224,20 @@ def _refuse_body(
     ]
     parts = []
     if lost:
-        parts.append(f"{len(lost)} tensors outside the head are missing: {named(lost)}")
+        parts.append(f"{len(lost)} tensors outside the head are missing: {list_names(lost)}")
     if bent:
-        parts.append(f"{len(bent)} have another shape: {named(bent)}")
+        parts.append(f"{len(bent)} have another shape: {list_names(bent)}")
     if not parts:
         return
     if unexpected:
-        parts.append(f"{len(unexpected)} are not the model's: {named(unexpected)}")
+        parts.append(f"{len(unexpected)} are not the model's: {list_names(unexpected)}")
     raise ModelError(
         f"weights {where} do not fit the model ({len(expected)} tensors): {'; '.join(parts)}. "
         "Name the architecture and options that they were trained with"
     )
 
 
-def _read_pickled(data: bytes, *, where: str) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+def _read_pickle(data: bytes, *, where: str) -> tuple[dict[str, Tensor], tuple[str, ...]]:
     _refuse_archive(data, where=where)
     try:
         loaded = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True, mmap=False)
@@ -278,13 +278,14 @@ def _state_dict(loaded: object, *, where: str) -> tuple[dict[str, Tensor], tuple
         raise ModelError(f"weights {where}: holds a {type(loaded).__name__}, not names and tensors; {ACCEPTED}")
     wrong = [str(name) for name, value in loaded.items() if not (isinstance(name, str) and isinstance(value, Tensor))]
     if wrong:
+        names = list_names(wrong)
         raise ModelError(
-            f"weights {where}: {len(wrong)} entries are not tensors: {named(wrong)}; save the model's state dict alone"
+            f"weights {where}: {len(wrong)} entries are not tensors: {names}; save the model's state dict alone"
         )
     return dict(loaded), tuple(notes)
 
 
-def _checked(tensors: Mapping[str, Tensor], *, data: bytes, where: str, notes: tuple[str, ...]) -> TensorFile:
+def _check_tensors(tensors: Mapping[str, Tensor], *, data: bytes, where: str, notes: tuple[str, ...]) -> TensorFile:
     if tensors and all(name.startswith("module.") for name in tensors):
         tensors = {name.removeprefix("module."): value for name, value in tensors.items()}
         notes = (*notes, "the prefix 'module.' stripped from every name")

@@ -23,7 +23,7 @@ def make_optimizer(groups: list[dict[str, Any]], options: Optimizer) -> torch.op
 
     Raises: ConfigError: timm does not know the name.
     """
-    fused = _fused(groups)
+    fused = _use_fused(groups)
     match options:
         case AdamW():
             return torch.optim.AdamW(groups, betas=options.betas, fused=fused)
@@ -43,7 +43,7 @@ def make_optimizer(groups: list[dict[str, Any]], options: Optimizer) -> torch.op
             return _from_timm(groups, options)
 
 
-def _fused(groups: list[dict[str, Any]]) -> bool | None:
+def _use_fused(groups: list[dict[str, Any]]) -> bool | None:
     """True for plain floating parameters on the CPU, where one fused kernel takes half the time (or less, of small
     models); None elsewhere: torch's own choice. A function of the device alone, so that a resumed run makes the same.
     """

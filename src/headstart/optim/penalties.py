@@ -13,7 +13,7 @@ from headstart.errors import ConfigError
 from headstart.surgery.head import head_parameters
 
 
-def penalised(module: nn.Module, penalties: Penalties) -> tuple[str, ...]:
+def select_l1_parameters(module: nn.Module, penalties: Penalties) -> tuple[str, ...]:
     """Names of the parameters that L1 sees; ``head`` and ``all`` mean weights, without biases and norms.
 
     Raises: ConfigError: a glob matches nothing.
@@ -39,7 +39,7 @@ def penalty(module: nn.Module, penalties: Penalties, *, start: Mapping[str, Tens
     terms: list[Tensor] = []
     named = dict(module.named_parameters())
     if penalties.l1:
-        terms += [penalties.l1 * named[name].abs().sum() for name in penalised(module, penalties)]
+        terms += [penalties.l1 * named[name].abs().sum() for name in select_l1_parameters(module, penalties)]
     if penalties.l2_start:
         moved = [named[name] - value for name, value in start.items() if named[name].requires_grad]
         terms += [penalties.l2_start / 2 * (difference * difference).sum() for difference in moved]

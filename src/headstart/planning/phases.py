@@ -121,7 +121,7 @@ def _recipe(config: Config, module: nn.Module, *, pretrained: bool) -> tuple[lis
             "--recipe lp_ft"
         )
     if recipe in light.RECIPES and not pretrained:
-        raise ConfigError(light.unpretrained(recipe))
+        raise ConfigError(light.explain_unpretrained(recipe))
     phases = _phases(recipe, config.epochs, last, module)
     shown = ", ".join(f"{name} {phase.epochs} epoch{'s' * (phase.epochs != 1)}" for name, phase in phases)
     return phases, Decision("recipe", f"{recipe} ({shown})", why)

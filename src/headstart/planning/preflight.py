@@ -18,7 +18,7 @@ from headstart.data.sources.listing import list_source
 from headstart.data.workers import check_room
 from headstart.errors import ConfigError
 from headstart.models.sources import OpenedModel, open_model
-from headstart.optim.penalties import penalised
+from headstart.optim.penalties import select_l1_parameters
 from headstart.planning.about import about_data, about_steps, details, outputs_text
 from headstart.planning.activation_cache import choose_cache
 from headstart.planning.activation_checkpointing import choose_recompute
@@ -127,7 +127,7 @@ def prepare(
     batch, pretrained = min(images.train.batch_size, max(1, len(images.train.samples))), opened.weights.kind != "none"
     phases, chosen_phases = make_phases(config, opened.module, batch_size=batch, pretrained=pretrained)
     work = Workload(phases=tuple(replace(one, fixed=fixed) for one in phases), loss=function, images=images)
-    penalised(opened.module, config.penalties)
+    select_l1_parameters(opened.module, config.penalties)
     opened.module.to(device)
     shared_out, chosen_parallel = choose_parallel(config, opened.module, device)
     course, images, measured, choices, roomy = _measured_course(

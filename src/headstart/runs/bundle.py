@@ -20,7 +20,7 @@ from headstart.isolation import own_arithmetic
 from headstart.models.folder import BUNDLE, WEIGHTS, read_bundle
 from headstart.models.preprocess import Preprocess
 from headstart.models.sources import OpenedModel, open_model
-from headstart.models.weights import available_bytes, read_as_saved
+from headstart.models.weights import available_bytes, read_own_tensors
 from headstart.reports.model_card import model_card
 from headstart.runs.own_file import own_files, restore_own
 from headstart.storage.buffers import Content
@@ -157,7 +157,7 @@ def _onto(folder: Path, model: nn.Module) -> OpenedRun:
         model, outputs=head["now"], hidden=head["hidden"], activation=activation, dropout=head["dropout"], at=head["at"]
     )
     try:
-        load_tensors(model, read_as_saved(bundle.files[WEIGHTS], where=str(folder)))
+        load_tensors(model, read_own_tensors(bundle.files[WEIGHTS], where=str(folder)))
     except RuntimeError as error:
         raise ModelError(
             f"{folder}: the weights do not fit the module that was given: {' '.join(str(error).split())}"

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from headstart.distributed.collectives import files_to_first
 from headstart.distributed.fsdp import (
     is_sharded,
-    joined_parts,
+    join_parts,
     part_again,
     parts,
     put,
@@ -126,7 +126,7 @@ def _tensors(found: Mapping[str, bytes], kind: str) -> dict[str, Tensor]:
     shared = json.loads(found["state.json"])["shared_out"]
     count = int(shared["processes"])
     read = [read_tensors(found[_part_name(kind, rank, count)]) for rank in range(count)]
-    return joined_parts(read, shared["shapes"][kind])
+    return join_parts(read, shared["shapes"][kind])
 
 
 def _folder_name(step: int) -> str:

@@ -15,7 +15,7 @@ from types import FrameType
 from typing import NoReturn
 
 from headstart.config.schema import Checkpoint
-from headstart.data.decoding.interruptible import heard_before_waiting, is_waiting
+from headstart.data.decoding.interruptible import hear_before_waiting, is_waiting
 from headstart.distributed.collectives import any_of
 from headstart.distributed.fsdp import is_sharded
 from headstart.distributed.processes import current
@@ -104,7 +104,7 @@ def interruptible() -> Iterator[Interruption]:
         signal.signal(number, note)
     sys.unraisablehook = swallowed
     try:
-        with heard_before_waiting(noted.leave_between_steps):
+        with hear_before_waiting(noted.leave_between_steps):
             yield noted
     finally:
         sys.unraisablehook = usual

@@ -20,7 +20,7 @@ from torch import Tensor, fx, nn
 
 from headstart.data.batch import Arguments, Batch
 from headstart.data.loader import Batches
-from headstart.distributed.collectives import any_of, exchange, raised_by_all
+from headstart.distributed.collectives import any_of, exchange, raise_together
 from headstart.errors import RunError, StorageError
 from headstart.machine import FOR_PEOPLE, environment
 from headstart.storage.disk_cache import Shelf
@@ -153,7 +153,7 @@ class Activations:
         Raises: StorageError: it cannot be written, here or in another process. NotReplayable: it cannot be computed.
         """
         ours, size = self._batches.processes, self._batches.batch_size
-        with raised_by_all(NotReplayable):
+        with raise_together(NotReplayable):
             missing = self._missing()
         hosts = exchange(missing)  # as the first process of each machine finds it
         mine = hosts[ours.rank - ours.local_rank]
@@ -292,7 +292,7 @@ class Activations:
             return _Changes(pixels=pixels)
         return _Changes(
             pixels=pixels, seed=training.seed, alternating=training.alternating,
-            drawn=training.drawn_in(self._first + view), indices=[sample.index for sample in samples],
+            drawn=training.epoch_of_draws(self._first + view), indices=[sample.index for sample in samples],
         )  # fmt: skip
 
 

@@ -19,7 +19,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from headstart.data.batch import Batch
-from headstart.data.randomness import derived_seed
+from headstart.data.randomness import derive_seed
 from headstart.distributed.fsdp import local
 from headstart.distributed.processes import Processes, current
 from headstart.errors import ConfigError, NonFiniteError, RunError, name_some
@@ -381,7 +381,7 @@ def _prepare(state: TrainState, batch: Batch, rules: StepRules) -> ModuleIndex:
 
 def _step_seed(state: TrainState, index: ModuleIndex, rules: StepRules) -> int:
     if index.processes.rank:
-        return derived_seed("step", rules.seed, state.step, index.processes.rank)
+        return derive_seed("step", rules.seed, state.step, index.processes.rank)
     return (rules.seed << 24) + state.step & 0x7FFF_FFFF_FFFF_FFFF
 
 

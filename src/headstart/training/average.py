@@ -8,7 +8,7 @@ import torch
 from timm.utils.model_ema import ModelEmaV3
 from torch import Tensor, nn
 
-from headstart.data.randomness import derived_seed
+from headstart.data.randomness import derive_seed
 from headstart.distributed.fsdp import is_sharded
 from headstart.errors import ConfigError, name_some
 from headstart.surgery.module_copy import copy_module
@@ -95,7 +95,7 @@ def _mix(average: ModelEmaV3, pairs: list[tuple[Tensor, Tensor]], *, weight: flo
 
 def _mix_bfloat16(pairs: list[tuple[Tensor, Tensor]], *, weight: float, step: int) -> None:
     """Rounded up or down at random, so that small changes add up; the numbers are a function of the step."""
-    draw = torch.Generator(pairs[0][0].device).manual_seed(derived_seed("average", step))
+    draw = torch.Generator(pairs[0][0].device).manual_seed(derive_seed("average", step))
     for own, value in pairs:
         exact = torch.lerp(own.float(), value.to(own.device).float(), weight).contiguous()
         noise = torch.randint(0, _LOW_BITS, exact.shape, generator=draw, dtype=torch.int32, device=own.device)

@@ -13,11 +13,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, fx, nn
 
-from headstart.allocator import kept_memory
+from headstart.allocator import keep_freed_memory
 from headstart.data.batch import Batch
 from headstart.data.loader import Batches
 from headstart.data.transforms.transforms import eval_transform
-from headstart.distributed.collectives import gathered, raised_by_all
+from headstart.distributed.collectives import all_gather, raise_together
 from headstart.distributed.fsdp import is_sharded, part_again
 from headstart.errors import NonFiniteError
 from headstart.isolation import beside_others, own_arithmetic, own_turn, seeded
@@ -131,8 +131,8 @@ def _run(model: nn.Module, batches: Batches, *, precision: Precision, memory_for
     if batches.training is not None:  # the same images as they are: in order, not changed at random
         batches = replace(batches, training=None, transform=eval_transform(batches.preprocess), decoded=None)
     keys = tuple(sample.key for sample in batches.samples)
-    with in_eval(model), kept_memory():
-        with raised_by_all(NotReplayable) if isinstance(model, Suffix) else nullcontext():
+    with in_eval(model), keep_freed_memory():
+        with raise_together(NotReplayable) if isinstance(model, Suffix) else nullcontext():
             outputs = _outputs(model, batches, precision=precision, memory_format=memory_format)
         part_again(model)
         joined = _joined(outputs, batches) if batches.processes.several else torch.cat(outputs)
@@ -199,7 +199,7 @@ def _joined(outputs: list[Tensor], batches: Batches) -> Tensor:
     room = torch.zeros(each, size, batches.task.num_outputs)
     for place, output in enumerate(outputs):
         room[place, : len(output)] = output
-    return torch.stack(gathered(room), dim=1).flatten(0, 2)[: len(batches.samples)]
+    return torch.stack(all_gather(room), dim=1).flatten(0, 2)[: len(batches.samples)]
 
 
 def _read(task: TaskSpec, outputs: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 import torch
 
-from headstart.allocator import kept_memory
+from headstart.allocator import keep_freed_memory
 from headstart.config.schema import Schedule
 from headstart.data.batch import Batch
 from headstart.data.decoding.interruptible import waiting_for_data
@@ -89,7 +89,7 @@ def _epochs(
 ) -> Generator[StepDone | EpochDone]:
     first, epochs, per_epoch = which.start, len(which), len(batches)
     rates: Rates = []
-    with kept_memory():
+    with keep_freed_memory():
         for epoch in range(state.epochs_done, first + epochs):
             started, images = time.monotonic(), 0
             made = Timed(batches.epoch(epoch, first=state.epoch_step), waiting=_waiting(batches))

@@ -7,8 +7,8 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 from torch import Tensor, nn
 
-from headstart.distributed.collectives import raised_by_all
-from headstart.distributed.ddp import reducing, replicated
+from headstart.distributed.collectives import raise_together
+from headstart.distributed.ddp import reducing, replicate
 from headstart.distributed.fsdp import is_sharded
 from headstart.distributed.processes import current
 from headstart.errors import RunError
@@ -59,12 +59,12 @@ def forward_context(state: TrainState, model: nn.Module, rules: StepRules, *, ca
 
 def _refused_by_all(state: TrainState) -> AbstractContextManager[None]:
     """Within, what cannot run from the cache on one process is refused by all of them, which then do without it."""
-    return raised_by_all(NotReplayable) if isinstance(state.suffix, Suffix) else nullcontext()
+    return raise_together(NotReplayable) if isinstance(state.suffix, Suffix) else nullcontext()
 
 
 def _across_processes(state: TrainState, model: nn.Module) -> nn.Module:
     """The model, or what averages its gradients over several processes."""
     if not current().several or is_sharded(model):
         return model
-    state.replica = replicated(model, state.replica)
+    state.replica = replicate(model, state.replica)
     return state.replica.module

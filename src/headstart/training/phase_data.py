@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import nn
 
-from headstart.data.decoding.decoded_cache import opened_decoded
+from headstart.data.decoding.decoded_cache import open_decoded_cache
 from headstart.data.loader import Batches
 from headstart.errors import ModelError, StorageError
 from headstart.storage.disk_cache import Shelf
@@ -66,7 +66,7 @@ def kept_images(batches: Batches, *, where: CacheRules) -> Iterator[tuple[Batche
         return
     shelf = Shelf(where.folder, limit_bytes=where.limit_bytes)
     try:
-        opened = opened_decoded(batches.decoded, batches.samples, shelf, about=where.model)
+        opened = open_decoded_cache(batches.decoded, batches.samples, shelf, about=where.model)
     except StorageError as error:
         yield batches, CacheNote(f"cache: decoded images are not kept: {error}")
         return

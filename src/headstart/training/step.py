@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from headstart.config.schema import Penalties
 from headstart.data.batch import Batch
-from headstart.distributed.collectives import summed
+from headstart.distributed.collectives import all_reduce_sum
 from headstart.distributed.ddp import share_statistics
 from headstart.errors import DataError, NonFiniteError
 from headstart.optim.penalties import penalty
@@ -181,7 +181,7 @@ def _mean(state: TrainState, index: ModuleIndex, batch: Batch, sums: Sequence[Te
     read = torch.stack([*sums, *index.norms(gradients)]).tolist()  # the one wait for the device
     loss_sum, weight, norm = sum(read[: len(sums) : 2]), sum(read[1 : len(sums) : 2]), math.hypot(*read[len(sums) :])
     if index.is_distributed:
-        loss_sum, weight = summed(torch.tensor([loss_sum, weight], dtype=torch.float64)).tolist()
+        loss_sum, weight = all_reduce_sum(torch.tensor([loss_sum, weight], dtype=torch.float64)).tolist()
     if not weight > 0:
         raise NonFiniteError(f"step {state.step + 1}: all loss weights of the batch are zero; images: {names(batch)}")
     factor = _images(batch) / weight

@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from headstart.data.decoding.decoded_cache import Decoded, opened_decoded
+from headstart.data.decoding.decoded_cache import Decoded, open_decoded_cache
 from headstart.data.loader import Batches, Training
 from headstart.data.sources.samples import Sample
 from headstart.data.transforms.transforms import eval_transform, train_transform
@@ -66,7 +66,9 @@ def batches(samples, *, preset: str | None, preprocess: Preprocess | None = None
 
 def kept(made: Batches, folder: Path) -> Batches:
     shelf = Shelf(folder, limit_bytes=10**9)
-    return replace(made, decoded=opened_decoded(Decoded(transform=made.transform), made.samples, shelf, about="test"))
+    return replace(
+        made, decoded=open_decoded_cache(Decoded(transform=made.transform), made.samples, shelf, about="test")
+    )
 
 
 def pixels(made: Batches, *, epochs: int = 2) -> torch.Tensor:

@@ -19,10 +19,10 @@ from torchvision.transforms import v2
 from headstart.data.batch import normalise
 from headstart.data.decoding import lazy_image as pictures
 from headstart.data.decoding.crops import Frame, random_frame
-from headstart.data.decoding.decode import UnreadableImage, check_image, decode_image, open_jpeg, reduced_jpeg
-from headstart.data.decoding.lazy_image import Picture, open_picture, render, stacked
+from headstart.data.decoding.decode import UnreadableImage, check_image, decode_image, open_jpeg, open_reduced_jpeg
+from headstart.data.decoding.lazy_image import Picture, open_picture, render, stack_images
 from headstart.data.randomness import drawing_from
-from headstart.data.transforms.colour_jitter import draw_jitter, jittered
+from headstart.data.transforms.colour_jitter import apply_jitter, draw_jitter
 from headstart.data.transforms.transforms import eval_transform, train_transform
 
 BOUNDS = {1.0: 3.0, 1.25: 2.2, 2.0: 1.2, 2.5: 0.9}  # mean levels at most, any photo here, by gap
@@ -134,7 +134,7 @@ def test_simplejpeg_gives_the_pixels_of_pillow(kind: str, factor: int) -> None:
         content = jpeg(scene(*size).convert("L" if kind == "grey" else "RGB"), **FILES[kind])
         header = open_jpeg(content, path="x")
         assert header is not None
-        quick, careful = pictures._quick(content, header, factor), reduced_jpeg(content, factor, channels=3)
+        quick, careful = pictures._quick(content, header, factor), open_reduced_jpeg(content, factor, channels=3)
         assert quick is not None
         assert careful is not None
         np.testing.assert_array_equal(quick.numpy(), np.asarray(careful))
@@ -236,7 +236,7 @@ def test_colours_change_as_torchvisions_jitter_changes_them(mode: str) -> None:
         with drawing_from(seed):
             expected = 255 * v2.ColorJitter(0.2, 0.2, 0.2)(pixels.float() / 255)
         with drawing_from(seed):
-            ours = jittered(pixels, draw_jitter(len(pixels)))
+            ours = apply_jitter(pixels, draw_jitter(len(pixels)))
         assert levels_apart(ours, expected).max() <= 0.6
 
 
@@ -257,14 +257,14 @@ def test_transforms_are_told_apart_by_their_repr_in_any_process_and_cross_to_wor
 def test_batches_are_the_same_bits_in_either_memory_format(channels: int) -> None:
     first = [torch.randint(0, 256, (channels, 9, 7), dtype=torch.uint8) for _ in range(3)]
     last = [one.permute(1, 2, 0).contiguous().permute(2, 0, 1) for one in first]
-    assert torch.equal(stacked(first), torch.stack(first))
-    assert torch.equal(stacked(last), torch.stack(first))
-    assert stacked(last).is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(stack_images(first), torch.stack(first))
+    assert torch.equal(stack_images(last), torch.stack(first))
+    assert stack_images(last).is_contiguous(memory_format=torch.channels_last)
     mean, std = torch.linspace(0.2, 0.5, channels), torch.linspace(0.1, 0.3, channels)
-    whole = stacked(first).float()
+    whole = stack_images(first).float()
     expected = (whole / 255 - mean.view(1, -1, 1, 1)) / std.view(1, -1, 1, 1)
     for form in (torch.contiguous_format, torch.channels_last):
-        for given in (whole.to(memory_format=form), stacked(first), stacked(last)):
+        for given in (whole.to(memory_format=form), stack_images(first), stack_images(last)):
             before = given.clone()
             found = normalise(given, mean=mean, std=std, memory_format=form)
             assert torch.equal(found, expected)

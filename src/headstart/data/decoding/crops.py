@@ -50,12 +50,12 @@ def central_frame(size: Size, preprocess: Preprocess) -> Frame:
         box=(0, 0, *size),
         scaled=scaled,
         shown=shown,
-        offset=(_centred(scaled[0], shown[0]), _centred(scaled[1], shown[1])),
+        offset=(_centre_window(scaled[0], shown[0]), _centre_window(scaled[1], shown[1])),
         fill=tuple(round(255 * mean) for mean in preprocess.mean) if preprocess.crop_mode == "border" else (0,),
     )
 
 
-def _centred(scaled: int, shown: int) -> int:
+def _centre_window(scaled: int, shown: int) -> int:
     """Where the window begins; negative: so much is filled before it."""
     return round((scaled - shown) / 2) if scaled >= shown else -((shown - scaled) // 2)
 

@@ -125,7 +125,7 @@ def decode_image(content: bytes, *, path: Path | str, channels: int = 3, reduced
         UnreadableImage: the bytes give no picture.
     """
     try:
-        picture, orientation = _opened(content, path=path, channels=channels, reduced=reduced)
+        picture, orientation = _open_with_pillow(content, path=path, channels=channels, reduced=reduced)
         return _upright(picture, orientation)
     except (UnreadableImage, RunError):  # the latter by a signal's handler
         raise
@@ -135,7 +135,7 @@ def decode_image(content: bytes, *, path: Path | str, channels: int = 3, reduced
         raise UnreadableImage(path, _why(error)) from error
 
 
-def _opened(content: bytes, *, path: Path | str, channels: int, reduced: int) -> tuple[Image.Image, int]:
+def _open_with_pillow(content: bytes, *, path: Path | str, channels: int, reduced: int) -> tuple[Image.Image, int]:
     """The 8-bit picture as stored, and its EXIF orientation. What Pillow decoded is no longer in memory."""
     _refuse(find_excess(content), path)
     with Image.open(file := open_bounded(content), formats=FORMATS) as image:
@@ -149,7 +149,7 @@ def _opened(content: bytes, *, path: Path | str, channels: int, reduced: int) ->
                 _reduce(image, reduced)
             _load(image)
             orientation = _orientation(image)
-            grey = _scaled(image, path, white_is_zero=_white_is_zero(image)) if _is_integer(image) else image
+            grey = _scale_grey(image, path, white_is_zero=_white_is_zero(image)) if _is_integer(image) else image
             return _eight_bit(grey, channels=channels, path=path), orientation
 
         return run_interruptibly(load, pixels=pixels)
@@ -220,7 +220,7 @@ def open_jpeg(content: bytes, *, path: Path | str) -> Jpeg | None:
         return None
 
 
-def reduced_jpeg(content: bytes, factor: int, *, channels: int) -> Image.Image | None:
+def open_reduced_jpeg(content: bytes, factor: int, *, channels: int) -> Image.Image | None:
     """The JPEG, which :func:`open_jpeg` accepts, at ``1 / factor`` of its size, as stored (not turned); None where its
     data are damaged.
     """
@@ -276,7 +276,7 @@ def _white_is_zero(image: Image.Image) -> bool:
     return isinstance(image, TiffImagePlugin.TiffImageFile) and image.tag_v2.get(_PHOTOMETRIC) == 0
 
 
-def _scaled(image: Image.Image, path: Path | str, *, white_is_zero: bool) -> Image.Image:
+def _scale_grey(image: Image.Image, path: Path | str, *, white_is_zero: bool) -> Image.Image:
     """16-bit grey as 8-bit grey: 65535 becomes 255 (Pillow's own convert clips 99.6 % of a ramp to white)."""
     clear, lows, highs = image.info.get("transparency"), [], []
     grey = np.empty((image.height, image.width), dtype=np.uint8)

@@ -95,7 +95,7 @@ class Decoded:
             self.file.write(position, page.numpy().data)
 
 
-def opened_decoded(decoded: Decoded, samples: Sequence[Sample], shelf: Shelf, *, about: str) -> Decoded:
+def open_decoded_cache(decoded: Decoded, samples: Sequence[Sample], shelf: Shelf, *, about: str) -> Decoded:
     """With its file, new or as an earlier run left it.  Raises: StorageError: there is no room for it."""
     size = _SHAPE_BYTES + decoded.transform.kept_bytes
     facts = {

@@ -44,7 +44,7 @@ def waiting_for_data() -> Iterator[None]:
 
 
 @contextmanager
-def heard_before_waiting(hear: Callable[[], None]) -> Iterator[None]:
+def hear_before_waiting(hear: Callable[[], None]) -> Iterator[None]:
     """Within, ``hear`` is called whenever this thread begins to wait for data."""
     before, _WAITING.hear = _WAITING.hear, hear
     try:
@@ -70,7 +70,7 @@ def run_interruptibly(work: Callable[[], _T], *, pixels: int) -> _T:
     return _next(outcomes).value()
 
 
-def each_heard(items: Iterator[_T]) -> Generator[_T, None, None]:
+def iterate_interruptibly(items: Iterator[_T]) -> Generator[_T, None, None]:
     """The items of an iterator that waits for other processes; on the main thread signal handlers run while it does,
     and one that raises breaks nothing off: the iterator is asked in another thread.
     """

@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from headstart.data.decoding.crops import Box, Frame, Size
-from headstart.data.decoding.decode import Jpeg, decode_image, open_jpeg, read_bytes, reduced_jpeg
+from headstart.data.decoding.decode import Jpeg, decode_image, open_jpeg, open_reduced_jpeg, read_bytes
 from headstart.data.decoding.interruptible import run_interruptibly
 
 try:
@@ -66,18 +66,18 @@ class Picture:
         if self._jpeg is None:
             return _region(self.whole(), box)
         orientation, stored = self._jpeg.orientation, self._jpeg.size
-        left, top, width, height = _as_stored(box, orientation=orientation, stored=stored)
+        left, top, width, height = _turn_box_to_stored(box, orientation=orientation, stored=stored)
         wide, high = scaled[::-1] if orientation in _LYING else scaled
         enough = min(width / wide, height / high) / gap
         factor = next((factor for factor in (8, 4, 2) if factor <= enough), 1)
-        decoded = self._decoded(factor)
+        decoded = self._decode(factor)
         if decoded is None:
             return _region(self.whole(), box)
         left, top = left // factor, top // factor  # a crop moves by up to 7 pixels of a photo that is shown 8 x smaller
         part = decoded[top : top + math.ceil(height / factor), left : left + math.ceil(width / factor)]
         return _Region(part, width / factor, height / factor, orientation)
 
-    def _decoded(self, factor: int) -> Tensor | None:
+    def _decode(self, factor: int) -> Tensor | None:
         """Pixels (H, W, C) as stored; None where the quick ways fail, and the careful one must say why."""
         jpeg = self._jpeg
         assert jpeg is not None
@@ -86,7 +86,7 @@ class Picture:
             quick = _quick(self._content, jpeg, factor) if self._channels == 3 else None
             if quick is not None:
                 return quick
-            reduced = reduced_jpeg(self._content, factor, channels=self._channels)
+            reduced = open_reduced_jpeg(self._content, factor, channels=self._channels)
             return None if reduced is None else _tensor(reduced)
 
         return run_interruptibly(decode, pixels=jpeg.size[0] * jpeg.size[1])
@@ -143,10 +143,10 @@ def render(picture: Picture | Raster | Image.Image, frame: Frame, *, interpolati
         extent = (0.0, 0.0, region.width, region.height)
         scaled = _tensor(part.resize(frame.scaled, _PILLOW[interpolation], box=extent)).permute(2, 0, 1)
         return _window(scaled, frame)
-    return _window(_upright(_resized(region, frame.scaled, interpolation), region.orientation), frame)
+    return _window(_upright(_resize_region(region, frame.scaled, interpolation), region.orientation), frame)
 
 
-def stacked(pictures: Sequence[Tensor]) -> Tensor:
+def stack_images(pictures: Sequence[Tensor]) -> Tensor:
     """One tensor (B, C, H, W), in memory as the first of them is: channels last, or first."""
     if pictures[0].stride(0) == 1 and pictures[0].shape[0] > 1:
         return torch.stack([picture.permute(1, 2, 0) for picture in pictures]).permute(0, 3, 1, 2)
@@ -177,7 +177,7 @@ def _pixels(image: Image.Image, box: Box) -> Tensor:
     return torch.from_numpy(values)
 
 
-def _as_stored(box: Box, *, orientation: int, stored: Size) -> Box:
+def _turn_box_to_stored(box: Box, *, orientation: int, stored: Size) -> Box:
     """The box of the upright picture in the file's own pixels."""
     left, top, width, height = box
     if orientation in _LYING:
@@ -195,7 +195,7 @@ def _upright(pixels: Tensor, orientation: int) -> Tensor:
     return flipped.transpose(-1, -2) if orientation in _LYING else flipped
 
 
-def _resized(region: _Region, scaled: Size, interpolation: str) -> Tensor:
+def _resize_region(region: _Region, scaled: Size, interpolation: str) -> Tensor:
     """(C, H, W). The region's exact extent counts, which may end within its last pixel: ``interpolate`` cannot say it,
     the function behind it can.
     """

@@ -66,7 +66,7 @@ def _image_column(table: Table, data: Data) -> str:
     named = [name for name in table.columns if _share_of_image_names(table.column(name)) >= 0.5]
     if len(named) > 1:
         roots = possible_roots(table, data)
-        named = [name for name in named if _found(table.column(name)[:50], roots) > 0] or named
+        named = [name for name in named if _count_found(table.column(name)[:50], roots) > 0] or named
     if len(named) == 1:
         return named[0]
     what = f"columns {some(named)} all hold image paths" if named else "no column holds image paths (such as a/b.jpg)"
@@ -151,11 +151,11 @@ def possible_roots(table: Table, data: Data) -> tuple[Path, ...]:
     return (root,)
 
 
-def _found(cells: Sequence[str], roots: Sequence[Path]) -> int:
-    return max((sum(_joined(root, cell).is_file() for cell in cells) for root in roots), default=0)
+def _count_found(cells: Sequence[str], roots: Sequence[Path]) -> int:
+    return max((sum(_join_cell(root, cell).is_file() for cell in cells) for root in roots), default=0)
 
 
-def _joined(root: Path, cell: str) -> Path:
+def _join_cell(root: Path, cell: str) -> Path:
     """The path a cell means; Windows' separators are understood where no such file exists."""
     path = root / cell
     if "\\" in cell and not path.exists():
@@ -174,8 +174,8 @@ def find_images(table: Table, *, column: str, data: Data) -> ImagePaths:
         if not cell or "\0" in cell:
             raise DataError(f"{table.where(row)}: column {column!r} has no image path; give one in every row")
     roots = possible_roots(table, data)
-    root = max(roots, key=lambda folder: _found(cells, [folder]))  # the first of equals: the table's own folder
-    paths = tuple(_inside(_joined(root, cell), root=root, where=table.where(row)) for row, cell in enumerate(cells))
+    root = max(roots, key=lambda folder: _count_found(cells, [folder]))  # the first of equals: the table's own folder
+    paths = tuple(_inside(_join_cell(root, cell), root=root, where=table.where(row)) for row, cell in enumerate(cells))
     _refuse_missing(table, paths, roots=roots)
     keys = tuple(key_of(path, root=root) for path in paths)
     first: dict[str, int] = {}

@@ -46,7 +46,7 @@ def list_folders(data: Data, *, source: Path, kind: str) -> Listing:
         check_link(top, root=source)
         for folder in _class_folders(top):
             walked = walk(folder, root=source)
-            notes += _left_out(folder, source=source, count=len(walked.others))
+            notes += _describe_left_out(folder, source=source, count=len(walked.others))
             if not walked.images:
                 empty[folder.name] = folder
             entries += [_entry(path, folder=folder, source=source, split=split) for path in walked.images]
@@ -55,7 +55,7 @@ def list_folders(data: Data, *, source: Path, kind: str) -> Listing:
     where = printable(source)
     check_names({*names, *empty}, source=where, word="class")
     _refuse_empty(empty, names=names)
-    check_count(names, source=where + _nested_hint(source, names), kind="classify")
+    check_count(names, source=where + _hint_at_nested_folder(source, names), kind="classify")
     return Listing(source=source, kind="classify", names=tuple(names), entries=tuple(entries), notes=tuple(notes))
 
 
@@ -141,7 +141,7 @@ def _refuse_empty(empty: Mapping[str, Path], *, names: list[str]) -> None:
         )
 
 
-def _left_out(folder: Path, *, source: Path, count: int) -> list[str]:
+def _describe_left_out(folder: Path, *, source: Path, count: int) -> list[str]:
     if count == 0:
         return []
     return [f"{key_of(folder, root=source)}: {count} {'files are' if count > 1 else 'file is'} no image and left out"]
@@ -155,7 +155,7 @@ def _loose_images(top: Path) -> list[str]:
     return [f"{where}: {len(loose)} {'images are' if len(loose) > 1 else 'image is'} in no class folder and left out"]
 
 
-def _nested_hint(source: Path, names: list[str]) -> str:
+def _hint_at_nested_folder(source: Path, names: list[str]) -> str:
     """For a source with one folder that holds the real class folders."""
     if len(names) != 1 or not (source / names[0]).is_dir():
         return ""

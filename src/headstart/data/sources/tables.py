@@ -110,7 +110,7 @@ def _read_parquet(path: Path, tags_separator: str) -> Table:
     return Table(path=path, columns=tuple(content.column_names), rows=rows, lines=lines, unit="row")
 
 
-def _joined(cell: list[Any], *, column: str, path: Path, tags_separator: str) -> str:
+def _join_tags(cell: list[Any], *, column: str, path: Path, tags_separator: str) -> str:
     """A list of tags as one text, from which they are read again."""
     tags = [str(part) for part in cell if part is not None]
     for tag in tags:
@@ -128,7 +128,7 @@ def _text(cell: Any, *, column: str, path: Path, tags_separator: str) -> str:
     if isinstance(cell, bool):
         return str(int(cell))
     if isinstance(cell, list):
-        return _joined(cell, column=column, path=path, tags_separator=tags_separator)
+        return _join_tags(cell, column=column, path=path, tags_separator=tags_separator)
     if isinstance(cell, (bytes, dict)):
         raise DataError(
             f"{printable(path)}: column {column!r} holds {type(cell).__name__}, not text or numbers; images are read "
