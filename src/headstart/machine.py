@@ -1,9 +1,10 @@
-"""The machine and the libraries as far as they decide the bits of a result."""
+"""The machine: what of it and of the libraries decides the bits of a result, and how much memory is free."""
 
 from __future__ import annotations
 
 import os
 import platform
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,11 @@ from headstart.distributed.processes import current
 FOR_PEOPLE = ("kernel", "cpu", "cores")  # recorded, and other ones give the same bits
 _LIBRARIES = ("headstart", "torch", "torchvision", "timm", "numpy", "pillow", "safetensors")
 _ATTENTION = ("flash_sdp", "math_sdp", "mem_efficient_sdp")
+_LIMITS_OF_GROUPS = (  # beyond memory.high the kernel stalls what allocates
+    ("memory.max", "memory.current", "inactive_file"),
+    ("memory.high", "memory.current", "inactive_file"),
+    ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+)
 _LIMITS = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "MKL_ENABLE_INSTRUCTIONS", "MKL_CBWR")
 
 
@@ -60,6 +66,68 @@ def _precision_of_products() -> str:
 
 
 def _cpu() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
+    lines = _read(Path("/proc/cpuinfo")).splitlines()
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def available_bytes(*, root: Path = Path("/")) -> int | None:
+    """Memory that this process can still have, in bytes, swap included; None where the system does not say.
+
+    On Linux it is what the machine has left, or what the tightest control group around the process (a container, a
+    job, a systemd unit; versions 1 and 2) has left, whichever is less. Elsewhere it is all memory of the machine.
+
+    ``root`` is where the system's files begin: ``/``.
+    """
+    info = _read(root / "proc/meminfo")
+    if not info:
+        return _all_memory()
+    fields = dict(line.split(":", 1) for line in info.splitlines() if ":" in line)
+    memory, swap = (int(fields.get(name, "0").split()[0]) * 1024 for name in ("MemAvailable", "SwapFree"))
+    groups = _memory_groups(root)
+    for limit, used, cached in _LIMITS_OF_GROUPS:
+        memory = min([memory, *_left(groups, limit, used, cached=cached)])
+    swap = min([swap, *_left(groups, "memory.swap.max", "memory.swap.current")])
+    both = _left(groups, "memory.memsw.limit_in_bytes", "memory.memsw.usage_in_bytes", cached="total_inactive_file")
+    return max(0, min([memory + swap, *both]))
+
+
+def _memory_groups(root: Path) -> list[Path]:
+    """Folders of the control groups whose limits of memory hold for this process, those of both versions.
+
+    Within a container the paths may be the host's, and the container's own group is where the tree begins.
+    """
+    tree = root / "sys/fs/cgroup"
+    groups = [tree, tree / "memory"]
+    for line in _read(root / "proc/self/cgroup").splitlines():
+        _, controllers, path = line.split(":", 2)
+        if controllers == "" or "memory" in controllers.split(","):
+            top = tree / "memory" if controllers else tree
+            inside = Path(path.lstrip("/"))
+            groups += [top / folder for folder in (inside, *inside.parents) if folder != Path()]
+    return groups
+
+
+def _left(groups: Sequence[Path], limit: str, used: str, *, cached: str | None = None) -> list[int]:
+    """What each group that has such a limit may still take: the kernel drops files that are ``cached`` first."""
+    left = []
+    for group in groups:
+        most, has = _read(group / limit).strip(), _read(group / used).strip()
+        if most.isdigit() and has.isdigit():  # "max": there is none
+            stat = dict(line.split(" ", 1) for line in _read(group / "memory.stat").splitlines() if " " in line)
+            left.append(int(most) - int(has) + (int(stat.get(cached, 0)) if cached else 0))
+    return left
+
+
+def _all_memory() -> int | None:
+    names = getattr(os, "sysconf_names", {})
+    if not {"SC_PHYS_PAGES", "SC_PAGE_SIZE"} <= set(names):
+        return None
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def _read(path: Path) -> str:
+    """The text of one of the system's files; "" where it is not, or is not for us."""
+    try:
+        return path.read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return ""

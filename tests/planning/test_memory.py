@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import weakref
-from pathlib import Path
 
 import pytest
 import torch
@@ -14,8 +13,6 @@ import headstart as hs
 from headstart.errors import ConfigError
 from headstart.planning import memory
 from headstart.planning.preflight import prepare
-
-GIB = 2**30
 
 
 class Flat(nn.Module):
@@ -119,26 +116,3 @@ def test_where_not_even_two_images_fit_a_smaller_model_is_proposed(settings, mon
     monkeypatch.setattr(memory, "available_bytes", lambda: 1000)
     with pytest.raises(ConfigError, match="give a smaller --image-size or --model, or train less of it"):
         ready(settings)
-
-
-@pytest.mark.parametrize("version", [1, 2])
-def test_the_limit_of_the_container_counts(tmp_path: Path, version: int) -> None:
-    proc, groups = tmp_path / "proc", tmp_path / "groups"
-    (proc / "self").mkdir(parents=True)
-    (proc / "meminfo").write_text("MemTotal: 9 kB\nMemAvailable: 8388608 kB\nSwapFree: 1048576 kB\n")
-    assert memory.available_bytes(proc=proc, groups=groups) == 9 * GIB
-    (proc / "self/cgroup").write_text("4:cpu,memory:/job/1\n" if version == 1 else "0::/job/1\n")
-    job = groups / ("memory/job" if version == 1 else "job")
-    (job / "1").mkdir(parents=True)
-    limit, used, cached = (
-        ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
-        if version == 1
-        else ("memory.max", "memory.current", "inactive_file")
-    )
-    (job / limit).write_text(f"{4 * GIB}\n")
-    (job / used).write_text(f"{3 * GIB}\n")
-    (job / "memory.stat").write_text(f"cache 5\n{cached} {GIB // 2}\n")
-    (job / "1" / limit).write_text("max\n")
-    (job / "1" / used).write_text("5\n")
-    assert memory.available_bytes(proc=proc, groups=groups) == 3 * GIB // 2
-    assert memory.available_bytes(proc=tmp_path / "none", groups=groups) is None

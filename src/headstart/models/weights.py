@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import os
 import pickle
 import re
 import stat
@@ -20,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from headstart.errors import ModelError
+from headstart.machine import available_bytes
 from headstart.models.foreign import OTHER_FORMATS, reason, what_folder, what_it_is
 
 PICKLED = (".pth", ".pt", ".bin", ".tar")
@@ -149,21 +149,6 @@ def check_digest(data: bytes, expected: Digest, *, where: Path, remedy: str) -> 
             f"weights {where}: the file's hash is {found[:16]}..., published is {expected.value[:16]}...; "
             f"it is damaged or was changed. {remedy}"
         )
-
-
-def available_bytes() -> int | None:
-    """Memory that can be had without swapping; None where the system does not say."""
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-        free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
-    except (OSError, StopIteration):
-        names = os.sysconf_names if hasattr(os, "sysconf_names") else {}
-        if not {"SC_PHYS_PAGES", "SC_PAGE_SIZE"} <= set(names):
-            return None
-        free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    limit = Path("/sys/fs/cgroup/memory.max")  # a container's own limit
-    text = limit.read_text(encoding="ascii").strip() if limit.is_file() else "max"
-    return min(free, int(text)) if text.isdigit() else free
 
 
 def refuse_memory(needed: int, *, what: str) -> None:

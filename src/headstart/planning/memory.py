@@ -6,7 +6,6 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 from headstart.config.schema import Config, Optimizer
 from headstart.distributed.processes import current
 from headstart.errors import ConfigError
+from headstart.machine import available_bytes
 from headstart.models.preprocess import Preprocess
 from headstart.optim.optimizers import make_optimizer
 from headstart.planning.decisions import Decision
@@ -154,49 +154,6 @@ def _remedy(need: MemoryNeed, free: int, *, batch_size: int) -> str:
         accumulate = math.ceil(batch_size / min(fit, batch_size))
         return f"give --batch.accumulate {accumulate} or --activation-checkpointing true (the result is the same)"
     return "give a smaller --image-size or --model, or train less of it, e.g. --freeze backbone"
-
-
-def available_bytes(*, proc: Path = Path("/proc"), groups: Path = Path("/sys/fs/cgroup")) -> int | None:
-    """Memory that can still be had, swap included: of the machine, and of the container's or job's limit."""
-    info = proc / "meminfo"
-    if not info.is_file():
-        return None
-    fields = dict(line.split(":") for line in info.read_text().splitlines() if ":" in line)
-    found = [sum(int(fields.get(name, "0 kB").split()[0]) * 1024 for name in ("MemAvailable", "SwapFree"))]
-    found += [left for folder in _groups(proc, groups) if (left := _left(folder)) is not None]
-    return min(found)
-
-
-def _groups(proc: Path, root: Path) -> list[Path]:
-    """Folders of the control groups whose memory limit holds for this process: version 2, and version 1."""
-    own = proc / "self/cgroup"
-    found = [root, root / "memory"]
-    for line in own.read_text().splitlines() if own.is_file() else ():
-        _, kinds, path = line.split(":", 2)
-        if kinds == "" or "memory" in kinds.split(","):
-            top = root if kinds == "" else root / "memory"
-            inside = Path(path.lstrip("/"))
-            found += [top / folder for folder in (inside, *inside.parents) if folder != Path()]
-    return found
-
-
-def _left(folder: Path) -> int | None:
-    """What a group may still take: its limit less what it has, but for cached files."""
-    for limit, used, cached in (
-        ("memory.max", "memory.current", "inactive_file"),
-        ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
-    ):
-        most, has = (_number(folder / name) for name in (limit, used))
-        if most is not None and has is not None:
-            stat = folder / "memory.stat"
-            lines = dict(line.split() for line in stat.read_text().splitlines()) if stat.is_file() else {}
-            return most - has + int(lines.get(cached, 0))
-    return None
-
-
-def _number(path: Path) -> int | None:
-    text = path.read_text().strip() if path.is_file() else ""
-    return int(text) if text.isdigit() else None  # "max": none
 
 
 def _gib(count: int) -> str:

@@ -17,10 +17,11 @@ from torch import nn
 from headstart.config.schema import Config, MlpHead
 from headstart.errors import DataError, ModelError
 from headstart.isolation import own_arithmetic
+from headstart.machine import available_bytes
 from headstart.models.folder import BUNDLE, WEIGHTS, read_bundle
 from headstart.models.preprocess import Preprocess
 from headstart.models.sources import OpenedModel, open_model
-from headstart.models.weights import available_bytes, read_own_tensors
+from headstart.models.weights import read_own_tensors
 from headstart.reports.model_card import model_card
 from headstart.runs.own_file import own_files, restore_own
 from headstart.storage.buffers import Content
