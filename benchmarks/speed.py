@@ -35,7 +35,7 @@ from typing import Any
 
 from benchmarks.speed_job import Job
 from benchmarks.speed_page import write_page
-from headstart.cli.allocator import PRELOAD, find_tcmalloc
+from headstart.allocator import PRELOAD, find_tcmalloc
 
 RESULTS = Path(__file__).parent / "results" / "speed.jsonl"
 PEERS = {"bare": "torch", "timm": "timm", "fastai": "fastai", "hf": "transformers", "lightning": "lightning"}

@@ -48,7 +48,7 @@ class Job:
     limit: bool = False
     """Headstart's head and evaluation only: measure the limit of the same work, too."""
     tcmalloc: bool = False
-    """Headstart only: with tcmalloc, as its command begins where that is installed."""
+    """Headstart only: with tcmalloc, where that is installed."""
 
     def text(self) -> str:
         """As one argument of a command."""

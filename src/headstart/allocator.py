@@ -9,9 +9,11 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
+import sysconfig
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 
 _MMAP_THRESHOLD, _TRIM_THRESHOLD = -3, -1  # names of mallopt(3)'s parameters in malloc.h
 _KEEPING = {_MMAP_THRESHOLD: 1 << 30, _TRIM_THRESHOLD: (1 << 31) - 1}
@@ -20,6 +22,11 @@ _BY_USER = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_MMAP_MAX_", "MALLOC_TRIM_THRESHOLD
 _TCMALLOC_RELEASE = "MallocExtension_ReleaseFreeMemory"  # of gperftools, whose tcmalloc keeps what is freed by itself
 _TCMALLOC_AT_ONCE = b"tcmalloc.aggressive_memory_decommit"  # 1: what is freed goes back at once
 _TCMALLOC_BY_USER = "TCMALLOC_AGGRESSIVE_DECOMMIT"
+_TCMALLOC_FILES = (
+    "libtcmalloc_minimal.so.4", "libtcmalloc.so.4", "libtcmalloc_minimal.so", "libtcmalloc.so",
+)  # fmt: skip
+_LIBRARY_FOLDERS = ("/usr/local/lib", "/usr/lib64", "/usr/lib")
+PRELOAD = "LD_PRELOAD"
 _lock = threading.Lock()
 _inside = 0  # how many blocks of ``keep_freed_memory`` are being run
 _scarce = False  # until the outermost one of them ends
@@ -72,6 +79,49 @@ def release_memory() -> None:
 def has_tcmalloc() -> bool:
     """Whether tcmalloc stands in malloc's place."""
     return sys.platform == "linux" and hasattr(ctypes.CDLL(None), _TCMALLOC_RELEASE)
+
+
+def propose_tcmalloc() -> Path | None:
+    """tcmalloc where it is installed and would be of use; None where it is loaded, or where the user has chosen.
+
+    An ``LD_PRELOAD`` in the environment, even an empty one, or a setting of malloc's is the user's choice.
+    """
+    chosen = PRELOAD in os.environ or any(name.startswith("MALLOC_") for name in os.environ)
+    if chosen or "glibc.malloc" in os.environ.get("GLIBC_TUNABLES", "") or has_tcmalloc():
+        return None
+    return find_tcmalloc()
+
+
+def find_tcmalloc() -> Path | None:
+    """The first tcmalloc of this architecture where libraries are: this Python's, as conda has it, or the system's."""
+    if sys.platform != "linux":
+        return None
+    multiarch = sysconfig.get_config_var("MULTIARCH") or ""
+    folders = (
+        Path(sys.prefix, "lib"),
+        Path(sys.base_prefix, "lib"),
+        Path("/usr/lib", multiarch),
+        *map(Path, _LIBRARY_FOLDERS),
+    )
+    there = (folder / name for folder in folders for name in _TCMALLOC_FILES)
+    return next((path for path in there if _can_be_loaded(path)), None)
+
+
+def _can_be_loaded(path: Path) -> bool:
+    """Whether it is of this Python's architecture, and LD_PRELOAD, which spaces and colons divide, can name it."""
+    if not path.is_absolute() or set(str(path)) & set(" \t\n:") or not path.is_file():
+        return False
+    try:
+        return _architecture(path) == _architecture(Path(sys.executable))
+    except OSError:
+        return False
+
+
+def _architecture(path: Path) -> tuple[bytes, bytes, bytes]:
+    """Mark, class and machine of an ELF file (elf(5))."""
+    with path.open("rb") as file:
+        head = file.read(20)
+    return head[:4], head[4:6], head[18:20]
 
 
 def _trim() -> None:

@@ -9,7 +9,6 @@ import traceback
 from collections.abc import Sequence
 from importlib import import_module, metadata
 
-from headstart.cli.allocator import begin_with_tcmalloc
 from headstart.cli.leaving import leave_at_once, leaving_on_signals, to_go_on
 from headstart.cli.output import cell, write
 from headstart.errors import Error, Interrupted, OthersFailed
@@ -29,9 +28,6 @@ VERBS = {  # a verb's module is imported when it is called
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; gives 0 done, 1 failed, 2 the user's mistake, 4 storage, 129, 130 or 143 interrupted."""
-    # a plan times what training will do
-    if argv is None and sys.argv[1:2] in (["train"], ["plan"]) and not {"-h", "--help"} & set(sys.argv):
-        begin_with_tcmalloc()
     code = _exit_code(list(sys.argv[1:] if argv is None else argv), ends=argv is None)
     if argv is None and code and "RANK" in os.environ:
         leave_at_once(code)
