@@ -12,8 +12,9 @@ Every run is a process of its own with one compute thread; repeats are interleav
 tools. What counts is CPU time (user and system), from the first image that is read to the last metric, imports aside.
 Peers are in benchmarks/peers.txt; one that is not installed is a row with its reason. A peer's epochs all cost the
 same, and its images too, so that it runs ``--peer-epochs`` of them on ``--peer-images`` photos and its figure is scaled
-to all; what a start costs counts once. CPU time hardly depends on what else runs (2 % with both cores busy), so that a
-model's tools can be measured by several commands: of each tool the last command counts. Results:
+to headstart's; what a start costs counts once. CPU time hardly depends on what else runs (2 % with both cores busy), so
+that a model's tools can be measured by several commands: of each tool and work (images, epochs, batch, threads,
+machine) the last command counts, and the page sets no row beside one of other work. Results:
 benchmarks/results/speed.jsonl, one line per run.
 """
 
@@ -22,7 +23,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -35,6 +35,7 @@ from typing import Any
 
 from benchmarks.speed_job import Job
 from benchmarks.speed_page import write_page
+from benchmarks.workload import Workload, cpu_name
 from headstart.allocator import PRELOAD, find_tcmalloc
 
 RESULTS = Path(__file__).parent / "results" / "speed.jsonl"
@@ -42,6 +43,7 @@ PEERS = {"bare": "torch", "timm": "timm", "fastai": "fastai", "hf": "transformer
 """Tool -> the package that it is."""
 FROZEN_MODELS = ("resnet18", "resnet50", "vit_tiny_patch16_224")
 ALL_MODELS = ("resnet50", "vit_tiny_patch16_224", "mobilenetv3_small_100", "efficientnet_b0", "convnext_atto")
+THREADS = 1
 _LIMIT_SECONDS = 6 * 3600
 _VIEWS = 4
 
@@ -118,7 +120,8 @@ def run(job: Job, *, scratch: Path) -> dict[str, Any]:
     facts = {**json.loads(job.text()), "arithmetic": job.arithmetic}
     if find_spec(package) is None:
         return facts | {"reason": f"{package} is not installed: pip install -r benchmarks/peers.txt"}
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "SPEED_SCRATCH": str(scratch)}
+    threads = {"OMP_NUM_THREADS": str(THREADS), "MKL_NUM_THREADS": str(THREADS)}
+    environment = os.environ | threads | {"SPEED_SCRATCH": str(scratch)}
     environment[PRELOAD] = str(find_tcmalloc() or "") if job.tcmalloc else ""
     command = [sys.executable, "-m", module, job.text()]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=_LIMIT_SECONDS)
@@ -136,13 +139,7 @@ def _made(*arguments: str) -> None:
 
 
 def _machine() -> dict[str, Any]:
-    cpu = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    for line in info.read_text().splitlines() if info.exists() else ():
-        if line.startswith("model name"):
-            cpu = line.partition(":")[2].strip()
-            break
-    return {"cpu": cpu, "cores": os.cpu_count(), "load": round(os.getloadavg()[0], 1)}
+    return {"cpu": cpu_name(), "cores": os.cpu_count(), "load": round(os.getloadavg()[0], 1)}
 
 
 def measure(table: str, arguments: argparse.Namespace) -> None:
@@ -155,8 +152,9 @@ def measure(table: str, arguments: argparse.Namespace) -> None:
         else:
             planned = [*_planned(table, arguments, work)]
         for place, (repeat, job) in enumerate(planned, start=1):
-            found = run(job, scratch=Path(scratch))
-            kept = {"table": table, "run": stamp, "repeat": repeat} | found | {"machine": _machine()}
+            found, machine = run(job, scratch=Path(scratch)), _machine()
+            kept = {"table": table, "run": stamp, "repeat": repeat} | found | {"machine": machine}
+            kept |= {"workload": workload(job, machine).as_row()}
             kept |= {"data": Path(job.data).name, "weights": Path(job.weights).name}
             RESULTS.parent.mkdir(exist_ok=True)
             with RESULTS.open("a", encoding="utf-8") as file:
@@ -186,6 +184,14 @@ def _planned(table: str, arguments: argparse.Namespace, work: Path) -> Iterator[
                 if job.views > 1 and repeat:
                     continue  # the longest run, once
                 yield repeat, replace(job, limit=ours and job.tool == "headstart" and job.views == 1)
+
+
+def workload(job: Job, machine: dict[str, Any]) -> Workload:
+    """What the job does, for the page to compare it with nothing else."""
+    return Workload(
+        train_images=job.images("train"), val_images=job.images("val"), epochs=job.epochs, batch=job.batch,
+        threads=THREADS, cpu=machine["cpu"], cores=machine["cores"],
+    )  # fmt: skip
 
 
 def _there(folder: Path) -> Path:

@@ -1,12 +1,19 @@
-"""The tables of docs/measured/speed.md, between markers, from ``benchmarks.speed``'s lines; the rest of it stays."""
+"""The tables of docs/measured/speed.md, between markers, from ``benchmarks.speed``'s lines; the rest of it stays.
+
+Rows stand beside one another only where their work is equal (``benchmarks.workload``): images, epochs, batch, threads
+and machine. Peers run few images and epochs on purpose; they are scaled to the work of each block of headstart's rows.
+"""
 
 from __future__ import annotations
 
 import re
 import statistics
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+from benchmarks.workload import Workload, read_workload
 
 PAGE = Path(__file__).parent.parent / "docs" / "measured" / "speed.md"
 NAMES = {
@@ -15,6 +22,8 @@ NAMES = {
 }  # fmt: skip
 PEERS = ("bare", "timm", "fastai", "hf", "lightning")
 Rows = list[dict[str, Any]]
+SCALED = ("head", "suffix")
+"""Tables of whole runs, for which the peers' are scaled."""
 MARKERS = ("head", "suffix", "full", "evaluate", "memory", "growth")
 
 
@@ -23,7 +32,7 @@ def write_page(results: Rows) -> None:
     text = PAGE.read_text(encoding="utf-8") if PAGE.exists() else "# Speed and memory\n"
     made = {"head": frozen_table, "suffix": frozen_table, "full": rate_table, "evaluate": rate_table}
     for name in MARKERS:
-        rows = _newest([row for row in results if _is_of(row, name)])
+        rows = _newest([row for row in results if _is_of(row, name)], scaled=name in SCALED)
         if name == "memory":
             lines = [*memory_table(results)]
         else:
@@ -41,14 +50,45 @@ def _is_of(row: dict[str, Any], table: str) -> bool:
     return row["table"] == table or (table == "evaluate" and row["table"] == "full" and row["tool"] == "tensors")
 
 
-def _newest(rows: Rows) -> Rows:
-    """Of every model and tool the last command's, with all its repeats."""
-    last = {_measured(row): row["run"] for row in rows}
-    return [row for row in rows if row["run"] == last[_measured(row)]]
+def _newest(rows: Rows, *, scaled: bool) -> Rows:
+    """Of every model, tool and work the last command's, with all its repeats."""
+    last = {_measured(row, scaled): row["run"] for row in rows}
+    return [row for row in rows if row["run"] == last[_measured(row, scaled)]]
 
 
-def _measured(row: dict[str, Any]) -> tuple[str, ...]:
-    return row["table"], row["model"], row["work"], label(row), row["arithmetic"]
+def _measured(row: dict[str, Any], scaled: bool) -> tuple[object, ...]:
+    done = read_workload(row)
+    return row["table"], row["model"], row["work"], label(row), row["arithmetic"], _key(row, done, scaled)
+
+
+def _key(row: dict[str, Any], done: Workload, scaled: bool) -> object:
+    """What must be equal for two rows to be compared: a peer of a scaled table, and tensors, have no images."""
+    free = row["tool"] == "tensors" or (scaled and row["tool"] in PEERS)
+    return done.conditions if free else done
+
+
+def blocks(rows: Rows, *, scaled: bool) -> list[tuple[Workload, Rows]]:
+    """One model's rows by work: what headstart did, and with it the peers that did the same or are scaled to it.
+
+    Peers that none of headstart's rows can be compared with are blocks of their own.
+    """
+    works = {read_workload(row): None for row in rows if row["tool"] == "headstart"}
+    for row in rows:
+        if not any(_belongs(row, done, scaled) for done in works):
+            works[read_workload(row)] = None
+    return [(done, [row for row in rows if _belongs(row, done, scaled)]) for done in works]
+
+
+def _belongs(row: dict[str, Any], done: Workload, scaled: bool) -> bool:
+    return _key(row, read_workload(row), scaled) == _key(row, done, scaled)
+
+
+def _block_name(model: str, done: Workload, count: int) -> str:
+    """The model, and what was done where there is more than one block of it."""
+    if count == 1:
+        return model
+    where = f"batch {done.batch}, {done.threads} threads, {done.cpu} with {done.cores} cores"
+    return f"{model}: {done.photos} photos, {done.epochs} epochs, {where}"
 
 
 def label(row: dict[str, Any]) -> str:
@@ -61,18 +101,20 @@ def _groups(rows: Rows) -> dict[tuple[Any, ...], Rows]:
     """Repeats of the same thing."""
     found: dict[tuple[Any, ...], Rows] = {}
     for row in rows:
-        key = (row["model"], label(row), row["arithmetic"], row["work"], row["workers"], row["data"])
+        key = (row["model"], label(row), row["arithmetic"], row["work"], row["workers"], row["data"], row["epochs"])
         found.setdefault(key, []).append(row)
     return found
 
 
-def total_seconds(row: dict[str, Any], *, epochs: int, images: tuple[int, int]) -> float:
-    """CPU seconds for so many epochs and images (training, validation): what was not run costs what the last did."""
+def total_seconds(row: dict[str, Any], *, work: Workload) -> float:
+    """CPU seconds for that work; of what a peer did not run, an image costs what one of its last epoch did."""
     if row["tool"] not in PEERS:
+        assert read_workload(row) == work, f"{label(row)} is not scaled: {read_workload(row)} is not {work}"
         return float(row["cpu_seconds"])
     train, val = row["parts"]["train"][-1], row["parts"]["eval"][-1]
     start = float(row["cpu_seconds"]) - row["epochs"] * (train + val)
-    return start + epochs * (train * images[0] / row["train_images"] + val * images[1] / row["val_images"])
+    each = train * work.train_images / row["train_images"] + val * work.val_images / row["val_images"]
+    return start + work.epochs * each
 
 
 def frozen_table(name: str, rows: Rows) -> Iterator[str]:
@@ -82,36 +124,33 @@ def frozen_table(name: str, rows: Rows) -> Iterator[str]:
     yield from _about(rows)
     yield "| model | tool | arithmetic | CPU seconds (min .. max) | of each peer's | of the best peer's | MiB | right |"
     yield "|---|---|---|---:|---:|---:|---:|---:|"
-    epochs = max(row["epochs"] for row in rows)
     for model in dict.fromkeys(row["model"] for row in rows):
-        groups = [some for key, some in _groups(rows).items() if key[0] == model and key[3] == name]
-        images = _most_images(row for some in groups for row in some)
-        whole = [
-            [total_seconds(row, epochs=epochs, images=images) for row in some if "reason" not in row] for some in groups
-        ]
-        medians = {
-            (some[0]["tool"], some[0]["arithmetic"]): statistics.median(values)
-            for some, values in zip(groups, whole, strict=True)
-            if values
-        }
-        ours = [pair for pair in zip(groups, whole, strict=True) if pair[0][0]["tool"] == "headstart"]
-        others = [pair for pair in zip(groups, whole, strict=True) if pair[0][0]["tool"] != "headstart"]
-        for some, values in ours + others:
-            yield _frozen_row(some, values, medians)
+        found = blocks([row for row in rows if row["model"] == model and row["work"] == name], scaled=True)
+        for done, block in found:
+            yield from _frozen_rows(_block_name(model, done, len(found)), done, block)
     yield ""
     yield from _limits(name, rows)
     yield from _same_bits(rows)
 
 
-def _most_images(rows: Iterable[dict[str, Any]]) -> tuple[int, int]:
-    """Training and validation images of headstart's runs, which have the most."""
-    return max(((row["train_images"], row["val_images"]) for row in rows if "reason" not in row), default=(0, 0))
+def _frozen_rows(title: str, done: Workload, rows: Rows) -> Iterator[str]:
+    """The rows of one model that did the same work."""
+    groups = [*_groups(rows).values()]
+    whole = [[total_seconds(row, work=done) for row in some if "reason" not in row] for some in groups]
+    medians = {
+        (some[0]["tool"], some[0]["arithmetic"]): statistics.median(values)
+        for some, values in zip(groups, whole, strict=True)
+        if values
+    }
+    pairs = [*zip(groups, whole, strict=True)]
+    for some, values in sorted(pairs, key=lambda pair: pair[0][0]["tool"] != "headstart"):
+        yield _frozen_row(title, some, values, medians)
 
 
-def _frozen_row(some: Rows, values: Sequence[float], medians: dict[tuple[str, str], float]) -> str:
+def _frozen_row(title: str, some: Rows, values: Sequence[float], medians: dict[tuple[str, str], float]) -> str:
     first = some[0]
     if not values:
-        return f"| {first['model']} | {label(first)} | {first['arithmetic']} | {some[0]['reason']} | | | | |"
+        return f"| {title} | {label(first)} | {first['arithmetic']} | {some[0]['reason']} | | | | |"
     each = best = ""
     if first["tool"] == "headstart":
         middle = statistics.median(values)
@@ -122,7 +161,7 @@ def _frozen_row(some: Rows, values: Sequence[float], medians: dict[tuple[str, st
         best += f"; with switches {min(switched) / middle:.1f}x" if switched else ""
     right = statistics.median(row["accuracy"] for row in some if "reason" not in row)
     return (
-        f"| {first['model']} | {label(first)} | {_arithmetic(some)} | {_spread(values)} | {each} | {best} | "
+        f"| {title} | {label(first)} | {_arithmetic(some)} | {_spread(values)} | {each} | {best} | "
         f"{_memory(some)} | {right:.3f} |"
     )
 
@@ -178,21 +217,26 @@ def rate_table(name: str, rows: Rows) -> Iterator[str]:
     yield "|---|---|---|---:|---:|---:|"
     summary = []
     for model in dict.fromkeys(row["model"] for row in rows):
-        groups = [some for key, some in _groups(rows).items() if key[0] == model]
-        rates = [[rate(row, name) for row in some if "reason" not in row] for some in groups]
-        found = [(some[0], statistics.median(values)) for some, values in zip(groups, rates, strict=True) if values]
-        ours = next((value for row, value in found if label(row) == NAMES["headstart"] and row["auto"]), None)
-        for some, values in zip(groups, rates, strict=True):
-            row = some[0]
-            if not values:
-                yield f"| {model} | {label(row)} | {row['arithmetic']} | {row['reason']} | | |"
-                continue
-            ratio = "" if ours is None or row["tool"] == "headstart" else f"{ours / statistics.median(values):.2f}x"
-            yield (f"| {model} | {label(row)} | {_arithmetic(some)} | {_spread(values)} | {ratio} | {_memory(some)} |")
-        summary.append(_best(model, found, ours) + _of_limit([row for some in groups for row in some]))
+        separate = blocks([row for row in rows if row["model"] == model], scaled=False)
+        for done, block in separate:
+            title = _block_name(model, done, len(separate))
+            groups = [*_groups(block).values()]
+            rates = [[rate(row, name) for row in some if "reason" not in row] for some in groups]
+            found = [(some[0], statistics.median(values)) for some, values in zip(groups, rates, strict=True) if values]
+            ours = next((value for row, value in found if label(row) == NAMES["headstart"] and row["auto"]), None)
+            yield from (_rate_row(title, some, values, ours) for some, values in zip(groups, rates, strict=True))
+            summary.append(_best(title, found, ours) + _of_limit(block))
     yield ""
     yield from (f"{line}." for line in summary if line)
     yield ""
+
+
+def _rate_row(title: str, some: Rows, values: Sequence[float], ours: float | None) -> str:
+    row = some[0]
+    if not values:
+        return f"| {title} | {label(row)} | {row['arithmetic']} | {row['reason']} | | |"
+    ratio = "" if ours is None or row["tool"] == "headstart" else f"{ours / statistics.median(values):.2f}x"
+    return f"| {title} | {label(row)} | {_arithmetic(some)} | {_spread(values)} | {ratio} | {_memory(some)} |"
 
 
 def _best(model: str, found: Sequence[tuple[dict[str, Any], float]], ours: float | None) -> str:
@@ -214,9 +258,10 @@ def _of_limit(rows: Rows) -> str:
 
 
 def growth_table(rows: Rows) -> Iterator[str]:
-    """Seconds and memory as the number of images grows."""
+    """Seconds and memory as the number of images grows, all else being equal to the last command's."""
     if not rows:
         return
+    rows = [row for row in rows if _but_images(row) == _but_images(rows[-1])]
     yield from _about(rows)
     yield "| images | loading processes | CPU seconds | per 1,000 images | MiB |"
     yield "|---:|---:|---:|---:|---:|"
@@ -231,24 +276,41 @@ def growth_table(rows: Rows) -> Iterator[str]:
     yield ""
 
 
+def _but_images(row: dict[str, Any]) -> Workload:
+    return replace(read_workload(row), train_images=0, val_images=0)
+
+
 def memory_table(results: Rows) -> Iterator[str]:
     """Peak resident memory of the same runs: a row per tool, a column per model."""
-    rows = [row for row in _newest(results) if "peak_mib" in row and row["table"] in ("head", "suffix", "full")]
+    rows = [row for row in results if "peak_mib" in row and row["table"] in ("head", "suffix", "full")]
     rows = [row for row in rows if not row["work"].endswith("same_bits") and row["tool"] != "tensors"]
+    rows = _newest(rows, scaled=False)
     if not rows:
         return
-    yield "Largest resident memory of the process, MiB; median of the repeats."
+    yield "Largest resident memory of the process, MiB; median of the repeats. Other photos or epochs are other work."
     yield ""
     for table in dict.fromkeys(row["table"] for row in rows):
-        ours = [row for row in rows if row["table"] == table]
-        models = [*dict.fromkeys(row["model"] for row in ours)]
-        yield f"| {table} | arithmetic | " + " | ".join(models) + " |"
-        yield "|---|---|" + "---:|" * len(models)
-        for tool, arithmetic in dict.fromkeys((label(row), row["arithmetic"]) for row in ours):
-            same = [row for row in ours if (label(row), row["arithmetic"]) == (tool, arithmetic)]
-            cells = [_memory([row for row in same if row["model"] == model]) for model in models]
-            yield f"| {tool} | {arithmetic} | " + " | ".join(cells) + " |"
-        yield ""
+        models: dict[frozenset[Workload], list[str]] = {}
+        for model in dict.fromkeys(row["model"] for row in rows if row["table"] == table):
+            done = frozenset(read_workload(row) for row in rows if (row["table"], row["model"]) == (table, model))
+            models.setdefault(done, []).append(model)
+        for names in models.values():
+            yield from _memory_rows(table, names, [row for row in rows if row["table"] == table])
+
+
+def _memory_rows(table: str, models: Sequence[str], rows: Rows) -> Iterator[str]:
+    """A table of models whose runs did the same."""
+    yield f"| {table} | arithmetic | photos, epochs | " + " | ".join(models) + " |"
+    yield "|---|---|---|" + "---:|" * len(models)
+    cells: dict[tuple[str, str, Workload], dict[str, Rows]] = {}
+    for row in rows:
+        if row["model"] in models:
+            key = label(row), row["arithmetic"], read_workload(row)
+            cells.setdefault(key, {}).setdefault(row["model"], []).append(row)
+    for (tool, arithmetic, done), found in cells.items():
+        values = " | ".join(_memory(found.get(model, [])) for model in models)
+        yield f"| {tool} | {arithmetic} | {done.photos}, {done.epochs} | {values} |"
+    yield ""
 
 
 def _memory(rows: Rows) -> str:
@@ -314,7 +376,7 @@ def _work(whole: Rows) -> str:
 
 
 def _photos(rows: Rows) -> str:
-    """By model where they differ."""
-    found = {row["model"]: f"{row['train_images']:,} + {row['val_images']:,}" for row in rows}
-    same = set(found.values())
-    return same.pop() if len(same) == 1 else ", ".join(f"{model} {count}" for model, count in found.items())
+    """By model where they differ, all of a model that has several."""
+    found = dict.fromkeys((row["model"], read_workload(row).photos) for row in rows)
+    same = {count for _, count in found}
+    return same.pop() if len(same) == 1 else ", ".join(f"{model} {count}" for model, count in found)

@@ -22,12 +22,14 @@ from typing import Any
 import torch
 
 import headstart as hs
+from benchmarks.workload import cpu_name, refuse_mixed
 from headstart.demo import write_digits
 
 HERE = Path(__file__).parent
 ROOT = Path(os.environ.get("HEADSTART_DATA", HERE.parent / ".." / "shared")).resolve()
 RESULTS = HERE / "results" / "views.jsonl"
-EPOCHS = 12
+EPOCHS, PIXELS, BATCH = 12, 96, 32
+PHOTOS = 120  # of each kind of flowers5
 VIEWS = (1, 2, 4, 8, 0)  # 0: new ones in every epoch
 
 
@@ -35,8 +37,8 @@ def accuracy(data: dict[str, Any], views: int, seed: int, out: Path) -> tuple[fl
     """Of the last epoch (the best one would be chosen on these very images), and CPU seconds."""
     cache = {"use": "always", "views": views} if views else {"use": "never"}
     config = hs.load_config({
-        "data": data, "model": {"name": "starter", "image_size": 96}, "recipe": "probe", "epochs": EPOCHS,
-        "batch": {"size": 32}, "cache": cache, "seed": seed, "workers": 0, "device": "cpu", "out": str(out),
+        "data": data, "model": {"name": "starter", "image_size": PIXELS}, "recipe": "probe", "epochs": EPOCHS,
+        "batch": {"size": BATCH}, "cache": cache, "seed": seed, "workers": 0, "device": "cpu", "out": str(out),
         "precision": "fp32", "memory_format": "contiguous",
     })  # fmt: skip
     epochs: list[hs.EpochDone] = []
@@ -52,6 +54,15 @@ def some_of(source: Path, target: Path, *, count: int) -> Path:
         for photo in sorted(kind.iterdir())[:count]:
             shutil.copy(photo, target / kind.name)
     return target
+
+
+def work() -> dict[str, Any]:
+    """What a run is made of, and where: only rows in which all of it is equal are compared."""
+    return {"epochs": EPOCHS, "pixels": PIXELS, "batch": BATCH, "photos": PHOTOS, "threads": 1, "cpu": cpu_name()}
+
+
+UNSAID = {"epochs": 12, "pixels": 96, "batch": 32, "photos": 120, "threads": 1, "cpu": "not recorded"}
+"""The work of the lines from before they said it."""
 
 
 def main() -> None:
@@ -70,7 +81,7 @@ def main() -> None:
         if (ROOT / "data" / "hymenoptera").is_dir():
             sources["hymenoptera"] = {"source": str(ROOT / "data" / "hymenoptera")}
         if (ROOT / "data" / "flowers5").is_dir():
-            some = some_of(ROOT / "data" / "flowers5", Path(folder, "flowers5"), count=120)
+            some = some_of(ROOT / "data" / "flowers5", Path(folder, "flowers5"), count=PHOTOS)
             sources["flowers5"] = {"source": str(some), "val": 0.5}
         lines = []
         for seed in range(args.first_seed, args.first_seed + args.seeds):
@@ -78,6 +89,7 @@ def main() -> None:
                 for views in VIEWS:
                     found, seconds = accuracy(data, views, seed, Path(folder, f"{name}-{views}-{seed}"))
                     lines.append({"data": name, "views": views, "seed": seed, "accuracy": found, "seconds": seconds})
+                    lines[-1] |= {"work": work()}
                     print(lines[-1], flush=True)
     with RESULTS.open("a") as file:
         file.write("".join(json.dumps(line) + "\n" for line in lines))
@@ -88,6 +100,8 @@ def show(lines: list[dict[str, Any]]) -> None:
     """Mean accuracy, its difference from new changes by seed (mean and standard error), and seconds."""
     print("| data | views | accuracy | against new changes | CPU s |\n|---|---:|---:|---:|---:|")
     for name in dict.fromkeys(line["data"] for line in lines):
+        works = [UNSAID | line.get("work", {}) for line in lines if line["data"] == name]
+        refuse_mixed(((name, each) for each in works), page="views", said=works[-1])
         by = {(line["views"], line["seed"]): line for line in lines if line["data"] == name}
         seeds = sorted({seed for _, seed in by})
         for views in VIEWS:

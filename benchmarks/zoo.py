@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     pass
-from benchmarks.zoo_page import RESULTS, read_rows, write_page
+from benchmarks.zoo_page import RESULTS, read_rows, running_on, write_page
 from tests.reliability.architectures import examine, names, verdicts
 
 
@@ -32,7 +32,7 @@ def run(name: str) -> dict[str, Any]:
 
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
-    return examine(name)
+    return examine(name) | {"on": running_on()}
 
 
 def missing(only: str) -> Iterator[str]:

@@ -5,14 +5,19 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+from benchmarks.workload import refuse_mixed
 
 HERE = Path(__file__).parent
 RESULTS, REAL_RESULTS = HERE / "results" / "zoo.jsonl", HERE / "results" / "zoo_real.jsonl"
 PAGE = Path(__file__).parent.parent / "docs" / "measured" / "zoo.md"
 GROUPS = ("heads", "freeze", "boundary")
 ARCHITECTURES = 1451  # of timm 1.0.31 (1,371) and torchvision 0.29 (80)
+EXAMINED_ON = "timm 1.0.31, torchvision 0.29"
+"""What the page says; also where the rows ran that do not say it."""
 ENCODER = "timm's encoder without a classifier: it gives tokens or maps, no scores; its sibling without `_enc` has one"
 UNTRACEABLE = "torch.fx cannot trace it (its path depends on values): the layout comes from hooks, there is no boundary"
 
@@ -42,9 +47,16 @@ def read_rows(file: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
 
 
+def running_on() -> str:
+    """The versions that a row is made with, as the page names them."""
+    return f"timm {version('timm')}, torchvision {'.'.join(version('torchvision').split('.')[:2])}"
+
+
 def write_page(*, today: str) -> None:
     """Totals, exceptions, then a row per architecture."""
     rows, real = sorted(read_rows(RESULTS), key=lambda row: str(row["name"])), read_rows(REAL_RESULTS)
+    works = ((row["name"], {"on": row.get("on", EXAMINED_ON)}) for row in [*rows, *real])
+    refuse_mixed(works, page=PAGE.name, said={"on": EXAMINED_ON})
     lines = [*introduction(rows, today), *totals(rows), *exceptions(rows, today)]
     lines += [*real_values(real, today), *table(rows)]
     PAGE.write_text("\n".join(lines) + "\n")

@@ -55,6 +55,8 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from benchmarks.workload import refuse_mixed
+
 if TYPE_CHECKING:
     from torch import nn
 
@@ -316,6 +318,9 @@ def write_table() -> None:
     ]
     by_peer = {peer: [row for row in read() if row["peer"] == peer] for peer in TITLES}
     for peer, rows in ((peer, rows) for peer, rows in by_peer.items() if rows):
+        refuse_mixed(
+            ((row["name"], row) for row in rows), page=PAGE.name, said={key: rows[0][key] for key in ("version", "on")}
+        )
         cells = [summary([row for row in rows if row["library"] == library]) for library in TOTALS]
         lines.append(f"| {TITLES[peer]} {rows[0]['version']} | {rows[0]['on']} | {' | '.join(cells)} |")
     lines += [

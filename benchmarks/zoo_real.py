@@ -21,7 +21,7 @@ from multiprocessing import get_context
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.zoo_page import REAL_RESULTS as RESULTS
-from benchmarks.zoo_page import read_rows, write_page
+from benchmarks.zoo_page import read_rows, running_on, write_page
 from tests.reliability import architectures as zoo
 
 if TYPE_CHECKING:
@@ -186,7 +186,7 @@ def run(name: str) -> dict[str, Any]:
 
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
-    return {"name": name, "verdict": zoo.verdict(lambda: check(name))}
+    return {"name": name, "verdict": zoo.verdict(lambda: check(name)), "on": running_on()}
 
 
 def run_missing(only: str, processes: int) -> None:
