@@ -7,7 +7,10 @@ import os
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
+from PIL import Image
 
 import headstart as hs
 from headstart.config.schema import Data
@@ -130,3 +133,117 @@ def test_names_that_print_alike_are_refused_where_a_scan_would_share_its_finding
         (tmp_path / os.fsdecode(name)).write_bytes((colours / "red/00.png").read_bytes())
     with pytest.raises(hs.Error, match="two files have this name once it is written as text; rename one"):
         hs.audit(tmp_path)
+
+
+def in_memory(path: Path) -> list[object]:
+    """The file's picture in each form that is not a path."""
+    picture = Image.open(path)
+    pixels = np.asarray(picture.convert("RGB"))
+    return [path.read_bytes(), bytearray(path.read_bytes()), picture, pixels, torch.from_numpy(pixels.copy())]
+
+
+def test_images_in_memory_are_predicted_with_the_bits_of_their_files(run, colours) -> None:
+    for path in (colours / "red" / "00.png", colours / "blue" / "03.png"):
+        (expected,) = predict_paths(run.path, [path])
+        assert {row.labels for row in hs.predict(run, in_memory(path))} == {expected.labels}
+        for image in in_memory(path):
+            (row,) = hs.predict(run, image)
+            assert (row.path, row.labels) == ("image", expected.labels)
+
+
+def test_a_run_may_be_a_path_what_train_returned_or_what_open_run_gives(run, colours) -> None:
+    image = colours / "green" / "01.png"
+    rows = [hs.predict(given, image) for given in (run.path, str(run.path / "model"), run, hs.open_run(run.path))]
+    assert rows == [predict_paths(run.path, [image])] * 4
+
+
+def test_paths_folders_and_pictures_keep_their_order(run, colours) -> None:
+    folder, picture = colours / "red", Image.open(colours / "blue" / "00.png")
+    rows = hs.predict(run, [picture, folder, b"no picture", colours / "green" / "00.png", np.asarray(picture)])
+    assert [row.path for row in rows] == [
+        "images[0]",
+        *(str(path) for path in sorted(folder.iterdir())),
+        "images[2]",
+        str(colours / "green" / "00.png"),
+        "images[4]",
+    ]
+    assert [row.path for row in rows if row.error] == ["images[2]"]
+    assert rows[0].labels == rows[-1].labels != ()
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16"])
+def test_a_picture_of_any_colour_mode_is_seen_as_its_file_is(run, tmp_path, mode) -> None:
+    levels = Image.radial_gradient("L").resize((48, 40))
+    alpha = Image.linear_gradient("L").resize((48, 40))
+    picture = Image.merge("RGBA", (levels, alpha, levels, alpha))
+    made = Image.fromarray(np.asarray(levels).astype(np.uint16) * 257) if mode == "I;16" else picture.convert(mode)
+    made.getexif()[0x0112] = 1 if mode == "CMYK" else 6  # Pillow forgets to turn a TIFF that it maps from its file
+    file = tmp_path / ("picture.tif" if mode == "CMYK" else "picture.png")
+    made.save(file, exif=made.getexif())
+    rows = hs.predict(run, [file, made, Image.open(file)])
+    assert rows[0].labels
+    assert [row.labels for row in rows[1:]] == [rows[0].labels] * 2
+
+
+@pytest.mark.parametrize(
+    ("image", "found"),
+    [
+        (7, r"images\[1\]: type int is not an image"),
+        ([], r"images\[1\]: type list is not an image"),
+        (np.zeros((3, 8, 8), np.uint8), r"images\[1\]: array of uint8 \(3, 8, 8\).*transpose\(1, 2, 0\)"),
+        (torch.zeros(8, 8, 3), r"images\[1\]: tensor of float32 \(8, 8, 3\).*0 to 255"),
+        (np.zeros((8, 8), np.uint8), r"images\[1\]: array of uint8 \(8, 8\).*fromarray"),
+        (np.zeros((0, 8, 3), np.uint8), r"images\[1\]: array of uint8 \(0, 8, 3\)"),
+    ],
+)
+def test_what_is_no_image_is_refused_by_its_place(run, colours, image, found) -> None:
+    with pytest.raises(hs.Error, match=found + ".*|accepted are a path") as caught:
+        hs.predict(run, [colours / "red" / "00.png", image])
+    assert "accepted are a path, a folder, the bytes of an image file, a PIL image" in str(caught.value)
+
+
+def test_a_batch_as_one_array_is_told_to_be_a_list(run) -> None:
+    batch = np.zeros((2, 8, 8, 3), np.uint8)
+    with pytest.raises(hs.Error, match=r"^image: array of uint8 \(2, 8, 8, 3\).*list\(images\)"):
+        hs.predict(run, batch)
+    assert len(hs.predict(run, list(batch))) == 2
+    with pytest.raises(hs.Error, match="no images in an empty list"):
+        hs.predict(run, [])
+    with pytest.raises(hs.Error, match="type dict has no order"):
+        hs.predict(run, {"a": batch[0]})
+
+
+def test_a_picture_that_cannot_be_loaded_keeps_its_place_and_its_reason(run, colours, tmp_path) -> None:
+    (tmp_path / "torn.png").write_bytes((colours / "red" / "00.png").read_bytes()[:500])
+    whole = Image.open(colours / "red" / "00.png")
+    rows = hs.predict(run, [whole, Image.open(tmp_path / "torn.png"), Image.new("F", (8, 8))])
+    assert [bool(row.error) for row in rows] == [False, True, True]
+    assert "floating-point" in str(rows[2].error)
+
+
+def test_evaluate_on_a_run_gives_its_metrics_again_and_says_of_which_images(run, colours, tmp_path) -> None:
+    folder = copied(run, colours, tmp_path / "again", names={name: name for name in ("blue", "green", "red")})
+    made = [hs.evaluate(given, source) for given in (run, run.path) for source in (folder, Data(source=str(folder)))]
+    assert [one.metrics for one in made] == [run.metrics] * 4
+    assert made[0].note == evaluate_run(run.path, Data(source=str(folder))).note != ""
+    assert made[0].accuracy == run.metrics["accuracy"]
+
+
+def test_the_calls_on_a_module_stay_and_what_belongs_to_the_other_form_is_refused(run, colours) -> None:
+    opened = hs.open_run(run.path)
+    images = hs.open_images(colours, like=opened.preprocess)
+    assert hs.evaluate(model=opened.model, batches=images.val).predictions.outputs.equal(
+        hs.predict(opened.model, images.val).outputs
+    )
+    for call, message in (
+        (lambda: hs.predict(opened.model, colours), "with a module, Batches are expected.*PosixPath was given"),
+        (lambda: hs.evaluate(opened.model, colours), "with a module, Batches are expected"),
+        (lambda: hs.predict(run, images.val), "Batches are for a module"),
+        (lambda: hs.evaluate(run, images.val), "type Batches holds no labelled images for a run"),
+        (lambda: hs.predict(run, colours, precision="bf16"), "precision: not accepted with a run"),
+        (lambda: hs.predict(opened.model, images.val, device="cpu"), "device: not accepted with a module"),
+        (lambda: hs.predict(run, colours, batch_size=0), "batch_size: 0 is not positive"),
+        (lambda: hs.predict(3, colours), "type int is no run"),
+    ):
+        with pytest.raises(hs.Error, match=message):
+            call()

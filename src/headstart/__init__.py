@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from headstart.models.describe import describe
     from headstart.models.sources import open_model
     from headstart.optim.groups import param_groups
+    from headstart.predictor import evaluate, predict
     from headstart.reports.report import report
     from headstart.runs.bundle import open_run
     from headstart.runs.checkpoint import restore, save
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from headstart.surgery.lora import add_lora, merge_lora
     from headstart.surgery.module_copy import InPlace
     from headstart.surgery.outputs import declare_scores
-    from headstart.training.evaluate import evaluate, predict
     from headstart.training.fit import EpochDone, fit
     from headstart.training.rules import StepDone, StepRules
     from headstart.training.state import TrainState
@@ -72,12 +72,12 @@ _HOMES = {
     "surgery.lora": ("add_lora", "merge_lora"),
     "models.sources": ("open_model",),
     "optim.groups": ("param_groups",),
+    "predictor": ("evaluate", "predict"),
     "runs.bundle": ("open_run",),
     "runs.checkpoint": ("restore", "save"),
     "reports.report": ("report",),
     "surgery.module_copy": ("InPlace",),
     "surgery.outputs": ("declare_scores",),
-    "training.evaluate": ("evaluate", "predict"),
     "training.fit": ("EpochDone", "fit"),
     "training.state": ("TrainState",),
     "training.rules": ("StepDone", "StepRules"),

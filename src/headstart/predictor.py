@@ -6,21 +6,30 @@ Evaluate it on labelled images, predict new ones; the bits are those of training
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import overload
 
 import torch
+from torch import nn
 
 from headstart.config.schema import Data
 from headstart.data.dataset import image_batches
-from headstart.data.decoding.decode import UnreadableImage, check_image, printable, read_bytes
+from headstart.data.decoding.decode import UnreadableImage, check_image, printable
 from headstart.data.labelled import choose_labelled_batches
 from headstart.data.loader import Batches
-from headstart.runs.bundle import OpenedRun, open_run
+from headstart.data.reading import read_sample
+from headstart.data.sources.as_given import AnyImages
+from headstart.errors import ConfigError, DataError, ModelError
+from headstart.runs.bundle import OpenedRun, describe_trained, open_run
 from headstart.runs.finish import Run
-from headstart.training.evaluate import Evaluation, Predictions, evaluate, predict
-from headstart.training.precision import usable_device
+from headstart.training.evaluate import Evaluation, Predictions
+from headstart.training.evaluate import evaluate as evaluate_module
+from headstart.training.evaluate import predict as predict_module
+from headstart.training.precision import Precision, usable_device
+
+AnyRun = str | Path | Run | OpenedRun
+"""A run's folder or the bundle in it, what ``hs.train`` returned, or what ``hs.open_run`` gave."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,15 +45,170 @@ class Prediction:
     error: str | None = None
 
 
-def evaluate_run(run: str | Path, data: Data, *, device: str = "auto") -> Run:
-    """Metrics of a run's model on the test images of ``data``, else its validation images, else all of them.
+def evaluate_run(run: AnyRun, data: Data, *, device: str = "auto") -> Run:
+    """Metrics of a run's model on the images of ``data`` (see ``hs.evaluate``), with the time that they took.
 
     A table's columns are those of training where ``data`` does not name any.
 
     Raises: ModelError: no finished run. DataError: classes or targets that the model does not know, unreadable images.
     """
-    opened = _on_device(open_run(run), device)
     started = time.monotonic()
+    opened = _open(run, device)
+    found = _evaluate_source(opened, data)
+    return Run(
+        path=opened.path if not isinstance(run, str | Path | Run) else run.path if isinstance(run, Run) else Path(run),
+        task=opened.task.kind,
+        seconds=time.monotonic() - started,
+        metrics=found.metrics,
+        note=found.note,
+        model=opened.model,
+    )
+
+
+def predict_paths(
+    run: AnyRun, paths: AnyImages, *, batch_size: int | None = None, device: str = "auto"
+) -> list[Prediction]:
+    """What ``hs.predict`` gives for a run."""
+    return _predict_images(_open(run, device), paths, batch_size=batch_size)
+
+
+@overload
+def predict(
+    model: nn.Module, batches: Batches, *, precision: Precision = ..., memory_format: str = ...
+) -> Predictions: ...
+
+
+@overload
+def predict(
+    run: AnyRun, images: AnyImages, /, *, batch_size: int | None = ..., device: str = ...
+) -> list[Prediction]: ...
+
+
+def predict(
+    model: nn.Module | AnyRun,
+    batches: Batches | AnyImages,
+    *,
+    precision: Precision | None = None,
+    memory_format: str | None = None,
+    batch_size: int | None = None,
+    device: str = "auto",
+) -> Predictions | list[Prediction]:
+    """Return what a finished run, or a module, says of images."""
+    if isinstance(model, nn.Module):
+        _refuse_options("hs.predict", "module", batch_size=batch_size, device=None if device == "auto" else device)
+        return predict_module(
+            model,
+            _checked(batches, "hs.predict"),
+            precision=precision or "fp32",
+            memory_format=memory_format or "contiguous",
+        )
+    _refuse_options("hs.predict", "run", precision=precision, memory_format=memory_format)
+    if isinstance(batches, Batches):
+        raise DataError(
+            "hs.predict: Batches are for a module; give the run's model, hs.predict(hs.open_run(run).model, batches), "
+            "or images"
+        )
+    return _predict_images(_open(model, device), batches, batch_size=batch_size)
+
+
+@overload
+def evaluate(
+    model: nn.Module, batches: Batches, *, precision: Precision = ..., memory_format: str = ...
+) -> Evaluation: ...
+
+
+@overload
+def evaluate(run: AnyRun, source: str | Path | Data, /, *, device: str = ...) -> Evaluation: ...
+
+
+def evaluate(
+    model: nn.Module | AnyRun,
+    batches: Batches | str | Path | Data,
+    *,
+    precision: Precision | None = None,
+    memory_format: str | None = None,
+    device: str = "auto",
+) -> Evaluation:
+    """Return the metrics of a finished run, or of a module, on labelled images."""
+    if isinstance(model, nn.Module):
+        _refuse_options("hs.evaluate", "module", device=None if device == "auto" else device)
+        return evaluate_module(
+            model,
+            _checked(batches, "hs.evaluate"),
+            precision=precision or "fp32",
+            memory_format=memory_format or "contiguous",
+        )
+    _refuse_options("hs.evaluate", "run", precision=precision, memory_format=memory_format)
+    if isinstance(batches, str | Path):
+        batches = Data(source=str(batches))
+    if not isinstance(batches, Data):
+        raise DataError(
+            f"hs.evaluate: type {type(batches).__name__} holds no labelled images for a run; accepted are a folder of "
+            'class folders or a table, as a path, or hs.load_config({"data": {...}}).data'
+        )
+    return _evaluate_source(_open(model, device), batches)
+
+
+def _checked(batches: object, name: str) -> Batches:
+    """The batches for a module.  Raises: DataError: they are something that only a run can take."""
+    if isinstance(batches, Batches):
+        return batches
+    raise DataError(
+        f"{name}: with a module, Batches are expected, e.g. hs.open_images(...).val, and type {type(batches).__name__} "
+        f"was given; images and sources are taken with a finished run: {name}('runs/photos', ...)"
+    )
+
+
+def _refuse_options(name: str, subject: str, **options: object) -> None:
+    """Raises: ConfigError: an option was given that this kind of subject does not have."""
+    given = [option for option, value in options.items() if value is not None]
+    if given:
+        why = (
+            "a run is computed as it was validated"
+            if subject == "run"
+            else "a module is computed where it is, on the batches as they are"
+        )
+        raise ConfigError(f"{name}: {', '.join(given)}: not accepted with a {subject}, since {why}; leave it out")
+
+
+def _open(run: AnyRun, device: str) -> OpenedRun:
+    """The run's model, where it is to compute: one that is open already stays where it is, unless told otherwise."""
+    if isinstance(run, str | Path):
+        opened = open_run(run)
+    elif isinstance(run, Run):
+        opened = describe_trained(run.path, run.model)
+    elif isinstance(run, OpenedRun):
+        opened = run
+    else:
+        raise ModelError(
+            f"type {type(run).__name__} is no run; accepted are a run's folder, what hs.train returned, what "
+            "hs.open_run gave, and a torch module with Batches"
+        )
+    if isinstance(run, str | Path) or device != "auto":
+        opened.model.to(usable_device(device))
+    return opened
+
+
+def _predict_images(opened: OpenedRun, images: AnyImages, *, batch_size: int | None) -> list[Prediction]:
+    if batch_size is not None and batch_size < 1:
+        raise ConfigError(f"batch_size: {batch_size} is not positive; give at least 1")
+    size = batch_size or opened.evaluated.batch_size
+    batches = image_batches(images, preprocess=opened.preprocess, task=opened.task, batch_size=size)
+    errors: dict[int, str] = {}  # by the place of the image
+    try:
+        rows = _predict_batches(opened, batches)
+    except UnreadableImage:  # once more, without those that cannot be read
+        readable, errors = _readable(batches)
+        rows = _predict_batches(opened, readable) if readable.samples else []
+    following = iter(rows)
+    return [
+        Prediction(path=sample.key, error=errors[sample.index]) if sample.index in errors else next(following)
+        for sample in batches.samples
+    ]
+
+
+def _evaluate_source(opened: OpenedRun, data: Data) -> Evaluation:
+    """Metrics on the test images of ``data``, else its validation images, else all; ``note`` says which."""
     columns = opened.facts.get("columns", {})
     as_trained = {"image": "auto", "target": "auto", "tags_separator": ","}  # what these say when nobody said anything
     known = {
@@ -54,77 +218,40 @@ def evaluate_run(run: str | Path, data: Data, *, device: str = "auto") -> Run:
         known["target"] = tuple(known["target"])
     data = replace(data, log=opened.task.log, **known)
     try:
-        found, which = _evaluated(opened, data, scanned=False)
+        return _evaluate_labelled(opened, data, scanned=False)
     except UnreadableImage:  # then all of them are told, or left out
-        found, which = _evaluated(opened, data, scanned=True)
-    return Run(
-        path=Path(run),
-        task=opened.task.kind,
-        seconds=time.monotonic() - started,
-        metrics=found.metrics,
-        note=which,
-        model=opened.model,
-    )
+        return _evaluate_labelled(opened, data, scanned=True)
 
 
-def predict_paths(
-    run: str | Path, paths: Sequence[str | Path], *, batch_size: int | None = None, device: str = "auto"
-) -> list[Prediction]:
-    """One prediction per image of the files and folders, in their order; an unreadable image keeps its place, with
-    the reason.
-
-    With the ``batch_size`` of training (the default) an image gets the very bits that validation gave it.
-
-    Raises: ModelError: no finished run. DataError: a path that does not exist.
-    """
-    opened = _on_device(open_run(run), device)
-    size = batch_size or opened.evaluated.batch_size
-    batches = image_batches(paths, preprocess=opened.preprocess, task=opened.task, batch_size=size)
-    errors: dict[str, str] = {}
-    try:
-        said = _predicted(opened, batches)
-    except UnreadableImage:  # once more, without those that cannot be read
-        readable, errors = _readable(batches)
-        said = _predicted(opened, readable) if readable.samples else {}
-    return [
-        said.get(key) or Prediction(path=key, error=errors[key]) for key in (sample.key for sample in batches.samples)
-    ]
-
-
-def _evaluated(opened: OpenedRun, data: Data, *, scanned: bool) -> tuple[Evaluation, str]:
-    """Metrics, and of which images."""
+def _evaluate_labelled(opened: OpenedRun, data: Data, *, scanned: bool) -> Evaluation:
     settings = opened.evaluated
     batches, which = choose_labelled_batches(
         data, task=opened.task, preprocess=opened.preprocess, batch_size=settings.batch_size, scanned=scanned
     )
-    return evaluate(opened.model, batches, precision=settings.precision, memory_format=settings.memory_format), which
+    found = evaluate_module(opened.model, batches, precision=settings.precision, memory_format=settings.memory_format)
+    return replace(found, note=which)
 
 
-def _predicted(opened: OpenedRun, batches: Batches) -> dict[str, Prediction]:
+def _predict_batches(opened: OpenedRun, batches: Batches) -> list[Prediction]:
     settings = opened.evaluated
-    made = predict(opened.model, batches, precision=settings.precision, memory_format=settings.memory_format)
-    return {key: _worded(made, place) for place, key in enumerate(made.keys)}
+    made = predict_module(opened.model, batches, precision=settings.precision, memory_format=settings.memory_format)
+    return [_describe_row(made, row) for row in range(len(made.keys))]
 
 
-def _readable(batches: Batches) -> tuple[Batches, dict[str, str]]:
-    """The images that can be read, and why the others cannot."""
-    errors: dict[str, str] = {}
+def _readable(batches: Batches) -> tuple[Batches, dict[int, str]]:
+    """The images that can be read, and why the others cannot, by their place."""
+    errors: dict[int, str] = {}
     for sample in batches.samples:
         try:
-            check_image(read_bytes(sample.path), path=sample.path)
+            check_image(read_sample(sample).content, path=sample.path)
         except UnreadableImage as error:
-            errors[sample.key] = printable(error.reason)
-    return replace(batches, samples=tuple(sample for sample in batches.samples if sample.key not in errors)), errors
+            errors[sample.index] = printable(error.reason)
+    return replace(batches, samples=tuple(sample for sample in batches.samples if sample.index not in errors)), errors
 
 
-def _on_device(opened: OpenedRun, device: str) -> OpenedRun:
-    opened.model.to(usable_device(device))
-    return opened
-
-
-def _worded(made: Predictions, place: int) -> Prediction:
-    key, scores, task = made.keys[place], made.outputs[place], made.task
+def _describe_row(made: Predictions, row: int) -> Prediction:
+    key, outputs, task = made.keys[row], made.outputs[row], made.task
     if task.kind == "regress":
-        return Prediction(path=key, values=dict(zip(task.targets, scores.tolist(), strict=True)))
-    order = torch.argsort(scores, descending=True, stable=True).tolist()
-    return Prediction(path=key, labels=tuple((task.classes[which], float(scores[which])) for which in order))
+        return Prediction(path=key, values=dict(zip(task.targets, outputs.tolist(), strict=True)))
+    order = torch.argsort(outputs, descending=True, stable=True).tolist()
+    return Prediction(path=key, labels=tuple((task.classes[which], float(outputs[which])) for which in order))

@@ -15,9 +15,10 @@ from headstart.data.decoding.decoded_cache import Decoded
 from headstart.data.loader import Batches, Training, available_cores, worker_count
 from headstart.data.reading import ChangedFiles
 from headstart.data.scan import OnDecoded, Scan, refuse_unreadable, scan_files
+from headstart.data.sources.as_given import AnyImages, list_images
 from headstart.data.sources.listing import list_files, list_source
 from headstart.data.sources.names import compare_splits
-from headstart.data.sources.samples import Entry, Listing, Sample, Split, some, walk
+from headstart.data.sources.samples import Entry, Listing, Sample, Split, some
 from headstart.data.split import split_entries
 from headstart.data.transforms.transforms import Preset, check_mixing, eval_transform, train_transform
 from headstart.distributed.processes import current
@@ -259,32 +260,16 @@ def _target(entry: Entry, task: TaskSpec) -> int | tuple[float, ...]:
 
 
 def image_batches(
-    paths: Sequence[str | Path], *, preprocess: Preprocess, task: TaskSpec, batch_size: int, workers: int = 0
+    images: AnyImages, *, preprocess: Preprocess, task: TaskSpec, batch_size: int, workers: int = 0
 ) -> Batches:
-    """Images of files and folders (at any depth), in the given order, without targets; a file's key is its path as
-    text, in which backslashes are doubled where it would be another file's.
+    """Batches of images as they are given (see ``list_images``), in their order, without targets.
 
     Raises:
-        DataError: a path does not exist, or there is no image. Unreadable ones are named while batches are read.
+        DataError: an image is of no accepted kind, a path does not exist, or there is no image. Unreadable ones are
+            named while batches are read.
     """
-    files: list[tuple[Path, str]] = []
-    for given in paths:
-        path = Path(given)
-        if path.is_dir():
-            images = walk(path, root=path).images
-            files += [(image, f"{path}/{image.relative_to(path).as_posix()}") for image in images]
-        elif path.exists():
-            files.append((path, str(path)))
-        else:
-            raise DataError(f"{printable(path.absolute())}: there is no such file or folder")
-    if not files:
-        shown = some([printable(path) for path in paths])
-        raise DataError(f"no images in {shown}; give image files, or folders that hold some")
     return Batches(
-        samples=tuple(
-            Sample(path=path, key=key, index=place, target=())
-            for place, ((path, _), key) in enumerate(zip(files, _make_distinct_names(files), strict=True))
-        ),
+        samples=list_images(images),
         task=task,
         batch_size=batch_size,
         preprocess=preprocess,
@@ -292,16 +277,6 @@ def image_batches(
         training=None,
         workers=workers,
     )
-
-
-def _make_distinct_names(files: Sequence[tuple[Path, str]]) -> list[str]:
-    """Texts for (path, name): those of different names differ, also where one holds the letters that stand for a byte
-    of another.
-    """
-    texts = [printable(name) for _, name in files]
-    if len(set(texts)) == len({name for _, name in files}):
-        return texts
-    return [printable(name.replace("\\", "\\\\")) for _, name in files]
 
 
 def audit(source: str | Path, *, on_decoded: OnDecoded | None = None) -> Scan:

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from headstart.data.decoding.decode import UnreadableImage, printable, read_file
+from headstart.data.decoding.decode import FileRead, UnreadableImage, printable, read_file
 from headstart.data.decoding.lazy_image import Picture, stack_images
 from headstart.data.sources.samples import Sample
 from headstart.errors import RunError
@@ -78,6 +78,11 @@ def describe_change(sample: Sample, digest: str) -> str:
     return f"the file has changed since it was read first (its SHA-256 was {was}..., now it is {now}...)"
 
 
+def read_sample(sample: Sample) -> FileRead:
+    """The bytes of the sample's image, from its file or from memory.  Raises: UnreadableImage: there are none."""
+    return read_file(sample.path) if sample.encode is None else FileRead(sample.encode(), ())
+
+
 def open_scanned_image(sample: Sample, *, channels: int, stored: bool, stops: bool) -> tuple[Picture, str]:
     """The sample's picture, and the SHA-256 of its file where that is not the scanned one, else "".
 
@@ -86,7 +91,7 @@ def open_scanned_image(sample: Sample, *, channels: int, stored: bool, stops: bo
 
     Raises: UnreadableImage: it gives no picture. ChangedImage: see ``stops``.
     """
-    read, digest = read_file(sample.path), ""
+    read, digest = read_sample(sample), ""
     if sample.content and (stored or not read.stamp or read.stamp != sample.stamp):
         found = hashlib.sha256(read.content).hexdigest()
         digest = found if found != sample.content else ""

@@ -130,16 +130,31 @@ def open_run(path: str | Path, *, model: nn.Module | InPlace | None = None) -> O
 
     Raises: ModelError: no finished run there. StorageError: a file is damaged.
     """
-    run = Path(path)
-    folder = run if (run / "headstart.json").is_file() else run / "model"
-    if not (folder / "headstart.json").is_file():
-        raise ModelError(f"{run}: no finished run is there (no model/headstart.json); train it, or go on with --resume")
+    folder = _bundle_folder(Path(path))
     with own_arithmetic(), kept_generators():
         if model is not None:
             return _onto(folder, model.module if isinstance(model, InPlace) else _copied(model))
         opened = open_model(str(folder.absolute()))  # a relative timm/NAME/model would be read as a spec
     assert opened.bundle is not None
     return _opened(folder, opened.module, opened.bundle)
+
+
+def describe_trained(run: Path, model: nn.Module) -> OpenedRun:
+    """What ``open_run`` gives, around the module that the run has left in memory.
+
+    Raises: ModelError: no finished run is there. StorageError: a file is damaged.
+    """
+    folder = _bundle_folder(run)
+    bundle = read_bundle(folder)
+    assert bundle is not None
+    return _opened(folder, model, bundle.facts)
+
+
+def _bundle_folder(run: Path) -> Path:
+    folder = run if (run / BUNDLE).is_file() else run / "model"
+    if not (folder / BUNDLE).is_file():
+        raise ModelError(f"{run}: no finished run is there (no model/headstart.json); train it, or go on with --resume")
+    return folder
 
 
 def _copied(model: nn.Module) -> nn.Module:

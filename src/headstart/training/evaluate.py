@@ -48,12 +48,14 @@ class Predictions:
 class Evaluation:
     """Predictions beside the truth, and the task's metrics.
 
-    ``truth``: (N,) labels, (N, K) tags, or (N, T) float64 in original units.
+    ``truth``: (N,) labels, (N, K) tags, or (N, T) float64 in original units. ``note`` says which images of a source
+    these are.
     """
 
     predictions: Predictions
     truth: Tensor
     metrics: dict[str, float]
+    note: str = ""
 
     @property
     def accuracy(self) -> float:

@@ -29,6 +29,7 @@ MAX_BYTES = 512 * 2**20
 _SETTLED_NS = 3_000_000_000  # file systems count time in steps of up to 2 s (FAT)
 _BAND_PIXELS = 2**20  # that are converted at a time where copies of the whole would take gigabytes
 _ORIENTATION, _PHOTOMETRIC = 0x0112, 0x0106  # tags of EXIF and TIFF
+_PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")  # TIFF takes the others, but loses a colour key
 _TRANSPOSE = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -133,6 +134,27 @@ def decode_image(content: bytes, *, path: Path | str, channels: int = 3, reduced
         raise UnreadableImage(path, _what_it_is(content)) from None
     except Exception as error:  # Pillow's decoders raise anything on damaged files: SyntaxError, struct.error, ...
         raise UnreadableImage(path, _why(error)) from error
+
+
+def encode_image(image: Image.Image, *, path: Path | str) -> bytes:
+    """The picture as a file's bytes that :func:`decode_image` turns into the same pixels; ``path`` is what errors name.
+
+    Raises:
+        UnreadableImage: it cannot be loaded, or has a colour mode that no lossless file holds.
+    """
+    written, turned = io.BytesIO(), Image.Exif()
+    try:
+        image.load()  # which turns a TIFF, and forgets its orientation
+        turned[_ORIENTATION] = _orientation(image)
+        if image.mode in _PNG_MODES:
+            image.save(written, format="PNG", compress_level=0, exif=turned)
+        else:
+            image.save(written, format="TIFF", exif=turned)
+    except RunError:  # by a signal's handler
+        raise
+    except Exception as error:  # Pillow's decoders and encoders raise anything
+        raise UnreadableImage(path, _why(error)) from error
+    return written.getvalue()
 
 
 def _open_with_pillow(content: bytes, *, path: Path | str, channels: int, reduced: int) -> tuple[Image.Image, int]:

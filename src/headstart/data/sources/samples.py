@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -37,7 +37,8 @@ class Sample:
 
     ``target``: the class's number, 0/1 per tag, numbers in original units, or () when there is none; ``content``: the
     file's SHA-256, where it was scanned, and ``stamp`` what it then had as its size, times and inode (see
-    ``headstart.data.reading``).
+    ``headstart.data.reading``). ``encode``: gives the image as a file's bytes where it is in memory; ``path`` then only
+    names it.
     """
 
     path: Path
@@ -46,6 +47,7 @@ class Sample:
     target: int | tuple[float, ...]
     content: str = ""
     stamp: tuple[int, ...] = ()
+    encode: Callable[[], bytes] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
