@@ -13,6 +13,7 @@ from benchmarks import main_job, real_training, speed_page, views, workload, zoo
 from benchmarks.speed import read_results
 from benchmarks.workload import MixedWorkError
 
+HERE = Path(__file__).parent.parent / "benchmarks"
 MACHINE = {"cpu": "one", "cores": 2, "load": 0.0}
 
 
@@ -84,6 +85,19 @@ def test_rates_of_other_photos_are_not_compared() -> None:
 def test_memory_tells_work_apart() -> None:
     lines = [*speed_page.memory_table([row("headstart", images=1000), row("timm", images=100, epochs=2)])]
     assert [line.split("|")[3].strip() for line in lines if "fp32" in line] == ["800 + 200, 10", "80 + 20, 2"]
+
+
+def test_the_readme_names_every_command_and_every_page() -> None:
+    readme = (HERE / "README.md").read_text(encoding="utf-8")
+    commands = {path.stem for path in HERE.glob("*.py") if "__main__" in path.read_text(encoding="utf-8")}
+    parts = {"speed_own", "speed_peers", "speed_photos"}  # of the command speed
+    assert set(re.findall(r"python -m benchmarks\.(\w+)", readme)) - {"NAME", "reliability"} == commands - parts
+    promises = {
+        path.stem for path in (HERE / "reliability").glob("*.py") if "keep(" in path.read_text(encoding="utf-8")
+    }
+    assert promises - {"results"} <= set(re.findall(r"`(\w+)`", readme))
+    pages = {path.name for path in (HERE.parent / "docs" / "measured").glob("*.md")}
+    assert pages <= set(re.findall(r"\[(\w+\.md)\]", readme))
 
 
 def test_a_row_that_says_its_work_is_believed() -> None:
