@@ -89,16 +89,16 @@ def check(name: str) -> None:
     from headstart.surgery.boundary import find_boundary
     from headstart.surgery.freeze import freeze
     from headstart.surgery.head import replace_head
-    from headstart.surgery.layout import find_layout, named_tensors
+    from headstart.surgery.layout import find_layout, iterate_tensors
 
     module, side = build(name)
     replace_head(module, outputs=3, dropout=0.3)
     stages = len(find_layout(module, example=torch.zeros(1, 3, side, side)).stages)
     frozen = freeze(module, stages=max(1, stages // 2))
-    before = {path: tensor.clone() for path, tensor, _ in named_tensors(module)}
+    before = {path: tensor.clone() for path, tensor, _ in iterate_tensors(module)}
     average, without = five_steps(module, side)
-    now = {path: tensor for path, tensor, _ in named_tensors(module)}
-    averaged = {path: tensor for path, tensor, _ in named_tensors(average)}
+    now = {path: tensor for path, tensor, _ in iterate_tensors(module)}
+    averaged = {path: tensor for path, tensor, _ in iterate_tensors(average)}
     moved = [path for path in frozen.tensors if not same(before[path], now[path], averaged[path])]
     if moved:
         raise zoo.Refuted(f"{len(moved)} frozen tensors moved, e.g. {moved[0]}")

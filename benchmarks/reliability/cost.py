@@ -25,7 +25,7 @@ import headstart as hs
 from benchmarks.reliability.results import keep
 from headstart.demo import write_digits
 from headstart.planning.preflight import Prepared, prepare
-from headstart.runs.checkpoint import read_checkpoint, restore_found, save
+from headstart.runs.checkpoint import read_checkpoint, restore_checkpoint, save
 from headstart.runs.resume import begin
 from headstart.storage.disk import LocalDisk
 from headstart.storage.durable import json_bytes
@@ -106,7 +106,7 @@ def _costs(prepared: Prepared, run: Path, again: Path) -> dict[str, float]:
     found = read_checkpoint(run / "checkpoints")
     assert found is not None
     enter_phase(state, prepared.course, found.counters["phase"])
-    restore_found(state, found)
+    restore_checkpoint(state, found)
     disk = Timed()
     events = (run / "events.jsonl").open("a")
 

@@ -28,7 +28,7 @@ from headstart.models.weights import read_safetensors
 from headstart.planning.disk_space import run_space
 from headstart.planning.preflight import prepare
 from headstart.runs.checkpoint import FoundCheckpoint, read_checkpoint, save
-from headstart.storage.durable import locked, make_folder, sweep
+from headstart.storage.durable import lock_folder, make_folder, sweep
 from headstart.training.state import TrainState
 from tests.reliability import failures
 from tests.reliability.full_disks import (
@@ -143,7 +143,7 @@ def _save_for_ever(run: Path, writing: int) -> None:
     model = torch.nn.Linear(1024, 512)
     state = TrainState(model, torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9))
     folder = run / "checkpoints"
-    with locked(run):
+    with lock_folder(run):
         make_folder(folder)
         sweep(folder)
         os.write(writing, b"%d\n" % sum(1 for _ in folder.glob(".*")))

@@ -22,17 +22,17 @@ from headstart.distributed.processes import current
 from headstart.isolation import only_run, own_arithmetic, own_turn
 from headstart.planning.disk_space import refuse_small_disk
 from headstart.planning.preflight import Plan, Prepared, prepare
-from headstart.runs.finish import Run, finish, finished_run
-from headstart.runs.folder import check_free, default_out, record_start, recorded_choices
+from headstart.runs.finish import Run, finish, read_finished_run
+from headstart.runs.folder import check_free, default_out, read_choices, record_start
 from headstart.runs.log import Note, RunLog
 from headstart.runs.resume import begin
 from headstart.runs.saving import Saver, interruptible
-from headstart.storage.durable import locked
-from headstart.surgery.generators import kept_generators
+from headstart.storage.durable import lock_folder
+from headstart.surgery.generators import keep_generators
 from headstart.surgery.module_copy import InPlace
 from headstart.tasks.losses import LossFunction
 from headstart.training.phases import train_phases
-from headstart.training.precision import kept_kernels, usable_device
+from headstart.training.precision import keep_kernels, usable_device
 
 Watch = Callable[[object], None]
 
@@ -66,10 +66,10 @@ def train(
         tell = watch if watch is not None and ours.is_first else _silent
         if _is_finished(run, config, resume=resume):
             tell(Note(f"{run} is finished already; choose another folder with --out for a new run"))
-            return finished_run(run, model=model)
+            return read_finished_run(run, model=model)
         started = time.monotonic()
         with together():
-            recorded = from_first(recorded_choices(run) if resume and ours.is_first else None)
+            recorded = from_first(read_choices(run) if resume and ours.is_first else None)
             with own_turn():  # what it draws, no step of another thread draws
                 prepared = prepare(config, module=model, loss=loss, tell=tell, recorded=recorded)
             if ours.is_first:
@@ -77,9 +77,9 @@ def train(
         release_memory()  # the trial steps'
         if not prepared.roomy:
             keep_no_memory()
-        with locked(run) if ours.is_first else nullcontext():
+        with lock_folder(run) if ours.is_first else nullcontext():
             if _is_finished(run, config, resume=resume):  # again: another process may have had it until now
-                return finished_run(run, model=model)
+                return read_finished_run(run, model=model)
             changed = _record_start(run, prepared, allow_inexact=allow_inexact)
             return _train_to_report(run, prepared, changed, tell=tell, started=started)
 
@@ -121,8 +121,8 @@ def _isolate_call(what: str) -> Iterator[None]:
     with (
         only_run(what),
         own_arithmetic(),
-        kept_kernels(),
-        kept_generators(),
+        keep_kernels(),
+        keep_generators(),
         return_freed_memory(),
         keep_freed_memory(),
     ):

@@ -19,7 +19,7 @@ def shelf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Shelf:
     monkeypatch.setenv("HEADSTART_CACHE", str(tmp_path / "cache"))
     made = Shelf(tmp_path / "cache", limit_bytes=10**9)
     for key in KEYS:
-        made.opened(key, count=10, page_bytes=1 << 20, about=ABOUT).close()
+        made.open_records(key, count=10, page_bytes=1 << 20, about=ABOUT).close()
     made.complete(KEYS[0], {"rounding": 0.0})
     return made
 
@@ -39,7 +39,7 @@ def test_what_is_kept_is_listed(shelf: Shelf, capsys):
 
 def test_clear_leaves_what_is_open_and_what_is_not_ours(shelf: Shelf, capsys, tmp_path: Path):
     (tmp_path / "cache" / "notes.txt").write_text("mine")
-    with shelf.opened(KEYS[1], count=10, page_bytes=1 << 20, about=ABOUT):
+    with shelf.open_records(KEYS[1], count=10, page_bytes=1 << 20, about=ABOUT):
         assert "removed 1 cache, 10.0 MiB" in said(capsys, "clear")
         assert [entry.key for entry in shelf.content()] == [KEYS[1]]
     said(capsys, "clear")

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from headstart.config.schema import Names
 from headstart.errors import ModelError
-from headstart.surgery.freeze import Fixed, freeze, freeze_by, unfreeze, what_is_fixed
+from headstart.surgery.freeze import Fixed, find_frozen, freeze, freeze_by, unfreeze
 from headstart.surgery.lora import add_lora
 
 CONV1, CONV2 = ["conv1.weight", "conv1.bias"], ["conv2.weight", "conv2.bias"]
@@ -136,19 +136,19 @@ def test_a_second_name_of_a_layer_without_weights_is_known_too() -> None:
 
 def test_what_a_user_froze_is_found_under_every_name_and_kept_by_any_rule() -> None:
     module = Twice()
-    assert what_is_fixed(module) == Fixed()
+    assert find_frozen(module) == Fixed()
     module.conv.weight.requires_grad_(False)
-    freeze_by(module, "norm", fixed=what_is_fixed(module))
+    freeze_by(module, "norm", fixed=find_frozen(module))
     statistics = {"norm.running_mean", "norm.running_var", "norm.num_batches_tracked"}
     fixed = Fixed(
         tensors=frozenset({"conv.weight", "again.weight", "norm.weight", "norm.bias"} | statistics),
         modules=frozenset({"norm"}),
     )
-    assert what_is_fixed(module) == fixed
+    assert find_frozen(module) == fixed
     frozen = freeze_by(module, "none", fixed=fixed)
     assert set(frozen.tensors) == fixed.tensors and frozen.modules == ("norm",)
     assert frozen.parameters == 9 + 6 and not module.norm.training
-    assert what_is_fixed(module) == fixed
+    assert find_frozen(module) == fixed
     assert fixed.without(["conv.weight", "norm.bias", "nothing"]) == Fixed(
         tensors=fixed.tensors - {"conv.weight", "norm.bias"}, modules=fixed.modules
     )
@@ -172,7 +172,7 @@ def test_unfreezing_lets_everything_train_but_what_is_fixed_and_what_cannot() ->
 def test_a_shared_layer_that_sleeps_is_fixed_under_both_names() -> None:
     module = Twice()
     freeze(module, names=["conv"])
-    assert what_is_fixed(module).modules == {"conv", "again"}
+    assert find_frozen(module).modules == {"conv", "again"}
 
 
 def test_a_norm_without_statistics_goes_on_working_where_statistics_stay() -> None:

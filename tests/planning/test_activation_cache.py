@@ -24,7 +24,7 @@ def planned(sections: dict[str, Any]) -> tuple[list[tuple[int, list[str]]], str]
 
 
 def cost(monkeypatch: pytest.MonkeyPatch, *, seconds: float, nbytes: int) -> None:
-    monkeypatch.setattr(cache, "measured_cost", lambda *_, **__: cache.FrozenCost(seconds=seconds, nbytes=nbytes))
+    monkeypatch.setattr(cache, "measure_frozen_cost", lambda *_, **__: cache.FrozenCost(seconds=seconds, nbytes=nbytes))
 
 
 def test_a_short_run_is_not_looked_at(settings):

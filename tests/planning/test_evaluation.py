@@ -166,7 +166,7 @@ def test_a_batch_may_be_larger_than_the_data(settings) -> None:
 def test_the_choice_stays_when_the_run_goes_on(settings, monkeypatch: pytest.MonkeyPatch) -> None:
     made = ready(settings, Small())
     choices = json.loads(json.dumps(made.plan.to_dict()["choices"]))
-    monkeypatch.setattr(evaluation, "_measured", lambda *_: pytest.fail("measured again"))
+    monkeypatch.setattr(evaluation, "_measure_evaluation", lambda *_: pytest.fail("measured again"))
     again = prepare(made.config, module=Small(), loss=None, tell=lambda _: None, recorded=choices)
     assert again.images.val.batch_size == 8
 

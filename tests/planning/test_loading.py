@@ -13,7 +13,7 @@ from torch import nn
 import headstart as hs
 from headstart.errors import ConfigError
 from headstart.planning import loading
-from headstart.planning.loading import workers_needed
+from headstart.planning.loading import count_workers
 from headstart.planning.preflight import prepare
 
 
@@ -28,7 +28,7 @@ from headstart.planning.preflight import prepare
     ],
 )
 def test_as_many_as_keep_up(times: tuple[float, float], cores: int, shared: bool, expected: int) -> None:
-    assert workers_needed(*times, cores=cores, shared=shared) == expected
+    assert count_workers(*times, cores=cores, shared=shared) == expected
 
 
 def planned(settings: Any, **options: Any) -> list[Any]:
@@ -52,7 +52,7 @@ def test_only_on_several_cores_and_in_a_long_run(settings, monkeypatch: pytest.M
 def test_the_run_has_what_was_chosen_and_the_same_bits(settings, tmp_path, monkeypatch, count: int) -> None:
     monkeypatch.setattr(loading, "_SHORT_SECONDS", 0.0)
     monkeypatch.setattr(loading, "available_cores", lambda: 4)
-    monkeypatch.setattr(loading, "workers_needed", lambda *_, **__: count)
+    monkeypatch.setattr(loading, "count_workers", lambda *_, **__: count)
     options: dict[str, Any] = {"recipe": "full", "epochs": 1}
     config = hs.load_config(settings(workers="auto", out=str(tmp_path / "chosen"), **options))
     ready = prepare(config, module=None, loss=None, tell=lambda _: None).images

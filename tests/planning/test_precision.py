@@ -218,7 +218,7 @@ def test_what_was_chosen_stays_when_the_run_goes_on(settings, tmp_path: Path, mo
     config = hs.load_config(settings(recipe="full", checkpoint={"every_steps": 1, "every_seconds": 0.0}))
     measured = (Arithmetic(precision="bf16", memory_format="channels_last"), "it was the fastest")
     with monkeypatch.context() as patch:
-        patch.setattr(arithmetic, "_measured", lambda *_: measured)
+        patch.setattr(arithmetic, "_measure_precision", lambda *_: measured)
         with pytest.raises(Killed):
             hs.train(config, watch=kill)
         whole = hs.train(hs.load_config(settings(recipe="full", out=str(tmp_path / "whole"))))

@@ -132,13 +132,13 @@ def check_head(module: nn.Module, kind: str) -> None:
 
     from headstart.surgery.freeze import freeze
     from headstart.surgery.head import find_head, head_parameters, model_scores, replace_head
-    from headstart.surgery.layout import named_tensors
+    from headstart.surgery.layout import iterate_tensors
 
     options = HEADS[kind]
     paths = tuple(path + "." for path in find_head(module).paths)
-    others = {path: tensor for path, tensor, _ in named_tensors(module) if not path.startswith(paths)}
+    others = {path: tensor for path, tensor, _ in iterate_tensors(module) if not path.startswith(paths)}
     swap = replace_head(module, **options)
-    now = {path: tensor for path, tensor, _ in named_tensors(module) if not path.startswith(paths)}
+    now = {path: tensor for path, tensor, _ in iterate_tensors(module) if not path.startswith(paths)}
     if now.keys() != others.keys() or any(now[path] is not others[path] for path in now):
         raise Refuted("a tensor outside the head was replaced")
     if (swap.path, *swap.others) != tuple(path.removesuffix(".") for path in paths) or swap.now != options["outputs"]:
@@ -167,7 +167,7 @@ def at_depth(module: nn.Module, share: float) -> Frozen:
 
 def check_freeze(module: nn.Module, share: float) -> None:
     """What executes first is frozen, all of it and nothing else, and stays in eval through ``train()``."""
-    from headstart.surgery.layout import find_layout, named_tensors
+    from headstart.surgery.layout import find_layout, iterate_tensors
 
     frozen, layout = at_depth(module, share), find_layout(module)
     until = max(1, round(share * len(layout.stages)))
@@ -177,9 +177,9 @@ def check_freeze(module: nn.Module, share: float) -> None:
     if trainable & set(frozen.tensors) or not trainable:
         raise Refuted(f"trainable and frozen: {sorted(trainable & set(frozen.tensors))[:3]}")
     module.train()
-    still = {id(tensor) for path, tensor, _ in named_tensors(module) if path in frozen.tensors}
+    still = {id(tensor) for path, tensor, _ in iterate_tensors(module) if path in frozen.tensors}
     for path, part in module.named_modules():
-        inside = {id(tensor) for _, tensor, _ in named_tensors(part)}
+        inside = {id(tensor) for _, tensor, _ in iterate_tensors(part)}
         if inside and inside <= still and part.training:
             raise Refuted(f"{path} is all frozen, and in training mode")
     if any(module.get_submodule(path).training for path in frozen.modules):
@@ -192,11 +192,11 @@ def check_boundary(module: nn.Module, share: float) -> None:
 
     from headstart.surgery.boundary import find_boundary
     from headstart.surgery.head import model_scores
-    from headstart.surgery.layout import find_layout, named_tensors
+    from headstart.surgery.layout import find_layout, iterate_tensors
 
     frozen = at_depth(module, share)
     boundary = find_boundary(module, frozen)
-    inside = {id(tensor) for _, tensor, _ in named_tensors(boundary.prefix)}
+    inside = {id(tensor) for _, tensor, _ in iterate_tensors(boundary.prefix)}
     executed = set(find_layout(module).modules)
     left = [
         path

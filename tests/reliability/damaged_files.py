@@ -14,7 +14,7 @@ from headstart.models.weights import read_safetensors
 from headstart.runs.bundle import open_run
 from headstart.runs.checkpoint import read_checkpoint, restore, save
 from headstart.storage.durable import MANIFEST, read_folder, write_folder
-from headstart.storage.tensors import packed
+from headstart.storage.tensors import pack_tensors
 from tests.reliability.saves import move, small_state
 
 Files = Mapping[str, bytes]
@@ -110,7 +110,7 @@ def read_as_checkpoint(folder: Path) -> object:
     state = small_state()
     assert found is not None
     restore(state, folder.parent)
-    return dict(found.files), packed(state.model.state_dict()), state.step
+    return dict(found.files), pack_tensors(state.model.state_dict()), state.step
 
 
 def bundles(run: Path, work: Path) -> tuple[Path, Path]:
@@ -122,17 +122,17 @@ def bundles(run: Path, work: Path) -> tuple[Path, Path]:
     tensors = read_safetensors(files[WEIGHTS], where="the bundle").tensors
     changed = {name: value + 0.5 if value.is_floating_point() else value for name, value in tensors.items()}
     facts = files["headstart.json"].replace(b'"accuracy": ', b'"accuracy":  ')
-    write_folder(two, {**files, WEIGHTS: packed(changed), "headstart.json": facts})
+    write_folder(two, {**files, WEIGHTS: pack_tensors(changed), "headstart.json": facts})
     return one, two
 
 
 def read_as_run(folder: Path) -> object:
     """What predictions would be made with."""
     opened = open_run(folder)
-    return packed(opened.model.state_dict()), dict(opened.facts), opened.task, opened.preprocess
+    return pack_tensors(opened.model.state_dict()), dict(opened.facts), opened.task, opened.preprocess
 
 
 def read_as_model(folder: Path) -> object:
     """What another run would start from."""
     opened = open_model(str(folder))
-    return packed(opened.module.state_dict()), opened.bundle, opened.preprocess
+    return pack_tensors(opened.module.state_dict()), opened.bundle, opened.preprocess

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 import headstart as hs
 from headstart.errors import ConfigError, StorageError
 from headstart.models.sources import open_model
-from headstart.planning.began import began_with, named_weights
+from headstart.planning.began import began_with, name_weights_by_digest
 from headstart.runs.checkpoint import read_checkpoint
 
 
@@ -180,7 +180,7 @@ def with_other_default() -> Callable[..., Any]:
 
 
 def test_each_loss_has_its_own_digest_and_the_same_one_the_same(net) -> None:
-    opened = named_weights(open_model(net()))
+    opened = name_weights_by_digest(open_model(net()))
     losses = [
         None, per_sample, smoothed, with_other_default(), with_closure(1.0), with_closure(2.0), Weighted(1.0, 1.0, 2.0),
         Weighted(1.0, 2.0, 1.0), functools.partial(smoothed, share=0.3), functools.partial(smoothed, share=0.4),

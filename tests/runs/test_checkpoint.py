@@ -25,7 +25,7 @@ from headstart.runs import frozen_file
 from headstart.runs.checkpoint import load_best, read_checkpoint, restore, save
 from headstart.storage.disk import DISK
 from headstart.storage.durable import MANIFEST, sweep
-from headstart.storage.tensors import packed
+from headstart.storage.tensors import pack_tensors
 from headstart.surgery.freeze import freeze
 from headstart.training.precision import make_scaler
 from headstart.training.rules import StepRules
@@ -140,8 +140,8 @@ def test_equal_states_give_equal_bytes(make, noise, tmp_path) -> None:
 
 def test_shared_tensors_and_views_are_stored_each() -> None:
     base = torch.arange(6.0)
-    files = packed({"a": base, "b": base, "c": base[2:4], "d": base.view(2, 3).t(), "e": torch.tensor(3)})
-    assert files == packed({"a": base.clone(), "b": base.clone(), "c": torch.tensor([2.0, 3.0]),
+    files = pack_tensors({"a": base, "b": base, "c": base[2:4], "d": base.view(2, 3).t(), "e": torch.tensor(3)})
+    assert files == pack_tensors({"a": base.clone(), "b": base.clone(), "c": torch.tensor([2.0, 3.0]),
                             "d": torch.tensor([[0.0, 3.0], [1.0, 4.0], [2.0, 5.0]]), "e": torch.tensor(3)})  # fmt: skip
 
 

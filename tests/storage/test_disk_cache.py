@@ -12,7 +12,7 @@ import pytest
 
 import headstart as hs
 from headstart.errors import ConfigError, StorageError
-from headstart.storage.disk_cache import Shelf, find_shared
+from headstart.storage.disk_cache import Shelf, find_other_writers
 from headstart.training.activation_cache import CacheNote
 
 KEY = "a" * 32
@@ -20,7 +20,7 @@ ROOT = os.geteuid() == 0
 
 
 def opened(folder: Path) -> None:
-    Shelf(folder, limit_bytes=10**9).opened(KEY, count=3, page_bytes=100, about={}).close()
+    Shelf(folder, limit_bytes=10**9).open_records(KEY, count=3, page_bytes=100, about={}).close()
 
 
 def mode(path: Path) -> int:
@@ -64,11 +64,11 @@ def test_a_link_counts_by_its_owner_and_its_target(tmp_path: Path) -> None:
     (tmp_path / "cache").symlink_to(tmp_path / "disk")
     opened(tmp_path / "cache")
     (tmp_path / "disk").chmod(0o777)
-    assert "mode 0777" in (find_shared(tmp_path / "cache") or "")
+    assert "mode 0777" in (find_other_writers(tmp_path / "cache") or "")
     (tmp_path / "disk").chmod(0o700)
     if ROOT:
         os.chown(tmp_path / "cache", 4321, -1, follow_symlinks=False)
-        assert "belongs to user 4321" in (find_shared(tmp_path / "cache") or "")
+        assert "belongs to user 4321" in (find_other_writers(tmp_path / "cache") or "")
 
 
 def test_a_folder_of_ones_own_within_one_for_all_is_fine(tmp_path: Path) -> None:

@@ -24,10 +24,10 @@ from headstart.errors import StorageError
 from headstart.storage.disk import DISK
 from headstart.storage.durable import (
     MANIFEST,
-    explained,
+    explain_os_errors,
     free_bytes,
     json_bytes,
-    locked,
+    lock_folder,
     make_folder,
     read_folder,
     read_json,
@@ -307,7 +307,7 @@ def test_a_failure_while_clearing_up_does_not_hide_the_first_one(tmp_path) -> No
     def fails() -> None:
         raise OSError(errno.EIO, "and this fails too")
 
-    with pytest.raises(StorageError, match="No space left"), explained(tmp_path, needed=1, undo=fails):
+    with pytest.raises(StorageError, match="No space left"), explain_os_errors(tmp_path, needed=1, undo=fails):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
@@ -388,7 +388,7 @@ def holder(tmp_path):
 
 def test_a_second_process_is_refused_with_the_firsts_number(tmp_path, holder) -> None:
     said = rf"run: process {holder.pid} is using this run; wait for it or choose another --out"
-    with pytest.raises(StorageError, match=said), locked(tmp_path / "run"):
+    with pytest.raises(StorageError, match=said), lock_folder(tmp_path / "run"):
         pass
     assert not (tmp_path / "run" / "config.yaml").exists()
 
@@ -396,9 +396,9 @@ def test_a_second_process_is_refused_with_the_firsts_number(tmp_path, holder) ->
 def test_the_lock_of_a_killed_process_is_free(tmp_path, holder) -> None:
     holder.send_signal(signal.SIGKILL)
     holder.wait()
-    with locked(tmp_path / "run"):
+    with lock_folder(tmp_path / "run"):
         assert (tmp_path / "run" / ".lock").read_text() == str(os.getpid())
-    with locked(tmp_path / "run"):
+    with lock_folder(tmp_path / "run"):
         pass
 
 
@@ -411,7 +411,7 @@ def test_orphans_of_a_killed_process_are_waited_for(tmp_path) -> None:
         [sys.executable, "-c", code, str(tmp_path / "run")], stdout=subprocess.DEVNULL, check=True, timeout=60
     )
     started = time.monotonic()
-    with locked(tmp_path / "run"):
+    with lock_folder(tmp_path / "run"):
         assert time.monotonic() - started < 10
 
 
@@ -425,7 +425,7 @@ def test_a_file_system_without_locks_is_refused_in_one_sentence(tmp_path, monkey
         rf"run: its file system cannot lock files \({os.strerror(code)}\), so two processes could write this run at "
         "once; choose a folder on a local disk with --out"
     )
-    with pytest.raises(StorageError, match=said) as caught, locked(tmp_path / "run"):
+    with pytest.raises(StorageError, match=said) as caught, lock_folder(tmp_path / "run"):
         pass
     assert caught.value.exit_code == 4
 
@@ -444,7 +444,10 @@ time.sleep(60)
     words = [sys.executable, "-c", code, str(tmp_path / "run" / ".lock")]
     with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout.readline() == "held\n"
-        with pytest.raises(StorageError, match=rf"process {process.pid} is using this run"), locked(tmp_path / "run"):
+        with (
+            pytest.raises(StorageError, match=rf"process {process.pid} is using this run"),
+            lock_folder(tmp_path / "run"),
+        ):
             pass
         process.kill()
 
@@ -452,11 +455,14 @@ time.sleep(60)
 def test_a_full_disk_at_the_lock_is_said_too(tmp_path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / ".lock").symlink_to("/dev/full")
-    with pytest.raises(StorageError, match=r"\.lock: cannot be written: .* bytes needed"), locked(tmp_path / "run"):
+    with (
+        pytest.raises(StorageError, match=r"\.lock: cannot be written: .* bytes needed"),
+        lock_folder(tmp_path / "run"),
+    ):
         pass
 
 
 def test_the_lock_of_this_very_process_is_a_lock_too(tmp_path) -> None:
     said = rf"process {os.getpid()} is using this run"
-    with locked(tmp_path / "run"), pytest.raises(StorageError, match=said), locked(tmp_path / "run"):
+    with lock_folder(tmp_path / "run"), pytest.raises(StorageError, match=said), lock_folder(tmp_path / "run"):
         pass

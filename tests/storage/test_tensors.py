@@ -10,7 +10,7 @@ from safetensors.torch import load, save
 
 from headstart.storage import tensors as tensor_file
 from headstart.storage.buffers import Pieces
-from headstart.storage.tensors import in_pieces, packed
+from headstart.storage.tensors import in_pieces, pack_tensors
 
 KINDS = list(tensor_file._NAMES)
 
@@ -23,12 +23,12 @@ def test_the_bytes_are_those_of_safetensors(seed: int) -> None:
         kind = draw.choice(KINDS)
         values = torch.randint(0, 2 if kind == torch.bool else 100, draw.choice([(), (3,), (0,), (2, 5), (1, 2, 3)]))
         tensors[draw.choice(["a.weight", "ä", 'quote"', "back\\slash", "_"]) + str(number)] = values.to(kind)
-    assert packed(tensors) == save(tensors)
+    assert pack_tensors(tensors) == save(tensors)
 
 
 def test_every_kind_is_read_back() -> None:
     tensors = {str(kind): torch.ones(2, 3).to(kind) for kind in KINDS}
-    read = load(packed(tensors))
+    read = load(pack_tensors(tensors))
     assert {name: value.dtype for name, value in read.items()} == {str(kind): kind for kind in KINDS}
     assert all(torch.equal(value.float(), torch.ones(2, 3)) for value in read.values() if not value.is_complex())
 
@@ -36,7 +36,7 @@ def test_every_kind_is_read_back() -> None:
 def test_memory_order_slices_and_shared_tensors() -> None:
     base = torch.arange(24.0).reshape(2, 3, 2, 2)
     tensors = {"last": base.to(memory_format=torch.channels_last), "same": base, "part": base[1:], "turned": base.mT}
-    assert packed(tensors) == save({name: value.clone().contiguous() for name, value in tensors.items()})
+    assert pack_tensors(tensors) == save({name: value.clone().contiguous() for name, value in tensors.items()})
 
 
 def test_nothing_is_copied() -> None:

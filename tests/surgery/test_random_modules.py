@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from headstart.errors import ModelError
 from headstart.optim.groups import param_groups
-from headstart.storage.tensors import packed
+from headstart.storage.tensors import pack_tensors
 from headstart.surgery.boundary import find_boundary
 from headstart.surgery.freeze import freeze
 from headstart.surgery.head import find_head, replace_head
@@ -183,7 +183,7 @@ def test_a_new_head_changes_the_head_alone(module: Random, outputs: int, hidden:
     swap = replace_head(module, outputs=outputs, hidden=hidden)
     assert (swap.path, swap.was, swap.now) == ("fc", 5, outputs)
     now = {name: tensor for name, tensor in module.state_dict().items() if not name.startswith("fc.")}
-    assert packed(now) == packed(others)
+    assert pack_tensors(now) == pack_tensors(others)
     assert module.eval()(images()).shape == (3, outputs)
     assert find_head(copy.deepcopy(module)).outputs == outputs
 

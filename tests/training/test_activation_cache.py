@@ -257,9 +257,9 @@ def test_the_shelf_keeps_to_its_limit_and_what_is_in_use(own_shelf: Path):
     about = {"model": "net"}
     shelf = Shelf(own_shelf, limit_bytes=2500)
     keys = ["a" * 32, "b" * 32, "c" * 32]
-    with shelf.opened(keys[0], count=10, page_bytes=92, about=about):
-        shelf.opened(keys[1], count=10, page_bytes=92, about=about).close()
-        shelf.opened(keys[2], count=10, page_bytes=92, about=about).close()
+    with shelf.open_records(keys[0], count=10, page_bytes=92, about=about):
+        shelf.open_records(keys[1], count=10, page_bytes=92, about=about).close()
+        shelf.open_records(keys[2], count=10, page_bytes=92, about=about).close()
         assert [entry.key for entry in shelf.content()] == [keys[0], keys[2]]  # the first is older, but open
         assert not shelf.remove(keys[0])
     assert shelf.remove(keys[0])

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn.utils.parametrizations import spectral_norm
 
-from headstart.training.activation_checkpointing import recomputed_blocks, recomputing
+from headstart.training.activation_checkpointing import find_blocks, recomputing
 from headstart.training.rules import StepRules
 from headstart.training.state import TrainState
 from headstart.training.step import train_step
@@ -61,7 +61,7 @@ def test_losses_weights_and_statistics_are_the_same_bits(noise, name: str, accum
         model(name),
         [noise(8, size=VIT_SIZE if "vit" in name else SIZE, seed=place) for place in range(BATCHES)],
     )
-    assert len(recomputed_blocks(net)) >= 2
+    assert len(find_blocks(net)) >= 2
     plain, wanted = trained(copy.deepcopy(net), batches, recompute=False, accumulate=accumulate)
     losses, found = trained(net, batches, recompute=True, accumulate=accumulate)
     assert losses == plain
@@ -100,7 +100,7 @@ def test_less_is_kept_for_the_backward_pass() -> None:
 def test_the_model_is_itself_again_afterwards() -> None:
     net = model("test_vit")
     with recomputing(net):
-        assert all("forward" in vars(block) for block in recomputed_blocks(net))
+        assert all("forward" in vars(block) for block in find_blocks(net))
     assert not any("forward" in vars(part) for part in net.modules())
 
 
@@ -111,5 +111,5 @@ def test_the_model_is_itself_again_afterwards() -> None:
 )  # fmt: skip
 def test_blocks_are_what_papers_call_so(name: str, kind: str, count: int) -> None:
     with torch.device("meta"):
-        found = recomputed_blocks(timm.create_model(name))
+        found = find_blocks(timm.create_model(name))
     assert sum(type(block).__name__ == kind for block in found) == count

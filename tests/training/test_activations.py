@@ -97,7 +97,7 @@ def opened(made: SimpleNamespace) -> Any:
 
 
 def done(activations: Activations) -> list[tuple[int, int]]:
-    return [(event.done, event.total) for event in activations.filled()]
+    return [(event.done, event.total) for event in activations.fill()]
 
 
 def computed(made: SimpleNamespace) -> int:
@@ -295,7 +295,7 @@ def test_every_view_is_what_the_frozen_part_makes_of_that_epochs_pictures(pictur
             expected = by_hand(made, epoch=epoch)
             assert all(map(torch.equal, read(activations, epoch=epoch), expected)), epoch
         assert not torch.equal(read(activations, epoch=1)[0], read(activations, epoch=2)[0])
-        assert activations.mended() == ()
+        assert activations.take_mended() == ()
 
 
 def test_more_views_begin_with_those_that_are_there(pictures: Path, own_shelf: Path):
@@ -445,8 +445,8 @@ def test_a_page_that_was_damaged_is_told_once_and_mended(pictures: Path, own_she
             expected = by_hand(made, epoch=0)[0]
             found = [rows for (rows,) in activations.rows(parts, epoch=0)]
             assert all(torch.equal(rows, expected[part]) for rows, part in zip(found, parts, strict=True))
-        assert activations.mended() == tuple(made.batches.samples[place].key for place in (5, 11))
-        assert activations.mended() == ()
+        assert activations.take_mended() == tuple(made.batches.samples[place].key for place in (5, 11))
+        assert activations.take_mended() == ()
 
 
 def test_what_is_made_of_a_file_that_has_changed_is_not_kept_and_nothing_is_called_whole(pictures, own_shelf):
@@ -464,7 +464,7 @@ def test_what_is_made_of_a_file_that_has_changed_is_not_kept_and_nothing_is_call
         assert not next(iter(kept(made).values()))["complete"]
         (rows,) = read(activations, epoch=0)
         assert torch.equal(rows, by_hand(made, epoch=0)[0])
-        assert activations.mended() == (), "there was nothing to mend"
+        assert activations.take_mended() == (), "there was nothing to mend"
 
 
 def test_a_file_that_has_changed_is_seen_in_the_first_and_the_last_picture_before_anything_is_computed(

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from headstart.training.boundary_tensors import crossing_of, packed, page_bytes, rounding, unpacked
+from headstart.training.boundary_tensors import crossing_of, pack_records, page_bytes, rounding, unpack_records
 
 TENSORS: dict[str, Tensor] = {
     "features": torch.randn(5, 7),
@@ -23,9 +23,9 @@ TENSORS: dict[str, Tensor] = {
 def test_what_comes_back_is_what_was_given(name: str):
     value = TENSORS[name]
     crossings = (crossing_of(value, as_bf16=False),)
-    pages = packed((value,), crossings)
+    pages = pack_records((value,), crossings)
     assert pages.shape == (5, page_bytes(crossings))
-    (again,) = unpacked(pages, crossings)
+    (again,) = unpack_records(pages, crossings)
     assert torch.equal(again, value) and again.dtype == value.dtype
     assert again.stride() == value.stride()
     assert rounding((value,), crossings) == 0
@@ -34,9 +34,9 @@ def test_what_comes_back_is_what_was_given(name: str):
 def test_several_tensors_share_an_images_page():
     values = tuple(TENSORS.values())
     crossings = tuple(crossing_of(value, as_bf16=False) for value in values)
-    pages = packed(values, crossings)
+    pages = pack_records(values, crossings)
     some = [4, 0, 0]
-    for again, value in zip(unpacked(pages[some], crossings), values, strict=True):
+    for again, value in zip(unpack_records(pages[some], crossings), values, strict=True):
         assert torch.equal(again, value[some])
 
 
@@ -44,6 +44,6 @@ def test_half_the_bytes_round_and_the_error_is_the_relative_one():
     value = TENSORS["maps"]
     crossings = (crossing_of(value, as_bf16=True),)
     assert page_bytes(crossings) == value[0].numel() * 2
-    (again,) = unpacked(packed((value,), crossings), crossings)
+    (again,) = unpack_records(pack_records((value,), crossings), crossings)
     assert torch.equal(again, value.bfloat16().float())
     assert rounding((value,), crossings) == pytest.approx(float((value - again).norm() / value.norm()), rel=1e-5)

@@ -101,7 +101,7 @@ def test_it_is_measured_whether_it_pays_and_kept_by_a_resume(settings, monkeypat
     (told,) = (one for one in made.plan.decisions if one.name == "compile")
     assert told.value == made.course.rules.compile == how
     assert "auto: a step takes" in told.reason and "compiling took" in told.reason
-    monkeypatch.setattr(compiling, "_measured", lambda *_: pytest.fail("measured again"))
+    monkeypatch.setattr(compiling, "_measure_compile", lambda *_: pytest.fail("measured again"))
     again = prepare(made.config, module=Noting(), loss=None, tell=lambda _: None, recorded=made.document["choices"])
     assert again.course.rules.compile == how
 

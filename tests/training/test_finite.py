@@ -17,7 +17,7 @@ import headstart as hs
 from headstart.errors import NonFiniteError
 from headstart.optim.groups import param_groups
 from headstart.runs.checkpoint import read_checkpoint
-from headstart.training.finite import damaged
+from headstart.training.finite import find_damaged
 from headstart.training.rules import StepRules
 from headstart.training.state import TrainState
 from headstart.training.step import train_step
@@ -142,6 +142,6 @@ def test_what_is_not_finite_becomes_neither_best_nor_last(settings, cause: str) 
 def test_whole_numbers_among_the_weights_are_no_hindrance() -> None:
     model = nn.Linear(2, 2)
     model.codes = nn.Parameter(torch.arange(4), requires_grad=False)
-    assert damaged(model) == []
+    assert find_damaged(model) == []
     model.weight.data[0, 0] = float("inf")
-    assert damaged(model) == ["weight"]
+    assert find_damaged(model) == ["weight"]

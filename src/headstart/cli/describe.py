@@ -129,10 +129,10 @@ def _open_described_model(args: Describe) -> OpenedModel:
 
 def _groups(module: nn.Module, config: Config) -> PlannedGroups | ModelError:
     """The groups, or why there are none: the head is not clear."""
-    from headstart.planning.groups import planned_groups
+    from headstart.planning.groups import plan_groups
 
     try:
-        return planned_groups(module, config)
+        return plan_groups(module, config)
     except ModelError as error:
         return error
 

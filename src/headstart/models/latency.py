@@ -18,7 +18,7 @@ from headstart.models.factory import build
 from headstart.models.origins import find_origin
 from headstart.models.spec import FolderSpec, HubSpec, parse_spec
 from headstart.models.weights import refuse_memory
-from headstart.surgery.generators import kept_generators
+from headstart.surgery.generators import keep_generators
 from headstart.surgery.trace import MODEL_FAILURES
 
 MOST_CANDIDATES = 50
@@ -119,7 +119,7 @@ def measure(
     try:
         done = []
         for number, (row, others) in enumerate(chosen, start=1):
-            with kept_generators(), keep_freed_memory():
+            with keep_generators(), keep_freed_memory():
                 done.append(_measure_row(row, others, machine))
             tell(number, done[-1])
         return tuple(done)

@@ -48,7 +48,7 @@ from headstart.models.weights import (
 )
 from headstart.surgery.head import head_parameters, replace_head
 from headstart.surgery.outputs import declare_scores
-from headstart.surgery.own_state import saved_tensors
+from headstart.surgery.own_state import read_saved_tensors
 from headstart.surgery.whole_module import refuse_lazy, refuse_wrapped
 
 __all__ = ["Coverage", "OpenedModel", "WeightsSource", "open_model"]
@@ -298,12 +298,12 @@ def _open_own(
     if options:
         raise ModelError("model.options: the module is already made; give the options to its constructor")
     architecture = _recognize_architecture(module)
-    total = len(saved_tensors(module))
+    total = len(read_saved_tensors(module))
     coverage = Coverage(loaded=total, total=total, notes=("the module as given",))
     source = WeightsSource("pretrained", "the module as given", None, None)
     if weights not in ("pretrained", "none"):
         file = read_weights(Path(weights).expanduser())
-        coverage = cover(saved_tensors(module), file.tensors, heads=lambda: head_parameters(module), where=weights)
+        coverage = cover(read_saved_tensors(module), file.tensors, heads=lambda: head_parameters(module), where=weights)
         load_by_coverage(module, file.tensors, coverage)
         source = WeightsSource("file", weights, file.sha256, None)
     name = architecture.name if architecture else type(module).__name__
@@ -329,7 +329,7 @@ def _recognize_architecture(module: nn.Module) -> Architecture | None:
         return None
     options = {key: value for key, value in getattr(module, "_model_args", {}).items() if key != "num_classes"}
     architecture = Architecture(library="timm", name=name, options=options, cfg=dict(cast("Mapping[str, Any]", cfg)))
-    shapes = {key: value.shape for key, value in saved_tensors(module).items()}
+    shapes = {key: value.shape for key, value in read_saved_tensors(module).items()}
     try:
         again = sketch(architecture, outputs=outputs)
     except ModelError:

@@ -40,20 +40,20 @@ def about_steps(config: Config, images: Images) -> tuple[Decision, ...]:
         ),
         Decision("schedule", schedule, f"average of the weights: {average_text}"),
         Decision("batch", f"{min(images.train.batch_size, len(images.train.samples))} images per step", size),
-        Decision("augment", f"{augment.preset}{mixing}", _mirrored(augment)),
-        *_about_decoded(images),
+        Decision("augment", f"{augment.preset}{mixing}", _format_flips(augment)),
+        *_decide_decoded_cache(images),
         *_penalties_and_stop(config),
     )
 
 
-def _mirrored(augment: Augment) -> str:
+def _format_flips(augment: Augment) -> str:
     if augment.flip == "alternating":
         return "mirrored in every other epoch; where left and right matter: --augment.flip false"
     flips = augment.flip is True or (augment.flip == "auto" and augment.preset != "none")
     return "mirrored at random; where left and right matter: --augment.flip false" if flips else "not mirrored"
 
 
-def _about_decoded(images: Images) -> tuple[Decision, ...]:
+def _decide_decoded_cache(images: Images) -> tuple[Decision, ...]:
     """Where decoded images are kept."""
     kept = [split.decoded.transform for split in (images.train, images.val) if split.decoded is not None]
     if not kept:

@@ -75,7 +75,7 @@ def choose_cache(
         why = "each process holds a share of every layer"
         found = [(phase, why) for phase in course.phases]
         if possible:
-            found = [_chosen(config, module, phase, course.rules, images) for phase in course.phases]
+            found = [_choose_cache(config, module, phase, course.rules, images) for phase in course.phases]
         choices = from_first([{"views": phase.views, "cached": list(phase.cached), "why": why} for phase, why in found])
     phases = tuple(
         replace(phase, views=choice["views"], cached=tuple(choice["cached"]))
@@ -102,7 +102,7 @@ def usual_views(config: Config, images: Images, phase: PhasePlan) -> int:
     return min(training.kinds or AUTO_VIEWS, phase.epochs) if asked == "auto" else asked
 
 
-def _chosen(
+def _choose_cache(
     config: Config, module: nn.Module, phase: PhasePlan, rules: StepRules, images: Images
 ) -> tuple[PhasePlan, str]:
     """The phase with views and cached splits, and why."""
@@ -121,7 +121,7 @@ def _chosen(
         boundary = prove_boundary(module, freeze_phase(module, phase), images.train, rules)
         if next(boundary.prefix.parameters(), None) is None:
             return replace(phase, views=views), "nothing with weights is frozen before what trains"
-        cost = measured_cost(boundary, images.train, rules, as_bf16=wanted.dtype == "bf16")
+        cost = measure_frozen_cost(boundary, images.train, rules, as_bf16=wanted.dtype == "bf16")
     except ModelError as error:  # with more images than were looked at it may take another way
         return replace(phase, views=views), str(error)
     if boundary.mixes_in_evaluation:  # then a score depends on what fills its batch up
@@ -129,7 +129,7 @@ def _chosen(
         alone = "; not for val: in evaluation a score depends on the other images of its batch"
     else:
         alone = ""
-    found, why = _weighed(config, phase, passes, cost, views=views)
+    found, why = _weigh_cache(config, phase, passes, cost, views=views)
     refused = f"; not further: {boundary.refused[0]}" if boundary.refused else ""
     why += alone
     return found, f"{why}, up to {' and '.join(dict.fromkeys(boundary.crossing))}{refused}" if refused else why
@@ -146,7 +146,7 @@ def _passes(config: Config, phase: PhasePlan, images: Images, *, views: int) -> 
     return found
 
 
-def _weighed(
+def _weigh_cache(
     config: Config, phase: PhasePlan, passes: Sequence[_Passes], cost: FrozenCost, *, views: int
 ) -> tuple[PhasePlan, str]:
     """What is worth it, or with ``always`` all that can be."""
@@ -171,7 +171,7 @@ def _weighed(
     return replace(phase, views=views, cached=cached_splits), text
 
 
-def measured_cost(boundary: Boundary, batches: Batches, rules: StepRules, *, as_bf16: bool) -> FrozenCost:
+def measure_frozen_cost(boundary: Boundary, batches: Batches, rules: StepRules, *, as_bf16: bool) -> FrozenCost:
     """Seconds and bytes per image, on a few of them; the proof has run before, so nothing is slow for being first."""
     count = min(_MEASURED, batches.batch_size, len(batches.samples))
     started = time.perf_counter()

@@ -7,14 +7,14 @@ from torch import nn
 from headstart.config.schema import Config
 from headstart.errors import ConfigError
 from headstart.planning.decisions import Decision
-from headstart.training.activation_checkpointing import recomputed_blocks
+from headstart.training.activation_checkpointing import find_blocks
 
 
 def choose_recompute(config: Config, module: nn.Module) -> tuple[Decision, ...]:
     """Nothing unless it is asked for.  Raises: ConfigError: the model has no blocks."""
     if not config.activation_checkpointing:
         return ()
-    count = len(recomputed_blocks(module))
+    count = len(find_blocks(module))
     if not count:
         raise ConfigError(
             "activation_checkpointing: this model has no row of blocks whose activations could be computed again; "

@@ -23,7 +23,7 @@ class _Holder(nn.Module):
         self.held = held
 
 
-def named_weights(opened: OpenedModel) -> OpenedModel:
+def name_weights_by_digest(opened: OpenedModel) -> OpenedModel:
     """The facts about a module of the user's own, its weights named by the SHA-256 of all its tensors."""
     digest = tensors_digest({**dict(opened.module.named_parameters()), **dict(opened.module.named_buffers())})
     return replace(opened, weights=replace(opened.weights, sha256=digest))

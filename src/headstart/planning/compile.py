@@ -20,7 +20,7 @@ from headstart.distributed.collectives import from_first
 from headstart.distributed.processes import current
 from headstart.errors import ConfigError, ModelError, RunError
 from headstart.planning.decisions import Decision
-from headstart.planning.precision import emptied
+from headstart.planning.precision import empty_copies
 from headstart.surgery.module_copy import copy_module
 from headstart.training.compile import Compile
 from headstart.training.phases import Course, freeze_phase, phase_optimizer
@@ -59,7 +59,7 @@ def choose_compile(
     elif recorded:
         choice = _Choice(how=recorded["how"], why=recorded["why"])
     elif asked == "auto" and possible and _may_pay(device_of(module)) and not _in_the_way(config, course):
-        choice = _Choice(**from_first(asdict(_measured(module, course, images))))
+        choice = _Choice(**from_first(asdict(_measure_compile(module, course, images))))
     course = replace(course, rules=replace(course.rules, compile=choice.how))
     return course, (Decision("compile", choice.how, choice.why),) if choice.why else (), asdict(choice)
 
@@ -81,7 +81,7 @@ def _in_the_way(config: Config, course: Course) -> bool:
     return current().several or config.activation_checkpointing or cached
 
 
-def _measured(module: nn.Module, course: Course, images: Images) -> _Choice:
+def _measure_compile(module: nn.Module, course: Course, images: Images) -> _Choice:
     """By steps of the last phase on a copy of the model."""
     steps = course.phases[-1].epochs * len(images.train)
     try:
@@ -111,6 +111,6 @@ def _seconds(module: nn.Module, course: Course, images: Images, how: Compile) ->
                 train_step(state, batch, rules=rules)  # it reads the loss, and so waits for the device
                 marks.append(time.perf_counter())
     finally:
-        emptied([copied], but=module)
+        empty_copies([copied], but=module)
     step = (marks[-1] - marks[_WARM]) / _STEPS
     return step, max(0.0, marks[1] - marks[0] - step)

@@ -18,7 +18,7 @@ from headstart.errors import StorageError
 from headstart.optim.optimizers import make_optimizer
 from headstart.planning.preflight import Prepared
 from headstart.storage.durable import free_bytes, json_bytes
-from headstart.surgery.own_state import read_own_state, saved_tensors
+from headstart.surgery.own_state import read_own_state, read_saved_tensors
 from headstart.training.phases import PhasePlan, freeze_phase, phase_optimizer
 
 _PER_TENSOR = 96  # its line in the header of a safetensors file, besides its name
@@ -60,7 +60,7 @@ def run_space(prepared: Prepared) -> Space:
     """What the run will hold at most, if every save that may come does come."""
     config, module, course = prepared.config, prepared.opened.module, prepared.course
     own = read_own_state(module)
-    model = _stored(saved_tensors(module) | own.tensors) + len(json_bytes(own.values))
+    model = _count_stored_bytes(read_saved_tensors(module) | own.tensors) + len(json_bytes(own.values))
     copies = 1 + (config.average.kind == "ema") + (config.penalties.l2_start > 0)
     steps = len(prepared.images.train)
     checkpoints: list[int] = []
@@ -91,7 +91,7 @@ def _peak(sizes: list[int], *, keep: int, bundle: int) -> int:
     return max(most, sum(sizes[-keep:]) + max(sizes[:-keep], default=0) + bundle)
 
 
-def _stored(tensors: Mapping[str, Tensor]) -> int:
+def _count_stored_bytes(tensors: Mapping[str, Tensor]) -> int:
     return sum(tensor.nbytes + len(name) + _PER_TENSOR for name, tensor in tensors.items())
 
 
@@ -105,13 +105,13 @@ def _optimizer_size(module: nn.Module, phase: PhasePlan, options: Optimizer) -> 
         for parameter in group["params"]:
             key = (number, parameter.shape, parameter.dtype)
             if key not in tried:
-                tried[key] = _tried(parameter, group, options)
+                tried[key] = _make_state_of(parameter, group, options)
             size += _state_size(names[id(parameter)], tried[key].items()) + len(names[id(parameter)]) + _PER_NAME
         size += _PER_GROUP
     return size
 
 
-def _tried(parameter: Tensor, group: Mapping[str, object], options: Optimizer) -> Mapping[str, object]:
+def _make_state_of(parameter: Tensor, group: Mapping[str, object], options: Optimizer) -> Mapping[str, object]:
     """What the optimizer keeps of a parameter of this shape after a step."""
     stand_in = torch.zeros(parameter.shape, dtype=parameter.dtype, requires_grad=True)
     stand_in.grad = torch.zeros_like(stand_in)

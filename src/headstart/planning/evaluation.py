@@ -58,7 +58,7 @@ def choose_evaluation(
     if recorded:
         choice = _Choice(size=recorded["size"], precision=recorded.get("precision"), why=recorded["why"])
     elif possible:
-        choice = _Choice(**from_first(asdict(_measured(config, module, course, images, choice))))
+        choice = _Choice(**from_first(asdict(_measure_evaluation(config, module, course, images, choice))))
     size, rules = choice.size, replace(course.rules, evaluation_precision=choice.precision)
     course = replace(course, rules=rules, cache=replace(course.cache, batch_size=size))
     test = None if images.test is None else replace(images.test, batch_size=size)
@@ -67,7 +67,7 @@ def choose_evaluation(
     return course, images, told, asdict(choice)
 
 
-def _measured(config: Config, module: nn.Module, course: Course, images: Images, asked: _Choice) -> _Choice:
+def _measure_evaluation(config: Config, module: nn.Module, course: Course, images: Images, asked: _Choice) -> _Choice:
     usual, passes = images.train.batch_size, _passes(course, images)
     sizes = [*(size for size in _SIZES if size < usual), usual] if config.batch.evaluation == "auto" else [asked.size]
     half = images.task.kind != "regress" and _may_be_bf16(config, module, course)  # numbers lose digits

@@ -17,10 +17,10 @@ _INSTEAD = "train the module itself: hs.train(config, model=hs.InPlace(module))"
 _changed: list[weakref.ref[nn.Module]] = []  # no set: a module may have an equality of its own
 
 
-def given_module(given: nn.Module | InPlace) -> nn.Module:
+def take_module(given: nn.Module | InPlace) -> nn.Module:
     """A copy of the module, or itself where that is what the caller wants.
 
-    Raises: ModelError: it was trained in place before (see ``note_changed``); or it cannot be copied.
+    Raises: ModelError: it was trained in place before (see ``mark_changed``); or it cannot be copied.
     """
     module = given.module if isinstance(given, InPlace) else given
     if any(ref() is module for ref in _changed):
@@ -29,7 +29,7 @@ def given_module(given: nn.Module | InPlace) -> nn.Module:
             "began; make it anew, or give a copy: model=copy.deepcopy(module) as it is now, or one made before the "
             "first call"
         )
-    _refuse_wrapped(module)
+    _refuse_wrapper(module)
     empty = [name for name, value in module.named_parameters() if value.is_meta]
     if empty:
         raise ModelError(
@@ -41,7 +41,7 @@ def given_module(given: nn.Module | InPlace) -> nn.Module:
     return copy_module(module, free_bytes=available_bytes(), instead=_INSTEAD)
 
 
-def _refuse_wrapped(module: nn.Module) -> None:
+def _refuse_wrapper(module: nn.Module) -> None:
     """Raises: ModelError: it is another module in a wrapper that a run has no use for, or compiled by torch.jit."""
     if isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel):
         raise ModelError(
@@ -56,13 +56,13 @@ def _refuse_wrapped(module: nn.Module) -> None:
         )
 
 
-def note_changed(module: nn.Module) -> None:
-    """From now on ``given_module`` refuses this module: it is no longer as it was given."""
+def mark_changed(module: nn.Module) -> None:
+    """From now on ``take_module`` refuses this module: it is no longer as it was given."""
     _changed[:] = [ref for ref in _changed if ref() is not None]
     _changed.append(weakref.ref(module))
 
 
-def about_fixed(module: nn.Module, fixed: Fixed) -> tuple[Decision, ...]:
+def explain_fixed(module: nn.Module, fixed: Fixed) -> tuple[Decision, ...]:
     """What stays frozen although no rule says so."""
     names = [name for name, _ in module.named_parameters() if name.replace(".base_layer.", ".") in fixed.tensors]
     if not names:

@@ -41,7 +41,7 @@ class PlannedGroups:
     reason: str
 
 
-def planned_groups(module: nn.Module, config: Config) -> PlannedGroups:
+def plan_groups(module: nn.Module, config: Config) -> PlannedGroups:
     """What ``train`` with this configuration would train of a pretrained model, phase by phase, with what rates.
 
     The head is the one that the module has. The module is left as frozen as the last phase leaves it.

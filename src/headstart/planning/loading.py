@@ -39,7 +39,7 @@ def choose_workers(
     begun = time.perf_counter()
     batch = images.train.few(few)
     loading = (time.perf_counter() - begun) / few
-    if loading * _loaded(course, images) < _SHORT_SECONDS:
+    if loading * _count_loads(course, images) < _SHORT_SECONDS:
         return images, ()
     device = device_of(module)
     if device.type != "cpu":
@@ -49,7 +49,7 @@ def choose_workers(
         computing = pass_seconds(module, batch, trained, warm=True) / len(batch.targets)
     filling = any("train" in phase.cached for phase in course.phases)  # then each image goes forward only
     computing *= 1.0 if filling else _STEP_PASSES
-    count = workers_needed(loading, computing, cores=cores, shared=device.type == "cpu")
+    count = count_workers(loading, computing, cores=cores, shared=device.type == "cpu")
     count = _with_room(count, images.train.batch_size * batch.pixels[0].nbytes)
     why = f"auto: loading takes {1e3 * loading:.2g} ms an image, the model {1e3 * computing:.2g} ms; {cores} cores"
     made = replace(images, train=replace(images.train, workers=count), val=replace(images.val, workers=count))
@@ -57,7 +57,7 @@ def choose_workers(
     return replace(made, test=test), (Decision("workers", str(count), why),)
 
 
-def workers_needed(loading: float, computing: float, *, cores: int, shared: bool) -> int:
+def count_workers(loading: float, computing: float, *, cores: int, shared: bool) -> int:
     """Processes that load an image in ``loading`` seconds each, beside a model that takes ``computing`` for one.
 
     ``shared``: the model computes on the same cores, so that it gets slower by what they take; 0: loading is so small a
@@ -79,7 +79,7 @@ def _with_room(count: int, batch_bytes: int) -> int:
     return 0
 
 
-def _loaded(course: Course, images: Images) -> int:
+def _count_loads(course: Course, images: Images) -> int:
     """Images that are decoded in the whole run."""
     train, val = len(images.train.samples), len(images.val.samples)
     return sum(

@@ -86,7 +86,7 @@ def measure(config: Config, module: nn.Module, course: Course, preprocess: Prepr
     frozen = [freeze_phase(module, phase).parameters for phase in course.phases]
     freeze_phase(module, course.phases[frozen.index(min(frozen))])
     trained = sum(value.nbytes for value in module.parameters() if value.requires_grad)
-    (few, largest), (more, _) = (_kept(module, preprocess, course.rules, images=count) for count in _PROBES)
+    (few, largest), (more, _) = (_measure_retained(module, preprocess, course.rules, images=count) for count in _PROBES)
     freeze_phase(module, course.phases[-1])
     per_image = max(0, more - few)
     own = sum(value.nbytes for value in (*module.parameters(), *module.buffers()))
@@ -100,7 +100,7 @@ def measure(config: Config, module: nn.Module, course: Course, preprocess: Prepr
     )
 
 
-def _kept(module: nn.Module, preprocess: Preprocess, rules: StepRules, *, images: int) -> tuple[int, int]:
+def _measure_retained(module: nn.Module, preprocess: Preprocess, rules: StepRules, *, images: int) -> tuple[int, int]:
     """Bytes that a forward pass keeps for the backward pass, and those of the largest tensor among them."""
     own = {value.untyped_storage().data_ptr() for value in (*module.parameters(), *module.buffers())}
     seen: dict[int, int] = {}

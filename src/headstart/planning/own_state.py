@@ -16,7 +16,7 @@ from headstart.surgery.head import model_scores
 from headstart.surgery.members import member_names, refuse_new_members
 from headstart.surgery.module_state import differences, restore_state
 from headstart.surgery.no_trace import read_before
-from headstart.surgery.own_state import covers, has_own_code, read_own_state, saved_tensors
+from headstart.surgery.own_state import covers, has_own_code, read_own_state, read_saved_tensors
 from headstart.training.boundary_proof import example_images
 from headstart.training.phases import Course, freeze_phase
 from headstart.training.precision import autocast, device_of
@@ -34,15 +34,15 @@ def check_own_state(
 
     Raises: ModelError: forward changes a buffer of a module that a phase freezes, or something cannot be saved.
     """
-    saved_tensors(module)
+    read_saved_tensors(module)
     if not has_own_code(module):
         return course, (), ()
     given, found, phases = example_images(images.train, module, course.rules), dict[str, None](), []
     for phase in course.phases:
         frozen = freeze_phase(module, phase)
-        names = _changed_by_forward(module, course, given, outputs=images.task.num_outputs)
+        names = _find_changes_by_forward(module, course, given, outputs=images.task.num_outputs)
         for name in names:
-            _refuse_asleep(frozen, name)
+            _refuse_frozen_in_eval(frozen, name)
         still = [name for name in map(_tensor_name, names) if name in frozen.tensors]
         phases.append(replace(phase, moving=frozenset(still)))
         found |= dict.fromkeys(names)
@@ -59,7 +59,7 @@ def check_own_state(
     return replace(course, phases=tuple(phases)), tuple(said), lost
 
 
-def _refuse_asleep(frozen: Frozen, name: str) -> None:
+def _refuse_frozen_in_eval(frozen: Frozen, name: str) -> None:
     """Raises: ModelError: the buffer is of a module that is frozen in evaluation mode."""
     plain = _tensor_name(name)
     if name.startswith("buffer ") and plain in frozen.tensors and plain.rpartition(".")[0] in frozen.modules:
@@ -84,7 +84,7 @@ def _tensor_name(name: str) -> str:
     return name.removeprefix("buffer ").removeprefix("parameter ")
 
 
-def _changed_by_forward(module: nn.Module, course: Course, images: torch.Tensor, *, outputs: int) -> list[str]:
+def _find_changes_by_forward(module: nn.Module, course: Course, images: torch.Tensor, *, outputs: int) -> list[str]:
     """Names of what is not as before after calls in both modes, without the generators of random numbers.
 
     Raises: DataError, ModelError: it is not clear which output is the scores, or they are not ``outputs`` columns.

@@ -25,7 +25,7 @@ def adapt(config: Config, module: nn.Module) -> tuple[LoraPlan | None, tuple[Dec
     plan = add_lora(module, rank=lora.rank, alpha=lora.alpha, dropout=lora.dropout, targets=lora.targets)
     left_out = f"; {len(plan.skipped)} skipped: {_summary(plan.skipped)}" if plan.skipped else ""
     why = "auto: every layer that they fit" if lora.targets == "auto" else "as asked"
-    return plan, (Decision("lora", f"rank {plan.rank} on {_shown(plan.layers)}{left_out}", why),)
+    return plan, (Decision("lora", f"rank {plan.rank} on {_format_layers(plan.layers)}{left_out}", why),)
 
 
 def lora_document(config: Config, plan: LoraPlan | None) -> dict[str, Any] | None:
@@ -38,7 +38,7 @@ def lora_document(config: Config, plan: LoraPlan | None) -> dict[str, Any] | Non
     }  # fmt: skip
 
 
-def _shown(layers: Sequence[str]) -> str:
+def _format_layers(layers: Sequence[str]) -> str:
     names = ", ".join(layers[:3]) + (", ..." if len(layers) > 3 else "")
     return f"{len(layers)} layer{'s' * (len(layers) != 1)} ({names})"
 

@@ -22,7 +22,7 @@ from headstart.errors import ModelError
 from headstart.planning.activation_cache import usual_views
 from headstart.planning.decisions import Decision, check_precision
 from headstart.surgery.head import model_scores
-from headstart.surgery.layout import named_tensors
+from headstart.surgery.layout import iterate_tensors
 from headstart.surgery.module_copy import copy_module
 from headstart.tasks.losses import LossFunction, wide
 from headstart.training.attention import Attention, attending, has_attention
@@ -109,7 +109,9 @@ def choose_arithmetic(
     asked_why = check_precision(config, device_of(module))
     choice = dict(recorded or {})
     if not choice:
-        chosen, why = _measured(config, module, work) if possible else (_asked(config), "the model is shared out")
+        chosen, why = (
+            _measure_precision(config, module, work) if possible else (_read_asked(config), "the model is shared out")
+        )
         choice = from_first(asdict(chosen) | {"why": why})
     found = Arithmetic(**{name: choice[name] for name in _PARTS if name in choice})
     left_open = [name for name in _PARTS if getattr(config, name) == "auto"]
@@ -124,7 +126,7 @@ def choose_arithmetic(
     return found, tuple(Decision(name, getattr(found, name), reasons[name]) for name in shown), choice
 
 
-def _asked(config: Config) -> Arithmetic:
+def _read_asked(config: Config) -> Arithmetic:
     """As asked; ``auto`` is fp32 in the usual order."""
     return Arithmetic(
         precision="fp32" if config.precision == "auto" else config.precision,
@@ -133,8 +135,8 @@ def _asked(config: Config) -> Arithmetic:
     )
 
 
-def _measured(config: Config, module: nn.Module, work: Workload) -> tuple[Arithmetic, str]:
-    asked, candidates = _asked(config), _candidates(config, module, work.phases[-1])
+def _measure_precision(config: Config, module: nn.Module, work: Workload) -> tuple[Arithmetic, str]:
+    asked, candidates = _read_asked(config), _candidates(config, module, work.phases[-1])
     if len(candidates) == 1:
         return asked, "nothing else to choose from"
     passes = work.passes(config)
@@ -147,7 +149,7 @@ def _measured(config: Config, module: nn.Module, work: Workload) -> tuple[Arithm
     try:
         return _fastest(copies, work, asked, candidates, passes)
     finally:
-        emptied(copies.values(), but=module)
+        empty_copies(copies.values(), but=module)
 
 
 def _fastest(
@@ -160,7 +162,7 @@ def _fastest(
         return asked, f"about {usual.seconds * passes:.0f} s of work are too few to measure others"
     best, hopeful = min(trial.seconds for trial in first), _hopeful({one.arithmetic: one.seconds for one in first})
     if hopeful == [asked]:
-        return asked, f"the fastest of {_shown(first)}, {_FIRST} images at a time"
+        return asked, f"the fastest of {_format_trials(first)}, {_FIRST} images at a time"
     looks = len(hopeful) * (1 + _REPEATS)
     length = max(_STEP_SECONDS, _SHARE * best * passes / looks) if len(hopeful) > 1 else _STEP_SECONDS
     images = max(_FEWEST, min(work.images.train.batch_size // 2, round(length / best)))  # no more memory than the run
@@ -169,7 +171,7 @@ def _fastest(
     trials = [*dict.fromkeys((*trials, usual))]
     fine = [trial for trial in trials if trial.agrees and trial.seconds < _MARGIN * usual.seconds]
     chosen = min(fine, key=lambda trial: trial.seconds, default=usual)
-    return chosen.arithmetic, f"the fastest that agrees of {_shown(trials)}, {images} images at a time"
+    return chosen.arithmetic, f"the fastest that agrees of {_format_trials(trials)}, {images} images at a time"
 
 
 def _hopeful(seconds: Mapping[Arithmetic, float]) -> list[Arithmetic]:
@@ -178,7 +180,7 @@ def _hopeful(seconds: Mapping[Arithmetic, float]) -> list[Arithmetic]:
     return [candidate for candidate, value in seconds.items() if value <= _HOPELESS * best]
 
 
-def _shown(trials: list[_Trial]) -> str:
+def _format_trials(trials: list[_Trial]) -> str:
     return "; ".join(map(str, sorted(trials, key=lambda trial: trial.seconds)))
 
 
@@ -221,7 +223,7 @@ def _trials(
     count = min(images, len(work.images.train.samples))
     few = work.images.train.few(count)
     with torch.random.fork_rng():
-        found = _compared(copies, few, work.loss, candidates) if compared else {}
+        found = _compare_with_fp32(copies, few, work.loss, candidates) if compared else {}
         seconds: dict[Arithmetic, list[float]] = {candidate: [] for candidate in candidates}
         if device_of(copies[_USUAL]).type != "cpu":  # an accelerator's first step in training mode loads its kernels
             for candidate in candidates:
@@ -238,7 +240,7 @@ def _trials(
     ]  # fmt: skip
 
 
-def _compared(
+def _compare_with_fp32(
     copies: Mapping[Arithmetic, nn.Module], few: Batch, loss: LossFunction, candidates: list[Arithmetic]
 ) -> dict[Arithmetic, dict[str, float]]:
     """Each one's differences from fp32 in the usual order; at most two gradients are in memory at a time."""
@@ -269,7 +271,7 @@ def _copies(module: nn.Module, phase: PhasePlan, candidates: list[Arithmetic]) -
     return {candidate: found[candidate.memory_format] for candidate in (_USUAL, *candidates)}
 
 
-def emptied(copies: Iterable[nn.Module], *, but: nn.Module) -> None:
+def empty_copies(copies: Iterable[nn.Module], *, but: nn.Module) -> None:
     """Give back what they hold at once: a model that refers to itself waits for Python's collector, which takes as long
     as there are objects. What a copy shares with the model itself stays.
     """
@@ -284,7 +286,7 @@ def _gradients(model: nn.Module, batch: Batch, loss: LossFunction, arithmetic: A
     """Loss and gradient without chance or batch statistics; this also warms the kernels up."""
     model.eval()
     value = _backward(model, batch, loss, arithmetic)
-    names = sorted((name, tensor.grad) for name, tensor, _ in named_tensors(model) if tensor.grad is not None)
+    names = sorted((name, tensor.grad) for name, tensor, _ in iterate_tensors(model) if tensor.grad is not None)
     gradient = torch.cat([value.double().reshape(-1).cpu() for _, value in names])
     model.zero_grad()
     return value, gradient

@@ -22,12 +22,12 @@ from headstart.optim.penalties import select_l1_parameters
 from headstart.planning.about import about_data, about_steps, details, outputs_text
 from headstart.planning.activation_cache import choose_cache
 from headstart.planning.activation_checkpointing import choose_recompute
-from headstart.planning.began import about_weights, began_with, named_weights
+from headstart.planning.began import about_weights, began_with, name_weights_by_digest
 from headstart.planning.compile import choose_compile
 from headstart.planning.decisions import Decision, check_precision, choose_allocator, choose_device, choose_model
 from headstart.planning.distributed import check_parallel, choose_parallel
 from headstart.planning.evaluation import choose_evaluation
-from headstart.planning.given import about_fixed, given_module, note_changed
+from headstart.planning.given import explain_fixed, mark_changed, take_module
 from headstart.planning.loading import choose_workers
 from headstart.planning.memory import check_memory
 from headstart.planning.own_state import check_own_state
@@ -35,7 +35,7 @@ from headstart.planning.peft import adapt, lora_document
 from headstart.planning.phases import make_phases
 from headstart.planning.precision import Workload, choose_arithmetic
 from headstart.storage.disk_cache import cache_folder, check_cache_folder
-from headstart.surgery.freeze import Fixed, what_is_fixed
+from headstart.surgery.freeze import Fixed, find_frozen
 from headstart.surgery.generators import seed_generators
 from headstart.surgery.head import HeadSwap, head_parameters, replace_head
 from headstart.surgery.lora import adapter_size
@@ -122,7 +122,7 @@ def prepare(
     function, chosen_loss = _loss(config, images, loss)
     swap, fixed = _new_head(config, opened, images)
     if isinstance(module, InPlace):
-        note_changed(module.module)
+        mark_changed(module.module)
     adapters, chosen_lora = adapt(config, opened.module)
     batch, pretrained = min(images.train.batch_size, max(1, len(images.train.samples))), opened.weights.kind != "none"
     phases, chosen_phases = make_phases(config, opened.module, batch_size=batch, pretrained=pretrained)
@@ -130,13 +130,13 @@ def prepare(
     select_l1_parameters(opened.module, config.penalties)
     opened.module.to(device)
     shared_out, chosen_parallel = choose_parallel(config, opened.module, device)
-    course, images, measured, choices, roomy = _measured_course(
+    course, images, measured, choices, roomy = _plan_measured(
         config, opened, work, recorded=recorded or {}, possible=not shared_out
     )
     decisions = (
         chosen_device, *choose_allocator(device),
         chosen_model, *_about_model(opened, swap, config.head), *chosen_lora, *about_data(images),
-        chosen_loss, *chosen_phases, *about_fixed(opened.module, fixed), *about_steps(config, images), *measured,
+        chosen_loss, *chosen_phases, *explain_fixed(opened.module, fixed), *about_steps(config, images), *measured,
         *choose_recompute(config, opened.module), *chosen_parallel,
     )  # fmt: skip
     document = _document(decisions, opened, images, course) | {
@@ -151,7 +151,7 @@ def prepare(
     )  # fmt: skip
 
 
-def _measured_course(
+def _plan_measured(
     config: Config, opened: OpenedModel, work: Workload, *, recorded: Choices, possible: bool
 ) -> tuple[Course, Images, tuple[Decision, ...], Choices, bool]:
     """As ``_course``, with what memory says, and whether there is room for what is freed and kept, too. Whatever was
@@ -234,13 +234,13 @@ def _open(config: Config, device: torch.device, module: nn.Module | InPlace | No
     if module is not None:
         if not isinstance(module, nn.Module | InPlace):
             raise ConfigError(f"model: {module!r} is no module; give an instance of nn.Module, e.g. model=Net()")
-        opened = named_weights(open_model(given_module(module), image_size=size, preprocess=given))
-        return opened, Decision("model", opened.spec, "the module as given" + _left_out(config, opened))
+        opened = name_weights_by_digest(open_model(take_module(module), image_size=size, preprocess=given))
+        return opened, Decision("model", opened.spec, "the module as given" + _list_left_out(config, opened))
     name, decision = choose_model(config, device)
     return open_model(name, weights=model.weights, image_size=size, preprocess=given, options=model.options), decision
 
 
-def _left_out(config: Config, opened: OpenedModel) -> str:
+def _list_left_out(config: Config, opened: OpenedModel) -> str:
     """What of the section ``model`` has no use where a module is given.
 
     Raises: ConfigError: weights from a file, which the module would have to be given before.
@@ -259,7 +259,7 @@ def _left_out(config: Config, opened: OpenedModel) -> str:
 def _new_head(config: Config, opened: OpenedModel, images: Images) -> tuple[HeadSwap, Fixed]:
     """The head replaced, a function of the seed; and what of the rest was frozen before."""
     seed_generators(config.seed)
-    fixed = what_is_fixed(opened.module)
+    fixed = find_frozen(opened.module)
     swap = _swap(opened, config.head, images.task.num_outputs)
     refuse_half(opened.module)
     return swap, fixed.without(head_parameters(opened.module))

@@ -102,15 +102,15 @@ def _change(name: str, was: object, value: object, *, now: str) -> str:
     """What a fact was, and what it is ``now``: a word between the two."""
     if any(_SHA256.fullmatch(str(each)) for each in (was, value)):
         name = f"the SHA-256 of {'the ' if not name.startswith('the ') else ''}{name}"
-    return f"{name} was {_shown(was)}, {now} {_shown(value)}"
+    return f"{name} was {_format_fact(was)}, {now} {_format_fact(value)}"
 
 
-def shown_facts(facts: Mapping[str, Any]) -> dict[str, Any]:
+def format_facts(facts: Mapping[str, Any]) -> dict[str, Any]:
     """The facts of the last life, for a table."""
     return {name: value for name, value in facts.items() if name != _INEXACT}
 
 
-def _shown(value: object) -> str:
+def _format_fact(value: object) -> str:
     if value is None:
         return "not recorded"
     text = str(value) or "none"

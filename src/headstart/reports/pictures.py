@@ -95,7 +95,7 @@ def _pictures(record: RunRecord, rows: Sequence[Mapping[str, str]]) -> tuple[Pic
     for row in rows:
         picture = _picture(record, row, roots)
         if picture.uri and len(picture.uri) > left:
-            picture = _captioned(record, row, problem="left out to keep this file small")
+            picture = _caption_picture(record, row, problem="left out to keep this file small")
         left -= len(picture.uri or "")
         pictures.append(picture)
     return tuple(pictures)
@@ -104,28 +104,28 @@ def _pictures(record: RunRecord, rows: Sequence[Mapping[str, str]]) -> tuple[Pic
 def _picture(record: RunRecord, row: Mapping[str, str], roots: Sequence[Path]) -> Picture:
     key = PurePosixPath(cell(row, "id"))
     if key.is_absolute() or ".." in key.parts:
-        return _captioned(record, row, problem="its name leads out of the data folder")
+        return _caption_picture(record, row, problem="its name leads out of the data folder")
     problem = "no longer where it was"
     for path in (root / key for root in roots if (root / key).is_file()):
         try:
             content = read_bytes(path)
             if row.get("sha256", _UNKNOWN) in (_UNKNOWN, hashlib.sha256(content).hexdigest()):
-                return _shown(record, row, decode_image(content, path=path))
+                return _make_picture(record, row, decode_image(content, path=path))
             problem = "another picture than it was"
         except UnreadableImage as error:
             problem = error.reason
-    return _captioned(record, row, problem=problem)
+    return _caption_picture(record, row, problem=problem)
 
 
-def _shown(record: RunRecord, row: Mapping[str, str], image: Image.Image) -> Picture:
+def _make_picture(record: RunRecord, row: Mapping[str, str], image: Image.Image) -> Picture:
     image.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
     image.save(buffer, format="JPEG", quality=80, optimize=True)
     uri = "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
-    return _captioned(record, row, uri=uri, size=image.size)
+    return _caption_picture(record, row, uri=uri, size=image.size)
 
 
-def _captioned(
+def _caption_picture(
     record: RunRecord,
     row: Mapping[str, str],
     *,

@@ -93,7 +93,7 @@ def curves(
     dotted = max(len(line.x) for line in lines) <= 30
     with _figure((10.4, 2.9) if wide else (5.1, 3.0)) as (figure, axes):
         for line in lines:
-            x, y = _thinned(line)
+            x, y = _thin_line(line)
             style = "--" if line.dashed else "-"
             dot = "o" if dotted and not line.dashed else ""
             axes.plot(x, y, color=_COLOURS[line.colour], linestyle=style, marker=dot, markersize=3)
@@ -177,7 +177,7 @@ def _plain_numbers(axes: Axes, which: str = "xy") -> None:
             axis.set_major_formatter(lambda value, _: f"{value:,.0f}".replace("-", "\N{MINUS SIGN}"))
 
 
-def _thinned(line: Line) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _thin_line(line: Line) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """The line, or the means of at most 400 bins of it."""
     x, y = np.asarray(line.x, dtype=np.float64), np.asarray(line.y, dtype=np.float64)
     if len(x) <= _MOST_POINTS:

@@ -12,7 +12,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, TemplateError
 
 from headstart.errors import StorageError
 from headstart.reports.clock import time_shares
-from headstart.reports.environment import inexact_text, shown_facts
+from headstart.reports.environment import format_facts, inexact_text
 from headstart.reports.figures import curve_figures, rate_figures, step_figures, target_figures
 from headstart.reports.headline import metrics, mismatch, task_scores
 from headstart.reports.model_card import loads_in_timm
@@ -87,7 +87,7 @@ def render(record: RunRecord) -> str:
         metrics=metrics(record, scores),
         mismatch=mismatch(record, scores),
         inexact=inexact_text(record.environment),
-        environment=shown_facts(record.environment),
+        environment=format_facts(record.environment),
         classify=_classify(scores) if isinstance(scores, ClassifyScores) else None,
         tags=_tags(scores) if isinstance(scores, MultilabelScores) else None,
         targets=target_figures(record, scores) if isinstance(scores, tuple) else (),
@@ -134,28 +134,28 @@ def _tags(scores: MultilabelScores) -> Mapping[str, Any]:
 
 def _commands(record: RunRecord) -> Sequence[Mapping[str, str]]:
     """What to type next, with what it does."""
-    run = _quoted(record.path)
+    run = _quote(record.path)
     source = str(record.plan.get("data", {}).get("source", "DATA"))
     use = [{"says": "Predict new images", "line": f"headstart predict {run} IMAGE_OR_FOLDER"}]
     use.append({"says": "Measure it on other labelled images", "line": f"headstart evaluate {run} DATA"})
     asked = record.config.get("head")
     head = {"at": asked.get("at", "auto") if isinstance(asked, dict) else "auto", **record.plan.get("head", {})}
     if loads_in_timm(record.plan.get("model", {}), head):
-        bundle = _tidy(str(_shown(record.path) / "model"))
+        bundle = _tidy(str(_shorten_path(record.path) / "model"))
         line = f"timm.create_model({'local-dir:' + bundle!r}, pretrained=True)"
         use.append({"says": "Load it in plain timm, in Python", "line": line})
     if record.result is None:
-        options = f"--config {_quoted(record.path / 'config.yaml')} --out {run} --resume"
-        use.insert(0, {"says": "Continue this run", "line": f"headstart train {_quoted(Path(source))} {options}"})
+        options = f"--config {_quote(record.path / 'config.yaml')} --out {run} --resume"
+        use.insert(0, {"says": "Continue this run", "line": f"headstart train {_quote(Path(source))} {options}"})
     return use
 
 
-def _quoted(path: Path) -> str:
-    text = _tidy(str(_shown(path)))
+def _quote(path: Path) -> str:
+    text = _tidy(str(_shorten_path(path)))
     return "~/" + shlex.quote(text[2:]) if text.startswith("~/") else shlex.quote(text)
 
 
-def _shown(path: Path) -> Path:
+def _shorten_path(path: Path) -> Path:
     """The path as one would type it here."""
     whole = path.absolute()
     return whole.relative_to(Path.cwd()) if whole.is_relative_to(Path.cwd()) else whole

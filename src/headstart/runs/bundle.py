@@ -25,14 +25,14 @@ from headstart.models.weights import read_own_tensors
 from headstart.reports.model_card import model_card
 from headstart.runs.own_file import own_files, restore_own
 from headstart.storage.buffers import Content
-from headstart.storage.durable import explained, json_bytes, write_folder
+from headstart.storage.durable import explain_os_errors, json_bytes, write_folder
 from headstart.storage.tensors import in_pieces
-from headstart.surgery.freeze import unfreeze, what_is_fixed
-from headstart.surgery.generators import kept_generators
+from headstart.surgery.freeze import find_frozen, unfreeze
+from headstart.surgery.generators import keep_generators
 from headstart.surgery.head import HeadSwap, head_parameters, replace_head
 from headstart.surgery.module_copy import InPlace, copy_module
 from headstart.surgery.outputs import declare_scores
-from headstart.surgery.own_state import load_tensors, saved_tensors
+from headstart.surgery.own_state import load_tensors, read_saved_tensors
 from headstart.tasks.task import TaskSpec
 from headstart.training.precision import MEMORY_FORMATS, Precision
 
@@ -93,7 +93,7 @@ def write_bundle(
     """Write the bundle folder, whole or not at all.  Raises: StorageError."""
     tensors, own = own_files({"model": model})
     files: dict[str, Content] = tensors | {
-        "model.safetensors": in_pieces(saved_tensors(model)),
+        "model.safetensors": in_pieces(read_saved_tensors(model)),
         "config.json": json_bytes(_config(model, facts)),
         "headstart.json": json_bytes(facts | ({"own": own} if own else {})),
         "README.md": model_card(facts, plan=plan, result=result).encode("utf-8", "backslashreplace"),
@@ -113,7 +113,7 @@ def _config(model: nn.Module, facts: dict[str, Any]) -> dict[str, Any]:
         "interpolation": given.interpolation, "crop_pct": given.crop_pct, "crop_mode": given.crop_mode,
     }  # fmt: skip
     names = list(facts["task"]["classes"] or facts["task"]["targets"])
-    with explained(Path(tempfile.gettempdir())), tempfile.TemporaryDirectory() as folder:
+    with explain_os_errors(Path(tempfile.gettempdir())), tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "config.json")
         save_config_for_hf(
             model, str(path), {"label_names": names}, model_args=about["options"], data_config=data_config
@@ -131,12 +131,12 @@ def open_run(path: str | Path, *, model: nn.Module | InPlace | None = None) -> O
     Raises: ModelError: no finished run there. StorageError: a file is damaged.
     """
     folder = _bundle_folder(Path(path))
-    with own_arithmetic(), kept_generators():
+    with own_arithmetic(), keep_generators():
         if model is not None:
-            return _onto(folder, model.module if isinstance(model, InPlace) else _copied(model))
+            return _onto(folder, model.module if isinstance(model, InPlace) else _copy_model(model))
         opened = open_model(str(folder.absolute()))  # a relative timm/NAME/model would be read as a spec
     assert opened.bundle is not None
-    return _opened(folder, opened.module, opened.bundle)
+    return _open_with_weights(folder, opened.module, opened.bundle)
 
 
 def describe_trained(run: Path, model: nn.Module) -> OpenedRun:
@@ -147,7 +147,7 @@ def describe_trained(run: Path, model: nn.Module) -> OpenedRun:
     folder = _bundle_folder(run)
     bundle = read_bundle(folder)
     assert bundle is not None
-    return _opened(folder, model, bundle.facts)
+    return _open_with_weights(folder, model, bundle.facts)
 
 
 def _bundle_folder(run: Path) -> Path:
@@ -157,13 +157,13 @@ def _bundle_folder(run: Path) -> Path:
     return folder
 
 
-def _copied(model: nn.Module) -> nn.Module:
+def _copy_model(model: nn.Module) -> nn.Module:
     instead = "open the run with the module itself: hs.open_run(run, model=hs.InPlace(module))"
     return copy_module(model, free_bytes=available_bytes(), instead=instead)
 
 
 def _onto(folder: Path, model: nn.Module) -> OpenedRun:
-    bundle, fixed = read_bundle(folder), what_is_fixed(model)
+    bundle, fixed = read_bundle(folder), find_frozen(model)
     assert bundle is not None
     facts, head = bundle.facts, bundle.facts["head"]
     activation = head["activation"] or "relu"
@@ -180,11 +180,11 @@ def _onto(folder: Path, model: nn.Module) -> OpenedRun:
         ) from error
     restore_own(model, "model", bundle.files, facts.get("own"))
     unfreeze(model, fixed=fixed.without(head_parameters(model)))
-    return _opened(folder, model, facts)
+    return _open_with_weights(folder, model, facts)
 
 
-def _opened(folder: Path, module: nn.Module, facts: Mapping[str, Any]) -> OpenedRun:
-    task, evaluated = _described(folder / BUNDLE, facts)
+def _open_with_weights(folder: Path, module: nn.Module, facts: Mapping[str, Any]) -> OpenedRun:
+    task, evaluated = _read_description(folder / BUNDLE, facts)
     return OpenedRun(
         path=folder,
         model=module.to(memory_format=MEMORY_FORMATS[evaluated.memory_format]).eval(),
@@ -195,7 +195,7 @@ def _opened(folder: Path, module: nn.Module, facts: Mapping[str, Any]) -> Opened
     )
 
 
-def _described(where: Path, facts: Mapping[str, Any]) -> tuple[TaskSpec, Evaluated]:
+def _read_description(where: Path, facts: Mapping[str, Any]) -> tuple[TaskSpec, Evaluated]:
     """The task and how it was evaluated.  Raises: ModelError: not what headstart writes, or not this model's."""
     try:
         task, evaluated = TaskSpec.from_dict(facts["task"]), Evaluated(**facts["evaluation"])

@@ -35,14 +35,22 @@ from headstart.distributed.fsdp import (
 )
 from headstart.distributed.processes import current
 from headstart.errors import StorageError
-from headstart.runs.frozen_file import FROZEN, START, fixed_file, frozen_tensors, remember_fixed
-from headstart.runs.optimizer_state import optimizer_contents, placed, read_optimizer, state_now
+from headstart.runs.frozen_file import FROZEN, START, frozen_tensors, remember_file, reuse_or_write
+from headstart.runs.optimizer_state import optimizer_contents, place_like, read_optimizer, state_now
 from headstart.runs.own_file import own_files, restore_own
 from headstart.storage.buffers import Content
 from headstart.storage.disk import DISK, Disk
-from headstart.storage.durable import MANIFEST, Again, explained, json_bytes, read_folder, write_folder, write_json
-from headstart.storage.tensors import in_pieces, packed
-from headstart.surgery.own_state import load_tensors, read_own_state, restore_own_state, saved_tensors
+from headstart.storage.durable import (
+    MANIFEST,
+    Again,
+    explain_os_errors,
+    json_bytes,
+    read_folder,
+    write_folder,
+    write_json,
+)
+from headstart.storage.tensors import in_pieces, pack_tensors
+from headstart.surgery.own_state import load_tensors, read_own_state, read_saved_tensors, restore_own_state
 from headstart.training.precision import device_of, make_scaler
 from headstart.training.state import Best, TrainState
 
@@ -72,12 +80,12 @@ def save(state: TrainState, folder: str | Path, *, keep: int = 2, run: str | Non
     hashes = write_folder(target, files, disk=disk)
     for name in (FROZEN, START):
         if name in files:
-            remember_fixed(state.model, target / name, sha256=hashes[name])
+            remember_file(state.model, target / name, sha256=hashes[name])
     write_json(root / "last.json", {"folder": target.name, "step": state.step}, disk=disk, needed=needed)
     if state.best is not None:
         best = {"folder": _folder_name(state.best.step), **asdict(state.best)}
         write_json(root / "best.json", best, disk=disk, needed=needed)
-    with explained(root, needed=needed):
+    with explain_os_errors(root, needed=needed):
         _drop_old(root, state, keep=keep, disk=disk)
     return target
 
@@ -86,15 +94,15 @@ def _contents(state: TrainState, target: Path, more: Mapping[str, str]) -> dict[
     """The files of a checkpoint; of a model that is shared out, those of this process."""
     part_again(state.model)
     tensors, plain = optimizer_contents(state.model, state.optimizer)
-    kinds = {"model": saved_tensors(state.model), "optimizer": tensors}
+    kinds = {"model": read_saved_tensors(state.model), "optimizer": tensors}
     frozen = {} if is_sharded(state.model) else frozen_tensors(state.model)
     kinds["model"] = {name: value for name, value in kinds["model"].items() if name not in frozen}
     if state.average is not None:
-        kinds["average"] = saved_tensors(state.average.module)
+        kinds["average"] = read_saved_tensors(state.average.module)
     if not is_sharded(state.model):
         whole: dict[str, Content | Again] = {f"{kind}.safetensors": in_pieces(values) for kind, values in kinds.items()}
         fixed = {FROZEN: frozen, START: state.start}
-        whole |= {name: fixed_file(state.model, values, target / name) for name, values in fixed.items() if values}
+        whole |= {name: reuse_or_write(state.model, values, target / name) for name, values in fixed.items() if values}
         tensors_file, own = own_files(_modules(state.model, state.average))
         counters = _counters(state) | {"optimizer": plain, **({"own": own} if own else {}), **more}
         return whole | tensors_file | {"state.json": json_bytes(counters)}
@@ -103,7 +111,7 @@ def _contents(state: TrainState, target: Path, more: Mapping[str, str]) -> dict[
     files: dict[str, Content | Again] = {}
     for kind, values in kinds.items():
         mine, shapes[kind] = parts(values)
-        files[_part_name(kind, ours.rank, ours.world_size)] = packed(mine)
+        files[_part_name(kind, ours.rank, ours.world_size)] = pack_tensors(mine)
     shared = {"processes": ours.world_size, "shapes": shapes}
     state_file = json_bytes(_counters(state) | {"optimizer": plain, "shared_out": shared, **more})
     return files | ({"state.json": state_file} if ours.is_first else {})
@@ -225,11 +233,11 @@ def restore(state: TrainState, folder: str | Path) -> tuple[str, ...]:
     found = read_checkpoint(folder)
     if found is None:
         raise StorageError(f"{folder}: there is no checkpoint")
-    restore_found(state, found)
+    restore_checkpoint(state, found)
     return found.skipped
 
 
-def restore_found(state: TrainState, found: FoundCheckpoint) -> None:
+def restore_checkpoint(state: TrainState, found: FoundCheckpoint) -> None:
     """Put a checkpoint that was read into ``state``.  Raises: StorageError: it belongs to another model."""
     try:
         _restore(state, found)
@@ -306,14 +314,14 @@ def _start(state: TrainState, found: FoundCheckpoint) -> dict[str, Tensor]:
     strange = [name for name in tensors if name not in parameters or tensors[name].shape != parameters[name].shape]
     if strange:
         raise StorageError(f"{found.path}: began with another model: {strange[0]} differs")
-    return {name: placed(value, like=parameters[name]) for name, value in tensors.items()}
+    return {name: place_like(value, like=parameters[name]) for name, value in tensors.items()}
 
 
 @contextmanager
 def _all_or_nothing(state: TrainState, modules: Mapping[str, nn.Module]) -> Iterator[None]:
     """A failure within (a module's own way of loading, a scaler of another kind) leaves the state as it was."""
     tensors = [
-        (value, value.detach().clone()) for module in modules.values() for value in saved_tensors(module).values()
+        (value, value.detach().clone()) for module in modules.values() for value in read_saved_tensors(module).values()
     ]
     optimizer = state_now(state.optimizer)
     scaler = None if state.scaler is None else (state.scaler, state.scaler.state_dict())
@@ -336,7 +344,7 @@ def _all_or_nothing(state: TrainState, modules: Mapping[str, nn.Module]) -> Iter
 
 
 def _check_fits(module: nn.Module, tensors: Mapping[str, Tensor], *, where: str | Path) -> None:
-    own = saved_tensors(module)
+    own = read_saved_tensors(module)
     wrong = sorted(set(tensors) ^ set(own)) or [
         name for name in own if (tensors[name].shape, tensors[name].dtype) != (own[name].shape, own[name].dtype)
     ]
@@ -348,7 +356,7 @@ def _put(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     if not is_sharded(module):
         load_tensors(module, tensors)
         return
-    for name, value in saved_tensors(module).items():
+    for name, value in read_saved_tensors(module).items():
         put(value, tensors[name])
 
 
@@ -363,7 +371,7 @@ def _drop_old(root: Path, state: TrainState, *, keep: int, disk: Disk) -> None:
 
 def drop_later(folder: Path, step: int, *, disk: Disk = DISK) -> None:
     """Remove the checkpoints of later steps than this one.  Raises: StorageError."""
-    with explained(folder, needed=0):
+    with explain_os_errors(folder, needed=0):
         for number, path in _by_step(folder).items():
             if number > step:
                 disk.remove(path)

@@ -24,8 +24,8 @@ from headstart.surgery.freeze import unfreeze
 from headstart.surgery.head import HeadSwap
 from headstart.surgery.lora import merge_lora
 from headstart.surgery.module_copy import InPlace
-from headstart.training.evaluate import evaluate, own_state_kept
-from headstart.training.phases import Course, changed_files, evaluate_best
+from headstart.training.evaluate import evaluate, keep_own_state
+from headstart.training.phases import Course, evaluate_best, report_changed_files
 from headstart.training.state import TrainState
 
 
@@ -109,11 +109,11 @@ def finish(run: Path, state: TrainState, ready: Ready, *, log: RunLog | None, st
     assert state.best is not None
     found = {"val": evaluate_best(model, images.val, ready.course, epoch=state.best.epoch)}
     if images.test:
-        with own_state_kept(model):
+        with keep_own_state(model):
             found["test"] = evaluate(
                 model, images.test, precision=rules.evaluated_in, memory_format=rules.memory_format
             )
-    changed = [note.text for note in changed_files(images.val)]
+    changed = [note.text for note in report_changed_files(images.val)]
     seconds = time.monotonic() - started
     metrics = found["val"].metrics
     result = {
@@ -143,7 +143,7 @@ def _plain(model: nn.Module, ready: Ready) -> nn.Module:
     return model.eval()
 
 
-def finished_run(run: Path, *, model: nn.Module | InPlace | None) -> Run:
+def read_finished_run(run: Path, *, model: nn.Module | InPlace | None) -> Run:
     """A run that was finished before; ``model`` as for ``open_run``.  Raises: StorageError: a file is damaged."""
     result = read_result(run)
     opened = open_run(run, model=model)

@@ -114,7 +114,7 @@ def record_start(
         allow_inexact=allow_inexact,
     )  # fmt: skip
     if step:
-        changed = (*changed, *_unsaved(run, plan, allow_inexact=allow_inexact))
+        changed = (*changed, *_check_unsaved(run, plan, allow_inexact=allow_inexact))
     sweep(run)
     write_file(run / "config.yaml", write_yaml(config).encode("utf-8", "surrogateescape"))  # from here on it is a run
     make_folder(checkpoints)
@@ -125,7 +125,7 @@ def record_start(
     return changed
 
 
-def _unsaved(run: Path, plan: Mapping[str, Any], *, allow_inexact: bool) -> tuple[str, ...]:
+def _check_unsaved(run: Path, plan: Mapping[str, Any], *, allow_inexact: bool) -> tuple[str, ...]:
     """What begins with its first value again.  Raises: ConfigError: something does, and nobody allowed it."""
     names = ", ".join(plan["choices"].get("unsaved_state", ()))
     if names and not allow_inexact:
@@ -152,7 +152,7 @@ def _run_digest(config: Config, plan: Mapping[str, Any]) -> str:
     return hashlib.sha256(json_bytes([options, plan["data"]["digest"], plan.get("began")])).hexdigest()
 
 
-def recorded_choices(run: Path) -> dict[str, Any] | None:
+def read_choices(run: Path) -> dict[str, Any] | None:
     """What was measured and chosen when the run there began; None where there is none.
 
     Raises: StorageError: plan.json is damaged, or was edited.

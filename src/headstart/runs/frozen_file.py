@@ -18,7 +18,7 @@ from headstart.storage.buffers import Content, Pieces
 from headstart.storage.disk import open_plainly
 from headstart.storage.durable import Again, Stamp, stamp_of
 from headstart.storage.tensors import in_pieces
-from headstart.surgery.own_state import saved_tensors
+from headstart.surgery.own_state import read_saved_tensors
 
 FROZEN = "frozen.safetensors"
 START = "start.safetensors"
@@ -48,18 +48,18 @@ def frozen_tensors(model: nn.Module) -> dict[str, Tensor]:
                 still[f"{path}.{name}" if path else name] = value
     found = {
         name: value
-        for name, value in saved_tensors(model).items()
+        for name, value in read_saved_tensors(model).items()
         if name in still and value.data_ptr() == still[name].data_ptr()  # a model may give others than its own
     }
     return found if sum(value.nbytes for value in found.values()) >= _WORTH_BYTES else {}
 
 
-def fixed_file(model: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> Content | Again:
+def reuse_or_write(model: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> Content | Again:
     """What ``path`` (CHECKPOINTS/STEP/NAME) is to hold: where it holds the same bytes, the file of the last checkpoint
     but one, or of the last one where that is written again; else the tensors anew.
     """
     content = in_pieces(tensors)
-    known = [one for one in _known(model, path) if one.path.parent.parent == path.parent.parent]
+    known = [one for one in _known_files(model, path) if one.path.parent.parent == path.parent.parent]
     again = bool(known) and known[-1].path == path
     if not again and len(known) < 2:
         return content
@@ -69,18 +69,18 @@ def fixed_file(model: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> C
     return Again(like=like.path, stamp=like.stamp, sha256=like.sha256, made=lambda: content)
 
 
-def remember_fixed(model: nn.Module, path: Path, *, sha256: str) -> None:
+def remember_file(model: nn.Module, path: Path, *, sha256: str) -> None:
     """Keep in mind that the file is written and what its SHA-256 is."""
     try:
         stamp = stamp_of(path)
     except OSError:  # then the next one is written anew
         _written.get(model, {}).pop(path.name, None)
         return
-    before = [one for one in _known(model, path) if one.path != path]
+    before = [one for one in _known_files(model, path) if one.path != path]
     _written.setdefault(model, {})[path.name] = [*before, _Written(path=path, stamp=stamp, sha256=sha256)][-2:]
 
 
-def _known(model: nn.Module, path: Path) -> list[_Written]:
+def _known_files(model: nn.Module, path: Path) -> list[_Written]:
     return _written.get(model, {}).get(path.name, [])
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from headstart.data.reading import DataNote
-from headstart.storage.durable import explained, open_log, read_text, write_file
+from headstart.storage.durable import explain_os_errors, open_log, read_text, write_file
 from headstart.training.activation_cache import CacheNote
 from headstart.training.fit import EpochDone
 from headstart.training.phases import CacheGivenUp, PhaseStarted
@@ -69,7 +69,7 @@ class RunLog:
 
     def sync(self) -> None:
         """Make everything told so far durable; called before a checkpoint that counts on it."""
-        with explained(self._path, needed=_LINE):
+        with explain_os_errors(self._path, needed=_LINE):
             os.fsync(self._file)
 
     def tell(self, event: object, *, phase: int) -> None:
@@ -106,7 +106,7 @@ class RunLog:
 
 def _append(descriptor: int, line: bytes, *, path: Path) -> None:
     """A whole line at once and without a buffer: what a full disk refused must not fail again when it is closed."""
-    with explained(path, needed=len(line)):
+    with explain_os_errors(path, needed=len(line)):
         while line:
             line = line[os.write(descriptor, line) :]
 

@@ -53,7 +53,7 @@ def optimizer_contents(model: nn.Module, optimizer: torch.optim.Optimizer) -> tu
     plain: dict[str, dict[str, Any]] = {}
     groups: list[dict[str, Any]] = []
     names = _names(model)
-    _check_known(optimizer, names)
+    _check_names(optimizer, names)
     for parameter, values in optimizer.state.items():
         if parameter not in names:  # of a part that was replaced: nobody's
             continue
@@ -78,7 +78,7 @@ def _is_row(value: object) -> bool:
     return isinstance(value, tuple) and all(isinstance(one, int | float) for one in value)
 
 
-def _check_known(optimizer: torch.optim.Optimizer, names: Mapping[Tensor, str]) -> None:
+def _check_names(optimizer: torch.optim.Optimizer, names: Mapping[Tensor, str]) -> None:
     listed = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     strange = [parameter for parameter in listed if parameter not in names]
     if strange:
@@ -112,7 +112,7 @@ def read_optimizer(
         if name.startswith("//"):
             saved[int(name[2:])][key] = value
         else:
-            found.setdefault(by_name[name], {})[key] = value if key == _STEP else placed(value, like=by_name[name])
+            found.setdefault(by_name[name], {})[key] = value if key == _STEP else place_like(value, like=by_name[name])
     for name, values in rest["plain"].items():
         found.setdefault(by_name[name], {}).update(values)
     groups = [
@@ -137,15 +137,16 @@ def _sources(
     now = [names.get(parameter, "one that is not the model's") for group in groups for parameter in group["params"]]
     added, gone = [name for name in now if name not in homes], [name for name in homes if name not in set(now)]
     if added or gone:
+        others = _list_names("; new", added) + _list_names("; missing", gone)
         raise StorageError(
-            f"{where}: the optimizer trained other parameters{_listed('; new', added)}{_listed('; missing', gone)}; "
+            f"{where}: the optimizer trained other parameters{others}; "
             "freeze and group them as they were when it was saved"
         )
     for group in groups:
         yield group, sorted({homes[names[parameter]] for parameter in group["params"]})
 
 
-def _listed(word: str, names: Sequence[str]) -> str:
+def _list_names(word: str, names: Sequence[str]) -> str:
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     return f"{word}: {', '.join(names[:3])}{more}" if names else ""
 
@@ -184,7 +185,7 @@ def _own_copy(value: object) -> object:
     return tuple(value) if isinstance(value, list) else value
 
 
-def placed(value: Tensor, *, like: Tensor) -> Tensor:
+def place_like(value: Tensor, *, like: Tensor) -> Tensor:
     """On the device of its parameter, shared out as that is, and in its memory order."""
     if value.shape != like.shape:
         return value.to(like.device)

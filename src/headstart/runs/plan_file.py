@@ -39,7 +39,7 @@ def read_plan(run: Path) -> dict[str, Any] | None:
     return found
 
 
-def named_run(run: Path) -> str | None:
+def read_run_digest(run: Path) -> str | None:
     """The digest by which the run's checkpoints are known; None where the run is older than that.
 
     Raises: StorageError: plan.json is damaged, or was edited.

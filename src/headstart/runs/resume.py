@@ -14,10 +14,10 @@ from headstart.distributed.collectives import files_from_first, together
 from headstart.distributed.fsdp import shard
 from headstart.distributed.processes import current
 from headstart.errors import StorageError
-from headstart.runs.checkpoint import FoundCheckpoint, read_checkpoint, restore_found
+from headstart.runs.checkpoint import FoundCheckpoint, read_checkpoint, restore_checkpoint
 from headstart.runs.finish import Ready
 from headstart.runs.log import Note
-from headstart.runs.plan_file import named_run
+from headstart.runs.plan_file import read_run_digest
 from headstart.surgery.head import head_parameters
 from headstart.training.boundary_proof import forget_boundary
 from headstart.training.phases import enter_phase
@@ -31,7 +31,7 @@ def begin(run: Path, ready: Ready, changed: Sequence[str] = ()) -> tuple[TrainSt
     Raises: StorageError: there are checkpoints, and all are damaged, or the newest is another run's.
     """
     state = _first_state(ready)
-    found = _found(run)
+    found = _find_checkpoint(run)
     if found is None:
         return state, ()
     if not 0 <= found.counters["phase"] < len(ready.course.phases):
@@ -40,7 +40,7 @@ def begin(run: Path, ready: Ready, changed: Sequence[str] = ()) -> tuple[TrainSt
             "it, or start a new run with another --out"
         )
     enter_phase(state, ready.course, found.counters["phase"])
-    restore_found(state, found)
+    restore_checkpoint(state, found)
     forget_boundary(state.model)
     passed_over = tuple(Note(f"passed over: {why}") for why in found.skipped)
     if changed:
@@ -48,12 +48,12 @@ def begin(run: Path, ready: Ready, changed: Sequence[str] = ()) -> tuple[TrainSt
     return state, (*passed_over, Note(f"going on from step {state.step} ({found.path})"))
 
 
-def _found(run: Path) -> FoundCheckpoint | None:
+def _find_checkpoint(run: Path) -> FoundCheckpoint | None:
     """Read by the first process and sent to the others, which may not see its disk."""
     ours, folder = current(), run / "checkpoints"
     with together():
         found = read_checkpoint(folder) if ours.is_first else None
-        if found is not None and found.counters.get("run") not in (None, named_run(run)):
+        if found is not None and found.counters.get("run") not in (None, read_run_digest(run)):
             raise StorageError(
                 f"{found.path}: is a checkpoint of another run; remove it, or start a new run with another --out"
             )

@@ -23,7 +23,7 @@ from headstart.errors import Interrupted, OthersFailed
 from headstart.runs.checkpoint import drop_later, save
 from headstart.runs.folder import forget_cache
 from headstart.runs.log import Note, RunLog
-from headstart.runs.plan_file import named_run
+from headstart.runs.plan_file import read_run_digest
 from headstart.training.finite import check_before_saving
 from headstart.training.fit import EpochDone
 from headstart.training.phases import CacheGivenUp
@@ -94,7 +94,7 @@ def interruptible() -> Iterator[Interruption]:
 
     usual = sys.unraisablehook
 
-    def swallowed(found: sys.UnraisableHookArgs) -> None:
+    def swallow(found: sys.UnraisableHookArgs) -> None:
         if found.exc_type is Interrupted:  # in a callback (of fork, of a weak reference); all is saved: again, as usual
             signal.raise_signal(noted.signals[0])
         else:
@@ -102,7 +102,7 @@ def interruptible() -> Iterator[Interruption]:
 
     for number in before:
         signal.signal(number, note)
-    sys.unraisablehook = swallowed
+    sys.unraisablehook = swallow
     try:
         with hear_before_waiting(noted.leave_between_steps):
             yield noted
@@ -129,7 +129,7 @@ class Saver:
         self._run, self._rules, self._log, self._interrupted, self._watch = run, rules, log, interrupted, watch
         self._saved_at = time.monotonic()
         self._unsaved: TrainState | None = None
-        self._name = named_run(run) if log is not None else None
+        self._name = read_run_digest(run) if log is not None else None
 
     def note(self, note: Note) -> None:
         """Tell the log and the watcher a sentence."""

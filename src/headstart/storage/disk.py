@@ -46,12 +46,12 @@ class LocalDisk:
 
     def write(self, path: Path, data: Content) -> None:
         """See ``Disk``."""
-        with _named(path), open(path, "wb", opener=open_plainly) as file:
+        with _add_path_to_error(path), open(path, "wb", opener=open_plainly) as file:
             file.writelines(parts_of(data))
 
     def fsync(self, path: Path) -> None:
         """See ``Disk``."""
-        with _named(path):
+        with _add_path_to_error(path):
             descriptor = os.open(path, os.O_RDONLY)
             try:
                 os.fsync(descriptor)
@@ -64,22 +64,22 @@ class LocalDisk:
 
     def rename(self, source: Path, target: Path) -> None:
         """See ``Disk``."""
-        with _named(target):
+        with _add_path_to_error(target):
             source.replace(target)
 
     def link(self, source: Path, target: Path) -> None:
         """See ``Disk``."""
-        with _named(target):
+        with _add_path_to_error(target):
             os.link(source, target, follow_symlinks=False)
 
     def mkdir(self, path: Path) -> None:
         """See ``Disk``."""
-        with _named(path):
+        with _add_path_to_error(path):
             path.mkdir(exist_ok=True)
 
     def remove(self, path: Path) -> None:
         """See ``Disk``."""
-        with _named(path):
+        with _add_path_to_error(path):
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path)
             else:
@@ -90,7 +90,7 @@ DISK = LocalDisk()
 
 
 @contextmanager
-def _named(path: Path) -> Iterator[None]:
+def _add_path_to_error(path: Path) -> Iterator[None]:
     """An OS error says where: writing and syncing do not by themselves."""
     try:
         yield

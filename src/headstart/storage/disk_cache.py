@@ -42,12 +42,12 @@ def check_cache_folder(*, asked: bool) -> None:
 
     Raises: ConfigError: it says who can write it, and what to type.
     """
-    shared = find_shared(cache_folder())
+    shared = find_other_writers(cache_folder())
     if shared is not None and (asked or os.environ.get("HEADSTART_CACHE")):
         raise ConfigError(f"HEADSTART_CACHE: {shared}")
 
 
-def find_shared(path: Path) -> str | None:
+def find_other_writers(path: Path) -> str | None:
     """Who but this user and root can write this file or folder, or set a link there, as a sentence with what to type;
     None where nobody can, or nothing is there.
     """
@@ -93,7 +93,7 @@ class Shelf:
     def __init__(self, folder: Path, *, limit_bytes: int) -> None:
         self._folder, self._limit = folder, limit_bytes
 
-    def opened(self, key: str, *, count: int, page_bytes: int, about: Mapping[str, Any]) -> PageFile:
+    def open_records(self, key: str, *, count: int, page_bytes: int, about: Mapping[str, Any]) -> PageFile:
         """The key's file, new or as an earlier run left it; older ones of other keys make room for it.
 
         Raises: StorageError: there is no room within the limit or on the disk, it cannot be written, or another user
@@ -106,7 +106,7 @@ class Shelf:
             self._make_room(file_bytes(count=count, page_bytes=page_bytes))
         self._make_private(place)
         for path in (place / _PAGES, place / _ABOUT):
-            _refuse_shared(path)
+            _refuse_other_writers(path)
         file = PageFile(place / _PAGES, count=count, page_bytes=page_bytes, key=key)
         if not self.is_complete(key):
             self._note(key, {**about, "complete": False})
@@ -120,7 +120,7 @@ class Shelf:
             folder.mkdir(mode=0o700, exist_ok=True)
         except OSError as error:
             raise StorageError(f"{folder}: {error.strerror or error}") from error
-        _refuse_shared(folder)
+        _refuse_other_writers(folder)
 
     def is_complete(self, key: str) -> bool:
         """Whether every page of it was written once (a damaged one is found when it is read)."""
@@ -142,7 +142,7 @@ class Shelf:
         folders = (
             [path for path in self._folder.iterdir() if _KEY.fullmatch(path.name)] if self._folder.is_dir() else []
         )
-        return sorted((self._shelved(path) for path in folders), key=lambda entry: (entry.used, entry.key))
+        return sorted((self._read_entry(path) for path in folders), key=lambda entry: (entry.used, entry.key))
 
     def remove(self, key: str) -> bool:
         """Remove what no run has open; whether it was removed."""
@@ -169,7 +169,7 @@ class Shelf:
         if free is not None and need + _SPARE_BYTES > free:
             raise StorageError(f"{self._folder}: {need + _SPARE_BYTES:,} bytes needed, {free:,} free on the disk")
 
-    def _shelved(self, path: Path) -> Shelved:
+    def _read_entry(self, path: Path) -> Shelved:
         about = self._about(path.name)
         pages = path / _PAGES
         return Shelved(
@@ -186,8 +186,8 @@ class Shelf:
         return found if isinstance(found, dict) else {}
 
 
-def _refuse_shared(path: Path) -> None:
-    shared = find_shared(path)
+def _refuse_other_writers(path: Path) -> None:
+    shared = find_other_writers(path)
     if shared is not None:
         raise StorageError(shared)
 

@@ -68,7 +68,7 @@ def stamp_of(path: Path) -> Stamp:
 
 
 @contextmanager
-def explained(path: Path, *, needed: int = 0, undo: Callable[[], None] = lambda: None) -> Iterator[None]:
+def explain_os_errors(path: Path, *, needed: int = 0, undo: Callable[[], None] = lambda: None) -> Iterator[None]:
     """Within, an OS error becomes a ``StorageError`` with the path, the bytes ``needed`` and the bytes free.
 
     ``needed`` is what the whole of the writing takes; the free bytes are counted after ``undo`` removed what was left
@@ -112,7 +112,7 @@ def write_file(path: Path, data: bytes, *, disk: Disk = DISK, needed: int = 0) -
     ``needed``: bytes of the whole that it is a part of.  Raises: StorageError.
     """
     temp = path.with_name(_TEMP + path.name)
-    with explained(path, needed=needed or len(data), undo=lambda: disk.remove(temp)):
+    with explain_os_errors(path, needed=needed or len(data), undo=lambda: disk.remove(temp)):
         disk.write(temp, data)
         disk.fsync(temp)
         disk.rename(temp, path)
@@ -131,7 +131,7 @@ def json_bytes(value: object) -> bytes:
 
 def make_folder(path: Path, *, disk: Disk = DISK) -> None:
     """Create a folder and its parents so that they survive a crash.  Raises: StorageError."""
-    with explained(path, needed=_BLOCK):
+    with explain_os_errors(path, needed=_BLOCK):
         _make_folder(path, disk=disk)
 
 
@@ -152,7 +152,7 @@ def write_folder(path: Path, files: Mapping[str, Content | Again], *, disk: Disk
     needed = sum(map(len, files.values())) + len(
         _manifest({name: (len(data), "0" * 64) for name, data in files.items()})
     )
-    with explained(path, needed=needed, undo=lambda: _give_up(temp, old, path, disk=disk)):
+    with explain_os_errors(path, needed=needed, undo=lambda: _give_up(temp, old, path, disk=disk)):
         _make_folder(path.parent, disk=disk)
         if old.exists():
             _settle(old, path, disk=disk)
@@ -172,7 +172,7 @@ def _fill(temp: Path, files: Mapping[str, Content | Again], *, disk: Disk) -> di
     disk.mkdir(temp)
     entries: dict[str, tuple[int, str]] = {}
     for name, data in files.items():
-        if isinstance(data, Again) and _linked(data, temp / name, disk=disk):
+        if isinstance(data, Again) and _link(data, temp / name, disk=disk):
             entries[name] = len(data), data.sha256
             continue
         content = data.made() if isinstance(data, Again) else data
@@ -188,7 +188,7 @@ def _write(path: Path, content: Content, *, disk: Disk) -> None:
     disk.fsync(path)
 
 
-def _linked(data: Again, target: Path, *, disk: Disk) -> bool:
+def _link(data: Again, target: Path, *, disk: Disk) -> bool:
     try:
         if stamp_of(data.like) != data.stamp:
             return False
@@ -239,10 +239,10 @@ def read_folder(path: Path) -> dict[str, bytes]:
         raise StorageError(
             f"{path / MANIFEST}: does not match its own digest, or names a file outside; the folder is damaged"
         )
-    return {name: _checked(path / name, *fact) for name, fact in facts.items()}
+    return {name: _read_checked(path / name, *fact) for name, fact in facts.items()}
 
 
-def _checked(path: Path, size: int, sha256: str) -> bytes:
+def _read_checked(path: Path, size: int, sha256: str) -> bytes:
     data = _bytes_of(path)
     if len(data) != size or hashlib.sha256(data).hexdigest() != sha256:
         raise StorageError(
@@ -262,7 +262,7 @@ def _bytes_of(path: Path) -> bytes:
 
 def open_log(path: Path, *, needed: int) -> int:
     """A descriptor of a run's file, to add lines of about ``needed`` bytes to.  Raises: StorageError."""
-    with explained(path, needed=needed):
+    with explain_os_errors(path, needed=needed):
         return open_plainly(str(path), os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC)
 
 
@@ -294,7 +294,7 @@ def sweep(folder: Path, *, disk: Disk = DISK) -> None:
 
     Raises: StorageError.
     """
-    with explained(folder):
+    with explain_os_errors(folder):
         for left in sorted(folder.glob(_OLD + "*")):
             _settle(left, left.with_name(left.name.removeprefix(_OLD)), disk=disk)
         for left in sorted(folder.glob(_TEMP + "*")):
@@ -311,7 +311,7 @@ def _settle(old: Path, path: Path, *, disk: Disk) -> None:
 
 
 @contextmanager
-def locked(folder: Path, *, describe: Callable[[], str] = lambda: str(os.getpid())) -> Iterator[None]:
+def lock_folder(folder: Path, *, describe: Callable[[], str] = lambda: str(os.getpid())) -> Iterator[None]:
     """Hold the lock on a run folder; the operating system frees it when the process dies.
 
     Raises: StorageError: another living process holds it (the message names its process id), or the file system has no
@@ -319,11 +319,11 @@ def locked(folder: Path, *, describe: Callable[[], str] = lambda: str(os.getpid(
     """
     make_folder(folder)
     path, said = folder / ".lock", describe().encode()
-    with explained(path, needed=len(said)):
+    with explain_os_errors(path, needed=len(said)):
         descriptor = open_plainly(str(path), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC)
     try:
         _take(descriptor, folder)
-        with explained(path, needed=len(said)):
+        with explain_os_errors(path, needed=len(said)):
             os.ftruncate(descriptor, 0)
             os.pwrite(descriptor, said, 0)
         yield

@@ -49,7 +49,7 @@ class PageFile:
         self._key = key.encode()
         self._step = page_bytes + _TAIL
         self._proved = mmap.mmap(-1, max(1, count))  # a byte for each page, also for loading processes that are forked
-        self._descriptor = _opened(path, size=file_bytes(count=count, page_bytes=page_bytes))
+        self._descriptor = _open_sized(path, size=file_bytes(count=count, page_bytes=page_bytes))
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Opened again in the process that it goes to."""
@@ -71,7 +71,7 @@ class PageFile:
         view = memoryview(page).cast("B")
         assert 0 <= number < self.count and len(view) == self.page_bytes, (number, self.count, len(view))
         data: list[Buffer] = [view, _MARK + self._checksum(number, view) + self._digest(number, view)]
-        written = _explained(self.path, lambda: os.pwritev(self._descriptor, data, number * self._step))
+        written = _run_explained(self.path, lambda: os.pwritev(self._descriptor, data, number * self._step))
         if written != self._step:
             raise StorageError(f"{self.path}: {written:,} of {self._step:,} bytes written; the disk is full")
 
@@ -104,7 +104,7 @@ class PageFile:
 
     def sync(self) -> None:
         """Have everything written reach the disk."""
-        _explained(self.path, lambda: os.fsync(self._descriptor))
+        _run_explained(self.path, lambda: os.fsync(self._descriptor))
 
     def _checksum(self, number: int, page: Buffer) -> bytes:
         start = zlib.crc32(b"%s %d" % (self._key, number))
@@ -116,7 +116,7 @@ class PageFile:
         return digest.digest()[:_DIGEST_BYTES]
 
 
-def _opened(path: Path, *, size: int) -> int:
+def _open_sized(path: Path, *, size: int) -> int:
     """A descriptor of the file at this size; its blocks are there before anything is written to them."""
 
     def make() -> int:
@@ -134,7 +134,7 @@ def _opened(path: Path, *, size: int) -> int:
             raise
         return descriptor
 
-    return _explained(path, make)
+    return _run_explained(path, make)
 
 
 def _allocate(descriptor: int, size: int) -> None:
@@ -146,7 +146,7 @@ def _allocate(descriptor: int, size: int) -> None:
                 raise
 
 
-def _explained(path: Path, action: Callable[[], _T]) -> _T:
+def _run_explained(path: Path, action: Callable[[], _T]) -> _T:
     try:
         return action()
     except OSError as error:

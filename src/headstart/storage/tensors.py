@@ -46,7 +46,7 @@ def in_pieces(tensors: Mapping[str, Tensor]) -> Pieces:
     return Pieces(len(text).to_bytes(8, "little"), text, *(_bytes_of(ready[name]) for name in names))
 
 
-def packed(tensors: Mapping[str, Tensor]) -> bytes:
+def pack_tensors(tensors: Mapping[str, Tensor]) -> bytes:
     """``in_pieces`` as bytes, a copy."""
     return bytes(in_pieces(tensors))
 

@@ -14,11 +14,11 @@ from torch import Tensor, fx, nn
 from torch.func import functional_call
 
 from headstart.errors import ModelError
-from headstart.surgery.fixed_nodes import Search, describe_node, find_fixed, without_refused, writes
+from headstart.surgery.fixed_nodes import Search, describe_node, drop_refused, find_fixed_nodes, writes
 from headstart.surgery.freeze import Frozen
-from headstart.surgery.layout import find_trace, named_tensors
+from headstart.surgery.layout import find_trace, iterate_tensors
 from headstart.surgery.operation_watch import OperationWatch
-from headstart.surgery.trace import MODEL_FAILURES, fx_graph, graph_constants, input_shape, meta_copies, untouched
+from headstart.surgery.trace import MODEL_FAILURES, fx_graph, graph_constants, input_shape, meta_copies, preserve_module
 
 _BATCH = 11  # images in the run that looks at shapes; no model stacks that many things
 
@@ -106,18 +106,18 @@ def _half(
     known: Collection[str] | None = None,
 ) -> _Half:
     """``known``: keys of what is fixed in training; what is fixed in evaluation alone belongs to the suffix."""
-    graph, constants = _traced(module, set(frozen.modules) if training else None)
-    with untouched(module):
+    graph, constants = _trace_module(module, set(frozen.modules) if training else None)
+    with preserve_module(module):
         for name, value in constants.items():
             setattr(module, name, value)
-        fixed = find_fixed(module, graph, frozen, constants, seen)
+        fixed = find_fixed_nodes(module, graph, frozen, constants, seen)
         fixed = {node: key for node, key in fixed.items() if known is None or key in known}
         if not set(fixed.values()) <= seen.looked:
             try:
                 _look(module, graph, fixed, seen, images)
             except MODEL_FAILURES as error:
                 raise ModelError(f"model: its traced graph does not run, so it has no boundary: {error}") from error
-            fixed = without_refused(fixed, seen)
+            fixed = drop_refused(fixed, seen)
     rows = {node for node, key in fixed.items() if key in seen.rows}
     counts = {node for node, key in fixed.items() if key in seen.counts}
     behind = set(_sources((node for node in graph.nodes if node not in fixed), until=rows | counts))
@@ -127,14 +127,14 @@ def _half(
     return _Half(graph=graph, fixed=fixed, crossing=keys, constants=constants)
 
 
-def _traced(module: nn.Module, asleep: Collection[str] | None) -> tuple[fx.Graph, Mapping[str, Tensor]]:
+def _trace_module(module: nn.Module, asleep: Collection[str] | None) -> tuple[fx.Graph, Mapping[str, Tensor]]:
     """The graph in training but for what is asleep, or in evaluation (None), with its constants."""
     trace = find_trace(module)
     reason = trace.reason
     if trace.graph is not None:
         if asleep is None:
             return trace.graph, trace.constants
-        with untouched(module):
+        with preserve_module(module):
             try:
                 graph = fx_graph(module, training=lambda path: path not in asleep)
                 return graph, graph_constants(module, graph)
@@ -162,7 +162,7 @@ def _is_cheap(module: nn.Module, node: fx.Node, others: Collection[fx.Node]) -> 
 
 
 def _has_tensors(part: nn.Module) -> bool:
-    return next(named_tensors(part), None) is not None
+    return next(iterate_tensors(part), None) is not None
 
 
 class _Look(fx.Interpreter):
@@ -266,7 +266,7 @@ def _suffix(module: nn.Module, half: _Half, crossing: tuple[str, ...], seen: Sea
 
 def _as_module(module: nn.Module, graph: fx.Graph, half: _Half) -> fx.GraphModule:
     targets = {str(node.target): node.op for node in graph.nodes if node.op in ("get_attr", "call_module")}
-    tensors = {path: tensor for path, tensor, _ in named_tensors(module)} | dict(half.constants)
+    tensors = {path: tensor for path, tensor, _ in iterate_tensors(module)} | dict(half.constants)
     root = {path: tensors[path] if op == "get_attr" else module.get_submodule(path) for path, op in targets.items()}
     return fx.GraphModule(root, graph)
 

@@ -56,7 +56,7 @@ def _parts(value: object) -> list[Any] | None:
     return list(vars(value).values()) if plain and hasattr(value, "__dict__") and not callable(value) else None
 
 
-def held_by(function: FunctionType) -> Iterator[Any]:
+def iterate_contents(function: FunctionType) -> Iterator[Any]:
     """What a function keeps: its closure's contents, defaults, and attributes."""
     yield from map(content_of, function.__closure__ or ())
     yield from function.__defaults__ or ()
@@ -76,7 +76,7 @@ def keeps_data(value: object) -> bool:
         seen[id(one)] = one
         match one:
             case FunctionType():
-                held = list(held_by(one)) if is_users_function(one) else []
+                held = list(iterate_contents(one)) if is_users_function(one) else []
                 if any(map(is_data, held)):
                     return True
                 waiting += [(other, depth + 1) for other in held]

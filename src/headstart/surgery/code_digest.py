@@ -20,7 +20,7 @@ from torch import Tensor, fx, nn
 from torch.utils.hooks import RemovableHandle
 
 from headstart.surgery.naming import HOOKS, TENSOR_HOOKS
-from headstart.surgery.origins import is_library, is_live, is_users_class, qualified_name
+from headstart.surgery.origins import is_library, is_live, is_users_class, make_qualified_name
 from headstart.surgery.plain import is_plain
 from headstart.surgery.reach import Content, Copying, is_empty, read_graph
 from headstart.surgery.values import FAILURES
@@ -92,9 +92,9 @@ class _Digest:
             case "class":
                 parts.append(_Text(_class_name(content.target)))
             case "generator" | "iterator":
-                parts.append(_Text(repr(_listed(content.own)).encode()))
+                parts.append(_Text(repr(_digest_state(content.own)).encode()))
             case "opaque":
-                parts.append(_Text(qualified_name(content.target).encode()))
+                parts.append(_Text(make_qualified_name(content.target).encode()))
         for label, value in zip(content.labels, content.values, strict=True):
             if content.kind != "tensor" or label == "__class__" or _is_hook(label):
                 parts += [_Text(_label_text(label)), value]
@@ -197,7 +197,7 @@ def plain_text(value: Any) -> bytes:
     if isinstance(value, np.generic):
         return f"{value.dtype.str} {value.tobytes().hex()}".encode()
     if isinstance(value, RemovableHandle) or not is_plain(value) or " at 0x" in repr(value):
-        return qualified_name(value).encode()
+        return make_qualified_name(value).encode()
     return f"{kind.__name__} {value!r}".encode("utf-8", "surrogatepass")
 
 
@@ -220,7 +220,7 @@ def _class_name(value: Any) -> bytes:
 
 def _function_text(function: types.FunctionType) -> bytes:
     if is_library(function.__globals__.get("__name__")):
-        return qualified_name(function).encode()
+        return make_qualified_name(function).encode()
     return code_text(function.__code__)
 
 
@@ -235,12 +235,12 @@ def code_text(code: types.CodeType) -> bytes:
     return hashlib.sha256(b"".join(struct.pack("<I", len(part)) + part for part in parts)).digest()
 
 
-def _listed(state: Any) -> Any:
+def _digest_state(state: Any) -> Any:
     """A generator's state with its tensors and arrays as digests."""
     if isinstance(state, Tensor):
         return hashlib.sha256(state.numpy().tobytes()).hexdigest()
     if isinstance(state, np.ndarray):
         return hashlib.sha256(state.tobytes()).hexdigest()
     if isinstance(state, Mapping):
-        return [(key, _listed(value)) for key, value in state.items()]
-    return [_listed(value) for value in state] if isinstance(state, (tuple, list)) else state
+        return [(key, _digest_state(value)) for key, value in state.items()]
+    return [_digest_state(value) for value in state] if isinstance(state, (tuple, list)) else state

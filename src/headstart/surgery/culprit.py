@@ -44,7 +44,7 @@ def find_culprit(
         restore_state(module, before)
         seed_generators(calls.seed)
         module.train(calls.modes[0])
-        with _noted(module) as noted, torch.no_grad(), arithmetic():
+        with _record_calls(module) as noted, torch.no_grad(), arithmetic():
             call(*[value.clone() for value in arguments])
         return noted
 
@@ -76,15 +76,15 @@ def _differ(one: Tensor | None, other: Tensor | None) -> bool:
 
 
 @contextmanager
-def _noted(module: nn.Module) -> Iterator[list[_Call]]:
+def _record_calls(module: nn.Module) -> Iterator[list[_Call]]:
     """Within, the calls of a module's parts are written down, in the order in which they end."""
     calls, given = list[_Call](), list[Tensor | None]()
 
     def enter(_part: nn.Module, arguments: Any) -> None:
-        given.append(_copied(arguments[0] if arguments else None))
+        given.append(_copy_first_tensor(arguments[0] if arguments else None))
 
     def leave(path: str) -> Callable[[nn.Module, Any, Any], None]:
-        return lambda _part, _arguments, made: calls.append(_Call(path, given.pop(), _copied(made)))
+        return lambda _part, _arguments, made: calls.append(_Call(path, given.pop(), _copy_first_tensor(made)))
 
     parts = [(path, part) for path, part in module.named_modules() if path]
     handles = [part.register_forward_pre_hook(enter, prepend=True) for _, part in parts]
@@ -96,5 +96,5 @@ def _noted(module: nn.Module) -> Iterator[list[_Call]]:
             handle.remove()
 
 
-def _copied(value: Any) -> Tensor | None:
+def _copy_first_tensor(value: Any) -> Tensor | None:
     return value.detach().clone() if isinstance(value, Tensor) and not isinstance(value, Fixed) else None

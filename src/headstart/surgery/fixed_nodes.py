@@ -11,7 +11,7 @@ from torch import fx, nn
 
 from headstart.errors import ModelError
 from headstart.surgery.freeze import Frozen
-from headstart.surgery.layout import named_tensors
+from headstart.surgery.layout import iterate_tensors
 
 _DROPOUTS = frozenset(
     ("dropout", "dropout_", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_alpha_dropout")
@@ -36,7 +36,7 @@ class Search:
     random: dict[str, None] = field(default_factory=dict)
 
 
-def find_fixed(
+def find_fixed_nodes(
     module: nn.Module, graph: fx.Graph, frozen: Frozen, constants: Collection[str], search: Search
 ) -> dict[fx.Node, str]:
     """Nodes that are a function of the image and of frozen tensors alone, with a key of what they compute: equal
@@ -80,7 +80,7 @@ def _refuse_writes(node: fx.Node) -> None:
         raise ModelError(f"model: forward writes to {source.target}, so its traced graph is not split")
 
 
-def without_refused(fixed: Mapping[fx.Node, str], search: Search) -> dict[fx.Node, str]:
+def drop_refused(fixed: Mapping[fx.Node, str], search: Search) -> dict[fx.Node, str]:
     """What is left where computations were refused, with all that is made from them."""
     left: dict[fx.Node, str] = {}
     for node, key in fixed.items():  # in order of execution
@@ -94,7 +94,7 @@ def _is_untrained(module: nn.Module, node: fx.Node, frozen: Collection[str]) -> 
     if node.op != "call_module":
         return node.op != "get_attr"
     path = str(node.target)
-    return all(f"{path}.{name}" in frozen for name, _, _ in named_tensors(module.get_submodule(path)))
+    return all(f"{path}.{name}" in frozen for name, _, _ in iterate_tensors(module.get_submodule(path)))
 
 
 class _Key(str):
@@ -116,7 +116,7 @@ def _is_fixed(module: nn.Module, node: fx.Node, frozen: Collection[str], asleep:
 
 
 def _is_fixed_module(part: nn.Module, path: str, frozen: Collection[str], asleep: Collection[str]) -> bool:
-    own = [f"{path}.{name}" for name, _, _ in named_tensors(part)]
+    own = [f"{path}.{name}" for name, _, _ in iterate_tensors(part)]
     inside = {f"{path}.{name}" if name else path: inner for name, inner in part.named_modules()}
     awake = [inner for name, inner in inside.items() if name not in asleep]
     return set(own) <= set(frozen) and all(map(_is_deterministic, awake))

@@ -27,10 +27,10 @@ from headstart.surgery.fixed_values import (
     Ref,
     Step,
     Values,
-    fixed,
     flat,
     geometry_of,
-    mapped,
+    make_fixed,
+    map_nested,
     once,
 )  # fmt: skip
 from headstart.surgery.per_image_ops import WRITES, Operation, is_fixed
@@ -108,7 +108,7 @@ class Run:
     def call(self, func: Operation, args: Sequence[Any], kwargs: Values) -> Any:
         """What an operation gives: fixed where it and its arguments are."""
         if func is _RESTRIDE and type(args[0]) is Fixed:
-            return _restrided(args[0], func, args, kwargs)
+            return _restride(args[0], func, args, kwargs)
         if not self._concerns(args) and not (kwargs and self._concerns(tuple(kwargs.values()))):
             return self.plain(func, args, kwargs)
         key = self._key(func, args, kwargs)
@@ -203,7 +203,7 @@ class Run:
         self.standing.clear()
         real = once(self.real_arguments)
         with torch.no_grad(), torch.autocast(self.device_type, enabled=False):
-            return func(*mapped(tuple(args), real), **mapped(dict(kwargs), real))
+            return func(*map_nested(tuple(args), real), **map_nested(dict(kwargs), real))
 
     def _learn(self, key: Key, func: Operation, args: Sequence[Any], kwargs: Values, outs: Any) -> Any:
         """The step that an operation is, from what it gave; it is live where it gives a view of what is not fixed."""
@@ -216,11 +216,11 @@ class Run:
             if (
                 more
                 or not (type(args[place]) is Fixed or id(args[place]) in self.frozen)
-                or _retyped(values, args[place])
+                or _changes_dtype(values, args[place])
             ):
                 return _LIVE
-            return Step(tuple(map(_viewed, values)), many, place, False)
-        return Step(self._named(key, func, args, kwargs, values, writes), many, None, writes)
+            return Step(tuple(map(_view_plain, values)), many, place, False)
+        return Step(self._name_values(key, func, args, kwargs, values, writes), many, None, writes)
 
     def _shares(self, argument: Any, out: Any) -> bool:
         if not isinstance(argument, Tensor) or not isinstance(out, Tensor):
@@ -229,13 +229,13 @@ class Run:
         where = out.untyped_storage().data_ptr()
         return where != 0 and bool(real.untyped_storage().data_ptr() == where)
 
-    def _named(
+    def _name_values(
         self, key: Key, func: Operation, args: Sequence[Any], kwargs: Values, values: list[Any], writes: bool
     ) -> tuple[Any, ...]:
         book, refer = self.book, once(self._refer)
         known = book.names.setdefault(key, ()) or tuple(book.contents.new() for _ in values)
         book.names[key] = known
-        noted, noted_kwargs = mapped(tuple(args), refer), mapped(dict(kwargs), refer)
+        noted, noted_kwargs = map_nested(tuple(args), refer), map_nested(dict(kwargs), refer)
         label, outputs = self.place(), list[Any]()
         for place, (content, value) in enumerate(zip(known, values, strict=True)):
             if not isinstance(value, Tensor):
@@ -274,10 +274,10 @@ class Run:
                 origin = args[step.view_of]
                 parent = origin if type(origin) is Fixed else None
                 memory = self.frozen[id(origin)] if parent is None else parent.memory
-                results.append(fixed(self, memory, made.geometry, parent))
+                results.append(make_fixed(self, memory, made.geometry, parent))
                 continue
             memory = Memory(made.content, made, values[place] if self.computes else None)
-            results.append(fixed(self, memory, made.geometry))
+            results.append(make_fixed(self, memory, made.geometry))
             self.arrived(memory)
         return step.many(results) if step.many else results[0]
 
@@ -287,7 +287,7 @@ class Run:
     def live(self, func: Operation, args: Sequence[Any], kwargs: Values, *, known: bool) -> Any:  # noqa: ARG002
         """Run an operation on numbers; ``known``: all its arguments are fixed."""
         values = [v for v in flat((args, tuple(kwargs.values()))) if type(v) is Fixed]
-        written = _written(func)
+        written = _find_written(func)
         for place, value in [*enumerate(args), *kwargs.items()]:
             if type(value) is Fixed and place in written and value.memory.content is not None:
                 value.run.own(value.memory)
@@ -296,14 +296,15 @@ class Run:
                 self.moves(value)
         given = {id(v): v.run.need(v) for v in values}
         outs = func(
-            *mapped(tuple(args), lambda v: given.get(id(v), v)), **mapped(dict(kwargs), lambda v: given.get(id(v), v))
+            *map_nested(tuple(args), lambda v: given.get(id(v), v)),
+            **map_nested(dict(kwargs), lambda v: given.get(id(v), v)),
         )
         for value in values:
             if value.memory.content is not None and not value.memory.source and _overlaps(outs, given[id(value)]):
                 value.run.own(value.memory)
                 value.memory.content = None
         back = {id(real): value for value, real in ((v, given[id(v)]) for v in values)}
-        return mapped(outs, lambda out: back.get(id(out), out))
+        return map_nested(outs, lambda out: back.get(id(out), out))
 
     def moves(self, value: Tensor) -> None:  # noqa: ARG002
         """A frozen tensor is written to."""
@@ -335,11 +336,11 @@ class Run:
         return {id(part): path for path, part in self.module.named_modules()}
 
 
-def _viewed(value: Any) -> Any:
+def _view_plain(value: Any) -> Any:
     return Output(-1, geometry_of(value), value.dtype, value.device) if isinstance(value, Tensor) else value
 
 
-def _retyped(values: Sequence[Any], argument: Tensor) -> bool:
+def _changes_dtype(values: Sequence[Any], argument: Tensor) -> bool:
     return any(value.dtype != argument.dtype or value.is_conj() or value.is_neg() for value in values)
 
 
@@ -348,7 +349,7 @@ def _overlaps(outs: Any, real: Tensor) -> bool:
     return any(isinstance(out, Tensor) and out.untyped_storage().data_ptr() == where != 0 for out in flat(outs))
 
 
-def _restrided(value: Fixed, func: Operation, args: Sequence[Any], kwargs: Values) -> Fixed:
+def _restride(value: Fixed, func: Operation, args: Sequence[Any], kwargs: Values) -> Fixed:
     """Pooling to a single pixel does this to a result of its own."""
     with torch._C._DisableTorchDispatch():  # the stand-in's own sizes; it has no numbers
         func(*args, **kwargs)
@@ -362,7 +363,7 @@ def _size_places(func: Operation) -> frozenset[int]:
 
 
 @lru_cache(maxsize=4096)
-def _written(func: Operation) -> frozenset[int | str]:
+def _find_written(func: Operation) -> frozenset[int | str]:
     """Arguments that an operation writes to, by place or name."""
     return frozenset(
         key

@@ -63,7 +63,7 @@ class Memory:
         self.base = geometry_of(like) if isinstance(like, Tensor) else like.geometry
         self.dtype, self.device = like.dtype, like.device
 
-    def seen(self, geometry: Geometry) -> Tensor:
+    def view_at(self, geometry: Geometry) -> Tensor:
         """The numbers, from a certain angle."""
         assert self.real is not None
         return self.real.as_strided(*geometry)
@@ -197,7 +197,7 @@ class Fixed(Tensor):
         return run.call(func, args, kwargs or {})
 
 
-def fixed(run: Caller, memory: Memory, geometry: Geometry, within: Fixed | None = None) -> Fixed:
+def make_fixed(run: Caller, memory: Memory, geometry: Geometry, within: Fixed | None = None) -> Fixed:
     """A stand-in for the numbers of ``memory`` at ``geometry``; ``within``: what it is a view of."""
     made: Fixed = torch.Tensor._make_wrapper_subclass(
         Fixed, geometry.size, geometry.stride, geometry.offset, dtype=memory.dtype, device=memory.device
@@ -219,23 +219,23 @@ def once(change: Callable[[Any], Any]) -> Callable[[Any], Any]:
     """The same change, made once for each tensor: some operations ask whether two arguments are one."""
     made: dict[int, Any] = {}
 
-    def changed(value: Any) -> Any:
+    def change_once(value: Any) -> Any:
         if not isinstance(value, (Tensor, Ref)):
             return change(value)
         if id(value) not in made:
             made[id(value)] = change(value)
         return made[id(value)]
 
-    return changed
+    return change_once
 
 
-def mapped(value: Any, change: Callable[[Any], Any]) -> Any:
+def map_nested(value: Any, change: Callable[[Any], Any]) -> Any:
     """Nested tuples, lists and dicts with every leaf changed."""
     if isinstance(value, tuple):
-        parts = [mapped(each, change) for each in value]
+        parts = [map_nested(each, change) for each in value]
         return type(value)(*parts) if hasattr(value, "_fields") else tuple(parts)
     if type(value) is list:
-        return [mapped(each, change) for each in value]
+        return [map_nested(each, change) for each in value]
     if isinstance(value, dict) and type(value).__init__ is dict.__init__:
-        return type(value)({name: mapped(each, change) for name, each in value.items()})
+        return type(value)({name: map_nested(each, change) for name, each in value.items()})
     return change(value)

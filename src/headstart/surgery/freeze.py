@@ -14,7 +14,7 @@ from headstart.config.rules import freeze_rule, freeze_text
 from headstart.config.schema import But, FreezeRule, Names, NormStatistics, Stages, Until
 from headstart.errors import ConfigError, ModelError
 from headstart.surgery.head import find_head
-from headstart.surgery.layout import Layout, TensorPlace, find_layout, named_tensors
+from headstart.surgery.layout import Layout, TensorPlace, find_layout, iterate_tensors
 
 _OWN = "own"  # under this name a pin keeps the ``train`` that the user gave the instance
 
@@ -47,7 +47,7 @@ class Fixed:
 NOTHING_FIXED = Fixed()
 
 
-def what_is_fixed(module: nn.Module) -> Fixed:
+def find_frozen(module: nn.Module) -> Fixed:
     """Parameters that do not train now, and what ``freeze`` keeps in evaluation mode, with its buffers."""
     asleep = {path: part for path, part in module.named_modules(remove_duplicate=False) if _pin(part) is not None}
     still = {f"{path}.{name}" for path, part in asleep.items() for name, _ in part.named_buffers()}
@@ -121,7 +121,7 @@ def what_freezes(
 ) -> Frozen:
     """What ``freeze_by`` would freeze; changes nothing.  Raises: ModelError as it does."""
     layout = find_layout(module)
-    ruled = _with_other_names(module, _chosen(module, layout, rule))
+    ruled = _with_other_names(module, _choose_by_rule(module, layout, rule))
     given = {place.name for place in layout.tensors if _plain_name(place.name) in fixed.tensors}
     chosen = _with_other_names(module, ruled | given)
     sizes = {name: parameter.numel() for name, parameter in module.named_parameters()}
@@ -146,8 +146,8 @@ def what_freezes(
 
 def _with_other_names(module: nn.Module, names: set[str]) -> set[str]:
     """These tensors under each of their names: what stays under one stays under all."""
-    chosen = {id(tensor) for name, tensor, _ in named_tensors(module) if name in names}
-    return {name for name, tensor, _ in named_tensors(module) if id(tensor) in chosen}
+    chosen = {id(tensor) for name, tensor, _ in iterate_tensors(module) if name in names}
+    return {name for name, tensor, _ in iterate_tensors(module) if id(tensor) in chosen}
 
 
 def _check_head_trains(layout: Layout, rule: FreezeRule, chosen: set[str]) -> None:
@@ -176,7 +176,7 @@ def _plain(rule: str) -> FreezeRule:
         raise ModelError(f"freeze: {error}") from error
 
 
-def _chosen(module: nn.Module, layout: Layout, rule: FreezeRule) -> set[str]:
+def _choose_by_rule(module: nn.Module, layout: Layout, rule: FreezeRule) -> set[str]:
     match rule:
         case "none":
             return set()
@@ -190,7 +190,7 @@ def _chosen(module: nn.Module, layout: Layout, rule: FreezeRule) -> set[str]:
         case Stages(stages=count):
             return _first_stages(layout, count)
         case Names(names=globs):
-            return _named(module, layout, globs)
+            return _match_globs(module, layout, globs)
         case But(but=kind):
             return _all_but(module, layout, kind)
 
@@ -259,7 +259,7 @@ def _until(module: nn.Module, layout: Layout, name: str) -> set[str]:
     return {place.name for place in layout.tensors if place.order <= last}
 
 
-def _named(module: nn.Module, layout: Layout, globs: Sequence[str]) -> set[str]:
+def _match_globs(module: nn.Module, layout: Layout, globs: Sequence[str]) -> set[str]:
     parts = [path for path, _ in module.named_modules(remove_duplicate=False) if path]
     chosen: set[str] = set()
     for glob in globs:
@@ -319,7 +319,7 @@ def unfreeze(module: nn.Module, *, fixed: Fixed = NOTHING_FIXED) -> None:
             del part.train
             vars(part).update({"train": vars(pin)[_OWN]} if _OWN in vars(pin) else {})
             part.training = module.training
-    for name, tensor, is_buffer in named_tensors(module):
+    for name, tensor, is_buffer in iterate_tensors(module):
         if not is_buffer and tensor.is_floating_point():
             tensor.requires_grad_(_plain_name(name) not in fixed.tensors)
 

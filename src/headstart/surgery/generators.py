@@ -13,7 +13,7 @@ from headstart.isolation import own_turn
 
 
 @contextmanager
-def kept_generators() -> Iterator[None]:
+def keep_generators() -> Iterator[None]:
     """Whatever is drawn or seeded within: afterwards the generators of torch (of each accelerator that is in use, too),
     Python and NumPy go on from where they were.
     """

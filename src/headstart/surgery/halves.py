@@ -25,13 +25,13 @@ from headstart.surgery.fixed_values import (
     NotReplayable,
     Ref,
     blank,
-    fixed,
-    mapped,
+    make_fixed,
+    map_nested,
     once,
 )  # fmt: skip
 from headstart.surgery.held import Sources, plain_outputs, settle
-from headstart.surgery.pairing import Pairs, sized
-from headstart.surgery.recording import FAILURES, RealRun, copied
+from headstart.surgery.pairing import Pairs, fill_in_batch
+from headstart.surgery.recording import FAILURES, RealRun, copy_in_layout
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ class Prefix(nn.Module):
         known = self._known
         if len(images) == 1:  # alone it may take another way, e.g. where sizes of 1 are left out
             return tuple(value[:1] for value in self.forward(images.expand(2, *images.shape[1:]).clone()))
-        size, stride, _ = sized(known.image, len(images))
+        size, stride, _ = fill_in_batch(known.image, len(images))
         if images.stride() != stride:  # laid out as those that were recorded
             images = torch.empty_strided(size, stride, dtype=images.dtype, device=images.device).copy_(images)
         book = self._books.get(len(images)) or known.book(len(images))
@@ -109,7 +109,7 @@ class Prefix(nn.Module):
             raise NotReplayable(f"model: with {len(images)} images {missing[0]} is not computed as it was before")
         return tuple(
             run.there[each.content] if each.part is None
-            else run.there[each.content].as_strided(*sized(each.part, len(images)))
+            else run.there[each.content].as_strided(*fill_in_batch(each.part, len(images)))
             for each in known.kept
         )  # fmt: skip
 
@@ -128,7 +128,7 @@ class _ReplayingRun(Run):
             if each.part is None:
                 self._wholes[each.content] = value
             else:
-                self._parts[each.content, Geometry(*sized(each.part, self.book.batch))] = value
+                self._parts[each.content, Geometry(*fill_in_batch(each.part, self.book.batch))] = value
         self._given = dict(self._wholes)
         self._wholes = {}
 
@@ -145,7 +145,7 @@ class _ReplayingRun(Run):
             return value.detach() if isinstance(value, Tensor) else value
         memory = value.memory
         if memory.source:
-            return memory.seen(value.geometry)
+            return memory.view_at(value.geometry)
         if id(memory) not in self.standing:
             self.standing[id(memory)] = blank(memory.base, memory)
         return self.standing[id(memory)].as_strided(*value.geometry)
@@ -153,7 +153,7 @@ class _ReplayingRun(Run):
     def need(self, value: Fixed) -> Tensor:
         memory = value.memory
         if memory.real is not None:
-            return memory.seen(value.geometry)
+            return memory.view_at(value.geometry)
         assert memory.content is not None
         part: Fixed | None = value
         while part is not None and self._parts:
@@ -165,7 +165,7 @@ class _ReplayingRun(Run):
     def own(self, memory: Memory) -> None:
         if memory.real is None:
             assert memory.content is not None
-            memory.real = copied(self._whole(memory.content, memory.base))
+            memory.real = copy_in_layout(self._whole(memory.content, memory.base))
 
     def _from_part(self, content: int, kept: Geometry, wanted: Geometry) -> Tensor:
         """The numbers of a part of a content, at their distances in the whole."""
@@ -182,26 +182,26 @@ class _ReplayingRun(Run):
         """All numbers of a content: kept, or computed from what is."""
         if content not in self._wholes:
             given = self._given.get(content)
-            self._wholes[content] = self._made(content) if given is None else self._laid(given, base)
+            self._wholes[content] = self._make(content) if given is None else self._lay_out(given, base)
         return self._wholes[content]
 
-    def _laid(self, value: Tensor, base: Geometry) -> Tensor:
+    def _lay_out(self, value: Tensor, base: Geometry) -> Tensor:
         if tuple(value.shape) != base.size:
             raise self.fail(f"what it keeps has the shape {tuple(value.shape)}, and {base.size} is needed")
         if value.stride() == base.stride and value.storage_offset() == base.offset:
             return value
         return torch.empty_strided(base.size, base.stride, dtype=value.dtype, device=value.device).copy_(value)
 
-    def _made(self, content: int) -> Tensor:
+    def _make(self, content: int) -> Tensor:
         call = self.book.made.get(content)
         if call is None:
             raise self.fail(f"{self.place()} needs the images, which are not kept: it took another way than before")
         with torch.no_grad(), torch.autocast(self.device_type, enabled=False):
             real = once(self._ref)
-            args, kwargs = mapped(call.args, real), mapped(dict(call.kwargs), real)
+            args, kwargs = map_nested(call.args, real), map_nested(dict(call.kwargs), real)
             if call.writes:
                 first = call.args[0]
-                whole = copied(self._whole(first.content, call.base.geometry))
+                whole = copy_in_layout(self._whole(first.content, call.base.geometry))
                 call.func(whole.as_strided(*first.geometry), *args[1:], **kwargs)
                 return whole
             outs = call.func(*args, **kwargs)
@@ -214,7 +214,7 @@ class _ReplayingRun(Run):
             return value
         source = self.by_content.get(value.content)
         if source is not None:
-            return source.seen(value.geometry)
+            return source.view_at(value.geometry)
         if (value.content, value.geometry) in self._parts:
             return self._from_part(value.content, value.geometry, value.geometry)
         call = self.book.made.get(value.content)
@@ -242,13 +242,13 @@ class Suffix(nn.Module):
         self._books[batch] = book
         run = _ReplayingRun(book, self._sources.read(self.module, book), self.module)
         run.hold(known, crossing)
-        geometry = Geometry(*sized(known.image, batch))
+        geometry = Geometry(*fill_in_batch(known.image, batch))
         like = torch.empty_strided(geometry.size, geometry.stride, dtype=known.dtype, device="meta")
         memory = Memory(IMAGES, like)
         memory.device = crossing[0].device
         try:
             with run:
-                outputs = plain_outputs(self.module(fixed(run, memory, geometry)))
+                outputs = plain_outputs(self.module(make_fixed(run, memory, geometry)))
                 settle(self.module)
         except FAILURES:
             if run.failure is not None:

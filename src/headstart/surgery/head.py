@@ -17,7 +17,7 @@ from headstart.surgery.head_layers import ACTIVATIONS, RANK, HeadKind, make_head
 from headstart.surgery.head_search import is_layer, layer_sizes
 from headstart.surgery.head_uses import move_hooks, put_everywhere, refuse_other_uses
 from headstart.surgery.layout import Layout, find_layout, find_trace, forget_layout, renew_layout
-from headstart.surgery.outputs import declare_scores, declared_scores, scores_of
+from headstart.surgery.outputs import declare_scores, read_declared_scores, scores_of
 from headstart.surgery.trace import run_for_shapes
 
 _CHEAP = 50_000_000  # parameters of a model that one image takes less than 0.3 s of
@@ -53,7 +53,7 @@ def find_head(module: nn.Module, *, at: str = "auto", example: Tensor | None = N
             f"model: its output goes through {layout.probabilities}, but the loss applies softmax or sigmoid itself: "
             "twice is wrong; take it out of the model, e.g. put torch.nn.Identity() in its place"
         )
-    paths = _chosen_paths(module, layout, at)
+    paths = _choose_paths(module, layout, at)
     kind, inputs, outputs = _sizes(module, paths[0], example)
     return Head(paths=paths, kind=kind, inputs=inputs, outputs=outputs)
 
@@ -113,13 +113,13 @@ def model_scores(model: nn.Module, outputs: object) -> list[tuple[float, Tensor]
         return [(1.0, outputs)]
     if model not in _EQUAL_HEADS:
         _EQUAL_HEADS[model] = _count_heads(model)
-    return scores_of(outputs, scores=declared_scores(model), equal_heads=_EQUAL_HEADS[model])
+    return scores_of(outputs, scores=read_declared_scores(model), equal_heads=_EQUAL_HEADS[model])
 
 
 def share_scores(model: nn.Module, *parts: nn.Module) -> None:
     """Have parts that give the model's outputs in its place give its scores: what was declared, and its equal heads."""
     for part in parts:
-        declare_scores(part, declared_scores(model))
+        declare_scores(part, read_declared_scores(model))
         _EQUAL_HEADS[part] = _count_heads(model)
 
 
@@ -147,7 +147,7 @@ def _check(outputs: int, hidden: Sequence[int], activation: str, dropout: float)
         raise ModelError(f"head.dropout: {dropout} is out of range; give 0 or more and less than 1, e.g. 0.5")
 
 
-def _chosen_paths(module: nn.Module, layout: Layout, at: str) -> tuple[str, ...]:
+def _choose_paths(module: nn.Module, layout: Layout, at: str) -> tuple[str, ...]:
     if at == "auto":
         if layout.head_problem is not None:
             hint = _sibling(module) or _how_to_name(module, layout)
@@ -168,7 +168,7 @@ def _chosen_paths(module: nn.Module, layout: Layout, at: str) -> tuple[str, ...]
         )
     inside = [path for path in layout.heads if path == at or path.startswith(at + ".")]
     others = tuple(path for path in layout.heads if path not in inside) if inside else ()
-    late = [] if inside else _executed_after(layout, at, others)
+    late = [] if inside else _find_later_layers(layout, at, others)
     if late:
         raise ModelError(
             f"head.at: {late[-1]} executes after {at}; the head comes last: name {late[-1]} or a module that holds both"
@@ -181,7 +181,7 @@ def _how_to_name(module: nn.Module, layout: Layout) -> str:
     parts = dict(module.named_modules())
     called = sorted(layout.last_calls, key=lambda path: layout.last_calls[path])
     able = [path for path in called if is_layer(parts[path]) or isinstance(parts[path], nn.Identity)]
-    at = next((path for path in reversed(able) if not _executed_after(layout, path, ())), None)
+    at = next((path for path in reversed(able) if not _find_later_layers(layout, path, ())), None)
     if at is not None:
         what = "the layer to replace" if is_layer(parts[at]) else f"where the new head goes ({at} is an Identity)"
         return f"name {what} with head.at, e.g. --head.at {at}"
@@ -199,7 +199,7 @@ def _how_to_name(module: nn.Module, layout: Layout) -> str:
     )
 
 
-def _executed_after(layout: Layout, at: str, allowed: tuple[str, ...]) -> list[str]:
+def _find_later_layers(layout: Layout, at: str, allowed: tuple[str, ...]) -> list[str]:
     inside = [place.order for place in layout.tensors if place.name.startswith(at + ".")]
     last = max(inside, default=layout.last_calls.get(at, -1))
     free = tuple(path + "." for path in (at, *allowed))

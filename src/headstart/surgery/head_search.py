@@ -15,7 +15,7 @@ from torch import fx, nn
 
 from headstart.surgery.head_layers import RANK, HeadKind, MlpHead
 from headstart.surgery.origins import is_library
-from headstart.surgery.outputs import declared_scores, is_auxiliary, named_outputs, pick_output
+from headstart.surgery.outputs import is_auxiliary, name_outputs, pick_output, read_declared_scores
 from headstart.surgery.trace import Trace
 
 _PASSING = frozenset(
@@ -78,21 +78,21 @@ class _Walk:
 
 def search_head(module: nn.Module, trace: Trace) -> HeadSearch:
     """The head's layers, or why they are not clear."""
-    scores = declared_scores(module)
+    scores = read_declared_scores(module)
     graph = trace.graph
     walk = _without_graph(module, trace, scores) if graph is None else _walk_back(module, trace, graph, scores)
     auxiliary: list[str] = []
     if trace.train_graph is not None and _may_have_auxiliary(module, trace.train_graph, scores):
         auxiliary = _walk_back(module, trace, trace.train_graph, scores).found
-    told = _told_by_timm(module)
+    told = _ask_timm(module)
     main = told or tuple(walk.found)
     problem = None if told else _judge(module, walk) or _several(module, trace, walk, scores)
     if problem is None and told and not _equal_outputs(module, told):
-        problem = f"it names heads with different numbers of outputs: {_sized(module, told)}"
+        problem = f"it names heads with different numbers of outputs: {_format_sizes(module, told)}"
     if problem is not None and (put_in := _put_in(module)):
         main, problem = put_in, None
     if problem is not None:
-        listed = _sized(module, _candidates(module, trace))
+        listed = _format_sizes(module, _candidates(module, trace))
         problem = f"the head is not clear: {problem}; layers that could be it: {listed}{_ask_for_output(trace)}"
         return HeadSearch(problem=problem, probabilities=walk.probabilities)
     more = [path for path in [*walk.found, *auxiliary] if path not in main and is_layer(module.get_submodule(path))]
@@ -105,7 +105,7 @@ def search_head(module: nn.Module, trace: Trace) -> HeadSearch:
 
 
 def _ask_for_output(trace: Trace) -> str:
-    found = list(trace.makers if trace.graph is None else named_outputs(_outputs(trace.graph)))
+    found = list(trace.makers if trace.graph is None else name_outputs(_outputs(trace.graph)))
     return f"; if one of the outputs is the scores, say which with --head.scores {found[0]}" if len(found) > 1 else ""
 
 
@@ -133,7 +133,7 @@ def _put_in(module: nn.Module) -> tuple[str, ...]:
     return tuple(sorted(ranks, key=lambda path: int(ranks[path])))
 
 
-def _told_by_timm(module: nn.Module) -> tuple[str, ...]:
+def _ask_timm(module: nn.Module) -> tuple[str, ...]:
     facts = getattr(module, "pretrained_cfg", None) or {}
     told = facts.get("classifier") or ()
     paths: list[str] = []
@@ -168,11 +168,11 @@ def _may_have_auxiliary(module: nn.Module, graph: fx.Graph, scores: str | int) -
 
 def _several(module: nn.Module, trace: Trace, walk: _Walk, scores: str | int) -> str | None:
     """Why the layers behind several outputs are not all heads: nobody said so."""
-    found = trace.makers if trace.graph is None else named_outputs(_outputs(trace.graph))
+    found = trace.makers if trace.graph is None else name_outputs(_outputs(trace.graph))
     known = scores != "auto" or is_library(type(module).__module__)
     if known or len(walk.found) < 2 or len(found) < 2 or (trace.graph and is_auxiliary(_outputs(trace.graph))):
         return None
-    return f"the model gives {len(found)} outputs, from {_sized(module, walk.found)}"
+    return f"the model gives {len(found)} outputs, from {_format_sizes(module, walk.found)}"
 
 
 def _walk_back(module: nn.Module, trace: Trace, graph: fx.Graph, scores: str | int) -> _Walk:
@@ -180,7 +180,7 @@ def _walk_back(module: nn.Module, trace: Trace, graph: fx.Graph, scores: str | i
     walk = _Walk(numbers=frozenset((*trace.constants, *(name for name, value in tensors if value.numel() == 1))))
     waiting = list[fx.Node]()
     chosen = outputs if scores in ("auto", "all") else pick_output(outputs, scores)
-    fx.node.map_arg(named_outputs(chosen) or chosen, waiting.append)
+    fx.node.map_arg(name_outputs(chosen) or chosen, waiting.append)
     while waiting:
         node = waiting.pop(0)
         if node not in walk.nodes:
@@ -308,9 +308,9 @@ def _judge(module: nn.Module, walk: _Walk) -> str | None:
         return "no layer leads to the output"
     other = [path for path in walk.found if not is_layer(module.get_submodule(path))]
     if other:
-        return f"the output comes from {_typed(module, other)}"
+        return f"the output comes from {_format_types(module, other)}"
     if not _equal_outputs(module, walk.found):
-        return f"the output comes from layers with different numbers of outputs: {_sized(module, walk.found)}"
+        return f"the output comes from layers with different numbers of outputs: {_format_sizes(module, walk.found)}"
     return None
 
 
@@ -327,7 +327,7 @@ def _candidates(module: nn.Module, trace: Trace) -> list[str]:
     return (late or layers)[-5:]
 
 
-def _sized(module: nn.Module, paths: Iterable[str]) -> str:
+def _format_sizes(module: nn.Module, paths: Iterable[str]) -> str:
     def one(path: str) -> str:
         part = module.get_submodule(path)
         if not is_layer(part):
@@ -338,5 +338,5 @@ def _sized(module: nn.Module, paths: Iterable[str]) -> str:
     return ", ".join(one(path) for path in paths) or "none (no linear layer or 1x1 convolution near the output)"
 
 
-def _typed(module: nn.Module, paths: Iterable[str]) -> str:
+def _format_types(module: nn.Module, paths: Iterable[str]) -> str:
     return ", ".join(f"{path} ({type(module.get_submodule(path)).__name__})" for path in list(paths)[:3])

@@ -9,10 +9,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from headstart.surgery.constants import find_constant
-from headstart.surgery.fixed_values import Book, Contents, Fixed, Memory, mapped
+from headstart.surgery.fixed_values import Book, Contents, Fixed, Memory, map_nested
 
 
-def named(module: nn.Module) -> list[tuple[str, Tensor]]:
+def list_named_tensors(module: nn.Module) -> list[tuple[str, Tensor]]:
     """Parameters and buffers by every name that they have."""
     parameters = module.named_parameters(remove_duplicate=False)
     return [*parameters, *module.named_buffers(remove_duplicate=False)]
@@ -49,7 +49,7 @@ class Sources:
 
     def _find(self, module: nn.Module) -> Iterator[tuple[dict[str, Any], str, Tensor, int, Memory, int]]:
         seen, known = dict[int, Memory](), self._contents.frozen
-        for name, held, key, value in held_tensors(module):
+        for name, held, key, value in iterate_holders(module):
             if name not in self._names or value.requires_grad:
                 continue
             if name not in known:
@@ -59,7 +59,7 @@ class Sources:
             yield held, key, value, value.data_ptr(), memory, memory.content
 
 
-def held_tensors(module: nn.Module) -> Iterator[tuple[str, dict[str, Any], str, Tensor]]:
+def iterate_holders(module: nn.Module) -> Iterator[tuple[str, dict[str, Any], str, Tensor]]:
     """Parameters and buffers by every name that they have, with the dict and the key that hold them."""
     parts = module.named_modules(remove_duplicate=False)
     holders = ((path, held) for path, part in parts for held in (part._parameters, part._buffers))
@@ -71,7 +71,7 @@ def held_tensors(module: nn.Module) -> Iterator[tuple[str, dict[str, Any], str, 
 
 def plain_outputs(value: Any) -> Any:
     """A module's outputs with stand-ins replaced by their numbers."""
-    return mapped(value, lambda leaf: plain_tensor(leaf) if type(leaf) is Fixed else leaf)
+    return map_nested(value, lambda leaf: plain_tensor(leaf) if type(leaf) is Fixed else leaf)
 
 
 def plain_tensor(value: Fixed) -> Tensor:
@@ -106,5 +106,5 @@ def _holds(name: str, value: Any) -> bool:
 def leaves(value: Any) -> list[Any]:
     """What nested tuples, lists and dicts hold."""
     found: list[Any] = []
-    mapped(value, found.append)
+    map_nested(value, found.append)
     return found

@@ -14,9 +14,9 @@ from headstart.distributed.fsdp import plain_type
 from headstart.surgery.head_search import search_head
 from headstart.surgery.naming import HOOKS
 from headstart.surgery.origins import is_librarys_hook
-from headstart.surgery.outputs import declared_scores
+from headstart.surgery.outputs import read_declared_scores
 from headstart.surgery.stages import Cut, cut_stages
-from headstart.surgery.trace import How, Trace, adapted_layers, is_adapted, trace_module, with_new_leaves
+from headstart.surgery.trace import How, Trace, find_adapted_layers, is_adapted, trace_module, with_new_leaves
 from headstart.surgery.whole_module import refuse_lazy, refuse_unregistered, refuse_wrapped
 
 Kind = Literal["conv", "linear", "norm", "attention", "embedding", "token", "adapter", "head", "other"]
@@ -120,7 +120,7 @@ def forget_layout(module: nn.Module) -> None:
     _LAYOUTS.pop(module, None)
 
 
-def named_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor, bool]]:
+def iterate_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor, bool]]:
     """(name, tensor, is_buffer) of every parameter and buffer, each name of a shared one."""
     for name, parameter in module.named_parameters(remove_duplicate=False):
         yield name, parameter, False
@@ -132,8 +132,8 @@ def _structure(module: nn.Module) -> object:
     parts = tuple((name, plain_type(part), _ways(part)) for name, part in module.named_modules())
     return (
         parts,
-        declared_scores(module),
-        tuple((name, tuple(tensor.shape)) for name, tensor, _ in named_tensors(module)),
+        read_declared_scores(module),
+        tuple((name, tuple(tensor.shape)) for name, tensor, _ in iterate_tensors(module)),
     )
 
 
@@ -176,7 +176,7 @@ def _look(module: nn.Module, trace: Trace) -> Layout:
 def _orders(module: nn.Module, calls: tuple[str, ...]) -> dict[str, int]:
     """Position of the first use of every tensor, by name; an unused one stands with its neighbour in the code."""
     parts, first = dict(module.named_modules()), dict[int, int]()
-    by_name = {name: tensor for name, tensor, _ in named_tensors(module)}
+    by_name = {name: tensor for name, tensor, _ in iterate_tensors(module)}
     for position, name in enumerate(calls):
         if name in parts:
             used = [*parts[name].parameters(recurse=False), *parts[name].buffers(recurse=False)]
@@ -199,8 +199,8 @@ def _in_code_order(module: nn.Module, names: Mapping[str, Tensor]) -> list[str]:
 
 def _owners(module: nn.Module) -> dict[str, str]:
     """The module that every tensor belongs to: of what is in a layer with adapters, that layer."""
-    layers, owners = adapted_layers(module), dict[str, str]()
-    for name, _, _ in named_tensors(module):
+    layers, owners = find_adapted_layers(module), dict[str, str]()
+    for name, _, _ in iterate_tensors(module):
         around = (layer for layer in layers if name.startswith(layer + "."))
         owners[name] = next(around, name.rpartition(".")[0])
     return owners
@@ -226,7 +226,7 @@ def _units(
 def _first_names(module: nn.Module) -> dict[str, str]:
     """Every name of a tensor with the first of its names."""
     first: dict[int, str] = {}
-    return {name: first.setdefault(id(tensor), name) for name, tensor, _ in named_tensors(module)}
+    return {name: first.setdefault(id(tensor), name) for name, tensor, _ in iterate_tensors(module)}
 
 
 def _inside(name: str, paths: tuple[str, ...]) -> bool:
@@ -253,9 +253,9 @@ def _places(
     first = _first_names(module)
     stage_of_unit = {unit: index for index, cut in enumerate(cuts) for unit in cut.units}
     parts = dict(module.named_modules(remove_duplicate=False))
-    of_head = {id(tensor) for name, tensor, _ in named_tensors(module) if _inside(name, heads)}
+    of_head = {id(tensor) for name, tensor, _ in iterate_tensors(module) if _inside(name, heads)}
     places = []
-    for name, tensor, is_buffer in named_tensors(module):
+    for name, tensor, is_buffer in iterate_tensors(module):
         owner = name.rpartition(".")[0]
         in_head = id(tensor) in of_head  # under each of its names
         unit = first[name] if first[name] in stage_of_unit else owners[first[name]]

@@ -11,7 +11,7 @@ from torch import nn
 from headstart.errors import ConfigError, ModelError
 from headstart.surgery.layout import renew_layout
 from headstart.surgery.lora_targets import LoraPlan, find_lora_targets
-from headstart.surgery.trace import adapted_layers
+from headstart.surgery.trace import find_adapted_layers
 
 _ADAPTER = "default"
 
@@ -31,7 +31,7 @@ def add_lora(
 
     Raises: ConfigError: peft is not there, or see ``find_lora_targets``. ModelError: there are adapters already.
     """
-    if adapted_layers(module):
+    if find_adapted_layers(module):
         raise ModelError("lora: the model has adapters already; merge_lora(model) makes plain layers of them")
     try:
         import peft  # 3 s, and only for this recipe
@@ -48,7 +48,7 @@ def add_lora(
         made.train(modes[path])
         for other in others:
             _put(module, other, made)
-    assert set(adapted_layers(module)) == {name for every in names.values() for name in every}
+    assert set(find_adapted_layers(module)) == {name for every in names.values() for name in every}
     renew_layout(module, replaced=plan.layers)
     return plan
 
@@ -58,7 +58,7 @@ def merge_lora(module: nn.Module) -> tuple[str, ...]:
 
     The outputs stay but for rounding; names of weights are those from before ``add_lora``. peft is not needed.
     """
-    paths = adapted_layers(module)
+    paths = find_adapted_layers(module)
     plain = {path: module.get_submodule(path) for path in paths}
     for part in dict.fromkeys(plain.values()):
         part.merge()  # type: ignore[operator]  # peft's
@@ -72,7 +72,7 @@ def merge_lora(module: nn.Module) -> tuple[str, ...]:
 
 def adapter_size(module: nn.Module) -> int:
     """How many of the module's numbers are the adapters'."""
-    within = tuple(f"{path}." for path in adapted_layers(module))
+    within = tuple(f"{path}." for path in find_adapted_layers(module))
     base = tuple(f"{path}base_layer." for path in within)
     return sum(
         parameter.numel()

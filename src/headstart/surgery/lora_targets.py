@@ -47,7 +47,7 @@ def find_lora_targets(module: nn.Module, *, rank: int, targets: Literal["auto"] 
     ModelError: the head is not clear.
     """
     layers = _backbone_layers(module)
-    asked = layers if targets == "auto" else _named(module, layers, targets)
+    asked = layers if targets == "auto" else _match_globs(module, layers, targets)
     if not asked:
         raise ConfigError("lora: the model's backbone has no linear layer and no convolution; use --recipe full")
     reasons = _unfit(module, asked)
@@ -85,7 +85,7 @@ def _backbone_layers(module: nn.Module) -> dict[str, _Layer]:
     return {path: part for path, part in found.items() if path not in heads and not path.startswith(within)}
 
 
-def _named(module: nn.Module, layers: dict[str, _Layer], globs: Sequence[str]) -> dict[str, _Layer]:
+def _match_globs(module: nn.Module, layers: dict[str, _Layer], globs: Sequence[str]) -> dict[str, _Layer]:
     names: dict[int, list[str]] = {}
     for path, part in module.named_modules(remove_duplicate=False):
         names.setdefault(id(part), []).append(path)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from headstart.surgery.no_trace import no_trace
-from headstart.surgery.outputs import named_outputs
+from headstart.surgery.outputs import name_outputs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +27,7 @@ def find_makers(module: nn.Module, images: Tensor) -> dict[str, Maker]:
 
     def hook(path: str) -> Any:
         def note(_module: nn.Module, _inputs: Any, outputs: Any) -> None:
-            found = [outputs, *named_outputs(outputs).values()]
+            found = [outputs, *name_outputs(outputs).values()]
             made_by.update({value.grad_fn: path for value in found if isinstance(value, Tensor) and value.grad_fn})
 
         return note
@@ -40,7 +40,7 @@ def find_makers(module: nn.Module, images: Tensor) -> dict[str, Maker]:
             if any(True for _ in part.parameters(recurse=False)):
                 part.register_forward_hook(hook(path))
         outputs = module(images)
-        found = {"": outputs} if isinstance(outputs, Tensor) else named_outputs(outputs)
+        found = {"": outputs} if isinstance(outputs, Tensor) else name_outputs(outputs)
         return {
             name: _walk(value.grad_fn, made_by)
             for name, value in found.items()

@@ -139,7 +139,7 @@ def _compare(
     mine, theirs = dict(zip(one.labels, one.values, strict=True)), dict(zip(other.labels, other.values, strict=True))
     if one.kind in ("list", "tuple", "dict", "set") and tuple(one.labels) != tuple(other.labels):
         return _names_of_items(one, other), []
-    names = [one.named(label) for label in mine.keys() ^ theirs.keys()]
+    names = [one.name_of(label) for label in mine.keys() ^ theirs.keys()]
     pairs: list[tuple[int, int]] = []
     for label in mine:
         if label not in theirs:
@@ -151,7 +151,7 @@ def _compare(
         elif id(a) in before:
             pairs.append((id(a), id(b)))
         elif not _same_leaf(a, b):
-            names.append(one.named(label))
+            names.append(one.name_of(label))
     return names, pairs
 
 
@@ -171,7 +171,7 @@ def _compare_same(one: Content, before: _Contents, after: _Contents) -> tuple[li
 def _names_of_items(one: Content, other: Content) -> list[str]:
     """Of what only one of two containers holds; of a sequence, or where the order differs, the container's own."""
     changed = set(one.labels) ^ set(other.labels) if one.kind == "dict" else ()
-    return [one.named(label) for label in sorted(changed, key=str)] or [_title(one)]
+    return [one.name_of(label) for label in sorted(changed, key=str)] or [_title(one)]
 
 
 def _title(content: Content) -> str:

@@ -54,7 +54,7 @@ def is_users_class(value: object) -> bool:
     return isinstance(value, type) and not is_library(value.__module__) and not issubclass(value, Enum)
 
 
-def qualified_name(value: object) -> str:
+def make_qualified_name(value: object) -> str:
     """A name that is the same in every process: the module's and the object's own, else that of its class."""
     named = isinstance(value, (type, FunctionType, BuiltinFunctionType))
     target = value if named else type(value)

@@ -31,13 +31,13 @@ def declare_scores(model: nn.Module, scores: str | int) -> None:
         vars(model)[_DECLARED] = scores
 
 
-def declared_scores(model: nn.Module) -> str | int:
+def read_declared_scores(model: nn.Module) -> str | int:
     """What was said, or ``auto``."""
     found: str | int = vars(model).get(_DECLARED, "auto")
     return found
 
 
-def named_outputs(outputs: object) -> dict[str, Any]:
+def name_outputs(outputs: object) -> dict[str, Any]:
     """What a module returned, by name or number; empty for what is neither a sequence nor a mapping nor a value."""
     if isinstance(outputs, Mapping):
         return {str(name): value for name, value in outputs.items()}
@@ -52,7 +52,7 @@ def named_outputs(outputs: object) -> dict[str, Any]:
 
 def pick_output(outputs: object, scores: str | int) -> Any:
     """The output that was declared.  Raises: ModelError: there is none of that name or number."""
-    found = named_outputs(outputs)
+    found = name_outputs(outputs)
     if not found:
         return outputs
     name = str(scores)
@@ -60,7 +60,7 @@ def pick_output(outputs: object, scores: str | int) -> Any:
         return list(found.values())[int(name)]
     if name not in found:
         raise ModelError(
-            f"head.scores: the model gives {_listed(found)}, and none is {name!r}; name one of them, e.g. "
+            f"head.scores: the model gives {_list_outputs(found)}, and none is {name!r}; name one of them, e.g. "
             f"--head.scores {next(iter(found))}"
         )
     return found[name]
@@ -78,12 +78,12 @@ def scores_of(outputs: object, *, scores: str | int = "auto", equal_heads: int =
         return [(1.0, outputs)]
     if scores not in ("auto", "all"):
         return [(1.0, _tensor(pick_output(outputs, scores), scores))]
-    found = {name: value for name, value in named_outputs(outputs).items() if isinstance(value, Tensor)}
+    found = {name: value for name, value in name_outputs(outputs).items() if isinstance(value, Tensor)}
     tensors = list(found.values())
     shapes = {tuple(value.shape) for value in tensors}
     if scores == "all" and tensors and len(shapes) == 1:
         return [(1 / len(tensors), value) for value in tensors]
-    if scores == "auto" and (known := _known(outputs, found, equal_heads=equal_heads)):
+    if scores == "auto" and (known := _find_known(outputs, found, equal_heads=equal_heads)):
         return known
     if not isinstance(outputs, tuple) or not tensors:
         hint = f", or say which of its outputs is with {_how(found)}" if found else ""
@@ -92,7 +92,7 @@ def scores_of(outputs: object, *, scores: str | int = "auto", equal_heads: int =
             f"(B, K){hint}"
         )
     raise DataError(
-        f"the model returns {_listed(found)}; which one is the scores? Say it with {_how(found)}; the others get "
+        f"the model returns {_list_outputs(found)}; which one is the scores? Say it with {_how(found)}; the others get "
         "no loss"
     )
 
@@ -103,7 +103,7 @@ def is_auxiliary(outputs: object) -> bool:
     return len(fields) > 1 and fields[0] == "logits" and all(name.startswith("aux_logits") for name in fields[1:])
 
 
-def _known(outputs: object, found: Mapping[str, Tensor], *, equal_heads: int) -> list[tuple[float, Tensor]]:
+def _find_known(outputs: object, found: Mapping[str, Tensor], *, equal_heads: int) -> list[tuple[float, Tensor]]:
     """Of the outputs that need no word of the user: those of torchvision, transformers and known equal heads."""
     tensors = list(found.values())
     if any(kind.__module__.startswith("transformers.") for kind in type(outputs).__mro__) and "logits" in found:
@@ -125,7 +125,7 @@ def _tensor(value: object, scores: str | int) -> Tensor:
     return value
 
 
-def _listed(found: Mapping[str, Any]) -> str:
+def _list_outputs(found: Mapping[str, Any]) -> str:
     shown = [
         f"{name} {tuple(value.shape)}" if isinstance(value, Tensor) else f"{name} ({type(value).__name__})"
         for name, value in found.items()

@@ -65,26 +65,26 @@ def read_own_state(module: nn.Module) -> OwnState:
 
     Raises: ModelError: a part's ``get_extra_state`` gives what cannot be written.
     """
-    found = OwnState(held=tuple(_held(module)))
+    found = OwnState(held=tuple(_iterate_held(module)))
     passing = list[str]()
     for path, part in module.named_modules():
         for name, buffer in part.named_buffers(recurse=False):
             if name in part._non_persistent_buffers_set and _is_writable(buffer):
-                found.tensors[_joined(path, name)] = buffer.detach().clone()
-                passing += [] if is_library(type(part).__module__) else [_joined(path, name)]
+                found.tensors[_join_path(path, name)] = buffer.detach().clone()
+                passing += [] if is_library(type(part).__module__) else [_join_path(path, name)]
     found.values.update({_PASSING: passing} if passing else {})
     for path, name, value in _attributes(module):
         if isinstance(value, Tensor):
-            found.tensors.update({_joined(path, name): value.detach().clone()} if _is_writable(value) else {})
+            found.tensors.update({_join_path(path, name): value.detach().clone()} if _is_writable(value) else {})
             continue
         try:
-            found.values[_joined(path, name)] = _written(value)
+            found.values[_join_path(path, name)] = _write_value(value)
         except (_NotPlain, RecursionError):  # or it holds itself
             continue
     for path, value in _extra_state(module).items():
         tensors = dict[str, Tensor]()
         try:
-            found.values[_joined(path, _EXTRA)] = _written(value, _Aside(_joined(path, _EXTRA), tensors))
+            found.values[_join_path(path, _EXTRA)] = _write_value(value, _Aside(_join_path(path, _EXTRA), tensors))
         except (_NotPlain, RecursionError) as error:
             kind = type(module.get_submodule(path)).__name__
             raise ModelError(
@@ -103,14 +103,14 @@ def _extra_state(module: nn.Module) -> dict[str, Any]:
     return {path: value for path, value in given.items() if not isinstance(value, Tensor)}
 
 
-def _held(module: nn.Module) -> Iterator[str]:
+def _iterate_held(module: nn.Module) -> Iterator[str]:
     for path, value in _extra_state(module).items():
         inside = value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else ()
         given = {id(value), *(id(item) for item in inside if not isinstance(item, bool | int | float | str))}
         named = {str(name) for name in value} if isinstance(value, Mapping) else set()
         for name, attribute in vars(module.get_submodule(path)).items():
             if attribute is not None and (id(attribute) in given or name.strip("_") in named):
-                yield _joined(path, name)
+                yield _join_path(path, name)
 
 
 def _has_extra(module: nn.Module) -> bool:
@@ -121,7 +121,7 @@ def _gives_extra(part: nn.Module) -> bool:
     return type(part).get_extra_state is not nn.Module.get_extra_state
 
 
-def saved_tensors(module: nn.Module) -> dict[str, Tensor]:
+def read_saved_tensors(module: nn.Module) -> dict[str, Tensor]:
     """The tensors of its state dict; what ``get_extra_state`` gives besides is no part of them.
 
     Raises: ModelError: a file of tensors cannot hold one, or extra state could not be put back.
@@ -153,7 +153,7 @@ def load_tensors(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
 
     Raises: RuntimeError: they are not the module's.
     """
-    extra = {_joined(path, _EXTRA): copy.deepcopy(value) for path, value in _extra_state(module).items()}
+    extra = {_join_path(path, _EXTRA): copy.deepcopy(value) for path, value in _extra_state(module).items()}
     module.load_state_dict(extra | dict(tensors))
 
 
@@ -181,7 +181,7 @@ def restore_own_state(module: nn.Module, state: OwnState) -> None:
             own: dict[str, Any] = vars(parts[path])  # type: ignore[assignment]  # a dictionary, as its setters do
             own[name] = _put_back(own.get(name), value)
         elif path in parts and name == _EXTRA and _gives_extra(parts[path]):
-            parts[path].set_extra_state(_put_back(None, _filled(value, state.tensors)))
+            parts[path].set_extra_state(_put_back(None, _fill_in_tensors(value, state.tensors)))
 
 
 def _may_hold(part: nn.Module, name: str) -> bool:
@@ -219,64 +219,64 @@ def _attributes(module: nn.Module) -> Iterator[tuple[str, str, Any]]:
                 yield path, name, value
 
 
-def _joined(path: str, name: str) -> str:
+def _join_path(path: str, name: str) -> str:
     return f"{path}.{name}" if path else name
 
 
-def _written(value: Any, aside: _Aside | None = None) -> Any:
+def _write_value(value: Any, aside: _Aside | None = None) -> Any:
     """JSON of a value; its tensors are text, too, where they are not put ``aside``.  Raises: _NotPlain."""
     if value is None or isinstance(value, bool | str) or type(value) is int:
         return value
     if type(value) is float:
         return value if math.isfinite(value) else {_SPECIAL: "float", "value": str(value)}
     if isinstance(value, np.generic) and not isinstance(value, np.void):
-        return {_SPECIAL: value.dtype.str, "value": _written(value.item())}
+        return {_SPECIAL: value.dtype.str, "value": _write_value(value.item())}
     if isinstance(value, Tensor):
         if aside is not None and _is_writable(value):
             return aside.put(value)
         kind = str(value.dtype).removeprefix("torch.")
-        return {_SPECIAL: "tensor", "type": kind, "value": _written(value.detach().tolist())}
+        return {_SPECIAL: "tensor", "type": kind, "value": _write_value(value.detach().tolist())}
     if type(value) is np.ndarray and value.dtype.kind in "biuf":
         return {
             _SPECIAL: "array",
             "type": value.dtype.str,
             "shape": list(value.shape),
-            "value": _written(value.tolist()),
+            "value": _write_value(value.tolist()),
         }
     if isinstance(value, bytes):
         return {_SPECIAL: "bytes", "value": value.hex()}
-    return _written_container(value, aside)
+    return _write_container(value, aside)
 
 
-def _written_container(value: Any, aside: _Aside | None) -> Any:
+def _write_container(value: Any, aside: _Aside | None) -> Any:
     if isinstance(value, list | tuple):
-        items = [_written(item, aside) for item in value]
+        items = [_write_value(item, aside) for item in value]
         return items if type(value) is list else {_SPECIAL: "tuple", "value": items}
     if type(value) is dict and all(isinstance(key, str) and key != _SPECIAL for key in value):
-        return {key: _written(item, aside) for key, item in value.items()}
+        return {key: _write_value(item, aside) for key, item in value.items()}
     if type(value) is dict or type(value) is OrderedDict:
-        pairs = [[_written(key), _written(item, aside)] for key, item in value.items()]
+        pairs = [[_write_value(key), _write_value(item, aside)] for key, item in value.items()]
         return {_SPECIAL: type(value).__name__, "value": pairs}
     if type(value) is set or type(value) is frozenset:
-        return {_SPECIAL: type(value).__name__, "value": [_written(item) for item in sorted(value, key=repr)]}
+        return {_SPECIAL: type(value).__name__, "value": [_write_value(item) for item in sorted(value, key=repr)]}
     if isinstance(value, random.Random):
-        return {_SPECIAL: "random", "value": _written(value.getstate())}
+        return {_SPECIAL: "random", "value": _write_value(value.getstate())}
     if isinstance(value, np.random.Generator):
-        return {_SPECIAL: "numpy", "value": _written(value.bit_generator.state)}
+        return {_SPECIAL: "numpy", "value": _write_value(value.bit_generator.state)}
     if isinstance(value, torch.Generator):
         return {_SPECIAL: "torch", "value": value.get_state().tolist()}
     raise _NotPlain(f"a value of type {type(value).__qualname__}")
 
 
-def _filled(value: Any, tensors: Mapping[str, Tensor]) -> Any:
+def _fill_in_tensors(value: Any, tensors: Mapping[str, Tensor]) -> Any:
     """What was written with the tensors in it that were put aside."""
     if isinstance(value, list):
-        return [_filled(item, tensors) for item in value]
+        return [_fill_in_tensors(item, tensors) for item in value]
     if not isinstance(value, Mapping):
         return value
     if value.get(_SPECIAL) == "aside":
         return tensors[value["value"]]
-    return {key: _filled(item, tensors) for key, item in value.items()}
+    return {key: _fill_in_tensors(item, tensors) for key, item in value.items()}
 
 
 def _put_back(current: Any, value: Any) -> Any:

@@ -22,12 +22,12 @@ class Rows:
     times: int
 
 
-def sized(template: Any, batch: int) -> Any:
+def fill_in_batch(template: Any, batch: int) -> Any:
     """A template for a number of images."""
     if isinstance(template, Rows):
         return template.times * batch
     if isinstance(template, tuple):
-        return tuple(sized(each, batch) for each in template)
+        return tuple(fill_in_batch(each, batch) for each in template)
     return template
 
 
@@ -48,7 +48,7 @@ class Pairs:
 
     def names(self, batch: int) -> dict[Key, tuple[int, ...]]:
         """What calls at a number of images make."""
-        return {sized(template, batch): contents for template, contents in self.calls}
+        return {fill_in_batch(template, batch): contents for template, contents in self.calls}
 
     def geometry(self, first: Geometry, second: Geometry) -> Any:
         """What follows the number of images in a geometry; None where something else does."""
@@ -71,26 +71,26 @@ def pair(first: Book, second: Book) -> Pairs:
     theirs: dict[int, int] = {IMAGES: IMAGES}  # the first's content by the second's
     waiting: dict[Key, list[Key]] = {}
     for key in first.names:
-        waiting.setdefault(_erased(key, None), []).append(key)
+        waiting.setdefault(_erase_sizes(key, None), []).append(key)
     calls, mixed = list[tuple[Key, tuple[int, ...]]](), set[int]()
     for key, contents in second.names.items():
-        candidates = waiting.get(_erased(key, theirs), [])
+        candidates = waiting.get(_erase_sizes(key, theirs), [])
         templates = ((other, _template(other, key, theirs, batches)) for other in candidates)
         match = next((both for both in templates if both[1] is not _NOT), None)
         if match is None:
             continue
         mine, template = match
         candidates.remove(mine)
-        calls.append((_renamed(template, first.contents.same), _same(first, mine)))
+        calls.append((_rename_contents(template, first.contents.same), _same(first, mine)))
         theirs |= dict(zip(contents, first.names[mine], strict=True))
         mixed |= set(first.names[mine]) if mine in first.along and key in second.along else set()
     alone = [key for keys in waiting.values() for key in keys]  # of weights: it may have been kept since the first call
     own = [key for key in alone if not first.of_images.intersection(first.names[key])]
-    calls += [(_renamed(key, first.contents.same), _same(first, key)) for key in own]
+    calls += [(_rename_contents(key, first.contents.same), _same(first, key)) for key in own]
     ours = {mine: other for other, mine in theirs.items()}
     rows = frozenset(mine for mine, other in ours.items() if mine and _has_rows(mine, other, first, second))
     mixed |= {mine for mine, other in ours.items() if mine and not _is_in_proportion(mine, other, first, second)}
-    picked = _picked(first, second, theirs)
+    picked = _find_image_picks(first, second, theirs)
     return Pairs(tuple(calls), ours, rows, batches, _parts(second), frozenset(mixed), picked)
 
 
@@ -98,7 +98,7 @@ def _same(book: Book, key: Key) -> tuple[int, ...]:
     return tuple(book.contents.same.get(content, content) for content in book.names[key])
 
 
-def _picked(first: Book, second: Book, theirs: Mapping[int, int]) -> frozenset[tuple[int, Geometry]]:
+def _find_image_picks(first: Book, second: Book, theirs: Mapping[int, int]) -> frozenset[tuple[int, Geometry]]:
     """Views that pick images at both numbers of these."""
     batches, found = (first.batch, second.batch), set[tuple[int, Geometry]]()
     others = [key for key in second.along if key not in second.names]
@@ -146,22 +146,22 @@ def _size(call: Call) -> tuple[int, ...]:
     return call.base.geometry.size
 
 
-def _erased(key: Any, contents: Mapping[int, int] | None) -> Any:
+def _erase_sizes(key: Any, contents: Mapping[int, int] | None) -> Any:
     """A call without its sizes; its contents by ``contents``, where these are others."""
     if isinstance(key, tuple):
         if key[:1] == ("#",):
             return ("#", key[1] if contents is None else contents.get(key[1], key[1]))
-        return key if key[:1] == ("=",) else tuple(_erased(each, contents) for each in key)
+        return key if key[:1] == ("=",) else tuple(_erase_sizes(each, contents) for each in key)
     return None if type(key) is int else key
 
 
-def _renamed(key: Any, same: Mapping[int, int]) -> Any:
+def _rename_contents(key: Any, same: Mapping[int, int]) -> Any:
     """A call in which contents that are the same have one name."""
     if not isinstance(key, tuple) or key[:1] == ("=",) or not same:
         return key
     if key[:1] == ("#",):
         return ("#", same.get(key[1], key[1]), *key[2:])
-    return tuple(_renamed(each, same) for each in key)
+    return tuple(_rename_contents(each, same) for each in key)
 
 
 def _template(first: Any, second: Any, contents: Mapping[int, int], batches: tuple[int, int]) -> Any:

@@ -95,7 +95,7 @@ def find_difference(
             restore_state(module, before)
             own = _run(module, {True: module, False: module}, (images,), calls, arithmetic)
             restore_state(module, before)
-            why = _compared(own, _run(module, suffixes, crossing, calls, arithmetic))
+            why = _compare_outcomes(own, _run(module, suffixes, crossing, calls, arithmetic))
             if why or not own.drew:
                 return why
     except _MODEL_FAILURES as error:
@@ -139,7 +139,7 @@ def _run(
                 leaves, structure = tree_flatten(callables[training](*given))
             if training:
                 gradients = (*gradients, *_gradients(module, leaves))
-        outputs.append((structure, tuple(map(_detached, leaves))))
+        outputs.append((structure, tuple(map(_detach, leaves))))
     drew, graph = _generators() != start, _cut_graph(module)
     return _Outcome(outputs=tuple(outputs), gradients=gradients, after=read_before(module), drew=drew, graph=graph)
 
@@ -158,25 +158,25 @@ def _gradients(module: nn.Module, leaves: Sequence[Any]) -> tuple[Tensor | None,
     scores = [leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.requires_grad]
     if not trained or not scores:
         return ()
-    total = torch.stack([_weighted_sum(score) for score in scores]).sum()
+    total = torch.stack([_sum_weighted(score) for score in scores]).sum()
     return torch.autograd.grad(total, trained, allow_unused=True)
 
 
-def _weighted_sum(values: Tensor) -> Tensor:
+def _sum_weighted(values: Tensor) -> Tensor:
     weights = torch.linspace(0.5, 1.5, values.numel(), device=values.device, dtype=torch.float32)
     return (values.flatten().float() * weights).sum()
 
 
-def _compared(own: _Outcome, halves: _Outcome) -> str | None:
+def _compare_outcomes(own: _Outcome, halves: _Outcome) -> str | None:
     """What differs, as a clause."""
     left = differences(own.after, halves.after)
     if left:
-        return f"{_listed(left)} would not change as without a cache"
+        return f"{_list_names(left)} would not change as without a cache"
     for one, other in zip(own.outputs, halves.outputs, strict=True):
         if one[0] != other[0] or not all(map(_is_same, one[1], other[1])):
             return "the model as it is called gives other outputs than in two halves"
     if own.graph != halves.graph:
-        return f"{_listed(own.graph or halves.graph)} would be written to with a gradient"
+        return f"{_list_names(own.graph or halves.graph)} would be written to with a gradient"
     if not all(map(_is_same, own.gradients, halves.gradients)):
         return "the model as it is called gives other gradients than in two halves"
     return None
@@ -189,7 +189,7 @@ def find_mixing(prefix: nn.Module, images: Tensor, together: tuple[Tensor, ...])
     small share. They are given again in the other order, and each alone, from different states of the generators.
     """
     try:
-        again, mates = _rearranged(prefix, images), _among_others(partial(_plain_crossing, prefix), (images,))
+        again, mates = _rearrange_images(prefix, images), _among_others(partial(_plain_crossing, prefix), (images,))
     except _MODEL_FAILURES as error:
         return f"does not run on each image alone ({type(error).__name__}: {_first_line(error)})"
     own = all(is_close(some, whole[rows]) for rows, made in again for whole, some in zip(together, made, strict=True))
@@ -260,13 +260,15 @@ def find_mixing_node(prefix: fx.GraphModule, images: Tensor) -> fx.Node | None:
             if found is not None:
                 return found
         for place, made in _among_others(lambda given: (_Values(prefix).of(given),), (images,)):  # type: ignore[arg-type,return-value]
-            found = _first_changed(together, made[0], place)  # type: ignore[arg-type]
+            found = _find_first_change(together, made[0], place)  # type: ignore[arg-type]
             if found is not None:
                 return found
     return None
 
 
-def _first_changed(together: Mapping[fx.Node, Tensor], made: Mapping[fx.Node, Tensor], place: int) -> fx.Node | None:
+def _find_first_change(
+    together: Mapping[fx.Node, Tensor], made: Mapping[fx.Node, Tensor], place: int
+) -> fx.Node | None:
     """The first node whose row at ``place`` is another one among other images."""
     for node, whole in together.items():
         rows = [len(value) if value.ndim else 0 for value in (whole, made[node])]
@@ -304,7 +306,7 @@ class _Values(fx.Interpreter):
         return value
 
 
-def _rearranged(prefix: nn.Module, images: Tensor) -> list[tuple[list[int], tuple[Tensor, ...]]]:
+def _rearrange_images(prefix: nn.Module, images: Tensor) -> list[tuple[list[int], tuple[Tensor, ...]]]:
     """Places of images, and what the prefix makes of these alone."""
     alone = 2 if isinstance(prefix, Prefix) else 1  # what runs a module's own code knows batches of two or more
     orders = [list(reversed(range(len(images)))), *([place] * alone for place in range(len(images)))]
@@ -347,7 +349,7 @@ def _bytes(value: Tensor) -> Tensor:
     return value.contiguous().flatten().view(torch.uint8)
 
 
-def _detached(value: Any) -> Any:
+def _detach(value: Any) -> Any:
     return value.detach() if isinstance(value, Tensor) else value
 
 
@@ -368,6 +370,6 @@ def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [""])[0][:160]
 
 
-def _listed(names: Sequence[str]) -> str:
+def _list_names(names: Sequence[str]) -> str:
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     return ", ".join(names[:3]) + more

@@ -58,7 +58,7 @@ class Content(NamedTuple):
             place = child_name(kind, place, label)
         return place
 
-    def named(self, label: object) -> str:
+    def name_of(self, label: object) -> str:
         """What a person calls the thing that is referred to under the label."""
         return child_name(self.kind, self.name, label)
 
@@ -83,7 +83,7 @@ def is_marker(name: object, value: object) -> bool:
 
 def read_graph(module: nn.Module, copying: Copying) -> dict[int, Content]:
     """Contents by ``id`` of the object, the module's first; each keeps its object alive."""
-    paths = {id(part): path for path, part in registered_modules(module)}
+    paths = {id(part): path for path, part in iterate_modules(module)}
     return _read_from([(module, "")], copying, paths, frozenset())
 
 
@@ -120,7 +120,7 @@ def _read_from(
     return found
 
 
-def registered_modules(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+def iterate_modules(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """(path, module), each once: as ``named_modules``, past any code of the modules' own."""
     waiting, seen = [("", module)], set[int]()
     while waiting:
@@ -225,15 +225,15 @@ def _read_function(target: types.FunctionType, name: Place) -> Content:
     pairs: Pairs = [(("closure", label), cell) for label, cell in cells]
     pairs += [(("default", place), value) for place, value in enumerate(target.__defaults__ or ())]
     pairs += [(("default", label), value) for label, value in (target.__kwdefaults__ or {}).items()]
-    spaces = list(named_globals(target)) if is_users_function(target) else []
+    spaces = list(iterate_globals(target)) if is_users_function(target) else []
     pairs += [(("global", label, space.get("__name__")), value) for space, label, value in spaces]
     return _content(target, "function", name, pairs, tuple((space, label) for space, label, _ in spaces))
 
 
-def named_globals(function: types.FunctionType) -> Iterator[tuple[dict[str, Any], str, Any]]:
+def iterate_globals(function: types.FunctionType) -> Iterator[tuple[dict[str, Any], str, Any]]:
     """(namespace, name, value) of the globals that a function's code names, in modules of the user's own too."""
     own, others = function.__globals__, []
-    names, attributes = _sorted_names(function.__code__)
+    names, attributes = _sort_names(function.__code__)
     for name in names:
         if name not in own:
             continue
@@ -248,7 +248,7 @@ def named_globals(function: types.FunctionType) -> Iterator[tuple[dict[str, Any]
 
 
 @functools.lru_cache(maxsize=4096)
-def _sorted_names(code: types.CodeType) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def _sort_names(code: types.CodeType) -> tuple[tuple[str, ...], tuple[str, ...]]:
     names, attributes = _names(code)
     return tuple(sorted(names)), tuple(sorted(attributes))
 

@@ -20,11 +20,11 @@ from headstart.surgery.fixed_values import (
     Memory,
     NotReplayable,
     Values,
-    fixed,
     flat,
     geometry_of,
+    make_fixed,
 )  # fmt: skip
-from headstart.surgery.held import named, plain_outputs, settle
+from headstart.surgery.held import list_named_tensors, plain_outputs, settle
 from headstart.surgery.per_image_ops import Operation, is_fixed
 
 MOST_CONSTANT_BYTES = 1 << 22
@@ -86,17 +86,17 @@ class RealRun(Run):
 
     def need(self, value: Fixed) -> Tensor:
         """The numbers."""
-        return value.memory.seen(value.geometry)
+        return value.memory.view_at(value.geometry)
 
     def own(self, memory: Memory) -> None:
         """Numbers that are kept stay as they are."""
         if memory.content in self.kept and memory.real is not None:
-            memory.real = copied(memory.real)
+            memory.real = copy_in_layout(memory.real)
 
     def real_arguments(self, value: Any) -> Any:
         """The numbers of a fixed argument."""
         if type(value) is Fixed:
-            return value.memory.seen(value.geometry)
+            return value.memory.view_at(value.geometry)
         return value.detach() if isinstance(value, Tensor) else value
 
     def compute(self, func: Operation, args: Sequence[Any], kwargs: Values) -> Any:
@@ -111,7 +111,7 @@ class RealRun(Run):
 
     def image(self, images: Tensor) -> Fixed:
         """The stand-in for images."""
-        return fixed(self, Memory(IMAGES, images, images), geometry_of(images))
+        return make_fixed(self, Memory(IMAGES, images, images), geometry_of(images))
 
 
 class RecordingRun(RealRun):
@@ -192,7 +192,7 @@ class RecordingRun(RealRun):
     def moves(self, value: Tensor) -> None:
         """A frozen tensor that is written to is not frozen."""
         self.frozen[id(value)].content = None
-        self.found.moving |= {name for name, tensor in named(self.module) if tensor is value}
+        self.found.moving |= {name for name, tensor in list_named_tensors(self.module) if tensor is value}
 
     def arrived(self, memory: Memory) -> None:
         """Take the prints of a content with a row for each image."""
@@ -246,7 +246,7 @@ def prints(value: Tensor) -> Tensor:
     return torch.stack([rows.norm(dim=1), rows @ direction], dim=1)
 
 
-def copied(value: Tensor) -> Tensor:
+def copy_in_layout(value: Tensor) -> Tensor:
     """A copy with the same layout in memory."""
     return torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device=value.device).copy_(value)
 

@@ -23,7 +23,7 @@ from headstart.surgery.cut import Cut
 from headstart.surgery.fixed_values import IMAGES, Book, Contents, NotReplayable, geometry_of
 from headstart.surgery.generators import seed_generators
 from headstart.surgery.halves import Known, Prefix, Suffix
-from headstart.surgery.held import Sources, named
+from headstart.surgery.held import Sources, list_named_tensors
 from headstart.surgery.module_state import read_state, restore_state
 from headstart.surgery.pairing import pair
 from headstart.surgery.recording import Obstacle, Recording, RecordingRun, run_module
@@ -120,10 +120,10 @@ class _Recorder:
         the start, where random numbers decide.
         """
         with self._put_back():
-            found = [self._recorded(place, training=training, seed=place) for place in (0, 1)]
+            found = [self._record(place, training=training, seed=place) for place in (0, 1)]
         while found[0].drew and len(found) < 2 + _CHANCES:
             with self._put_back():
-                found.append(self._recorded(0, training=training, seed=len(found)))
+                found.append(self._record(0, training=training, seed=len(found)))
         return found
 
     @contextmanager
@@ -135,7 +135,7 @@ class _Recorder:
             finally:
                 restore_state(self.module, state)
 
-    def _recorded(self, place: int, *, training: bool, seed: int) -> Recording:
+    def _record(self, place: int, *, training: bool, seed: int) -> Recording:
         book = self.books[place]
         seed_generators(seed)
         before, chances = _values(self.module), _generators()
@@ -143,7 +143,9 @@ class _Recorder:
         run_module(run, self.module, self.images[place], training=training)
         after = _values(self.module)
         run.found.drew = _generators() != chances
-        run.found.moving |= {name for name in before if name not in after or not _stayed(before[name], after[name])}
+        run.found.moving |= {
+            name for name in before if name not in after or not _is_unchanged(before[name], after[name])
+        }
         return run.found
 
 
@@ -152,11 +154,11 @@ def _values(module: nn.Module) -> dict[str, tuple[Tensor, Tensor | None]]:
     buffers = {name for name, _ in module.named_buffers(remove_duplicate=False)}
     return {
         name: (value, value.detach().clone() if name in buffers or value.numel() <= _SMALL else None)
-        for name, value in named(module)
+        for name, value in list_named_tensors(module)
     }
 
 
-def _stayed(before: tuple[Tensor, Tensor | None], after: tuple[Tensor, Tensor | None]) -> bool:
+def _is_unchanged(before: tuple[Tensor, Tensor | None], after: tuple[Tensor, Tensor | None]) -> bool:
     if before[0] is not after[0] or before[1] is None or after[1] is None:
         return before[0] is after[0]
     return before[1].shape == after[1].shape and same_bytes(before[1], after[1])

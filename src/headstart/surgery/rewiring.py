@@ -102,7 +102,7 @@ class Rewiring:
                 return type(value)([self.outside(one, where) for one in value])
         raise self._refusal(where, f"an object ({type(value).__name__}) that holds parts of the module")
 
-    def _held(self, value: Any, where: str) -> Any:
+    def _copy_held(self, value: Any, where: str) -> Any:
         """What a function keeps, for its copy: data as the module's copy has it, or copied now."""
         if is_data(value) and not self._reaches(value):
             with suppress(*FAILURES):  # a class of the user's may forbid it: then it is shared
@@ -118,7 +118,7 @@ class Rewiring:
                 return True
             if id(one) not in seen and depth < _DEEPEST:
                 seen[id(one)] = one
-                waiting += [(other, depth + 1) for other in _referred(one)]
+                waiting += [(other, depth + 1) for other in _list_referred(one)]
         return False
 
     def _shares_memory(self, value: object) -> bool:
@@ -131,7 +131,7 @@ class Rewiring:
         if id(function) in self.made:
             made: FunctionType = self.made[id(function)][1]
             return made
-        for name, value in _named_globals(function):
+        for name, value in _iterate_globals(function):
             if self._reaches(value):
                 raise self._refusal(where, f"the module or a part of it by the global name {name}")
         cells = function.__closure__ or ()
@@ -141,12 +141,12 @@ class Rewiring:
         made = FunctionType(function.__code__, function.__globals__, function.__name__, None, closure)
         self.made[id(function)] = (function, made)  # before its cells are filled: it may be in one of them
         for cell in changed:
-            self.made[id(cell)][1].cell_contents = self._held(content_of(cell), where)
+            self.made[id(cell)][1].cell_contents = self._copy_held(content_of(cell), where)
         defaults, named = function.__defaults__, function.__kwdefaults__
-        made.__defaults__ = defaults and tuple([self._held(value, where) for value in defaults])
-        made.__kwdefaults__ = named and {name: self._held(value, where) for name, value in named.items()}
+        made.__defaults__ = defaults and tuple([self._copy_held(value, where) for value in defaults])
+        made.__kwdefaults__ = named and {name: self._copy_held(value, where) for name, value in named.items()}
         made.__qualname__, made.__module__ = function.__qualname__, function.__module__
-        vars(made).update({name: self._held(value, where) for name, value in vars(function).items()})
+        vars(made).update({name: self._copy_held(value, where) for name, value in vars(function).items()})
         return made
 
     def _is_made_anew(self, cell: CellType) -> bool:
@@ -161,7 +161,7 @@ class Rewiring:
         )
 
 
-def _referred(value: object) -> list[Any]:
+def _list_referred(value: object) -> list[Any]:
     """What a value refers to; modules and classes, libraries' objects and very large containers are not looked into."""
     match value:
         case nn.Module() | type() | Tensor():
@@ -170,7 +170,7 @@ def _referred(value: object) -> list[Any]:
             if (value.__module__ or "").partition(".")[0] in _LIBRARIES:
                 return []
             contents = [content_of(cell) for cell in value.__closure__ or ()]
-            named = [found for _, found in _named_globals(value)]
+            named = [found for _, found in _iterate_globals(value)]
             return [*contents, *named, value.__defaults__, value.__kwdefaults__, vars(value)]
         case MethodType():
             return [value.__self__, value.__func__]
@@ -193,7 +193,7 @@ def _is_known(kind: type) -> bool:
     return kind.__module__.partition(".")[0] in _LIBRARIES or is_live(kind)
 
 
-def _named_globals(function: FunctionType) -> Iterator[tuple[str, object]]:
+def _iterate_globals(function: FunctionType) -> Iterator[tuple[str, object]]:
     """What a function's code may look up in its globals."""
     for name in _names(function.__code__):
         value = function.__globals__.get(name)

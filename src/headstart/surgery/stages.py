@@ -25,7 +25,7 @@ def cut_stages(units: Sequence[str], *, weighty: Mapping[str, bool], heads: Sequ
     tensor is not: it belongs to the stage before, or to the first one. A container is no stage when it holds a head
     or most of the model, or when many layers of others execute between its own; few are taken into the stage.
     """
-    opened = _opened(units, [unit for unit in units if weighty[unit]], heads)
+    opened = _open_containers(units, [unit for unit in units if weighty[unit]], heads)
     pieces = [next(path for path in _ancestors(unit) if path not in opened or path == unit) for unit in units]
     ends = {piece: index for index, piece in enumerate(pieces) if weighty[units[index]]}
     nexts, following = [""] * len(units), ""
@@ -46,7 +46,7 @@ def cut_stages(units: Sequence[str], *, weighty: Mapping[str, bool], heads: Sequ
     return tuple(Cut(name=name, units=tuple(members)) for name, members in cuts)
 
 
-def _opened(units: Sequence[str], layers: Sequence[str], heads: Sequence[str]) -> set[str]:
+def _open_containers(units: Sequence[str], layers: Sequence[str], heads: Sequence[str]) -> set[str]:
     """Containers that are no stages themselves."""
     positions: defaultdict[str, list[int]] = defaultdict(list)
     for position, layer in enumerate(layers):

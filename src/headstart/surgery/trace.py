@@ -24,7 +24,7 @@ from headstart.surgery.head_layers import DropoutConv2d, DropoutLinear, MlpHead
 from headstart.surgery.makers import Maker, find_makers
 from headstart.surgery.members import member_names, refuse_new_members
 from headstart.surgery.no_trace import no_trace
-from headstart.surgery.outputs import declared_scores, pick_output
+from headstart.surgery.outputs import pick_output, read_declared_scores
 from headstart.surgery.own_state import has_own_code
 from headstart.surgery.replaced_forward import class_with
 
@@ -65,12 +65,12 @@ class Trace:
 
 def trace_module(module: nn.Module, *, example: Tensor | None = None) -> Trace:
     """The order of execution. Parts that run in training only (auxiliary heads) are at their place in it."""
-    with untouched(module):
+    with preserve_module(module):
         try:
             graph = fx_graph(module, training=lambda _: False)
         except MODEL_FAILURES as error:
             reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-            calls, makers = _hooked(module, example), _makers(module, example)
+            calls, makers = _find_hooked(module, example), _makers(module, example)
             return Trace(how="hooks", calls=calls, makers=makers, reason=reason)
         try:
             train_graph = fx_graph(module, training=lambda _: True)
@@ -86,7 +86,7 @@ def trace_module(module: nn.Module, *, example: Tensor | None = None) -> Trace:
 
 def with_new_leaves(module: nn.Module, trace: Trace, paths: Collection[str]) -> Trace | None:
     """The trace after the modules at ``paths`` were replaced; None where another graph may have come of it."""
-    called = _called([graph for graph in (trace.graph, trace.train_graph) if graph is not None])
+    called = _find_called([graph for graph in (trace.graph, trace.train_graph) if graph is not None])
     if trace.graph is None or not set(paths) <= called:
         return None
     insides = {path: names for path, names in trace.insides.items() if path not in paths}
@@ -94,14 +94,14 @@ def with_new_leaves(module: nn.Module, trace: Trace, paths: Collection[str]) -> 
     return replace(trace, calls=calls, insides=insides)
 
 
-def _called(graphs: Sequence[fx.Graph]) -> set[str]:
+def _find_called(graphs: Sequence[fx.Graph]) -> set[str]:
     return {str(node.target) for graph in graphs for node in graph.nodes if node.op == "call_module"}
 
 
 def _insides(module: nn.Module, graphs: Sequence[fx.Graph], example: Tensor | None) -> dict[str, tuple[str, ...]]:
     """Of modules that torch.fx does not look into and that hold several layers, what they hold, as hooks see it."""
     held: dict[str, list[str]] = {}
-    for path in sorted(_called(graphs)):
+    for path in sorted(_find_called(graphs)):
         part = module.get_submodule(path)
         if not isinstance(part, nn.Sequential) and not is_adapted(part):
             names = leaf_names(part, path)
@@ -139,8 +139,8 @@ def _calls(
 
 
 def graph_constants(module: nn.Module, graph: fx.Graph) -> dict[str, Tensor]:
-    """Tensors that tracing made; they are there within ``untouched`` only."""
-    tensors = {name for name, _ in _named_tensors(module)}
+    """Tensors that tracing made; they are there within ``preserve_module`` only."""
+    tensors = {name for name, _ in _iterate_tensors(module)}
     made = {str(node.target) for node in graph.nodes if node.op == "get_attr"} - tensors
     return {name: _tensor_at(module, name) for name in sorted(made)}
 
@@ -170,7 +170,7 @@ class _ImagesAlone(LeafModuleAwareTracer):  # type: ignore[misc]  # torchvision 
 def fx_graph(module: nn.Module, *, training: Callable[[str], bool]) -> fx.Graph:
     """The graph that is executed where ``training`` says of every module's path whether it is in training mode.
 
-    Call it within ``untouched``.
+    Call it within ``preserve_module``.
     """
     for path, part in module.named_modules():
         part.training = training(path)
@@ -193,13 +193,13 @@ def is_adapted(part: nn.Module) -> bool:
     return hasattr(part, "base_layer") and hasattr(part, "lora_A") and hasattr(part, "lora_B")
 
 
-def adapted_layers(module: nn.Module) -> tuple[str, ...]:
+def find_adapted_layers(module: nn.Module) -> tuple[str, ...]:
     """Paths of the layers that have adapters, every name of a shared one."""
     return tuple(path for path, part in module.named_modules(remove_duplicate=False) if is_adapted(part))
 
 
 @contextlib.contextmanager
-def untouched(module: nn.Module) -> Iterator[None]:
+def preserve_module(module: nn.Module) -> Iterator[None]:
     """Within it a module may be traced and run, without gradients, and everything is put back: see ``no_trace``.
 
     Raises: ModelError: a forward pass made parts, parameters or buffers that the module does not have otherwise.
@@ -211,7 +211,7 @@ def untouched(module: nn.Module) -> Iterator[None]:
 
 
 def _graph_calls(module: nn.Module, graph: fx.Graph, insides: Mapping[str, tuple[str, ...]]) -> list[str]:
-    tensors = {name for name, _ in _named_tensors(module)}
+    tensors = {name for name, _ in _iterate_tensors(module)}
     calls: list[str] = []
     for node in graph.nodes:
         target = str(node.target)
@@ -222,7 +222,7 @@ def _graph_calls(module: nn.Module, graph: fx.Graph, insides: Mapping[str, tuple
     return calls
 
 
-def _named_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+def _iterate_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
     yield from module.named_parameters(remove_duplicate=False)
     yield from module.named_buffers(remove_duplicate=False)
 
@@ -237,7 +237,7 @@ def leaf_names(part: nn.Module, path: str) -> list[str]:
     return names
 
 
-def _hooked(module: nn.Module, example: Tensor | None) -> tuple[str, ...]:
+def _find_hooked(module: nn.Module, example: Tensor | None) -> tuple[str, ...]:
     names = {name for name in leaf_names(module, "") if name}
     return tuple(call.name for call in run_for_shapes(module, names=names, example=example).calls)
 
@@ -289,7 +289,7 @@ def run_for_shapes(
     images = _images(module, example, shape)
     calls: list[Call] = []
     try:
-        with untouched(module), _hooks(module, names, calls):
+        with preserve_module(module), _hooks(module, names, calls):
             for part in module.modules():
                 part.training = False
             try:
@@ -300,7 +300,7 @@ def run_for_shapes(
                 outputs, made = _run_for_real(module, images), None
     except MODEL_FAILURES as error:
         raise ModelError(f"model: does not run on images of shape {tuple(images.shape)}: {error}") from error
-    scores = declared_scores(module)
+    scores = read_declared_scores(module)
     outputs = outputs if scores in ("auto", "all") else pick_output(outputs, scores)
     return ShapeRun(calls=tuple(calls), outputs=_shape(outputs), multiply_adds=made)
 

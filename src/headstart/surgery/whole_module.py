@@ -60,7 +60,7 @@ def refuse_unregistered(module: nn.Module) -> None:
     """Raises: ModelError: the forward pass uses trainable parameters that the module does not know of."""
     if not has_own_code(module):
         return
-    hidden = _unregistered(module)
+    hidden = _find_unregistered(module)
     if not hidden:
         return
     try:
@@ -93,7 +93,7 @@ def _remedy(module: nn.Module, name: str) -> str:
     return f"register them, e.g. {attribute} = torch.nn.{kind}({attribute})"
 
 
-def _unregistered(module: nn.Module) -> dict[str, Tensor]:
+def _find_unregistered(module: nn.Module) -> dict[str, Tensor]:
     known = {id(value) for value in module.parameters()}
     found: dict[str, Tensor] = {}
     for content in read_graph(module, Copying(values=False, parameters=False)).values():

@@ -111,8 +111,8 @@ def classify_scores(rows: Rows, classes: Sequence[str]) -> ClassifyScores:
     """
     place = {name: index for index, name in enumerate(classes)}
     count = len(classes)
-    truth = np.array([_known(row, "truth", place) for row in rows], dtype=np.int64)  # (N,)
-    said = np.array([_known(row, "prediction", place) for row in rows], dtype=np.int64)  # (N,)
+    truth = np.array([_look_up(row, "truth", place) for row in rows], dtype=np.int64)  # (N,)
+    said = np.array([_look_up(row, "prediction", place) for row in rows], dtype=np.int64)  # (N,)
     confusion = np.bincount(truth * count + said, minlength=count * count).reshape(count, count)
     support, predicted, right = confusion.sum(1), confusion.sum(0), confusion.diagonal()
     scores = tuple(
@@ -134,14 +134,14 @@ def classify_scores(rows: Rows, classes: Sequence[str]) -> ClassifyScores:
     return ClassifyScores(
         classes=scores,
         confusion=tuple(tuple(int(cell) for cell in line) for line in confusion),
-        confused=_confused(confusion, classes),
+        confused=_find_confused(confusion, classes),
         correct=int(right.sum()),
         total=len(rows),
         macro_f1_interval=bootstrap(macro_f1, size=len(rows), cost=5),
     )
 
 
-def _confused(confusion: NDArray[np.int64], classes: Sequence[str]) -> tuple[Confused, ...]:
+def _find_confused(confusion: NDArray[np.int64], classes: Sequence[str]) -> tuple[Confused, ...]:
     """Wrong cells, the largest first."""
     off = confusion - np.diag(confusion.diagonal())
     cells = [(int(truth), int(said)) for truth, said in np.argwhere(off > 0)]
@@ -262,7 +262,7 @@ def number(row: Mapping[str, str], column: str) -> float:
         ) from error
 
 
-def _known(row: Mapping[str, str], column: str, place: Mapping[str, int]) -> int:
+def _look_up(row: Mapping[str, str], column: str, place: Mapping[str, int]) -> int:
     name = cell(row, column)
     if name not in place:
         raise StorageError(

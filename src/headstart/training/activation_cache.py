@@ -28,10 +28,17 @@ from headstart.storage.record_file import PageFile
 from headstart.surgery.boundary import Boundary
 from headstart.surgery.fixed_values import NotReplayable
 from headstart.surgery.halves import Prefix
-from headstart.surgery.layout import named_tensors
+from headstart.surgery.layout import iterate_tensors
 from headstart.surgery.module_state import code_digest
 from headstart.surgery.proof import compute_crossing
-from headstart.training.boundary_tensors import Crossing, crossing_of, packed, page_bytes, rounding, unpacked
+from headstart.training.boundary_tensors import (
+    Crossing,
+    crossing_of,
+    pack_records,
+    page_bytes,
+    rounding,
+    unpack_records,
+)
 from headstart.training.evaluate import in_eval
 from headstart.training.precision import MEMORY_FORMATS, autocast, device_of, dtype_of
 from headstart.training.rules import StepRules
@@ -123,7 +130,7 @@ class Activations:
             for view in range(views):
                 key = _key(facts, self._changes(view))
                 about = {"model": where.model, "boundary": list(boundary.crossing), "images": count, "view": view}
-                self._files[key] = self._shelf.opened(key, count=count, page_bytes=size, about=about)
+                self._files[key] = self._shelf.open_records(key, count=count, page_bytes=size, about=about)
         except (StorageError, NotReplayable):
             self.close()
             raise
@@ -147,7 +154,7 @@ class Activations:
         stored = f", stored as bf16 (relative error {self._rounding:.1e})" if self._rounding else ""
         return f"{text}{stored}; {self._computed_pages:,} computed, {count * views - self._computed_pages:,} read"
 
-    def filled(self) -> Iterator[CacheProgress]:
+    def fill(self) -> Iterator[CacheProgress]:
         """Compute what is missing, shared among the processes of this machine.
 
         Raises: StorageError: it cannot be written, here or in another process. NotReplayable: it cannot be computed.
@@ -159,7 +166,7 @@ class Activations:
         mine = hosts[ours.rank - ours.local_rank]
         jobs = [(view, group) for view, some in enumerate(mine) for group in _groups(some, size)]
         most = max(sum(len(_groups(some, size)) for some in missing) for missing in hosts)
-        made, total, done = self._computed(jobs[ours.local_rank :: ours.local_size]), sum(map(len, mine)), 0
+        made, total, done = self._compute_jobs(jobs[ours.local_rank :: ours.local_size]), sum(map(len, mine)), 0
         for start in range(0, most, ours.local_size):
             failed = next(made, None)
             if any(any_of(failed is not None)):  # all processes do without, or none
@@ -184,7 +191,7 @@ class Activations:
                 file.expect(later)
             yield self._read(view, part)
 
-    def mended(self) -> tuple[str, ...]:
+    def take_mended(self) -> tuple[str, ...]:
         """Keys of the images whose pages were damaged and computed again since this was last asked."""
         found = tuple(self._batches.samples[position].key for position in self._mended)
         self._mended.clear()
@@ -197,13 +204,13 @@ class Activations:
         damaged = [place for place, position in enumerate(part) if not file.read(position, rows[place].data)]
         if damaged:
             again = sorted({part[place] for place in damaged})
-            values = self._made_again(view, again)
+            values = self._make_again(view, again)
             self._mended += [position for position in again if not self._is_changed(position)]
             pages[damaged] = values[[again.index(part[place]) for place in damaged]]
-            self._kept(view, again, values)  # where it cannot be written, the next reader computes it again
-        return unpacked(pages, self.crossings)
+            self._keep(view, again, values)  # where it cannot be written, the next reader computes it again
+        return unpack_records(pages, self.crossings)
 
-    def _made_again(self, view: int, positions: Sequence[int]) -> Tensor:
+    def _make_again(self, view: int, positions: Sequence[int]) -> Tensor:
         """Pages (N, page_bytes) of damaged ones, computed anew.
 
         Raises: NotReplayable: they cannot be. RunError: of several processes this one alone would have to do without.
@@ -216,16 +223,16 @@ class Activations:
             key = self._batches.samples[positions[0]].key
             raise RunError(f"cache: the page of {key} is damaged and cannot be computed again: {error}") from error
 
-    def _computed(self, jobs: Sequence[tuple[int, list[int]]]) -> Iterator[StorageError | NotReplayable | None]:
+    def _compute_jobs(self, jobs: Sequence[tuple[int, list[int]]]) -> Iterator[StorageError | NotReplayable | None]:
         """Each job done; what could not be computed or written is a value."""
         try:
             for view in sorted({view for view, _ in jobs}):
-                for group, pages in self._batched(view, [group for other, group in jobs if other == view]):
-                    yield self._kept(view, group, pages)
+                for group, pages in self._compute_batches(view, [group for other, group in jobs if other == view]):
+                    yield self._keep(view, group, pages)
         except NotReplayable as error:
             yield error
 
-    def _kept(self, view: int, group: Sequence[int], pages: Tensor) -> StorageError | None:
+    def _keep(self, view: int, group: Sequence[int], pages: Tensor) -> StorageError | None:
         try:
             for row, position in enumerate(group):
                 if not self._is_changed(position):
@@ -260,15 +267,15 @@ class Activations:
 
     def _pages(self, view: int, positions: Sequence[int]) -> Tensor:
         groups = _groups(positions, self._batches.batch_size)
-        return torch.cat([pages for _, pages in self._batched(view, groups)])
+        return torch.cat([pages for _, pages in self._compute_batches(view, groups)])
 
-    def _batched(self, view: int, groups: Sequence[list[int]]) -> Iterator[tuple[list[int], Tensor]]:
+    def _compute_batches(self, view: int, groups: Sequence[list[int]]) -> Iterator[tuple[list[int], Tensor]]:
         """Each group of images and its bytes (B, page_bytes), computed at one batch shape."""
         coming = iter(groups)
         for batch in self._batches.padded(groups, epoch=self._first + view):
             values = through_prefix(self._prefix, batch, self._rules)
             self._rounding = max(self._rounding, rounding(values, self.crossings))
-            yield next(coming), packed(values, self.crossings)[: batch.size]
+            yield next(coming), pack_records(values, self.crossings)[: batch.size]
 
     def _facts(self) -> _Facts:
         batches, rules = self._batches, self._rules
@@ -320,7 +327,7 @@ def crossings(prefix: nn.Module, batches: Batches, rules: StepRules, *, dtype: s
     shape = batches.preprocess
     black = torch.zeros(2, shape.channels, shape.height, shape.width)
     images = black.to(device_of(prefix), dtype_of(prefix), memory_format=MEMORY_FORMATS[rules.memory_format])
-    return tuple(crossing_of(value, as_bf16=dtype == "bf16") for value in _computed(prefix, images, rules))
+    return tuple(crossing_of(value, as_bf16=dtype == "bf16") for value in _compute_activations(prefix, images, rules))
 
 
 def prefix_digest(prefix: nn.Module) -> str:
@@ -329,7 +336,7 @@ def prefix_digest(prefix: nn.Module) -> str:
     module = prefix.module if isinstance(prefix, Prefix) else prefix
     for part in [module] if isinstance(prefix, Prefix) else module.children():
         digest.update(code_digest(part).encode())
-    for name, value, _ in named_tensors(module):
+    for name, value, _ in iterate_tensors(module):
         if not isinstance(prefix, Prefix) or name in prefix.frozen:
             digest.update(repr((name, tuple(value.shape), value.dtype)).encode())
             digest.update(value.detach().contiguous().cpu().view(-1).view(torch.uint8).numpy().data)
@@ -340,10 +347,10 @@ def through_prefix(prefix: nn.Module, batch: Batch, rules: StepRules) -> Argumen
     """Tensors at the boundary, of every row of the batch."""
     device = device_of(prefix)
     (images,) = batch.arguments(device, MEMORY_FORMATS[rules.memory_format], dtype_of(prefix))
-    return _computed(prefix, images, rules)
+    return _compute_activations(prefix, images, rules)
 
 
-def _computed(prefix: nn.Module, images: Tensor, rules: StepRules) -> Arguments:
+def _compute_activations(prefix: nn.Module, images: Tensor, rules: StepRules) -> Arguments:
     with in_eval(prefix):
         return compute_crossing(prefix, images, partial(autocast, device_of(prefix), rules.precision))
 

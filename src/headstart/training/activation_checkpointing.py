@@ -19,7 +19,7 @@ _LAYERS = 3  # with parameters: less than a convolution, its norm and another la
 _Buffers = list[tuple[nn.Module, str, Tensor]]
 
 
-def recomputed_blocks(model: nn.Module) -> tuple[nn.Module, ...]:
+def find_blocks(model: nn.Module) -> tuple[nn.Module, ...]:
     """The blocks that stand in rows (``Sequential``, ``ModuleList``), the innermost that hold at least three layers
     with parameters; none is inside another one.
     """
@@ -44,7 +44,7 @@ def _collect(part: nn.Module, found: list[nn.Module], *, in_row: bool) -> bool:
 @contextmanager
 def recomputing(model: nn.Module, *, wanted: bool = True) -> Iterator[None]:
     """Within, forward passes of the model keep only what enters its blocks; backward passes belong within, too."""
-    blocks = recomputed_blocks(model) if wanted else ()
+    blocks = find_blocks(model) if wanted else ()
     before = [vars(block).get("forward") for block in blocks]
     for block in blocks:
         vars(block)["forward"] = partial(_again, block, block.forward)

@@ -249,7 +249,7 @@ def take_snapshot(index: ModuleIndex, loss: object) -> Snapshot:
         return Snapshot(buffers=buffers, own={}, parameters=[])
     watched = _own_parameters(index) if index.written is None and index.may_draw else index.written or ()
     return Snapshot(
-        buffers=buffers, own=_read_own(index, others), parameters=[(value, _copied(value)) for value in watched]
+        buffers=buffers, own=_read_own(index, others), parameters=[(value, _copy_to_cpu(value)) for value in watched]
     )
 
 
@@ -278,12 +278,12 @@ def _own_parameters(index: ModuleIndex) -> list[nn.Parameter]:
     return found if sum(value.nbytes for value in found) <= _MOST_BYTES else []
 
 
-def _copied(value: nn.Parameter) -> Tensor:
+def _copy_to_cpu(value: nn.Parameter) -> Tensor:
     """Beside the accelerator, whose memory the step needs."""
     return value.detach().clone() if value.is_cpu else value.detach().cpu()
 
 
-def note_written(index: ModuleIndex, snapshot: Snapshot) -> None:
+def mark_written(index: ModuleIndex, snapshot: Snapshot) -> None:
     """After the first forward passes: which parameters these have written to, so that only they are copied again."""
     if index.written is None and index.may_draw:
         pairs = [(value, value.detach().cpu(), copy) for value, copy in snapshot.parameters]
@@ -312,7 +312,7 @@ class Step(Protocol):
         ...
 
 
-def retried(step: Step) -> Step:
+def retry_step(step: Step) -> Step:
     """The step in its own turn among threads, with its own arithmetic and seed, tried again where memory runs out or
     fp16 overflows: it must not count twice then, in batch statistics or elsewhere, and draws the same numbers.
 
@@ -320,14 +320,14 @@ def retried(step: Step) -> Step:
     """
 
     @wraps(step)
-    def tried(state: TrainState, batch: Batch, *, rules: StepRules, steps_in_epoch: int = 0) -> StepDone:
+    def try_step(state: TrainState, batch: Batch, *, rules: StepRules, steps_in_epoch: int = 0) -> StepDone:
         with own_turn(), own_arithmetic():
             index = _prepare(state, batch, rules)
             everywhere = index.may_draw or not is_known(rules.loss)
             with seeded(_step_seed(state, index, rules), device=index.device, everywhere=everywhere) as seed_again:
                 return _try(step, state, batch, rules, seed_again, steps_in_epoch=steps_in_epoch)
 
-    return tried
+    return try_step
 
 
 def _try(
@@ -388,7 +388,7 @@ def _step_seed(state: TrainState, index: ModuleIndex, rules: StepRules) -> int:
 def take_for_good(index: ModuleIndex) -> None:
     """From here on the step counts: what its forward passes wrote stays."""
     if index.snapshot is not None:
-        note_written(index, index.snapshot)
+        mark_written(index, index.snapshot)
     index.snapshot = None
 
 

@@ -113,20 +113,20 @@ def _prove(module: nn.Module, frozen: Frozen, images: Tensor, rules: StepRules, 
     """By the traced graph, which costs nothing at a step; else by the module's own code."""
     try:
         with no_trace(module), redirect_stderr(StringIO()):  # torch.fx prints what a graph that fails raises, too
-            return _Proved(of=what, boundary=_traced(module, frozen, images, rules), why="")
+            return _Proved(of=what, boundary=_trace_boundary(module, frozen, images, rules), why="")
     except ModelError as error:
         reason = str(error).partition(". ")[0]
     if _freezes_nothing(module, frozen):
         return _Proved(of=what, boundary=None, why=reason)
     try:
         with no_trace(module):
-            return _Proved(of=what, boundary=_replayed(module, frozen, images, rules), why="")
+            return _Proved(of=what, boundary=_replay_boundary(module, frozen, images, rules), why="")
     except ModelError as error:
         own = str(error).removeprefix("model: ")
     return _Proved(of=what, boundary=None, why=reason if own in reason else f"{reason}; by its own code: {own}")
 
 
-def _traced(module: nn.Module, frozen: Frozen, images: Tensor, rules: StepRules) -> Boundary:
+def _trace_boundary(module: nn.Module, frozen: Frozen, images: Tensor, rules: StepRules) -> Boundary:
     """The halves of the traced graph.  Raises: ModelError: they are not the module."""
     search = Search()
     for _ in range(_MOST_PLACES):
@@ -143,7 +143,7 @@ def _traced(module: nn.Module, frozen: Frozen, images: Tensor, rules: StepRules)
     raise ModelError(f"model: {boundary.refused[0]}")
 
 
-def _replayed(module: nn.Module, frozen: Frozen, images: Tensor, rules: StepRules) -> Boundary:
+def _replay_boundary(module: nn.Module, frozen: Frozen, images: Tensor, rules: StepRules) -> Boundary:
     """The module itself, run until everything fixed is there, and run from that.  Raises: ModelError: it cannot be."""
     with autocast(device_of(module), rules.precision):
         found = find_replay(module, images, frozen.tensors)

@@ -53,7 +53,7 @@ def page_bytes(crossings: Sequence[Crossing]) -> int:
     return sum(crossing.size for crossing in crossings)
 
 
-def packed(values: Tensors, crossings: Sequence[Crossing]) -> Tensor:
+def pack_records(values: Tensors, crossings: Sequence[Crossing]) -> Tensor:
     """Bytes (B, page_bytes) on the CPU."""
     parts = []
     for value, crossing in zip(values, crossings, strict=True):
@@ -62,7 +62,7 @@ def packed(values: Tensors, crossings: Sequence[Crossing]) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
 
-def unpacked(pages: Tensor, crossings: Sequence[Crossing]) -> Tensors:
+def unpack_records(pages: Tensor, crossings: Sequence[Crossing]) -> Tensors:
     """The tensors of pages (B, page_bytes), as the model made them."""
     values, start = [], 0
     for crossing in crossings:

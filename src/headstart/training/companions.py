@@ -45,7 +45,7 @@ def make_companions(
         _keep_start(state, dict(state.model.named_parameters()), before)
 
 
-def pretrained_values(model: nn.Module) -> dict[str, Tensor]:
+def copy_pretrained_values(model: nn.Module) -> dict[str, Tensor]:
     """A copy of every parameter's value, those of the head left out.  Raises: ModelError: it is not clear."""
     heads = set(head_parameters(model))
     return {name: value.detach().clone() for name, value in model.named_parameters() if name not in heads}
@@ -60,7 +60,7 @@ def _keep_start(state: TrainState, named: dict[str, nn.Parameter], before: Index
     if state.start and not came and not unknown:
         return
     try:
-        now = pretrained_values(state.model)
+        now = copy_pretrained_values(state.model)
     except ModelError as error:
         raise ConfigError(
             f"penalties.l2_start: it holds all but the head to the start, but {error}; or give the start yourself, "

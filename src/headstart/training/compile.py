@@ -27,7 +27,7 @@ class Compiled:
     call: Callable[..., Any]
 
 
-def compiled(module: nn.Module, before: Compiled | None, how: Compile) -> Compiled:
+def compile_module(module: nn.Module, before: Compiled | None, how: Compile) -> Compiled:
     """The module as it is (``never``) or compiled, ``before`` where it is that already."""
     if before is not None and before.module is module and before.how == how:
         return before
@@ -35,17 +35,17 @@ def compiled(module: nn.Module, before: Compiled | None, how: Compile) -> Compil
         return Compiled(module, how, module)
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # it warns of a missing CUDA on a CPU
     made = torch.compile(module, mode=None if how == "default" else how, dynamic=False)
-    return Compiled(module, how, _marked(made) if how == "reduce-overhead" else made)
+    return Compiled(module, how, _mark_cudagraph_steps(made) if how == "reduce-overhead" else made)
 
 
-def _marked(call: Callable[..., Any]) -> Callable[..., Any]:
+def _mark_cudagraph_steps(call: Callable[..., Any]) -> Callable[..., Any]:
     """CUDA graphs write each batch's outputs where the last one's were: they have to know that these are done with."""
 
-    def marked(*arguments: Any) -> Any:
+    def call_marked(*arguments: Any) -> Any:
         torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
         return call(*arguments)
 
-    return marked
+    return call_marked
 
 
 @contextmanager

@@ -137,7 +137,7 @@ def _run(model: nn.Module, batches: Batches, *, precision: Precision, memory_for
         with raise_together(NotReplayable) if isinstance(model, Suffix) else nullcontext():
             outputs = _outputs(model, batches, precision=precision, memory_format=memory_format)
         part_again(model)
-        joined = _joined(outputs, batches) if batches.processes.several else torch.cat(outputs)
+        joined = _join_outputs(outputs, batches) if batches.processes.several else torch.cat(outputs)
         finite = torch.isfinite(joined).flatten(1).all(1).tolist()
         damaged = [key for key, fine in zip(keys, finite, strict=True) if not fine]
         if damaged:
@@ -166,7 +166,7 @@ def _drawing(seed: int, device: torch.device) -> Iterator[None]:
 
 
 @contextmanager
-def own_state_kept(model: nn.Module) -> Iterator[None]:
+def keep_own_state(model: nn.Module) -> Iterator[None]:
     """Within, what the user's own code counts, writes or collects is put back afterwards: so the next evaluation of a
     run, and the bundle, give the same. A call of ``evaluate`` by the user leaves it: hooks may collect there.
     """
@@ -195,7 +195,7 @@ def _level(made: Iterator[Batch], batches: Batches, *, everywhere: bool) -> Iter
         )  # fmt: skip
 
 
-def _joined(outputs: list[Tensor], batches: Batches) -> Tensor:
+def _join_outputs(outputs: list[Tensor], batches: Batches) -> Tensor:
     """All images' outputs (N, K) from each process's batches: number i is with rank i modulo their number."""
     size, each = batches.batch_size, -(-len(batches) // batches.processes.world_size)
     room = torch.zeros(each, size, batches.task.num_outputs)

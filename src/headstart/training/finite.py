@@ -30,7 +30,7 @@ def refuse_weights(state: TrainState, batch: Batch) -> None:
 
     Raises: NonFiniteError: a weight or a batch statistic is not finite; names them and the files.
     """
-    wrong = damaged(state.model)
+    wrong = find_damaged(state.model)
     if not wrong:  # only their squares are too large
         return
     raise NonFiniteError(
@@ -47,7 +47,7 @@ def norms(tensors: Sequence[Tensor]) -> list[Tensor]:
     return list(whole(torch.stack(found)).unbind() if is_shared_out(found[0]) else found)
 
 
-def damaged(model: nn.Module) -> list[str]:
+def find_damaged(model: nn.Module) -> list[str]:
     """Names of parameters and batch statistics that hold a NaN or an infinity (other buffers may, on purpose)."""
     tensors = {
         name: local(value.detach()) for name, value in (dict(model.named_parameters()) | _statistics(model)).items()
@@ -61,7 +61,7 @@ def damaged(model: nn.Module) -> list[str]:
 
 def check_before_saving(state: TrainState) -> None:
     """Raises: NonFiniteError: a weight, a batch statistic or a number of a group is not finite: not to be kept."""
-    wrong = damaged(state.model) + [
+    wrong = find_damaged(state.model) + [
         f"{key} of group {name}"
         for name, group in _groups(state).items()
         for key, value in group.items()

@@ -19,7 +19,7 @@ from headstart.distributed.processes import current
 from headstart.errors import ConfigError, NonFiniteError
 from headstart.isolation import each_in_own_arithmetic
 from headstart.optim.schedules import rate_factor
-from headstart.training.finite import damaged
+from headstart.training.finite import find_damaged
 from headstart.training.precision import device_of
 from headstart.training.rules import StepDone, StepRules
 from headstart.training.state import TrainState
@@ -172,7 +172,7 @@ def set_rates(state: TrainState, factor: float) -> None:
 
 
 def _close_epoch(state: TrainState, images: int, seconds: float) -> EpochDone:
-    wrong = damaged(state.model)
+    wrong = find_damaged(state.model)
     if wrong:
         raise NonFiniteError(
             f"epoch {state.epochs_done + 1}: {', '.join(wrong[:5])}: not finite after step {state.step}; try a "

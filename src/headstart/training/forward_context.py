@@ -16,7 +16,7 @@ from headstart.surgery.fixed_values import NotReplayable
 from headstart.surgery.halves import Suffix
 from headstart.training.activation_checkpointing import recomputing
 from headstart.training.attention import attending
-from headstart.training.compile import Compile, compiled, compiler_errors
+from headstart.training.compile import Compile, compile_module, compiler_errors
 from headstart.training.precision import autocast, device_of
 from headstart.training.rules import StepRules
 from headstart.training.state import TrainState
@@ -34,13 +34,13 @@ def forward_context(state: TrainState, model: nn.Module, rules: StepRules, *, ca
     """
     forward = _across_processes(state, model)
     how: Compile = "never" if isinstance(forward, Suffix) else rules.compile  # its stand-ins are not the compiler's
-    state.compiled = compiled(forward, state.compiled, how)
+    state.compiled = compile_module(forward, state.compiled, how)
     call, device, left, calling = state.compiled.call, device_of(state.model), calls, False
 
     def call_in_context(*arguments: Tensor) -> object:
         nonlocal left, calling
         left, calling = left - 1, True
-        with reducing(forward, last=left == 0), _refused_by_all(state), autocast(device, rules.precision):
+        with reducing(forward, last=left == 0), _refuse_together(state), autocast(device, rules.precision):
             outputs = call(*arguments)
         calling = False
         return outputs
@@ -57,7 +57,7 @@ def forward_context(state: TrainState, model: nn.Module, rules: StepRules, *, ca
         ) from error
 
 
-def _refused_by_all(state: TrainState) -> AbstractContextManager[None]:
+def _refuse_together(state: TrainState) -> AbstractContextManager[None]:
     """Within, what cannot run from the cache on one process is refused by all of them, which then do without it."""
     return raise_together(NotReplayable) if isinstance(state.suffix, Suffix) else nullcontext()
 

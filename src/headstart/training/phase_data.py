@@ -16,7 +16,7 @@ from headstart.storage.disk_cache import Shelf
 from headstart.surgery.boundary import Boundary
 from headstart.surgery.fixed_values import NotReplayable
 from headstart.surgery.freeze import Frozen
-from headstart.surgery.layout import named_tensors
+from headstart.surgery.layout import iterate_tensors
 from headstart.training.activation_cache import Activations, CacheNote, CacheProgress, CacheRules, open_activations
 from headstart.training.boundary_proof import CacheCheck, prove_boundary
 from headstart.training.rules import StepRules
@@ -36,10 +36,10 @@ class Feed:
     judged: nn.Module | None = None
     judged_average: nn.Module | None = None
 
-    def damaged(self) -> Iterator[CacheNote]:
+    def iterate_damage_notes(self) -> Iterator[CacheNote]:
         """What was computed again since this was last asked."""
         for batches in (self.train, self.val):
-            keys = batches.stored.mended() if isinstance(batches.stored, Activations) else ()
+            keys = batches.stored.take_mended() if isinstance(batches.stored, Activations) else ()
             if keys:
                 more = f" and {len(keys) - 1} more" if len(keys) > 1 else ""
                 yield CacheNote(f"cache: damaged, so computed again: {keys[0]}{more}")
@@ -59,7 +59,7 @@ class Feed:
 
 
 @contextmanager
-def kept_images(batches: Batches, *, where: CacheRules) -> Iterator[tuple[Batches, CacheNote | None]]:
+def open_image_cache(batches: Batches, *, where: CacheRules) -> Iterator[tuple[Batches, CacheNote | None]]:
     """Within, batches that go by way of decoded images have their file; where there is no room for it, a note."""
     if batches.decoded is None:
         yield batches, None
@@ -74,7 +74,7 @@ def kept_images(batches: Batches, *, where: CacheRules) -> Iterator[tuple[Batche
         yield replace(batches, decoded=opened), None
 
 
-def made_feed(
+def make_phase_data(
     state: TrainState, frozen: Frozen, feed: Feed, *, splits: tuple[str, ...], rules: StepRules, where: CacheRules
 ) -> Generator[CacheProgress | CacheNote, None, Feed]:
     """The feed with the ``splits`` (train, val) that are to be cached, once their activations are there.
@@ -95,7 +95,7 @@ def made_feed(
         batches = getattr(feed, split)
         try:
             activations = open_activations(boundary, batches, rules=rules, where=where)
-            yield from _filled(activations)
+            yield from _fill_activations(activations)
         except (StorageError, NotReplayable) as error:
             yield CacheNote(f"cache: not used for {split}, the frozen part is computed in every epoch: {error}")
             continue
@@ -110,10 +110,10 @@ def made_feed(
     return feed
 
 
-def _filled(activations: Activations) -> Iterator[CacheProgress]:
-    """As its own ``filled``; closed where they cannot be."""
+def _fill_activations(activations: Activations) -> Iterator[CacheProgress]:
+    """As its own ``fill``; closed where they cannot be."""
     try:
-        yield from activations.filled()
+        yield from activations.fill()
     except (StorageError, NotReplayable):
         activations.close()
         raise
@@ -126,7 +126,7 @@ def _of_average(
     if state.average is None:
         return None
     average = state.average.module
-    ours, theirs = ({name: value for name, value, _ in named_tensors(module)} for module in (state.model, average))
+    ours, theirs = ({name: value for name, value, _ in iterate_tensors(module)} for module in (state.model, average))
     if not all(torch.equal(ours[name], theirs[name]) for name in frozen.tensors):
         return None
     try:

@@ -27,14 +27,14 @@ from headstart.optim.optimizers import make_optimizer
 from headstart.surgery.boundary import Boundary
 from headstart.surgery.freeze import NOTHING_FIXED, Fixed, Frozen, freeze_by, what_freezes
 from headstart.surgery.halves import Suffix
-from headstart.surgery.layout import named_tensors
+from headstart.surgery.layout import iterate_tensors
 from headstart.surgery.replay import NotReplayable
 from headstart.tasks.metrics import score
 from headstart.training.activation_cache import CacheNote, CacheProgress, CacheRules, open_activations
 from headstart.training.boundary_proof import prove_boundary, refute_boundary
-from headstart.training.evaluate import Evaluation, evaluate, own_state_kept
+from headstart.training.evaluate import Evaluation, evaluate, keep_own_state
 from headstart.training.fit import EpochDone, fit
-from headstart.training.phase_data import Feed, kept_images, made_feed
+from headstart.training.phase_data import Feed, make_phase_data, open_image_cache
 from headstart.training.rules import StepDone, StepRules
 from headstart.training.state import Best, TrainState
 from headstart.training.state_copy import StateCopy, copy_state, put_back
@@ -138,7 +138,10 @@ def train_phases(state: TrainState, course: Course, train: Batches, val: Batches
 
     Raises: NonFiniteError: see ``fit``.
     """
-    with kept_images(train, where=course.cache) as (train, one), kept_images(val, where=course.cache) as (val, other):
+    with (
+        open_image_cache(train, where=course.cache) as (train, one),
+        open_image_cache(val, where=course.cache) as (val, other),
+    ):
         yield from filter(None, (one, other))
         yield from _phases(state, course, train, val)
 
@@ -157,12 +160,14 @@ def _phases(state: TrainState, course: Course, train: Batches, val: Batches) -> 
             frozen=frozen.parameters,
         )
         plain = Feed(train=_with_views(train, phase), val=val)
-        feed = yield from made_feed(state, frozen, plain, splits=phase.cached, rules=course.rules, where=course.cache)
-        yield from changed_files(feed.train)
+        feed = yield from make_phase_data(
+            state, frozen, plain, splits=phase.cached, rules=course.rules, where=course.cache
+        )
+        yield from report_changed_files(feed.train)
         state.suffix = feed.suffix
         start = copy_state(state) if feed.suffix is not None or feed.judged is not None else None
         try:
-            why = yield from _until_refuted(state, course, phase, frozen, feed)
+            why = yield from _train_until_refuted(state, course, phase, frozen, feed)
             if why is not None:
                 assert start is not None, why
                 _give_up(state, start, feed, why)
@@ -175,7 +180,7 @@ def _phases(state: TrainState, course: Course, train: Batches, val: Batches) -> 
             feed.close()
 
 
-def _until_refuted(
+def _train_until_refuted(
     state: TrainState, course: Course, phase: PhasePlan, frozen: Frozen, feed: Feed
 ) -> Generator[Event, None, str | None]:
     """Train the phase; why what is read from the cache is not what the model computes, where that is found.
@@ -215,7 +220,7 @@ def _train_phase(state: TrainState, course: Course, phase: PhasePlan, frozen: Fr
             _look_at_cache(state, feed, epoch_ends=epoch_ends, phase_ends=phase_ends)
             yield event
             if not current().several:  # else after the epoch, together
-                yield from changed_files(feed.train)
+                yield from report_changed_files(feed.train)
             continue
         now = frozen_digest(state.model, frozen)
         changed = sorted(name for name, value in proof.items() if now[name] != value)
@@ -225,15 +230,15 @@ def _train_phase(state: TrainState, course: Course, phase: PhasePlan, frozen: Fr
                 "it besides the optimizer: forward, a hook, or what watches the run"
             )
         _check_equal(state.model)
-        validated = _validated(state, course, replace(event, phase=state.phase), feed)
-        yield from feed.damaged()
-        yield from changed_files(feed.train)
+        validated = _validate(state, course, replace(event, phase=state.phase), feed)
+        yield from feed.iterate_damage_notes()
+        yield from report_changed_files(feed.train)
         yield validated
         if _is_over(state):
             return
 
 
-def changed_files(batches: Batches) -> Iterator[DataNote]:
+def report_changed_files(batches: Batches) -> Iterator[DataNote]:
     """Files that any process has found changed since this was last asked; of training, validation and test."""
     if batches.changed is not None:
         for text in sorted({text for news in exchange(batches.changed.news()) for text in news}):
@@ -257,7 +262,7 @@ def _with_views(train: Batches, phase: PhasePlan) -> Batches:
     return replace(train, training=replace(train.training, views=phase.views, first_epoch=phase.first_epoch))
 
 
-def _validated(state: TrainState, course: Course, event: EpochDone, feed: Feed) -> EpochDone:
+def _validate(state: TrainState, course: Course, event: EpochDone, feed: Feed) -> EpochDone:
     val, found = feed.val, {"trained": _metrics(state.model, feed.judged, feed.val, course.rules)}
     if state.average is not None:
         found["average"] = _metrics(state.average.module, feed.judged_average, feed.val, course.rules)
@@ -277,7 +282,7 @@ def _metrics(model: nn.Module, suffix: nn.Module | None, val: Batches, rules: St
     """Of the model: by its part behind the boundary where the batches begin there and it has one."""
     batches = val if suffix is not None else replace(val, stored=None)
     judged = suffix or model
-    with own_state_kept(judged):
+    with keep_own_state(judged):
         return evaluate(judged, batches, precision=rules.evaluated_in, memory_format=rules.memory_format).metrics
 
 
@@ -288,19 +293,19 @@ def evaluate_best(model: nn.Module, val: Batches, course: Course, *, epoch: int)
     rules = course.rules
     phase = next(phase for phase in course.phases if phase.first_epoch < epoch <= phase.first_epoch + phase.epochs)
     judged, batches = model, val
-    with own_state_kept(model), ExitStack() as stack:
+    with keep_own_state(model), ExitStack() as stack:
         if "val" in phase.cached:
             frozen = what_freezes(model, phase.freeze, norm_statistics=phase.norm_statistics, fixed=phase.fixed)
             frozen = _without_moving(frozen, phase)
             with suppress(StorageError, ModelError):
-                boundary = _traced_boundary(model, frozen, val, rules)
+                boundary = _prove_traced_boundary(model, frozen, val, rules)
                 stored = stack.enter_context(closing(open_activations(boundary, val, rules=rules, where=course.cache)))
-                deque(stored.filled(), maxlen=0)
+                deque(stored.fill(), maxlen=0)
                 judged, batches = boundary.eval_suffix, replace(val, stored=stored)
         return evaluate(judged, batches, precision=rules.evaluated_in, memory_format=rules.memory_format)
 
 
-def _traced_boundary(model: nn.Module, frozen: Frozen, val: Batches, rules: StepRules) -> Boundary:
+def _prove_traced_boundary(model: nn.Module, frozen: Frozen, val: Batches, rules: StepRules) -> Boundary:
     """The proved boundary of the traced graph.
 
     Raises: ModelError: there is none. What runs a module's own code is not used once weights and attributes were put
@@ -325,7 +330,7 @@ def frozen_digest(model: nn.Module, frozen: Frozen) -> dict[str, int]:
     asleep, frozen_names = set(frozen.modules), set(frozen.tensors)
     return {
         name: zlib.crc32(_bytes(tensor))
-        for name, tensor, is_buffer in named_tensors(model)
+        for name, tensor, is_buffer in iterate_tensors(model)
         if name in frozen_names and (not is_buffer or name.rpartition(".")[0] in asleep)
     }
 
@@ -333,7 +338,7 @@ def frozen_digest(model: nn.Module, frozen: Frozen) -> dict[str, int]:
 def _check_equal(model: nn.Module) -> None:
     """Prove that every process has the same weights and buffers, to the bit."""
     if current().several:
-        held = [tensor for _, tensor, _ in named_tensors(model) if local(tensor) is tensor]  # a part differs by rank
+        held = [tensor for _, tensor, _ in iterate_tensors(model) if local(tensor) is tensor]  # a part differs by rank
         digests = exchange(_digest(held))
         assert len(set(digests)) == 1, f"the ranks' models differ: {digests}"
 

@@ -59,7 +59,7 @@ def dtype_of(module: torch.nn.Module) -> torch.dtype:
 
 
 @contextmanager
-def kept_kernels() -> Iterator[None]:
+def keep_kernels() -> Iterator[None]:
     """Afterwards torch chooses its kernels on CUDA as before, whatever ``usable_device`` has set within."""
     cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
     before = cudnn.benchmark, cudnn.deterministic, cudnn.allow_tf32, matmul.allow_tf32

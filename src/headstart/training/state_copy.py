@@ -35,7 +35,7 @@ def copy_state(state: TrainState) -> StateCopy:
     return StateCopy(
         counters={field.name: getattr(state, field.name) for field in fields(state) if field.name not in _OBJECTS}
         | {"best": replace(state.best) if state.best is not None else None},
-        trained={name: value.detach().clone() for name, value in _trained(state.model).items()},
+        trained={name: value.detach().clone() for name, value in _list_trained(state.model).items()},
         model=read_before(state.model),
         average=copy.deepcopy(state.average.module.state_dict()) if state.average is not None else {},
         optimizer=copy.deepcopy(state.optimizer.state_dict()),
@@ -46,7 +46,7 @@ def copy_state(state: TrainState) -> StateCopy:
 def put_back(state: TrainState, before: StateCopy) -> None:
     """Make the state what it was, its objects the same ones."""
     with torch.no_grad():
-        for name, value in _trained(state.model).items():
+        for name, value in _list_trained(state.model).items():
             value.copy_(before.trained[name])
             value.grad = None
     restore_state(state.model, before.model)
@@ -59,5 +59,5 @@ def put_back(state: TrainState, before: StateCopy) -> None:
         setattr(state, name, value)
 
 
-def _trained(model: nn.Module) -> dict[str, nn.Parameter]:
+def _list_trained(model: nn.Module) -> dict[str, nn.Parameter]:
     return {name: value for name, value in model.named_parameters() if value.requires_grad}

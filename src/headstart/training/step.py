@@ -31,7 +31,7 @@ from headstart.training.around_step import (
     check_foreign,
     index_of,
     refuse_or_retry,
-    retried,
+    retry_step,
     take_for_good,
 )
 from headstart.training.average import update_average
@@ -42,7 +42,7 @@ from headstart.training.rules import StepDone, StepRules
 from headstart.training.state import TrainState
 
 
-@retried
+@retry_step
 def train_step(state: TrainState, batch: Batch, *, rules: StepRules, steps_in_epoch: int = 0) -> StepDone:
     """Make one optimizer step on ``batch``, in ``rules.accumulate`` micro-batches, with the rates that the groups
     have now.

@@ -104,7 +104,7 @@ def open_decoded_cache(decoded: Decoded, samples: Sequence[Sample], shelf: Shelf
     }  # fmt: skip
     key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
     known = {"model": about, "boundary": ["decoded images"], "images": len(samples), "view": 0}
-    return replace(decoded, file=shelf.opened(key, count=len(samples), page_bytes=size, about=known))
+    return replace(decoded, file=shelf.open_records(key, count=len(samples), page_bytes=size, about=known))
 
 
 def _version(name: str) -> str:
