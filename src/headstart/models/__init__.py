@@ -1,1 +1,1 @@
-"""Where models come from, what they are made of, and what is done to them before training."""
+"""Where models come from: names, catalogue, weights, preprocessing, and what they are made of."""

@@ -1,1 +1,1 @@
-"""Parameter groups, optimizers, schedules, losses and penalties."""
+"""Parameter groups, optimizers, schedules and penalties."""

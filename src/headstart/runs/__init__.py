@@ -1,1 +1,1 @@
-"""What a run leaves on disk: folder, checkpoints, records, bundle, report. Nothing here trains."""
+"""What a run leaves on disk: folder, checkpoints, log, bundle. Nothing here trains."""
