@@ -32,15 +32,15 @@ from headstart.app import plan
 from headstart.config.schema import Config, Data
 from headstart.data.labelled import choose_labelled_batches
 from headstart.data.loader import Batches
-from headstart.planning.preflight import Decided, Prepared, ScanProgress, prepare
+from headstart.events import CacheProgress, Decided, ScanProgress, StepDone
+from headstart.planning.preflight import Prepared, prepare
 from headstart.runs.bundle import OpenedRun, open_run
 from headstart.surgery.boundary import find_boundary
 from headstart.tasks.functional_metrics import functional
-from headstart.training.activation_cache import CacheProgress, through_prefix
+from headstart.training.activation_cache import through_prefix
 from headstart.training.evaluate import evaluate
 from headstart.training.phases import freeze_phase
 from headstart.training.precision import MEMORY_FORMATS, autocast, dtype_of
-from headstart.training.rules import StepDone
 
 functional("classification")  # imported before the clock starts, as the peers' parts are
 _SHOWN = ("precision", "memory_format", "attention", "cache", "evaluation")

@@ -11,6 +11,22 @@ if TYPE_CHECKING:
     from headstart.config.schema import Config
     from headstart.data.dataset import audit, open_images
     from headstart.errors import Error
+    from headstart.events import (
+        CacheGivenUp,
+        CacheNote,
+        CacheProgress,
+        DataNote,
+        Decided,
+        Decision,
+        EpochDone,
+        Event,
+        Note,
+        PhaseStarted,
+        Plan,
+        Saved,
+        ScanProgress,
+        StepDone,
+    )
     from headstart.models.describe import describe
     from headstart.models.sources import open_model
     from headstart.optim.groups import param_groups
@@ -23,16 +39,28 @@ if TYPE_CHECKING:
     from headstart.surgery.lora import add_lora, merge_lora
     from headstart.surgery.module_copy import InPlace
     from headstart.surgery.outputs import declare_scores
-    from headstart.training.fit import EpochDone, fit
-    from headstart.training.rules import StepDone, StepRules
+    from headstart.training.fit import fit
+    from headstart.training.rules import StepRules
     from headstart.training.state import TrainState
     from headstart.training.step import train_step
 
 __all__ = [
+    "CacheGivenUp",
+    "CacheNote",
+    "CacheProgress",
     "Config",
+    "DataNote",
+    "Decided",
+    "Decision",
     "EpochDone",
     "Error",
+    "Event",
     "InPlace",
+    "Note",
+    "PhaseStarted",
+    "Plan",
+    "Saved",
+    "ScanProgress",
     "StepDone",
     "StepRules",
     "TrainState",
@@ -66,6 +94,22 @@ _HOMES = {
     "config.schema": ("Config",),
     "data.dataset": ("audit", "open_images"),
     "errors": ("Error",),
+    "events": (
+        "CacheGivenUp",
+        "CacheNote",
+        "CacheProgress",
+        "DataNote",
+        "Decided",
+        "Decision",
+        "EpochDone",
+        "Event",
+        "Note",
+        "PhaseStarted",
+        "Plan",
+        "Saved",
+        "ScanProgress",
+        "StepDone",
+    ),
     "models.describe": ("describe",),
     "surgery.freeze": ("freeze",),
     "surgery.head": ("find_head", "replace_head"),
@@ -78,9 +122,9 @@ _HOMES = {
     "reports.report": ("report",),
     "surgery.module_copy": ("InPlace",),
     "surgery.outputs": ("declare_scores",),
-    "training.fit": ("EpochDone", "fit"),
+    "training.fit": ("fit",),
     "training.state": ("TrainState",),
-    "training.rules": ("StepDone", "StepRules"),
+    "training.rules": ("StepRules",),
     "training.step": ("train_step",),
 }
 
@@ -89,7 +133,7 @@ def __getattr__(name: str) -> object:
     """A public name from the module that defines it: ``import headstart`` alone imports no torch."""
     for home, names in _HOMES.items():
         if name in names:
-            if home.partition(".")[0] not in ("config", "errors"):
+            if home.partition(".")[0] not in ("config", "errors", "events"):
                 import_module("headstart.lazy_imports").load_libraries()
             return getattr(import_module(f"headstart.{home}"), name)
     raise AttributeError(f"module 'headstart' has no attribute {name!r}")

@@ -6,7 +6,7 @@ Each line is a public function that you can call yourself.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
 
@@ -19,12 +19,13 @@ from headstart.data.workers import explain_deaths
 from headstart.distributed.collectives import from_first, together
 from headstart.distributed.process_group import check_devices, join_group, was_restarted
 from headstart.distributed.processes import current
+from headstart.events import Event, Note, Plan, Watch
 from headstart.isolation import only_run, own_arithmetic, own_turn
 from headstart.planning.disk_space import refuse_small_disk
-from headstart.planning.preflight import Plan, Prepared, prepare
+from headstart.planning.preflight import Prepared, prepare
 from headstart.runs.finish import Run, finish, read_finished_run
 from headstart.runs.folder import check_free, default_out, read_choices, record_start
-from headstart.runs.log import Note, RunLog
+from headstart.runs.log import RunLog
 from headstart.runs.resume import begin
 from headstart.runs.saving import Saver, interruptible
 from headstart.storage.durable import lock_folder
@@ -33,8 +34,6 @@ from headstart.surgery.module_copy import InPlace
 from headstart.tasks.losses import LossFunction
 from headstart.training.phases import train_phases
 from headstart.training.precision import keep_kernels, usable_device
-
-Watch = Callable[[object], None]
 
 
 def train(
@@ -129,7 +128,7 @@ def _isolate_call(what: str) -> Iterator[None]:
         yield
 
 
-def _silent(_: object) -> None:
+def _silent(_: Event) -> None:
     """What is said where nobody listens, and by all but the first of several processes."""
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from importlib.resources import as_file, files
 from pathlib import Path
 
@@ -10,6 +9,7 @@ from PIL import Image
 
 from headstart.app import train
 from headstart.config.load import load_config
+from headstart.events import Watch
 from headstart.runs.finish import Run
 
 _SIDE, _PER_ROW = 8, 60  # of the sheet in headstart/digits
@@ -25,7 +25,7 @@ SETTINGS = {
 }
 
 
-def run(out: Path, watch: Callable[[object], None]) -> Run:
+def run(out: Path, watch: Watch) -> Run:
     """Write the digits as class folders beside the run, and train on them; a run that was interrupted goes on.
 
     Raises: Error: see ``train``.

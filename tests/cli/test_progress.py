@@ -7,12 +7,7 @@ import pytest
 from rich.console import Console
 
 from headstart.cli.progress import Progress, duration
-from headstart.planning.decisions import Decision
-from headstart.planning.preflight import Decided, Plan, ScanProgress
-from headstart.runs.log import Note
-from headstart.training.fit import EpochDone
-from headstart.training.phases import PhaseStarted
-from headstart.training.rules import StepDone
+from headstart.events import Decided, Decision, EpochDone, Note, PhaseStarted, Plan, ScanProgress, StepDone
 
 DECIDED = Decided(Plan(decisions=(Decision(name="precision", value="fp32", reason="auto: measured"),), document={}))
 

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 import headstart as hs
-from headstart.data.reading import ChangedImage, DataNote
-from headstart.training.activation_cache import CacheNote
+from headstart.data.reading import ChangedImage
+from headstart.events import CacheNote, DataNote
 
 NEVER: dict[str, Any] = {"recipe": "full", "cache": {"use": "never"}}
 CACHES = {

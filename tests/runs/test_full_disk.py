@@ -11,8 +11,8 @@ import pytest
 import headstart as hs
 from headstart.config.load import write_yaml
 from headstart.errors import StorageError
+from headstart.events import StepDone
 from headstart.runs.log import RunLog
-from headstart.training.rules import StepDone
 from headstart.training.state import TrainState
 from tests.reliability.full_disks import NoSmallDiskError, facts, fill, life_on_a_disk_that_fills_up
 from tests.reliability.full_disks import small_disk as mounted

@@ -14,10 +14,8 @@ from typing import Any
 import pytest
 
 from headstart.errors import StorageError
+from headstart.events import EpochDone, PhaseStarted, StepDone
 from headstart.runs.log import RunLog
-from headstart.training.fit import EpochDone
-from headstart.training.phases import PhaseStarted
-from headstart.training.rules import StepDone
 from headstart.training.state import TrainState
 
 STEPS = 3  # per epoch; epochs 1 and 2 are phase 0, epochs 3 and 4 phase 1

@@ -12,8 +12,8 @@ import pytest
 
 import headstart as hs
 from headstart.errors import ConfigError, StorageError
+from headstart.events import CacheNote
 from headstart.storage.disk_cache import Shelf, find_other_writers
-from headstart.training.activation_cache import CacheNote
 
 KEY = "a" * 32
 ROOT = os.geteuid() == 0

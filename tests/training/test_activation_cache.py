@@ -15,8 +15,8 @@ from safetensors.torch import load_file
 
 import headstart as hs
 from headstart.errors import ConfigError
+from headstart.events import CacheNote, CacheProgress
 from headstart.storage.disk_cache import Shelf
-from headstart.training.activation_cache import CacheNote, CacheProgress
 
 cache_module = importlib.import_module("headstart.training.activation_cache")  # headstart.train is a function, too
 CACHED = {"use": "always", "views": 2}

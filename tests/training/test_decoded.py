@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import headstart as hs
-from headstart.training.activation_cache import CacheNote
+from headstart.events import CacheNote
 
 
 @pytest.fixture(autouse=True)

@@ -13,11 +13,12 @@ from torch.nn import functional as F
 from headstart.config.schema import AdamW, Schedule
 from headstart.data.batch import Batch
 from headstart.errors import ConfigError, NonFiniteError
+from headstart.events import EpochDone, StepDone
 from headstart.optim.groups import param_groups
 from headstart.optim.optimizers import make_optimizer
 from headstart.optim.schedules import rate_factor
-from headstart.training.fit import EpochDone, fit
-from headstart.training.rules import StepDone, StepRules
+from headstart.training.fit import fit
+from headstart.training.rules import StepRules
 from headstart.training.state import TrainState
 
 

@@ -12,13 +12,13 @@ from torch import nn
 
 from headstart.config.schema import AdamW, Schedule, Sgd, Stages, TimmOptimizer
 from headstart.errors import RunError
+from headstart.events import EpochDone, PhaseStarted, StepDone
 from headstart.surgery.freeze import freeze_by
 from headstart.tasks.metrics import score
 from headstart.training.activation_cache import CacheRules
 from headstart.training.evaluate import evaluate
-from headstart.training.fit import EpochDone
-from headstart.training.phases import Course, PhasePlan, PhaseStarted, enter_phase, train_phases
-from headstart.training.rules import StepDone, StepRules
+from headstart.training.phases import Course, PhasePlan, enter_phase, train_phases
+from headstart.training.rules import StepRules
 from headstart.training.state import TrainState, make_average
 from headstart.training.step import train_step
 

@@ -22,10 +22,11 @@ import headstart as hs
 from headstart.config.schema import Penalties
 from headstart.data.randomness import derive_seed
 from headstart.errors import DataError, NonFiniteError, RunError
+from headstart.events import StepDone
 from headstart.surgery.halves import Suffix
 from headstart.training.compile import Compiled
 from headstart.training.precision import make_scaler
-from headstart.training.rules import StepDone, StepRules
+from headstart.training.rules import StepRules
 from headstart.training.state import TrainState
 from headstart.training.step import train_step
 

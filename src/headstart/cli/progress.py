@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, Self
 
@@ -13,6 +13,20 @@ from rich.progress import BarColumn, TextColumn
 from rich.progress import Progress as Bar
 
 from headstart.cli.output import cell
+from headstart.events import (
+    CacheGivenUp,
+    CacheNote,
+    CacheProgress,
+    DataNote,
+    Decided,
+    EpochDone,
+    Event,
+    Note,
+    PhaseStarted,
+    Plan,
+    ScanProgress,
+    StepDone,
+)
 from headstart.reports.clock import time_shares
 
 _PLAIN_EVERY_SECONDS = 30.0  # between two lines within an epoch, where there is no terminal
@@ -32,18 +46,6 @@ class Progress:
         self._seconds_per_step = 0.0
         self._last_step = self._phase_end = 0
         self._phase_epochs = 1
-        self._show: Mapping[str, Callable[[Any], None]] = {  # by name: the events' modules import torch
-            "Note": self._note,
-            "Decided": self._show_decision,
-            "ScanProgress": self._show_scan,
-            "CacheProgress": self._show_cache,
-            "CacheNote": self._note,
-            "DataNote": self._note,
-            "CacheGivenUp": self._note,
-            "PhaseStarted": self._show_phase,
-            "StepDone": self._show_step,
-            "EpochDone": self._show_epoch,
-        }
 
     def __enter__(self) -> Self:
         return self
@@ -53,41 +55,53 @@ class Progress:
     ) -> None:
         self._close()
 
-    def __call__(self, event: object) -> None:
+    def __call__(self, event: Event) -> None:
         """Show one event; kinds that have nothing to show pass by."""
-        show = self._show.get(type(event).__name__)
-        if show is not None:
-            show(event)
+        match event:
+            case Note() | CacheNote() | DataNote() | CacheGivenUp():
+                self._note(event.text)
+            case Decided():
+                self._show_decisions(event.plan)
+            case ScanProgress():
+                self._show_scan(event)
+            case CacheProgress():
+                self._show_cache(event)
+            case PhaseStarted():
+                self._show_phase(event)
+            case StepDone():
+                self._show_step(event)
+            case EpochDone():
+                self._show_epoch(event)
 
-    def _note(self, event: Any) -> None:
+    def _note(self, text: str) -> None:
         self._close()
-        self._say(cell(event.text))
+        self._say(cell(text))
 
-    def _show_decision(self, event: Any) -> None:
+    def _show_decisions(self, plan: Plan) -> None:
         self._close()
-        for decision in event.plan.decisions if self._decisions else ():
+        for decision in plan.decisions if self._decisions else ():
             self._say(f"{cell(decision.name)}: {cell(decision.value)}  ({cell(decision.reason)})")
 
-    def _show_scan(self, event: Any) -> None:
+    def _show_scan(self, event: ScanProgress) -> None:
         if self._live:
             self._move("reading images", event.done, event.total, f"{event.done:,} of {event.total:,}")
         elif event.done == event.total or self._is_time():
             self._say(f"reading images: {event.done:,} of {event.total:,}")
 
-    def _show_cache(self, event: Any) -> None:
+    def _show_cache(self, event: CacheProgress) -> None:
         if self._live:
             self._move("computing what is frozen", event.done, event.total, f"{event.done:,} of {event.total:,}")
         elif self._is_time():
             self._say(f"computing what is frozen: {event.done:,} of {event.total:,} images")
 
-    def _show_phase(self, event: Any) -> None:
+    def _show_phase(self, event: PhaseStarted) -> None:
         self._close()
         self._phase_epochs, self._phase_end = event.epochs, 0
         trained = f"{event.trainable:,} parameters train, {event.frozen:,} are frozen"
         self._say(f"phase {cell(event.name)}: {event.epochs} epoch{'s' * (event.epochs != 1)}; {trained}")
         self._what = f"phase {cell(event.name)}"
 
-    def _show_step(self, event: Any) -> None:
+    def _show_step(self, event: StepDone) -> None:
         per_epoch = max(event.steps_in_epoch, 1)
         if not self._phase_end:  # the first step of the phase that this process does; a resumed one starts within it
             self._phase_end = event.step - 1 - (event.step - 1) % per_epoch + self._phase_epochs * per_epoch
@@ -102,7 +116,7 @@ class Progress:
         elif self._is_time():
             self._say(f"epoch {event.epoch}: step {within} of {per_epoch}  {facts} in {self._what}")
 
-    def _show_epoch(self, event: Any) -> None:
+    def _show_epoch(self, event: EpochDone) -> None:
         self._close()
         done = f"epoch {event.epoch}: loss {event.train_loss:.4f}  {_format_metrics(event.metrics)}"
         if event.average_metrics:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -37,13 +36,6 @@ class ChangedImage(RunError):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.path, self.problem)
-
-
-@dataclass(frozen=True)
-class DataNote:
-    """A sentence on the data."""
-
-    text: str
 
 
 class ChangedFiles:

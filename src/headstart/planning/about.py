@@ -7,8 +7,8 @@ from dataclasses import fields, is_dataclass
 from headstart.config.light import wants_lora
 from headstart.config.schema import Augment, Config
 from headstart.data.dataset import Images
+from headstart.events import Decision
 from headstart.optim.optimizers import decay_kind
-from headstart.planning.decisions import Decision
 
 
 def about_data(images: Images) -> tuple[Decision, ...]:

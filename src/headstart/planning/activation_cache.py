@@ -15,7 +15,7 @@ from headstart.data.dataset import Images
 from headstart.data.loader import Batches
 from headstart.distributed.collectives import from_first
 from headstart.errors import ConfigError, ModelError
-from headstart.planning.decisions import Decision
+from headstart.events import Decision
 from headstart.surgery.boundary import Boundary
 from headstart.training.activation_cache import through_prefix
 from headstart.training.boundary_proof import prove_boundary

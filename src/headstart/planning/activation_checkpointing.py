@@ -6,7 +6,7 @@ from torch import nn
 
 from headstart.config.schema import Config
 from headstart.errors import ConfigError
-from headstart.planning.decisions import Decision
+from headstart.events import Decision
 from headstart.training.activation_checkpointing import find_blocks
 
 

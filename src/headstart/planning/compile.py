@@ -19,7 +19,7 @@ from headstart.data.dataset import Images
 from headstart.distributed.collectives import from_first
 from headstart.distributed.processes import current
 from headstart.errors import ConfigError, ModelError, RunError
-from headstart.planning.decisions import Decision
+from headstart.events import Decision
 from headstart.planning.precision import empty_copies
 from headstart.surgery.module_copy import copy_module
 from headstart.training.compile import Compile

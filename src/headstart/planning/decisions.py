@@ -3,27 +3,18 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 
 import torch
 
 from headstart.allocator import PRELOAD, has_tcmalloc, propose_tcmalloc
 from headstart.config.schema import Config
 from headstart.errors import ConfigError
+from headstart.events import Decision
 from headstart.training.precision import has_bf16, usable_device
 
 CPU_MODEL = "timm/mobilenetv3_large_100.ra_in1k"
 GPU_MODEL = "timm/convnext_tiny.in12k_ft_in1k"
 TCMALLOC_SAVES = "with it training all of a ResNet-50 takes 3.9 GB in place of 4.9"  # docs/measured/speed.md
-
-
-@dataclass(frozen=True)
-class Decision:
-    """Something decided: what, and why."""
-
-    name: str
-    value: str
-    reason: str
 
 
 def choose_device(config: Config) -> tuple[torch.device, Decision]:

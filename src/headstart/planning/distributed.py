@@ -8,7 +8,7 @@ from torch import nn
 from headstart.config.schema import Config
 from headstart.distributed.processes import current
 from headstart.errors import ConfigError
-from headstart.planning.decisions import Decision
+from headstart.events import Decision
 from headstart.planning.memory import state_share
 
 _MOST = 0.8  # of a GPU's memory for weights, gradients and the optimizer; the rest is for activations

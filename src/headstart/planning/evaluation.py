@@ -20,7 +20,7 @@ from headstart.config.schema import Config
 from headstart.data.batch import Batch
 from headstart.data.dataset import Images
 from headstart.distributed.collectives import from_first
-from headstart.planning.decisions import Decision
+from headstart.events import Decision
 from headstart.training.evaluate import in_eval, scores
 from headstart.training.phases import Course
 from headstart.training.precision import MEMORY_FORMATS, Precision, autocast, device_of, dtype_of, has_bf16

@@ -7,8 +7,8 @@ import weakref
 from torch import nn
 
 from headstart.errors import ModelError
+from headstart.events import Decision
 from headstart.machine import available_bytes
-from headstart.planning.decisions import Decision
 from headstart.surgery.freeze import Fixed
 from headstart.surgery.module_copy import InPlace, copy_module
 from headstart.surgery.whole_module import refuse_wrapped

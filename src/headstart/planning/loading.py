@@ -13,7 +13,7 @@ from headstart.data.dataset import Images
 from headstart.data.loader import available_cores
 from headstart.data.workers import check_room
 from headstart.errors import ConfigError
-from headstart.planning.decisions import Decision
+from headstart.events import Decision
 from headstart.planning.evaluation import pass_seconds
 from headstart.training.evaluate import in_eval
 from headstart.training.phases import Course

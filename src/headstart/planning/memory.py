@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from headstart.config.schema import Config, Optimizer
 from headstart.distributed.processes import current
 from headstart.errors import ConfigError
+from headstart.events import Decision
 from headstart.machine import available_bytes
 from headstart.models.preprocess import Preprocess
 from headstart.optim.optimizers import make_optimizer
-from headstart.planning.decisions import Decision
 from headstart.training.activation_checkpointing import recomputing
 from headstart.training.attention import attending
 from headstart.training.phases import Course, freeze_phase

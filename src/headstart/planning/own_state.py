@@ -10,7 +10,7 @@ from torch import nn
 
 from headstart.data.dataset import Images
 from headstart.errors import ModelError
-from headstart.planning.decisions import Decision
+from headstart.events import Decision
 from headstart.surgery.freeze import Frozen
 from headstart.surgery.head import model_scores
 from headstart.surgery.members import member_names, refuse_new_members

@@ -9,7 +9,7 @@ from torch import nn
 
 from headstart.config.light import wants_lora
 from headstart.config.schema import Config
-from headstart.planning.decisions import Decision
+from headstart.events import Decision
 from headstart.surgery.lora import add_lora
 from headstart.surgery.lora_targets import LoraPlan, SkippedLayer
 

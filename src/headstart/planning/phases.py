@@ -24,7 +24,7 @@ from headstart.config.schema import (
     TimmOptimizer,
 )
 from headstart.errors import ConfigError
-from headstart.planning.decisions import Decision
+from headstart.events import Decision
 from headstart.surgery.layout import find_layout
 from headstart.training.phases import PhasePlan
 

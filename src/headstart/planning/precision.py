@@ -19,8 +19,9 @@ from headstart.data.batch import Batch
 from headstart.data.dataset import Images
 from headstart.distributed.collectives import from_first
 from headstart.errors import ModelError
+from headstart.events import Decision
 from headstart.planning.activation_cache import usual_views
-from headstart.planning.decisions import Decision, check_precision
+from headstart.planning.decisions import check_precision
 from headstart.surgery.head import model_scores
 from headstart.surgery.layout import iterate_tensors
 from headstart.surgery.module_copy import copy_module

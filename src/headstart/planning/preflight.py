@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,6 +17,7 @@ from headstart.data.loader import Batches
 from headstart.data.sources.listing import list_source
 from headstart.data.workers import check_room
 from headstart.errors import ConfigError
+from headstart.events import Decided, Decision, Plan, ScanProgress, Watch
 from headstart.models.sources import OpenedModel, open_model
 from headstart.optim.penalties import select_l1_parameters
 from headstart.planning.about import about_data, about_steps, details, outputs_text
@@ -24,7 +25,7 @@ from headstart.planning.activation_cache import choose_cache
 from headstart.planning.activation_checkpointing import choose_recompute
 from headstart.planning.began import about_weights, began_with, name_weights_by_digest
 from headstart.planning.compile import choose_compile
-from headstart.planning.decisions import Decision, check_precision, choose_allocator, choose_device, choose_model
+from headstart.planning.decisions import check_precision, choose_allocator, choose_device, choose_model
 from headstart.planning.distributed import check_parallel, choose_parallel
 from headstart.planning.evaluation import choose_evaluation
 from headstart.planning.given import explain_fixed, mark_changed, take_module
@@ -49,36 +50,8 @@ from headstart.training.phases import Course, PhasePlan, freeze_phase, phase_opt
 from headstart.training.precision import MEMORY_FORMATS
 from headstart.training.rules import StepRules
 
-Watch = Callable[[object], None]
 Choices = Mapping[str, Any]
 """What was measured and chosen when a run began, by option."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Plan:
-    """Everything that will happen. ``document`` is the content of plan.json."""
-
-    decisions: tuple[Decision, ...]
-    document: dict[str, Any]
-
-    def to_dict(self) -> dict[str, Any]:
-        """The content of plan.json."""
-        return self.document
-
-
-@dataclass(frozen=True)
-class ScanProgress:
-    """Images decoded so far, of all."""
-
-    done: int
-    total: int
-
-
-@dataclass(frozen=True)
-class Decided:
-    """The plan is made."""
-
-    plan: Plan
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,28 +6,17 @@ import csv
 import io
 import json
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from datetime import UTC, datetime
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-from headstart.data.reading import DataNote
+from headstart.events import CacheGivenUp, CacheNote, DataNote, EpochDone, PhaseStarted, StepDone, TrainingEvent
 from headstart.storage.durable import explain_os_errors, open_log, read_text, write_file
-from headstart.training.activation_cache import CacheNote
-from headstart.training.fit import EpochDone
-from headstart.training.phases import CacheGivenUp, PhaseStarted
-from headstart.training.rules import StepDone
 from headstart.training.state import TrainState
 
 _LINE = 400  # bytes, about
-
-
-@dataclass(frozen=True)
-class Note:
-    """A sentence for the user."""
-
-    text: str
 
 
 class RunLog:
@@ -72,7 +61,7 @@ class RunLog:
         with explain_os_errors(self._path, needed=_LINE):
             os.fsync(self._file)
 
-    def tell(self, event: object, *, phase: int) -> None:
+    def tell(self, event: TrainingEvent, *, phase: int) -> None:
         """Record one event of the training."""
         match event:
             case StepDone():

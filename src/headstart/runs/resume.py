@@ -14,9 +14,9 @@ from headstart.distributed.collectives import files_from_first, together
 from headstart.distributed.fsdp import shard
 from headstart.distributed.processes import current
 from headstart.errors import StorageError
+from headstart.events import Note
 from headstart.runs.checkpoint import FoundCheckpoint, read_checkpoint, restore_checkpoint
 from headstart.runs.finish import Ready
-from headstart.runs.log import Note
 from headstart.runs.plan_file import read_run_digest
 from headstart.surgery.head import head_parameters
 from headstart.training.boundary_proof import forget_boundary

@@ -20,24 +20,15 @@ from headstart.distributed.collectives import any_of
 from headstart.distributed.fsdp import is_sharded
 from headstart.distributed.processes import current
 from headstart.errors import Interrupted, OthersFailed
+from headstart.events import CacheGivenUp, EpochDone, Note, Saved, StepDone, TrainingEvent, Watch
 from headstart.runs.checkpoint import drop_later, save
 from headstart.runs.folder import forget_cache
-from headstart.runs.log import Note, RunLog
+from headstart.runs.log import RunLog
 from headstart.runs.plan_file import read_run_digest
 from headstart.training.finite import check_before_saving
-from headstart.training.fit import EpochDone
-from headstart.training.phases import CacheGivenUp
-from headstart.training.rules import StepDone
 from headstart.training.state import TrainState
 
 _REPEATED_SECONDS = 5.0
-
-
-@dataclass(frozen=True)
-class Saved:
-    """A checkpoint is on disk."""
-
-    step: int
 
 
 def _leave_early(number: int) -> NoReturn:
@@ -124,7 +115,7 @@ class Saver:
         *,
         log: RunLog | None,
         interrupted: Interruption,
-        watch: Callable[[object], None],
+        watch: Watch,
     ) -> None:
         self._run, self._rules, self._log, self._interrupted, self._watch = run, rules, log, interrupted, watch
         self._saved_at = time.monotonic()
@@ -137,7 +128,7 @@ class Saver:
             self._log.note(note.text)
         self._watch(note)
 
-    def after(self, event: object, state: TrainState) -> None:
+    def after(self, event: TrainingEvent, state: TrainState) -> None:
         """Record the event; save when it is time.
 
         A signal within an epoch waits for its step, but not for its images; during
@@ -192,7 +183,7 @@ class Saver:
         when = f"after step {step}, and saved in {self._run}" if step else f"before the first step of {self._run}"
         raise Interrupted(f"stopped by {name} {when}", signal_number=number)
 
-    def _is_due(self, event: StepDone | object) -> bool:
+    def _is_due(self, event: TrainingEvent) -> bool:
         if not isinstance(event, StepDone):
             return False
         by_steps = self._rules.every_steps > 0 and event.step % self._rules.every_steps == 0

@@ -22,6 +22,7 @@ from headstart.data.batch import Arguments, Batch
 from headstart.data.loader import Batches
 from headstart.distributed.collectives import any_of, exchange, raise_together
 from headstart.errors import RunError, StorageError
+from headstart.events import CacheProgress
 from headstart.machine import FOR_PEOPLE, environment
 from headstart.storage.disk_cache import Shelf
 from headstart.storage.record_file import PageFile
@@ -61,21 +62,6 @@ class CacheRules:
     dtype: Literal["auto", "bf16"]
     limit_bytes: int
     batch_size: int = 0
-
-
-@dataclass(frozen=True)
-class CacheProgress:
-    """Images that went through the frozen part, of those that have to."""
-
-    done: int
-    total: int
-
-
-@dataclass(frozen=True)
-class CacheNote:
-    """A sentence on the cache."""
-
-    text: str
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,6 +23,7 @@ from headstart.data.randomness import derive_seed
 from headstart.distributed.fsdp import local
 from headstart.distributed.processes import Processes, current
 from headstart.errors import ConfigError, NonFiniteError, RunError, name_some
+from headstart.events import StepDone
 from headstart.isolation import own_arithmetic, own_turn, seeded
 from headstart.surgery.module_state import restore_contents
 from headstart.surgery.origins import is_library
@@ -31,7 +32,7 @@ from headstart.surgery.values import same_bytes
 from headstart.surgery.whole_module import refuse_half
 from headstart.training.companions import make_companions
 from headstart.training.finite import complaint, norms, refuse_rates
-from headstart.training.rules import StepDone, StepRules
+from headstart.training.rules import StepRules
 from headstart.training.state import TrainState
 
 _MOST_BYTES = 4 << 30  # of parameters that are copied to see whether forward writes to one

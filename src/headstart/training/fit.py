@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any, Protocol
 
 import torch
@@ -17,11 +17,12 @@ from headstart.data.decoding.interruptible import waiting_for_data
 from headstart.data.loader import Batches
 from headstart.distributed.processes import current
 from headstart.errors import ConfigError, NonFiniteError
+from headstart.events import EpochDone, StepDone
 from headstart.isolation import each_in_own_arithmetic
 from headstart.optim.schedules import rate_factor
 from headstart.training.finite import find_damaged
 from headstart.training.precision import device_of
-from headstart.training.rules import StepDone, StepRules
+from headstart.training.rules import StepRules
 from headstart.training.state import TrainState
 from headstart.training.step import train_step
 
@@ -36,28 +37,6 @@ class TrainingBatches(Protocol):
 
     def epoch(self, epoch: int, *, first: int = 0) -> Iterator[Batch]:
         """The batches of an epoch (0-based), from batch ``first`` on."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class EpochDone:
-    """An epoch, counted from 1.
-
-    Mean training loss over its samples' weights, the highest rate of its last step, and what validation said, if there
-    was one. Of the ``seconds``, ``input_seconds`` are those in which the next batch was decoded, read or waited for,
-    and ``copy_seconds`` those in which batches went to an accelerator, by the time of the epoch's largest one.
-    """
-
-    epoch: int
-    step: int
-    train_loss: float
-    seconds: float
-    images_per_second: float
-    input_seconds: float = 0.0
-    copy_seconds: float = 0.0
-    phase: int = 0
-    lr: float = 0.0
-    metrics: dict[str, float] = field(default_factory=dict)
-    average_metrics: dict[str, float] = field(default_factory=dict)
 
 
 def fit(

@@ -12,12 +12,13 @@ from torch import nn
 from headstart.data.decoding.decoded_cache import open_decoded_cache
 from headstart.data.loader import Batches
 from headstart.errors import ModelError, StorageError
+from headstart.events import CacheNote, CacheProgress
 from headstart.storage.disk_cache import Shelf
 from headstart.surgery.boundary import Boundary
 from headstart.surgery.fixed_values import NotReplayable
 from headstart.surgery.freeze import Frozen
 from headstart.surgery.layout import iterate_tensors
-from headstart.training.activation_cache import Activations, CacheNote, CacheProgress, CacheRules, open_activations
+from headstart.training.activation_cache import Activations, CacheRules, open_activations
 from headstart.training.boundary_proof import CacheCheck, prove_boundary
 from headstart.training.rules import StepRules
 from headstart.training.state import TrainState

@@ -17,11 +17,18 @@ from torch import Tensor, nn
 
 from headstart.config.schema import FreezeRule, NormStatistics, Optimizer, Schedule
 from headstart.data.loader import Batches
-from headstart.data.reading import DataNote
 from headstart.distributed.collectives import exchange, from_first
 from headstart.distributed.fsdp import local
 from headstart.distributed.processes import current
 from headstart.errors import ModelError, RunError, StorageError
+from headstart.events import (
+    CacheGivenUp,
+    DataNote,
+    EpochDone,
+    PhaseStarted,
+    StepDone,
+    TrainingEvent,
+)
 from headstart.optim.groups import param_groups
 from headstart.optim.optimizers import make_optimizer
 from headstart.surgery.boundary import Boundary
@@ -30,12 +37,12 @@ from headstart.surgery.halves import Suffix
 from headstart.surgery.layout import iterate_tensors
 from headstart.surgery.replay import NotReplayable
 from headstart.tasks.metrics import score
-from headstart.training.activation_cache import CacheNote, CacheProgress, CacheRules, open_activations
+from headstart.training.activation_cache import CacheRules, open_activations
 from headstart.training.boundary_proof import prove_boundary, refute_boundary
 from headstart.training.evaluate import Evaluation, evaluate, keep_own_state
-from headstart.training.fit import EpochDone, fit
+from headstart.training.fit import fit
 from headstart.training.phase_data import Feed, make_phase_data, open_image_cache
-from headstart.training.rules import StepDone, StepRules
+from headstart.training.rules import StepRules
 from headstart.training.state import Best, TrainState
 from headstart.training.state_copy import StateCopy, copy_state, put_back
 
@@ -72,17 +79,6 @@ class Course:
     rules: StepRules
     patience: int
     cache: CacheRules
-
-
-@dataclass(frozen=True, kw_only=True)
-class PhaseStarted:
-    """A phase begins (or goes on, after a resume)."""
-
-    index: int
-    name: str
-    epochs: int
-    trainable: int
-    frozen: int
 
 
 def enter_phase(state: TrainState, course: Course, index: int) -> Frozen:
@@ -122,18 +118,7 @@ class CacheRefuted(Exception):
     """What a phase reads from the cache is not what its model computes; says why."""
 
 
-@dataclass(frozen=True)
-class CacheGivenUp:
-    """The state is again what it was at ``step``; from there on nothing is read from the activation cache."""
-
-    step: int
-    text: str
-
-
-Event = PhaseStarted | StepDone | EpochDone | CacheProgress | CacheNote | CacheGivenUp | DataNote
-
-
-def train_phases(state: TrainState, course: Course, train: Batches, val: Batches) -> Iterator[Event]:
+def train_phases(state: TrainState, course: Course, train: Batches, val: Batches) -> Iterator[TrainingEvent]:
     """All that is left of the course; after an epoch its metrics, and whether it is the best so far.
 
     Raises: NonFiniteError: see ``fit``.
@@ -146,7 +131,7 @@ def train_phases(state: TrainState, course: Course, train: Batches, val: Batches
         yield from _phases(state, course, train, val)
 
 
-def _phases(state: TrainState, course: Course, train: Batches, val: Batches) -> Iterator[Event]:
+def _phases(state: TrainState, course: Course, train: Batches, val: Batches) -> Iterator[TrainingEvent]:
     for index in range(len(course.phases)):
         phase = course.phases[index]  # of the course as it is by now: without a cache that was given up
         if state.epochs_done >= phase.first_epoch + phase.epochs or _is_over(state):
@@ -182,7 +167,7 @@ def _phases(state: TrainState, course: Course, train: Batches, val: Batches) -> 
 
 def _train_until_refuted(
     state: TrainState, course: Course, phase: PhasePlan, frozen: Frozen, feed: Feed
-) -> Generator[Event, None, str | None]:
+) -> Generator[TrainingEvent, None, str | None]:
     """Train the phase; why what is read from the cache is not what the model computes, where that is found.
 
     The error goes no further: its frames hold the model across processes, beside which there can be no second one.
@@ -204,7 +189,9 @@ def _give_up(state: TrainState, start: StateCopy, feed: Feed, why: str) -> None:
     state.suffix = state.replica = state.compiled = None
 
 
-def _train_phase(state: TrainState, course: Course, phase: PhasePlan, frozen: Frozen, feed: Feed) -> Iterator[Event]:
+def _train_phase(
+    state: TrainState, course: Course, phase: PhasePlan, frozen: Frozen, feed: Feed
+) -> Iterator[TrainingEvent]:
     proof = frozen_digest(state.model, frozen)
     for event in fit(
         state,

@@ -1,4 +1,4 @@
-"""How a step is made (``StepRules``), and what one says of itself (``StepDone``)."""
+"""How a step is made."""
 
 from __future__ import annotations
 
@@ -58,22 +58,3 @@ class StepRules:
         if callable(self.loss):
             return self.loss
         return make_loss(loss_by_name(self.loss) if isinstance(self.loss, str) else self.loss)
-
-
-@dataclass(frozen=True, kw_only=True)
-class StepDone:
-    """An optimizer step: its mean loss (without penalties), the gradient's norm before clipping, and the weights'
-    total.
-    """
-
-    step: int
-    epoch: int
-    loss: float
-    weight: float
-    grad_norm: float
-    lr: float
-    head_lr: float
-    images: int
-    seconds: float = 0.0
-    steps_in_epoch: int = 0
-    micro_batches: int = 1

@@ -23,6 +23,7 @@ from headstart.data.batch import Batch
 from headstart.distributed.collectives import all_reduce_sum
 from headstart.distributed.ddp import share_statistics
 from headstart.errors import DataError, NonFiniteError
+from headstart.events import StepDone
 from headstart.optim.penalties import penalty
 from headstart.surgery.head import model_scores
 from headstart.tasks.losses import LossFunction, check_first_outputs, check_labels, wide
@@ -38,7 +39,7 @@ from headstart.training.average import update_average
 from headstart.training.finite import names, refuse_weights
 from headstart.training.forward_context import Forward, forward_context
 from headstart.training.precision import MEMORY_FORMATS
-from headstart.training.rules import StepDone, StepRules
+from headstart.training.rules import StepRules
 from headstart.training.state import TrainState
 
 
