@@ -31,7 +31,7 @@ import numpy as np
 from PIL import Image, ImageFile
 
 from headstart.data.decoding.decode import FORMATS, UnreadableImage, decode_image
-from headstart.data.decoding.lazy_image import Picture
+from headstart.data.decoding.lazy_image import LazyImage
 from tests.reliability.damaged_images import mutated
 
 SIDE = 8000
@@ -63,7 +63,7 @@ def whole(content: bytes) -> tuple[int, int]:
 
 def shown(content: bytes) -> tuple[int, int]:
     """The picture's size, once it is decoded to all its pixels as a training image is."""
-    picture = Picture(content, path="x")
+    picture = LazyImage(content, path="x")
     picture.region((0, 0, *picture.size), scaled=picture.size, gap=1.0)
     return picture.size
 

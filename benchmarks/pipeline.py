@@ -33,12 +33,18 @@ from headstart.data.batch import normalise
 from headstart.data.decoding import lazy_image as pictures
 from headstart.data.decoding.decode import UnreadableImage, check_image, decode_image
 from headstart.data.decoding.decoded_cache import Decoded
-from headstart.data.decoding.lazy_image import Picture, stack_images
+from headstart.data.decoding.lazy_image import LazyImage, stack_images
 from headstart.data.randomness import drawing_from
-from headstart.data.transforms.transforms import Changes, Cropping, Framing, eval_transform, train_transform
+from headstart.data.transforms.transforms import (
+    EvalTransform,
+    RandomResizedCrop,
+    TrainTransform,
+    eval_transform,
+    train_transform,
+)
 from headstart.machine import environment
 from headstart.models.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocess
-from headstart.storage.record_file import PageFile
+from headstart.storage.record_file import RecordFile
 
 ROOT = Path(os.environ.get("HEADSTART_DATA", Path(__file__).parents[1] / ".." / "shared")).resolve()
 SIZES = {(500, 375): 16, (2000, 1500): 8, (4000, 3000): 4}  # and how many of them
@@ -91,25 +97,25 @@ def _usual(*steps: object) -> Way:
     return run
 
 
-def _ours(transform: Callable[[Picture], Tensor]) -> Way:
+def _ours(transform: Callable[[LazyImage], Tensor]) -> Way:
     mean, std = torch.tensor(IMAGENET_MEAN), torch.tensor(IMAGENET_STD)
 
     def run(contents: list[bytes]) -> Tensor:
         made = []
         for place, content in enumerate(contents):
             with drawing_from(place):
-                made.append(transform(Picture(content, path="photo.jpg")))
+                made.append(transform(LazyImage(content, path="photo.jpg")))
         return normalise(stack_images(made), mean=mean, std=std, memory_format=torch.channels_last)
 
     return run
 
 
-def _kept(transform: Changes | Framing, folder: Path) -> Way:
+def _kept(transform: TrainTransform | EvalTransform, folder: Path) -> Way:
     """By way of decoded images in a file (which the system holds in memory)."""
     mean, std = torch.tensor(IMAGENET_MEAN), torch.tensor(IMAGENET_STD)
-    room, key = transform.kept_bytes + 64, hashlib.sha256(repr(transform).encode()).hexdigest()
+    room, key = transform.cached_bytes + 64, hashlib.sha256(repr(transform).encode()).hexdigest()
     kept = Decoded(
-        transform=transform, file=PageFile(folder / key, count=sum(SIZES.values()), page_bytes=room, key=key)
+        transform=transform, file=RecordFile(folder / key, count=sum(SIZES.values()), record_bytes=room, key=key)
     )
     numbers: dict[bytes, int] = {}
 
@@ -118,7 +124,7 @@ def _kept(transform: Changes | Framing, folder: Path) -> Way:
         for place, content in enumerate(contents):
             number = numbers.setdefault(content, len(numbers))
             with drawing_from(place):
-                made.append(kept.pixels(number, partial(Picture, content, path="photo.jpg")))
+                made.append(kept.pixels(number, partial(LazyImage, content, path="photo.jpg")))
         return normalise(stack_images(made), mean=mean, std=std, memory_format=torch.channels_last)
 
     return run
@@ -144,7 +150,9 @@ def _each(what: Callable[[bytes], object]) -> Way:
 def ways(folder: Path) -> Ways:
     """What is measured, by name, and what it is compared with; decoded images are kept in the folder."""
     crop, flip = usual.RandomResizedCrop(224), usual.RandomHorizontalFlip()
-    same = Changes(framed=Cropping(preprocess=PREPROCESS, scale=(0.08, 1.0)), flips=True, colours="kept")
+    same = TrainTransform(
+        framed=RandomResizedCrop(preprocess=PREPROCESS, scale=(0.08, 1.0)), flips=True, colours="kept"
+    )
     presets = {name: _ours(train_transform(name, flip="auto", preprocess=PREPROCESS)) for name in ("light", "strong")}
     standard, jitter = train_transform("standard", flip="auto", preprocess=PREPROCESS), usual.ColorJitter(0.2, 0.2, 0.2)
     train, train_jitter, train_wide = (
@@ -213,10 +221,10 @@ def fidelity(side: int, *, limit: int = 300) -> str:
     ours, theirs = [], []
     for content in real_photos()[:limit]:
         try:
-            picture = Picture(content, path="x")
+            picture = LazyImage(content, path="x")
         except UnreadableImage:
             continue
-        ours.append(Framing(preprocess=preprocess)(picture))
+        ours.append(EvalTransform(preprocess=preprocess)(picture))
         theirs.append(resize(Image.open(io.BytesIO(content)).convert("RGB")))
     apart = torch.stack([(one.float() - other).abs().mean() for one, other in zip(ours, theirs, strict=True)])
     (new, said), (old, before) = (_answers(model, torch.stack(pixels)) for pixels in (ours, theirs))

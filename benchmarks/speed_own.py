@@ -152,7 +152,7 @@ def limit(config: Config, chosen: dict[str, Any]) -> dict[str, float]:
     """CPU seconds of what cannot be spared: a decode and a forward pass of every image and view, the head's steps; in
     the arithmetic and the batches that were chosen.
     """
-    ready = prepare(config, module=None, loss=None, tell=lambda _: None, recorded=chosen)
+    ready = prepare(config, module=None, loss=None, emit=lambda _: None, recorded=chosen)
     course, phase = ready.course, ready.course.phases[0]
     frozen = freeze_phase(ready.opened.module, phase)
     prefix = find_boundary(ready.opened.module, frozen).prefix

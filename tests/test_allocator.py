@@ -12,7 +12,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="glibc's malloc"
 _BLOCK = 48 << 20
 _SCRIPT = f"""
 import ctypes, resource
-from headstart.allocator import keep_no_memory, kept_memory, release_memory, returned_memory
+from headstart.allocator import keep_no_memory, keep_freed_memory, release_memory, return_freed_memory
 
 lib = ctypes.CDLL(None)
 lib.malloc.restype, lib.malloc.argtypes, lib.free.argtypes = ctypes.c_void_p, [ctypes.c_size_t], [ctypes.c_void_p]
@@ -29,20 +29,20 @@ def resident():
     return int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize()
 
 print(touched(), touched())
-with returned_memory(), kept_memory():
+with return_freed_memory(), keep_freed_memory():
     first = touched()
-    with kept_memory():
+    with keep_freed_memory():
         pass
     print(first, touched(), resident())
     release_memory()
     print(touched(), resident())
     keep_no_memory()
     release_memory()
-    with kept_memory():
+    with keep_freed_memory():
         print(touched(), touched())
 print(resident())
 print(touched(), touched())
-with kept_memory():
+with keep_freed_memory():
     print(touched(), touched())
 """
 

@@ -92,7 +92,7 @@ def _real_run(folder: Path) -> tuple[Prepared, Path, Pace]:
     events = [json.loads(line) for line in (run.path / "events.jsonl").read_text().splitlines()]
     steps = [event["seconds"] for event in events if event["event"] == "step"]
     per_epoch = statistics.median(after - before for before, after in pairwise(clock))
-    prepared = prepare(config, module=None, loss=None, tell=lambda _: None)
+    prepared = prepare(config, module=None, loss=None, emit=lambda _: None)
     return prepared, run.path, Pace(step=statistics.median(steps), epoch=per_epoch, steps=len(steps) // EPOCHS)
 
 

@@ -44,7 +44,7 @@ def one(name: str, *, batch: int, size: int, optimizer: str) -> dict[str, float]
         tree = settings(pictures(Path(folder) / "data", each=batch), Path(folder) / "run", **sections)
         tree["model"] = {"name": f"timm/{name}", "weights": "none", "image_size": size}
         config = hs.load_config(tree)
-        ready = prepare(config, module=None, loss=None, tell=lambda _: None)
+        ready = prepare(config, module=None, loss=None, emit=lambda _: None)
         need = measure(config, ready.opened.module, ready.course, ready.opened.preprocess)
         state = TrainState(ready.opened.module, torch.optim.SGD(ready.opened.module.parameters(), lr=0.0))
         enter_phase(state, ready.course, 0)

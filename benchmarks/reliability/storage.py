@@ -200,7 +200,7 @@ def preflight() -> None:
     with TemporaryDirectory() as folder:
         for number in range(20):
             sections = _case(Path(folder, "data"), number)
-            space = run_space(prepare(hs.load_config(sections), module=None, loss=None, tell=lambda _: None))
+            space = run_space(prepare(hs.load_config(sections), module=None, loss=None, emit=lambda _: None))
             least = space.peak - space.rest
             short += _outcome(Path(folder), sections, int(0.97 * least)) == "refused"
             refuse, app.refuse_small_disk = app.refuse_small_disk, lambda *_: None  # type: ignore[attr-defined]

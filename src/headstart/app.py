@@ -16,7 +16,7 @@ from headstart.allocator import keep_freed_memory, keep_no_memory, release_memor
 from headstart.config.load import check
 from headstart.config.schema import Config
 from headstart.data.workers import explain_deaths
-from headstart.distributed.collectives import from_first, together
+from headstart.distributed.collectives import broadcast_object, collective_errors
 from headstart.distributed.process_group import check_devices, join_group, was_restarted
 from headstart.distributed.processes import current
 from headstart.events import Event, Note, Plan, Watch
@@ -62,33 +62,33 @@ def train(
     run, resume = default_out(config), resume or was_restarted()
     seconds = config.parallel.timeout_seconds
     with _isolate_call("hs.train"), join_group(usable_device(config.device), timeout_seconds=seconds) as ours:
-        tell = watch if watch is not None and ours.is_first else _silent
+        emit = watch if watch is not None and ours.is_first else _silent
         if _is_finished(run, config, resume=resume):
-            tell(Note(f"{run} is finished already; choose another folder with --out for a new run"))
+            emit(Note(f"{run} is finished already; choose another folder with --out for a new run"))
             return read_finished_run(run, model=model)
         started = time.monotonic()
-        with together():
-            recorded = from_first(read_choices(run) if resume and ours.is_first else None)
+        with collective_errors():
+            recorded = broadcast_object(read_choices(run) if resume and ours.is_first else None)
             with own_turn():  # what it draws, no step of another thread draws
-                prepared = prepare(config, module=model, loss=loss, tell=tell, recorded=recorded)
+                prepared = prepare(config, module=model, loss=loss, emit=emit, recorded=recorded)
             if ours.is_first:
                 refuse_small_disk(run, prepared)
         release_memory()  # the trial steps'
-        if not prepared.roomy:
+        if not prepared.can_retain_memory:
             keep_no_memory()
         with lock_folder(run) if ours.is_first else nullcontext():
             if _is_finished(run, config, resume=resume):  # again: another process may have had it until now
                 return read_finished_run(run, model=model)
             changed = _record_start(run, prepared, allow_inexact=allow_inexact)
-            return _train_to_report(run, prepared, changed, tell=tell, started=started)
+            return _train_to_report(run, prepared, changed, emit=emit, started=started)
 
 
-def _train_to_report(run: Path, prepared: Prepared, changed: tuple[str, ...], *, tell: Watch, started: float) -> Run:
+def _train_to_report(run: Path, prepared: Prepared, changed: tuple[str, ...], *, emit: Watch, started: float) -> Run:
     """From the first step, or the last good checkpoint, to the report."""
     with explain_deaths(), interruptible() as interrupted:
         state, notes = begin(run, prepared, changed)
         with closing(RunLog(run, state)) if current().is_first else nullcontext() as log:
-            saver = Saver(run, prepared.config.checkpoint, log=log, interrupted=interrupted, watch=tell)
+            saver = Saver(run, prepared.config.checkpoint, log=log, interrupted=interrupted, watch=emit)
             for note in notes:
                 saver.note(note)
             for event in train_phases(state, prepared.course, prepared.images.train, prepared.images.val):
@@ -98,15 +98,15 @@ def _train_to_report(run: Path, prepared: Prepared, changed: tuple[str, ...], *,
 
 def _is_finished(run: Path, config: Config, *, resume: bool) -> bool:
     """Whether there is nothing left to do; every process learns it from the first one."""
-    with together():
+    with collective_errors():
         check_devices(config.devices)
         found = current().is_first and check_free(run, config, resume=resume)
-    return bool(from_first(found))
+    return bool(broadcast_object(found))
 
 
 def _record_start(run: Path, prepared: Prepared, *, allow_inexact: bool) -> tuple[str, ...]:
     """What has changed since the run began, once the first process has recorded its start."""
-    with together():
+    with collective_errors():
         if not current().is_first:
             return ()
         return record_start(run, prepared.config, prepared.document, prepared.device, allow_inexact=allow_inexact)
@@ -139,4 +139,4 @@ def plan(
     are.  Raises: as ``train``.
     """
     with _isolate_call("hs.plan"), own_turn():
-        return prepare(check(config), module=model, loss=loss, tell=watch or _silent).plan
+        return prepare(check(config), module=model, loss=loss, emit=watch or _silent).plan

@@ -23,7 +23,7 @@ def load_libraries() -> None:
             import_module(name)
 
 
-def compiler_is_loaded() -> bool:
+def is_compiler_loaded() -> bool:
     """Whether torch's compiler is there already: what needs it costs no import any more."""
     return _COMPILER in sys.modules
 

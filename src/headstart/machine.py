@@ -85,9 +85,11 @@ def available_bytes(*, root: Path = Path("/")) -> int | None:
     memory, swap = (int(fields.get(name, "0").split()[0]) * 1024 for name in ("MemAvailable", "SwapFree"))
     groups = _memory_groups(root)
     for limit, used, cached in _LIMITS_OF_GROUPS:
-        memory = min([memory, *_left(groups, limit, used, cached=cached)])
-    swap = min([swap, *_left(groups, "memory.swap.max", "memory.swap.current")])
-    both = _left(groups, "memory.memsw.limit_in_bytes", "memory.memsw.usage_in_bytes", cached="total_inactive_file")
+        memory = min([memory, *_read_rest_of_groups(groups, limit, used, cached=cached)])
+    swap = min([swap, *_read_rest_of_groups(groups, "memory.swap.max", "memory.swap.current")])
+    both = _read_rest_of_groups(
+        groups, "memory.memsw.limit_in_bytes", "memory.memsw.usage_in_bytes", cached="total_inactive_file"
+    )
     return max(0, min([memory + swap, *both]))
 
 
@@ -107,7 +109,7 @@ def _memory_groups(root: Path) -> list[Path]:
     return groups
 
 
-def _left(groups: Sequence[Path], limit: str, used: str, *, cached: str | None = None) -> list[int]:
+def _read_rest_of_groups(groups: Sequence[Path], limit: str, used: str, *, cached: str | None = None) -> list[int]:
     """What each group that has such a limit may still take: the kernel drops files that are ``cached`` first."""
     left = []
     for group in groups:

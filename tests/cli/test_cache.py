@@ -8,18 +8,18 @@ from pathlib import Path
 import pytest
 
 from headstart.cli.main import main
-from headstart.storage.disk_cache import Shelf
+from headstart.storage.disk_cache import DiskCache
 
 KEYS = ("a" * 32, "b" * 32)
 ABOUT = {"model": "timm/resnet18", "boundary": ["layer3"], "images": 10, "view": 1}
 
 
 @pytest.fixture
-def shelf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Shelf:
+def shelf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> DiskCache:
     monkeypatch.setenv("HEADSTART_CACHE", str(tmp_path / "cache"))
-    made = Shelf(tmp_path / "cache", limit_bytes=10**9)
+    made = DiskCache(tmp_path / "cache", limit_bytes=10**9)
     for key in KEYS:
-        made.open_records(key, count=10, page_bytes=1 << 20, about=ABOUT).close()
+        made.open_records(key, count=10, record_bytes=1 << 20, about=ABOUT).close()
     made.complete(KEYS[0], {"rounding": 0.0})
     return made
 
@@ -29,7 +29,7 @@ def said(capsys: pytest.CaptureFixture[str], *words: str) -> str:
     return capsys.readouterr().out
 
 
-def test_what_is_kept_is_listed(shelf: Shelf, capsys):
+def test_what_is_kept_is_listed(shelf: DiskCache, capsys):
     text = said(capsys, "list")
     assert "  10.0      10     2  complete  timm/resnet18  layer3" in text
     assert "2 caches, 20.0 MiB, in" in text
@@ -37,9 +37,9 @@ def test_what_is_kept_is_listed(shelf: Shelf, capsys):
     assert {row["key"]: row["complete"] for row in rows} == {KEYS[0]: True, KEYS[1]: False}
 
 
-def test_clear_leaves_what_is_open_and_what_is_not_ours(shelf: Shelf, capsys, tmp_path: Path):
+def test_clear_leaves_what_is_open_and_what_is_not_ours(shelf: DiskCache, capsys, tmp_path: Path):
     (tmp_path / "cache" / "notes.txt").write_text("mine")
-    with shelf.open_records(KEYS[1], count=10, page_bytes=1 << 20, about=ABOUT):
+    with shelf.open_records(KEYS[1], count=10, record_bytes=1 << 20, about=ABOUT):
         assert "removed 1 cache, 10.0 MiB" in said(capsys, "clear")
         assert [entry.key for entry in shelf.content()] == [KEYS[1]]
     said(capsys, "clear")

@@ -19,7 +19,7 @@ from headstart.data.decoding.decoded_cache import Decoded, open_decoded_cache
 from headstart.data.loader import Batches
 from headstart.data.reading import ChangedImage
 from headstart.data.sources.samples import Sample
-from headstart.storage.disk_cache import Shelf
+from headstart.storage.disk_cache import DiskCache
 
 
 @pytest.fixture
@@ -95,7 +95,7 @@ def test_the_stamp_spares_the_digest_in_training_and_not_where_pixels_are_kept(i
     assert torch.equal(pixels(wrong), pixels(images.train))
     with pytest.raises(ChangedImage):
         list(wrong.padded([[0, 1]], epoch=0))
-    shelf = Shelf(tmp_path / "shelf", limit_bytes=10**9)
+    shelf = DiskCache(tmp_path / "shelf", limit_bytes=10**9)
     kept = open_decoded_cache(Decoded(transform=wrong.transform), samples, shelf, about="t")
     with pytest.raises(ChangedImage):
         pixels(replace(wrong, decoded=kept))
@@ -120,7 +120,7 @@ def test_noted_files_are_used_as_they_are_and_told_once(noting: Images, rewrite,
 
 
 def test_noted_files_are_not_kept_among_decoded_images(noting: Images, rewrite, tmp_path: Path) -> None:
-    shelf = Shelf(tmp_path / "shelf", limit_bytes=10**9)
+    shelf = DiskCache(tmp_path / "shelf", limit_bytes=10**9)
     kept = open_decoded_cache(Decoded(transform=noting.val.transform), noting.val.samples, shelf, about="t")
     sample, wanted = noting.val.samples[1], pixels(noting.val)
     content = sample.path.read_bytes()

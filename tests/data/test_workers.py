@@ -87,12 +87,12 @@ def test_a_death_in_the_middle_of_handing_over_is_explained_too(error) -> None:
 
 def test_a_loading_process_that_is_left_does_not_keep_the_run_from_ending() -> None:
     """Python waits at its end for processes that it started, and these do not heed SIGTERM."""
-    left = multiprocessing.get_context("fork").Process(target=_deaf, daemon=True)
+    deferred = multiprocessing.get_context("fork").Process(target=_deaf, daemon=True)
     with pytest.raises(RunError, match="died"), explain_deaths():
-        left.start()
+        deferred.start()
         raise RuntimeError("DataLoader worker (pid 1) is killed by signal: Killed.")
-    left.join(timeout=30)
-    assert left.exitcode == -signal.SIGKILL
+    deferred.join(timeout=30)
+    assert deferred.exitcode == -signal.SIGKILL
 
 
 def _deaf() -> None:

@@ -25,8 +25,14 @@ import headstart as hs
 from headstart.config.schema import Augment, Config, CrossEntropy, Data, Penalties
 from headstart.config.schema import Batch as BatchOptions
 from headstart.data.dataset import Images, load_images
-from headstart.distributed.collectives import any_of, exchange, files_from_first, from_first, together
-from headstart.distributed.fsdp import is_sharded, is_shared_out, shard, whole
+from headstart.distributed.collectives import (
+    all_gather_object,
+    any_of,
+    broadcast_files,
+    broadcast_object,
+    collective_errors,
+)
+from headstart.distributed.fsdp import is_sharded, is_sharded_tensor, shard, whole
 from headstart.distributed.process_group import join_group
 from headstart.distributed.processes import current
 from headstart.errors import Error
@@ -81,7 +87,7 @@ def gradients(*, folder: str, loss: str, accumulate: int, mixup: float = 0.0, cu
     )  # fmt: skip
     train = pictures(folder, mixup=mixup, cutmix=cutmix).train
     model = network(unused=rest.get("unused", False)).double()
-    if rest.get("sharded") and current().several:
+    if rest.get("sharded") and current().is_distributed:
         shard(model, torch.device("cpu"))
     state = TrainState(model, torch.optim.SGD(model.parameters(), lr=0.0))
     found = []
@@ -129,7 +135,7 @@ def checkpoints(*, folder: str, run: str, before: int, sharded: bool, norm: bool
     """
     train = pictures(folder).train
     model = network(norm=norm)
-    if sharded and current().several:
+    if sharded and current().is_distributed:
         shard(model, torch.device("cpu"))
     state = TrainState(model, torch.optim.AdamW(model.parameters(), lr=1e-2))
     if (Path(run) / "last.json").exists():
@@ -152,7 +158,7 @@ def checkpoints(*, folder: str, run: str, before: int, sharded: bool, norm: bool
 def metrics(*, folder: str, counts: list[int], sharded: bool = False) -> Any:
     """Probabilities and metrics of the first so many pictures, each seen once."""
     images, model = pictures(folder, batch=4), network(norm=True)
-    if sharded and current().several:
+    if sharded and current().is_distributed:
         shard(model, torch.device("cpu"))
     found = []
     for count in counts:
@@ -160,7 +166,7 @@ def metrics(*, folder: str, counts: list[int], sharded: bool = False) -> Any:
         result = evaluate(model, some)
         outputs = result.predictions.outputs
         found.append([list(result.predictions.keys), result.truth.tolist(), outputs.tolist(), result.metrics])
-        assert all(is_shared_out(parameter) == is_sharded(model) for parameter in model.parameters())
+        assert all(is_sharded_tensor(parameter) == is_sharded(model) for parameter in model.parameters())
     return found
 
 
@@ -180,12 +186,12 @@ def told(*, odd: int) -> Any:
     """Every kind of message, once."""
     ours = current()
     files = {"a": b"\0\1", "empty": b""} if ours.is_first else None
-    got = files_from_first(files)
+    got = broadcast_files(files)
     return {
-        "exchange": exchange({"rank": ours.rank, "text": "ä\udcff" * ours.rank}),
-        "first": from_first(["x", ours.rank]),
+        "exchange": all_gather_object({"rank": ours.rank, "text": "ä\udcff" * ours.rank}),
+        "first": broadcast_object(["x", ours.rank]),
         "files": {name: list(data) for name, data in (got or {}).items()},
-        "no files": files_from_first(None),
+        "no files": broadcast_files(None),
         "any": any_of(ours.rank == odd, False),
         "part": list(ours.slice(5)),
     }
@@ -195,11 +201,11 @@ def failing(*, rank: int, how: str) -> Any:
     """One rank fails in a way, the others are on their way to the next message."""
     ours = current()
     if how == "together":
-        with together():
+        with collective_errors():
             if ours.rank == rank:
                 raise Error("it was this one")
         return "went on"
-    exchange("all are here")
+    all_gather_object("all are here")
     if ours.rank == rank:
         match how:
             case "error":
@@ -217,7 +223,7 @@ def failing(*, rank: int, how: str) -> Any:
             case "behind":
                 time.sleep(60)
     for _ in range(1000):
-        exchange("again")
+        all_gather_object("again")
     return "went on"
 
 

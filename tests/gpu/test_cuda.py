@@ -72,7 +72,7 @@ def test_compiled_steps_have_the_losses_of_the_others(model, how) -> None:
 
 @pytest.mark.parametrize("recipe", ["full", "probe"])
 def test_batches_wait_for_the_device_in_pinned_memory(settings, recipe: str) -> None:
-    made = prepare(hs.load_config(settings(device="cuda", recipe=recipe)), module=None, loss=None, tell=lambda _: None)
+    made = prepare(hs.load_config(settings(device="cuda", recipe=recipe)), module=None, loss=None, emit=lambda _: None)
     pixels = next(made.images.train.epoch(0)).pixels
     assert pixels.is_pinned()
 
@@ -97,7 +97,7 @@ def test_the_gpu_is_chosen_and_a_whole_run_works_on_it(tmp_path) -> None:
 
 def test_changes_of_a_batch_are_made_on_the_gpu_as_a_loading_process_makes_them(settings) -> None:
     options = settings(device="cuda", recipe="full", augment={"preset": "standard", "mixup": 0.2})
-    made = prepare(hs.load_config(options), module=None, loss=None, tell=lambda _: None).images.train
+    made = prepare(hs.load_config(options), module=None, loss=None, emit=lambda _: None).images.train
     level = 1 / 255 / min(made.preprocess.std)
     for late, early in zip(made.epoch(0), replace(made, late=False).epoch(0), strict=True):
         assert late.late is not None and early.late is None

@@ -83,7 +83,7 @@ def test_every_candidate_is_timed_or_keeps_its_reason(monkeypatch: pytest.Monkey
     monkeypatch.setattr(latency, "_random", build)
     told = []
     threads = torch.get_num_threads()
-    done = measure(chosen, here(), tell=lambda number, measured: told.append((number, measured.row.spec)))
+    done = measure(chosen, here(), emit=lambda number, measured: told.append((number, measured.row.spec)))
     assert torch.get_num_threads() == threads
     assert [each.row.spec for each in done] == [row.spec for row, _ in chosen]
     assert told == [(number, each.row.spec) for number, each in enumerate(done, start=1)]

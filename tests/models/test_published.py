@@ -87,7 +87,7 @@ def test_every_source_names_its_file_commit_and_date() -> None:
 
 def test_reading_the_table_imports_no_torch() -> None:
     code = (
-        "import sys; from headstart.models.published import published; published('x'); "
+        "import sys; from headstart.models.published import look_up_published; look_up_published('x'); "
         "print({'torch', 'timm', 'torchvision'} & sys.modules.keys())"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

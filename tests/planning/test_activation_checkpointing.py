@@ -15,7 +15,7 @@ RESNET = {"name": "timm/resnet18", "weights": "none", "image_size": 64, "options
 
 
 def ready(settings, module: nn.Module | None = None, **sections):
-    return prepare(hs.load_config(settings(recipe="full", **sections)), module=module, loss=None, tell=lambda _: None)
+    return prepare(hs.load_config(settings(recipe="full", **sections)), module=module, loss=None, emit=lambda _: None)
 
 
 def test_it_is_told_and_takes_less_memory(settings) -> None:

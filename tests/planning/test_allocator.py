@@ -106,7 +106,7 @@ def test_memory_that_is_free_goes_back_with_tcmalloc_too() -> None:
         pytest.skip("tcmalloc is not installed (apt: libtcmalloc-minimal4)")
     code = """
 import torch
-from headstart.allocator import has_tcmalloc, keep_no_memory, kept_memory, release_memory
+from headstart.allocator import has_tcmalloc, keep_no_memory, keep_freed_memory, release_memory
 resident = lambda: int(open("/proc/self/statm").read().split()[1]) * 4096
 def freed(made):
     full = resident()
@@ -114,14 +114,14 @@ def freed(made):
     return full - resident() > 200e6
 def some():
     return [torch.ones(1 << 22) for _ in range(16)]
-with kept_memory():
+with keep_freed_memory():
     kept = freed(some())
     before = resident()
     release_memory()
     released = before - resident() > 200e6
     keep_no_memory()
     scarce = freed(some())
-with kept_memory():
+with keep_freed_memory():
     print(has_tcmalloc(), kept, released, scarce, freed(some()))
 """
 

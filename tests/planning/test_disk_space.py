@@ -40,7 +40,7 @@ def folder_size(folder: Path) -> int:
 def test_the_most_that_a_run_will_hold_is_known_before_its_first_step(settings, monkeypatch, case) -> None:
     """At least what it held at its fullest, and little more: the checkpoint's size to 2 %, the rest to 1 MiB."""
     config = hs.load_config(settings(**CASES[case], model=WIDE))
-    space = run_space(prepare(config, module=None, loss=None, tell=lambda _: None))
+    space = run_space(prepare(config, module=None, loss=None, emit=lambda _: None))
     held, checkpoints = [], []
     plain = LocalDisk.fsync_dir
 
@@ -62,7 +62,7 @@ def test_the_most_that_a_run_will_hold_is_known_before_its_first_step(settings, 
 
 def test_a_run_that_will_not_fit_is_refused_before_anything_is_written(settings, monkeypatch, tmp_path) -> None:
     config = hs.load_config(settings(model=WIDE))
-    peak = run_space(prepare(config, module=None, loss=None, tell=lambda _: None)).peak
+    peak = run_space(prepare(config, module=None, loss=None, emit=lambda _: None)).peak
     monkeypatch.setattr(space_module, "free_bytes", lambda _: peak - 1)
     said = rf"run: too little space for this run: {peak:,} bytes needed, {peak - 1:,} free; .*--checkpoint.keep 1"
     with pytest.raises(StorageError, match=said) as caught:
@@ -92,7 +92,7 @@ def test_what_the_run_holds_already_will_be_replaced(settings, monkeypatch) -> N
     seen = []
     with pytest.raises(Enough):
         hs.train(config, watch=lambda event: (seen.append(event), watch(event)) if seen else seen.append(event))
-    peak = run_space(prepare(config, module=None, loss=None, tell=lambda _: None)).peak
+    peak = run_space(prepare(config, module=None, loss=None, emit=lambda _: None)).peak
     held = folder_size(Path(config.out))
     monkeypatch.setattr(space_module, "free_bytes", lambda _: peak - held - 1)
     with pytest.raises(StorageError, match=rf"{peak - held:,} bytes needed"):

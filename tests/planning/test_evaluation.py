@@ -78,7 +78,7 @@ def ready(settings, module: nn.Module | None = None, **sections):
     model = {"model": {"image_size": 32}} if module is not None else {}
     batch = {"size": SIZE} | sections.pop("batch", {})
     config = hs.load_config(settings(recipe="full", batch=batch, **sections) | model)
-    return prepare(config, module=module, loss=None, tell=lambda _: None)
+    return prepare(config, module=module, loss=None, emit=lambda _: None)
 
 
 def told(made) -> dict[str, tuple[str, str]]:
@@ -167,7 +167,7 @@ def test_the_choice_stays_when_the_run_goes_on(settings, monkeypatch: pytest.Mon
     made = ready(settings, Small())
     choices = json.loads(json.dumps(made.plan.to_dict()["choices"]))
     monkeypatch.setattr(evaluation, "_measure_evaluation", lambda *_: pytest.fail("measured again"))
-    again = prepare(made.config, module=Small(), loss=None, tell=lambda _: None, recorded=choices)
+    again = prepare(made.config, module=Small(), loss=None, emit=lambda _: None, recorded=choices)
     assert again.images.val.batch_size == 8
 
 
@@ -198,7 +198,7 @@ def test_what_trains_in_fp32_may_be_evaluated_in_bf16(settings, tmp_path: Path) 
     made = ready(settings, module, cache={"use": "never"})
     value, reason = told(made)["evaluation"]
     assert value.endswith(", bf16") and "ms an image in bf16" in reason and "outputs 0.1% off" in reason
-    again = prepare(made.config, module=Halved(), loss=None, tell=lambda _: None, recorded=made.document["choices"])
+    again = prepare(made.config, module=Halved(), loss=None, emit=lambda _: None, recorded=made.document["choices"])
     assert again.course.rules.evaluated_in == "bf16" and again.course.rules.precision == "fp32"
     model = {"model": {"image_size": 32}}
     config = settings(recipe="full", batch={"size": SIZE}, cache={"use": "never"}, out=str(tmp_path / "run"))
@@ -216,7 +216,7 @@ def test_numbers_are_not_evaluated_in_bf16(settings, colours, tmp_path: Path) ->
     (tmp_path / "table.csv").write_text("\n".join(["image,size", *rows]))
     source = {"source": str(tmp_path / "table.csv"), "images": str(colours), "image": "image", "target": "size"}
     config = settings(recipe="full", cache={"use": "never"}, data=source) | {"model": {"image_size": 32}}
-    made = prepare(hs.load_config(config), module=Halved(), loss=None, tell=lambda _: None)
+    made = prepare(hs.load_config(config), module=Halved(), loss=None, emit=lambda _: None)
     assert made.images.task.kind == "regress" and made.course.rules.evaluated_in == "fp32"
 
 
@@ -236,6 +236,6 @@ def test_bf16_is_not_taken_where_it_does_not_fit(settings, module, sections) -> 
     kept = {"use": "always"} if "recipe" in sections else {"use": "never"}
     config = settings(**({"recipe": "full", "batch": {"size": SIZE}, "cache": kept} | sections))
     model = {"model": {"image_size": 32}}
-    made = prepare(hs.load_config(config | model), module=module, loss=None, tell=lambda _: None)
+    made = prepare(hs.load_config(config | model), module=module, loss=None, emit=lambda _: None)
     assert made.course.rules.evaluated_in == "fp32"
     assert any(phase.cached for phase in made.course.phases) == ("recipe" in sections)

@@ -55,7 +55,7 @@ def test_the_run_has_what_was_chosen_and_the_same_bits(settings, tmp_path, monke
     monkeypatch.setattr(loading, "count_workers", lambda *_, **__: count)
     options: dict[str, Any] = {"recipe": "full", "epochs": 1}
     config = hs.load_config(settings(workers="auto", out=str(tmp_path / "chosen"), **options))
-    ready = prepare(config, module=None, loss=None, tell=lambda _: None).images
+    ready = prepare(config, module=None, loss=None, emit=lambda _: None).images
     assert [split.workers for split in (ready.train, ready.val)] == [count, count]
     chosen = hs.train(config)
     told = json.loads((chosen.path / "plan.json").read_text())["decisions"]
@@ -93,7 +93,7 @@ def test_it_is_trainings_arithmetic_that_counts(settings, monkeypatch: pytest.Mo
     monkeypatch.setattr(loading, "available_cores", lambda: 4)
     kept = settings(recipe="full", workers="auto", cache={"use": "never"}) | {"model": {"image_size": 32}}
     recorded = {"evaluation": {"size": 8, "precision": "bf16", "why": "as it was"}}
-    made = prepare(hs.load_config(kept), module=Halved(), loss=None, tell=lambda _: None, recorded=recorded)
+    made = prepare(hs.load_config(kept), module=Halved(), loss=None, emit=lambda _: None, recorded=recorded)
     assert made.course.rules.evaluated_in == "bf16"
     (told,) = (one for one in made.plan.decisions if one.name == "workers")
     milliseconds = float(told.reason.partition("the model ")[2].partition(" ms")[0])

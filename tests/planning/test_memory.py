@@ -29,7 +29,7 @@ class Flat(nn.Module):
 def ready(settings, module: nn.Module | None = None, **sections):
     model = {"model": {"image_size": 32}} if module is not None else {}
     tree = settings(recipe="full", **sections) | model
-    return prepare(hs.load_config(tree), module=module, loss=None, tell=lambda _: None)
+    return prepare(hs.load_config(tree), module=module, loss=None, emit=lambda _: None)
 
 
 def measured(made) -> memory.MemoryNeed:
@@ -105,11 +105,11 @@ def test_what_cannot_fit_is_refused_and_what_is_proposed_fits(settings, monkeypa
 
 def test_what_is_freed_is_kept_only_where_there_is_room(settings, monkeypatch) -> None:
     about = measured(ready(settings)).about(8)
-    for share, roomy in ((1.6, True), (1.2, False)):
+    for share, can_retain_memory in ((1.6, True), (1.2, False)):
         monkeypatch.setattr(memory, "available_bytes", lambda share=share: int(share * about))
         made = ready(settings)
         told = [one.value for one in made.plan.decisions if one.name == "freed memory"]
-        assert (made.roomy, told) == (roomy, [] if roomy else ["goes back at once"])
+        assert (made.can_retain_memory, told) == (can_retain_memory, [] if can_retain_memory else ["goes back at once"])
 
 
 def test_where_not_even_two_images_fit_a_smaller_model_is_proposed(settings, monkeypatch) -> None:

@@ -94,7 +94,7 @@ def test_plain_attention_is_measured_where_attention_learns(settings, monkeypatc
 @pytest.mark.usefixtures("pays")
 def test_measuring_leaves_model_and_chance_as_they_were(settings):
     config = hs.load_config(settings(memory_format="contiguous"))
-    made = prepare(config, module=None, loss=None, tell=lambda _: None)
+    made = prepare(config, module=None, loss=None, emit=lambda _: None)
     module, before = made.opened.module, copy.deepcopy(made.opened.module.state_dict())
     work = Workload(phases=made.course.phases, loss=made.course.rules.loss_function(), images=made.images)
     torch.manual_seed(3)
@@ -120,7 +120,7 @@ def test_copies_hold_nothing_afterwards_though_they_may_live_on(settings, monkey
         return found
 
     monkeypatch.setattr(arithmetic, "_copies", copies)
-    made = prepare(hs.load_config(settings(recipe="full")), module=None, loss=None, tell=lambda _: None)
+    made = prepare(hs.load_config(settings(recipe="full")), module=None, loss=None, emit=lambda _: None)
     assert kept
     values = [value for model in kept for value in (*model.parameters(), *model.buffers())]
     assert sum(value.untyped_storage().nbytes() for value in values) == 0
@@ -134,7 +134,7 @@ def test_what_a_copy_shares_with_the_model_stays(settings):
         def __deepcopy__(self, memo: Any) -> Shared:
             return self
 
-    made = prepare(hs.load_config(settings(recipe="full")), module=None, loss=None, tell=lambda _: None)
+    made = prepare(hs.load_config(settings(recipe="full")), module=None, loss=None, emit=lambda _: None)
     module = nn.Sequential(nn.Conv2d(3, 8, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), Shared(8, 3))
     work = Workload(phases=made.course.phases, loss=cross_entropy, images=made.images)
     before = module[3].weight.detach().clone()
@@ -176,7 +176,7 @@ class Spoiled(Fast):
 
 @pytest.mark.usefixtures("pays")
 def test_one_spoiled_moment_decides_nothing(settings) -> None:
-    made = prepare(hs.load_config(settings(precision="fp32")), module=None, loss=None, tell=lambda _: None)
+    made = prepare(hs.load_config(settings(precision="fp32")), module=None, loss=None, emit=lambda _: None)
     work = Workload(phases=(replace(made.course.phases[-1], freeze="none"),), loss=cross_entropy, images=made.images)
     torch.manual_seed(0)
     Fast.steps.clear()
@@ -189,7 +189,7 @@ def test_one_spoiled_moment_decides_nothing(settings) -> None:
 @pytest.mark.parametrize("wrong", [False, True])
 def test_the_fastest_is_taken_if_it_gives_the_same(settings, wrong: bool):
     config = hs.load_config(settings(memory_format="contiguous"))
-    made = prepare(hs.load_config(settings(precision="fp32")), module=None, loss=None, tell=lambda _: None)
+    made = prepare(hs.load_config(settings(precision="fp32")), module=None, loss=None, emit=lambda _: None)
     images = replace(made.images, train=replace(made.images.train))
     work = Workload(phases=(replace(made.course.phases[-1], freeze="none"),), loss=cross_entropy, images=images)
     torch.manual_seed(0)

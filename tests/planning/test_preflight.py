@@ -114,7 +114,7 @@ def test_choices_that_are_not_the_defaults_are_said(planned) -> None:
 def test_the_model_is_prepared_as_the_plan_says(settings) -> None:
     seen = []
     config = hs.load_config(settings(memory_format="channels_last"))
-    ready = prepare(config, module=None, loss=None, tell=seen.append)
+    ready = prepare(config, module=None, loss=None, emit=seen.append)
     assert ready.opened.module.fc.out_features == 3
     assert ready.opened.module.conv1.weight.is_contiguous(memory_format=torch.channels_last)
     kinds = [type(event).__name__ for event in seen]
@@ -125,7 +125,7 @@ def test_the_model_is_prepared_as_the_plan_says(settings) -> None:
 def test_random_weights_are_a_function_of_the_seed(settings) -> None:
     def weights(seed: int) -> torch.Tensor:
         torch.rand(seed)
-        module = prepare(hs.load_config(settings(seed=seed)), module=None, loss=None, tell=lambda _: None).opened.module
+        module = prepare(hs.load_config(settings(seed=seed)), module=None, loss=None, emit=lambda _: None).opened.module
         return torch.cat([value.flatten() for value in module.parameters()])
 
     one, same, other = weights(1), weights(1), weights(2)

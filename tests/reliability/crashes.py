@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
-from headstart.storage.buffers import Pieces
+from headstart.storage.buffers import Buffers
 from headstart.storage.disk import DISK
 
 Operation = tuple[str, tuple[object, ...]]
@@ -32,7 +32,7 @@ class Recorder:
 
     def __getattr__(self, name: str) -> Callable[..., None]:
         def operation(*arguments: object) -> None:
-            kept = tuple(bytes(one) if isinstance(one, Pieces) else one for one in arguments)  # tensors go on changing
+            kept = tuple(bytes(one) if isinstance(one, Buffers) else one for one in arguments)  # tensors go on changing
             self.done.append((name, kept))
             if self._sync or name not in ("fsync", "fsync_dir"):
                 getattr(DISK, name)(*arguments)

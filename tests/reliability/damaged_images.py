@@ -17,7 +17,7 @@ from PIL import Image
 import headstart as hs
 from headstart.data.decoding.crops import Frame
 from headstart.data.decoding.decode import FORMATS, UnreadableImage, decode_image
-from headstart.data.decoding.lazy_image import Picture, render
+from headstart.data.decoding.lazy_image import LazyImage, render
 from tests.reliability.lives import COLOURS, facts, settings
 
 Damage = Callable[[Path, random.Random], None]
@@ -187,7 +187,7 @@ def _decode(files: list[bytes], write: int) -> None:
         for content in files:
             try:
                 decode_image(content, path="x")
-                opened = Picture(content, path="x")
+                opened = LazyImage(content, path="x")
                 for shown in ((8, 8), (64, 64)):  # decoded to an eighth, and whole
                     frame = Frame(box=(0, 0, *opened.size), scaled=shown, shown=shown)
                     render(opened, frame, interpolation="bilinear", gap=1.0)

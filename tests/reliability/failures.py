@@ -12,7 +12,7 @@ from pathlib import Path
 
 from headstart.errors import StorageError
 from headstart.runs.checkpoint import read_checkpoint, save
-from headstart.storage.buffers import Pieces
+from headstart.storage.buffers import Buffers
 from headstart.storage.disk import DISK
 from headstart.storage.durable import read_folder, sweep
 from tests.reliability.crashes import Recorder
@@ -50,7 +50,7 @@ def _half(name: str, arguments: tuple[object, ...]) -> None:
     assert isinstance(path, Path)
     if name == "write":
         data = arguments[1]
-        assert isinstance(data, bytes | Pieces)
+        assert isinstance(data, bytes | Buffers)
         data = bytes(data)
         path.write_bytes(data[: len(data) // 2])
     elif name == "remove" and path.is_dir():

@@ -35,7 +35,7 @@ def ready(settings) -> Callable[..., Prepared]:
     def make(**sections: Any) -> Prepared:
         torch.manual_seed(0)
         config = hs.load_config(settings(**PLAIN | sections))
-        return prepare(config, module=None, loss=None, tell=lambda event: None)
+        return prepare(config, module=None, loss=None, emit=lambda event: None)
 
     return make
 
@@ -183,13 +183,13 @@ def test_where_there_is_nothing_to_go_on_from_every_rank_begins_anew(ready, on_t
 
 
 def test_a_model_that_is_shared_out_is_kept_whole_beside_it(ready, on_two_ranks, tmp_path) -> None:
-    prepared = dataclasses.replace(ready(), shared_out=True)
+    prepared = dataclasses.replace(ready(), sharded=True)
     before = total(prepared.opened.module)
 
     def work(rank: int) -> Any:
         state, _ = begin(tmp_path, prepared)
         plain = state.unsharded
-        return [is_sharded(state.model), is_sharded(plain), total(state.model), total(plain), current().several]
+        return [is_sharded(state.model), is_sharded(plain), total(state.model), total(plain), current().is_distributed]
 
     found = on_two_ranks(work)
     assert found == [[True, False, pytest.approx(before), pytest.approx(before), True]] * 2

@@ -20,7 +20,7 @@ from headstart.errors import ModelError, StorageError
 from headstart.predictor import evaluate_run, predict_paths
 from headstart.runs.finish import Run
 from headstart.storage.durable import read_folder
-from headstart.training.evaluate import in_eval, predict, scores
+from headstart.training.evaluate import compute_logits, in_eval, predict
 
 KINDS = {
     "linear": {},
@@ -110,7 +110,7 @@ def test_a_linear_head_of_timm_opens_in_plain_timm_with_equal_outputs(run, noise
     plain = timm.create_model(f"local-dir:{run.path / 'model'}", pretrained=True).eval()
     batch = noise(8, size=32)
     with in_eval(run.model), in_eval(plain):
-        ours, theirs = scores(run.model, batch), scores(plain, batch)
+        ours, theirs = compute_logits(run.model, batch), compute_logits(plain, batch)
     torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-6)
     config = timm.data.resolve_model_data_config(plain)
     opened = hs.open_run(run.path).preprocess
@@ -149,7 +149,7 @@ def test_a_module_of_ones_own_opens_into_a_module_made_the_same_way(net, setting
     run = train(config, model=net(classes=7, norm=True))
     opened = hs.open_run(run.path, model=net(classes=7, norm=True, seed=9))
     with in_eval(run.model), in_eval(opened.model):
-        assert torch.equal(scores(run.model, noise(8)), scores(opened.model, noise(8)))
+        assert torch.equal(compute_logits(run.model, noise(8)), compute_logits(opened.model, noise(8)))
     with pytest.raises(ModelError, match=r"cannot be rebuilt; make the module in Python"):
         hs.open_run(run.path)
     wider = net(norm=True)

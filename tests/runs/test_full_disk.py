@@ -53,11 +53,11 @@ def test_a_log_on_a_full_disk_says_so_at_once_and_closes_in_peace(small_disk) ->
     log = RunLog(small_disk, state)
     fill(small_disk, but=0)
     step = StepDone(step=1, epoch=1, loss=0.5, weight=8.0, grad_norm=1.0, lr=0.1, head_lr=0.2, images=8)
-    for tell, name in (
-        (lambda: log.tell(step, phase=0), "events.jsonl"),
+    for emit, name in (
+        (lambda: log.emit(step, phase=0), "events.jsonl"),
         (lambda: log.note("a" * 100), "log.txt"),
     ):
         with pytest.raises(StorageError, match=rf"{name}: cannot be written: .*\([\d,]+ bytes needed, 0 free\)"):
             for _ in range(100):  # the last page of a file has room for some
-                tell()
+                emit()
     log.close()

@@ -34,11 +34,11 @@ def told(run: Path, state: TrainState, *, every_step: bool) -> list[tuple[TrainS
         phase = (epoch - 1) // 2
         if state.phase != phase or not saved:
             state.phase = phase
-            log.tell(PhaseStarted(index=phase, name="ab"[phase], epochs=2, trainable=1, frozen=2), phase=phase)
+            log.emit(PhaseStarted(index=phase, name="ab"[phase], epochs=2, trainable=1, frozen=2), phase=phase)
         for _ in range(STEPS - state.epoch_step):
             state.step, state.epoch_step = state.step + 1, state.epoch_step + 1
             facts = {"loss": 0.5, "weight": 8.0, "grad_norm": 1.0, "lr": 0.1, "head_lr": 0.2, "images": 8}
-            log.tell(StepDone(step=state.step, epoch=epoch, seconds=0.25, **facts), phase=phase)
+            log.emit(StepDone(step=state.step, epoch=epoch, seconds=0.25, **facts), phase=phase)
             if every_step:
                 save()
         state.epochs_done, state.epoch_step = epoch, 0
@@ -47,7 +47,7 @@ def told(run: Path, state: TrainState, *, every_step: bool) -> list[tuple[TrainS
             epoch=epoch, step=state.step, train_loss=0.5, seconds=1.0, images_per_second=8.0, phase=phase, lr=0.1,
             metrics=metrics,
         )  # fmt: skip
-        log.tell(done, phase=phase)
+        log.emit(done, phase=phase)
         save()
     log.mark("finished", {"step": state.step, "seconds": 9.0})
     log.close()

@@ -13,14 +13,14 @@ import pytest
 import headstart as hs
 from headstart.errors import ConfigError, StorageError
 from headstart.events import CacheNote
-from headstart.storage.disk_cache import Shelf, find_other_writers
+from headstart.storage.disk_cache import DiskCache, find_other_writers
 
 KEY = "a" * 32
 ROOT = os.geteuid() == 0
 
 
 def opened(folder: Path) -> None:
-    Shelf(folder, limit_bytes=10**9).open_records(KEY, count=3, page_bytes=100, about={}).close()
+    DiskCache(folder, limit_bytes=10**9).open_records(KEY, count=3, record_bytes=100, about={}).close()
 
 
 def mode(path: Path) -> int:

@@ -370,8 +370,8 @@ def test_a_read_only_folder_is_named(tmp_path) -> None:
 HOLDER = """
 import sys, time
 from pathlib import Path
-from headstart.storage.durable import locked
-with locked(Path(sys.argv[1])):
+from headstart.storage.durable import lock_folder
+with lock_folder(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(60)
 """

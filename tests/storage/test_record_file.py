@@ -11,18 +11,18 @@ from pathlib import Path
 import pytest
 
 from headstart.errors import StorageError
-from headstart.storage.record_file import PageFile, file_bytes
+from headstart.storage.record_file import RecordFile, file_bytes
 
 COUNT, SIZE = 7, 100
-STEP = file_bytes(count=1, page_bytes=SIZE)
+STEP = file_bytes(count=1, record_bytes=SIZE)
 
 
 def page(number: int) -> bytes:
     return random.Random(number).randbytes(SIZE)
 
 
-def opened(path: Path, *, key: str = "key", count: int = COUNT, size: int = SIZE) -> PageFile:
-    return PageFile(path, count=count, page_bytes=size, key=key)
+def opened(path: Path, *, key: str = "key", count: int = COUNT, size: int = SIZE) -> RecordFile:
+    return RecordFile(path, count=count, record_bytes=size, key=key)
 
 
 @pytest.fixture

@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import load, save
 
 from headstart.storage import tensors as tensor_file
-from headstart.storage.buffers import Pieces
-from headstart.storage.tensors import in_pieces, pack_tensors
+from headstart.storage.buffers import Buffers
+from headstart.storage.tensors import make_buffers, pack_tensors
 
 KINDS = list(tensor_file._NAMES)
 
@@ -41,7 +41,7 @@ def test_memory_order_slices_and_shared_tensors() -> None:
 
 def test_nothing_is_copied() -> None:
     weight = torch.zeros(4, 5)
-    pieces = in_pieces({"weight": weight})
+    pieces = make_buffers({"weight": weight})
     before = bytes(pieces)
     weight.fill_(1)
     assert bytes(pieces) != before
@@ -49,7 +49,7 @@ def test_nothing_is_copied() -> None:
 
 
 def test_pieces_are_counted_in_bytes() -> None:
-    assert len(Pieces(b"ab", b"", memoryview(b"cde"))) == 5
-    assert bytes(Pieces(b"ab", b"", memoryview(b"cde"))) == b"abcde"
+    assert len(Buffers(b"ab", b"", memoryview(b"cde"))) == 5
+    assert bytes(Buffers(b"ab", b"", memoryview(b"cde"))) == b"abcde"
     with pytest.raises(AssertionError):
-        Pieces(memoryview(b"12345678").cast("f"))
+        Buffers(memoryview(b"12345678").cast("f"))

@@ -291,7 +291,7 @@ def test_layers_of_torch_in_the_frozen_part(middle: Callable[[], nn.Module], las
     assert check(module, body_names(module)).crossing == (last,)
 
 
-class Keeping(nn.Module):
+class CacheableTransform(nn.Module):
     """Keeps what it makes of its weights, as timm's LeViT does."""
 
     def __init__(self) -> None:
@@ -305,7 +305,7 @@ class Keeping(nn.Module):
 
 
 def test_what_is_kept_of_frozen_weights_is_known_in_the_next_call() -> None:
-    module = Net(body=cut_body(Keeping()))
+    module = Net(body=cut_body(CacheableTransform()))
     replay = check(module, body_names(module))
     assert replay.crossing == ("body.3",)
 

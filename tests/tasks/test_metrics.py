@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from headstart.tasks.metrics import measure, score
+from headstart.tasks.metrics import measure, selection_key
 from headstart.tasks.task import TaskSpec
 
 NUMBERS = TaskSpec(kind="regress", targets=("y",), mean=(0.002,), std=(0.001,))
@@ -31,4 +31,4 @@ def test_targets_of_different_units_count_alike_for_what_is_best() -> None:
     rooms_right = measure(task, torch.tensor([[2e5 + 1, 3.0], [4e5 + 1, 5.0]]), truth)
     rooms_wrong = measure(task, torch.tensor([[2e5, 5.0], [4e5, 3.0]]), truth)
     assert rooms_right["mae"] < 2
-    assert score(task, rooms_right) > score(task, rooms_wrong)
+    assert selection_key(task, rooms_right) > selection_key(task, rooms_wrong)

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 import headstart as hs
 from headstart.errors import ConfigError
 from headstart.events import CacheNote, CacheProgress
-from headstart.storage.disk_cache import Shelf
+from headstart.storage.disk_cache import DiskCache
 
 cache_module = importlib.import_module("headstart.training.activation_cache")  # headstart.train is a function, too
 CACHED = {"use": "always", "views": 2}
@@ -255,11 +255,11 @@ def test_mixing_leaves_validation_to_the_cache(trained):
 
 def test_the_shelf_keeps_to_its_limit_and_what_is_in_use(own_shelf: Path):
     about = {"model": "net"}
-    shelf = Shelf(own_shelf, limit_bytes=2500)
+    shelf = DiskCache(own_shelf, limit_bytes=2500)
     keys = ["a" * 32, "b" * 32, "c" * 32]
-    with shelf.open_records(keys[0], count=10, page_bytes=92, about=about):
-        shelf.open_records(keys[1], count=10, page_bytes=92, about=about).close()
-        shelf.open_records(keys[2], count=10, page_bytes=92, about=about).close()
+    with shelf.open_records(keys[0], count=10, record_bytes=92, about=about):
+        shelf.open_records(keys[1], count=10, record_bytes=92, about=about).close()
+        shelf.open_records(keys[2], count=10, record_bytes=92, about=about).close()
         assert [entry.key for entry in shelf.content()] == [keys[0], keys[2]]  # the first is older, but open
         assert not shelf.remove(keys[0])
     assert shelf.remove(keys[0])

@@ -28,7 +28,7 @@ from headstart.data.transforms.transforms import eval_transform, train_transform
 from headstart.distributed.processes import Processes
 from headstart.errors import RunError, StorageError
 from headstart.models.preprocess import imagenet_preprocess
-from headstart.storage.disk_cache import Shelf
+from headstart.storage.disk_cache import DiskCache
 from headstart.surgery.boundary import find_boundary
 from headstart.surgery.fixed_values import NotReplayable
 from headstart.surgery.freeze import freeze
@@ -276,7 +276,7 @@ def read(activations: Activations, *, epoch: int, parts: Any = (tuple(range(24))
 
 
 def kept(made: SimpleNamespace) -> dict[str, dict[str, Any]]:
-    return {entry.key: dict(entry.about) for entry in Shelf(made.where.folder, limit_bytes=1).content()}
+    return {entry.key: dict(entry.about) for entry in DiskCache(made.where.folder, limit_bytes=1).content()}
 
 
 def random_views(made: SimpleNamespace, count: int, *, first: int = 0) -> SimpleNamespace:
@@ -382,7 +382,7 @@ def refuse(*_: object) -> None:
 
 def is_free(made: SimpleNamespace) -> bool:
     """Whether nobody has a file of the shelf open: each can be removed."""
-    shelf = Shelf(made.where.folder, limit_bytes=1)
+    shelf = DiskCache(made.where.folder, limit_bytes=1)
     removed = [shelf.remove(key) for key in kept(made)]
     return all(removed)
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from headstart.training.boundary_tensors import crossing_of, pack_records, page_bytes, rounding, unpack_records
+from headstart.training.boundary_tensors import make_boundary_spec, pack_records, record_bytes, rounding, unpack_records
 
 TENSORS: dict[str, Tensor] = {
     "features": torch.randn(5, 7),
@@ -22,9 +22,9 @@ TENSORS: dict[str, Tensor] = {
 @pytest.mark.parametrize("name", TENSORS)
 def test_what_comes_back_is_what_was_given(name: str):
     value = TENSORS[name]
-    crossings = (crossing_of(value, as_bf16=False),)
+    crossings = (make_boundary_spec(value, as_bf16=False),)
     pages = pack_records((value,), crossings)
-    assert pages.shape == (5, page_bytes(crossings))
+    assert pages.shape == (5, record_bytes(crossings))
     (again,) = unpack_records(pages, crossings)
     assert torch.equal(again, value) and again.dtype == value.dtype
     assert again.stride() == value.stride()
@@ -33,7 +33,7 @@ def test_what_comes_back_is_what_was_given(name: str):
 
 def test_several_tensors_share_an_images_page():
     values = tuple(TENSORS.values())
-    crossings = tuple(crossing_of(value, as_bf16=False) for value in values)
+    crossings = tuple(make_boundary_spec(value, as_bf16=False) for value in values)
     pages = pack_records(values, crossings)
     some = [4, 0, 0]
     for again, value in zip(unpack_records(pages[some], crossings), values, strict=True):
@@ -42,8 +42,8 @@ def test_several_tensors_share_an_images_page():
 
 def test_half_the_bytes_round_and_the_error_is_the_relative_one():
     value = TENSORS["maps"]
-    crossings = (crossing_of(value, as_bf16=True),)
-    assert page_bytes(crossings) == value[0].numel() * 2
+    crossings = (make_boundary_spec(value, as_bf16=True),)
+    assert record_bytes(crossings) == value[0].numel() * 2
     (again,) = unpack_records(pack_records((value,), crossings), crossings)
     assert torch.equal(again, value.bfloat16().float())
     assert rounding((value,), crossings) == pytest.approx(float((value - again).norm() / value.norm()), rel=1e-5)

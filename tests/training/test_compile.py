@@ -38,7 +38,7 @@ def config(settings, **sections) -> hs.Config:
 
 
 def ready(settings, **sections):
-    return prepare(config(settings, **sections), module=Noting(), loss=None, tell=lambda _: None)
+    return prepare(config(settings, **sections), module=Noting(), loss=None, emit=lambda _: None)
 
 
 @needs_compiler
@@ -102,7 +102,7 @@ def test_it_is_measured_whether_it_pays_and_kept_by_a_resume(settings, monkeypat
     assert told.value == made.course.rules.compile == how
     assert "auto: a step takes" in told.reason and "compiling took" in told.reason
     monkeypatch.setattr(compiling, "_measure_compile", lambda *_: pytest.fail("measured again"))
-    again = prepare(made.config, module=Noting(), loss=None, tell=lambda _: None, recorded=made.document["choices"])
+    again = prepare(made.config, module=Noting(), loss=None, emit=lambda _: None, recorded=made.document["choices"])
     assert again.course.rules.compile == how
 
 
@@ -115,5 +115,5 @@ def test_what_does_not_go_together_is_refused(settings) -> None:
     with pytest.raises(ConfigError, match=r"compile: not with activation_checkpointing"):
         prepare(
             hs.load_config(settings(recipe="full", compile="default", activation_checkpointing=True)),
-            module=None, loss=None, tell=lambda _: None,
+            module=None, loss=None, emit=lambda _: None,
         )  # fmt: skip

@@ -15,7 +15,7 @@ from torch import nn
 import headstart as hs
 from headstart.data.dataset import image_batches
 from headstart.errors import DataError
-from headstart.tasks.metrics import measure, score
+from headstart.tasks.metrics import measure, selection_key
 from headstart.tasks.task import TaskSpec
 from headstart.training.evaluate import evaluate, in_eval, predict
 from headstart.training.phases import frozen_digest
@@ -179,31 +179,31 @@ def test_a_metric_that_is_not_defined_is_left_out_and_counts_as_the_worst() -> N
     assert "r2" not in one
     endless = measure(task, torch.tensor([[math.inf], [1.0]]), torch.tensor([[2.0], [1.0]]))
     assert "mae_log10" not in endless
-    assert score(task, endless) < score(task, one)
+    assert selection_key(task, endless) < selection_key(task, one)
     nothing = measure(TAGS, torch.rand(4, 3), torch.zeros(4, 3))
     assert "mean_average_precision" not in nothing
-    assert score(TAGS, nothing) < score(TAGS, {"mean_average_precision": 0.0, "nll": 99.0})
-    assert all(math.isfinite(value) for value in (*score(TAGS, nothing), *score(task, endless)))
+    assert selection_key(TAGS, nothing) < selection_key(TAGS, {"mean_average_precision": 0.0, "nll": 99.0})
+    assert all(math.isfinite(value) for value in (*selection_key(TAGS, nothing), *selection_key(task, endless)))
 
 
 def test_better_is_more_accurate_and_then_likelier() -> None:
-    assert score(CLASSES, {"accuracy": 0.9, "nll": 2.0}) > score(CLASSES, {"accuracy": 0.8, "nll": 0.1})
-    assert score(CLASSES, {"accuracy": 0.9, "nll": 0.1}) > score(CLASSES, {"accuracy": 0.9, "nll": 0.2})
+    assert selection_key(CLASSES, {"accuracy": 0.9, "nll": 2.0}) > selection_key(CLASSES, {"accuracy": 0.8, "nll": 0.1})
+    assert selection_key(CLASSES, {"accuracy": 0.9, "nll": 0.1}) > selection_key(CLASSES, {"accuracy": 0.9, "nll": 0.2})
     plain = TaskSpec(kind="regress", targets=("x",))
-    assert score(plain, {"mae": 1.0}) > score(plain, {"mae": 2.0})
+    assert selection_key(plain, {"mae": 1.0}) > selection_key(plain, {"mae": 2.0})
     logged = replace(plain, log=True)
-    assert score(logged, {"mae": 9.0, "mae_log10": 0.1}) > score(logged, {"mae": 1.0, "mae_log10": 0.2})
+    assert selection_key(logged, {"mae": 9.0, "mae_log10": 0.1}) > selection_key(logged, {"mae": 1.0, "mae_log10": 0.2})
 
 
 def test_better_numbers_of_several_units_are_better_by_their_share_of_the_mean_predictors_error() -> None:
     task = TaskSpec(kind="regress", targets=("price", "size"))
     baseline = {"baseline_mae:price": 1000.0, "baseline_mae:size": 2.0}
     one, other = ({"mae:price": price, "mae:size": size} | baseline for price, size in ((900.0, 1.0), (800.0, 1.9)))
-    assert score(task, one) == pytest.approx((-0.7,))
-    assert score(task, one) > score(task, other)
+    assert selection_key(task, one) == pytest.approx((-0.7,))
+    assert selection_key(task, one) > selection_key(task, other)
     undefined = {"mae:price": 1.0, "baseline_mae:price": 1e-3, "baseline_mae:size": 1e-3}
-    assert math.isfinite(score(task, undefined)[0])
-    assert score(task, undefined) < score(task, other)
+    assert math.isfinite(selection_key(task, undefined)[0])
+    assert selection_key(task, undefined) < selection_key(task, other)
 
 
 def test_new_images_are_predicted_without_labels(model, images, colours) -> None:

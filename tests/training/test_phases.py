@@ -14,10 +14,10 @@ from headstart.config.schema import AdamW, Schedule, Sgd, Stages, TimmOptimizer
 from headstart.errors import RunError
 from headstart.events import EpochDone, PhaseStarted, StepDone
 from headstart.surgery.freeze import freeze_by
-from headstart.tasks.metrics import score
+from headstart.tasks.metrics import selection_key
 from headstart.training.activation_cache import CacheRules
 from headstart.training.evaluate import evaluate
-from headstart.training.phases import Course, PhasePlan, enter_phase, train_phases
+from headstart.training.phases import PhasePlan, TrainingPlan, enter_phase, train_phases
 from headstart.training.rules import StepRules
 from headstart.training.state import TrainState, make_average
 from headstart.training.step import train_step
@@ -30,8 +30,8 @@ def phase(name: str, freeze, *, first: int = 0, epochs: int = 1, lr: float = 1e-
     )  # fmt: skip
 
 
-def course(*phases: PhasePlan, optimizer=None, patience: int = 0, **rules) -> Course:
-    return Course(
+def course(*phases: PhasePlan, optimizer=None, patience: int = 0, **rules) -> TrainingPlan:
+    return TrainingPlan(
         phases=phases, optimizer=optimizer or AdamW(), schedule=Schedule(kind="constant", warmup=0),
         rules=StepRules(**rules), patience=patience,
         cache=CacheRules(folder=Path("nowhere"), model="net", dtype="auto", limit_bytes=0),
@@ -209,8 +209,8 @@ def test_the_best_epoch_is_the_one_with_the_best_metrics_of_either_weights(net, 
     found = []
     for event in train_phases(state, course(phase("all", "none", epochs=5, lr=0.05)), images.train, images.val):
         if isinstance(event, EpochDone):
-            found += [(score(images.task, event.metrics), event.epoch, "trained")]
-            found += [(score(images.task, event.average_metrics), event.epoch, "average")]
+            found += [(selection_key(images.task, event.metrics), event.epoch, "trained")]
+            found += [(selection_key(images.task, event.average_metrics), event.epoch, "average")]
             assert event.average_metrics == evaluate(state.average.module, images.val).metrics
             best = max(found, key=lambda row: row[0])
             assert (state.best.score, state.best.epoch, state.best.weights) == best

@@ -11,7 +11,7 @@ import tyro
 from headstart.cli.output import table, to_json, write
 from headstart.config.flags import parse_args
 from headstart.config.schema import Cache as CacheOptions
-from headstart.storage.disk_cache import Shelf, Shelved, cache_folder
+from headstart.storage.disk_cache import CacheEntry, DiskCache, cache_folder
 
 _DAY = "%Y-%m-%d %H:%M"
 _switch = tyro.conf.arg(help_behavior_hint="")
@@ -32,10 +32,10 @@ class Cache:
 def run(argv: Sequence[str]) -> int:
     """List or clear."""
     args, _ = parse_args(Cache, argv, prog="headstart cache")
-    shelf = Shelf(cache_folder(), limit_bytes=int(CacheOptions().limit_gb * 1e9))
-    found = shelf.content()
+    disk_cache = DiskCache(cache_folder(), limit_bytes=int(CacheOptions().limit_gb * 1e9))
+    found = disk_cache.content()
     if args.what == "clear":
-        found = [entry for entry in found if shelf.remove(entry.key)]
+        found = [entry for entry in found if disk_cache.remove(entry.key)]
     if args.json:
         rows = [vars(entry) | {"used": entry.used.isoformat()} for entry in found]
         write(to_json({"folder": str(cache_folder()), "removed" if args.what == "clear" else "caches": rows}))
@@ -49,7 +49,7 @@ def run(argv: Sequence[str]) -> int:
     return 0
 
 
-def _row(entry: Shelved) -> list[object]:
+def _row(entry: CacheEntry) -> list[object]:
     about = entry.about
     state = "in use" if entry.in_use else "complete" if entry.complete else "partly"
     behind = ", ".join(map(str, about.get("boundary", ())))

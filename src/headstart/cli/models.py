@@ -216,7 +216,7 @@ def _measure(args: Models, numbers: Mapping[str, Any], rows: Sequence[ModelRow])
     machine = this_machine(
         usable_device(args.device), batch_size=numbers["batch_size"] or 1, threads=numbers["threads"]
     )
-    done = measure(chosen, machine, tell=_teller(len(chosen)))
+    done = measure(chosen, machine, emit=_make_emitter(len(chosen)))
     found = verdicts(done, max_latency_ms=numbers["max_latency_ms"])
     if args.json:
         write(to_json([_json_of_verdict(verdict, machine) for verdict in found]))
@@ -225,12 +225,12 @@ def _measure(args: Models, numbers: Mapping[str, Any], rows: Sequence[ModelRow])
     return 0
 
 
-def _teller(total: int) -> Callable[[int, Measured], None]:
-    def tell(number: int, measured: Measured) -> None:
+def _make_emitter(total: int) -> Callable[[int, Measured], None]:
+    def emit(number: int, measured: Measured) -> None:
         time = f"{measured.latency.median_ms:.2f} ms" if measured.latency else "not timed"
         sys.stderr.write(f"timed {number} of {total}: {cell(measured.row.spec)}  {time}\n")
 
-    return tell
+    return emit
 
 
 def _json_of_verdict(verdict: Verdict, machine: Machine) -> dict[str, Any]:

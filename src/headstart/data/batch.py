@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from headstart.data.transforms.on_device import Late
+from headstart.data.transforms.on_device import DeviceAugment
 
 Arguments = tuple[Tensor, ...]
 """What a model, or its part behind the boundary, is called with: (B, ...) each."""
@@ -37,7 +37,7 @@ class Batch:
     size: int
     total: int = 0
     stored: tuple[Tensor, ...] = ()
-    late: Late | None = None
+    late: DeviceAugment | None = None
 
     def arguments(self, device: torch.device, memory_format: torch.memory_format, dtype: torch.dtype) -> Arguments:
         """What is computed with, on the device: the model's input, or what the suffix behind its boundary takes."""

@@ -22,14 +22,14 @@ from headstart.data.batch import Arguments, Batch
 from headstart.data.decoding.decode import UnreadableImage
 from headstart.data.decoding.decoded_cache import Decoded
 from headstart.data.decoding.interruptible import iterate_interruptibly
-from headstart.data.decoding.lazy_image import Picture
+from headstart.data.decoding.lazy_image import LazyImage
 from headstart.data.randomness import derive_seed, drawing_from, epoch_order
-from headstart.data.reading import ChangedFiles, ChangedImage, ImageRead, open_scanned_image, sendable, stack_read
+from headstart.data.reading import ChangedFiles, ChangedImage, ImageRead, open_image_as_scanned, sendable, stack_read
 from headstart.data.sources.samples import Sample
-from headstart.data.transforms.on_device import Late, Mix
-from headstart.data.transforms.transforms import Changes, Transform, mix_batch
+from headstart.data.transforms.on_device import DeviceAugment, Mix
+from headstart.data.transforms.transforms import TrainTransform, Transform, mix_batch
 from headstart.data.workers import kill_workers_left_over, stay_with
-from headstart.distributed.processes import ALONE, Processes, current
+from headstart.distributed.processes import SINGLE_PROCESS, Processes, current
 from headstart.isolation import each_in_own_arithmetic
 from headstart.models.preprocess import Preprocess
 from headstart.tasks.task import TaskSpec
@@ -89,8 +89,8 @@ class Batches:
     gets its part of every training batch, and every so many-th batch without training. With ``stored`` they hold
     tensors at the model's boundary; with ``decoded`` pictures are made of what is kept of them. ``pinned``: in
     memory from which a CUDA device copies while the CPU goes on. ``late``: random changes of whole batches are left to
-    the device (see ``Late``); what is left out of an image's are those that Pillow makes. ``changed``: where files
-    that were rewritten since the scan are noted, and used as they are; without it they end the run.
+    the device (see ``DeviceAugment``); what is left out of an image's are those that Pillow makes. ``changed``: where
+    files that were rewritten since the scan are noted, and used as they are; without it they end the run.
     """
 
     samples: tuple[Sample, ...]
@@ -100,7 +100,7 @@ class Batches:
     transform: Transform
     training: Training | None
     workers: int
-    processes: Processes = ALONE
+    processes: Processes = SINGLE_PROCESS
     stored: Stored | None = None
     decoded: Decoded | None = None
     pinned: bool = False
@@ -167,7 +167,7 @@ class Batches:
             # the loader draws its workers' base seed from here; the default generator must not notice
             generator=torch.Generator().manual_seed(0),
         )
-        if self.workers and self.processes.several:
+        if self.workers and self.processes.is_distributed:
             time.sleep(_SETTLING_SECONDS)
         with kill_workers_left_over() if self.workers else nullcontext():
             made = iterate_interruptibly(iter(loader)) if self.workers else loader
@@ -193,11 +193,11 @@ class Batches:
         ]
 
     @property
-    def left(self) -> Changes | None:
+    def deferred(self) -> TrainTransform | None:
         """The random changes of images that are left to the device."""
         made = self.transform
         random = self.late and self.training is not None
-        return made if random and isinstance(made, Changes) and made.batchwise else None
+        return made if random and isinstance(made, TrainTransform) and made.batchwise else None
 
     def _batch(self, part: _Part, values: Arguments, *, epoch: int) -> Batch:
         samples, late = [self.samples[position] for position in part.rows], None
@@ -209,7 +209,7 @@ class Batches:
             )
         mix = None if part.padded else self._mix(part, epoch=epoch)
         if self.late and self.stored is None:
-            late = Late(changes=self.left, drawn=values[-1], mix=mix, targets=targets, lead=part.lead)
+            late = DeviceAugment(changes=self.deferred, drawn=values[-1], mix=mix, targets=targets, lead=part.lead)
         if mix is not None:  # where it is done later, of the pixels only their shape counts
             mixed, targets = mix(values[0] if late is None else torch.empty_like(values[0], device="meta"), targets)
             values = (mixed,) if late is None else values
@@ -265,7 +265,7 @@ def _part(number: int, batch: Sequence[int], ours: Processes, *, mixes: bool) ->
     places = ours.slice(len(batch))
     mine = [batch[place] for place in places]
     fill = batch[: max(0, min(2, len(batch)) - len(mine))]
-    lead = [batch[places.start - 1]] if mixes and ours.several else []  # mixup rolls the batch by one row
+    lead = [batch[places.start - 1]] if mixes and ours.is_distributed else []  # mixup rolls the batch by one row
     return _Part(number, (*lead, *mine, *fill), size=len(mine), lead=len(lead), total=len(batch))
 
 
@@ -279,12 +279,12 @@ class _Decoded(Dataset[ImageRead]):
     """
 
     def __init__(self, batches: Batches, *, stored: bool) -> None:
-        self.batches, self.left = batches, batches.left
-        self.transform = batches.transform if self.left is None else self.left.framed
+        self.batches, self.deferred = batches, batches.deferred
+        self.transform = batches.transform if self.deferred is None else self.deferred.framed
         self.decoded = batches.decoded
         self.stored = stored or (self.decoded is not None and self.decoded.file is not None)
-        if self.decoded is not None and self.left is not None:
-            self.decoded = replace(self.decoded, transform=self.left.framed)
+        if self.decoded is not None and self.deferred is not None:
+            self.decoded = replace(self.decoded, transform=self.deferred.framed)
 
     def __getitem__(self, place: tuple[int, int]) -> ImageRead:
         epoch, position = place
@@ -295,8 +295,8 @@ class _Decoded(Dataset[ImageRead]):
                 return pixels, numbers, digest
             with drawing_from(derive_seed("augment", training.seed, training.epoch_of_draws(epoch), sample.index)):
                 pixels, digest = self._pixels(position)
-                if self.left is not None:
-                    numbers = self.left.draw()
+                if self.deferred is not None:
+                    numbers = self.deferred.draw()
             return pixels.flip(-1) if training.mirrors(sample.index, epoch) else pixels, numbers, digest
         except (UnreadableImage, ChangedImage) as error:
             return sendable(error, sample)
@@ -305,10 +305,10 @@ class _Decoded(Dataset[ImageRead]):
         """The image's pixels, and its file's SHA-256 where it has changed."""
         batches, found = self.batches, ""
 
-        def open_image() -> tuple[Picture, bool]:
+        def open_image() -> tuple[LazyImage, bool]:
             nonlocal found
             channels, stops = batches.preprocess.channels, batches.changed is None
-            picture, found = open_scanned_image(
+            picture, found = open_image_as_scanned(
                 batches.samples[position], channels=channels, stored=self.stored, stops=stops
             )
             return picture, not found

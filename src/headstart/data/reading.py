@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from headstart.data.decoding.decode import FileRead, UnreadableImage, printable, read_file
-from headstart.data.decoding.lazy_image import Picture, stack_images
+from headstart.data.decoding.lazy_image import LazyImage, stack_images
 from headstart.data.sources.samples import Sample
 from headstart.errors import RunError
 
@@ -75,7 +75,7 @@ def read_sample(sample: Sample) -> FileRead:
     return read_file(sample.path) if sample.encode is None else FileRead(sample.encode(), ())
 
 
-def open_scanned_image(sample: Sample, *, channels: int, stored: bool, stops: bool) -> tuple[Picture, str]:
+def open_image_as_scanned(sample: Sample, *, channels: int, stored: bool, stops: bool) -> tuple[LazyImage, str]:
     """The sample's picture, and the SHA-256 of its file where that is not the scanned one, else "".
 
     ``stored``: what is made of it is to be kept, so that the SHA-256 is compared whatever the stamp says. ``stops``:
@@ -89,7 +89,7 @@ def open_scanned_image(sample: Sample, *, channels: int, stored: bool, stops: bo
         digest = found if found != sample.content else ""
     if digest and stops:
         raise ChangedImage(sample.path, describe_change(sample, digest))
-    return Picture(read.content, path=sample.path, channels=channels), digest
+    return LazyImage(read.content, path=sample.path, channels=channels), digest
 
 
 def sendable(error: UnreadableImage | ChangedImage, sample: Sample) -> UnreadableImage | ChangedImage:

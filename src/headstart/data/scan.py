@@ -13,7 +13,7 @@ from pathlib import Path
 from headstart.config.schema import Data
 from headstart.data.decoding.decode import UnreadableImage, check_image, read_file
 from headstart.data.decoding.interruptible import map_in_threads
-from headstart.distributed.collectives import exchange
+from headstart.distributed.collectives import all_gather_object
 from headstart.distributed.processes import current
 from headstart.errors import DataError
 
@@ -58,7 +58,7 @@ def scan_files(files: Sequence[tuple[Path, str]], *, threads: int, on_decoded: O
                 outcomes.append((file[1], outcome[0], None, outcome[1]))
             if on_decoded is not None:
                 on_decoded(min(done * ours.world_size, len(files)), len(files))
-    found = {key: rest for some in exchange(outcomes) for key, *rest in some}
+    found = {key: rest for some in all_gather_object(outcomes) for key, *rest in some}
     hashes = {key: found[key][0] for _, key in files if found[key][0] is not None}
     unreadable = tuple(
         Unreadable(path=path, key=key, reason=found[key][1]) for path, key in files if found[key][0] is None

@@ -31,15 +31,15 @@ def count_messages(counter: Callable[[], None]) -> Iterator[None]:
         _counters.remove(counter)
 
 
-def exchange(value: object) -> list[Any]:
+def all_gather_object(value: object) -> list[Any]:
     """What every rank gave, by rank: any value that JSON can hold.
 
-    Raises: OthersFailed: a rank has sent an error instead (see ``together``).
+    Raises: OthersFailed: a rank has sent an error instead (see ``collective_errors``).
     """
-    return _exchange({"value": value}) if current().several else [value]
+    return _all_gather_object({"value": value}) if current().is_distributed else [value]
 
 
-def _exchange(message: Mapping[str, object]) -> list[Any]:
+def _all_gather_object(message: Mapping[str, object]) -> list[Any]:
     data = json.dumps(message).encode("utf-8", "surrogateescape")
     found = [json.loads(other.decode("utf-8", "surrogateescape")) for other in _exchange_bytes(data)]
     failed = [rank for rank, other in enumerate(found) if "failed" in other]
@@ -67,14 +67,14 @@ def _all_gather(value: Tensor) -> list[Tensor]:
 
 def all_gather(value: Tensor) -> list[Tensor]:
     """The equally shaped tensors of all ranks, by rank, where this rank's is."""
-    if not current().several:
+    if not current().is_distributed:
         return [value]
     return [other.to(value.device) for other in _all_gather(value.contiguous().to(_device()))]
 
 
 def all_reduce_sum(values: Tensor) -> Tensor:
     """The sum over all ranks; every rank gets the same bits."""
-    if current().several:
+    if current().is_distributed:
         _count()
         total = values.to(_device())
         dist.all_reduce(total)
@@ -84,21 +84,21 @@ def all_reduce_sum(values: Tensor) -> Tensor:
 
 def any_of(*flags: bool) -> tuple[bool, ...]:
     """For each flag, whether it is set on any rank."""
-    if not current().several:
+    if not current().is_distributed:
         return flags
     return tuple(bool(count > 0) for count in all_reduce_sum(torch.tensor(flags, dtype=torch.float64)))
 
 
-def from_first(value: object) -> Any:
+def broadcast_object(value: object) -> Any:
     """The first rank's value (JSON), on every rank."""
-    return exchange(value if current().is_first else None)[0] if current().several else value
+    return all_gather_object(value if current().is_first else None)[0] if current().is_distributed else value
 
 
-def files_from_first(files: Mapping[str, bytes] | None) -> dict[str, bytes] | None:
+def broadcast_files(files: Mapping[str, bytes] | None) -> dict[str, bytes] | None:
     """The first rank's files, on every rank; the others give None."""
-    if not current().several:
+    if not current().is_distributed:
         return None if files is None else dict(files)
-    names = from_first(None if files is None else {name: len(data) for name, data in files.items()})
+    names = broadcast_object(None if files is None else {name: len(data) for name, data in files.items()})
     if names is None:
         return None
     found: dict[str, bytes] = {}
@@ -110,9 +110,9 @@ def files_from_first(files: Mapping[str, bytes] | None) -> dict[str, bytes] | No
     return found
 
 
-def files_to_first(files: Mapping[str, bytes]) -> dict[str, bytes]:
+def gather_files(files: Mapping[str, bytes]) -> dict[str, bytes]:
     """The files of all ranks, on the first one; the others get none. Names differ from rank to rank."""
-    names = exchange({name: len(data) for name, data in files.items()})
+    names = all_gather_object({name: len(data) for name, data in files.items()})
     room = max(sum(sizes.values()) for sizes in names)
     data = torch.zeros(room, dtype=torch.uint8)
     joined = b"".join(files.values())
@@ -136,9 +136,9 @@ def _broadcast(value: Tensor) -> Tensor:
     return value
 
 
-def tensors_from_first(tensors: Iterable[Tensor]) -> None:
+def broadcast_tensors(tensors: Iterable[Tensor]) -> None:
     """Overwrite each tensor with the first rank's; in one message per kind of number."""
-    if not current().several:
+    if not current().is_distributed:
         return
     kinds: dict[torch.dtype, list[Tensor]] = {}
     for tensor in tensors:
@@ -149,13 +149,13 @@ def tensors_from_first(tensors: Iterable[Tensor]) -> None:
             tensor.detach().copy_(part.view(tensor.shape))
 
 
-def model_from_first(module: nn.Module) -> None:
+def broadcast_model(module: nn.Module) -> None:
     """Weights and buffers as the first rank has them; other things that a state dict may hold stay each rank's own."""
-    tensors_from_first(value for value in module.state_dict().values() if isinstance(value, Tensor))
+    broadcast_tensors(value for value in module.state_dict().values() if isinstance(value, Tensor))
 
 
 @contextmanager
-def together() -> Iterator[None]:
+def collective_errors() -> Iterator[None]:
     """Within, an ``Error`` of any rank ends all of them: at their next exchange, or at the end of the block.
 
     The first rank that failed raises its own; the others raise ``OthersFailed`` with its exit code.
@@ -165,10 +165,10 @@ def together() -> Iterator[None]:
     except OthersFailed:
         raise
     except Error as error:
-        if current().several:
-            _exchange({"failed": error.exit_code})
+        if current().is_distributed:
+            _all_gather_object({"failed": error.exit_code})
         raise
-    exchange(None)
+    all_gather_object(None)
 
 
 @contextmanager
@@ -182,7 +182,7 @@ def raise_together(kind: type[_E]) -> Iterator[None]:
     except kind as error:
         found = error
     if any(any_of(found is not None)):
-        said = exchange(None if found is None else str(found))
+        said = all_gather_object(None if found is None else str(found))
         raise found or kind(next(text for text in said if text is not None))
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from headstart.distributed.collectives import tensors_from_first
+from headstart.distributed.collectives import broadcast_tensors
 from headstart.distributed.fsdp import is_sharded, reduce_next
 
 
@@ -63,7 +63,7 @@ def _reducing(forward: nn.Module, *, last: bool) -> Iterator[None]:
 
 def share_statistics(module: nn.Module) -> None:
     """Every rank's BatchNorm statistics (and other float buffers of modules in training) as the first rank's."""
-    tensors_from_first(
+    broadcast_tensors(
         buffer
         for part in module.modules()
         if part.training

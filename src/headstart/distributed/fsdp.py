@@ -64,7 +64,7 @@ def _is_of_fsdp(kind: type[object]) -> bool:
     return fsdp is not None and issubclass(kind, fsdp.FSDPModule)
 
 
-def is_shared_out(tensor: Tensor) -> TypeGuard[DTensor]:
+def is_sharded_tensor(tensor: Tensor) -> TypeGuard[DTensor]:
     """Whether each process holds a part of it."""
     tensors = sys.modules.get("torch.distributed.tensor")  # as above
     return tensors is not None and isinstance(tensor, tensors.DTensor)
@@ -93,17 +93,17 @@ def part_again(module: nn.Module) -> None:
 
 def local(tensor: Tensor) -> Tensor:
     """This process's part, or the tensor itself."""
-    return tensor.to_local() if is_shared_out(tensor) else tensor
+    return tensor.to_local() if is_sharded_tensor(tensor) else tensor
 
 
 def whole(tensor: Tensor) -> Tensor:
     """The whole of a tensor that is shared out (all processes call it), or the tensor itself."""
-    return tensor.full_tensor() if is_shared_out(tensor) else tensor
+    return tensor.full_tensor() if is_sharded_tensor(tensor) else tensor
 
 
 def like_parameter(value: Tensor, like: Tensor) -> Tensor:
     """A whole tensor, shared out as ``like`` is; every process has the same one, and nothing is sent."""
-    if not is_shared_out(like) or value.shape != like.shape:
+    if not is_sharded_tensor(like) or value.shape != like.shape:
         return value
     from torch.distributed.tensor import distribute_tensor
 
@@ -121,10 +121,10 @@ def parts(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, l
 
     Whole tensors are written by the first process alone.
     """
-    shapes = {name: list(value.shape) for name, value in sorted(tensors.items()) if is_shared_out(value)}
+    shapes = {name: list(value.shape) for name, value in sorted(tensors.items()) if is_sharded_tensor(value)}
     for name in shapes:
         value = tensors[name]
-        assert is_shared_out(value) and [place.is_shard(0) for place in value.placements] == [True], name
+        assert is_sharded_tensor(value) and [place.is_shard(0) for place in value.placements] == [True], name
     mine = {name: local(value) for name, value in tensors.items() if name in shapes or current().is_first}
     return mine, shapes
 

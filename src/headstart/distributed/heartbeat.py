@@ -18,12 +18,12 @@ _LINGER_SECONDS = 3.0
 _GRACE_SECONDS = 5.0  # to leave by itself, once another rank has failed
 
 
-class Pulse:
+class Heartbeat:
     """Tells the others every half second that this process lives and how many messages it has taken part in.
 
-    ``tell_failure`` is said before an error leaves; a rank that is then stuck in a message (NCCL cannot be interrupted)
-    is ended after five seconds; all end, saving, when the launcher that started them is gone. One thread alone talks to
-    the store: its answers may never come, if the process that holds it stands still.
+    ``report_failure`` is called before an error leaves; a rank that is then stuck in a message (NCCL cannot be
+    interrupted) is ended after five seconds; all end, saving, when the launcher that started them is gone. One thread
+    alone talks to the store: its answers may never come, if the process that holds it stands still.
     """
 
     def __init__(self, store: Store, *, rank: int, world_size: int) -> None:
@@ -57,7 +57,7 @@ class Pulse:
         self._woken.set()
         self._thread.join(_STILL_SECONDS)
 
-    def tell_failure(self, why: str) -> None:
+    def report_failure(self, why: str) -> None:
         """Say why this rank ends; the others then stay silent."""
         self._failure = why[:500] or "failed"
         self._woken.set()

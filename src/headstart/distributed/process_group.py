@@ -18,7 +18,7 @@ from torch._C._distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
 from headstart.distributed.collectives import count_messages
-from headstart.distributed.heartbeat import Pulse
+from headstart.distributed.heartbeat import Heartbeat
 from headstart.distributed.processes import Processes, current, in_environment
 from headstart.errors import ConfigError, Error, Interrupted, OthersFailed, RunError
 
@@ -36,17 +36,17 @@ def join_group(device: torch.device, *, timeout_seconds: float) -> Iterator[Proc
     Raises: RunError: the group does not come together within the timeout.
     """
     found = in_environment()
-    if dist.is_initialized() or not found.several:
+    if dist.is_initialized() or not found.is_distributed:
         yield current()
         return
-    pulse = _open_group(found, device, timeout=timedelta(seconds=timeout_seconds))
-    pulse.start()
+    heartbeat = _open_group(found, device, timeout=timedelta(seconds=timeout_seconds))
+    heartbeat.start()
     try:
-        with count_messages(pulse.count), _report_errors_by_rank(found, pulse):
+        with count_messages(heartbeat.count), _report_errors_by_rank(found, heartbeat):
             yield found
             dist.barrier()  # nobody leaves while another still needs it
     finally:
-        pulse.stop()
+        heartbeat.stop()
     dist.destroy_process_group()
 
 
@@ -66,7 +66,7 @@ def was_restarted() -> bool:
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
 
 
-def _open_group(found: Processes, device: torch.device, *, timeout: timedelta) -> Pulse:
+def _open_group(found: Processes, device: torch.device, *, timeout: timedelta) -> Heartbeat:
     """The process group, and a pulse with a connection of its own to the group's store."""
     backend = _BACKENDS.get(device.type)
     if backend is None:
@@ -76,7 +76,7 @@ def _open_group(found: Processes, device: torch.device, *, timeout: timedelta) -
     try:
         store, rank, size = next(rendezvous("env://", timeout=timeout))
         life = f"headstart/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}"
-        pulse = Pulse(PrefixStore(f"{life}/pulse", store.clone()), rank=rank, world_size=size)
+        heartbeat = Heartbeat(PrefixStore(f"{life}/pulse", store.clone()), rank=rank, world_size=size)
         dist.init_process_group(
             backend, store=PrefixStore(f"{life}/group", store), rank=rank, world_size=size, timeout=timeout,
             device_id=device if device.type != "cpu" else None,
@@ -89,11 +89,11 @@ def _open_group(found: Processes, device: torch.device, *, timeout: timedelta) -
             f"{timeout.total_seconds():.0f} s ({_first_line(error)}); check that all were started with the same "
             "torchrun line and can reach that address"
         ) from error
-    return pulse
+    return heartbeat
 
 
 @contextmanager
-def _report_errors_by_rank(found: Processes, pulse: Pulse) -> Iterator[None]:
+def _report_errors_by_rank(found: Processes, heartbeat: Heartbeat) -> Iterator[None]:
     """Within, what goes wrong is told to the others and said by the rank where it did, once."""
     why, failed = "it ended early", True
     try:
@@ -116,14 +116,14 @@ def _report_errors_by_rank(found: Processes, pulse: Pulse) -> Iterator[None]:
         why = "" if _is_lost_contact(error) else _first_line(error)
         if why:
             raise
-        raise _explain_loss(pulse, error) from error
+        raise _explain_loss(heartbeat, error) from error
     finally:
         if failed:
             _finish_speaking()
         if why:
-            pulse.tell_failure(why)
+            heartbeat.report_failure(why)
         if failed:
-            pulse.linger()
+            heartbeat.linger()
 
 
 def _finish_speaking() -> None:
@@ -136,18 +136,20 @@ def _is_lost_contact(error: RuntimeError) -> bool:
     return isinstance(error, dist.DistError) or any(word in str(error).lower() for word in _LOST)
 
 
-def _explain_loss(pulse: Pulse, error: RuntimeError) -> RunError:
+def _explain_loss(heartbeat: Heartbeat, error: RuntimeError) -> RunError:
     """Who is lost: said by the first rank that is left, unless somebody has said why it failed."""
     _finish_speaking()
-    gone = pulse.find_lost()
-    left = [rank for rank in range(pulse.world_size) if rank not in gone]
-    if pulse.others_failed or pulse.rank != left[0]:
+    gone = heartbeat.find_lost()
+    left = [rank for rank in range(heartbeat.world_size) if rank not in gone]
+    if heartbeat.others_failed or heartbeat.rank != left[0]:
         return OthersFailed()
     who = ", ".join(f"rank {rank} ({where})" for rank, where in gone.items()) or "another rank"
-    pulse.end(gone)
-    pulse.tell_failure(f"lost {who}")  # the others then stay silent, also where this process's end is what they notice
+    heartbeat.end(gone)
+    heartbeat.report_failure(
+        f"lost {who}"
+    )  # the others then stay silent, also where this process's end is what they notice
     return RunError(
-        f"{who} of {pulse.world_size} is lost: killed by a signal (often for memory: see the system's log), "
+        f"{who} of {heartbeat.world_size} is lost: killed by a signal (often for memory: see the system's log), "
         "cut off, or standing still for longer than parallel.timeout_seconds; all others stop. Go on from the last "
         f"checkpoint with the same command and --resume ({_first_line(error)})"
     )

@@ -25,7 +25,7 @@ class Processes:
         return self.rank == 0
 
     @property
-    def several(self) -> bool:
+    def is_distributed(self) -> bool:
         """Whether there are others."""
         return self.world_size > 1
 
@@ -34,7 +34,7 @@ class Processes:
         return range(count * self.rank // self.world_size, count * (self.rank + 1) // self.world_size)
 
 
-ALONE = Processes()
+SINGLE_PROCESS = Processes()
 
 
 def in_environment() -> Processes:
@@ -44,7 +44,7 @@ def in_environment() -> Processes:
     """
     names = {"rank": "RANK", "world_size": "WORLD_SIZE", "local_rank": "LOCAL_RANK", "local_size": "LOCAL_WORLD_SIZE"}
     if os.environ.get("RANK") is None or os.environ.get("WORLD_SIZE") is None:
-        return ALONE
+        return SINGLE_PROCESS
     usual = {"LOCAL_RANK": os.environ["RANK"], "LOCAL_WORLD_SIZE": os.environ["WORLD_SIZE"]}
     texts = {field: os.environ.get(name, usual.get(name, "")) for field, name in names.items()}
     if not all(text.isdecimal() for text in texts.values()) or int(texts["rank"]) >= int(texts["world_size"]):
@@ -58,7 +58,7 @@ def in_environment() -> Processes:
 def current() -> Processes:
     """This process's place in the group that is there now."""
     if not (dist.is_available() and dist.is_initialized()):
-        return ALONE
+        return SINGLE_PROCESS
     known = in_environment()
     if known.world_size == dist.get_world_size():
         return known

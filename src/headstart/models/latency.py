@@ -108,11 +108,11 @@ def this_machine(device: torch.device, *, batch_size: int, threads: int | None) 
 
 
 def measure(
-    chosen: Sequence[tuple[ModelRow, int]], machine: Machine, *, tell: Callable[[int, Measured], None]
+    chosen: Sequence[tuple[ModelRow, int]], machine: Machine, *, emit: Callable[[int, Measured], None]
 ) -> tuple[Measured, ...]:
     """Time every candidate with random weights (nothing is fetched); what cannot be timed keeps its reason.
 
-    ``tell`` is called after each, with its number from 1.
+    ``emit`` is called after each, with its number from 1.
     """
     before = torch.get_num_threads()
     torch.set_num_threads(machine.threads)
@@ -121,7 +121,7 @@ def measure(
         for number, (row, others) in enumerate(chosen, start=1):
             with keep_generators(), keep_freed_memory():
                 done.append(_measure_row(row, others, machine))
-            tell(number, done[-1])
+            emit(number, done[-1])
         return tuple(done)
     finally:
         torch.set_num_threads(before)

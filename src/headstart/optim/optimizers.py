@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from headstart.config.schema import Adam, AdamW, Optimizer, RmsProp, Sgd, TimmOptimizer
-from headstart.distributed.fsdp import is_shared_out
+from headstart.distributed.fsdp import is_sharded_tensor
 from headstart.errors import ConfigError
 
 _NO_RESUME = "keeps state that a checkpoint cannot hold, so that a run could not go on after an interruption"
@@ -48,7 +48,7 @@ def _use_fused(groups: list[dict[str, Any]]) -> bool | None:
     models); None elsewhere: torch's own choice. A function of the device alone, so that a resumed run makes the same.
     """
     parameters = [parameter for group in groups for parameter in group["params"]]
-    fit = [p.device.type == "cpu" and p.is_floating_point() and not is_shared_out(p) for p in parameters]
+    fit = [p.device.type == "cpu" and p.is_floating_point() and not is_sharded_tensor(p) for p in parameters]
     return True if all(fit) else None
 
 

@@ -59,8 +59,8 @@ def _decide_decoded_cache(images: Images) -> tuple[Decision, ...]:
     if not kept:
         return ()
     sizes = [len(split.samples) for split in (images.train, images.val)]
-    room = sum(count * form.kept_bytes for count, form in zip(sizes, kept, strict=True))
-    return (Decision("decoded images", f"kept, up to {room / 2**20:,.0f} MiB", f"as asked: {kept[0].kept_form}"),)
+    room = sum(count * form.cached_bytes for count, form in zip(sizes, kept, strict=True))
+    return (Decision("decoded images", f"kept, up to {room / 2**20:,.0f} MiB", f"as asked: {kept[0].cache_key}"),)
 
 
 def _penalties_and_stop(config: Config) -> tuple[Decision, ...]:

@@ -13,14 +13,14 @@ from torch import nn
 from headstart.config.schema import Config
 from headstart.data.dataset import Images
 from headstart.data.loader import Batches
-from headstart.distributed.collectives import from_first
+from headstart.distributed.collectives import broadcast_object
 from headstart.errors import ConfigError, ModelError
 from headstart.events import Decision
 from headstart.surgery.boundary import Boundary
 from headstart.training.activation_cache import through_prefix
 from headstart.training.boundary_proof import prove_boundary
-from headstart.training.boundary_tensors import crossing_of, page_bytes
-from headstart.training.phases import Course, PhasePlan, freeze_phase
+from headstart.training.boundary_tensors import make_boundary_spec, record_bytes
+from headstart.training.phases import PhasePlan, TrainingPlan, freeze_phase
 from headstart.training.rules import StepRules
 
 AUTO_VIEWS = 4  # within noise of new changes in every epoch where it was tried (docs/measured/speed.md)
@@ -57,12 +57,12 @@ class _Passes:
 def choose_cache(
     config: Config,
     module: nn.Module,
-    course: Course,
+    course: TrainingPlan,
     images: Images,
     *,
     recorded: Sequence[Mapping[str, Any]] | None,
     possible: bool,
-) -> tuple[Course, Decision, list[dict[str, Any]]]:
+) -> tuple[TrainingPlan, Decision, list[dict[str, Any]]]:
     """The course with what each phase reads from the cache and how many views an image has, and these choices as
     plan.json keeps them.
 
@@ -76,7 +76,9 @@ def choose_cache(
         found = [(phase, why) for phase in course.phases]
         if possible:
             found = [_choose_cache(config, module, phase, course.rules, images) for phase in course.phases]
-        choices = from_first([{"views": phase.views, "cached": list(phase.cached), "why": why} for phase, why in found])
+        choices = broadcast_object(
+            [{"views": phase.views, "cached": list(phase.cached), "why": why} for phase, why in found]
+        )
     phases = tuple(
         replace(phase, views=choice["views"], cached=tuple(choice["cached"]))
         for phase, choice in zip(course.phases, choices, strict=True)
@@ -179,4 +181,6 @@ def measure_frozen_cost(boundary: Boundary, batches: Batches, rules: StepRules, 
     if torch.accelerator.is_available():
         torch.accelerator.synchronize()
     seconds = (time.perf_counter() - started) / count
-    return FrozenCost(seconds=seconds, nbytes=page_bytes([crossing_of(value, as_bf16=as_bf16) for value in values]))
+    return FrozenCost(
+        seconds=seconds, nbytes=record_bytes([make_boundary_spec(value, as_bf16=as_bf16) for value in values])
+    )

@@ -16,14 +16,14 @@ from torch import nn
 
 from headstart.config.schema import Config
 from headstart.data.dataset import Images
-from headstart.distributed.collectives import from_first
+from headstart.distributed.collectives import broadcast_object
 from headstart.distributed.processes import current
 from headstart.errors import ConfigError, ModelError, RunError
 from headstart.events import Decision
 from headstart.planning.precision import empty_copies
 from headstart.surgery.module_copy import copy_module
 from headstart.training.compile import Compile
-from headstart.training.phases import Course, freeze_phase, phase_optimizer
+from headstart.training.phases import TrainingPlan, freeze_phase, phase_optimizer
 from headstart.training.precision import MEMORY_FORMATS, device_of, make_scaler
 from headstart.training.rules import StepRules
 from headstart.training.state import TrainState
@@ -43,9 +43,9 @@ class _Choice:
 
 
 def choose_compile(
-    config: Config, module: nn.Module, course: Course, images: Images, *, recorded: Mapping[str, Any] | None,
+    config: Config, module: nn.Module, course: TrainingPlan, images: Images, *, recorded: Mapping[str, Any] | None,
     possible: bool,
-) -> tuple[Course, tuple[Decision, ...], dict[str, Any]]:  # fmt: skip
+) -> tuple[TrainingPlan, tuple[Decision, ...], dict[str, Any]]:  # fmt: skip
     """The course with the choice, what is said of it, and the choice as plan.json keeps it.
 
     ``recorded``: what was chosen when the run began; ``possible``: each process has the whole model.
@@ -59,7 +59,7 @@ def choose_compile(
     elif recorded:
         choice = _Choice(how=recorded["how"], why=recorded["why"])
     elif asked == "auto" and possible and _may_pay(device_of(module)) and not _in_the_way(config, course):
-        choice = _Choice(**from_first(asdict(_measure_compile(module, course, images))))
+        choice = _Choice(**broadcast_object(asdict(_measure_compile(module, course, images))))
     course = replace(course, rules=replace(course.rules, compile=choice.how))
     return course, (Decision("compile", choice.how, choice.why),) if choice.why else (), asdict(choice)
 
@@ -75,13 +75,13 @@ def _may_pay(device: torch.device) -> bool:
     return device.type != "cpu"
 
 
-def _in_the_way(config: Config, course: Course) -> bool:
+def _in_the_way(config: Config, course: TrainingPlan) -> bool:
     """Several processes, activations computed again, or a head that trains on a cache alone."""
     cached = any("train" in phase.cached for phase in course.phases)
-    return current().several or config.activation_checkpointing or cached
+    return current().is_distributed or config.activation_checkpointing or cached
 
 
-def _measure_compile(module: nn.Module, course: Course, images: Images) -> _Choice:
+def _measure_compile(module: nn.Module, course: TrainingPlan, images: Images) -> _Choice:
     """By steps of the last phase on a copy of the model."""
     steps = course.phases[-1].epochs * len(images.train)
     try:
@@ -96,7 +96,7 @@ def _measure_compile(module: nn.Module, course: Course, images: Images) -> _Choi
     return _Choice(how="default" if saved > _MARGIN * compiling else "never", why=f"auto: {told}")
 
 
-def _seconds(module: nn.Module, course: Course, images: Images, how: Compile) -> tuple[float, float]:
+def _seconds(module: nn.Module, course: TrainingPlan, images: Images, how: Compile) -> tuple[float, float]:
     """Of a step, and of the first one beyond that."""
     copied, phase = copy_module(module, free_bytes=None, instead="nothing is compiled"), course.phases[-1]
     freeze_phase(copied, phase)

@@ -28,7 +28,7 @@ def check_parallel(config: Config, device: torch.device) -> None:
 def choose_parallel(config: Config, module: nn.Module, device: torch.device) -> tuple[bool, tuple[Decision, ...]]:
     """Whether each process holds a part of every parameter; and what is said of it, where there are several."""
     ours, chosen = current(), config.parallel
-    if not ours.several:
+    if not ours.is_distributed:
         return False, ()
     weights = sum(parameter.nbytes for parameter in module.parameters())
     needed = int(weights * (2 + state_share(config.optimizer)))  # where all train

@@ -19,10 +19,10 @@ from torch import nn
 from headstart.config.schema import Config
 from headstart.data.batch import Batch
 from headstart.data.dataset import Images
-from headstart.distributed.collectives import from_first
+from headstart.distributed.collectives import broadcast_object
 from headstart.events import Decision
-from headstart.training.evaluate import in_eval, scores
-from headstart.training.phases import Course
+from headstart.training.evaluate import compute_logits, in_eval
+from headstart.training.phases import TrainingPlan
 from headstart.training.precision import MEMORY_FORMATS, Precision, autocast, device_of, dtype_of, has_bf16
 from headstart.training.rules import StepRules
 
@@ -46,9 +46,9 @@ class _Choice:
 
 
 def choose_evaluation(
-    config: Config, module: nn.Module, course: Course, images: Images, *, recorded: Mapping[str, Any] | None,
+    config: Config, module: nn.Module, course: TrainingPlan, images: Images, *, recorded: Mapping[str, Any] | None,
     possible: bool,
-) -> tuple[Course, Images, tuple[Decision, ...], dict[str, Any]]:  # fmt: skip
+) -> tuple[TrainingPlan, Images, tuple[Decision, ...], dict[str, Any]]:  # fmt: skip
     """Course and images with the size, and the choice as plan.json keeps it.
 
     ``recorded``: what was chosen when the run began; ``possible``: each process has the whole model.
@@ -58,7 +58,7 @@ def choose_evaluation(
     if recorded:
         choice = _Choice(size=recorded["size"], precision=recorded.get("precision"), why=recorded["why"])
     elif possible:
-        choice = _Choice(**from_first(asdict(_measure_evaluation(config, module, course, images, choice))))
+        choice = _Choice(**broadcast_object(asdict(_measure_evaluation(config, module, course, images, choice))))
     size, rules = choice.size, replace(course.rules, evaluation_precision=choice.precision)
     course = replace(course, rules=rules, cache=replace(course.cache, batch_size=size))
     test = None if images.test is None else replace(images.test, batch_size=size)
@@ -67,7 +67,9 @@ def choose_evaluation(
     return course, images, told, asdict(choice)
 
 
-def _measure_evaluation(config: Config, module: nn.Module, course: Course, images: Images, asked: _Choice) -> _Choice:
+def _measure_evaluation(
+    config: Config, module: nn.Module, course: TrainingPlan, images: Images, asked: _Choice
+) -> _Choice:
     usual, passes = images.train.batch_size, _passes(course, images)
     sizes = [*(size for size in _SIZES if size < usual), usual] if config.batch.evaluation == "auto" else [asked.size]
     half = images.task.kind != "regress" and _may_be_bf16(config, module, course)  # numbers lose digits
@@ -91,14 +93,14 @@ def _measure_evaluation(config: Config, module: nn.Module, course: Course, image
     return _Choice(size=best, precision=precision, why=why)
 
 
-def _may_be_bf16(config: Config, module: nn.Module, course: Course) -> bool:
+def _may_be_bf16(config: Config, module: nn.Module, course: TrainingPlan) -> bool:
     """Where training was left the choice and took fp32, and nothing comes from a cache, which is filled in that."""
     left_open = config.precision == "auto" and course.rules.precision == "fp32"
     return left_open and has_bf16(device_of(module)) and not any(phase.cached for phase in course.phases)
 
 
 def _precision(
-    module: nn.Module, course: Course, images: Images, size: int, usual: float
+    module: nn.Module, course: TrainingPlan, images: Images, size: int, usual: float
 ) -> tuple[Precision | None, str]:
     """bf16 where it is faster than the usual seconds an image and its outputs agree; and why."""
     few = images.train.few(size)
@@ -107,7 +109,7 @@ def _precision(
     if seconds > _MARGIN * usual:
         return None, ""
     exact, rounded = (
-        scores(module, few, precision=kind, memory_format=rules.memory_format) for kind in ("fp32", "bf16")
+        compute_logits(module, few, precision=kind, memory_format=rules.memory_format) for kind in ("fp32", "bf16")
     )
     off = float((rounded - exact).norm() / exact.norm().clamp(min=1e-30))
     if not off <= _FAR:
@@ -115,7 +117,7 @@ def _precision(
     return "bf16", f"auto: {1000 * seconds:.3g} ms an image in bf16, {1000 * usual:.3g} in fp32, outputs {off:.1%} off"
 
 
-def _passes(course: Course, images: Images) -> int:
+def _passes(course: TrainingPlan, images: Images) -> int:
     """Images that are evaluated or go into the cache."""
     train, val = len(images.train.samples), len(images.val.samples)
     found = 0

@@ -17,7 +17,7 @@ _INSTEAD = "train the module itself: hs.train(config, model=hs.InPlace(module))"
 _changed: list[weakref.ref[nn.Module]] = []  # no set: a module may have an equality of its own
 
 
-def take_module(given: nn.Module | InPlace) -> nn.Module:
+def copy_given(given: nn.Module | InPlace) -> nn.Module:
     """A copy of the module, or itself where that is what the caller wants.
 
     Raises: ModelError: it was trained in place before (see ``mark_changed``); or it cannot be copied.
@@ -57,7 +57,7 @@ def _refuse_wrapper(module: nn.Module) -> None:
 
 
 def mark_changed(module: nn.Module) -> None:
-    """From now on ``take_module`` refuses this module: it is no longer as it was given."""
+    """From now on ``copy_given`` refuses this module: it is no longer as it was given."""
     _changed[:] = [ref for ref in _changed if ref() is not None]
     _changed.append(weakref.ref(module))
 

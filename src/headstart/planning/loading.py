@@ -16,7 +16,7 @@ from headstart.errors import ConfigError
 from headstart.events import Decision
 from headstart.planning.evaluation import pass_seconds
 from headstart.training.evaluate import in_eval
-from headstart.training.phases import Course
+from headstart.training.phases import TrainingPlan
 from headstart.training.precision import device_of
 
 _IMAGES = 16  # loaded and timed; on an accelerator a whole batch is computed
@@ -27,7 +27,7 @@ _SHORT_SECONDS = 60.0  # of loading in the whole run: less is not worth measurin
 
 
 def choose_workers(
-    config: Config, module: nn.Module, course: Course, images: Images, *, possible: bool
+    config: Config, module: nn.Module, course: TrainingPlan, images: Images, *, possible: bool
 ) -> tuple[Images, tuple[Decision, ...]]:
     """Images with so many loading processes, where it is left to us, there are cores for them, and it is worth it.
 
@@ -79,7 +79,7 @@ def _with_room(count: int, batch_bytes: int) -> int:
     return 0
 
 
-def _count_loads(course: Course, images: Images) -> int:
+def _count_loads(course: TrainingPlan, images: Images) -> int:
     """Images that are decoded in the whole run."""
     train, val = len(images.train.samples), len(images.val.samples)
     return sum(

@@ -19,7 +19,7 @@ from headstart.models.preprocess import Preprocess
 from headstart.optim.optimizers import make_optimizer
 from headstart.training.activation_checkpointing import recomputing
 from headstart.training.attention import attending
-from headstart.training.phases import Course, freeze_phase
+from headstart.training.phases import TrainingPlan, freeze_phase
 from headstart.training.precision import autocast, device_of, dtype_of
 from headstart.training.rules import StepRules
 
@@ -50,7 +50,7 @@ class MemoryNeed:
 
 
 def check_memory(
-    config: Config, module: nn.Module, course: Course, preprocess: Preprocess, *, batch_size: int
+    config: Config, module: nn.Module, course: TrainingPlan, preprocess: Preprocess, *, batch_size: int
 ) -> tuple[bool, tuple[Decision, ...]]:
     """Whether there is room for what is freed and kept, too; and nothing where training fits into this machine's
     memory, a warning where it may not.
@@ -81,7 +81,7 @@ def check_memory(
     return False, (Decision("memory", f"about {_gib(about)}, {_gib(free)} are free", why),)
 
 
-def measure(config: Config, module: nn.Module, course: Course, preprocess: Preprocess) -> MemoryNeed:
+def measure(config: Config, module: nn.Module, course: TrainingPlan, preprocess: Preprocess) -> MemoryNeed:
     """What the phase that trains most takes; the model is left as the last phase has it."""
     frozen = [freeze_phase(module, phase).parameters for phase in course.phases]
     freeze_phase(module, course.phases[frozen.index(min(frozen))])

@@ -18,15 +18,15 @@ from headstart.surgery.module_state import differences, restore_state
 from headstart.surgery.no_trace import read_before
 from headstart.surgery.own_state import covers, has_own_code, read_own_state, read_saved_tensors
 from headstart.training.boundary_proof import example_images
-from headstart.training.phases import Course, freeze_phase
+from headstart.training.phases import TrainingPlan, freeze_phase
 from headstart.training.precision import autocast, device_of
 
 _MODES = (True, True, False, False)  # of the calls: what a first one sets and a second one changes shows
 
 
 def check_own_state(
-    module: nn.Module, course: Course, images: Images
-) -> tuple[Course, tuple[Decision, ...], tuple[str, ...]]:
+    module: nn.Module, course: TrainingPlan, images: Images
+) -> tuple[TrainingPlan, tuple[Decision, ...], tuple[str, ...]]:
     """The course with the buffers that move in each phase although nothing of them trains; what to say of state that
     forward changes; and the names of what no checkpoint can hold.
 
@@ -84,7 +84,9 @@ def _tensor_name(name: str) -> str:
     return name.removeprefix("buffer ").removeprefix("parameter ")
 
 
-def _find_changes_by_forward(module: nn.Module, course: Course, images: torch.Tensor, *, outputs: int) -> list[str]:
+def _find_changes_by_forward(
+    module: nn.Module, course: TrainingPlan, images: torch.Tensor, *, outputs: int
+) -> list[str]:
     """Names of what is not as before after calls in both modes, without the generators of random numbers.
 
     Raises: DataError, ModelError: it is not clear which output is the scores, or they are not ``outputs`` columns.

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from headstart.config.schema import Config
 from headstart.data.batch import Batch
 from headstart.data.dataset import Images
-from headstart.distributed.collectives import from_first
+from headstart.distributed.collectives import broadcast_object
 from headstart.errors import ModelError
 from headstart.events import Decision
 from headstart.planning.activation_cache import usual_views
@@ -113,7 +113,7 @@ def choose_arithmetic(
         chosen, why = (
             _measure_precision(config, module, work) if possible else (_read_asked(config), "the model is shared out")
         )
-        choice = from_first(asdict(chosen) | {"why": why})
+        choice = broadcast_object(asdict(chosen) | {"why": why})
     found = Arithmetic(**{name: choice[name] for name in _PARTS if name in choice})
     left_open = [name for name in _PARTS if getattr(config, name) == "auto"]
     reasons = {name: asked_why if name == "precision" else "as asked" for name in _PARTS}

@@ -28,7 +28,7 @@ from headstart.planning.compile import choose_compile
 from headstart.planning.decisions import check_precision, choose_allocator, choose_device, choose_model
 from headstart.planning.distributed import check_parallel, choose_parallel
 from headstart.planning.evaluation import choose_evaluation
-from headstart.planning.given import explain_fixed, mark_changed, take_module
+from headstart.planning.given import copy_given, explain_fixed, mark_changed
 from headstart.planning.loading import choose_workers
 from headstart.planning.memory import check_memory
 from headstart.planning.own_state import check_own_state
@@ -46,7 +46,7 @@ from headstart.surgery.outputs import declare_scores
 from headstart.surgery.whole_module import refuse_half
 from headstart.tasks.losses import LossFunction, make_loss, resolve_loss
 from headstart.training.activation_cache import CacheRules
-from headstart.training.phases import Course, PhasePlan, freeze_phase, phase_optimizer
+from headstart.training.phases import PhasePlan, TrainingPlan, freeze_phase, phase_optimizer
 from headstart.training.precision import MEMORY_FORMATS
 from headstart.training.rules import StepRules
 
@@ -56,17 +56,17 @@ Choices = Mapping[str, Any]
 
 @dataclass(frozen=True, kw_only=True)
 class Prepared:
-    """A run ready for its first step. ``roomy``: there is memory for what is freed and kept, too."""
+    """A run ready for its first step. ``can_retain_memory``: there is memory for what is freed and kept, too."""
 
     config: Config
     plan: Plan
     opened: OpenedModel
     swap: HeadSwap
     images: Images
-    course: Course
+    course: TrainingPlan
     device: torch.device
-    shared_out: bool
-    roomy: bool
+    sharded: bool
+    can_retain_memory: bool
 
     @property
     def document(self) -> dict[str, Any]:
@@ -75,7 +75,7 @@ class Prepared:
 
 
 def prepare(
-    config: Config, *, module: nn.Module | InPlace | None, loss: LossFunction | None, tell: Watch,
+    config: Config, *, module: nn.Module | InPlace | None, loss: LossFunction | None, emit: Watch,
     recorded: Choices | None = None,
 ) -> Prepared:  # fmt: skip
     """Open the model, read every image, replace the head, decide the rest; nothing is written.
@@ -91,7 +91,7 @@ def prepare(
     list_source(config.data, kind=config.task.kind)  # a mistake in the data must not wait for a download
     opened, chosen_model = _open(config, device, module)
     began = began_with(opened, own=module is not None, loss=loss)
-    images = _read_images(config, opened, device, tell)
+    images = _read_images(config, opened, device, emit)
     function, chosen_loss = _loss(config, images, loss)
     swap, fixed = _new_head(config, opened, images)
     if isinstance(module, InPlace):
@@ -102,9 +102,9 @@ def prepare(
     work = Workload(phases=tuple(replace(one, fixed=fixed) for one in phases), loss=function, images=images)
     select_l1_parameters(opened.module, config.penalties)
     opened.module.to(device)
-    shared_out, chosen_parallel = choose_parallel(config, opened.module, device)
-    course, images, measured, choices, roomy = _plan_measured(
-        config, opened, work, recorded=recorded or {}, possible=not shared_out
+    sharded, chosen_parallel = choose_parallel(config, opened.module, device)
+    course, images, measured, choices, can_retain_memory = _plan_measured(
+        config, opened, work, recorded=recorded or {}, possible=not sharded
     )
     decisions = (
         chosen_device, *choose_allocator(device),
@@ -117,30 +117,32 @@ def prepare(
         "head": _head_document(config.head, swap), "lora": lora_document(config, adapters),
     }  # fmt: skip
     plan = Plan(decisions=decisions, document=document)
-    tell(Decided(plan))
+    emit(Decided(plan))
     return Prepared(
         config=config, plan=plan, opened=opened, swap=swap, images=images, course=course, device=device,
-        shared_out=shared_out, roomy=roomy,
+        sharded=sharded, can_retain_memory=can_retain_memory,
     )  # fmt: skip
 
 
 def _plan_measured(
     config: Config, opened: OpenedModel, work: Workload, *, recorded: Choices, possible: bool
-) -> tuple[Course, Images, tuple[Decision, ...], Choices, bool]:
+) -> tuple[TrainingPlan, Images, tuple[Decision, ...], Choices, bool]:
     """As ``_course``, with what memory says, and whether there is room for what is freed and kept, too. Whatever was
     tried, the first step finds the module as it is before.
     """
     batch = min(work.images.train.batch_size, max(1, len(work.images.train.samples)))
     with no_trace(opened.module):
         course, images, measured, choices = _course(config, opened, work, recorded=recorded, possible=possible)
-        roomy, about_memory = check_memory(config, opened.module, course, opened.preprocess, batch_size=batch)
+        can_retain_memory, about_memory = check_memory(
+            config, opened.module, course, opened.preprocess, batch_size=batch
+        )
     opened.module.to(memory_format=MEMORY_FORMATS[course.rules.memory_format])
-    return course, images, (*measured, *about_memory), choices, roomy
+    return course, images, (*measured, *about_memory), choices, can_retain_memory
 
 
 def _course(
     config: Config, opened: OpenedModel, work: Workload, *, recorded: Choices, possible: bool
-) -> tuple[Course, Images, tuple[Decision, ...], Choices]:
+) -> tuple[TrainingPlan, Images, tuple[Decision, ...], Choices]:
     """Arithmetic, cache, evaluation and loading chosen, by measurement where they are left to us; the weights are in
     that order of memory, the images in those batches.
     """
@@ -156,7 +158,7 @@ def _course(
     )  # fmt: skip
     limit = int(config.cache.limit_gb * 1e9)
     where = CacheRules(folder=cache_folder(), model=opened.spec, dtype=config.cache.dtype, limit_bytes=limit)
-    course = Course(
+    course = TrainingPlan(
         phases=work.phases, optimizer=config.optimizer, schedule=config.schedule, rules=rules,
         patience=config.stop.patience, cache=where,
     )  # fmt: skip
@@ -178,9 +180,9 @@ def _course(
     return course, images, (*about, *about_state, cached, *size, *loading, *compiling), measured
 
 
-def _read_images(config: Config, opened: OpenedModel, device: torch.device, tell: Watch) -> Images:
+def _read_images(config: Config, opened: OpenedModel, device: torch.device, emit: Watch) -> Images:
     """Every image decoded once, and room for what loading processes hand over."""
-    images = load_images(config, opened.preprocess, on_decoded=lambda done, total: tell(ScanProgress(done, total)))
+    images = load_images(config, opened.preprocess, on_decoded=lambda done, total: emit(ScanProgress(done, total)))
     images = _for_accelerator(images, device) if device.type != "cpu" else images
     check_room(workers=images.train.workers, batch_bytes=_batch_bytes(images.train))
     return images
@@ -207,7 +209,7 @@ def _open(config: Config, device: torch.device, module: nn.Module | InPlace | No
     if module is not None:
         if not isinstance(module, nn.Module | InPlace):
             raise ConfigError(f"model: {module!r} is no module; give an instance of nn.Module, e.g. model=Net()")
-        opened = name_weights_by_digest(open_model(take_module(module), image_size=size, preprocess=given))
+        opened = name_weights_by_digest(open_model(copy_given(module), image_size=size, preprocess=given))
         return opened, Decision("model", opened.spec, "the module as given" + _list_left_out(config, opened))
     name, decision = choose_model(config, device)
     return open_model(name, weights=model.weights, image_size=size, preprocess=given, options=model.options), decision
@@ -272,7 +274,9 @@ def _about_model(opened: OpenedModel, swap: HeadSwap, head: Head) -> tuple[Decis
     )
 
 
-def _document(decisions: tuple[Decision, ...], opened: OpenedModel, images: Images, course: Course) -> dict[str, Any]:
+def _document(
+    decisions: tuple[Decision, ...], opened: OpenedModel, images: Images, course: TrainingPlan
+) -> dict[str, Any]:
     steps = len(images.train)
     splits = {"train": images.train, "val": images.val, "test": images.test}
     return {
@@ -306,7 +310,7 @@ def _data_digest(images: Images) -> str:
     return digest.hexdigest()
 
 
-def _phase_document(module: nn.Module, course: Course, phase: PhasePlan, steps: int) -> dict[str, Any]:
+def _phase_document(module: nn.Module, course: TrainingPlan, phase: PhasePlan, steps: int) -> dict[str, Any]:
     frozen = freeze_phase(module, phase)
     groups = phase_optimizer(module, phase, course.optimizer).param_groups  # made here, so that mistakes are found here
     return {

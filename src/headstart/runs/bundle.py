@@ -26,7 +26,7 @@ from headstart.reports.model_card import model_card
 from headstart.runs.own_file import own_files, restore_own
 from headstart.storage.buffers import Content
 from headstart.storage.durable import explain_os_errors, json_bytes, write_folder
-from headstart.storage.tensors import in_pieces
+from headstart.storage.tensors import make_buffers
 from headstart.surgery.freeze import find_frozen, unfreeze
 from headstart.surgery.generators import keep_generators
 from headstart.surgery.head import HeadSwap, head_parameters, replace_head
@@ -93,7 +93,7 @@ def write_bundle(
     """Write the bundle folder, whole or not at all.  Raises: StorageError."""
     tensors, own = own_files({"model": model})
     files: dict[str, Content] = tensors | {
-        "model.safetensors": in_pieces(read_saved_tensors(model)),
+        "model.safetensors": make_buffers(read_saved_tensors(model)),
         "config.json": json_bytes(_config(model, facts)),
         "headstart.json": json_bytes(facts | ({"own": own} if own else {})),
         "README.md": model_card(facts, plan=plan, result=result).encode("utf-8", "backslashreplace"),

@@ -25,7 +25,7 @@ from safetensors.torch import load as read_tensors
 from timm.utils.model_ema import ModelEmaV3
 from torch import Tensor, nn
 
-from headstart.distributed.collectives import files_to_first
+from headstart.distributed.collectives import gather_files
 from headstart.distributed.fsdp import (
     is_sharded,
     join_parts,
@@ -42,14 +42,14 @@ from headstart.storage.buffers import Content
 from headstart.storage.disk import DISK, Disk
 from headstart.storage.durable import (
     MANIFEST,
-    Again,
+    HardLink,
     explain_os_errors,
     json_bytes,
     read_folder,
     write_folder,
     write_json,
 )
-from headstart.storage.tensors import in_pieces, pack_tensors
+from headstart.storage.tensors import make_buffers, pack_tensors
 from headstart.surgery.own_state import load_tensors, read_own_state, read_saved_tensors, restore_own_state
 from headstart.training.precision import device_of, make_scaler
 from headstart.training.state import Best, TrainState
@@ -73,7 +73,7 @@ def save(state: TrainState, folder: str | Path, *, keep: int = 2, run: str | Non
     target = root / _folder_name(state.step)
     files = _contents(state, target, {} if run is None else {"run": run})
     if is_sharded(state.model):
-        files = {**files_to_first({name: bytes(data) for name, data in files.items()})}
+        files = {**gather_files({name: bytes(data) for name, data in files.items()})}
         if not current().is_first:
             return target
     needed = sum(map(len, files.values()))
@@ -90,7 +90,7 @@ def save(state: TrainState, folder: str | Path, *, keep: int = 2, run: str | Non
     return target
 
 
-def _contents(state: TrainState, target: Path, more: Mapping[str, str]) -> dict[str, Content | Again]:
+def _contents(state: TrainState, target: Path, more: Mapping[str, str]) -> dict[str, Content | HardLink]:
     """The files of a checkpoint; of a model that is shared out, those of this process."""
     part_again(state.model)
     tensors, plain = optimizer_contents(state.model, state.optimizer)
@@ -100,7 +100,9 @@ def _contents(state: TrainState, target: Path, more: Mapping[str, str]) -> dict[
     if state.average is not None:
         kinds["average"] = read_saved_tensors(state.average.module)
     if not is_sharded(state.model):
-        whole: dict[str, Content | Again] = {f"{kind}.safetensors": in_pieces(values) for kind, values in kinds.items()}
+        whole: dict[str, Content | HardLink] = {
+            f"{kind}.safetensors": make_buffers(values) for kind, values in kinds.items()
+        }
         fixed = {FROZEN: frozen, START: state.start}
         whole |= {name: reuse_or_write(state.model, values, target / name) for name, values in fixed.items() if values}
         tensors_file, own = own_files(_modules(state.model, state.average))
@@ -108,7 +110,7 @@ def _contents(state: TrainState, target: Path, more: Mapping[str, str]) -> dict[
         return whole | tensors_file | {"state.json": json_bytes(counters)}
     kinds |= {"start": state.start} if state.start else {}
     ours, shapes = current(), {}
-    files: dict[str, Content | Again] = {}
+    files: dict[str, Content | HardLink] = {}
     for kind, values in kinds.items():
         mine, shapes[kind] = parts(values)
         files[_part_name(kind, ours.rank, ours.world_size)] = pack_tensors(mine)

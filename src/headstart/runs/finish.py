@@ -13,7 +13,7 @@ from torch import nn
 
 from headstart.config.schema import Config
 from headstart.data.dataset import Images
-from headstart.distributed.collectives import model_from_first, together
+from headstart.distributed.collectives import broadcast_model, collective_errors
 from headstart.models.sources import OpenedModel
 from headstart.runs.bundle import Evaluated, bundle_facts, open_run, write_bundle
 from headstart.runs.checkpoint import load_best
@@ -25,7 +25,7 @@ from headstart.surgery.head import HeadSwap
 from headstart.surgery.lora import merge_lora
 from headstart.surgery.module_copy import InPlace
 from headstart.training.evaluate import evaluate, keep_own_state
-from headstart.training.phases import Course, evaluate_best, report_changed_files
+from headstart.training.phases import TrainingPlan, evaluate_best, report_changed_files
 from headstart.training.state import TrainState
 
 
@@ -69,7 +69,7 @@ class Ready(Protocol):
         ...
 
     @property
-    def course(self) -> Course:
+    def course(self) -> TrainingPlan:
         """Phases and rules."""
         ...
 
@@ -84,7 +84,7 @@ class Ready(Protocol):
         ...
 
     @property
-    def shared_out(self) -> bool:
+    def sharded(self) -> bool:
         """Whether each of several processes holds a part of every parameter."""
         ...
 
@@ -97,10 +97,10 @@ def finish(run: Path, state: TrainState, ready: Ready, *, log: RunLog | None, st
     Raises: StorageError.
     """
     model = state.model if state.unsharded is None else state.unsharded.to(ready.device)
-    with together():
+    with collective_errors():
         if log is not None:
             load_best(state, run / "checkpoints", into=model)
-    model_from_first(model)
+    broadcast_model(model)
     merge_lora(model)
     rules, images = ready.course.rules, ready.images
     settings = Evaluated(

@@ -14,10 +14,10 @@ from weakref import WeakKeyDictionary
 
 from torch import Tensor, nn
 
-from headstart.storage.buffers import Content, Pieces
+from headstart.storage.buffers import Buffers, Content
 from headstart.storage.disk import open_plainly
-from headstart.storage.durable import Again, Stamp, stamp_of
-from headstart.storage.tensors import in_pieces
+from headstart.storage.durable import HardLink, Stamp, stamp_of
+from headstart.storage.tensors import make_buffers
 from headstart.surgery.own_state import read_saved_tensors
 
 FROZEN = "frozen.safetensors"
@@ -54,11 +54,11 @@ def frozen_tensors(model: nn.Module) -> dict[str, Tensor]:
     return found if sum(value.nbytes for value in found.values()) >= _WORTH_BYTES else {}
 
 
-def reuse_or_write(model: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> Content | Again:
+def reuse_or_write(model: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> Content | HardLink:
     """What ``path`` (CHECKPOINTS/STEP/NAME) is to hold: where it holds the same bytes, the file of the last checkpoint
     but one, or of the last one where that is written again; else the tensors anew.
     """
-    content = in_pieces(tensors)
+    content = make_buffers(tensors)
     known = [one for one in _known_files(model, path) if one.path.parent.parent == path.parent.parent]
     again = bool(known) and known[-1].path == path
     if not again and len(known) < 2:
@@ -66,7 +66,7 @@ def reuse_or_write(model: nn.Module, tensors: Mapping[str, Tensor], path: Path) 
     like = known[-1] if again else known[0]
     if not _holds(like.path, content):
         return content
-    return Again(like=like.path, stamp=like.stamp, sha256=like.sha256, made=lambda: content)
+    return HardLink(like=like.path, stamp=like.stamp, sha256=like.sha256, made=lambda: content)
 
 
 def remember_file(model: nn.Module, path: Path, *, sha256: str) -> None:
@@ -84,7 +84,7 @@ def _known_files(model: nn.Module, path: Path) -> list[_Written]:
     return _written.get(model, {}).get(path.name, [])
 
 
-def _holds(path: Path, content: Pieces) -> bool:
+def _holds(path: Path, content: Buffers) -> bool:
     """Whether these are a file's bytes; that it is the one that was written is seen when it gets one more name."""
     try:
         with open(path, "rb", opener=open_plainly) as file:
@@ -93,7 +93,7 @@ def _holds(path: Path, content: Pieces) -> bool:
         return False
 
 
-def _blocks(content: Pieces) -> Iterator[memoryview]:
+def _blocks(content: Buffers) -> Iterator[memoryview]:
     for piece in content:
         for begin in range(0, len(piece), _READ_BYTES):
             yield piece[begin : begin + _READ_BYTES]

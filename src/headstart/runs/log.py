@@ -61,7 +61,7 @@ class RunLog:
         with explain_os_errors(self._path, needed=_LINE):
             os.fsync(self._file)
 
-    def tell(self, event: TrainingEvent, *, phase: int) -> None:
+    def emit(self, event: TrainingEvent, *, phase: int) -> None:
         """Record one event of the training."""
         match event:
             case StepDone():

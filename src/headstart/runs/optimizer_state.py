@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from headstart.distributed.fsdp import is_shared_out, like_parameter
+from headstart.distributed.fsdp import is_sharded_tensor, like_parameter
 from headstart.errors import ConfigError, StorageError
 
 _NAMES = "parameters"
@@ -189,6 +189,6 @@ def place_like(value: Tensor, *, like: Tensor) -> Tensor:
     """On the device of its parameter, shared out as that is, and in its memory order."""
     if value.shape != like.shape:
         return value.to(like.device)
-    if is_shared_out(like):
+    if is_sharded_tensor(like):
         return like_parameter(value, like)
     return torch.empty_like(like, dtype=value.dtype, requires_grad=False).copy_(value)

@@ -12,7 +12,7 @@ from safetensors.torch import load as read_tensors
 from torch import Tensor, nn
 
 from headstart.storage.buffers import Content
-from headstart.storage.tensors import in_pieces
+from headstart.storage.tensors import make_buffers
 from headstart.surgery.own_state import OwnState, read_own_state, restore_own_state
 
 OWN = "own.safetensors"
@@ -26,7 +26,7 @@ def own_files(modules: Mapping[str, nn.Module]) -> tuple[dict[str, Content], dic
         state = read_own_state(module)
         tensors |= {f"{kind}//{name}": value for name, value in state.tensors.items()}
         values |= {kind: state.values} if state.values else {}
-    return ({OWN: in_pieces(tensors)} if tensors else {}), values
+    return ({OWN: make_buffers(tensors)} if tensors else {}), values
 
 
 def restore_own(module: nn.Module, kind: str, files: Mapping[str, bytes], values: object) -> None:

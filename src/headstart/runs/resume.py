@@ -10,7 +10,7 @@ from pathlib import Path
 from timm.layers.norm_act import convert_sync_batchnorm
 from torch import optim
 
-from headstart.distributed.collectives import files_from_first, together
+from headstart.distributed.collectives import broadcast_files, collective_errors
 from headstart.distributed.fsdp import shard
 from headstart.distributed.processes import current
 from headstart.errors import StorageError
@@ -51,13 +51,13 @@ def begin(run: Path, ready: Ready, changed: Sequence[str] = ()) -> tuple[TrainSt
 def _find_checkpoint(run: Path) -> FoundCheckpoint | None:
     """Read by the first process and sent to the others, which may not see its disk."""
     ours, folder = current(), run / "checkpoints"
-    with together():
+    with collective_errors():
         found = read_checkpoint(folder) if ours.is_first else None
         if found is not None and found.counters.get("run") not in (None, read_run_digest(run)):
             raise StorageError(
                 f"{found.path}: is a checkpoint of another run; remove it, or start a new run with another --out"
             )
-    files = files_from_first(found.files if found else None)
+    files = broadcast_files(found.files if found else None)
     if ours.is_first or files is None:
         return found
     return FoundCheckpoint(folder, files, json.loads(files["state.json"]), ())
@@ -66,9 +66,9 @@ def _find_checkpoint(run: Path) -> FoundCheckpoint | None:
 def _first_state(ready: Ready) -> TrainState:
     module, course, average = ready.opened.module, ready.course, ready.config.average
     plain = None
-    if ready.config.parallel.sync_norm and current().several:
+    if ready.config.parallel.sync_norm and current().is_distributed:
         convert_sync_batchnorm(module)  # type: ignore[no-untyped-call]
-    if ready.shared_out:
+    if ready.sharded:
         plain = copy.deepcopy(module).cpu()  # for the end: a model that is shared out is not put together again
         shard(module, ready.device)
     optimizer = optim.SGD(module.parameters(), lr=0.0)  # until the first phase makes its own

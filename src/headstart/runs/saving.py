@@ -67,12 +67,12 @@ def interruptible() -> Iterator[Interruption]:
     before = {number: handler for number, handler in found.items() if handler not in (signal.SIG_IGN, None)}
 
     def note(number: int, _: FrameType | None) -> None:
-        again = noted.signals and current().several and time.monotonic() - noted.heard < _REPEATED_SECONDS
+        again = noted.signals and current().is_distributed and time.monotonic() - noted.heard < _REPEATED_SECONDS
         if os.getpid() != owner or again:  # a loading process, forked this instant; a terminal's and the launcher's
             return
         noted.signals.append(number)
         noted.heard = time.monotonic()
-        if len(noted.signals) == 1 and current().several:
+        if len(noted.signals) == 1 and current().is_distributed:
             return
         for other, handler in before.items():
             signal.signal(other, handler)
@@ -141,7 +141,7 @@ class Saver:
         if isinstance(event, CacheGivenUp):
             self._go_back(state)
         if self._log is not None:
-            self._log.tell(event, phase=state.phase)
+            self._log.emit(event, phase=state.phase)
         self._watch(event)
         signalled = bool(self._interrupted.signals)
         stopping, due = any_of(signalled, self._is_due(event)) if isinstance(event, StepDone) else (False, False)
@@ -151,7 +151,7 @@ class Saver:
         if stopping:
             self._stop(state)
         within_epoch = isinstance(event, StepDone) and state.epoch_step < event.steps_in_epoch
-        if current().several:  # the others would wait for this one
+        if current().is_distributed:  # the others would wait for this one
             return
         if within_epoch:
             self._unsaved = None if saved else state

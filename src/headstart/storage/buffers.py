@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Iterator
 
 
-class Pieces:
+class Buffers:
     """Bytes that follow one another; ``len`` is of all, ``bytes`` puts them together."""
 
     def __init__(self, *parts: bytes | memoryview) -> None:
@@ -23,18 +23,18 @@ class Pieces:
         return b"".join(self._parts)
 
 
-Content = bytes | Pieces
+Content = bytes | Buffers
 """Of a file."""
 
 
-def parts_of(content: Content) -> Pieces:
+def as_buffers(content: Content) -> Buffers:
     """In one piece or in several."""
-    return content if isinstance(content, Pieces) else Pieces(content)
+    return content if isinstance(content, Buffers) else Buffers(content)
 
 
 def sha256(content: Content) -> str:
     """Its SHA-256 in hexadecimal digits."""
     digest = hashlib.sha256()
-    for part in parts_of(content):
+    for part in as_buffers(content):
         digest.update(part)
     return digest.hexdigest()

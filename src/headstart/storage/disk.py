@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
 
-from headstart.storage.buffers import Content, parts_of
+from headstart.storage.buffers import Content, as_buffers
 
 
 class Disk(Protocol):
@@ -47,7 +47,7 @@ class LocalDisk:
     def write(self, path: Path, data: Content) -> None:
         """See ``Disk``."""
         with _add_path_to_error(path), open(path, "wb", opener=open_plainly) as file:
-            file.writelines(parts_of(data))
+            file.writelines(as_buffers(data))
 
     def fsync(self, path: Path) -> None:
         """See ``Disk``."""

@@ -22,7 +22,7 @@ from typing import Any
 
 from headstart.errors import ConfigError, StorageError
 from headstart.storage.durable import free_bytes, read_json, write_json
-from headstart.storage.record_file import PageFile, file_bytes
+from headstart.storage.record_file import RecordFile, file_bytes
 
 _KEY = re.compile(r"[0-9a-f]{32}")
 _PAGES, _ABOUT = "pages", "about.json"
@@ -76,7 +76,7 @@ def _name_of(user: int) -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Shelved:
+class CacheEntry:
     """What is kept under one key. ``about``: facts for people; ``used``: when a run last opened it."""
 
     key: str
@@ -87,13 +87,13 @@ class Shelved:
     about: Mapping[str, Any]
 
 
-class Shelf:
+class DiskCache:
     """Page files by key in ``folder``, at most ``limit_bytes`` in all."""
 
     def __init__(self, folder: Path, *, limit_bytes: int) -> None:
         self._folder, self._limit = folder, limit_bytes
 
-    def open_records(self, key: str, *, count: int, page_bytes: int, about: Mapping[str, Any]) -> PageFile:
+    def open_records(self, key: str, *, count: int, record_bytes: int, about: Mapping[str, Any]) -> RecordFile:
         """The key's file, new or as an earlier run left it; older ones of other keys make room for it.
 
         Raises: StorageError: there is no room within the limit or on the disk, it cannot be written, or another user
@@ -103,11 +103,11 @@ class Shelf:
         place = self._folder / key
         self._make_private(self._folder)
         if not (place / _PAGES).exists():
-            self._make_room(file_bytes(count=count, page_bytes=page_bytes))
+            self._make_room(file_bytes(count=count, record_bytes=record_bytes))
         self._make_private(place)
         for path in (place / _PAGES, place / _ABOUT):
             _refuse_other_writers(path)
-        file = PageFile(place / _PAGES, count=count, page_bytes=page_bytes, key=key)
+        file = RecordFile(place / _PAGES, count=count, record_bytes=record_bytes, key=key)
         if not self.is_complete(key):
             self._note(key, {**about, "complete": False})
         os.utime(place)
@@ -137,7 +137,7 @@ class Shelf:
             write_json(path, about)
             path.chmod(0o600)
 
-    def content(self) -> list[Shelved]:
+    def content(self) -> list[CacheEntry]:
         """All that is there, the least recently used first."""
         folders = (
             [path for path in self._folder.iterdir() if _KEY.fullmatch(path.name)] if self._folder.is_dir() else []
@@ -169,10 +169,10 @@ class Shelf:
         if free is not None and need + _SPARE_BYTES > free:
             raise StorageError(f"{self._folder}: {need + _SPARE_BYTES:,} bytes needed, {free:,} free on the disk")
 
-    def _read_entry(self, path: Path) -> Shelved:
+    def _read_entry(self, path: Path) -> CacheEntry:
         about = self._about(path.name)
         pages = path / _PAGES
-        return Shelved(
+        return CacheEntry(
             key=path.name, nbytes=pages.stat().st_size if pages.exists() else 0,
             used=datetime.fromtimestamp(path.stat().st_mtime, UTC), complete=about.get("complete") is True,
             in_use=_is_open(pages), about=about,

@@ -40,7 +40,7 @@ _ORPHANS_SECONDS = 15.0  # loading processes of a killed run hold its lock until
 
 
 @dataclass(frozen=True, kw_only=True)
-class Again:
+class HardLink:
     """A file that is the same as ``like``, which was written before: it becomes one more name of that (a hard link).
 
     It is written anew, as ``made`` gives it, where the file system has no such names, or ``like`` is gone or is not
@@ -142,7 +142,7 @@ def _make_folder(path: Path, *, disk: Disk) -> None:
         disk.fsync_dir(folder.parent)
 
 
-def write_folder(path: Path, files: Mapping[str, Content | Again], *, disk: Disk = DISK) -> dict[str, str]:
+def write_folder(path: Path, files: Mapping[str, Content | HardLink], *, disk: Disk = DISK) -> dict[str, str]:
     """Write a folder of files with its manifest, whole or not at all; the SHA-256 of each.
 
     A folder at ``path`` is replaced.  Raises: StorageError.
@@ -168,14 +168,14 @@ def write_folder(path: Path, files: Mapping[str, Content | Again], *, disk: Disk
     return hashes
 
 
-def _fill(temp: Path, files: Mapping[str, Content | Again], *, disk: Disk) -> dict[str, str]:
+def _fill(temp: Path, files: Mapping[str, Content | HardLink], *, disk: Disk) -> dict[str, str]:
     disk.mkdir(temp)
     entries: dict[str, tuple[int, str]] = {}
     for name, data in files.items():
-        if isinstance(data, Again) and _link(data, temp / name, disk=disk):
+        if isinstance(data, HardLink) and _link(data, temp / name, disk=disk):
             entries[name] = len(data), data.sha256
             continue
-        content = data.made() if isinstance(data, Again) else data
+        content = data.made() if isinstance(data, HardLink) else data
         entries[name] = len(content), sha256(content)
         _write(temp / name, content, disk=disk)
     _write(temp / MANIFEST, _manifest(entries), disk=disk)
@@ -188,7 +188,7 @@ def _write(path: Path, content: Content, *, disk: Disk) -> None:
     disk.fsync(path)
 
 
-def _link(data: Again, target: Path, *, disk: Disk) -> bool:
+def _link(data: HardLink, target: Path, *, disk: Disk) -> bool:
     try:
         if stamp_of(data.like) != data.stamp:
             return False

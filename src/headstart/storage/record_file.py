@@ -31,29 +31,31 @@ Buffer = bytes | bytearray | memoryview
 _T = TypeVar("_T")
 
 
-def file_bytes(*, count: int, page_bytes: int) -> int:
+def file_bytes(*, count: int, record_bytes: int) -> int:
     """Of a file with so many pages."""
-    return count * (page_bytes + _TAIL)
+    return count * (record_bytes + _TAIL)
 
 
-class PageFile:
-    """``count`` pages of ``page_bytes``, numbered from 0; ``key`` says of what: pages of another key are not whole.
+class RecordFile:
+    """``count`` pages of ``record_bytes``, numbered from 0; ``key`` says of what: pages of another key are not whole.
 
     A shared lock on the file says that it is in use.
 
     Raises: StorageError: there is no room, or the file cannot be opened or written.
     """
 
-    def __init__(self, path: Path, *, count: int, page_bytes: int, key: str) -> None:
-        self.path, self.count, self.page_bytes = path, count, page_bytes
+    def __init__(self, path: Path, *, count: int, record_bytes: int, key: str) -> None:
+        self.path, self.count, self.record_bytes = path, count, record_bytes
         self._key = key.encode()
-        self._step = page_bytes + _TAIL
+        self._step = record_bytes + _TAIL
         self._proved = mmap.mmap(-1, max(1, count))  # a byte for each page, also for loading processes that are forked
-        self._descriptor = _open_sized(path, size=file_bytes(count=count, page_bytes=page_bytes))
+        self._descriptor = _open_sized(path, size=file_bytes(count=count, record_bytes=record_bytes))
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Opened again in the process that it goes to."""
-        return partial(type(self), count=self.count, page_bytes=self.page_bytes, key=self._key.decode()), (self.path,)
+        return partial(type(self), count=self.count, record_bytes=self.record_bytes, key=self._key.decode()), (
+            self.path,
+        )
 
     def __enter__(self) -> Self:
         return self
@@ -69,7 +71,7 @@ class PageFile:
     def write(self, number: int, page: Buffer) -> None:
         """Write a page."""
         view = memoryview(page).cast("B")
-        assert 0 <= number < self.count and len(view) == self.page_bytes, (number, self.count, len(view))
+        assert 0 <= number < self.count and len(view) == self.record_bytes, (number, self.count, len(view))
         data: list[Buffer] = [view, _MARK + self._checksum(number, view) + self._digest(number, view)]
         written = _run_explained(self.path, lambda: os.pwritev(self._descriptor, data, number * self._step))
         if written != self._step:
@@ -78,7 +80,7 @@ class PageFile:
     def read(self, number: int, into: bytearray | memoryview) -> bool:
         """Fill ``into`` with a page; False where it was never written, is damaged or belongs elsewhere."""
         view, tail = memoryview(into).cast("B"), bytearray(_TAIL)
-        assert 0 <= number < self.count and len(view) == self.page_bytes, (number, self.count, len(view))
+        assert 0 <= number < self.count and len(view) == self.record_bytes, (number, self.count, len(view))
         try:
             found = os.preadv(self._descriptor, [view, tail], number * self._step)
         except OSError:  # a bad sector
@@ -92,7 +94,7 @@ class PageFile:
 
     def missing(self) -> list[int]:
         """Numbers of the pages that are not whole; all are read."""
-        room = bytearray(self.page_bytes)
+        room = bytearray(self.record_bytes)
         return [number for number in range(self.count) if not self.read(number, room)]
 
     def expect(self, numbers: Iterable[int]) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from headstart.storage.buffers import Pieces
+from headstart.storage.buffers import Buffers
 
 _NAMES = {
     torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64",
@@ -29,7 +29,7 @@ _ORDER = (
 _ALIGNED = 8
 
 
-def in_pieces(tensors: Mapping[str, Tensor]) -> Pieces:
+def make_buffers(tensors: Mapping[str, Tensor]) -> Buffers:
     """A safetensors file without metadata (whose order is random).
 
     Equal tensors give equal bytes; those that share memory are stored each. To be used before a tensor changes.
@@ -43,12 +43,12 @@ def in_pieces(tensors: Mapping[str, Tensor]) -> Pieces:
         header[name] = {"dtype": _NAMES[value.dtype], "shape": list(value.shape), "data_offsets": [begin, end]}
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % _ALIGNED)
-    return Pieces(len(text).to_bytes(8, "little"), text, *(_bytes_of(ready[name]) for name in names))
+    return Buffers(len(text).to_bytes(8, "little"), text, *(_bytes_of(ready[name]) for name in names))
 
 
 def pack_tensors(tensors: Mapping[str, Tensor]) -> bytes:
-    """``in_pieces`` as bytes, a copy."""
-    return bytes(in_pieces(tensors))
+    """``make_buffers`` as bytes, a copy."""
+    return bytes(make_buffers(tensors))
 
 
 def _bytes_of(value: Tensor) -> memoryview:

@@ -127,16 +127,16 @@ def _half(
     return _Half(graph=graph, fixed=fixed, crossing=keys, constants=constants)
 
 
-def _trace_module(module: nn.Module, asleep: Collection[str] | None) -> tuple[fx.Graph, Mapping[str, Tensor]]:
+def _trace_module(module: nn.Module, eval_modules: Collection[str] | None) -> tuple[fx.Graph, Mapping[str, Tensor]]:
     """The graph in training but for what is asleep, or in evaluation (None), with its constants."""
     trace = find_trace(module)
     reason = trace.reason
     if trace.graph is not None:
-        if asleep is None:
+        if eval_modules is None:
             return trace.graph, trace.constants
         with preserve_module(module):
             try:
-                graph = fx_graph(module, training=lambda path: path not in asleep)
+                graph = fx_graph(module, training=lambda path: path not in eval_modules)
                 return graph, graph_constants(module, graph)
             except MODEL_FAILURES as error:
                 reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"

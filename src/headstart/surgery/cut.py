@@ -17,7 +17,7 @@ _SPLITS = "it splits the batch, so that what an image gives may depend on its pl
 
 
 @dataclass(frozen=True)
-class Kept:
+class BoundaryTensor:
     """A tensor that crosses: a content, and the part of it (None: all); ``label``: the module that made it."""
 
     content: int
@@ -94,7 +94,7 @@ class Cut:
                     return True
         return False
 
-    def kept(self) -> tuple[Kept, ...]:
+    def kept(self) -> tuple[BoundaryTensor, ...]:
         """What crosses, in the order in which it is made."""
         parts: dict[int, dict[Need, None]] = {}
         waiting = [need for recording in self.first for need in recording.needs]
@@ -154,18 +154,18 @@ class Cut:
                     waiting.append(ref.content)
         return True
 
-    def _parts(self, content: int, needs: list[Need]) -> list[Kept]:
+    def _parts(self, content: int, needs: list[Need]) -> list[BoundaryTensor]:
         """The whole of a content, or the small parts of it that are needed."""
         if content == IMAGES:
-            return [Kept(content, None, "the images")]
+            return [BoundaryTensor(content, None, "the images")]
         call = self.book.made[content]
         asked = {need.geometry for need in needs}
         outer = {need.geometry: None for need in needs if not asked & set(need.within)}
         parts = [self.pairs.part(content, geometry) for geometry in outer]
         size = sum(_count(geometry) for geometry in outer)
         if None in parts or 2 * size > _count(call.base.geometry):
-            return [Kept(content, None, call.label)]
-        return [Kept(content, part, call.label) for part in parts]
+            return [BoundaryTensor(content, None, call.label)]
+        return [BoundaryTensor(content, part, call.label) for part in parts]
 
 
 def _count(geometry: Geometry) -> int:

@@ -44,16 +44,16 @@ def find_fixed_nodes(
     """
     fixed: dict[fx.Node, str] = {}
     seen: defaultdict[str, Iterator[int]] = defaultdict(count)
-    tensors, asleep = {*frozen.tensors, *constants}, set(frozen.modules)
+    tensors, eval_modules = {*frozen.tensors, *constants}, set(frozen.modules)
     for node in graph.nodes:
         _refuse_writes(node)
         if node.op == "output" or not all(source in fixed for source in node.all_input_nodes):
             continue
-        if not _is_fixed(module, node, tensors, asleep):
+        if not _is_fixed(module, node, tensors, eval_modules):
             if _is_untrained(module, node, tensors):
                 search.random.setdefault(describe_node(node))
             continue
-        if _is_identity(module, node, asleep):
+        if _is_identity(module, node, eval_modules):
             fixed[node] = fixed[node.all_input_nodes[0]]
             continue
         arguments = fx.node.map_arg((node.args, node.kwargs), lambda source: _Key(fixed[source]))
@@ -104,31 +104,31 @@ class _Key(str):
         return str(self)
 
 
-def _is_fixed(module: nn.Module, node: fx.Node, frozen: Collection[str], asleep: Collection[str]) -> bool:
+def _is_fixed(module: nn.Module, node: fx.Node, frozen: Collection[str], eval_modules: Collection[str]) -> bool:
     target = str(node.target)
     match node.op:
         case "get_attr":
             return target in frozen
         case "call_module":
-            return _is_fixed_module(module.get_submodule(target), target, frozen, asleep)
+            return _is_fixed_module(module.get_submodule(target), target, frozen, eval_modules)
         case _:
             return not _is_random(node)
 
 
-def _is_fixed_module(part: nn.Module, path: str, frozen: Collection[str], asleep: Collection[str]) -> bool:
+def _is_fixed_module(part: nn.Module, path: str, frozen: Collection[str], eval_modules: Collection[str]) -> bool:
     own = [f"{path}.{name}" for name, _, _ in iterate_tensors(part)]
     inside = {f"{path}.{name}" if name else path: inner for name, inner in part.named_modules()}
-    awake = [inner for name, inner in inside.items() if name not in asleep]
+    awake = [inner for name, inner in inside.items() if name not in eval_modules]
     return set(own) <= set(frozen) and all(map(_is_deterministic, awake))
 
 
-def _is_identity(module: nn.Module, node: fx.Node, asleep: Collection[str]) -> bool:
+def _is_identity(module: nn.Module, node: fx.Node, eval_modules: Collection[str]) -> bool:
     """Whether a fixed node gives its input as it is; a fixed dropout does."""
     if node.op != "call_module":
         return name_of(node) in _DROPOUTS
     path = str(node.target)
     part = module.get_submodule(path)
-    is_dropout = isinstance(part, nn.modules.dropout._DropoutNd) and (path in asleep or part.p == 0)
+    is_dropout = isinstance(part, nn.modules.dropout._DropoutNd) and (path in eval_modules or part.p == 0)
     return isinstance(part, nn.Identity) or is_dropout
 
 

@@ -262,7 +262,7 @@ class Run:
     def _results(self, step: Step, args: Sequence[Any], outs: Any) -> Any:
         if step.writes:
             args[0].memory.content = step.outputs[0].content
-            self.arrived(args[0].memory)
+            self.receive(args[0].memory)
             return args[0]
         values = outs if step.many else (outs,)
         results = []
@@ -278,10 +278,10 @@ class Run:
                 continue
             memory = Memory(made.content, made, values[place] if self.computes else None)
             results.append(make_fixed(self, memory, made.geometry))
-            self.arrived(memory)
+            self.receive(memory)
         return step.many(results) if step.many else results[0]
 
-    def arrived(self, memory: Memory) -> None:
+    def receive(self, memory: Memory) -> None:
         """A content is there."""
 
     def live(self, func: Operation, args: Sequence[Any], kwargs: Values, *, known: bool) -> Any:  # noqa: ARG002

@@ -49,11 +49,11 @@ NOTHING_FIXED = Fixed()
 
 def find_frozen(module: nn.Module) -> Fixed:
     """Parameters that do not train now, and what ``freeze`` keeps in evaluation mode, with its buffers."""
-    asleep = {path: part for path, part in module.named_modules(remove_duplicate=False) if _pin(part) is not None}
-    still = {f"{path}.{name}" for path, part in asleep.items() for name, _ in part.named_buffers()}
+    eval_modules = {path: part for path, part in module.named_modules(remove_duplicate=False) if _pin(part) is not None}
+    still = {f"{path}.{name}" for path, part in eval_modules.items() for name, _ in part.named_buffers()}
     parameters = module.named_parameters(remove_duplicate=False)
     still |= {name for name, value in parameters if value.is_floating_point() and not value.requires_grad}
-    return Fixed(tensors=frozenset(still), modules=frozenset(asleep))
+    return Fixed(tensors=frozenset(still), modules=frozenset(eval_modules))
 
 
 def freeze(
@@ -133,12 +133,12 @@ def what_freezes(
         )
     _check_head_trains(layout, rule, chosen)
     norms = _with_statistics(module) if norm_statistics == "frozen" or isinstance(rule, But) else {}
-    asleep = {*_eval_modules(module, layout, ruled, _boundary(layout, rule, ruled)), *norms, *fixed.modules}
+    eval_modules = {*_eval_modules(module, layout, ruled, _boundary(layout, rule, ruled)), *norms, *fixed.modules}
     still = chosen.union(*norms.values())
     return Frozen(
         rule=freeze_text(rule),
         tensors=tuple(place.name for place in layout.tensors if place.name in still),
-        modules=tuple(path for path, _ in module.named_modules() if path in asleep),
+        modules=tuple(path for path, _ in module.named_modules() if path in eval_modules),
         parameters=frozen,
         of=total,
     )

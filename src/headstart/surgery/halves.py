@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from headstart.surgery.constants import find_constant
-from headstart.surgery.cut import Kept
+from headstart.surgery.cut import BoundaryTensor
 from headstart.surgery.fixed_run import Run
 from headstart.surgery.fixed_values import (
     IMAGES,
@@ -40,7 +40,7 @@ class Known:
 
     contents: Contents
     pairs: Pairs
-    kept: tuple[Kept, ...]
+    kept: tuple[BoundaryTensor, ...]
     image: Any
     dtype: torch.dtype
     frozen: frozenset[str]
@@ -60,7 +60,7 @@ class _KeepingRun(RealRun):
         self.kept = frozenset(each.content for each in known.kept)
         self.there: dict[int, Tensor] = {}
 
-    def arrived(self, memory: Memory) -> None:
+    def receive(self, memory: Memory) -> None:
         content = memory.content
         if content in self.kept and content not in self.there:
             assert content is not None and memory.real is not None

@@ -12,7 +12,7 @@ import timm
 from torch import Tensor, nn
 
 from headstart.errors import ModelError
-from headstart.lazy_imports import compiler_is_loaded
+from headstart.lazy_imports import is_compiler_loaded
 from headstart.surgery.head_layers import ACTIVATIONS, RANK, HeadKind, make_head
 from headstart.surgery.head_search import is_layer, layer_sizes
 from headstart.surgery.head_uses import move_hooks, put_everywhere, refuse_other_uses
@@ -250,7 +250,7 @@ def _check_shape(module: nn.Module, head: Head, outputs: int, *, old: Mapping[st
     either is let through.
     """
     size = sum(parameter.numel() for parameter in module.parameters())
-    real = size < _CHEAP and not compiler_is_loaded()  # on meta, torch would load it: 1.2 s
+    real = size < _CHEAP and not is_compiler_loaded()  # on meta, torch would load it: 1.2 s
     try:
         shape = run_for_shapes(module, names=(), values=real).outputs
     except ModelError as error:

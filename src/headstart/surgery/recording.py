@@ -194,7 +194,7 @@ class RecordingRun(RealRun):
         self.frozen[id(value)].content = None
         self.found.moving |= {name for name, tensor in list_named_tensors(self.module) if tensor is value}
 
-    def arrived(self, memory: Memory) -> None:
+    def receive(self, memory: Memory) -> None:
         """Take the prints of a content with a row for each image."""
         content = memory.content
         assert content is not None and memory.real is not None

@@ -110,11 +110,11 @@ def _hooks(
         return lambda _module, _inputs: seen.running.append(path)
 
     def leave(path: str) -> Any:
-        def left(_module: nn.Module, _inputs: Any, _outputs: Any) -> None:
+        def on_leave(_module: nn.Module, _inputs: Any, _outputs: Any) -> None:
             seen.running.remove(path)
             seen.calls[path] += 1
 
-        return left
+        return on_leave
 
     handles = [module.register_forward_pre_hook(start), module.register_forward_hook(stop)]
     handles += [part.register_forward_pre_hook(enter(path), prepend=True) for path, part in parts.items()]

@@ -33,7 +33,7 @@ def measure(task: TaskSpec, outputs: Tensor, truth: Tensor) -> dict[str, float]:
     return {name: value for name, value in found.items() if math.isfinite(value)}
 
 
-def score(task: TaskSpec, metrics: dict[str, float]) -> tuple[float, ...]:
+def selection_key(task: TaskSpec, metrics: dict[str, float]) -> tuple[float, ...]:
     """What "better" means: the main metric, then the likelihood; larger is better, compared from the left.
 
     One that is not there counts as the worst finite number: scores are kept as JSON, which has no infinity.

@@ -20,12 +20,13 @@ from torch import Tensor, fx, nn
 
 from headstart.data.batch import Arguments, Batch
 from headstart.data.loader import Batches
-from headstart.distributed.collectives import any_of, exchange, raise_together
+from headstart.data.transforms.transforms import transform_key
+from headstart.distributed.collectives import all_gather_object, any_of, raise_together
 from headstart.errors import RunError, StorageError
 from headstart.events import CacheProgress
 from headstart.machine import FOR_PEOPLE, environment
-from headstart.storage.disk_cache import Shelf
-from headstart.storage.record_file import PageFile
+from headstart.storage.disk_cache import DiskCache
+from headstart.storage.record_file import RecordFile
 from headstart.surgery.boundary import Boundary
 from headstart.surgery.fixed_values import NotReplayable
 from headstart.surgery.halves import Prefix
@@ -33,10 +34,10 @@ from headstart.surgery.layout import iterate_tensors
 from headstart.surgery.module_state import code_digest
 from headstart.surgery.proof import compute_crossing
 from headstart.training.boundary_tensors import (
-    Crossing,
-    crossing_of,
+    BoundarySpec,
+    make_boundary_spec,
     pack_records,
-    page_bytes,
+    record_bytes,
     rounding,
     unpack_records,
 )
@@ -101,22 +102,22 @@ class Activations:
     def __init__(self, boundary: Boundary, batches: Batches, *, rules: StepRules, where: CacheRules) -> None:
         batches = replace(batches, batch_size=where.batch_size or batches.batch_size, late=False)
         self._prefix, self._batches, self._rules = boundary.prefix, batches, rules
-        self.crossings = crossings(boundary.prefix, batches, rules, dtype=where.dtype)
+        self.crossings = find_boundary_specs(boundary.prefix, batches, rules, dtype=where.dtype)
         training = batches.training
         self._first = training.first_epoch if training else 0
         views = training.views if training else 1
         assert views > 0, "there is no end of new changes"
-        self._shelf = Shelf(where.folder, limit_bytes=where.limit_bytes)
+        self._shelf = DiskCache(where.folder, limit_bytes=where.limit_bytes)
         self._mended: list[int] = []
         self._computed_pages = 0
         self._rounding = 0.0
-        self._files: dict[str, PageFile] = {}  # by key, a view each
-        count, size, facts = len(batches.samples), page_bytes(self.crossings), self._facts()
+        self._files: dict[str, RecordFile] = {}  # by key, a view each
+        count, size, facts = len(batches.samples), record_bytes(self.crossings), self._facts()
         try:
             for view in range(views):
                 key = _key(facts, self._changes(view))
                 about = {"model": where.model, "boundary": list(boundary.crossing), "images": count, "view": view}
-                self._files[key] = self._shelf.open_records(key, count=count, page_bytes=size, about=about)
+                self._files[key] = self._shelf.open_records(key, count=count, record_bytes=size, about=about)
         except (StorageError, NotReplayable):
             self.close()
             raise
@@ -135,7 +136,7 @@ class Activations:
     def summary(self) -> str:
         """What is there, in words."""
         count, views = len(self._batches.samples), len(self._files)
-        each = page_bytes(self.crossings)
+        each = record_bytes(self.crossings)
         text = f"{count:,} images{f' x {views} views' if views > 1 else ''}, {count * views * each / 2**20:,.1f} MiB"
         stored = f", stored as bf16 (relative error {self._rounding:.1e})" if self._rounding else ""
         return f"{text}{stored}; {self._computed_pages:,} computed, {count * views - self._computed_pages:,} read"
@@ -148,7 +149,7 @@ class Activations:
         ours, size = self._batches.processes, self._batches.batch_size
         with raise_together(NotReplayable):
             missing = self._missing()
-        hosts = exchange(missing)  # as the first process of each machine finds it
+        hosts = all_gather_object(missing)  # as the first process of each machine finds it
         mine = hosts[ours.rank - ours.local_rank]
         jobs = [(view, group) for view, some in enumerate(mine) for group in _groups(some, size)]
         most = max(sum(len(_groups(some, size)) for some in missing) for missing in hosts)
@@ -184,7 +185,7 @@ class Activations:
         return found
 
     def _read(self, view: int, part: Sequence[int]) -> Arguments:
-        size, pinned = page_bytes(self.crossings), self._batches.pinned
+        size, pinned = record_bytes(self.crossings), self._batches.pinned
         pages = torch.empty(len(part), size, dtype=torch.uint8, pin_memory=pinned)
         rows, file = pages.numpy(), self._file(view)
         damaged = [place for place, position in enumerate(part) if not file.read(position, rows[place].data)]
@@ -204,7 +205,7 @@ class Activations:
         try:
             return self._pages(view, positions)
         except NotReplayable as error:
-            if not self._batches.processes.several:
+            if not self._batches.processes.is_distributed:
                 raise
             key = self._batches.samples[positions[0]].key
             raise RunError(f"cache: the page of {key} is damaged and cannot be computed again: {error}") from error
@@ -239,13 +240,13 @@ class Activations:
         return [[] if self._is_proven(view) else self._all() for view in range(len(self._files))]
 
     def _is_proven(self, view: int) -> bool:
-        first, room = self._all()[: self._batches.batch_size], bytearray(page_bytes(self.crossings))
+        first, room = self._all()[: self._batches.batch_size], bytearray(record_bytes(self.crossings))
         if [*self._files][view] in _PROVEN:
             return True
         pages, file = self._pages(view, first), self._file(view)
         return all(file.read(place, room) and bytes(pages[place].numpy().data) == room for place in first)
 
-    def _file(self, view: int) -> PageFile:
+    def _file(self, view: int) -> RecordFile:
         return [*self._files.values()][view]
 
     def _all(self) -> list[int]:
@@ -271,7 +272,7 @@ class Activations:
             precision=rules.precision, memory_format=rules.memory_format, batch=batches.batch_size,
             machine={name: value for name, value in machine.items() if name not in (*FOR_PEOPLE, "world_size")},
             prefix=prefix_digest(self._prefix), preprocess=batches.preprocess.to_dict(),
-            transform=repr(batches.transform), decoded=type(batches.decoded).__name__,
+            transform=transform_key(batches.transform), decoded=type(batches.decoded).__name__,
             images=[sample.content for sample in batches.samples],
         )  # fmt: skip
 
@@ -308,12 +309,16 @@ def open_activations(boundary: Boundary, batches: Batches, *, rules: StepRules, 
     raise failed or StorageError("another process cannot open them")
 
 
-def crossings(prefix: nn.Module, batches: Batches, rules: StepRules, *, dtype: str) -> tuple[Crossing, ...]:
+def find_boundary_specs(
+    prefix: nn.Module, batches: Batches, rules: StepRules, *, dtype: str
+) -> tuple[BoundarySpec, ...]:
     """What a batch's tensors at the boundary are, by a run on black images."""
     shape = batches.preprocess
     black = torch.zeros(2, shape.channels, shape.height, shape.width)
     images = black.to(device_of(prefix), dtype_of(prefix), memory_format=MEMORY_FORMATS[rules.memory_format])
-    return tuple(crossing_of(value, as_bf16=dtype == "bf16") for value in _compute_activations(prefix, images, rules))
+    return tuple(
+        make_boundary_spec(value, as_bf16=dtype == "bf16") for value in _compute_activations(prefix, images, rules)
+    )
 
 
 def prefix_digest(prefix: nn.Module) -> str:

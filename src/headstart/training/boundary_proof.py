@@ -18,7 +18,7 @@ from torch import Tensor, fx, nn
 
 from headstart.data.batch import Batch
 from headstart.data.loader import Batches
-from headstart.distributed.collectives import exchange
+from headstart.distributed.collectives import all_gather_object
 from headstart.errors import ModelError
 from headstart.isolation import own_turn
 from headstart.surgery.boundary import Boundary, find_boundary, refuse_computation
@@ -73,7 +73,9 @@ def prove_boundary(module: nn.Module, frozen: Frozen, batches: Batches, rules: S
     known = _PROVED.get(module)
     if known is None or known.of != what:
         known = _prove(module, frozen, example_images(batches, module, rules), rules, what)
-        refused = next((why for why in exchange(known.why) if why), "")  # by one process: none of them may use it
+        refused = next(
+            (why for why in all_gather_object(known.why) if why), ""
+        )  # by one process: none of them may use it
         if known.boundary is not None:
             share_scores(module, known.boundary.train_suffix, known.boundary.eval_suffix)
         known = _PROVED[module] = replace(known, boundary=None if refused else known.boundary, why=refused)
@@ -211,7 +213,7 @@ class CacheCheck:
         """Whether it is time to look."""
         if self._looks == 0:
             return True
-        if self._batches.processes.several:
+        if self._batches.processes.is_distributed:
             return epoch_ends
         each = self._spent / self._looks
         return self._spent + each <= _SHARE * (time.monotonic() - self._begun)
@@ -226,7 +228,7 @@ class CacheCheck:
             found = str(error).removeprefix("model: ")
         self._looks += 1
         self._spent += time.monotonic() - started
-        return next((why for why in exchange(found) if why), None)
+        return next((why for why in all_gather_object(found) if why), None)
 
     def _difference(self, epoch: int) -> str | None:
         rules = self._rules
@@ -249,7 +251,9 @@ class CacheCheck:
         why = find_difference(
             self._module, self._boundary, images, arithmetic=arithmetic, crossing=made, rounds=(calls,)
         )
-        if why is None or self._batches.processes.several:  # its layers may wait for those of the other processes
+        if (
+            why is None or self._batches.processes.is_distributed
+        ):  # its layers may wait for those of the other processes
             return why
         where = find_culprit(self._module, self._boundary, images, made, arithmetic=arithmetic, calls=calls)
         return f"{why}, first seen in {where}"

@@ -16,7 +16,7 @@ Tensors = tuple[Tensor, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Crossing:
+class BoundarySpec:
     """One tensor at the boundary: ``shape`` of one image, ``dtype`` as computed and as ``stored``, and the ``order``
     of its dimensions (B among them) in memory, from the outermost.
     """
@@ -39,21 +39,21 @@ class Crossing:
         return asdict(self)
 
 
-def crossing_of(value: Tensor, *, as_bf16: bool) -> Crossing:
+def make_boundary_spec(value: Tensor, *, as_bf16: bool) -> BoundarySpec:
     """What has to be known of a tensor (B, ...); ``as_bf16``: fp32 is stored in half its size."""
     strides = value.stride()
     order = sorted(range(value.ndim), key=lambda place: (-strides[place], place))
     name = str(value.dtype).removeprefix("torch.")
     stored = "bfloat16" if as_bf16 and value.dtype == torch.float32 else name
-    return Crossing(shape=tuple(value.shape[1:]), dtype=name, stored=stored, order=tuple(order))
+    return BoundarySpec(shape=tuple(value.shape[1:]), dtype=name, stored=stored, order=tuple(order))
 
 
-def page_bytes(crossings: Sequence[Crossing]) -> int:
+def record_bytes(crossings: Sequence[BoundarySpec]) -> int:
     """Of one image."""
     return sum(crossing.size for crossing in crossings)
 
 
-def pack_records(values: Tensors, crossings: Sequence[Crossing]) -> Tensor:
+def pack_records(values: Tensors, crossings: Sequence[BoundarySpec]) -> Tensor:
     """Bytes (B, page_bytes) on the CPU."""
     parts = []
     for value, crossing in zip(values, crossings, strict=True):
@@ -62,7 +62,7 @@ def pack_records(values: Tensors, crossings: Sequence[Crossing]) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
 
-def unpack_records(pages: Tensor, crossings: Sequence[Crossing]) -> Tensors:
+def unpack_records(pages: Tensor, crossings: Sequence[BoundarySpec]) -> Tensors:
     """The tensors of pages (B, page_bytes), as the model made them."""
     values, start = [], 0
     for crossing in crossings:
@@ -77,7 +77,7 @@ def unpack_records(pages: Tensor, crossings: Sequence[Crossing]) -> Tensors:
     return tuple(values)
 
 
-def rounding(values: Tensors, crossings: Sequence[Crossing]) -> float:
+def rounding(values: Tensors, crossings: Sequence[BoundarySpec]) -> float:
     """Relative error of storing them, in the Euclidean norm; 0 where they are stored as computed."""
     if all(crossing.stored == crossing.dtype for crossing in crossings):
         return 0.0

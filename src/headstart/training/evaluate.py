@@ -86,7 +86,7 @@ def in_eval(model: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
-def scores(
+def compute_logits(
     model: nn.Module, batch: Batch, *, precision: Precision = "fp32", memory_format: str = "contiguous"
 ) -> Tensor:
     """What the model gives for the real images of a padded batch.
@@ -137,7 +137,7 @@ def _run(model: nn.Module, batches: Batches, *, precision: Precision, memory_for
         with raise_together(NotReplayable) if isinstance(model, Suffix) else nullcontext():
             outputs = _outputs(model, batches, precision=precision, memory_format=memory_format)
         part_again(model)
-        joined = _join_outputs(outputs, batches) if batches.processes.several else torch.cat(outputs)
+        joined = _join_outputs(outputs, batches) if batches.processes.is_distributed else torch.cat(outputs)
         finite = torch.isfinite(joined).flatten(1).all(1).tolist()
         damaged = [key for key, fine in zip(keys, finite, strict=True) if not fine]
         if damaged:
@@ -154,7 +154,7 @@ def _outputs(model: nn.Module, batches: Batches, *, precision: Precision, memory
     outputs, ours, own = [], batches.processes, has_own_code(model) or isinstance(model, fx.GraphModule | Suffix)
     for number, batch in enumerate(_level(batches.epoch(0), batches, everywhere=is_sharded(model))):
         with _drawing(number * ours.world_size + ours.rank, device_of(model)) if own else beside_others():
-            outputs.append(scores(model, batch, precision=precision, memory_format=memory_format))
+            outputs.append(compute_logits(model, batch, precision=precision, memory_format=memory_format))
     return outputs
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from headstart.data.batch import Batch
-from headstart.distributed.fsdp import is_shared_out, local, whole
+from headstart.distributed.fsdp import is_sharded_tensor, local, whole
 from headstart.errors import NonFiniteError, name_some
 from headstart.training.state import TrainState
 
@@ -44,7 +44,7 @@ def norms(tensors: Sequence[Tensor]) -> list[Tensor]:
     if not tensors:
         return [torch.zeros(())]
     found = torch._foreach_norm([*tensors], 2.0)
-    return list(whole(torch.stack(found)).unbind() if is_shared_out(found[0]) else found)
+    return list(whole(torch.stack(found)).unbind() if is_sharded_tensor(found[0]) else found)
 
 
 def find_damaged(model: nn.Module) -> list[str]:

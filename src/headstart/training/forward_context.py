@@ -50,7 +50,7 @@ def forward_context(state: TrainState, model: nn.Module, rules: StepRules, *, ca
         with attending(rules.attention), recomputing(state.model, wanted=again), compiler_errors(rules.compile):
             yield call_in_context
     except NotReplayable as error:
-        if calling or not current().several:
+        if calling or not current().is_distributed:
             raise
         raise RunError(  # in a backward pass, in which the others are on their way to a sum of gradients
             f"step {state.step + 1}: {str(error).removeprefix('model: ')}; begin anew with --cache.use never"
@@ -64,7 +64,7 @@ def _refuse_together(state: TrainState) -> AbstractContextManager[None]:
 
 def _across_processes(state: TrainState, model: nn.Module) -> nn.Module:
     """The model, or what averages its gradients over several processes."""
-    if not current().several or is_sharded(model):
+    if not current().is_distributed or is_sharded(model):
         return model
     state.replica = replicate(model, state.replica)
     return state.replica.module

@@ -13,7 +13,7 @@ from headstart.data.decoding.decoded_cache import open_decoded_cache
 from headstart.data.loader import Batches
 from headstart.errors import ModelError, StorageError
 from headstart.events import CacheNote, CacheProgress
-from headstart.storage.disk_cache import Shelf
+from headstart.storage.disk_cache import DiskCache
 from headstart.surgery.boundary import Boundary
 from headstart.surgery.fixed_values import NotReplayable
 from headstart.surgery.freeze import Frozen
@@ -25,17 +25,17 @@ from headstart.training.state import TrainState
 
 
 @dataclass(frozen=True, kw_only=True)
-class Feed:
+class PhaseData:
     """Batches of a phase. ``suffix``: what trains where ``train`` begins at the boundary, and ``check`` looks whether
-    that is right. ``judged``: what is evaluated on ``val`` in place of the model, and of its average.
+    that is right. ``eval_model``: what is evaluated on ``val`` in place of the model, and of its average.
     """
 
     train: Batches
     val: Batches
     suffix: nn.Module | None = None
     check: CacheCheck | None = None
-    judged: nn.Module | None = None
-    judged_average: nn.Module | None = None
+    eval_model: nn.Module | None = None
+    eval_average: nn.Module | None = None
 
     def iterate_damage_notes(self) -> Iterator[CacheNote]:
         """What was computed again since this was last asked."""
@@ -65,9 +65,9 @@ def open_image_cache(batches: Batches, *, where: CacheRules) -> Iterator[tuple[B
     if batches.decoded is None:
         yield batches, None
         return
-    shelf = Shelf(where.folder, limit_bytes=where.limit_bytes)
+    disk_cache = DiskCache(where.folder, limit_bytes=where.limit_bytes)
     try:
-        opened = open_decoded_cache(batches.decoded, batches.samples, shelf, about=where.model)
+        opened = open_decoded_cache(batches.decoded, batches.samples, disk_cache, about=where.model)
     except StorageError as error:
         yield batches, CacheNote(f"cache: decoded images are not kept: {error}")
         return
@@ -76,24 +76,30 @@ def open_image_cache(batches: Batches, *, where: CacheRules) -> Iterator[tuple[B
 
 
 def make_phase_data(
-    state: TrainState, frozen: Frozen, feed: Feed, *, splits: tuple[str, ...], rules: StepRules, where: CacheRules
-) -> Generator[CacheProgress | CacheNote, None, Feed]:
+    state: TrainState,
+    frozen: Frozen,
+    phase_data: PhaseData,
+    *,
+    splits: tuple[str, ...],
+    rules: StepRules,
+    where: CacheRules,
+) -> Generator[CacheProgress | CacheNote, None, PhaseData]:
     """The feed with the ``splits`` (train, val) that are to be cached, once their activations are there.
 
     What cannot be cached stays as it is, and a note says why.
     """
     if not splits:
-        return feed
+        return phase_data
     try:
-        boundary = prove_boundary(state.model, frozen, feed.train, rules)
+        boundary = prove_boundary(state.model, frozen, phase_data.train, rules)
     except ModelError as error:
         yield CacheNote(f"cache: not used, the frozen part is computed in every epoch: {error}")
-        return feed
+        return phase_data
     if "val" in splits and boundary.mixes_in_evaluation:
         yield CacheNote("cache: not used for val: in evaluation a score depends on the other images of its batch")
         splits = tuple(split for split in splits if split != "val")
     for split in splits:
-        batches = getattr(feed, split)
+        batches = getattr(phase_data, split)
         try:
             activations = open_activations(boundary, batches, rules=rules, where=where)
             yield from _fill_activations(activations)
@@ -101,14 +107,14 @@ def make_phase_data(
             yield CacheNote(f"cache: not used for {split}, the frozen part is computed in every epoch: {error}")
             continue
         yield CacheNote(f"cache: {split}, {activations.summary()}")
-        feed = replace(feed, **{split: replace(batches, stored=activations)})
+        phase_data = replace(phase_data, **{split: replace(batches, stored=activations)})
         if split == "train":
-            check = CacheCheck(state.model, boundary, feed.train, rules)
-            feed = replace(feed, suffix=boundary.train_suffix, check=check)
+            check = CacheCheck(state.model, boundary, phase_data.train, rules)
+            phase_data = replace(phase_data, suffix=boundary.train_suffix, check=check)
         else:
             average = _of_average(state, frozen, boundary, batches, rules)
-            feed = replace(feed, judged=boundary.eval_suffix, judged_average=average)
-    return feed
+            phase_data = replace(phase_data, eval_model=boundary.eval_suffix, eval_average=average)
+    return phase_data
 
 
 def _fill_activations(activations: Activations) -> Iterator[CacheProgress]:

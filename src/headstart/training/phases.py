@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from headstart.config.schema import FreezeRule, NormStatistics, Optimizer, Schedule
 from headstart.data.loader import Batches
-from headstart.distributed.collectives import exchange, from_first
+from headstart.distributed.collectives import all_gather_object, broadcast_object
 from headstart.distributed.fsdp import local
 from headstart.distributed.processes import current
 from headstart.errors import ModelError, RunError, StorageError
@@ -36,12 +36,12 @@ from headstart.surgery.freeze import NOTHING_FIXED, Fixed, Frozen, freeze_by, wh
 from headstart.surgery.halves import Suffix
 from headstart.surgery.layout import iterate_tensors
 from headstart.surgery.replay import NotReplayable
-from headstart.tasks.metrics import score
+from headstart.tasks.metrics import selection_key
 from headstart.training.activation_cache import CacheRules, open_activations
 from headstart.training.boundary_proof import prove_boundary, refute_boundary
 from headstart.training.evaluate import Evaluation, evaluate, keep_own_state
 from headstart.training.fit import fit
-from headstart.training.phase_data import Feed, make_phase_data, open_image_cache
+from headstart.training.phase_data import PhaseData, make_phase_data, open_image_cache
 from headstart.training.rules import StepRules
 from headstart.training.state import Best, TrainState
 from headstart.training.state_copy import StateCopy, copy_state, put_back
@@ -70,7 +70,7 @@ class PhasePlan:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Course:
+class TrainingPlan:
     """Everything about a run's training that stays the same from first step to last."""
 
     phases: tuple[PhasePlan, ...]
@@ -81,7 +81,7 @@ class Course:
     cache: CacheRules
 
 
-def enter_phase(state: TrainState, course: Course, index: int) -> Frozen:
+def enter_phase(state: TrainState, course: TrainingPlan, index: int) -> Frozen:
     """Set what is frozen and the optimizer's groups; state of parameters that stay trainable is kept."""
     phase = course.phases[index]
     frozen = freeze_phase(state.model, phase)
@@ -118,7 +118,7 @@ class CacheRefuted(Exception):
     """What a phase reads from the cache is not what its model computes; says why."""
 
 
-def train_phases(state: TrainState, course: Course, train: Batches, val: Batches) -> Iterator[TrainingEvent]:
+def train_phases(state: TrainState, course: TrainingPlan, train: Batches, val: Batches) -> Iterator[TrainingEvent]:
     """All that is left of the course; after an epoch its metrics, and whether it is the best so far.
 
     Raises: NonFiniteError: see ``fit``.
@@ -131,7 +131,7 @@ def train_phases(state: TrainState, course: Course, train: Batches, val: Batches
         yield from _phases(state, course, train, val)
 
 
-def _phases(state: TrainState, course: Course, train: Batches, val: Batches) -> Iterator[TrainingEvent]:
+def _phases(state: TrainState, course: TrainingPlan, train: Batches, val: Batches) -> Iterator[TrainingEvent]:
     for index in range(len(course.phases)):
         phase = course.phases[index]  # of the course as it is by now: without a cache that was given up
         if state.epochs_done >= phase.first_epoch + phase.epochs or _is_over(state):
@@ -144,58 +144,58 @@ def _phases(state: TrainState, course: Course, train: Batches, val: Batches) -> 
             trainable=frozen.of - frozen.parameters,
             frozen=frozen.parameters,
         )
-        plain = Feed(train=_with_views(train, phase), val=val)
-        feed = yield from make_phase_data(
+        plain = PhaseData(train=_with_views(train, phase), val=val)
+        phase_data = yield from make_phase_data(
             state, frozen, plain, splits=phase.cached, rules=course.rules, where=course.cache
         )
-        yield from report_changed_files(feed.train)
-        state.suffix = feed.suffix
-        start = copy_state(state) if feed.suffix is not None or feed.judged is not None else None
+        yield from report_changed_files(phase_data.train)
+        state.suffix = phase_data.suffix
+        start = copy_state(state) if phase_data.suffix is not None or phase_data.eval_model is not None else None
         try:
-            why = yield from _train_until_refuted(state, course, phase, frozen, feed)
+            why = yield from _train_until_refuted(state, course, phase, frozen, phase_data)
             if why is not None:
                 assert start is not None, why
-                _give_up(state, start, feed, why)
-                feed = plain
+                _give_up(state, start, phase_data, why)
+                phase_data = plain
                 course = replace(course, phases=tuple(replace(each, cached=()) for each in course.phases))
                 yield CacheGivenUp(state.step, f"cache: given up, {why}; all since step {state.step} is trained again")
-                yield from _train_phase(state, course, course.phases[index], frozen, feed)
+                yield from _train_phase(state, course, course.phases[index], frozen, phase_data)
         finally:
             state.suffix = None
-            feed.close()
+            phase_data.close()
 
 
 def _train_until_refuted(
-    state: TrainState, course: Course, phase: PhasePlan, frozen: Frozen, feed: Feed
+    state: TrainState, course: TrainingPlan, phase: PhasePlan, frozen: Frozen, phase_data: PhaseData
 ) -> Generator[TrainingEvent, None, str | None]:
     """Train the phase; why what is read from the cache is not what the model computes, where that is found.
 
     The error goes no further: its frames hold the model across processes, beside which there can be no second one.
     """
     try:
-        yield from _train_phase(state, course, phase, frozen, feed)
+        yield from _train_phase(state, course, phase, frozen, phase_data)
     except (CacheRefuted, NotReplayable) as error:
-        if feed.suffix is None and feed.judged is None:  # nothing is read from a cache
+        if phase_data.suffix is None and phase_data.eval_model is None:  # nothing is read from a cache
             raise
         return str(error)
     return None
 
 
-def _give_up(state: TrainState, start: StateCopy, feed: Feed, why: str) -> None:
+def _give_up(state: TrainState, start: StateCopy, phase_data: PhaseData, why: str) -> None:
     """The state as it was at the phase's start, to go on without the cache, of which nothing is kept."""
     put_back(state, start)
     refute_boundary(state.model, why)
-    feed.discard()
+    phase_data.discard()
     state.suffix = state.replica = state.compiled = None
 
 
 def _train_phase(
-    state: TrainState, course: Course, phase: PhasePlan, frozen: Frozen, feed: Feed
+    state: TrainState, course: TrainingPlan, phase: PhasePlan, frozen: Frozen, phase_data: PhaseData
 ) -> Iterator[TrainingEvent]:
     proof = frozen_digest(state.model, frozen)
     for event in fit(
         state,
-        feed.train,
+        phase_data.train,
         rules=course.rules,
         epochs=phase.epochs,
         schedule=course.schedule,
@@ -204,10 +204,10 @@ def _train_phase(
         if isinstance(event, StepDone):
             epoch_ends = state.epoch_step == event.steps_in_epoch
             phase_ends = epoch_ends and state.epochs_done + 1 == phase.first_epoch + phase.epochs
-            _look_at_cache(state, feed, epoch_ends=epoch_ends, phase_ends=phase_ends)
+            _look_at_cache(state, phase_data, epoch_ends=epoch_ends, phase_ends=phase_ends)
             yield event
-            if not current().several:  # else after the epoch, together
-                yield from report_changed_files(feed.train)
+            if not current().is_distributed:  # else after the epoch, together
+                yield from report_changed_files(phase_data.train)
             continue
         now = frozen_digest(state.model, frozen)
         changed = sorted(name for name, value in proof.items() if now[name] != value)
@@ -217,9 +217,9 @@ def _train_phase(
                 "it besides the optimizer: forward, a hook, or what watches the run"
             )
         _check_equal(state.model)
-        validated = _validate(state, course, replace(event, phase=state.phase), feed)
-        yield from feed.iterate_damage_notes()
-        yield from report_changed_files(feed.train)
+        validated = _validate(state, course, replace(event, phase=state.phase), phase_data)
+        yield from phase_data.iterate_damage_notes()
+        yield from report_changed_files(phase_data.train)
         yield validated
         if _is_over(state):
             return
@@ -228,17 +228,17 @@ def _train_phase(
 def report_changed_files(batches: Batches) -> Iterator[DataNote]:
     """Files that any process has found changed since this was last asked; of training, validation and test."""
     if batches.changed is not None:
-        for text in sorted({text for news in exchange(batches.changed.news()) for text in news}):
+        for text in sorted({text for news in all_gather_object(batches.changed.news()) for text in news}):
             yield DataNote(text)
 
 
-def _look_at_cache(state: TrainState, feed: Feed, *, epoch_ends: bool, phase_ends: bool) -> None:
+def _look_at_cache(state: TrainState, phase_data: PhaseData, *, epoch_ends: bool, phase_ends: bool) -> None:
     """After the first step, the last one, and now and then between them.
 
     Raises: CacheRefuted: what is read is not what the model computes.
     """
-    if feed.check is not None and (phase_ends or feed.check.is_due(epoch_ends=epoch_ends)):
-        why = feed.check.find_difference(state.epochs_done)
+    if phase_data.check is not None and (phase_ends or phase_data.check.is_due(epoch_ends=epoch_ends)):
+        why = phase_data.check.find_difference(state.epochs_done)
         if why is not None:
             raise CacheRefuted(why)
 
@@ -249,13 +249,15 @@ def _with_views(train: Batches, phase: PhasePlan) -> Batches:
     return replace(train, training=replace(train.training, views=phase.views, first_epoch=phase.first_epoch))
 
 
-def _validate(state: TrainState, course: Course, event: EpochDone, feed: Feed) -> EpochDone:
-    val, found = feed.val, {"trained": _metrics(state.model, feed.judged, feed.val, course.rules)}
+def _validate(state: TrainState, course: TrainingPlan, event: EpochDone, phase_data: PhaseData) -> EpochDone:
+    val, found = phase_data.val, {"trained": _metrics(state.model, phase_data.eval_model, phase_data.val, course.rules)}
     if state.average is not None:
-        found["average"] = _metrics(state.average.module, feed.judged_average, feed.val, course.rules)
-    found = from_first(found)  # the same choice everywhere, whatever the last bit of a machine is
+        found["average"] = _metrics(state.average.module, phase_data.eval_average, phase_data.val, course.rules)
+    found = broadcast_object(found)  # the same choice everywhere, whatever the last bit of a machine is
     metrics = found["trained"]
-    name, value = max(((name, score(val.task, values)) for name, values in found.items()), key=lambda pair: pair[1])
+    name, value = max(
+        ((name, selection_key(val.task, values)) for name, values in found.items()), key=lambda pair: pair[1]
+    )
     better = state.best is None or value > state.best.score
     if better:
         state.best = Best(score=value, step=state.step, epoch=state.epochs_done, weights=name)
@@ -268,18 +270,18 @@ def _validate(state: TrainState, course: Course, event: EpochDone, feed: Feed) -
 def _metrics(model: nn.Module, suffix: nn.Module | None, val: Batches, rules: StepRules) -> dict[str, float]:
     """Of the model: by its part behind the boundary where the batches begin there and it has one."""
     batches = val if suffix is not None else replace(val, stored=None)
-    judged = suffix or model
-    with keep_own_state(judged):
-        return evaluate(judged, batches, precision=rules.evaluated_in, memory_format=rules.memory_format).metrics
+    eval_model = suffix or model
+    with keep_own_state(eval_model):
+        return evaluate(eval_model, batches, precision=rules.evaluated_in, memory_format=rules.memory_format).metrics
 
 
-def evaluate_best(model: nn.Module, val: Batches, course: Course, *, epoch: int) -> Evaluation:
+def evaluate_best(model: nn.Module, val: Batches, course: TrainingPlan, *, epoch: int) -> Evaluation:
     """The evaluation of this epoch's model; from the cache where validation was read from it, once a batch of that,
     computed again by this very model, was found to be the same bits.
     """
     rules = course.rules
     phase = next(phase for phase in course.phases if phase.first_epoch < epoch <= phase.first_epoch + phase.epochs)
-    judged, batches = model, val
+    eval_model, batches = model, val
     with keep_own_state(model), ExitStack() as stack:
         if "val" in phase.cached:
             frozen = what_freezes(model, phase.freeze, norm_statistics=phase.norm_statistics, fixed=phase.fixed)
@@ -288,8 +290,8 @@ def evaluate_best(model: nn.Module, val: Batches, course: Course, *, epoch: int)
                 boundary = _prove_traced_boundary(model, frozen, val, rules)
                 stored = stack.enter_context(closing(open_activations(boundary, val, rules=rules, where=course.cache)))
                 deque(stored.fill(), maxlen=0)
-                judged, batches = boundary.eval_suffix, replace(val, stored=stored)
-        return evaluate(judged, batches, precision=rules.evaluated_in, memory_format=rules.memory_format)
+                eval_model, batches = boundary.eval_suffix, replace(val, stored=stored)
+        return evaluate(eval_model, batches, precision=rules.evaluated_in, memory_format=rules.memory_format)
 
 
 def _prove_traced_boundary(model: nn.Module, frozen: Frozen, val: Batches, rules: StepRules) -> Boundary:
@@ -314,19 +316,19 @@ def frozen_digest(model: nn.Module, frozen: Frozen) -> dict[str, int]:
     Buffers of modules that are not kept in evaluation mode are left out: a forward pass of the module's own may write
     them, as a counter that a model holds beside its frozen layers.
     """
-    asleep, frozen_names = set(frozen.modules), set(frozen.tensors)
+    eval_modules, frozen_names = set(frozen.modules), set(frozen.tensors)
     return {
         name: zlib.crc32(_bytes(tensor))
         for name, tensor, is_buffer in iterate_tensors(model)
-        if name in frozen_names and (not is_buffer or name.rpartition(".")[0] in asleep)
+        if name in frozen_names and (not is_buffer or name.rpartition(".")[0] in eval_modules)
     }
 
 
 def _check_equal(model: nn.Module) -> None:
     """Prove that every process has the same weights and buffers, to the bit."""
-    if current().several:
+    if current().is_distributed:
         held = [tensor for _, tensor, _ in iterate_tensors(model) if local(tensor) is tensor]  # a part differs by rank
-        digests = exchange(_digest(held))
+        digests = all_gather_object(_digest(held))
         assert len(set(digests)) == 1, f"the ranks' models differ: {digests}"
 
 

@@ -81,7 +81,7 @@ def usable_device(wanted: str) -> torch.device:
     try:
         device = (found or torch.device("cpu")) if wanted == "auto" else torch.device(wanted)
         ours = in_environment()
-        if ours.several and ":" not in str(device) and device.type != "cpu":
+        if ours.is_distributed and ":" not in str(device) and device.type != "cpu":
             device = torch.device(device.type, ours.local_rank)
             torch.accelerator.set_device_index(ours.local_rank)
         torch.zeros(1, device=device).cpu()

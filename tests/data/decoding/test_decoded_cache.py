@@ -17,7 +17,7 @@ from headstart.data.loader import Batches, Training
 from headstart.data.sources.samples import Sample
 from headstart.data.transforms.transforms import eval_transform, train_transform
 from headstart.models.preprocess import Preprocess
-from headstart.storage.disk_cache import Shelf
+from headstart.storage.disk_cache import DiskCache
 from headstart.tasks.task import TaskSpec
 
 SIZE = 32
@@ -65,7 +65,7 @@ def batches(samples, *, preset: str | None, preprocess: Preprocess | None = None
 
 
 def kept(made: Batches, folder: Path) -> Batches:
-    shelf = Shelf(folder, limit_bytes=10**9)
+    shelf = DiskCache(folder, limit_bytes=10**9)
     return replace(
         made, decoded=open_decoded_cache(Decoded(transform=made.transform), made.samples, shelf, about="test")
     )

@@ -20,14 +20,14 @@ from PIL import Image
 from headstart.data.decoding import decode, limits
 from headstart.data.decoding.decode import UnreadableImage, check_image, decode_image, open_jpeg
 from headstart.data.decoding.interruptible import map_in_threads, run_interruptibly
-from headstart.data.decoding.lazy_image import Picture
+from headstart.data.decoding.lazy_image import LazyImage
 from headstart.data.decoding.limits import find_excess
 
 DOORS: dict[str, Callable[[bytes], object]] = {
     "decode": lambda content: decode_image(content, path="x"),
     "check": lambda content: check_image(content, path="x"),
     "header": lambda content: open_jpeg(content, path="x"),
-    "picture": lambda content: Picture(content, path="x"),
+    "picture": lambda content: LazyImage(content, path="x"),
 }
 
 

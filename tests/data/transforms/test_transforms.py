@@ -12,9 +12,9 @@ from torchvision.transforms import v2
 from headstart.data.decoding.crops import Frame
 from headstart.data.decoding.lazy_image import render
 from headstart.data.randomness import derive_seed, drawing_from, epoch_order
-from headstart.data.transforms.transforms import check_mixing, eval_transform, mix_batch, train_transform
+from headstart.data.transforms.transforms import check_mixing, eval_transform, mix_batch, train_transform, transform_key
 from headstart.errors import DataError
-from headstart.models.preprocess import Preprocess
+from headstart.models.preprocess import Preprocess, imagenet_preprocess
 
 
 def photo(width: int, height: int, *, mode: str = "RGB") -> Image.Image:
@@ -194,3 +194,11 @@ def test_seeds_and_orders_depend_on_every_part() -> None:
     assert epoch_order(50, seed=1, epoch=1) == epoch_order(50, seed=1, epoch=1)
     assert epoch_order(50, seed=1, epoch=1) != epoch_order(50, seed=1, epoch=2)
     assert epoch_order(50, seed=1, epoch=1) != epoch_order(50, seed=2, epoch=1)
+
+
+def test_a_key_has_the_names_under_which_caches_were_made() -> None:
+    preprocess = imagenet_preprocess(channels=3, source="test")
+    assert transform_key(eval_transform(preprocess=preprocess)) == f"Framing(preprocess={preprocess!r}, gap=2.5)"
+    crop = f"Cropping(preprocess={preprocess!r}, scale=(0.35, 1.0), gap=1.25)"
+    changes = train_transform("standard", flip=True, preprocess=preprocess)
+    assert transform_key(changes) == f"Changes(framed={crop}, flips=True, colours='jittered')"

@@ -41,7 +41,7 @@ class _Region:
     orientation: int = 1
 
 
-class Picture:
+class LazyImage:
     """An image file's content, of which only the header has been read where it is a JPEG. ``size``: upright.
 
     Raises:
@@ -92,7 +92,7 @@ class Picture:
         return run_interruptibly(decode, pixels=jpeg.size[0] * jpeg.size[1])
 
 
-class Raster:
+class DecodedImage:
     """A picture that is decoded already, the right way up: pixels uint8 (H, W, C), of a file of this ``size``, in whose
     pixels boxes are given.
     """
@@ -109,9 +109,9 @@ class Raster:
         return _Region(part, min(width * across, part.shape[1]), min(height * down, part.shape[0]))
 
 
-def open_picture(path: Path | str, *, channels: int = 3) -> Picture:
+def open_picture(path: Path | str, *, channels: int = 3) -> LazyImage:
     """The file, to be decoded when it is shown.  Raises: UnreadableImage: it gives no picture."""
-    return Picture(read_bytes(path), path=path, channels=channels)
+    return LazyImage(read_bytes(path), path=path, channels=channels)
 
 
 def _quick(content: bytes, jpeg: Jpeg, factor: int) -> Tensor | None:
@@ -129,14 +129,14 @@ def _quick(content: bytes, jpeg: Jpeg, factor: int) -> Tensor | None:
     return torch.from_numpy(values) if values.shape == (high, wide, 3) else None
 
 
-def render(picture: Picture | Raster | Image.Image, frame: Frame, *, interpolation: str, gap: float) -> Tensor:
+def render(picture: LazyImage | DecodedImage | Image.Image, frame: Frame, *, interpolation: str, gap: float) -> Tensor:
     """What the frame shows of the picture, uint8 (C, H, W); bilinear and bicubic are within a level of Pillow's."""
-    if isinstance(picture, Raster):
+    if isinstance(picture, DecodedImage):
         region = picture.region(frame.box)
-    elif isinstance(picture, Picture) and interpolation not in _PILLOW:
+    elif isinstance(picture, LazyImage) and interpolation not in _PILLOW:
         region = picture.region(frame.box, scaled=frame.scaled, gap=gap)
     else:
-        region = _region(picture.whole() if isinstance(picture, Picture) else picture, frame.box)
+        region = _region(picture.whole() if isinstance(picture, LazyImage) else picture, frame.box)
     if interpolation in _PILLOW:
         values = region.pixels.numpy()
         part = Image.fromarray(values if values.shape[2] == 3 else values[:, :, 0])

@@ -11,19 +11,19 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from headstart.data.transforms.transforms import Changes
+from headstart.data.transforms.transforms import TrainTransform
 
 Mix = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 """Pixels (B, C, H, W) and targets, mixed within the batch; the same way each time."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Late:
+class DeviceAugment:
     """What is still to be done to a batch's pixels. ``drawn`` (lead + B, N): the numbers of ``changes``. The first
     ``lead`` images are there to be mixed in only.
     """
 
-    changes: Changes | None
+    changes: TrainTransform | None
     drawn: Tensor
     mix: Mix | None
     targets: Tensor

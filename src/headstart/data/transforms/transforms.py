@@ -14,27 +14,39 @@ from torch import Tensor
 from torchvision.transforms import v2
 
 from headstart.data.decoding.crops import Frame, central_frame, random_frame
-from headstart.data.decoding.lazy_image import Picture, Raster, render
+from headstart.data.decoding.lazy_image import DecodedImage, LazyImage, render
 from headstart.data.randomness import drawing_from
 from headstart.data.transforms.colour_jitter import apply_jitter, apply_jitter_to_batch, draw_jitter
 from headstart.errors import DataError
 from headstart.models.preprocess import Preprocess
 from headstart.tasks.task import TaskKind
 
-AnyPicture = Picture | Raster | Image.Image
-Transform = Callable[[AnyPicture], Tensor]
+AnyImage = LazyImage | DecodedImage | Image.Image
+Transform = Callable[[AnyImage], Tensor]
 """A picture to a uint8 tensor (C, H, W)."""
 Preset = Literal["none", "light", "standard", "strong"]
 Colours = Literal["kept", "jittered", "changed widely"]
 _COLOURS: dict[str, Colours] = {"standard": "jittered", "strong": "changed widely"}
+_NAMES_IN_KEYS = {"EvalTransform": "Framing", "RandomResizedCrop": "Cropping", "TrainTransform": "Changes"}
 _CROP_SCALE = {"light": (0.5, 1.0), "standard": (0.35, 1.0), "strong": (0.2, 1.0)}
 # how much larger than shown a photo is decoded at least; in evaluation it changes no pixel by much (see picture.py)
 _EVALUATION_GAP, _TRAINING_GAP = 2.5, 1.25
 _LONGEST = 1.5  # times the shorter side: what a kept photo's page has room for
 
 
+def transform_key(transform: object) -> str:
+    """Return the text that stands for a transform in the key of a cache: its ``repr``.
+
+    The three classes here stand under the names that they had in the first version, so that its caches are found.
+    """
+    text = repr(transform)
+    for name, in_keys in _NAMES_IN_KEYS.items():
+        text = text.replace(f"{name}(", f"{in_keys}(")
+    return text
+
+
 @dataclass(frozen=True, kw_only=True)
-class Framing:
+class EvalTransform:
     """The weights' own evaluation pipeline; its ``repr`` tells two of them apart, as that of each transform does.
 
     ``gap``: how much larger than shown a photo is decoded at least.
@@ -43,39 +55,39 @@ class Framing:
     preprocess: Preprocess
     gap: float = _EVALUATION_GAP
 
-    def __call__(self, picture: AnyPicture) -> Tensor:
+    def __call__(self, picture: AnyImage) -> Tensor:
         """Pixels (C, height, width)."""
         frame = central_frame(picture.size, self.preprocess)
         return render(picture, frame, interpolation=_filter(self.preprocess), gap=self.gap)
 
     @property
-    def kept_bytes(self) -> int:
+    def cached_bytes(self) -> int:
         """Of a finished frame."""
         return self.preprocess.channels * self.preprocess.height * self.preprocess.width
 
     @property
-    def kept_form(self) -> str:
+    def cache_key(self) -> str:
         """Of the finished frame."""
-        return repr(self)
+        return transform_key(self)
 
-    def keep(self, picture: AnyPicture) -> Raster:
+    def keep(self, picture: AnyImage) -> DecodedImage:
         """The finished frame."""
-        return Raster(self(picture).permute(1, 2, 0), size=picture.size)
+        return DecodedImage(self(picture).permute(1, 2, 0), size=picture.size)
 
-    def of_kept(self, kept: Raster) -> Tensor:
+    def from_cached(self, kept: DecodedImage) -> Tensor:
         """The frame as it was."""
         return kept.pixels.permute(2, 0, 1)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cropping:
+class RandomResizedCrop:
     """A random crop of ``scale`` of the area."""
 
     preprocess: Preprocess
     scale: tuple[float, float]
     gap: float = _TRAINING_GAP
 
-    def __call__(self, picture: AnyPicture) -> Tensor:
+    def __call__(self, picture: AnyImage) -> Tensor:
         """Pixels (C, height, width)."""
         shown = (self.preprocess.width, self.preprocess.height)
         frame = random_frame(picture.size, shown=shown, scale=self.scale)
@@ -87,57 +99,57 @@ class Cropping:
         return math.ceil(max(self.preprocess.width, self.preprocess.height) / math.sqrt(self.scale[0]))
 
     @property
-    def kept_bytes(self) -> int:
+    def cached_bytes(self) -> int:
         """Of a photo whose sides are as 3:2."""
         return self.preprocess.channels * self._shorter * math.ceil(_LONGEST * self._shorter)
 
     @property
-    def kept_form(self) -> str:
+    def cache_key(self) -> str:
         """Of the whole picture."""
         return f"pictures with a shorter side of at most {self._shorter}, {_filter(self.preprocess)}, gap {self.gap}"
 
-    def keep(self, picture: AnyPicture) -> Raster:
+    def keep(self, picture: AnyImage) -> DecodedImage:
         """The whole picture: as it is, or made smaller to the working size."""
         part = min(1.0, self._shorter / min(picture.size))
         scaled = (math.ceil(part * picture.size[0]), math.ceil(part * picture.size[1]))
         frame = Frame(box=(0, 0, *picture.size), scaled=scaled, shown=scaled)
         pixels = render(picture, frame, interpolation=_filter(self.preprocess), gap=self.gap)
-        return Raster(pixels.permute(1, 2, 0), size=picture.size)
+        return DecodedImage(pixels.permute(1, 2, 0), size=picture.size)
 
-    def of_kept(self, kept: Raster) -> Tensor:
+    def from_cached(self, kept: DecodedImage) -> Tensor:
         """A random crop of it, the one that the file would give."""
         return self(kept)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Changes:
+class TrainTransform:
     """The random changes of training, in this order."""
 
-    framed: Framing | Cropping
+    framed: EvalTransform | RandomResizedCrop
     flips: bool
     colours: Colours
 
-    def __call__(self, picture: AnyPicture) -> Tensor:
+    def __call__(self, picture: AnyImage) -> Tensor:
         """Pixels (C, height, width)."""
         return self._change(self.framed(picture))
 
     @property
-    def kept_bytes(self) -> int:
+    def cached_bytes(self) -> int:
         """See what frames or crops."""
-        return self.framed.kept_bytes
+        return self.framed.cached_bytes
 
     @property
-    def kept_form(self) -> str:
+    def cache_key(self) -> str:
         """See what frames or crops."""
-        return self.framed.kept_form
+        return self.framed.cache_key
 
-    def keep(self, picture: AnyPicture) -> Raster:
+    def keep(self, picture: AnyImage) -> DecodedImage:
         """See what frames or crops."""
         return self.framed.keep(picture)
 
-    def of_kept(self, kept: Raster) -> Tensor:
+    def from_cached(self, kept: DecodedImage) -> Tensor:
         """Random changes of it."""
-        return self._change(self.framed.of_kept(kept))
+        return self._change(self.framed.from_cached(kept))
 
     def _change(self, pixels: Tensor) -> Tensor:
         if self.flips and _heads():
@@ -168,7 +180,7 @@ class Changes:
         return apply_jitter_to_batch(pixels, drawn[:, 1:].view(-1, 2, channels, channels))
 
 
-def eval_transform(preprocess: Preprocess) -> Framing:
+def eval_transform(preprocess: Preprocess) -> EvalTransform:
     """Shorter side to ``floor(size / crop_pct)``, centre crop: what the weights were evaluated with.
 
     Raises:
@@ -179,15 +191,15 @@ def eval_transform(preprocess: Preprocess) -> Framing:
             f"the model takes {preprocess.channels} channels, and pictures have 1 or 3; "
             f"choose in_chans 3 in model.options, or make your own batches in Python"
         )
-    return Framing(preprocess=preprocess)
+    return EvalTransform(preprocess=preprocess)
 
 
-def train_transform(preset: Preset, *, flip: Literal["auto"] | bool, preprocess: Preprocess) -> Changes:
+def train_transform(preset: Preset, *, flip: Literal["auto"] | bool, preprocess: Preprocess) -> TrainTransform:
     """Random changes of the preset, drawn from torch's default generator; ``flip`` "auto": on, but for ``none``."""
-    framed = Framing(preprocess=preprocess)
-    cropped = None if preset == "none" else Cropping(preprocess=preprocess, scale=_CROP_SCALE[preset])
+    framed = EvalTransform(preprocess=preprocess)
+    cropped = None if preset == "none" else RandomResizedCrop(preprocess=preprocess, scale=_CROP_SCALE[preset])
     colours = _COLOURS.get(preset, "kept")
-    return Changes(
+    return TrainTransform(
         framed=cropped or framed, flips=flip is True or (flip == "auto" and preset != "none"), colours=colours
     )
 
