@@ -183,9 +183,9 @@ class World:
             if isinstance(text, str):
                 outcome.notes.append(text)
             if (made := getattr(event, "plan", None)) is not None:
-                outcome.notes += [
-                    f"{one.name}: {one.value} ({one.reason})" for one in made.decisions if one.name == "cache"
-                ]
+                decisions = {one.name: f"{one.name}: {one.value} ({one.reason})" for one in made.decisions}
+                outcome.notes += [line for name, line in decisions.items() if name == "cache"]
+                outcome.decided = "; ".join(decisions.values())
 
         module = build(case.spec) if module is None else module
         seed_all(seed_by)

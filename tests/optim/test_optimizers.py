@@ -56,6 +56,23 @@ def test_sgd_is_momentum_with_coupled_decay(nesterov) -> None:
     assert stepped(Sgd(nesterov=nesterov), [0.3, -1.0, 0.2]) == pytest.approx(value)
 
 
+def test_a_first_gradient_may_come_later_than_those_of_others() -> None:
+    """As of a block that random depth left out; from there on it is a parameter like the others."""
+    early, late = (nn.Parameter(torch.tensor([2.0])) for _ in range(2))
+    groups = [{"params": [early, late], "lr": LR, "weight_decay": 0.0}]
+    optimizer = make_optimizer(groups, Sgd(nesterov=False))
+    for gradients in ((0.3, None), (-1.0, None), (0.2, 0.3), (0.5, -1.0)):
+        early.grad, late.grad = (None if value is None else torch.tensor([value]) for value in gradients)
+        optimizer.step()
+    plain = [nn.Parameter(torch.tensor([2.0])) for _ in range(2)]
+    for parameter, gradients in zip(plain, ((0.3, -1.0, 0.2, 0.5), (0.3, -1.0)), strict=True):
+        by_torch = torch.optim.SGD([parameter], lr=LR, momentum=0.9, foreach=False)
+        for gradient in gradients:
+            parameter.grad = torch.tensor([gradient])
+            by_torch.step()
+    assert [early.item(), late.item()] == [parameter.item() for parameter in plain]
+
+
 def test_sgd_without_momentum_is_plain_descent() -> None:
     assert stepped(Sgd(momentum=0.0), [0.3]) == pytest.approx(2.0 - LR * (0.3 + DECAY * 2.0))
 

@@ -30,17 +30,25 @@ def make_optimizer(groups: list[dict[str, Any]], options: Optimizer) -> torch.op
         case Adam():
             return torch.optim.Adam(groups, betas=options.betas, fused=fused)
         case Sgd():
-            return torch.optim.SGD(
-                groups,
-                lr=groups[0]["lr"],
-                fused=fused,
-                momentum=options.momentum,
-                nesterov=options.nesterov and options.momentum > 0,
-            )
+            nesterov = options.nesterov and options.momentum > 0
+            sgd = torch.optim.SGD(groups, lr=groups[0]["lr"], fused=fused, momentum=options.momentum, nesterov=nesterov)
+            return _begin_at_rest(sgd) if fused and options.momentum > 0 else sgd
         case RmsProp():
             return torch.optim.RMSprop(groups, momentum=options.momentum)
         case TimmOptimizer():
             return _from_timm(groups, options)
+
+
+def _begin_at_rest(sgd: torch.optim.SGD) -> torch.optim.SGD:
+    """The optimizer with a momentum of zero for each parameter, which gives the bits of torch's first step.
+
+    torch's fused kernel fails where some parameters have a momentum and others have none yet: a block that random depth
+    leaves out has its first gradient later than the others (seen in torch 2.14).
+    """
+    for group in sgd.param_groups:
+        for parameter in group["params"]:
+            sgd.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    return sgd
 
 
 def _use_fused(groups: list[dict[str, Any]]) -> bool | None:
