@@ -77,8 +77,8 @@ def test_a_section_without_kind_keeps_the_default_kind() -> None:
         ({"recipe": "probe", "freeze": "backbone"}, "freeze: recipe probe trains the head alone; leave freeze out, or use --recipe lp_ft"),  # noqa: E501
         ({"phases": [{"epochs": 0}]}, "phases[0].epochs: 0 is not positive; give at least 1"),
         ({"recipe": "bias", "freeze": "norm"}, "freeze: recipe bias says itself what trains; leave freeze out, or use --recipe lp_ft --freeze but:bias"),  # noqa: E501
-        ({"recipe": "lora", "norm_statistics": "batch"}, "norm_statistics: batch does not go with light tuning, which keeps BatchNorm's pretrained statistics; leave it out"),  # noqa: E501
-        ({"phases": [{"epochs": 1, "freeze": "but:norm", "norm_statistics": "batch"}]}, "phases[0].norm_statistics: batch does not go with light tuning, which keeps BatchNorm's pretrained statistics; leave it out"),  # noqa: E501
+        ({"recipe": "lora", "norm_statistics": "batch"}, "norm_statistics: batch does not go with parameter-efficient fine-tuning, which keeps BatchNorm's pretrained statistics; leave it out"),  # noqa: E501
+        ({"phases": [{"epochs": 1, "freeze": "but:norm", "norm_statistics": "batch"}]}, "phases[0].norm_statistics: batch does not go with parameter-efficient fine-tuning, which keeps BatchNorm's pretrained statistics; leave it out"),  # noqa: E501
         ({"recipe": "norm", "model": {"weights": "none"}}, "recipe: norm keeps the backbone's weights, and these are random; use --recipe full, or pretrained weights"),  # noqa: E501
         ({"lora": {"rank": 4}}, "lora.rank: belongs to recipe lora (--recipe lora)"),
         ({"recipe": "bias", "lora": {"targets": ["*.qkv"]}}, "lora.targets: belongs to recipe lora (--recipe lora)"),

@@ -150,7 +150,7 @@ def test_light_recipes_are_one_phase_with_one_rate_for_all_depths_and_a_faster_h
     (plan,), decisions = phases(recipe=recipe, epochs=4)
     assert (plan.layer_decay, plan.norm_statistics) == (1.0, "frozen")
     assert plan.lr < plan.head_lr == pytest.approx(5e-3)
-    assert decisions[-1].reason == "auto: light tuning leaves them as they are"
+    assert decisions[-1].reason == "auto: parameter-efficient fine-tuning leaves them as they are"
     (given,), _ = phases(recipe=recipe, optimizer={"lr": 1e-4, "layer_decay": 0.5})
     assert (given.lr, given.layer_decay) == (1e-4, 0.5)
     assert given.head_lr == pytest.approx(1e-4 * plan.head_lr / plan.lr)
@@ -160,7 +160,7 @@ def test_light_recipes_are_one_phase_with_one_rate_for_all_depths_and_a_faster_h
     assert phases(recipe="lp_ft", freeze=f"but:{recipe}")[0][1].layer_decay == 1.0
 
 
-def test_light_tuning_of_random_weights_is_refused() -> None:
+def test_peft_of_random_weights_is_refused() -> None:
     with pytest.raises(
         ConfigError, match=r"recipe: bias keeps the backbone's weights, and these are random; use --rec"
     ):

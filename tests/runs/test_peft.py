@@ -1,4 +1,4 @@
-"""Light tuning from configuration to bundle: plain merged weights, exact resume, and what the plan says."""
+"""PEFT from configuration to bundle: plain merged weights, exact resume, and what the plan says."""
 
 from __future__ import annotations
 
@@ -142,7 +142,7 @@ def test_bias_and_norm_move_these_alone_and_no_statistics(config, weights, recip
     assert f"of the backbone its {word} alone" in (run.path / "model" / "README.md").read_text()
 
 
-def test_a_probe_may_come_before_light_tuning(config, weights) -> None:
+def test_a_probe_may_come_before_peft(config, weights) -> None:
     sections = {**LORA, "recipe": "lp_ft", "freeze": "but:lora"}
     run = hs.train(config(**sections))
     plan = json.loads((run.path / "plan.json").read_text())

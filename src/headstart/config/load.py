@@ -11,7 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from headstart.config import light
+from headstart.config import peft
 from headstart.config.leaves import FLAT, default_kinds, hints, is_section
 from headstart.config.problems import format_value, place_of, sentence, suggest_option
 from headstart.config.rules import freeze_rule
@@ -137,7 +137,7 @@ def _validate(tree: Tree) -> tuple[Config | None, dict[str, str]]:
             tree[name] = {"kind": kind, **tree[name]}
     problems |= _freeze_forms(tree)
     config, found = _build_config(tree)
-    for path, text in (found | _contradictions(tree) | light.contradictions(tree)).items():
+    for path, text in (found | _contradictions(tree) | peft.contradictions(tree)).items():
         problems.setdefault(path, text)
     return (None if problems else config), problems
 

@@ -36,14 +36,14 @@ class Names:
     names: Annotated[tuple[str, ...], Field(min_length=1)]
 
 
-LightKind = Literal["bias", "norm", "lora"]
+PeftKind = Literal["bias", "norm", "lora"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class But:
     """Freeze everything but the head and the biases, the norms, or the LoRA adapters."""
 
-    but: LightKind
+    but: PeftKind
 
 
 FreezeRule = Literal["none", "backbone", "conv", "norm"] | Until | Stages | Names | But
@@ -71,7 +71,7 @@ def freeze_rule(value: object) -> FreezeRule:
         return Stages(stages=int(argument))
     if name == "names" and (globs := _globs(argument)):
         return Names(names=globs)
-    if name == "but" and argument in get_args(LightKind):
+    if name == "but" and argument in get_args(PeftKind):
         return But(but=argument)
     raise ConfigError(f"{_format_value(value)} is no freeze rule; give {ACCEPTED}")
 

@@ -356,7 +356,7 @@ class Config:
     norm_statistics: Auto | NormStatistics = "auto"
     """What BatchNorm layers that train normalise with: each batch's statistics, or the frozen pretrained ones.
 
-    auto: frozen behind a trained head, for batches below 16 images and in light tuning, else batch."""
+    auto: frozen behind a trained head, for batches below 16 images and in PEFT (lora, bias, norm), else batch."""
     batch: Batch = field(default_factory=Batch)
     augment: Augment = field(default_factory=Augment)
     average: Average = field(default_factory=Average)

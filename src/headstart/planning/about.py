@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import fields, is_dataclass
 
-from headstart.config.light import wants_lora
+from headstart.config.peft import wants_lora
 from headstart.config.schema import Augment, Config
 from headstart.data.dataset import Images
 from headstart.events import Decision

@@ -1,4 +1,4 @@
-"""Light tuning in the plan: adapters put in, and what is said of them."""
+"""Parameter-efficient fine-tuning in the plan: adapters put in, and what is said of them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from headstart.config.light import wants_lora
+from headstart.config.peft import wants_lora
 from headstart.config.schema import Config
 from headstart.events import Decision
 from headstart.surgery.lora import add_lora

@@ -9,7 +9,7 @@ from typing import Literal
 
 from torch import nn
 
-from headstart.config import light
+from headstart.config import peft
 from headstart.config.rules import freeze_text
 from headstart.config.schema import (
     But,
@@ -43,7 +43,7 @@ class Rates:
     probe: float
     body: float
     scratch: float
-    light: float
+    peft: float
     layer_decay: float
     reason: str
 
@@ -74,8 +74,8 @@ def _norm_statistics(config: Config, kinds: Sequence[str], batch: int) -> tuple[
         return config.norm_statistics, f"as asked; {noisy}" if warned else "as asked"
     if "scratch" in kinds:
         return "batch", "auto: random weights have no statistics to keep"
-    if set(kinds) <= {"light", "probe"}:
-        return "frozen", "auto: light tuning leaves them as they are"
+    if set(kinds) <= {"peft", "probe"}:
+        return "frozen", f"auto: {peft.LONG_NAME} leaves them as they are"
     if "joint" not in kinds:
         return "frozen", "auto: the probe's head was trained on features that they normalise"
     if batch < _FEW_FOR_BATCH_NORM:
@@ -104,7 +104,7 @@ def auto_rates(module: nn.Module, optimizer: Optimizer, *, batch_size: int) -> R
     body, probe = body * scale * times, _PROBE_RATE * scale * times
     reason = f"{kind}, batch {batch_size}, {optimizer.kind}"
     new = 1e-3 * scale * times
-    return Rates(probe=probe, body=body, scratch=new, light=new, layer_decay=decay, reason=reason)
+    return Rates(probe=probe, body=body, scratch=new, peft=new, layer_decay=decay, reason=reason)
 
 
 def _recipe(config: Config, module: nn.Module, *, pretrained: bool) -> tuple[list[tuple[str, Phase]], Decision]:
@@ -120,8 +120,8 @@ def _recipe(config: Config, module: nn.Module, *, pretrained: bool) -> tuple[lis
             f"freeze: {freeze_text(last)} does not apply to the recipe gradual, which unfreezes step by step; use "
             "--recipe lp_ft"
         )
-    if recipe in light.RECIPES and not pretrained:
-        raise ConfigError(light.explain_unpretrained(recipe))
+    if recipe in peft.RECIPES and not pretrained:
+        raise ConfigError(peft.explain_unpretrained(recipe))
     phases = _phases(recipe, config.epochs, last, module)
     shown = ", ".join(f"{name} {phase.epochs} epoch{'s' * (phase.epochs != 1)}" for name, phase in phases)
     return phases, Decision("recipe", f"{recipe} ({shown})", why)
@@ -182,7 +182,7 @@ def _kind(phase: Phase, head_is_new: bool, pretrained: bool) -> str:
     if phase.freeze == "backbone":
         return "probe"
     if isinstance(phase.freeze, But):
-        return "light"
+        return "peft"
     return "joint" if head_is_new else "finetune"
 
 
@@ -191,14 +191,14 @@ def _with_rates(optimizer: Optimizer, name: str, phase: Phase, rates: Rates, *, 
     wanted_lr = phase.lr if phase.lr != "auto" else optimizer.lr
     wanted_head = phase.head_lr if phase.head_lr != "auto" else optimizer.head_lr
     wanted_decay = phase.layer_decay if phase.layer_decay != "auto" else optimizer.layer_decay
-    body = {"scratch": rates.scratch, "probe": rates.probe, "light": rates.light}.get(kind, rates.body)
+    body = {"scratch": rates.scratch, "probe": rates.probe, "peft": rates.peft}.get(kind, rates.body)
     if wanted_head != "auto":
         body = min(body, wanted_head)  # rates do not rise from output to input
     lr = body if wanted_lr == "auto" else wanted_lr
     given = isinstance(optimizer, TimmOptimizer) or wanted_lr != "auto"
     head = lr * _NEW_HEAD if kind == "joint" or (kind == "probe" and given and phase.lr == "auto") else lr
-    if kind == "light" and first == 0:
-        head = lr * rates.probe / rates.light
+    if kind == "peft" and first == 0:
+        head = lr * rates.probe / rates.peft
     return PhasePlan(
         name=name, freeze=phase.freeze, first_epoch=first, epochs=phase.epochs, lr=lr,
         head_lr=head if wanted_head == "auto" else wanted_head,
@@ -208,7 +208,7 @@ def _with_rates(optimizer: Optimizer, name: str, phase: Phase, rates: Rates, *, 
 
 
 def _decay(kind: str, rates: Rates) -> float:
-    return 1.0 if kind in ("scratch", "light") else rates.layer_decay
+    return 1.0 if kind in ("scratch", "peft") else rates.layer_decay
 
 
 def _rate_text(plan: PhasePlan) -> str:

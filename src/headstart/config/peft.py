@@ -1,4 +1,4 @@
-"""Light tuning: the recipes lora, bias and norm, and what does not go with them."""
+"""Parameter-efficient fine-tuning (PEFT): the recipes lora, bias and norm, and what does not go with them."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from dataclasses import fields
 from typing import Any, get_args
 
 from headstart.config.lora import Lora
-from headstart.config.rules import But, LightKind
+from headstart.config.rules import But, PeftKind
 from headstart.config.schema import Config
 
-RECIPES = get_args(LightKind)
+RECIPES = get_args(PeftKind)
+LONG_NAME = "parameter-efficient fine-tuning"
 
 
 def wants_lora(config: Config) -> bool:
@@ -20,16 +21,16 @@ def wants_lora(config: Config) -> bool:
 
 
 def contradictions(tree: Mapping[str, Any]) -> dict[str, str]:
-    """What of a configuration does not go with light tuning, or with its absence, by path."""
+    """What of a configuration does not go with parameter-efficient fine-tuning, or with its absence, by path."""
     given = tree.get("phases")
     phases = {f"phases[{place}].": phase for place, phase in enumerate(given)} if isinstance(given, list) else {}
     holders = {path: holder for path, holder in ({"": tree} | phases).items() if isinstance(holder, Mapping)}
-    light = {path: kind for path, holder in holders.items() if (kind := _kind(holder))}
+    kinds = {path: kind for path, holder in holders.items() if (kind := _kind(holder))}
     recipe = tree.get("recipe")
     return (
         (_about_recipe(tree, str(recipe)) if recipe in RECIPES else {})
-        | _about_statistics(holders, light)
-        | (_about_lora(tree.get("lora")) if "lora" not in light.values() else {})
+        | _about_statistics(holders, kinds)
+        | (_about_lora(tree.get("lora")) if "lora" not in kinds.values() else {})
     )
 
 
@@ -52,15 +53,15 @@ def _about_recipe(tree: Mapping[str, Any], recipe: str) -> dict[str, str]:
 
 
 def explain_unpretrained(recipe: str) -> str:
-    """The sentence for light tuning of random weights."""
+    """The sentence for parameter-efficient fine-tuning of random weights."""
     return (
         f"recipe: {recipe} keeps the backbone's weights, and these are random; use --recipe full, or pretrained weights"
     )
 
 
-def _about_statistics(holders: Mapping[str, Mapping[str, Any]], light: Mapping[str, str]) -> dict[str, str]:
-    said = "batch does not go with light tuning, which keeps BatchNorm's pretrained statistics; leave it out"
-    paths = {*light, ""} if light else set()
+def _about_statistics(holders: Mapping[str, Mapping[str, Any]], kinds: Mapping[str, str]) -> dict[str, str]:
+    said = f"batch does not go with {LONG_NAME}, which keeps BatchNorm's pretrained statistics; leave it out"
+    paths = {*kinds, ""} if kinds else set()
     return {
         f"{path}norm_statistics": f"{path}norm_statistics: {said}"
         for path in sorted(paths)
