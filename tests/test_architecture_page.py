@@ -62,7 +62,7 @@ def test_every_file_that_is_named_exists() -> None:
 
 def test_every_function_that_is_named_is_in_its_file() -> None:
     named = [(path, name) for path, names in re.findall(DEFINED, PAGE) for name in re.findall(r"`([\w.]+)`", names)]
-    assert len(named) > 40
+    assert len(named) > 40 and "``" not in PAGE
     missing = [f"{path}: {name}" for path, name in named if name not in definitions(path)]
     assert missing == [], "docs/architecture.md names what is not there"
 
