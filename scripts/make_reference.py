@@ -7,12 +7,14 @@ import os
 import re
 import subprocess
 import sys
+import typing
 
 import headstart
 from headstart.cli.main import VERBS
 
 WIDTH = "100"  # columns of a command's help
 SECTION = re.compile(r"^(Args|Attributes|Returns|Yields|Raises|Example|Examples):\s*$")
+ENTRY = re.compile(r"(\*{0,2}[\w.]+(?:, [\w.]+)*)(?: \([^)]*\))?:")
 
 
 def python_page() -> str:
@@ -38,9 +40,11 @@ def show_help(words: list[str]) -> str:
 def describe_name(name: str) -> str:
     """A section of the page: heading, signature, docstring."""
     value = getattr(headstart, name)
-    return (
-        f"## {name}\n\n```python\n{write_signature(name, value)}\n```\n\n{to_markdown(inspect.getdoc(value) or '')}\n"
-    )
+    if kinds := typing.get_args(value):
+        return f"## {name}\n\nAny of {', '.join(f'`{kind.__name__}`' for kind in kinds)}: a union of types.\n"
+    forms = typing.get_overloads(value) if inspect.isfunction(value) else []
+    signatures = "\n".join(write_signature(name, form) for form in forms or [value])
+    return f"## {name}\n\n```python\n{signatures}\n```\n\n{to_markdown(inspect.getdoc(value) or '')}\n"
 
 
 def write_signature(name: str, value: object) -> str:
@@ -74,6 +78,8 @@ def to_markdown(text: str) -> str:
             section = ""
         if paragraph.lstrip().startswith(">>>"):
             lines += ["```pycon", inspect.cleandoc("\n" + paragraph.replace("  # doctest: +SKIP", "")), "```", ""]
+        elif section in ("Returns", "Yields"):
+            lines += [inspect.cleandoc("\n" + paragraph), ""]
         elif section and section not in ("Example", "Examples"):
             lines += [*_list_entries(paragraph), ""]
         else:
@@ -88,7 +94,9 @@ def _list_entries(block: str) -> list[str]:
         if line.startswith(" ") and entries:
             entries[-1] += " " + line.strip()
         else:
-            entries.append("- " + re.sub(r"^(\*{0,2}[\w.]+)( \([^)]*\))?:", r"`\1`\2:", line))
+            if found := ENTRY.match(line):
+                line = ", ".join(f"`{name}`" for name in found[1].split(", ")) + line[found.end(1) :]
+            entries.append(f"- {line}")
     return entries
 
 
@@ -102,7 +110,7 @@ def _list_parameters(signature: inspect.Signature) -> list[str]:
             star = True
         text = str(item.replace(annotation=item.empty, default=item.empty))
         text += "" if item.annotation is item.empty else f": {_unquote(item.annotation)}"
-        default = "..." if repr(item.default) == "<factory>" else repr(item.default)
+        default = "..." if repr(item.default) in ("<factory>", "Ellipsis") else repr(item.default)
         texts.append(text if item.default is item.empty else f"{text} = {default}")
     return texts
 

@@ -1,8 +1,14 @@
 """``import headstart`` offers exactly the names that DESIGN promises, each imported when it is first used."""
 
 import dataclasses
+import doctest
+import inspect
+import os
+import re
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import get_args
 
 import pytest
@@ -39,10 +45,7 @@ def test_every_event_is_public_documented_and_one_of_the_union() -> None:
     classes = {name for name, value in vars(events).items() if dataclasses.is_dataclass(value)}
     assert classes - {"Plan", "Decision"} == {kind.__name__ for kind in get_args(headstart.Event)}
     for name in sorted(classes):
-        kind = getattr(headstart, name)
-        assert kind is getattr(events, name)
-        unnamed = [field.name for field in dataclasses.fields(kind) if f"``{field.name}``" not in kind.__doc__]
-        assert not unnamed, (name, unnamed)
+        assert getattr(headstart, name) is getattr(events, name)
 
 
 def test_events_are_shown_without_torch() -> None:
@@ -72,3 +75,97 @@ def test_train_and_plan_stay_functions_when_their_folders_are_imported() -> None
 def test_an_unknown_name_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="no attribute 'finetune'"):
         headstart.finetune  # type: ignore[attr-defined]  # noqa: B018
+
+
+@pytest.fixture(scope="module")
+def place(draw_colours: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The folder in which examples run: ``photos`` of cats and dogs (coloured noise), and a finished run on them."""
+    folder, before = tmp_path_factory.mktemp("examples"), Path.cwd()
+    colours = draw_colours(folder / "colours", each=8, names=("red", "blue"))
+    (folder / "photos").mkdir()
+    for colour, animal in (("red", "cat"), ("blue", "dog")):
+        (colours / colour).rename(folder / "photos" / animal)
+    os.chdir(folder)
+    model = {"name": "timm/resnet18", "weights": "none", "options": {"channels": [8, 8, 16, 16]}, "image_size": 32}
+    sections = {"data": {"source": "photos"}, "model": model, "epochs": 1, "device": "cpu", "out": "runs/photos"}
+    headstart.train(headstart.load_config(sections))
+    yield folder
+    os.chdir(before)
+
+
+def documented(name: str) -> Iterator[tuple[str, object, set[str]]]:
+    """The name and, of a class, its public methods: each with what its docstring has to name."""
+    value = getattr(headstart, name)
+    if not inspect.isclass(value):
+        yield name, value, set(inspect.signature(value).parameters)
+        return
+    yield name, value, {field.name for field in dataclasses.fields(value)} if dataclasses.is_dataclass(value) else set()
+    for method, function in vars(value).items():
+        function = getattr(function, "fget", None) or getattr(function, "func", function)
+        if inspect.isfunction(function) and not method.startswith("_"):
+            yield f"{name}.{method}", function, set(inspect.signature(function).parameters) - {"self"}
+
+
+ENTRY = re.compile(r"^    ``(\w+)``: [A-Za-z].*", flags=re.MULTILINE)
+
+
+def faults(name: str, text: str, expected: set[str]) -> Iterator[str]:
+    """What a docstring lacks: names, an example, whole sentences."""
+    entries = set(ENTRY.findall(text))
+    yield from (f"{name}: ``{missing}`` is not named" for missing in sorted(expected - entries))
+    yield from (f"{name}: ``{other}`` is no parameter or field" for other in sorted(entries - expected - {"exit_code"}))
+    if "." not in name and ">>> " not in text:
+        yield f"{name}: it has no example"
+    prose = [part for part in text.partition("\nExample:")[0].split("\n\n") if not part.startswith(SECTIONS)]
+    for part in prose:
+        if (not part[:1].isupper() and not part.startswith("``")) or part.rstrip()[-1:] not in ".:":
+            yield f"{name}: no sentence: {part[:40]!r}"
+        if part.startswith(("Of ", "Those ", "See ", "As ")):
+            yield f"{name}: a fragment: {part[:40]!r}"
+    for section in SECTIONS:
+        listed = text.partition(f"\n{section}\n")[2].partition("\n\n")[0]
+        if listed and not listed.rstrip().endswith("."):
+            yield f"{name}: {section} does not end with a full stop"
+
+
+SECTIONS = ("Args:", "Attributes:", "Returns:", "Raises:")
+
+
+@pytest.mark.parametrize("name", sorted(NAMES - {"Event"}))
+def test_a_docstring_names_every_parameter_and_field_in_sentences(name: str) -> None:
+    found = [
+        fault
+        for full, value, expected in documented(name)
+        for fault in faults(full, inspect.getdoc(value) or "", expected)
+    ]
+    assert found == []
+
+
+def test_what_a_docstring_lacks_is_found() -> None:
+    def planted(rate: float) -> None:
+        """Of a rate."""
+
+    assert list(faults("planted", inspect.getdoc(planted) or "", {"rate"})) == [
+        "planted: ``rate`` is not named",
+        "planted: it has no example",
+        "planted: a fragment: 'Of a rate.'",
+    ]
+    text = "return a rate\n\nArgs:\n    ``speed``: How fast\n\nExample:\n    >>> 1\n    1"
+    assert list(faults("planted", text, {"rate"})) == [
+        "planted: ``rate`` is not named",
+        "planted: ``speed`` is no parameter or field",
+        "planted: no sentence: 'return a rate'",
+        "planted: Args: does not end with a full stop",
+    ]
+
+
+@pytest.mark.parametrize("name", sorted(NAMES - {"Event"}))
+def test_the_example_gives_what_it_says(name: str, place: Path) -> None:
+    if name.endswith("_lora"):
+        pytest.importorskip("peft")
+    value = getattr(headstart, name)
+    (example,) = doctest.DocTestFinder(recurse=False).find(value, name, globs={})
+    assert example.examples, f"{name} has no example"
+    printed: list[str] = []
+    runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE)
+    assert runner.run(example, out=printed.append).failed == 0, "".join(printed)

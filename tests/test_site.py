@@ -123,9 +123,13 @@ def test_sections_of_a_docstring_become_lists_and_examples_code() -> None:
         to_markdown = runpy.run_path(str(ROOT / "scripts" / "make_reference.py"))["to_markdown"]
     finally:
         sys.path.remove(str(ROOT / "scripts"))
-    text = "Do it with ``x``.\n\nArgs:\n    x: the number,\n        in pixels\n    y (N, K): scores\n\n>>> f(1)\n1"
+    text = (
+        "Do it with ``x``.\n\nArgs:\n    x: the number,\n        in pixels\n    y (N, K): scores\n\n"
+        "Returns:\n    Both, ``x``\n    and y.\n\nRaises:\n    A, B: why\n\n>>> f(1)\n1"
+    )
     assert to_markdown(text).split("\n") == [
         "Do it with `x`.", "", "**Args**", "", "- `x`: the number, in pixels", "- `y` (N, K): scores", "",
+        "**Returns**", "", "Both, `x`", "and y.", "", "**Raises**", "", "- `A`, `B`: why", "",
         "```pycon", ">>> f(1)", "1", "```", "",
     ]  # fmt: skip
 

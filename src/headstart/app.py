@@ -45,18 +45,43 @@ def train(
     allow_inexact: bool = False,
     watch: Watch | None = None,
 ) -> Run:
-    """Fine-tune as ``config`` says and leave a run folder with model, records and report.
+    """Fine-tune as ``config`` says, and leave a run folder with the model, its records and a report.
 
-    ``model``: your own module instead of ``config.model.name``; a copy of it is trained, and it stays as it is, with
-    what its hooks and closures keep (globals that its code changes are one for both). ``InPlace(module)``: it is itself
-    trained, which takes less memory and can be done once. ``loss``: your own function (outputs, targets) -> one loss
-    per sample (B,), or (losses, weights); ``resume``: go on from the last good
-    checkpoint; ``allow_inexact``: even where something that decides the bits (versions, threads, device, ...) has
-    changed; ``watch`` is called with every event. Of several processes (torchrun, SLURM) each calls this; the first one
-    writes and tells. The global generators of torch, Python and NumPy are afterwards as they were before.
+    Where there are several processes (torchrun, SLURM), each calls this, and the first one writes and tells. The global
+    generators of torch, Python and NumPy are afterwards as they were before.
 
-    Raises: Error: see ``headstart.errors``; a ConfigError, ModelError or DataError, or a StorageError about too little
-    space, comes before anything is written.
+    Args:
+        ``config``: Everything that the run is told, as ``hs.load_config`` gives it.
+        ``model``: Your own module instead of ``config.model.name``. A copy of it is trained, and it stays as it is,
+            with what its hooks and closures keep (globals that its code changes are one for both).
+            ``hs.InPlace(module)`` trains the module itself, which takes less memory and can be done once.
+        ``loss``: Your own function (outputs, targets) that returns one loss per sample (B,), or (losses, weights). None
+            takes ``config.loss``.
+        ``resume``: Go on from the last good checkpoint in the run folder; the result is the same to the bit as without
+            the interruption.
+        ``allow_inexact``: Resume even where something that decides the bits (versions, threads, device, ...) has
+            changed.
+        ``watch``: A function that is called with every event of the run, such as ``hs.StepDone`` and ``hs.EpochDone``.
+
+    Returns:
+        The finished run: its ``path``, ``task``, ``seconds``, ``metrics`` of validation, ``test_metrics`` or None, the
+        ``model`` in evaluation mode, and a ``note`` on the epoch and weights that were kept.
+
+    Raises:
+        ConfigError, ModelError, DataError: An option, the model or the data are wrong; nothing has been written.
+        StorageError: There is too little space on the disk, or a file is damaged.
+        RunError: The run failed after it had started; resume it once the cause is mended.
+
+    Example:
+        >>> import headstart as hs
+        >>> run = hs.train(hs.load_config({
+        ...     "data": {"source": "photos"},
+        ...     "model": {"name": "timm/resnet18", "weights": "none", "options": {"channels": [8, 8, 16, 16]},
+        ...               "image_size": 32},
+        ...     "epochs": 1, "device": "cpu", "out": "runs/first",
+        ... }))
+        >>> sorted(run.metrics)
+        ['accuracy', 'macro_f1', 'nll']
     """
     config = check(config)
     run, resume = default_out(config), resume or was_restarted()
@@ -135,8 +160,32 @@ def _silent(_: Event) -> None:
 def plan(
     config: Config, *, model: nn.Module | None = None, loss: LossFunction | None = None, watch: Watch | None = None
 ) -> Plan:
-    """Decide everything that ``train`` would; nothing is written, and ``model`` and the global generators stay as they
-    are.  Raises: as ``train``.
+    """Decide everything that ``hs.train`` would decide, and write nothing.
+
+    ``model`` and the global generators of torch, Python and NumPy stay as they are.
+
+    Args:
+        ``config``: Everything that the run is told, as ``hs.load_config`` gives it.
+        ``model``: Your own module instead of ``config.model.name``.
+        ``loss``: Your own function (outputs, targets) that returns one loss per sample (B,), or (losses, weights).
+        ``watch``: A function that is called with what is found on the way, such as the progress of the data's scan.
+
+    Returns:
+        The plan: its ``decisions``, each with its reason, and ``document``, the content of the run's ``plan.json``.
+
+    Raises:
+        ConfigError, ModelError, DataError: An option, the model or the data are wrong, as in ``hs.train``.
+
+    Example:
+        >>> import headstart as hs
+        >>> plan = hs.plan(hs.load_config({
+        ...     "data": {"source": "photos"},
+        ...     "model": {"name": "timm/resnet18", "weights": "none", "options": {"channels": [8, 8, 16, 16]},
+        ...               "image_size": 32},
+        ...     "epochs": 1, "device": "cpu",
+        ... }))
+        >>> plan.to_dict() == plan.document
+        True
     """
     with _isolate_call("hs.plan"), own_turn():
         return prepare(check(config), module=model, loss=loss, emit=watch or _silent).plan

@@ -21,7 +21,22 @@ _SHOWN = 8  # files, groups or tensors that a message names
 
 
 class Error(Exception):
-    """What the user can mend; ``exit_code`` is the process's."""
+    """An error that the user can mend: its message says where, what was found and what is accepted.
+
+    Every error that headstart raises on purpose is one; headstart's own mistakes are ``AssertionError``.
+
+    Attributes:
+        ``exit_code``: The exit code of the command: 2, or 1 where a run failed after it had started, 4 for the disk,
+            and 128 and the signal's number after an interruption.
+
+    Example:
+        >>> import headstart as hs
+        >>> try:
+        ...     hs.open_model("timm/resnet18000")
+        ... except hs.Error as error:
+        ...     print(type(error).__name__, error.exit_code)
+        ModelError 2
+    """
 
     exit_code = 2
 

@@ -28,7 +28,16 @@ from typing import Any
 class Decision:
     """Something that the plan decides: what it is called, what was chosen, and why.
 
-    ``name`` and ``value`` say what and which (``precision``, ``bf16``), ``reason`` is a sentence for the user.
+    Attributes:
+        ``name``: What is decided, such as precision.
+        ``value``: What was chosen, such as bf16.
+        ``reason``: A sentence on why.
+
+    Example:
+        >>> import headstart as hs
+        >>> decision = hs.Decision("precision", "bf16", "this CPU has AVX512-BF16")
+        >>> f"{decision.name}: {decision.value} ({decision.reason})"
+        'precision: bf16 (this CPU has AVX512-BF16)'
     """
 
     name: str
@@ -38,22 +47,41 @@ class Decision:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """Everything that will happen in a run.
+    """Everything that will happen in a run, as ``hs.plan`` returns it.
 
-    ``decisions`` are for people, each with its reason; ``document`` is the content of plan.json.
+    Attributes:
+        ``decisions``: What was decided, each with its reason, for people.
+        ``document``: The content of ``plan.json``, for programs.
+
+    Example:
+        >>> import headstart as hs
+        >>> plan = hs.Plan(decisions=(hs.Decision("device", "cpu", "no accelerator"),), document={"device": "cpu"})
+        >>> plan.decisions[0].value
+        'cpu'
     """
 
     decisions: tuple[Decision, ...]
     document: dict[str, Any]
 
     def to_dict(self) -> dict[str, Any]:
-        """The content of plan.json."""
+        """Return the content of plan.json."""
         return self.document
 
 
 @dataclass(frozen=True)
 class ScanProgress:
-    """So many images were read and checked: ``done`` of ``total``."""
+    """The event while images are read and checked, before the plan is made.
+
+    Attributes:
+        ``done``: How many images have been read.
+        ``total``: How many there are.
+
+    Example:
+        >>> import headstart as hs
+        >>> seen = hs.ScanProgress(50, 200)
+        >>> f"{seen.done / seen.total:.0%}"
+        '25%'
+    """
 
     done: int
     total: int
@@ -61,35 +89,83 @@ class ScanProgress:
 
 @dataclass(frozen=True)
 class Decided:
-    """The ``plan`` is made: the first step comes next, or the end of ``hs.plan``."""
+    """The event when the plan is made: the first step comes next, or the end of ``hs.plan``.
+
+    Attributes:
+        ``plan``: The plan.
+
+    Example:
+        >>> import headstart as hs
+        >>> event = hs.Decided(hs.Plan(decisions=(), document={}))
+        >>> event.plan.decisions
+        ()
+    """
 
     plan: Plan
 
 
 @dataclass(frozen=True)
 class Note:
-    """A sentence on the run as a whole, ``text``: that it goes on from a checkpoint, or is finished already."""
+    """A sentence on the run as a whole: that it goes on from a checkpoint, or is finished already.
+
+    Attributes:
+        ``text``: The sentence.
+
+    Example:
+        >>> import headstart as hs
+        >>> hs.Note("goes on from step 12").text
+        'goes on from step 12'
+    """
 
     text: str
 
 
 @dataclass(frozen=True)
 class DataNote:
-    """A sentence on the data, ``text``: a file has changed since it was first read."""
+    """A sentence on the data: a file has changed since it was first read.
+
+    Attributes:
+        ``text``: The sentence.
+
+    Example:
+        >>> import headstart as hs
+        >>> hs.DataNote("data: photos/cat/01.png: the file has changed").text
+        'data: photos/cat/01.png: the file has changed'
+    """
 
     text: str
 
 
 @dataclass(frozen=True)
 class CacheNote:
-    """A sentence on a cache, ``text``: what it holds, or why it is not used."""
+    """A sentence on a cache: what it holds, or why it is not used.
+
+    Attributes:
+        ``text``: The sentence.
+
+    Example:
+        >>> import headstart as hs
+        >>> hs.CacheNote("cache: 200 images in 12 MB").text
+        'cache: 200 images in 12 MB'
+    """
 
     text: str
 
 
 @dataclass(frozen=True)
 class CacheProgress:
-    """So many images went through the frozen part of the model, to be kept: ``done`` of ``total``."""
+    """The event while images go through the frozen part of the model, whose outputs are kept.
+
+    Attributes:
+        ``done``: How many images have gone through.
+        ``total``: How many there are.
+
+    Example:
+        >>> import headstart as hs
+        >>> seen = hs.CacheProgress(done=50, total=200)
+        >>> seen.total - seen.done
+        150
+    """
 
     done: int
     total: int
@@ -97,9 +173,19 @@ class CacheProgress:
 
 @dataclass(frozen=True)
 class CacheGivenUp:
-    """The activation cache proved wrong, and nothing is read from it any more.
+    """The event when the activation cache has proved wrong, and nothing is read from it any more.
 
-    The state is again what it was after ``step`` optimizer steps; later steps are done again. ``text`` says why.
+    The state is again what it was after ``step`` optimizer steps; later steps are done again.
+
+    Attributes:
+        ``step``: How many optimizer steps stand.
+        ``text``: Why it was given up.
+
+    Example:
+        >>> import headstart as hs
+        >>> event = hs.CacheGivenUp(step=0, text="the kept tensors differ")
+        >>> event.step
+        0
     """
 
     step: int
@@ -108,10 +194,20 @@ class CacheGivenUp:
 
 @dataclass(frozen=True, kw_only=True)
 class PhaseStarted:
-    """A phase begins, or goes on after a resume.
+    """The event when a phase begins, or goes on after a resume.
 
-    ``name`` is the phase's and ``index`` its number, from 0; ``epochs`` is how many it has; ``trainable`` and
-    ``frozen`` are numbers of parameters.
+    Attributes:
+        ``index``: The phase's number, counted from 0.
+        ``name``: The phase's name.
+        ``epochs``: How many epochs it has.
+        ``trainable``: How many parameters train.
+        ``frozen``: How many parameters are frozen.
+
+    Example:
+        >>> import headstart as hs
+        >>> phase = hs.PhaseStarted(index=0, name="head", epochs=2, trainable=34, frozen=5600)
+        >>> f"{phase.name}: {phase.trainable} of {phase.trainable + phase.frozen} parameters"
+        'head: 34 of 5634 parameters'
     """
 
     index: int
@@ -123,13 +219,26 @@ class PhaseStarted:
 
 @dataclass(frozen=True, kw_only=True)
 class StepDone:
-    """An optimizer step was made.
+    """The event after an optimizer step: its loss, its gradient and its rates.
 
-    ``step`` and ``epoch`` count from 1 over the whole run, and an epoch has ``steps_in_epoch`` steps (0: not known).
-    ``loss`` is the mean over the batch, without penalties, and ``weight`` the sum of the weights in that mean.
-    ``grad_norm`` is the gradient's norm before clipping. ``lr`` is the highest learning rate of the body (0: it has no
-    group) and ``head_lr`` that of the last group, the head. ``images`` is how many were in the batch, those of all
-    processes, in ``micro_batches`` parts; ``seconds`` is how long the step took.
+    Attributes:
+        ``step``: How many optimizer steps have been made in all, this one included.
+        ``epoch``: The epoch's number, counted from 1.
+        ``loss``: The mean loss over the batch, without penalties.
+        ``weight``: The sum of the weights in that mean.
+        ``grad_norm``: The norm of the gradient before it was clipped.
+        ``lr``: The highest learning rate of the body; 0 where the body has no group.
+        ``head_lr``: The rate of the last group, the head.
+        ``images``: How many images were in the batch, those of all processes.
+        ``seconds``: How long the step took.
+        ``steps_in_epoch``: How many steps the epoch has; 0 where that is not known.
+        ``micro_batches``: How many parts the batch was cut into.
+
+    Example:
+        >>> import headstart as hs
+        >>> done = hs.StepDone(step=3, epoch=1, loss=0.5, weight=8.0, grad_norm=1.2, lr=1e-4, head_lr=1e-3, images=8)
+        >>> done.loss * done.weight
+        4.0
     """
 
     step: int
@@ -147,14 +256,27 @@ class StepDone:
 
 @dataclass(frozen=True, kw_only=True)
 class EpochDone:
-    """An epoch is over, and was validated where there is something to validate on.
+    """The event after an epoch, counted from 1: what training and validation measured.
 
-    ``epoch``, ``step`` and ``phase`` say where the run is: epochs and steps done, and the phase's index from 0.
-    ``train_loss`` is the mean over the weights of the epoch's samples, ``lr`` the highest rate of its last step.
-    ``metrics`` are those of validation by name, ``average_metrics`` those of the averaged weights; both may be empty.
-    Of the ``seconds`` that the epoch took, ``input_seconds`` are those in which the next batch was decoded, read or
-    waited for, and ``copy_seconds`` those in which batches went to an accelerator, by the time of the epoch's largest
-    one. ``images_per_second`` counts training images.
+    Attributes:
+        ``epoch``: The epoch's number, counted from 1.
+        ``step``: How many optimizer steps have been made in all.
+        ``train_loss``: The mean training loss over the weights of the epoch's samples.
+        ``seconds``: How long the epoch took.
+        ``images_per_second``: How many training images were gone through per second.
+        ``input_seconds``: The part of ``seconds`` in which the next batch was decoded, read or waited for.
+        ``copy_seconds``: The part of ``seconds`` in which batches went to an accelerator, by the time of the epoch's
+            largest batch.
+        ``phase``: The index of the phase, counted from 0.
+        ``lr``: The highest rate of the epoch's last step.
+        ``metrics``: What validation measured, by name; empty where there was no validation.
+        ``average_metrics``: The same of the averaged weights, where there are some.
+
+    Example:
+        >>> import headstart as hs
+        >>> done = hs.EpochDone(epoch=1, step=12, train_loss=0.7, seconds=2.0, images_per_second=48.0)
+        >>> f"epoch {done.epoch}: loss {done.train_loss}"
+        'epoch 1: loss 0.7'
     """
 
     epoch: int
@@ -172,7 +294,16 @@ class EpochDone:
 
 @dataclass(frozen=True)
 class Saved:
-    """A checkpoint of the state after ``step`` optimizer steps is durable."""
+    """The event when a checkpoint is durable on the disk.
+
+    Attributes:
+        ``step``: How many optimizer steps the saved state has made.
+
+    Example:
+        >>> import headstart as hs
+        >>> hs.Saved(step=12).step
+        12
+    """
 
     step: int
 

@@ -34,9 +34,14 @@ AnyRun = str | Path | Run | OpenedRun
 
 @dataclass(frozen=True, kw_only=True)
 class Prediction:
-    """What the model says of one image.
+    """What a model says of one image: labels, numbers, or why the image cannot be read.
 
-    Labels with confidences, likeliest first; or numbers; or why it cannot be read.
+    Attributes:
+        ``path``: The file's path as text; ``images[2]`` for the third of several where it was in memory, ``image`` for
+            a single one.
+        ``labels``: Pairs of class or tag and confidence from 0 to 1, likeliest first.
+        ``values``: The numbers by target, in original units (regression); else None.
+        ``error``: Why the image cannot be read; else None.
     """
 
     path: str
@@ -93,7 +98,46 @@ def predict(
     batch_size: int | None = None,
     device: str = "auto",
 ) -> Predictions | list[Prediction]:
-    """Return what a finished run, or a module, says of images."""
+    """Return what a finished run (``hs.predict(run, images)``) or a module (``hs.predict(model, batches)``) says.
+
+    With the ``batch_size`` of training, the default, an image has the very bits that validation gave it, and that the
+    command ``headstart predict`` prints. The pixels of PIL images and arrays are taken as they are; a large JPEG that
+    is given as a path or as bytes is decoded as finely as it is shown, as in training.
+
+    Args:
+        ``model``: A torch module; or, as the first argument, a run: its folder or bundle, what ``hs.train`` returned,
+            or what ``hs.open_run`` gave.
+        ``batches``: With a run, as the second argument, an image or a list of them: paths, folders (searched at any
+            depth), the bytes of image files, PIL images, and NumPy arrays or torch tensors of uint8 pixels (H, W, 3).
+            With a module, batches such as ``hs.open_images(...).val``.
+        ``precision``: With a module only, its arithmetic: fp32 (the default), bf16 or fp16.
+        ``memory_format``: With a module only, contiguous (the default) or channels_last.
+        ``batch_size``: With a run only, how many images are computed together; None takes that of training.
+        ``device``: With a run only, cpu, cuda, ...; auto takes the accelerator if there is one, and leaves a model that
+            is open already where it is.
+
+    Returns:
+        With a run, one ``headstart.predictor.Prediction`` per image, in order: its ``path`` (``images[2]`` for an image
+        in memory), and ``labels``, pairs of class or tag and confidence, likeliest first; or ``values``, a number per
+        target; or ``error``, why the image cannot be read. With a module, the ``outputs``: probabilities (N, K) or
+        numbers in original units (N, T), float32 on the CPU, with the ``keys`` of the images and the ``task``.
+
+    Raises:
+        DataError: An item is no image, or a path does not exist; the message names the item.
+        ModelError: There is no finished run.
+        ConfigError: An option does not belong to what was given.
+        NonFiniteError: The outputs are NaN or infinite.
+
+    Example:
+        >>> import headstart as hs, numpy as np
+        >>> black = np.zeros((32, 32, 3), dtype=np.uint8)
+        >>> rows = hs.predict("runs/photos", ["photos/cat", black])
+        >>> len(rows), rows[-1].path
+        (9, 'images[1]')
+        >>> name, confidence = rows[0].labels[0]
+        >>> name in ("cat", "dog"), confidence >= 0.5
+        (True, True)
+    """
     if isinstance(model, nn.Module):
         _refuse_options("hs.predict", "module", batch_size=batch_size, device=None if device == "auto" else device)
         return predict_module(
@@ -129,7 +173,40 @@ def evaluate(
     memory_format: str | None = None,
     device: str = "auto",
 ) -> Evaluation:
-    """Return the metrics of a finished run, or of a module, on labelled images."""
+    """Return the metrics of a finished run (``hs.evaluate(run, source)``) or a module (``hs.evaluate(model,
+    batches)``).
+
+    Every image counts once, and training ones are taken without their random changes. The model, its modes and its
+    buffers are as before. The last batch is padded to the others' shape, so that an image's result depends on neither
+    its batch mates nor their number. Several processes share the batches, and each gets the whole result.
+
+    Args:
+        ``model``: A torch module; or, as the first argument, a run: its folder or bundle, what ``hs.train`` returned,
+            or what ``hs.open_run`` gave.
+        ``batches``: With a run, as the second argument, labelled images: a folder of class folders or a table, or the
+            ``data`` section of a config (columns that it leaves open are those of training). Its test images count,
+            else its validation images, else all. With a module, batches such as ``hs.open_images(...).val``.
+        ``precision``: With a module only, its arithmetic: fp32 (the default), bf16 or fp16.
+        ``memory_format``: With a module only, contiguous (the default) or channels_last.
+        ``device``: With a run only, cpu, cuda, ...; auto takes the accelerator if there is one, and leaves a model that
+            is open already where it is.
+
+    Returns:
+        The ``metrics`` by name, the ``predictions``, the ``truth`` beside them ((N,) labels, (N, K) tags or (N, T)
+        numbers), and with a run a ``note`` on which images these are.
+
+    Raises:
+        DataError: The source has classes or targets that the model does not know, or images that cannot be read.
+        ModelError: There is no finished run.
+        ConfigError: An option does not belong to what was given.
+        NonFiniteError: The outputs are NaN or infinite.
+
+    Example:
+        >>> import headstart as hs
+        >>> found = hs.evaluate("runs/photos", "photos")
+        >>> sorted(found.metrics), len(found.truth)
+        (['accuracy', 'macro_f1', 'nll'], 16)
+    """
     if isinstance(model, nn.Module):
         _refuse_options("hs.evaluate", "module", device=None if device == "auto" else device)
         return evaluate_module(

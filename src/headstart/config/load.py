@@ -28,11 +28,23 @@ Tree = dict[str, Any]
 def load_config(
     source: str | Path | Mapping[str, object] | None = None, *, flags: Mapping[str, object] | None = None
 ) -> Config:
-    """The configuration from a YAML file or a mapping, with flags over it and defaults under it.
+    """Return the configuration from a YAML file or a mapping, with flags over it and defaults under it.
 
-    ``flags`` maps dotted names (``optimizer.lr``) or flat ones (``lr``) to values.
+    Args:
+        ``source``: The path of a YAML file, or a mapping of the same shape; None takes the defaults alone.
+        ``flags``: Values by dotted names (``optimizer.lr``) or flat ones (``lr``), which win over ``source``.
 
-    Raises: ConfigError: every problem at once, one per line.
+    Returns:
+        A checked, frozen ``hs.Config``.
+
+    Raises:
+        ConfigError: Something is wrong; the message lists every problem at once, one per line.
+
+    Example:
+        >>> import headstart as hs
+        >>> config = hs.load_config({"data": {"source": "photos"}, "epochs": 3}, flags={"lr": 0.001})
+        >>> config.epochs, config.optimizer.lr
+        (3, 0.001)
     """
     where = ""
     if source is None:

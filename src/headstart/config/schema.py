@@ -331,7 +331,49 @@ Loss = Annotated[AutoLoss | CrossEntropy | Focal | Bce | Mse | Huber | Mae, Fiel
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """Everything that a run is told."""
+    """Everything that a run is told: a frozen value, made by ``hs.load_config``.
+
+    The options page lists every section with its choices and defaults.
+
+    Attributes:
+        ``data``: Where the images are, and how they are split.
+        ``task``: Whether classes, tags or numbers are learned.
+        ``model``: The pretrained model, its weights, and its image size in pixels.
+        ``head``: The new last layers.
+        ``loss``: What the outputs are judged by in training.
+        ``penalties``: Terms that are added to the loss, such as the distance from the pretrained weights.
+        ``optimizer``: The optimizer and its rates.
+        ``schedule``: How the rates change over the steps.
+        ``recipe``: A named list of phases.
+        ``lora``: Rank, scale, dropout and layers of low-rank adapters.
+        ``epochs``: How often the training images are gone through, in all phases together.
+        ``freeze``: What is frozen in the last phase.
+        ``phases``: Phases by hand, instead of ``recipe``, ``epochs`` and ``freeze``.
+        ``norm_statistics``: What BatchNorm layers that train normalise with.
+        ``batch``: Images per optimizer step, and how a step is cut.
+        ``augment``: Random changes of the training images.
+        ``average``: Whether an average of the weights is kept.
+        ``precision``: The arithmetic of the forward pass.
+        ``memory_format``: The order of image tensors in memory.
+        ``attention``: How training computes attention.
+        ``compile``: The mode of ``torch.compile`` for training steps.
+        ``activation_checkpointing``: Whether blocks are computed again for the backward pass, which saves memory.
+        ``workers``: How many processes decode images.
+        ``device``: Where the run computes.
+        ``devices``: How many processes on this machine train together, one per device.
+        ``parallel``: How several processes share the work.
+        ``seed``: The number of which everything random is a function.
+        ``out``: The run folder.
+        ``cache``: What is kept between epochs: decoded images, and what frozen layers give.
+        ``checkpoint``: When checkpoints are written, and how many are kept.
+        ``stop``: When a run ends early.
+
+    Example:
+        >>> import headstart as hs
+        >>> config = hs.load_config({"data": {"source": "photos"}})
+        >>> config.recipe, config.epochs, config.seed
+        ('auto', 10, 42)
+    """
 
     __pydantic_config__ = _STRICT  # of the sections, too
     data: Data = field(default_factory=Data)

@@ -63,10 +63,30 @@ def open_images(
     augment: Preset = "standard",
     seed: int = 42,
 ) -> Images:
-    """Images of a folder or table, prepared as the model wants them.
+    """Return the images of a folder or table, split into training and validation, prepared as a model wants them.
+
+    Args:
+        ``source``: A folder of class folders (``photos/cat/1.jpg``), one with ``train`` and ``val`` in it, or a CSV or
+            Parquet table.
+        ``like``: The opened model, or its ``preprocess``, which says size, mean and framing.
+        ``val``: The share of images that is held out for validation where the source has no split of its own, 0 to 1.
+        ``batch_size``: Images per batch.
+        ``augment``: How much training images are changed at random: none, light, standard or strong.
+        ``seed``: The number of which the split, the order and the changes are a function.
+
+    Returns:
+        The ``task`` with its ``classes``, the batches ``train``, ``val`` and ``test`` (or None), the ``scan`` of the
+        files, and ``notes`` on what was found and decided.
 
     Raises:
-        DataError: the source is missing, unclear or damaged; the message says where and what to do.
+        DataError: The source is missing, unclear or damaged; the message says where and what to do.
+
+    Example:
+        >>> import headstart as hs
+        >>> opened = hs.open_model("timm/resnet18", weights="none", options={"channels": [8, 8, 16, 16]})
+        >>> images = hs.open_images("photos", like=opened, val=0.25, batch_size=4)
+        >>> images.classes, len(images.train.samples), len(images.val.samples)
+        (('cat', 'dog'), 12, 4)
     """
     config = Config(
         data=Data(source=str(source), val=val),
@@ -280,9 +300,23 @@ def image_batches(
 
 
 def audit(source: str | Path, *, on_decoded: OnDecoded | None = None) -> Scan:
-    """Every image of a folder or table decoded once: unreadable files, exact duplicates, content hashes.
+    """Decode every image of a folder or table once, and return what was found.
+
+    Args:
+        ``source``: A folder of class folders, or a table, as for ``hs.open_images``.
+        ``on_decoded``: A function that is called with (images done, images in all).
+
+    Returns:
+        The ``hashes`` (SHA-256) and ``stamps`` of the readable files, by name, the ``unreadable`` ones with reasons,
+        and the ``duplicates``: names of files that are equal to the byte.
 
     Raises:
-        DataError: there is no such source, or no image in it.
+        DataError: There is no such source, or no image in it.
+
+    Example:
+        >>> import headstart as hs
+        >>> found = hs.audit("photos")
+        >>> len(found.hashes), found.unreadable, found.duplicates
+        (16, (), ())
     """
     return scan_files(list_files(Data(source=str(source))), threads=available_cores(), on_decoded=on_decoded)

@@ -74,10 +74,24 @@ class Description:
 
 
 def describe(model: str | OpenedModel | nn.Module, *, freeze: FreezeRule | None = None) -> Description:
-    """Describe a model spec, an opened model or any module; ``freeze``: a rule to show in full.
+    """Return the structure of a model, and what each freeze rule would freeze of it.
 
-    Raises: ModelError: the spec is unknown, the rule matches nothing, or the model runs neither on ``meta`` nor on its
-    own device.
+    Args:
+        ``model``: A model spec (see ``hs.open_model``), an opened model, or any module.
+        ``freeze``: A rule that is shown in full, layer by layer.
+
+    Returns:
+        A description whose ``str()`` is the text that ``headstart describe`` prints, at most 100 columns wide.
+
+    Raises:
+        ModelError: The spec is unknown, the rule matches nothing, or the model runs neither on ``meta`` nor on its own
+            device.
+
+    Example:
+        >>> import headstart as hs
+        >>> about = hs.describe(hs.open_model("timm/resnet18", weights="none", options={"channels": [8, 8, 16, 16]}))
+        >>> about.head
+        'fc (linear, 16 -> 1000)'
     """
     opened = _open_described(model) if isinstance(model, str) else model
     module = opened if isinstance(opened, nn.Module) else opened.module

@@ -91,10 +91,30 @@ def open_model(
     preprocess: ImageFormat | None = None,
     options: Mapping[str, object] | None = None,
 ) -> OpenedModel:
-    """The model that ``spec`` names, or facts about a module as it is; random weights are of torch's global generator.
+    """Return the model that ``spec`` names, or facts about a module as it is.
 
-    ``weights`` is pretrained, none or a local file; ``image_size`` is pixels per side; ``options`` the architecture's.
-    Raises: ModelError: unknown name or option, weights that do not fit, cannot be had, or do not match their hash.
+    Args:
+        ``spec``: A name such as ``timm/resnet50.a1_in1k``, ``torchvision/resnet50`` or ``hf-hub:timm/...``, a folder, a
+            run, or a module of your own.
+        ``weights``: Which weights are loaded: pretrained, none (random ones, drawn from torch's global generator: seed
+            it), or the path of a local file.
+        ``image_size``: Pixels per side; None takes the size that the weights were evaluated at.
+        ``preprocess``: The mean, standard deviation and framing of the images where the weights do not tell them.
+        ``options``: Options of the architecture, as its library names them.
+
+    Returns:
+        The ``module`` on the CPU in float32 with its head as it was, its ``preprocess``, ``num_outputs``, ``weights``
+        and the ``coverage`` of the weights that were loaded.
+
+    Raises:
+        ModelError: The name or an option is unknown, or the weights do not fit, cannot be had, or do not match their
+            hash.
+
+    Example:
+        >>> import headstart as hs
+        >>> opened = hs.open_model("timm/resnet18", weights="none", options={"channels": [8, 8, 16, 16]})
+        >>> opened.library, opened.num_outputs, opened.preprocess.height
+        ('timm', 1000, 224)
     """
     options = dict(options or {})
     if weights not in ("pretrained", "none"):

@@ -17,14 +17,32 @@ _NEVER_DECAYED = {"norm", "token", "embedding", "adapter"}
 def param_groups(
     module: nn.Module, *, lr: float, head_lr: float | None = None, layer_decay: float = 1.0, weight_decay: float = 0.0
 ) -> list[dict[str, Any]]:
-    """Groups for a torch optimizer: the head at ``head_lr``, the last backbone stage at ``lr``, each stage nearer to
-    the input at ``layer_decay`` times the next one's. Norms, biases, tokens, position embeddings and LoRA adapters have
-    no decay.
+    """Return groups of parameters for a torch optimizer, with rates that fall from the head to the input.
 
-    The rates are in ``lr`` itself (torch's schedulers ignore timm's ``lr_scale``). Each group also has ``name`` and
-    ``names``.
+    The head has ``head_lr``, the backbone's last stage ``lr``, and each stage nearer to the input ``layer_decay`` times
+    the next one's (layer-wise decay, Clark et al. 2020, arXiv:2003.10555). Norms, biases, tokens, position embeddings
+    and LoRA adapters have no weight decay. The rates are in ``lr`` itself (torch's schedulers ignore timm's
+    ``lr_scale``).
 
-    Raises: ConfigError: nothing is trainable, or a rate is not positive.
+    Args:
+        ``module``: The model; what is frozen is in no group.
+        ``lr``: The rate of the backbone's last stage, above 0.
+        ``head_lr``: The rate of the head; None takes ``lr``.
+        ``layer_decay``: The factor from one stage to the one before it; 1 gives all stages the same rate.
+        ``weight_decay``: The decay of the other weights.
+
+    Returns:
+        A dictionary per group, which also has a ``name`` and the ``names`` of its parameters.
+
+    Raises:
+        ConfigError: Nothing is trainable, or a rate is not positive.
+
+    Example:
+        >>> import headstart as hs
+        >>> net = hs.open_model("timm/resnet18", weights="none", options={"channels": [8, 8, 16, 16]}).module
+        >>> groups = hs.param_groups(net, lr=1e-4, head_lr=1e-3, layer_decay=0.5)
+        >>> max(group["lr"] for group in groups)
+        0.001
     """
     if not lr > 0 or not (head_lr is None or head_lr > 0) or not 0 < layer_decay <= 1:
         raise ConfigError(

@@ -31,9 +31,22 @@ _SHARES = ("accuracy",)  # metrics that read best as per cent
 
 
 def report(run: str | Path) -> Path:
-    """Write ``report.html`` of a finished or running run; gives its path.
+    """Write ``report.html`` of a finished or running run.
 
-    Raises: Error: there is no run in this folder. StorageError: a record is damaged, or the page cannot be written.
+    Args:
+        ``run``: The run's folder.
+
+    Returns:
+        The path of the page.
+
+    Raises:
+        Error: There is no run in this folder.
+        StorageError: A record is damaged, or the page cannot be written.
+
+    Example:
+        >>> import headstart as hs
+        >>> hs.report("runs/photos").name
+        'report.html'
     """
     return write_report(Path(run))
 

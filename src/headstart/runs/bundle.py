@@ -123,12 +123,28 @@ def _config(model: nn.Module, facts: dict[str, Any]) -> dict[str, Any]:
 
 
 def open_run(path: str | Path, *, model: nn.Module | InPlace | None = None) -> OpenedRun:
-    """A run's bundle (or the bundle's own folder), ready to predict, every file checked against its manifest.
+    """Return the model of a finished run, ready to predict, with every file checked against its manifest.
 
-    ``model``: for an architecture of your own, the module as it was given to ``train``; what is opened is a copy of it,
-    or of ``InPlace(module)`` the module itself. The global generators stay as they are.
+    The global generators of torch, Python and NumPy stay as they are.
 
-    Raises: ModelError: no finished run there. StorageError: a file is damaged.
+    Args:
+        ``path``: The run's folder, or the bundle in it.
+        ``model``: For an architecture of your own, the module as it was given to ``hs.train``. What is opened is a copy
+            of it, or of ``hs.InPlace(module)`` the module itself.
+
+    Returns:
+        The ``model`` in evaluation mode, its ``task`` with the classes, the ``preprocess`` of its images, how it was
+        ``evaluated``, and the ``facts`` of its ``headstart.json``.
+
+    Raises:
+        ModelError: No finished run is there, or the weights do not fit the module that was given.
+        StorageError: A file is damaged.
+
+    Example:
+        >>> import headstart as hs
+        >>> opened = hs.open_run("runs/photos")
+        >>> opened.task.classes, opened.model.training
+        (('cat', 'dog'), False)
     """
     folder = _bundle_folder(Path(path))
     with own_arithmetic(), keep_generators():

@@ -62,12 +62,31 @@ _FOLDER = re.compile(r"step-([0-9]+)")
 
 
 def save(state: TrainState, folder: str | Path, *, keep: int = 2, run: str | None = None, disk: Disk = DISK) -> Path:
-    """Write a checkpoint of ``state`` into ``folder``; older ones than the ``keep`` newest go, the best stays.
+    """Write a checkpoint of a state into a folder, whole or not at all.
 
-    Those of later steps go too: they belong to a course that was given up. ``run``: what names the run that it is of.
+    Older checkpoints than the ``keep`` newest are removed, and the best one stays. Checkpoints of later steps are
+    removed, too: they belong to a course that was given up.
 
-    Raises: StorageError: the disk is full or read-only; earlier checkpoints are intact. ConfigError: the optimizer has
-    a parameter that is not the model's.
+    Args:
+        ``state``: The model, its optimizer and the counters.
+        ``folder``: The folder that holds the checkpoints; it is made where it is missing.
+        ``keep``: How many of the newest checkpoints stay.
+        ``run``: A name of the run that the checkpoint belongs to, which a resume compares.
+        ``disk``: How files are written; tests put a failing disk here.
+
+    Returns:
+        The path of the new checkpoint.
+
+    Raises:
+        StorageError: The disk is full or read-only; earlier checkpoints are intact.
+        ConfigError: The optimizer has a parameter that is not the model's.
+
+    Example:
+        >>> import headstart as hs, torch
+        >>> net = hs.open_model("timm/resnet18", weights="none", options={"channels": [8, 8, 16, 16]}).module
+        >>> state = hs.TrainState(net, torch.optim.SGD(net.parameters(), lr=0.01))
+        >>> hs.save(state, "checkpoints").is_dir()
+        True
     """
     root = Path(folder)
     target = root / _folder_name(state.step)
@@ -222,15 +241,30 @@ def newest_step(folder: Path) -> int | None:
 
 
 def restore(state: TrainState, folder: str | Path) -> tuple[str, ...]:
-    """Put the newest whole checkpoint in ``folder`` (or the one that it is) into ``state``; why newer ones were
-    passed over.
+    """Put the newest whole checkpoint of a folder into a state.
 
     The state's model must be built and frozen as it was when it was saved, and its optimizer must train the same
     parameters: each finds its state by its name, and each group its rates by its parameters' names, however the groups
     are ordered, called and split. A restore that fails leaves the state as it was.
 
-    Raises: StorageError: there is no whole checkpoint, it belongs to another model or optimizer, or parameters that had
-    other rates are in one group.
+    Args:
+        ``state``: The state that is overwritten.
+        ``folder``: A folder of checkpoints, or one checkpoint.
+
+    Returns:
+        Sentences that say why newer checkpoints were passed over; none where the newest one was whole.
+
+    Raises:
+        StorageError: There is no whole checkpoint, it belongs to another model or optimizer, or parameters that had
+            other rates are in one group.
+
+    Example:
+        >>> import headstart as hs, torch
+        >>> net = hs.open_model("timm/resnet18", weights="none", options={"channels": [8, 8, 16, 16]}).module
+        >>> state = hs.TrainState(net, torch.optim.SGD(net.parameters(), lr=0.01))
+        >>> folder = hs.save(state, "checkpoints")
+        >>> hs.restore(state, "checkpoints")
+        ()
     """
     found = read_checkpoint(folder)
     if found is None:

@@ -65,11 +65,31 @@ def freeze(
     names: Sequence[str] = (),
     norm_statistics: NormStatistics = "batch",
 ) -> Frozen:
-    """Freeze by one of ``rule`` (text: backbone, but:bias), ``until`` a module or stage, first ``stages``, ``names``.
+    """Freeze a part of a model, in place, by exactly one of ``rule``, ``until``, ``stages`` and ``names``.
 
-    ``norm_statistics``: frozen keeps the running statistics of BatchNorm layers that train, too.
+    A frozen parameter neither trains nor moves; a frozen module stays in evaluation mode when the model trains.
 
-    Raises: ModelError: none or several rules given, or one that matches nothing or leaves nothing to train.
+    Args:
+        ``module``: The model.
+        ``rule``: A rule as text, such as backbone, norm, but:bias (all but biases) or until:layer3.
+        ``until``: The path of a module or stage: everything before it is frozen.
+        ``stages``: How many stages are frozen, counted from the input.
+        ``names``: Globs over parameter names, such as ``layer1.*``.
+        ``norm_statistics``: batch: BatchNorm layers that train normalise with their batch; frozen: they keep their
+            running statistics, too.
+
+    Returns:
+        What was frozen: the ``rule``, names of ``tensors`` and ``modules``, and how many ``parameters`` ``of`` all.
+
+    Raises:
+        ModelError: None or several rules are given, or one that matches nothing or leaves nothing to train.
+
+    Example:
+        >>> import headstart as hs
+        >>> net = hs.open_model("timm/resnet18", weights="none", options={"channels": [8, 8, 16, 16]}).module
+        >>> frozen = hs.freeze(net, rule="backbone")
+        >>> [name for name, value in net.named_parameters() if value.requires_grad]
+        ['fc.weight', 'fc.bias']
     """
     given: list[FreezeRule] = []
     if rule is not None:

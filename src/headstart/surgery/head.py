@@ -46,7 +46,27 @@ class HeadSwap:
 
 
 def find_head(module: nn.Module, *, at: str = "auto", example: Tensor | None = None) -> Head:
-    """The head that the model has.  Raises: ModelError: it is not clear which layers are the head."""
+    """Return the head that a model has: the last layers, whose outputs are the scores.
+
+    Args:
+        ``module``: The model.
+        ``at``: The path of the head's layer; auto finds it by following an image through the model.
+        ``example``: Images (B, C, H, W) that the model takes; None makes some.
+
+    Returns:
+        The ``paths`` of the main layer and its equals (distillation, auxiliary), the layer's ``kind``, and how many
+        ``inputs`` and ``outputs`` it has; 0 outputs where it was removed before.
+
+    Raises:
+        ModelError: It is not clear which layers are the head, or the model applies softmax or sigmoid itself.
+
+    Example:
+        >>> import headstart as hs
+        >>> net = hs.open_model("timm/resnet18", weights="none", options={"channels": [8, 8, 16, 16]}).module
+        >>> head = hs.find_head(net)
+        >>> head.paths, head.inputs, head.outputs
+        (('fc',), 16, 1000)
+    """
     layout = find_layout(module, example=example)
     if layout.probabilities is not None:
         raise ModelError(
@@ -67,12 +87,32 @@ def replace_head(
     dropout: float = 0.0,
     at: str = "auto",
 ) -> HeadSwap:
-    """Put a new head in: one linear layer, or with ``hidden`` sizes several; everything else stays the same object.
+    """Put a new head into a model, in place; everything else stays the same object.
 
-    New values come from torch's global generator: seed it. Names of saved weights are those of a plain layer unless
+    The new values come from torch's global generator: seed it. Names of saved weights are those of a plain layer unless
     there are hidden ones.
 
-    Raises: ModelError: the head is not clear, ``at`` names no layer, or a number is out of range.
+    Args:
+        ``module``: The model.
+        ``outputs``: How many outputs the new head has: classes, tags or numbers.
+        ``hidden``: The sizes of hidden layers before the last one; none makes one linear layer.
+        ``activation``: What stands between hidden layers: relu, gelu, silu, ...
+        ``dropout``: The share of the head's inputs that training sets to zero, 0 to 1.
+        ``at``: The path of the layer that is replaced; auto finds it.
+
+    Returns:
+        What was replaced: the ``path``, how many outputs there were (``was``) and are (``now``), the ``others`` that
+        are its equals, and activations that were ``removed``.
+
+    Raises:
+        ModelError: The head is not clear, ``at`` names no layer, or a number is out of range.
+
+    Example:
+        >>> import headstart as hs
+        >>> net = hs.open_model("timm/resnet18", weights="none", options={"channels": [8, 8, 16, 16]}).module
+        >>> swap = hs.replace_head(net, outputs=3)
+        >>> swap.path, swap.was, swap.now
+        ('fc', 1000, 3)
     """
     _check(outputs, hidden, activation, dropout)
     head = find_head(module, at=at)

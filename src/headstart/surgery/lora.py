@@ -24,12 +24,32 @@ def add_lora(
     dropout: float = 0.0,
     targets: Literal["auto"] | Sequence[str] = "auto",
 ) -> LoraPlan:
-    """Put adapters beside the backbone's layers, in place; they start as zero, so that the outputs stay to the bit.
+    """Put low-rank adapters beside the backbone's layers, in place; the outputs stay as they are, to the bit.
 
-    An adapter gives ``alpha / rank * B(A(dropout(x)))``. A comes from torch's global generator: seed it. What trains
-    is for ``freeze(module, rule="but:lora")`` to say. ``targets``: auto, or globs over module names.
+    An adapter gives ``alpha / rank * B(A(dropout(x)))`` (LoRA, Hu et al. 2021, arXiv:2106.09685). B starts as zero, and
+    A comes from torch's global generator: seed it. What trains is for ``hs.freeze(module, rule="but:lora")`` to say. It
+    needs peft.
 
-    Raises: ConfigError: peft is not there, or see ``find_lora_targets``. ModelError: there are adapters already.
+    Args:
+        ``module``: The model.
+        ``rank``: The size between A and B, at least 1.
+        ``alpha``: The scale of what adapters give.
+        ``dropout``: The share of an adapter's inputs that training sets to zero, 0 to 1.
+        ``targets``: Globs over module names; auto takes every linear layer and convolution of the backbone.
+
+    Returns:
+        The ``rank``, the paths of the ``layers`` that got adapters, and the ``skipped`` layers with reasons.
+
+    Raises:
+        ConfigError: peft is not installed, a glob matches no layer, or the rank is above a layer's size.
+        ModelError: The model has adapters already, or its head is not clear.
+
+    Example:
+        >>> import headstart as hs
+        >>> net = hs.open_model("timm/resnet18", weights="none", options={"channels": [8, 8, 16, 16]}).module
+        >>> made = hs.add_lora(net, rank=2, alpha=4, targets=["layer4"])
+        >>> made.layers[0]
+        'layer4.0.conv1'
     """
     if find_adapted_layers(module):
         raise ModelError("lora: the model has adapters already; merge_lora(model) makes plain layers of them")
@@ -54,9 +74,22 @@ def add_lora(
 
 
 def merge_lora(module: nn.Module) -> tuple[str, ...]:
-    """Add what the adapters give to the weights of their layers, and put the plain layers back; their paths.
+    """Add what adapters give to the weights of their layers, in place, and put the plain layers back.
 
-    The outputs stay but for rounding; names of weights are those from before ``add_lora``. peft is not needed.
+    The outputs stay but for rounding; names of weights are those from before ``hs.add_lora``. It does not need peft.
+
+    Args:
+        ``module``: A model with adapters.
+
+    Returns:
+        The paths of the layers that had adapters.
+
+    Example:
+        >>> import headstart as hs
+        >>> net = hs.open_model("timm/resnet18", weights="none", options={"channels": [8, 8, 16, 16]}).module
+        >>> made = hs.add_lora(net, rank=2, alpha=4, targets=["layer4"])
+        >>> hs.merge_lora(net) == made.layers
+        True
     """
     paths = find_adapted_layers(module)
     plain = {path: module.get_submodule(path) for path in paths}

@@ -22,7 +22,17 @@ _COMPUTING = ("torch.nn.utils.weight_norm", "torch.nn.utils.spectral_norm", "tor
 
 @dataclass(frozen=True)
 class InPlace:
-    """A module that is to be changed itself: no copy of it is made, as ``train`` and ``open_run`` do otherwise."""
+    """A module that is to be changed itself: ``hs.train`` and ``hs.open_run`` make no copy of it, as they do otherwise.
+
+    Attributes:
+        ``module``: The module that is changed.
+
+    Example:
+        >>> import headstart as hs
+        >>> net = hs.open_model("timm/resnet18", weights="none", options={"channels": [8, 8, 16, 16]}).module
+        >>> hs.InPlace(net).module is net
+        True
+    """
 
     module: nn.Module
 

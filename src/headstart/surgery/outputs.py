@@ -18,13 +18,29 @@ _AUXILIARY_WEIGHT = 0.3  # of auxiliary heads, in training only (Szegedy et al. 
 
 
 def declare_scores(model: nn.Module, scores: str | int) -> None:
-    """Say which of the outputs that ``model`` returns are its scores: training, evaluation and prediction take that one
-    and leave the others alone. The module and its copies remember it.
+    """Say which of the outputs that a model returns are its scores.
 
-    ``scores``: a key of the dictionary, a field of the named tuple, or a number that counts from 0; ``all``: each of
-    them, as equal heads; ``auto``: forget what was said.
+    Training, evaluation and prediction take that output and leave the others alone. The module and its copies remember
+    it.
 
-    >>> declare_scores(model, "logits")  # doctest: +SKIP
+    Args:
+        ``model``: The model, which returns several outputs.
+        ``scores``: A key of the dictionary, a field of the named tuple, or a number that counts from 0; all: each of
+            them, as equal heads; auto: forget what was said.
+
+    Example:
+        >>> import headstart as hs, torch
+        >>> class TwoOutputs(torch.nn.Module):
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.fc = torch.nn.Linear(3, 2)
+        ...     def forward(self, images):
+        ...         features = images.mean((2, 3))
+        ...         return {"features": features, "logits": self.fc(features)}
+        >>> net = TwoOutputs()
+        >>> hs.declare_scores(net, "logits")
+        >>> hs.find_head(net, example=torch.zeros(2, 3, 8, 8)).paths
+        ('fc',)
     """
     vars(model).pop(_DECLARED, None)
     if scores != "auto":

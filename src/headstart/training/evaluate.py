@@ -34,9 +34,12 @@ from headstart.training.precision import MEMORY_FORMATS, Precision, autocast, de
 
 @dataclass(frozen=True, kw_only=True)
 class Predictions:
-    """``outputs`` (N, K) probabilities, or (N, T) numbers in original units, in float32 on the CPU.
+    """What a model says of images.
 
-    ``keys`` name the images.
+    Attributes:
+        ``task``: The task with the names of the classes, tags or targets.
+        ``outputs``: Probabilities (N, K), or numbers in original units (N, T), in float32 on the CPU.
+        ``keys``: The names of the images (N).
     """
 
     task: TaskSpec
@@ -46,10 +49,13 @@ class Predictions:
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """Predictions beside the truth, and the task's metrics.
+    """What a model says of images beside the truth, and the task's metrics.
 
-    ``truth``: (N,) labels, (N, K) tags, or (N, T) float64 in original units. ``note`` says which images of a source
-    these are.
+    Attributes:
+        ``predictions``: What the model says.
+        ``truth``: Labels (N,), tags (N, K), or numbers (N, T) in float64 and original units.
+        ``metrics``: The task's metrics, by name.
+        ``note``: Which images of a source these are; empty for batches.
     """
 
     predictions: Predictions

@@ -48,16 +48,36 @@ def fit(
     schedule: Schedule | None = None,
     first_epoch: int | None = None,
 ) -> Iterator[StepDone | EpochDone]:
-    """Train ``epochs`` epochs, counted from ``first_epoch`` (default: from where the state is), and yield what was
-    done.
+    """Train some epochs, and yield what was done after each step and each epoch.
 
-    A state restored in the middle of an epoch goes on with that epoch's next batch. Without a ``schedule`` the rates
-    are the caller's: ``fit`` leaves the groups' ``lr`` alone, so that a scheduler of torch, or a change by hand, counts
-    from the next step on. With one, a group's rate is its ``initial_lr`` (its ``lr``, where it has none yet) times a
-    factor of the step within these epochs: change that to change its rate.
+    A state that was restored in the middle of an epoch goes on with that epoch's next batch. Without a ``schedule`` the
+    rates are the caller's: ``fit`` leaves the groups' ``lr`` alone, so that a scheduler of torch, or a change by hand,
+    counts from the next step on. With one, a group's rate is its ``initial_lr`` (its ``lr``, where it has none yet)
+    times a factor of the step within these epochs: change that to change its rate.
 
-    Raises: NonFiniteError: the loss, the gradient or a weight is NaN or infinite. ConfigError: with a schedule, a
-    group's ``lr`` was changed between two steps, which the schedule would undo.
+    Args:
+        ``state``: The model, its optimizer and the counters, which are changed.
+        ``batches``: The training batches, such as ``hs.open_images(...).train``.
+        ``rules``: How a step is made.
+        ``epochs``: How many epochs are trained.
+        ``schedule``: How the rates change over the steps, as ``config.schedule``; None leaves them.
+        ``first_epoch``: The number of the first of these epochs, counted from 0; None takes where the state is.
+
+    Returns:
+        An iterator over ``hs.StepDone`` and ``hs.EpochDone``; nothing happens until it is gone through.
+
+    Raises:
+        NonFiniteError: The loss, the gradient or a weight is NaN or infinite.
+        ConfigError: With a schedule, a group's ``lr`` was changed between two steps, which the schedule would undo.
+
+    Example:
+        >>> import headstart as hs, torch
+        >>> opened = hs.open_model("timm/resnet18", weights="none", options={"channels": [8, 8, 16, 16]})
+        >>> images = hs.open_images("photos", like=opened, val=0.25, batch_size=4)
+        >>> swap = hs.replace_head(opened.module, outputs=2)
+        >>> state = hs.TrainState(opened.module, torch.optim.SGD(opened.module.parameters(), lr=0.01))
+        >>> [type(done).__name__ for done in hs.fit(state, images.train, rules=hs.StepRules(), epochs=1)]
+        ['StepDone', 'StepDone', 'StepDone', 'EpochDone']
     """
     first = state.epochs_done if first_epoch is None else first_epoch
     yield from each_in_own_arithmetic(_epochs(state, batches, rules, schedule, range(first, first + epochs)))

@@ -14,13 +14,33 @@ from headstart.training.precision import Precision
 
 @dataclass(frozen=True, kw_only=True)
 class StepRules:
-    """How a step is made. ``loss`` is a name, a config value, or a function (outputs, targets) -> one loss per sample
-    (B,), or (losses, weights); its outputs are at least float32. The loss of a step is the sum of losses x weights over
-    the sum of weights, however the step is cut. ``recompute``: a block's activations are not kept (see
-    ``activation_checkpointing``); ``attention``: how it is computed (see ``attention``); ``compile``: how the model is
-    compiled (see ``compile``); ``evaluation_precision``: where it is not training's. ``average_steps``: keep an average
-    of the weights whose past counts half after so many steps. What rules need of a state (that average, the loss scaler
-    of fp16, the start of ``penalties.l2_start``) is made at the first step with them.
+    """How an optimizer step is made.
+
+    The loss of a step is the sum of losses x weights over the sum of weights, however the step is cut. What rules need
+    of a state (an average of the weights, the loss scaler of fp16, the start of ``penalties.l2_start``) is made at the
+    first step with them.
+
+    Attributes:
+        ``loss``: A name such as ``cross_entropy``, a section of a config, or a function (outputs, targets) that returns
+            one loss per sample (B,), or (losses, weights). Its outputs are at least float32.
+        ``penalties``: Terms that are added to the loss.
+        ``precision``: The arithmetic of the forward pass: fp32, bf16 or fp16.
+        ``memory_format``: The order of image tensors in memory: contiguous or channels_last.
+        ``attention``: Whether attention is torch's fused kernel (fused) or the plain formula (plain).
+        ``accumulate``: How many micro-batches a step is cut into.
+        ``clip_norm``: The norm that the gradient is scaled down to where it is larger; None leaves it.
+        ``clip_value``: The largest size of each value of the gradient; None leaves them.
+        ``recompute``: Whether the activations of blocks are computed again for the backward pass, not kept.
+        ``seed``: The number that dropout draws from, together with the step and the process.
+        ``compile``: The mode of ``torch.compile``, or never.
+        ``evaluation_precision``: The precision of validation; None takes ``precision``.
+        ``average_steps``: Keep an average of the weights whose past counts half after so many steps; None keeps none.
+
+    Example:
+        >>> import headstart as hs
+        >>> rules = hs.StepRules(loss="cross_entropy", accumulate=2, clip_norm=1.0)
+        >>> rules.evaluated_in
+        'fp32'
     """
 
     loss: str | Loss | LossFunction = "cross_entropy"
@@ -39,7 +59,7 @@ class StepRules:
 
     @property
     def evaluated_in(self) -> Precision:
-        """Precision of validation, evaluation and prediction."""
+        """The precision of validation, evaluation and prediction."""
         return self.evaluation_precision or self.precision
 
     @cached_property
@@ -49,12 +69,20 @@ class StepRules:
         return usual and not self.recompute
 
     def loss_function(self) -> LossFunction:
-        """The loss as a function.  Raises: ConfigError: no such loss."""
+        """Return the loss as a function.
+
+        Raises:
+            ConfigError: There is no such loss.
+        """
         return self.loss_per_image
 
     @cached_property
     def loss_per_image(self) -> LossFunction:
-        """The same, without a call.  Raises: ConfigError: no such loss."""
+        """The loss as a function, made once.
+
+        Raises:
+            ConfigError: There is no such loss.
+        """
         if callable(self.loss):
             return self.loss
         return make_loss(loss_by_name(self.loss) if isinstance(self.loss, str) else self.loss)

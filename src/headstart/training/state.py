@@ -27,9 +27,38 @@ class Best:
 
 @dataclass
 class TrainState:
-    """A model in training. ``step`` counts optimizer steps over all phases.
+    """A model in training with its optimizer and counters: all that ``hs.save`` writes and a resume needs.
 
-    ``start`` holds pretrained values for L2-SP.
+    Attributes:
+        ``model``: The module that is trained.
+        ``optimizer``: A torch optimizer of its parameters.
+        ``step``: How many optimizer steps have been made, in all phases together.
+        ``epochs_done``: How many epochs are complete.
+        ``epoch_step``: How many steps of the running epoch have been made.
+        ``phase``: The index of the phase whose groups the optimizer has; -1 where there is none yet.
+        ``average``: The averaged weights, where the rules keep some.
+        ``scaler``: The loss scaler of fp16.
+        ``start``: The pretrained values, by name, that ``penalties.l2_start`` holds the weights to (L2-SP, Li et al.
+            2018, arXiv:1802.01483).
+        ``best``: The best validation so far: its score, step, epoch and weights.
+        ``stale_epochs``: How many epochs of the last phase have passed without a better validation.
+        ``stopped``: Whether early stopping has ended the run.
+        ``epoch_loss``: The sum of losses of the running epoch.
+        ``epoch_weight``: The sum of the samples' weights of the running epoch.
+        ``micro_batches``: How many parts a step is cut into since memory ran out; 0 goes by the rules.
+        ``unsharded``: The same model whole, where each process holds a part of the trained one.
+        ``suffix``: The part of the model that computes, where batches hold tensors at its boundary.
+        ``replica``: The model across processes, where there are several.
+        ``compiled``: The compiled model that steps call.
+        ``average_decay``: The decay of an average that ``average_steps`` of the rules made.
+        ``index``: A table of the model's modules, kept from one step to the next.
+
+    Example:
+        >>> import headstart as hs, torch
+        >>> net = hs.open_model("timm/resnet18", weights="none", options={"channels": [8, 8, 16, 16]}).module
+        >>> state = hs.TrainState(net, torch.optim.AdamW(hs.param_groups(net, lr=1e-3)))
+        >>> state.step, state.epochs_done
+        (0, 0)
     """
 
     model: nn.Module

@@ -45,15 +45,34 @@ from headstart.training.state import TrainState
 
 @retry_step
 def train_step(state: TrainState, batch: Batch, *, rules: StepRules, steps_in_epoch: int = 0) -> StepDone:
-    """Make one optimizer step on ``batch``, in ``rules.accumulate`` micro-batches, with the rates that the groups
-    have now.
+    """Make one optimizer step on a batch, with the rates that the optimizer's groups have now.
 
-    Dropout draws from (seed, step, rank): nothing random is carried from step to step. Of several processes each gives
-    its part of the batch, and all make the same step. Where an accelerator's memory runs out, this step and all later
-    ones are made in twice as many micro-batches: the same mathematics.
+    Dropout draws from (seed, step, process): nothing random is carried from step to step. Of several processes each
+    gives its part of the batch, and all make the same step. Where an accelerator's memory runs out, this step and all
+    later ones are made in twice as many micro-batches: the same mathematics.
 
-    Raises: NonFiniteError: a rate, the loss, the gradient or (after the step) a weight is NaN or infinite (fp16: after
-    20 halvings of the loss scale).
+    Args:
+        ``state``: The model, its optimizer and the counters, which are changed.
+        ``batch``: Images (B, C, H, W) with their targets, as iterating over ``images.train.epoch(0)`` gives them.
+        ``rules``: How the step is made: the loss, precision, micro-batches and clipping.
+        ``steps_in_epoch``: How many steps the epoch has, for the event; 0 where that is not known.
+
+    Returns:
+        What was done: the loss, the gradient's norm and the rates.
+
+    Raises:
+        NonFiniteError: A rate, the loss, the gradient or (after the step) a weight is NaN or infinite (fp16: after 20
+            halvings of the loss scale).
+
+    Example:
+        >>> import headstart as hs, torch
+        >>> opened = hs.open_model("timm/resnet18", weights="none", options={"channels": [8, 8, 16, 16]})
+        >>> images = hs.open_images("photos", like=opened, batch_size=4)
+        >>> swap = hs.replace_head(opened.module, outputs=2)
+        >>> state = hs.TrainState(opened.module, torch.optim.SGD(opened.module.parameters(), lr=0.01))
+        >>> done = hs.train_step(state, next(iter(images.train.epoch(0))), rules=hs.StepRules())
+        >>> done.step, done.images
+        (1, 4)
     """
     index: ModuleIndex = state.index or index_of(state)
     loss_function = rules.loss_per_image
