@@ -163,7 +163,7 @@ def limit(config: Config, chosen: dict[str, Any]) -> dict[str, float]:
     for batches, view in [*((train, view) for view in range(phase.views)), (val, 0)]:
         order = list(range(len(batches.samples)))
         groups = [order[start : start + batches.batch_size] for start in range(0, len(order), batches.batch_size)]
-        made = batches.padded(groups, epoch=view)
+        made = batches.pad_batches(groups, epoch=view)
         while True:
             batch = next(made, None)
             if batch is None:

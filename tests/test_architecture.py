@@ -49,6 +49,14 @@ LOADER_ENDS = (".load_state_dict_from_url", ".get_state_dict", ".read_pickle", "
 FINE = {"torch.hub.get_dir", "torch.jit.ScriptModule"}  # the cache's place; a class, to refuse its objects
 EVALUATORS = {"eval", "exec", "compile", "__import__"}
 OPENERS = {"allow_pickle", "shell", "trust_remote_code"}
+PARTICIPLES = {  # beside those in -ed; "put", "read", "set", "cut", "run", "split" are verbs as well
+    "asleep", "begun", "bound", "built", "chosen", "done", "drawn", "found", "given", "gone", "heard", "held", "hidden",
+    "judged", "kept", "known", "laid", "led", "left", "lost", "made", "meant", "met", "paid", "said", "seen", "sent",
+    "shown", "sold", "spent", "stood", "taken", "taught", "thought", "told", "torn", "understood", "woken", "won",
+    "worn", "written",
+}  # fmt: skip
+NO_PARTICIPLES = {"embed", "feed", "need", "seed", "shed", "speed"}
+ASKS = {"can", "has", "is", "was"}  # what answers yes or no: is_finished
 BLOCKS = ast.If | ast.For | ast.While | ast.With | ast.Try | ast.Match | ast.AsyncFor | ast.AsyncWith
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
@@ -244,6 +252,19 @@ RULES: list[Callable[[Source], Iterator[str]]] = [
 ]  # fmt: skip
 
 
+def is_participle(word: str) -> bool:
+    return word in PARTICIPLES or (word.endswith("ed") and word not in NO_PARTICIPLES)
+
+
+def participles(source: Source) -> Iterator[tuple[str, bool]]:
+    """Each function that a participle names, and whether it begins with it; a property may, and so may ``is_known``."""
+    for function, _ in functions(source.tree):
+        words = function.name.strip("_").split("_")
+        is_property = any("property" in ast.dump(decorator) for decorator in function.decorator_list)
+        if not is_property and words[0] not in ASKS and (is_participle(words[0]) or is_participle(words[-1])):
+            yield f"{source.at}:{function.lineno} {function.name}", is_participle(words[0])
+
+
 def cycles(files: list[Source]) -> list[str]:
     """Modules that import one another in a ring, imports inside functions included."""
     modules = {source.module for source in files}
@@ -293,6 +314,31 @@ def test_benchmarks_build_on_tests_and_tests_not_on_benchmarks() -> None:
         if target.partition(".")[0] in forbidden and source.at != "test_benchmark_pages.py"
     ]
     assert found == []
+
+
+def test_functions_are_named_by_verbs() -> None:
+    files = sources(PACKAGE)
+    found = [row for source in files for row in participles(source)]
+    count = sum(1 for source in files for _ in functions(source.tree))
+    assert [line for line, is_first in found if is_first] == [], (
+        "begin with what the function does: pad_rows, not padded"
+    )
+    assert len(found) <= 0.04 * count, f"{len(found)} of {count} functions end with a participle: {found}"
+
+
+def test_a_participle_is_seen(tmp_path: Path) -> None:
+    bodies = (
+        "def padded(): ...",
+        "def is_padded(): ...",
+        "def load_covered(): ...",
+        "def pad_rows(): ...",
+        "def _kept(): ...",
+    )
+    prop = "class A:\n    @property\n    def written(self): ...\n    def seed(self): ...\n"
+    (tmp_path / "a.py").write_text("\n".join(bodies) + "\n" + prop)
+    (source,) = sources(tmp_path)
+    expected = [("a.py:1 padded", True), ("a.py:3 load_covered", False), ("a.py:5 _kept", True)]
+    assert list(participles(source)) == expected
 
 
 def test_ratio_of_test_lines_is_reported(record_property: Callable[[str, object], None]) -> None:

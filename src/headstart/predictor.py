@@ -142,7 +142,7 @@ def predict(
         _refuse_options("hs.predict", "module", batch_size=batch_size, device=None if device == "auto" else device)
         return predict_module(
             model,
-            _checked(batches, "hs.predict"),
+            _check_batches(batches, "hs.predict"),
             precision=precision or "fp32",
             memory_format=memory_format or "contiguous",
         )
@@ -211,7 +211,7 @@ def evaluate(
         _refuse_options("hs.evaluate", "module", device=None if device == "auto" else device)
         return evaluate_module(
             model,
-            _checked(batches, "hs.evaluate"),
+            _check_batches(batches, "hs.evaluate"),
             precision=precision or "fp32",
             memory_format=memory_format or "contiguous",
         )
@@ -226,7 +226,7 @@ def evaluate(
     return _evaluate_source(_open(model, device), batches)
 
 
-def _checked(batches: object, name: str) -> Batches:
+def _check_batches(batches: object, name: str) -> Batches:
     """The batches for a module.  Raises: DataError: they are something that only a run can take."""
     if isinstance(batches, Batches):
         return batches

@@ -94,7 +94,7 @@ def test_the_stamp_spares_the_digest_in_training_and_not_where_pixels_are_kept(i
     wrong = replace(images.train, samples=samples)
     assert torch.equal(pixels(wrong), pixels(images.train))
     with pytest.raises(ChangedImage):
-        list(wrong.padded([[0, 1]], epoch=0))
+        list(wrong.pad_batches([[0, 1]], epoch=0))
     shelf = DiskCache(tmp_path / "shelf", limit_bytes=10**9)
     kept = open_decoded_cache(Decoded(transform=wrong.transform), samples, shelf, about="t")
     with pytest.raises(ChangedImage):

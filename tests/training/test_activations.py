@@ -265,7 +265,7 @@ def by_hand(made: SimpleNamespace, *, epoch: int) -> list[Tensor]:
     layers, found = made.net[:5].eval(), []
     count = len(made.batches.samples)
     for start in range(0, count, 8):
-        (batch,) = replace(made.batches, late=False).padded([range(start, min(start + 8, count))], epoch=epoch)
+        (batch,) = replace(made.batches, late=False).pad_batches([range(start, min(start + 8, count))], epoch=epoch)
         with torch.no_grad():
             found.append(layers(batch.inputs(torch.device("cpu"), torch.contiguous_format))[: batch.size])
     return [torch.cat(found)]

@@ -139,7 +139,7 @@ class Batches:
         for part, values in zip(parts, made, strict=True):
             yield self._batch(part, values, epoch=epoch)
 
-    def padded(self, groups: Sequence[Sequence[int]], *, epoch: int) -> Iterator[Batch]:
+    def pad_batches(self, groups: Sequence[Sequence[int]], *, epoch: int) -> Iterator[Batch]:
         """Batches of the samples at these positions, each padded to ``batch_size``: as without training, but with the
         random changes that training makes in this epoch. They are fit to be kept: every file's SHA-256 is compared.
 
@@ -153,7 +153,7 @@ class Batches:
     def few(self, count: int) -> Batch:
         """The first images as one batch of this size, read by this process: something to measure with."""
         there = range(min(count, len(self.samples)))
-        return next(replace(self, batch_size=count, workers=0).padded([there], epoch=0))
+        return next(replace(self, batch_size=count, workers=0).pad_batches([there], epoch=0))
 
     def _read(self, parts: Sequence[_Part], epoch: int, *, stored: bool = False) -> Iterator[Arguments]:
         """The pixels of each part's images, and where changes are left to the device, their numbers."""

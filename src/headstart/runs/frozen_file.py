@@ -59,7 +59,7 @@ def reuse_or_write(model: nn.Module, tensors: Mapping[str, Tensor], path: Path) 
     but one, or of the last one where that is written again; else the tensors anew.
     """
     content = make_buffers(tensors)
-    known = [one for one in _known_files(model, path) if one.path.parent.parent == path.parent.parent]
+    known = [one for one in _list_known_files(model, path) if one.path.parent.parent == path.parent.parent]
     again = bool(known) and known[-1].path == path
     if not again and len(known) < 2:
         return content
@@ -76,11 +76,11 @@ def remember_file(model: nn.Module, path: Path, *, sha256: str) -> None:
     except OSError:  # then the next one is written anew
         _written.get(model, {}).pop(path.name, None)
         return
-    before = [one for one in _known_files(model, path) if one.path != path]
+    before = [one for one in _list_known_files(model, path) if one.path != path]
     _written.setdefault(model, {})[path.name] = [*before, _Written(path=path, stamp=stamp, sha256=sha256)][-2:]
 
 
-def _known_files(model: nn.Module, path: Path) -> list[_Written]:
+def _list_known_files(model: nn.Module, path: Path) -> list[_Written]:
     return _written.get(model, {}).get(path.name, [])
 
 

@@ -94,7 +94,7 @@ class Cut:
                     return True
         return False
 
-    def kept(self) -> tuple[BoundaryTensor, ...]:
+    def find_boundary_tensors(self) -> tuple[BoundaryTensor, ...]:
         """What crosses, in the order in which it is made."""
         parts: dict[int, dict[Need, None]] = {}
         waiting = [need for recording in self.first for need in recording.needs]

@@ -85,7 +85,7 @@ def find_replay(module: nn.Module, images: Tensor, frozen_tensors: Collection[st
             "model: its images do not lie one behind the other in memory, so it does not run from a cache"
         )
     cut = Cut(books[0], pairs, found)
-    kept = cut.kept()
+    kept = cut.find_boundary_tensors()
     if not {each.content for each in kept} - {IMAGES}:
         reason = f": {'; '.join(map(str, cut.obstacles()[:2]))}" if cut.obstacles() else ""
         raise NotReplayable(f"model: nothing that is fixed for an image stands before what trains{reason}")

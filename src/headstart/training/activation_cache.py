@@ -259,7 +259,7 @@ class Activations:
     def _compute_batches(self, view: int, groups: Sequence[list[int]]) -> Iterator[tuple[list[int], Tensor]]:
         """Each group of images and its bytes (B, page_bytes), computed at one batch shape."""
         coming = iter(groups)
-        for batch in self._batches.padded(groups, epoch=self._first + view):
+        for batch in self._batches.pad_batches(groups, epoch=self._first + view):
             values = through_prefix(self._prefix, batch, self._rules)
             self._rounding = max(self._rounding, rounding(values, self.crossings))
             yield next(coming), pack_records(values, self.crossings)[: batch.size]
@@ -280,7 +280,7 @@ class Activations:
         training, samples = self._batches.training, self._batches.samples
         some = sorted({place * (len(samples) - 1) // (_PROBED - 1) for place in range(_PROBED)})
         few = replace(self._batches, batch_size=len(some), workers=0)
-        probe = next(few.padded([some], epoch=self._first + view)).pixels
+        probe = next(few.pad_batches([some], epoch=self._first + view)).pixels
         pixels = hashlib.sha256(probe.contiguous().numpy().data).hexdigest()
         if training is None or not training.random:
             return _Changes(pixels=pixels)

@@ -187,7 +187,7 @@ def example_images(batches: Batches, module: nn.Module, rules: StepRules) -> Ten
     """Two of the batches' images as the model takes them, (2, C, H, W), different from one another."""
     places = sorted({0, len(batches.samples) - 1})
     few = replace(batches, batch_size=_IMAGES, workers=0, stored=None, late=False)
-    batch = next(few.padded([places], epoch=0))
+    batch = next(few.pad_batches([places], epoch=0))
     pixels = batch.pixels.clone()
     for place in range(_IMAGES):
         if any(torch.equal(pixels[place], pixels[other]) for other in range(place)) or place >= len(places):
@@ -235,7 +235,7 @@ class CacheCheck:
         count = len(self._batches.samples)
         places = sorted({(self._looks * 7919) % count, (self._looks * 7919 + count // 2) % count})
         few = replace(self._batches, batch_size=len(places), workers=0, stored=None, late=False)
-        images = inputs_of(next(few.padded([places], epoch=epoch)), self._module, rules)
+        images = inputs_of(next(few.pad_batches([places], epoch=epoch)), self._module, rules)
         arithmetic = partial(autocast, device_of(self._module), rules.precision)
         with in_eval(self._module):
             made = compute_crossing(self._boundary.prefix, images, arithmetic)
