@@ -36,13 +36,11 @@ from headstart.events import CacheProgress, Decided, ScanProgress, StepDone
 from headstart.planning.preflight import Prepared, prepare
 from headstart.runs.bundle import OpenedRun, open_run
 from headstart.surgery.boundary import find_boundary
-from headstart.tasks.functional_metrics import functional
 from headstart.training.activation_cache import through_prefix
 from headstart.training.evaluate import evaluate
 from headstart.training.phases import freeze_phase
 from headstart.training.precision import MEMORY_FORMATS, autocast, dtype_of
 
-functional("classification")  # imported before the clock starts, as the peers' parts are
 _SHOWN = ("precision", "memory_format", "attention", "cache", "evaluation")
 _LONG = 50  # epochs, for which evaluation is worth measuring
 

@@ -35,6 +35,8 @@ LIGHT = (  # answer in a blink
     "storage/durable.py",
     "storage/record_file.py",
 )
+KINDS = {"classify", "multilabel", "regress"}
+KINDS_AT = ("config/schema.py",)  # the option's own values
 FORBIDDEN_NAMES = {"utils", "util", "helpers", "helper", "manager", "base", "core", "common", "misc"}
 BROAD_EXCEPT_AT = ("cli/main.py", "data/decoding/decode.py", "data/decoding/interruptible.py")
 PICKLE_AT = ("models/weights.py",)
@@ -236,6 +238,15 @@ def named(node: ast.Attribute) -> str:
     return ast.unparse(node)
 
 
+def kinds_of_task(source: Source) -> Iterator[str]:
+    """Names of kinds of task: what differs between them belongs to ``tasks/``, the user's option to the schema."""
+    if source.home == "tasks" or source.at in KINDS_AT:
+        return
+    for node in ast.walk(source.tree):
+        if isinstance(node, ast.Constant) and node.value in KINDS:
+            yield f"{source.at}:{node.lineno} tells kinds of task apart by {node.value!r}"
+
+
 def names(source: Source) -> Iterator[str]:
     if set(source.at.removesuffix(".py").split("/")) & FORBIDDEN_NAMES:
         yield f"{source.at}:1 a name that says nothing"
@@ -248,7 +259,7 @@ def unfinished(source: Source) -> Iterator[str]:
 
 
 RULES: list[Callable[[Source], Iterator[str]]] = [
-    import_order, light_top, sizes, signatures, docstrings, broad_except, pickles, names, unfinished,
+    import_order, light_top, sizes, signatures, docstrings, broad_except, pickles, kinds_of_task, names, unfinished,
 ]  # fmt: skip
 
 
@@ -408,6 +419,7 @@ BAD = {  # rule: (file, text, what it finds)
     "pickles exec": ("config/q.py", '"""M."""\nexec("1")\n', "exec("),
     "pickles system": ("runs/q.py", '"""M."""\nos.system("ls")\n', "os.system"),
     "pickles shell": ("runs/q.py", '"""M."""\nsubprocess.run("ls", shell=True)\n', "shell"),
+    "kinds_of_task": ("training/k.py", '"""M."""\nx = task == "regress"\n', "apart by 'regress'"),
     "names": ("data/utils.py", '"""M."""\n', "a name that says nothing"),
     "unfinished": ("data/t.py", '"""M."""\n# TODO later\n', "unfinished work"),
 }  # fmt: skip

@@ -16,7 +16,7 @@ NOT_FOR_PREDICT = {
     "sympy": "0.4 s, the compiler's",
     "matplotlib": "0.4 s, the report's",
     "jinja2": "the report's",
-    "torchmetrics": "evaluation's",
+    "torchmetrics": "a test's",
     "torch.distributed.fsdp": "0.2 s, of models that are shared out",
     "torch.distributed.tensor": "0.2 s, of models that are shared out",
     "torch.utils.flop_counter": "describe's",

@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import overload
 
-import torch
 from torch import nn
 
 from headstart.config.schema import Data
@@ -23,6 +22,7 @@ from headstart.data.sources.as_given import AnyImages
 from headstart.errors import ConfigError, DataError, ModelError
 from headstart.runs.bundle import OpenedRun, describe_trained, open_run
 from headstart.runs.finish import Run
+from headstart.tasks.kinds import find_kind
 from headstart.training.evaluate import Evaluation, Predictions
 from headstart.training.evaluate import evaluate as evaluate_module
 from headstart.training.evaluate import predict as predict_module
@@ -327,8 +327,6 @@ def _readable(batches: Batches) -> tuple[Batches, dict[int, str]]:
 
 
 def _describe_row(made: Predictions, row: int) -> Prediction:
-    key, outputs, task = made.keys[row], made.outputs[row], made.task
-    if task.kind == "regress":
-        return Prediction(path=key, values=dict(zip(task.targets, outputs.tolist(), strict=True)))
-    order = torch.argsort(outputs, descending=True, stable=True).tolist()
-    return Prediction(path=key, labels=tuple((task.classes[which], float(outputs[which])) for which in order))
+    key, kind = made.keys[row], find_kind(made.task.kind)
+    pairs = kind.pair_outputs(made.task, made.outputs[row])
+    return Prediction(path=key, values=dict(pairs)) if kind.gives_numbers else Prediction(path=key, labels=pairs)

@@ -24,7 +24,7 @@ from PIL import Image
 COLOURS = {"blue": (60, 60, 160), "green": (60, 160, 60), "red": (160, 60, 60)}
 CLOCK = ("seconds", "images_per_second", "input_seconds")
 LATE = (  # what headstart imports when it needs it
-    "torch._dynamo", "torchmetrics", "peft", "matplotlib.pyplot", "matplotlib.backends.backend_agg", "typeguard",
+    "torch._dynamo", "peft", "matplotlib.pyplot", "matplotlib.backends.backend_agg", "typeguard",
 )  # fmt: skip
 
 

@@ -4,13 +4,14 @@ import math
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score, confusion_matrix, precision_recall_fscore_support
 
 from headstart.errors import StorageError
+from headstart.tasks import classify, multilabel, regress
 from headstart.tasks.intervals import Interval, bootstrap, wilson
-from headstart.tasks.per_class import classify_scores, multilabel_scores, target_scores
 from headstart.tasks.tags import join_tags, split_tags
 
 
@@ -30,12 +31,12 @@ def test_wilson_holds_the_share_and_stays_within_0_and_1(total: int, share: floa
 
 def test_no_images_have_no_interval():
     assert wilson(0, 0) is None
-    assert bootstrap(lambda weights: 1.0, size=1) is None
+    assert bootstrap(lambda weights: weights.sum(1), size=1) is None
 
 
 def test_bootstrap_of_a_mean_agrees_with_the_normal_interval_and_repeats_itself():
     values = np.random.default_rng(3).normal(10, 2, 400)
-    found = [bootstrap(lambda weights: float(weights @ values) / 400, size=400) for _ in range(2)]
+    found = [bootstrap(lambda weights: weights @ torch.from_numpy(values) / 400, size=400) for _ in range(2)]
     assert found[0] == found[1]
     half = 1.96 * values.std() / math.sqrt(400)
     assert found[0] is not None
@@ -53,7 +54,7 @@ def test_class_scores_equal_scikit_learns():
     truth = rng.choice(["a", "b", "c"], 200)
     said = np.where(rng.random(200) < 0.7, truth, rng.choice(classes, 200))
     rows = [{"id": str(i), "truth": t, "prediction": p} for i, (t, p) in enumerate(zip(truth, said, strict=True))]
-    found = classify_scores(rows, classes)
+    found = classify.score_rows(rows, classes)
     precision, recall, f1, support = precision_recall_fscore_support(truth, said, labels=classes, zero_division=0)
     assert np.array_equal(found.confusion, confusion_matrix(truth, said, labels=classes))
     for k, row in enumerate(found.classes):
@@ -72,7 +73,7 @@ def test_class_scores_equal_scikit_learns():
 @given(st.lists(st.tuples(st.booleans(), st.sampled_from([0.0, 0.1, 0.25, 0.5, 0.9, 1.0])), min_size=1, max_size=30))
 def test_average_precision_equals_scikit_learns_also_with_ties(pairs: list[tuple[bool, float]]):
     rows = [{"id": "i", "truth": "t" * given, "prediction": "", "p:t": str(p)} for given, p in pairs]
-    found = multilabel_scores(rows, ["t"]).tags[0]
+    found = multilabel.score_rows(rows, ["t"]).tags[0]
     if not any(given for given, _ in pairs):
         assert math.isnan(found.average_precision)
     else:
@@ -83,7 +84,7 @@ def test_average_precision_equals_scikit_learns_also_with_ties(pairs: list[tuple
 def test_a_resampled_average_precision_is_that_of_the_repeated_images():
     truth, scores = np.array([1, 0, 1, 0, 1, 0] * 5), np.array([0.9, 0.8, 0.7, 0.6, 0.5, 0.1] * 5)
     rows = [{"truth": "t" * bool(t), "prediction": "", "p:t": str(p)} for t, p in zip(truth, scores, strict=True)]
-    found = multilabel_scores(rows, ["t"]).map_interval
+    found = multilabel.score_rows(rows, ["t"]).map_interval
     rng, values = np.random.default_rng(0), []
     for _ in range(1000):
         drawn = rng.integers(30, size=30)
@@ -109,12 +110,12 @@ def test_a_tag_that_holds_the_separator_or_another_tag_is_counted_exactly():
         {"truth": join_tags(truth), "prediction": "", "p:a": "0.1", "p:a;b": "0.2", "p:b": "0.3"}
         for truth in (["a;b"], ["a", "b"], ["b"])
     ]
-    assert [tag.support for tag in multilabel_scores(rows, ["a", "a;b", "b"]).tags] == [1, 1, 2]
+    assert [tag.support for tag in multilabel.score_rows(rows, ["a", "a;b", "b"]).tags] == [1, 1, 2]
 
 
 def test_target_errors_are_in_the_targets_unit():
     rows = [{"truth:p": "100", "prediction:p": "110"}, {"truth:p": "200", "prediction:p": "170"}]
-    (found,) = target_scores(rows, ["p"])
+    (found,) = regress.score_rows(rows, ["p"]).targets
     assert (found.mae, found.bias) == (20, -10)
     assert found.rmse == pytest.approx(math.sqrt(500))
     assert found.r2 == pytest.approx(1 - 1000 / 5000)
@@ -130,9 +131,9 @@ def test_target_errors_are_in_the_targets_unit():
 )
 def test_predictions_that_do_not_fit_the_plan_are_refused(row: dict[str, str], message: str):
     with pytest.raises(StorageError, match=message):
-        classify_scores([row], ["a", "b"])
+        classify.score_rows([row], ["a", "b"])
 
 
 def test_a_prediction_that_is_no_number_is_refused():
     with pytest.raises(StorageError, match=r"prediction:p of x.png is 'much', no number"):
-        target_scores([{"id": "x.png", "truth:p": "1", "prediction:p": "much"}], ["p"])
+        regress.score_rows([{"id": "x.png", "truth:p": "1", "prediction:p": "much"}], ["p"])

@@ -14,7 +14,7 @@ from headstart.config.schema import Data
 from headstart.errors import DataError
 from headstart.predictor import evaluate_run
 from headstart.reports.run_record import read_record
-from headstart.tasks.per_class import multilabel_scores
+from headstart.tasks.multilabel import score_rows
 from headstart.tasks.tags import split_tags
 
 TAGS = ("dark", "dark;red", "red")
@@ -56,7 +56,7 @@ def test_a_tag_that_holds_the_separator_is_told_from_the_tags_it_is_made_of(run:
     record = read_record(run.path)
     truth = {row["id"]: split_tags(row["truth"]) for row in record.predictions}
     assert truth == {name: [tag for tag, flag in zip(TAGS, ROWS[name], strict=True) if flag] for name in truth}
-    scores = multilabel_scores(record.predictions, TAGS).tags
+    scores = score_rows(record.predictions, TAGS).tags
     assert [tag.support for tag in scores] == [sum(ROWS[name][place] for name in truth) for place in range(3)]
     average = np.mean([tag.average_precision for tag in scores])
     assert average == pytest.approx(run.metrics["mean_average_precision"], abs=1e-6)

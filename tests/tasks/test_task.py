@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from headstart.errors import DataError
-from headstart.tasks.task import TaskSpec, regression_task
+from headstart.tasks.regress import make_spec
+from headstart.tasks.task import TaskSpec
 
 
 def test_a_task_survives_json() -> None:
@@ -26,7 +27,7 @@ def test_outputs_are_counted_by_kind() -> None:
 @pytest.mark.parametrize("log", [False, True])
 def test_scaling_has_mean_zero_and_deviation_one_and_is_inverted(log: bool) -> None:
     rows = [(10.0, 3e6), (1000.0, 4e5), (100.0, 7e5)]
-    task = regression_task(("x", "y"), rows, log=log)
+    task = make_spec(("x", "y"), rows, log)
     scaled = task.standardise(torch.tensor(rows))
     torch.testing.assert_close(scaled.mean(0), torch.zeros(2), atol=1e-6, rtol=0)
     torch.testing.assert_close(scaled.std(0, unbiased=False), torch.ones(2))
@@ -38,4 +39,4 @@ def test_scaling_has_mean_zero_and_deviation_one_and_is_inverted(log: bool) -> N
 
 def test_a_constant_number_is_refused() -> None:
     with pytest.raises(DataError, match="'x' is 3 in each of the 2 training images"):
-        regression_task(("x",), [(3.0,), (3.0,)], log=False)
+        make_spec(("x",), [(3.0,), (3.0,)], False)

@@ -13,7 +13,8 @@ from headstart.config.schema import Batch as BatchOptions
 from headstart.data.dataset import Images, load_images
 from headstart.data.sources.samples import Sample
 from headstart.models.preprocess import Preprocess
-from headstart.tasks.task import TaskSpec, regression_task
+from headstart.tasks.regress import make_spec
+from headstart.tasks.task import TaskSpec
 
 PREPROCESS = Preprocess(
     height=24, width=24, mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4), interpolation="bilinear", crop_pct=0.875, source="t"
@@ -46,7 +47,7 @@ def as_task(images: Images) -> Callable[..., Images]:
         }
         task = TaskSpec(kind="multilabel", classes=("x", "y", "z"))
         if kind == "regress":
-            task = regression_task(("price", "size"), [sample.target for sample in splits["train"]], log=log)
+            task = make_spec(("price", "size"), [sample.target for sample in splits["train"]], log)
         made = {name: replace(getattr(images, name), samples=samples, task=task) for name, samples in splits.items()}
         return replace(images, task=task, **made)
 

@@ -15,7 +15,7 @@ from torch import nn
 import headstart as hs
 from headstart.data.dataset import image_batches
 from headstart.errors import DataError
-from headstart.tasks.metrics import measure, selection_key
+from headstart.tasks.kinds import measure, selection_key
 from headstart.tasks.task import TaskSpec
 from headstart.training.evaluate import evaluate, in_eval, predict
 from headstart.training.phases import frozen_digest

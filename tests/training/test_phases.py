@@ -14,7 +14,7 @@ from headstart.config.schema import AdamW, Schedule, Sgd, Stages, TimmOptimizer
 from headstart.errors import RunError
 from headstart.events import EpochDone, PhaseStarted, StepDone
 from headstart.surgery.freeze import freeze_by
-from headstart.tasks.metrics import selection_key
+from headstart.tasks.kinds import selection_key
 from headstart.training.activation_cache import CacheRules
 from headstart.training.evaluate import evaluate
 from headstart.training.phases import PhasePlan, TrainingPlan, enter_phase, train_phases

@@ -18,13 +18,14 @@ from headstart.data.scan import OnDecoded, Scan, refuse_unreadable, scan_files
 from headstart.data.sources.as_given import AnyImages, list_images
 from headstart.data.sources.listing import list_files, list_source
 from headstart.data.sources.names import compare_splits
-from headstart.data.sources.samples import Entry, Listing, Sample, Split, some
+from headstart.data.sources.samples import Entry, Listing, Sample, Split, make_target, some
 from headstart.data.split import split_entries
 from headstart.data.transforms.transforms import Preset, check_mixing, eval_transform, train_transform
 from headstart.distributed.processes import current
 from headstart.errors import DataError
 from headstart.models.preprocess import Preprocess
-from headstart.tasks.task import TaskSpec, regression_task
+from headstart.tasks.kinds import find_kind
+from headstart.tasks.task import TaskSpec
 
 if TYPE_CHECKING:
     from headstart.models.sources import OpenedModel
@@ -123,7 +124,7 @@ def load_images(config: Config, preprocess: Preprocess, *, on_decoded: OnDecoded
                 path=entry.path,
                 key=entry.key,
                 index=indices[entry.key],
-                target=_target(entry, task),
+                target=make_target(entry, listing.names, task),
                 content=scan.hashes[entry.key],
                 stamp=scan.stamps[entry.key],
             )
@@ -224,7 +225,7 @@ def _divide(listing: Listing, scan: Scan, config: Config) -> tuple[tuple[Entry, 
             f"{printable(listing.source)}: {len(ours)} images are too few to hold some out; give at least two of a "
             f"class (not copies of one picture, nor all of one group), or folders train and val"
         )
-    by = {"classify": "class", "multilabel": "rarest tag", "regress": "quantile of the target"}[listing.kind]
+    by = find_kind(listing.kind).stratum
     kept = "duplicates" if config.data.group is None else f"duplicates and equal {config.data.group!r}"
     parts = ", ".join(f"{counts[split]} {split}" for split in ("train", "val", "test") if counts[split])
     note = f"split: made by seed {config.seed}, stratified by {by}: {parts}; {kept} stay on one side"
@@ -265,18 +266,8 @@ def _duplicate_notes(entries: Sequence[Entry], scan: Scan) -> tuple[str, ...]:
 
 
 def _task(listing: Listing, *, log: bool) -> TaskSpec:
-    if listing.kind != "regress":
-        return TaskSpec(kind=listing.kind, classes=listing.names)
     train = [entry.numbers for entry in listing.entries if entry.split == "train"]
-    return regression_task(listing.names, train, log=log)
-
-
-def _target(entry: Entry, task: TaskSpec) -> int | tuple[float, ...]:
-    if task.kind == "classify":
-        return task.classes.index(entry.labels[0])
-    if task.kind == "multilabel":
-        return tuple(float(name in entry.labels) for name in task.classes)
-    return entry.numbers
+    return find_kind(listing.kind).make_spec(listing.names, train, log)
 
 
 def image_batches(

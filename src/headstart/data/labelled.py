@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
 
 from headstart.config.schema import Data
 from headstart.data.decoding.decode import printable
 from headstart.data.loader import Batches, available_cores, worker_count
 from headstart.data.scan import refuse_unreadable, scan_files
 from headstart.data.sources.listing import list_source
-from headstart.data.sources.samples import Entry, Listing, Sample, some
+from headstart.data.sources.samples import Listing, Sample, make_target, some
 from headstart.data.transforms.transforms import eval_transform
 from headstart.errors import DataError
 from headstart.models.preprocess import Preprocess
+from headstart.tasks.kinds import find_kind
 from headstart.tasks.task import TaskSpec
 
 
@@ -41,7 +41,7 @@ def choose_labelled_batches(
             path=entry.path,
             key=entry.key,
             index=place,
-            target=_target(entry, listing.names, task),
+            target=make_target(entry, listing.names, task),
             content=contents[entry.key],
             stamp=stamps.get(entry.key, ()),
         )
@@ -64,26 +64,16 @@ def choose_labelled_batches(
 
 
 def _check_names(listing: Listing, task: TaskSpec) -> None:
-    known = task.targets if task.kind == "regress" else task.classes
+    kind, known = find_kind(task.kind), task.names
     unknown = [name for name in listing.names if name not in known]
-    kind = {"classify": "classes", "multilabel": "tags", "regress": "targets"}[task.kind]
     if unknown:
         raise DataError(
-            f"{printable(listing.source)}: the model does not know {some(unknown)}; the model's {kind} are "
+            f"{printable(listing.source)}: the model does not know {some(unknown)}; the model's {kind.nouns} are "
             f"{some(list(known))}"
         )
     missing = [name for name in known if name not in listing.names] if listing.by_column else []
     if missing:
-        what = "a number" if task.kind == "regress" else "0 or 1"
         raise DataError(
-            f"{printable(listing.source)}: column {some(missing)} is missing, and the model's {kind} are "
-            f"{some(list(known))}; add it, with {what} for each image"
+            f"{printable(listing.source)}: column {some(missing)} is missing, and the model's {kind.nouns} are "
+            f"{some(list(known))}; add it, with {kind.cell} for each image"
         )
-
-
-def _target(entry: Entry, names: Sequence[str], task: TaskSpec) -> int | tuple[float, ...]:
-    if task.kind == "classify":
-        return task.classes.index(entry.labels[0])
-    if task.kind == "multilabel":
-        return tuple(float(name in entry.labels) for name in task.classes)
-    return tuple(entry.numbers[names.index(name)] for name in task.targets)

@@ -32,6 +32,7 @@ from headstart.data.workers import kill_workers_left_over, stay_with
 from headstart.distributed.processes import SINGLE_PROCESS, Processes, current
 from headstart.isolation import each_in_own_arithmetic
 from headstart.models.preprocess import Preprocess
+from headstart.tasks.kinds import find_kind
 from headstart.tasks.task import TaskSpec
 
 _SETTLING_SECONDS = 0.02
@@ -327,11 +328,10 @@ def _cut(order: Sequence[int], *, size: int, merge: bool) -> list[list[int]]:
 
 
 def _targets(samples: Sequence[Sample], task: TaskSpec) -> Tensor:
-    dtype = torch.int64 if task.kind == "classify" else torch.float32
+    kind = find_kind(task.kind)
     if samples[0].target == ():
-        return torch.empty(0, dtype=dtype)
-    values = torch.tensor([sample.target for sample in samples], dtype=torch.float64)
-    return task.standardise(values) if task.kind == "regress" else values.to(dtype)
+        return torch.empty(0, dtype=torch.int64 if kind.one_label else torch.float32)
+    return kind.encode_targets(task, [sample.target for sample in samples])
 
 
 def _pad_rows(values: Tensor, size: int) -> Tensor:

@@ -21,6 +21,7 @@ from headstart.data.batch import Batch
 from headstart.data.dataset import Images
 from headstart.distributed.collectives import broadcast_object
 from headstart.events import Decision
+from headstart.tasks.kinds import find_kind
 from headstart.training.evaluate import compute_logits, in_eval
 from headstart.training.phases import TrainingPlan
 from headstart.training.precision import MEMORY_FORMATS, Precision, autocast, device_of, dtype_of, has_bf16
@@ -72,7 +73,8 @@ def _measure_evaluation(
 ) -> _Choice:
     usual, passes = images.train.batch_size, _passes(course, images)
     sizes = [*(size for size in _SIZES if size < usual), usual] if config.batch.evaluation == "auto" else [asked.size]
-    half = images.task.kind != "regress" and _may_be_bf16(config, module, course)  # numbers lose digits
+    exact = find_kind(images.task.kind).gives_numbers  # which lose digits in bf16
+    half = not exact and _may_be_bf16(config, module, course)
     if (len(sizes) == 1 and not half) or sum(sizes) > _SHARE * passes:
         return asked
     found: dict[int, float] = {}

@@ -9,10 +9,10 @@ from typing import Any
 
 from markupsafe import Markup
 
-from headstart.reports.headline import MAIN, latest_metrics, metric_label
+from headstart.reports.headline import latest_metrics, metric_label
 from headstart.reports.plots import Line, Mark, curves, phase_marks, residuals, scatter
 from headstart.reports.run_record import RunRecord
-from headstart.tasks.per_class import TargetScore
+from headstart.tasks.regress import TargetScore
 
 Events = Sequence[Mapping[str, Any]]
 
@@ -42,14 +42,13 @@ def curve_figures(record: RunRecord) -> tuple[Chart, ...]:
     if not epochs:
         return ()
     marks = phase_marks(epochs, at="epoch", names=phase_names(record))
-    main = MAIN[record.task]
+    main = record.kind.main_metric
     losses = [_line(epochs, "training", "train_loss", "second")]
     losses += [_line(epochs, "validation", "metrics", "accent", key="nll")]
     losses = [line for line in losses if line.x]
     scored = [_line(epochs, "trained weights", "metrics", "accent", key=main)]
     scored += [_line(epochs, "average of weights", "average_metrics", "second", key=main, dashed=True)]
-    if record.task == "regress":
-        scored += [_line(epochs, "always the training mean", "metrics", "muted", key="baseline_mae", dashed=True)]
+    scored += [_line(epochs, "always the training mean", "metrics", "muted", key=f"baseline_{main}", dashed=True)]
     scored = [line for line in scored if line.x]
     charts = []
     if losses:

@@ -9,11 +9,8 @@ from typing import Any
 
 import yaml
 
-_TASKS = {
-    "classify": "says which one of {n} classes an image shows",
-    "multilabel": "says which of {n} tags apply to an image",
-    "regress": "predicts {n} number{s} from an image",
-}
+from headstart.tasks.kinds import find_kind
+from headstart.tasks.task import name_outputs
 
 
 def model_card(headstart_json: Mapping[str, Any], *, plan: Mapping[str, Any], result: Mapping[str, Any]) -> str:
@@ -46,18 +43,16 @@ def loads_in_timm(model: Mapping[str, Any], head: Mapping[str, Any]) -> bool:
 
 
 def _front(bundle: Mapping[str, Any], licence: str | None, *, random: bool) -> dict[str, object]:
-    model, kind = bundle["model"], bundle["task"]["kind"]
+    model, kind = bundle["model"], find_kind(bundle["task"]["kind"])
     timm = loads_in_timm(model, bundle["head"])
     front: dict[str, object] = {"library_name": "timm" if timm else "headstart"}
-    if kind in ("classify", "multilabel"):
+    if not kind.gives_numbers:
         front["pipeline_tag"] = "image-classification"
     if not random and (base := base_model(str(model["spec"]))):
         front["base_model"] = base
     if licence:
         front |= _licence(licence)
-    tags = ["headstart", "fine-tuned", str(model["library"])]
-    tags += {"multilabel": ["multi-label"], "regress": ["image-regression"]}.get(kind, [])
-    front["tags"] = tags
+    front["tags"] = ["headstart", "fine-tuned", str(model["library"]), *kind.hub_tags]
     return front
 
 
@@ -78,8 +73,8 @@ def _licence(licence: str) -> dict[str, object]:
 
 def _what(bundle: Mapping[str, Any], plan: Mapping[str, Any]) -> str:
     model, task = bundle["model"], bundle["task"]
-    names = _of(task)
-    says = _TASKS[task["kind"]].format(n=len(names), s="" if len(names) == 1 else "s")
+    names = name_outputs(task)
+    says = find_kind(task["kind"]).summary.format(n=len(names), s="" if len(names) == 1 else "s")
     weights = plan.get("model", {}).get("weights") or {}
     started = f"from `{_code(model['spec'])}`" if weights.get("kind") != "none" else "from random weights"
     if weights.get("sha256"):
@@ -106,8 +101,9 @@ def _light(plan: Mapping[str, Any]) -> str:
 
 def _names(task: Mapping[str, Any]) -> str:
     """Outputs in order as JSON, in a code block, where no name can be markup."""
-    text = json.dumps(list(_of(task)), ensure_ascii=False, indent=None if len(_of(task)) <= 20 else 0)
-    word = {"classify": "Classes", "multilabel": "Tags", "regress": "Targets"}[task["kind"]]
+    names = list(name_outputs(task))
+    text = json.dumps(names, ensure_ascii=False, indent=None if len(names) <= 20 else 0)
+    word = find_kind(task["kind"]).nouns.capitalize()
     fence = "`" * max(3, 1 + max((len(run) for run in re.findall("`+", text)), default=0))
     return f"{word}, in the order of the outputs:\n\n{fence}json\n{text}\n{fence}"
 
@@ -119,7 +115,7 @@ def _use(bundle: Mapping[str, Any]) -> str:
             "or in plain timm (preprocessing: `timm.data.resolve_model_data_config(model)`):\n\n```python\n"
             "import timm\n\nmodel = timm.create_model('local-dir:FOLDER_OF_THIS_FILE', pretrained=True).eval()\n```"
         )
-    if bundle["task"]["kind"] == "regress":
+    if find_kind(bundle["task"]["kind"]).gives_numbers:
         power = ", then 10 to that power" if bundle["task"].get("log") else ""
         lines.append(
             "The network's own outputs are standardised; `headstart predict` gives them in the original units. "
@@ -146,13 +142,8 @@ def _results(bundle: Mapping[str, Any], plan: Mapping[str, Any], result: Mapping
 
 
 def _limits(task: Mapping[str, Any], licence: str | None, *, random: bool) -> str:
-    known = {
-        "classify": "It always names one of its classes, also for an image that shows none of them.",
-        "multilabel": "It knows its tags only.",
-        "regress": "It is not to be trusted beyond the range of numbers that it was trained on.",
-    }[task["kind"]]
     lines = [
-        f"- {known}",
+        f"- {find_kind(task['kind']).limit}",
         "- The numbers above hold for images like those of the validation split: same cameras, places and ways of "
         "choosing. Measure on your own: `headstart evaluate`.",
     ]
@@ -163,11 +154,6 @@ def _limits(task: Mapping[str, Any], licence: str | None, *, random: bool) -> st
     elif not random:
         lines.append("- The licence of the weights that it started from is not known; ask before you pass it on.")
     return "\n".join(lines)
-
-
-def _of(task: Mapping[str, Any]) -> Sequence[str]:
-    names: Sequence[str] = task.get("targets" if task["kind"] == "regress" else "classes", ())
-    return names
 
 
 def _numbers(values: Sequence[float]) -> str:

@@ -16,11 +16,14 @@ from headstart.reports.environment import format_facts, inexact_text
 from headstart.reports.figures import curve_figures, rate_figures, step_figures, target_figures
 from headstart.reports.headline import metrics, mismatch, task_scores
 from headstart.reports.model_card import loads_in_timm
-from headstart.reports.pictures import amount, gallery
+from headstart.reports.pictures import gallery
 from headstart.reports.run_record import RunRecord, read_record
 from headstart.storage.durable import write_file
+from headstart.tasks.classify import ClassifyScores
 from headstart.tasks.intervals import Interval
-from headstart.tasks.per_class import ClassifyScores, MultilabelScores
+from headstart.tasks.multilabel import MultilabelScores
+from headstart.tasks.regress import RegressScores
+from headstart.tasks.rows import format_amount
 
 _MATRIX = 30  # classes up to which the confusion matrix is shown whole
 _PAIRS = 20  # most confused pairs shown beyond
@@ -79,7 +82,7 @@ def render(record: RunRecord) -> str:
         lstrip_blocks=True,
     )
     environment.filters.update(
-        amount=amount,
+        amount=format_amount,
         share=share,
         count=count,
         several=several,
@@ -93,7 +96,8 @@ def render(record: RunRecord) -> str:
     return environment.get_template("report.html.j2").render(
         record=record,
         plan=record.plan,
-        task=record.task,
+        kind=record.kind,
+        outputs=record.names,
         config_text=_tidy(record.config_text),
         source=_tidy(str(record.plan.get("data", {}).get("source", ""))),
         result=record.result,
@@ -103,7 +107,7 @@ def render(record: RunRecord) -> str:
         environment=format_facts(record.environment),
         classify=_classify(scores) if isinstance(scores, ClassifyScores) else None,
         tags=_tags(scores) if isinstance(scores, MultilabelScores) else None,
-        targets=target_figures(record, scores) if isinstance(scores, tuple) else (),
+        targets=target_figures(record, scores.targets) if isinstance(scores, RegressScores) else (),
         gallery=gallery(record),
         figures=curve_figures(record),
         rates=rate_figures(record),
@@ -195,7 +199,7 @@ def metric_text(value: float, key: str) -> str:
     if key in _SHARES:
         return share(value)
     if key.startswith(("mae", "rmse")) and not key.endswith("log10"):
-        return amount(value)
+        return format_amount(value)
     return f"{value:.3f}".replace("-", "−")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,8 @@ from headstart.config.yaml import parse_yaml
 from headstart.errors import ConfigError, Error, StorageError
 from headstart.reports.csv import plain_text
 from headstart.storage.durable import read_json, read_text
-
-TASKS = ("classify", "multilabel", "regress")
+from headstart.tasks.kinds import KINDS, find_kind
+from headstart.tasks.task import Kind, name_outputs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,8 +42,18 @@ class RunRecord:
 
     @property
     def task(self) -> str:
-        """``classify``, ``multilabel`` or ``regress``."""
+        """The kind of task by name."""
         return str(self.plan["task"]["kind"])
+
+    @property
+    def kind(self) -> Kind:
+        """What belongs to the kind of task."""
+        return find_kind(self.task)
+
+    @property
+    def names(self) -> Sequence[str]:
+        """Names of the model's outputs, in order."""
+        return name_outputs(self.plan["task"])
 
 
 def read_record(run: Path) -> RunRecord:
@@ -86,8 +96,8 @@ def _plan(path: Path) -> Mapping[str, Any]:
     plan = _json(path)
     task = plan.get("task")
     kind = task.get("kind") if isinstance(task, dict) else None
-    if kind not in TASKS:
-        raise StorageError(f"{path}: is damaged, task.kind is {kind!r}, not one of {', '.join(TASKS)}")
+    if kind not in KINDS:
+        raise StorageError(f"{path}: is damaged, task.kind is {kind!r}, not one of {', '.join(KINDS)}")
     wrong = [name for name in ("model", "data", "preprocess", "head") if not isinstance(plan.get(name, {}), dict)]
     wrong += [name for name in ("decisions", "phases") if not isinstance(plan.get(name, []), list)]
     if wrong:

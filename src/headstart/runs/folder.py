@@ -30,7 +30,7 @@ from headstart.storage.durable import (
     write_file,
     write_json,
 )
-from headstart.tasks.tags import join_tags
+from headstart.tasks.kinds import find_kind
 from headstart.training.evaluate import Evaluation
 
 _FREE = ("workers", "cache.limit_gb", "data.changed", "out", "data.source", "data.images")  # may be others when a run
@@ -214,22 +214,10 @@ def write_predictions(path: Path, evaluation: Evaluation, *, contents: Mapping[s
 
 
 def _rows(evaluation: Evaluation) -> list[dict[str, Any]]:
-    task, outputs, truth = evaluation.predictions.task, evaluation.predictions.outputs, evaluation.truth
-    rows: list[dict[str, Any]] = []
-    for key, scores, true in zip(evaluation.predictions.keys, outputs.tolist(), truth.tolist(), strict=True):
-        row: dict[str, Any] = {"id": key}
-        if task.kind == "classify":
-            top = max(range(len(scores)), key=scores.__getitem__)
-            row |= {"truth": task.classes[true], "prediction": task.classes[top], "confidence": scores[top]}
-        elif task.kind == "multilabel":
-            row["truth"] = join_tags(name for name, flag in zip(task.classes, true, strict=True) if flag > 0)
-            row["prediction"] = join_tags(name for name, score in zip(task.classes, scores, strict=True) if score > 0.5)
-            row |= {f"p:{name}": score for name, score in zip(task.classes, scores, strict=True)}
-        else:
-            for name, value, score in zip(task.targets, true, scores, strict=True):
-                row |= {f"truth:{name}": value, f"prediction:{name}": score}
-        rows.append(row)
-    return rows
+    task, outputs = evaluation.predictions.task, evaluation.predictions.outputs.tolist()
+    write_row = find_kind(task.kind).write_row
+    each = zip(evaluation.predictions.keys, evaluation.truth.tolist(), outputs, strict=True)
+    return [{"id": key} | write_row(task, true, values) for key, true, values in each]
 
 
 def read_result(run: Path) -> dict[str, Any]:

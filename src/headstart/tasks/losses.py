@@ -14,27 +14,19 @@ from torch.nn import functional as F
 
 from headstart.config.schema import AutoLoss, Bce, ClassWeights, CrossEntropy, Focal, Huber, Loss, Mae, Mse
 from headstart.errors import ConfigError, DataError
+from headstart.tasks.kinds import find_kind
 
 LossOutput = Tensor | tuple[Tensor, Tensor]
 LossFunction = Callable[[Tensor, Tensor], LossOutput]
-_TASK_LOSSES: dict[str, tuple[type[CrossEntropy | Focal | Bce | Mse | Huber | Mae], ...]] = {
-    "classify": (CrossEntropy, Focal),
-    "multilabel": (Bce, Focal),
-    "regress": (Mse, Huber, Mae),
-}
 
 
 def resolve_loss(loss: Loss, *, task: str) -> Loss:
     """The loss that ``auto`` stands for, or the one given.  Raises: ConfigError: it does not fit the task."""
+    kind = find_kind(task)
     if isinstance(loss, AutoLoss):
-        shared = {"class_weights": loss.class_weights, "label_smoothing": loss.label_smoothing}
-        if task == "regress" and loss != AutoLoss():
-            raise ConfigError("loss: class_weights and label_smoothing have no meaning for numbers; leave them out")
-        if task == "regress":
-            return Huber()
-        return CrossEntropy(**shared) if task == "classify" else Bce(**shared)  # type: ignore[arg-type]
-    if not isinstance(loss, _TASK_LOSSES[task]):
-        accepted = ", ".join(kind().kind for kind in _TASK_LOSSES[task])
+        return kind.choose_loss(loss)
+    if not isinstance(loss, kind.losses):
+        accepted = ", ".join(fitting().kind for fitting in kind.losses)
         raise ConfigError(
             f"loss.kind: {loss.kind} does not fit the task {task}; give one of {accepted}, e.g. --loss.kind "
             f"{accepted.split(',')[0]}"
@@ -70,7 +62,7 @@ def make_loss(
             return lambda outputs, targets: _cross_entropy(outputs, targets, weights, loss.label_smoothing)
         case Focal():
             weights = _class_weights(loss.class_weights, classes, counts)
-            tags = task != "classify"
+            tags = not (task and find_kind(task).one_label)
             return lambda outputs, targets: (_focal_tags if tags and targets.ndim == 2 else _focal)(
                 outputs, targets, weights, loss.gamma
             )

@@ -1,111 +1,112 @@
-"""The task's metrics, by torchmetrics, over all images at once (never a mean of batches).
+"""The formulas of all metrics, each over all images at once (never a mean of batches), for runs and for their reports.
 
-N images, K classes or tags, T targets.
+Counts of images are whole numbers and shares of them float32; a report gives ``weights``, how often a resample drew
+each image, (R, N) in float64, and gets one value per resample. torchmetrics and scikit-learn give the same (tests).
+
+N images, K classes or tags, R resamples.
 """
 
 from __future__ import annotations
 
 import math
-import sys
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from headstart.tasks.functional_metrics import functional
-from headstart.tasks.task import TaskSpec
+LABELS = {
+    "accuracy": "accuracy",
+    "macro_f1": "macro F1",
+    "nll": "negative log-likelihood",
+    "mean_average_precision": "mean average precision",
+    "mae": "mean absolute error",
+    "rmse": "root mean squared error",
+    "r2": "R²",
+    "mae_log10": "mean absolute error, log10",
+}
 
-_WORST = sys.float_info.max
-MAIN_METRIC = {"classify": "accuracy", "multilabel": "mean_average_precision", "regress": "mae"}
+
+def is_lower_better(key: str) -> bool:
+    """Whether a metric is an error or a loss: ``nll``, and ``mae`` and ``rmse`` of any target."""
+    return key == "nll" or key.startswith(("mae", "rmse"))
 
 
-def measure(task: TaskSpec, outputs: Tensor, truth: Tensor) -> dict[str, float]:
-    """Metrics by name; one that these images do not define (R2 of one image), or that is infinite, is left out.
+def compute_accuracy(predicted: Tensor, truth: Tensor) -> Tensor:
+    """Share of the images whose class is right, a scalar.  predicted, truth: (N,) class indices."""
+    return (predicted == truth).sum().float() / truth.new_tensor(len(truth)).float()
 
-    outputs: (N, K) probabilities or (N, T) numbers; truth: (N,), (N, K) or (N, T); numbers in original units.
+
+def count_classes(labels: Tensor, classes: int, weights: Tensor | None = None) -> Tensor:
+    """Images of each class, (K,), or their weights, (R, K).  labels: (N,) class indices; weights: (R, N)."""
+    if weights is None:
+        return torch.bincount(labels, minlength=classes)
+    return weights.new_zeros(len(weights), classes).scatter_add_(1, labels.expand(weights.shape), weights)
+
+
+def compute_f1(right: Tensor, true: Tensor, predicted: Tensor) -> Tensor:
+    """F1 of each class or tag, the harmonic mean of precision and recall; 0 where nothing is true or predicted.
+
+    Each argument counts images, (..., K): those right, those that are of the class, those that were called so.
     """
-    if task.kind == "classify":
-        found = _classify(outputs, truth)
-    elif task.kind == "multilabel":
-        found = _multilabel(outputs, truth)
+    both = true + predicted
+    return torch.where(both > 0, 2.0 * right / both, 0.0)
+
+
+def compute_macro_f1(predicted: Tensor, truth: Tensor, classes: int, weights: Tensor | None = None) -> Tensor:
+    """Mean F1 of the classes that are true or predicted at all, a scalar or (R,).  predicted, truth: (N,)"""
+    hit = predicted == truth
+    right = count_classes(truth[hit], classes, None if weights is None else weights[:, hit])
+    true, called = (count_classes(labels, classes, weights) for labels in (truth, predicted))
+    f1 = compute_f1(right, true, called)
+    there = ((true + called) > 0).to(f1.dtype)
+    return (f1 * there / there.sum(-1, keepdim=True)).sum(-1)
+
+
+def compute_average_precision(scores: Tensor, truth: Tensor, weights: Tensor | None = None) -> Tensor:
+    """Area under the steps of precision over recall, a scalar or (R,); NaN without a positive.
+
+    Images of equal score are one step. scores: (N,), of any scale; truth: (N,), 0 or 1.
+    """
+    order = torch.argsort(scores, descending=True)
+    ranked = scores[order]
+    ends = F.pad((ranked[1:] != ranked[:-1]).nonzero()[:, 0], (0, 1), value=len(ranked) - 1)  # of each run of ties
+    if weights is None:
+        hits, seen = truth[order].long().cumsum(0)[ends], ends + 1
     else:
-        found = _regress(task, outputs, truth)
-    return {name: value for name, value in found.items() if math.isfinite(value)}
+        drawn = weights[:, order]
+        hits, seen = (drawn * truth[order]).cumsum(-1)[:, ends], drawn.cumsum(-1)[:, ends]
+    precision = torch.where(seen > 0, hits / seen, 0.0)
+    recall = hits / hits[..., -1:]
+    gained = recall.diff(dim=-1, prepend=torch.zeros_like(recall[..., :1]))
+    return (gained * precision).flip(-1).sum(-1)  # from the last step on, as torchmetrics adds: the same last bit
 
 
-def selection_key(task: TaskSpec, metrics: dict[str, float]) -> tuple[float, ...]:
-    """What "better" means: the main metric, then the likelihood; larger is better, compared from the left.
-
-    One that is not there counts as the worst finite number: scores are kept as JSON, which has no infinity.
-    """
-    if task.kind == "regress":
-        name = "mae_log10" if task.log else "mae"
-        if len(task.targets) == 1:
-            return (-metrics.get(name, _WORST),)
-        # several units: each target's error as a share of the mean predictor's
-        pairs = [(metrics.get(f"{name}:{one}"), metrics.get(f"baseline_{name}:{one}", 1.0)) for one in task.targets]
-        shares = [error / max(baseline, 1e-12) for error, baseline in pairs if error is not None]
-        return (-sum(shares) / len(pairs) if len(shares) == len(pairs) else -_WORST,)
-    return (metrics.get(MAIN_METRIC[task.kind], -_WORST), -metrics.get("nll", _WORST))
-
-
-def _classify(probabilities: Tensor, truth: Tensor) -> dict[str, float]:
-    by, classes = functional("classification"), probabilities.shape[1]
+def compute_class_nll(probabilities: Tensor, truth: Tensor) -> Tensor:
+    """Mean negative log-likelihood of the true classes, a float64 scalar.  probabilities: (N, K); truth: (N,)"""
     picked = probabilities[torch.arange(len(truth)), truth].double()
-    return {
-        "accuracy": float(by.multiclass_accuracy(probabilities, truth, num_classes=classes, average="micro")),
-        "macro_f1": float(by.multiclass_f1_score(probabilities, truth, num_classes=classes, average="macro")),
-        "nll": float(-picked.clamp_min(1e-12).log().mean()),
-    }
+    return -picked.clamp_min(1e-12).log().mean()
 
 
-def _multilabel(probabilities: Tensor, truth: Tensor) -> dict[str, float]:
-    by, known = functional("classification"), truth.long()
-    each = list(zip(probabilities.T, known.T, strict=True))  # one at a time: torchmetrics refuses a single tag
-    precisions = torch.stack([by.binary_average_precision(scores, flags) for scores, flags in each])  # (K,)
-    f1 = torch.stack([by.binary_f1_score(scores, flags) for scores, flags in each])
-    return {
-        "mean_average_precision": float(precisions[known.any(0)].mean()),  # a tag without an example has none
-        "macro_f1": float(f1.mean()),
-        "nll": float(F.binary_cross_entropy(probabilities.double().clamp(1e-12, 1 - 1e-12), truth.double())),
-    }
+def compute_tag_nll(probabilities: Tensor, truth: Tensor) -> Tensor:
+    """Mean negative log-likelihood over all images and tags, a float64 scalar.  Both (N, K)."""
+    return F.binary_cross_entropy(probabilities.double().clamp(1e-12, 1 - 1e-12), truth.double())
 
 
-def _regress(task: TaskSpec, values: Tensor, truth: Tensor) -> dict[str, float]:
-    """Plain keys are means over the targets; ``baseline_mae`` is that of always giving the training mean."""
-    centre = task.original(
-        torch.zeros(1, len(task.targets), dtype=torch.float64)
-    )  # the mean in the space that was learnt
-    columns = [
-        _errors(values[:, place].double(), truth[:, place].double(), centre[0, place], log=task.log)
-        for place in range(len(task.targets))
-    ]
-    means = {name: math.fsum(column[name] for column in columns) / len(columns) for name in columns[0]}
-    if len(columns) == 1:
-        return means
-    each = {
-        f"{name}:{target}": value
-        for target, column in zip(task.targets, columns, strict=True)
-        for name, value in column.items()
-    }
-    return means | each
+def compute_mae(values: Tensor, truth: Tensor, weights: Tensor | None = None) -> Tensor:
+    """Mean absolute error, a scalar or (R,).  values: (N,), or one number for all; truth: (N,)"""
+    errors = (values - truth).abs()
+    return errors.sum(0) / len(truth) if weights is None else weights @ errors / weights.sum(-1)
 
 
-def _r2(values: Tensor, truth: Tensor) -> float:
-    """Share of the variance that is explained; NaN where there is none (torchmetrics takes less than 1e-4 for none)."""
+def compute_rmse(values: Tensor, truth: Tensor) -> Tensor:
+    """Root of the mean squared error, a scalar.  Both (N,)."""
+    return (values - truth).square().mean().sqrt()
+
+
+def compute_r2(values: Tensor, truth: Tensor) -> float:
+    """Share of the variance that is explained; NaN where there is none.  Both (N,).
+
+    torchmetrics takes a variance below 1e-4 for none, whatever the target's unit.
+    """
     spread = (truth - truth.mean()).square().sum()
     return float(1 - (values - truth).square().sum() / spread) if spread > 0 else math.nan
-
-
-def _errors(values: Tensor, truth: Tensor, centre: Tensor, *, log: bool) -> dict[str, float]:
-    by = functional("regression")
-    found = {
-        "mae": float(by.mean_absolute_error(values, truth)),
-        "rmse": float(by.mean_squared_error(values, truth, squared=False)),
-        "r2": _r2(values, truth),
-        "baseline_mae": float((truth - centre).abs().mean()),
-    }
-    if log:
-        found["mae_log10"] = float((values.log10() - truth.log10()).abs().mean())
-        found["baseline_mae_log10"] = float((truth.log10() - centre.log10()).abs().mean())
-    return found

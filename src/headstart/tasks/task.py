@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-import math
-import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Protocol, get_args
 
 import torch
 from torch import Tensor
 
+from headstart.config.schema import AutoLoss, Bce, CrossEntropy, Focal, Huber, Loss, Mae, Mse
 from headstart.errors import DataError
+from headstart.tasks.intervals import Interval
+from headstart.tasks.rows import Row
 
 TaskKind = Literal["classify", "multilabel", "regress"]
+Target = int | tuple[float, ...]
+"""What one image answers: the index of its class, a 0 or 1 per tag, or its numbers in original units."""
+RowWords = tuple[str, str, str, bool | None]
+"""Truth, prediction, a note on their difference, and whether they agree (None for numbers)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +39,12 @@ class TaskSpec:
     @property
     def num_outputs(self) -> int:
         """How many numbers the model gives per image."""
-        return len(self.targets) if self.kind == "regress" else len(self.classes)
+        return len(self.names)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the outputs, in order."""
+        return self.targets if self.kind == "regress" else self.classes
 
     def standardise(self, values: Tensor) -> Tensor:
         """Targets as the model learns them, float32.  values: (..., T) in original units."""
@@ -60,7 +70,7 @@ class TaskSpec:
         }
         try:
             found = cls(**values)
-            names = found.targets if found.kind == "regress" else found.classes
+            names = found.names
             scales = (*found.mean, *found.std)
             good = found.kind in get_args(TaskKind) and names and len(set(names)) == len(names)
             good = good and all(isinstance(name, str) for name in names)
@@ -72,21 +82,98 @@ class TaskSpec:
         return found
 
 
-def regression_task(targets: Sequence[str], rows: Sequence[Sequence[float]], *, log: bool) -> TaskSpec:
-    """Regression whose scaling is that of ``rows``, the training split's targets (N, T).
+class RowScores(Protocol):
+    """What predictions.csv says when it is scored again, class by class, tag by tag or target by target."""
 
-    Raises:
-        DataError: a target has the same value in every row.
+    @property
+    def main(self) -> float:
+        """The main metric over these rows; NaN where they do not define it."""
+        ...
+
+    @property
+    def intervals(self) -> Mapping[str, Interval | None]:
+        """95 % intervals by the metric's name."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kind:
+    """Everything that differs between the kinds of task, as values and plain functions; one is made per file of this
+    folder, and :func:`headstart.tasks.kinds.find_kind` gives it by name.
+
+    Shapes: N images, K classes or tags, T targets; outputs and truth are (N, K), (N, T), or (N,) for class indices.
     """
-    mean, std = [], []
-    for name, column in zip(targets, zip(*rows, strict=True), strict=True):
-        values = [math.log10(value) for value in column] if log else list(column)
-        spread = statistics.pstdev(values)
-        if min(column) == max(column) or spread == 0:
-            raise DataError(
-                f"data.target: {name!r} is {column[0]:g} in each of the {len(column)} training images, so there is "
-                f"nothing to learn; give a column that varies, e.g. --data.target NAME"
-            )
-        mean.append(statistics.fmean(values))
-        std.append(spread)
-    return TaskSpec(kind="regress", targets=tuple(targets), mean=tuple(mean), std=tuple(std), log=log)
+
+    name: TaskKind
+    title: str
+    """The kind at the head of a report."""
+    noun: str
+    nouns: str
+    """What one output is called, and several."""
+    one_label: bool = False
+    """Each image has exactly one label."""
+    gives_numbers: bool = False
+    """Targets and outputs are numbers with a unit; else outputs are probabilities."""
+    stratum: str
+    """What a random split is stratified by."""
+    cell: str
+    """What a table's cell holds per image and output."""
+    summary: str
+    """What a model does, after "This model"; {n} is the number of outputs, {s} its plural."""
+    limit: str
+    """What a model is not to be trusted with, a sentence."""
+    mistakes: str
+    """What the gallery of the worst mistakes shows, a sentence."""
+    interval_method: str
+    """How the report's intervals were made, a sentence."""
+    hub_tags: tuple[str, ...] = ()
+    """Further tags of a model card."""
+    main_metric: str
+    """What the report shows first and epochs are compared by."""
+
+    losses: tuple[type[CrossEntropy | Focal | Bce | Mse | Huber | Mae], ...]
+    """The losses of the schema that fit."""
+    choose_loss: Callable[[AutoLoss], Loss]
+    """The loss that ``auto`` means.  Raises: ConfigError: an option of it has no meaning here."""
+
+    make_spec: Callable[[Sequence[str], Sequence[Sequence[float]], bool], TaskSpec]
+    """(names, numbers of the training images, log) -> the task."""
+    make_target: Callable[[TaskSpec, Sequence[str], Mapping[str, float]], Target]
+    """(task, labels of an image, numbers of an image by name) -> what it answers."""
+    encode_targets: Callable[[TaskSpec, Sequence[Target]], Tensor]
+    """Targets as the loss takes them: int64 (N,), float32 (N, K), or standardised float32 (N, T)."""
+    read_truth: Callable[[TaskSpec, Sequence[Target]], Tensor]
+    """Targets as metrics take them: as encoded, but numbers as given, in float64 and original units."""
+    activate: Callable[[TaskSpec, Tensor], Tensor]
+    """The model's logits as probabilities, or as numbers in original units; float32."""
+
+    compute_metrics: Callable[[TaskSpec, Tensor, Tensor], dict[str, float]]
+    """(task, activated outputs, truth) -> metrics by name; not finite where the images do not define one."""
+    selection_key: Callable[[TaskSpec, Mapping[str, float]], tuple[float, ...]]
+    """Metrics as a key that is larger for what is better, compared from the left; a missing one is the worst."""
+
+    pair_outputs: Callable[[TaskSpec, Tensor], tuple[tuple[str, float], ...]]
+    """One image's activated outputs with their names: the most probable first, or numbers in order."""
+    write_row: Callable[[TaskSpec, Any, Sequence[float]], dict[str, Any]]
+    """(task, truth, activated outputs of one image) -> the columns of its row in predictions.csv."""
+
+    score_rows: Callable[[Sequence[Row], Sequence[str]], RowScores]
+    """Rows of predictions.csv and the outputs' names, scored.  Raises: StorageError: they do not fit together."""
+    find_baseline: Callable[[str, Mapping[str, Any], RowScores | None, Mapping[str, int]], tuple[float | None, str]]
+    """(metric, all metrics, scored rows, training images per class) -> what a guess without looking gets, and whose."""
+    rate_mistake: Callable[[Row, Mapping[str, Any]], float]
+    """How wrong a row is, above 0 where it is wrong; the mapping is the plan's task."""
+    describe_row: Callable[[Row, Sequence[str]], RowWords]
+    """A row in words, for the caption of its image."""
+
+
+def pair_probabilities(task: TaskSpec, probabilities: Tensor) -> tuple[tuple[str, float], ...]:
+    """The names of the outputs with one image's probabilities (K,), the most probable first."""
+    order = torch.argsort(probabilities, descending=True, stable=True).tolist()
+    return tuple((task.names[place], float(probabilities[place])) for place in order)
+
+
+def name_outputs(task: Mapping[str, Any]) -> Sequence[str]:
+    """Names of a written task's outputs, in order; none where it is damaged."""
+    names: Sequence[str] = task.get("targets" if task["kind"] == "regress" else "classes", ())
+    return names

@@ -5,7 +5,6 @@ B batch, K classes or tags, T targets, N images.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -27,7 +26,7 @@ from headstart.surgery.head import model_scores
 from headstart.surgery.module_state import restore_state
 from headstart.surgery.no_trace import read_before
 from headstart.surgery.own_state import has_own_code
-from headstart.tasks.metrics import measure
+from headstart.tasks.kinds import find_kind, measure
 from headstart.tasks.task import TaskSpec
 from headstart.training.precision import MEMORY_FORMATS, Precision, autocast, device_of, dtype_of
 
@@ -125,13 +124,9 @@ def evaluate(
     """
     with own_arithmetic():
         predictions = _run(model, batches, precision=precision, memory_format=memory_format)
-        truth = batches.targets()
-        if batches.task.kind == "regress":  # as given: there and back through the scaling they would be rounded
-            truth = torch.tensor([sample.target for sample in batches.samples], dtype=torch.float64)
-        with warnings.catch_warnings():
-            # torchmetrics: a tag without positives; it is left out of the mean
-            warnings.simplefilter("ignore", UserWarning)
-            metrics = measure(batches.task, predictions.outputs, truth)
+        targets = [sample.target for sample in batches.samples]
+        truth = find_kind(batches.task.kind).read_truth(batches.task, targets)
+        metrics = measure(batches.task, predictions.outputs, truth)
     return Evaluation(predictions=predictions, truth=truth, metrics=metrics)
 
 
@@ -151,7 +146,7 @@ def _run(model: nn.Module, batches: Batches, *, precision: Precision, memory_for
                 f"the model's outputs are not finite for {len(damaged)} of {len(keys)} images, e.g. {damaged[0]}; "
                 "try a lower rate (--lr) or --precision fp32"
             )
-        result = _read(batches.task, joined)
+        result = find_kind(batches.task.kind).activate(batches.task, joined)
     return Predictions(task=batches.task, outputs=result.clone(), keys=keys)
 
 
@@ -208,14 +203,3 @@ def _join_outputs(outputs: list[Tensor], batches: Batches) -> Tensor:
     for place, output in enumerate(outputs):
         room[place, : len(output)] = output
     return torch.stack(all_gather(room), dim=1).flatten(0, 2)[: len(batches.samples)]
-
-
-def _read(task: TaskSpec, outputs: Tensor) -> Tensor:
-    """Probabilities, or numbers in original units."""
-    match task.kind:
-        case "classify":
-            return outputs.softmax(1)
-        case "multilabel":
-            return outputs.sigmoid()
-        case "regress":
-            return task.original(outputs.double()).float()

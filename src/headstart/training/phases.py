@@ -36,7 +36,7 @@ from headstart.surgery.freeze import NOTHING_FIXED, Fixed, Frozen, freeze_by, wh
 from headstart.surgery.halves import Suffix
 from headstart.surgery.layout import iterate_tensors
 from headstart.surgery.replay import NotReplayable
-from headstart.tasks.metrics import selection_key
+from headstart.tasks.kinds import selection_key
 from headstart.training.activation_cache import CacheRules, open_activations
 from headstart.training.boundary_proof import prove_boundary, refute_boundary
 from headstart.training.evaluate import Evaluation, evaluate, keep_own_state
@@ -255,9 +255,8 @@ def _validate(state: TrainState, course: TrainingPlan, event: EpochDone, phase_d
         found["average"] = _metrics(state.average.module, phase_data.eval_average, phase_data.val, course.rules)
     found = broadcast_object(found)  # the same choice everywhere, whatever the last bit of a machine is
     metrics = found["trained"]
-    name, value = max(
-        ((name, selection_key(val.task, values)) for name, values in found.items()), key=lambda pair: pair[1]
-    )
+    keys = {name: selection_key(val.task, values) for name, values in found.items()}
+    name, value = max(keys.items(), key=lambda pair: pair[1])
     better = state.best is None or value > state.best.score
     if better:
         state.best = Best(score=value, step=state.step, epoch=state.epochs_done, weights=name)

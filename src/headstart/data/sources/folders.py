@@ -23,6 +23,8 @@ from headstart.data.sources.samples import (
     walk,
 )
 from headstart.errors import DataError
+from headstart.tasks.classify import CLASSIFY
+from headstart.tasks.kinds import KINDS, find_kind
 
 TABLE_SUFFIXES = frozenset({".csv", ".tsv", ".parquet", ".pq"})
 _LAYOUT = (
@@ -53,10 +55,10 @@ def list_folders(data: Data, *, source: Path, kind: str) -> Listing:
         notes += _loose_images(top)
     names = sorted({label for entry in entries for label in entry.labels})
     where = printable(source)
-    check_names({*names, *empty}, source=where, word="class")
+    check_names({*names, *empty}, source=where, word=CLASSIFY.noun)
     _refuse_empty(empty, names=names)
-    check_count(names, source=where + _hint_at_nested_folder(source, names), kind="classify")
-    return Listing(source=source, kind="classify", names=tuple(names), entries=tuple(entries), notes=tuple(notes))
+    check_count(names, source=where + _hint_at_nested_folder(source, names), kind=CLASSIFY.name)
+    return Listing(source=source, kind=CLASSIFY.name, names=tuple(names), entries=tuple(entries), notes=tuple(notes))
 
 
 def _entry(path: Path, *, folder: Path, source: Path, split: Split | None) -> Entry:
@@ -65,7 +67,7 @@ def _entry(path: Path, *, folder: Path, source: Path, split: Split | None) -> En
 
 
 def _refuse_table_options(data: Data, *, source: Path, kind: str) -> None:
-    if kind in ("multilabel", "regress"):
+    if kind in KINDS and not find_kind(kind).one_label:
         raise DataError(
             f"task.kind: {kind}, but {printable(source)} is a folder, whose class folders give one label per image; "
             f"give a CSV or Parquet table, or --task.kind classify"

@@ -17,6 +17,7 @@ from headstart.data.sources.samples import Entry, Listing, key_of, walk
 from headstart.data.sources.tables import read_table
 from headstart.data.sources.targets import AskedKind, read_targets
 from headstart.errors import DataError
+from headstart.tasks.kinds import find_kind
 
 
 def list_source(data: Data, *, kind: AskedKind) -> Listing:
@@ -100,8 +101,7 @@ def _list_table(data: Data, source: Path, kind: AskedKind) -> Listing:
     columns = find_columns(table, data)
     targets = read_targets(table, columns.others, data=data, kind=kind)
     images = find_images(table, column=columns.image, data=data)
-    word = {"classify": "class", "multilabel": "tag", "regress": "target"}[targets.kind]
-    check_names(targets.names, source=printable(source), word=word)
+    check_names(targets.names, source=printable(source), word=find_kind(targets.kind).noun)
     check_count(targets.names, source=printable(source), kind=targets.kind)
     splits = read_splits(table, columns.split)
     groups = read_groups(table, columns.group)

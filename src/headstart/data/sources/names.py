@@ -8,9 +8,8 @@ from collections.abc import Iterable, Sequence
 
 from headstart.data.sources.samples import Entry, Split, some
 from headstart.errors import DataError
+from headstart.tasks.kinds import find_kind
 from headstart.tasks.task import TaskKind
-
-_WORD = {"classify": "class", "multilabel": "tag", "regress": "target"}
 
 
 def check_names(names: Iterable[str], *, source: str, word: str) -> None:
@@ -59,12 +58,13 @@ def check_count(names: Sequence[str], *, source: str, kind: TaskKind) -> None:
     Raises:
         DataError: one class only, or no tag at all.
     """
-    if kind == "classify" and len(names) == 1:
+    if find_kind(kind).one_label and len(names) == 1:
         raise DataError(
             f"{source}: all images have the class {names[0]!r}; at least two classes are needed: add images of another"
         )
     if not names:
-        raise DataError(f"{source}: no {_WORD[kind]} found; give at least one image a {_WORD[kind]}")
+        noun = find_kind(kind).noun
+        raise DataError(f"{source}: no {noun} found; give at least one image a {noun}")
 
 
 def compare_splits(entries: Sequence[Entry], *, kind: TaskKind, source: str) -> tuple[str, ...]:
@@ -77,7 +77,7 @@ def compare_splits(entries: Sequence[Entry], *, kind: TaskKind, source: str) -> 
     for entry in entries:
         if entry.split is not None:
             counts[entry.split].update(entry.labels)
-    word, notes = _WORD[kind], []
+    word, notes = find_kind(kind).noun, []
     for split in ("val", "test"):
         held_out = counts[split]
         if not any(entry.split == split for entry in entries):

@@ -10,7 +10,8 @@ from typing import Literal
 
 from headstart.data.decoding.decode import printable
 from headstart.errors import DataError
-from headstart.tasks.task import TaskKind
+from headstart.tasks.kinds import find_kind
+from headstart.tasks.task import Target, TaskKind, TaskSpec
 
 Split = Literal["train", "val", "test"]
 SPLITS: dict[str, Split] = {
@@ -44,7 +45,7 @@ class Sample:
     path: Path
     key: str
     index: int
-    target: int | tuple[float, ...]
+    target: Target
     content: str = ""
     stamp: tuple[int, ...] = ()
     encode: Callable[[], bytes] | None = None
@@ -83,6 +84,12 @@ class Walked:
 
     images: tuple[Path, ...]
     others: tuple[Path, ...]
+
+
+def make_target(entry: Entry, names: Sequence[str], task: TaskSpec) -> Target:
+    """What the image answers, as the task's outputs have it.  names: of the entry's numbers, in order."""
+    numbers = dict(zip(names, entry.numbers, strict=False))  # a labelled entry has none
+    return find_kind(task.kind).make_target(task, entry.labels, numbers)
 
 
 def key_of(path: Path, *, root: Path) -> str:

@@ -13,9 +13,13 @@ from headstart.data.sources.columns import require
 from headstart.data.sources.samples import some
 from headstart.data.sources.tables import Table
 from headstart.errors import DataError
-from headstart.tasks.task import TaskKind
+from headstart.tasks.classify import CLASSIFY
+from headstart.tasks.kinds import find_kind
+from headstart.tasks.multilabel import MULTILABEL
+from headstart.tasks.regress import REGRESS
+from headstart.tasks.task import Kind, TaskKind
 
-AskedKind = Literal["auto", "classify", "multilabel", "regress"]
+AskedKind = TaskKind | Literal["auto"]
 FEW = 20
 """Up to this many distinct whole numbers could as well be classes."""
 _BINARY = {"0": False, "1": True, "0.0": False, "1.0": True, "false": False, "true": True}
@@ -42,16 +46,16 @@ def read_targets(table: Table, others: Sequence[str], *, data: Data, kind: Asked
         DataError: the columns do not say what the target is, or a cell does not fit the task.
     """
     columns = _target_columns(table, others, data=data)
-    decided, reason = (kind, "as told") if kind != "auto" else _decide(table, columns, data.tags_separator)
-    note = f"task: {decided} from {some(columns)} of {printable(table.path.name)} ({reason})"
-    if decided != "regress" and data.log:
-        raise DataError(f"data.log: it is for numbers, and the task is {decided}; leave it out")
-    if decided == "regress":
+    decided, reason = (find_kind(kind), "as told") if kind != "auto" else _decide(table, columns, data.tags_separator)
+    note = f"task: {decided.name} from {some(columns)} of {printable(table.path.name)} ({reason})"
+    if data.log and not decided.gives_numbers:
+        raise DataError(f"data.log: it is for numbers, and the task is {decided.name}; leave it out")
+    if decided.gives_numbers:
         numbers = _numbers(table, columns, log=data.log)
         none = ((),) * len(numbers)
-        return Targets(kind="regress", names=columns, labels=none, numbers=numbers, note=note, by_column=True)
-    by_column = decided == "multilabel" and (len(columns) > 1 or _all_binary(table, columns))
-    if decided == "classify":
+        return Targets(kind=decided.name, names=columns, labels=none, numbers=numbers, note=note, by_column=True)
+    by_column = not decided.one_label and (len(columns) > 1 or _all_binary(table, columns))
+    if decided.one_label:
         labels = _classes(table, columns)
     elif by_column:
         labels = _flags(table, columns)
@@ -59,7 +63,7 @@ def read_targets(table: Table, others: Sequence[str], *, data: Data, kind: Asked
         labels = _tags(table, columns[0], data.tags_separator)
     names = tuple(sorted(columns if by_column else {label for row in labels for label in row}))
     numbers = ((),) * len(labels)
-    return Targets(kind=decided, names=names, labels=labels, numbers=numbers, note=note, by_column=by_column)
+    return Targets(kind=decided.name, names=names, labels=labels, numbers=numbers, note=note, by_column=by_column)
 
 
 def _target_columns(table: Table, others: Sequence[str], *, data: Data) -> tuple[str, ...]:
@@ -86,13 +90,13 @@ def _target_columns(table: Table, others: Sequence[str], *, data: Data) -> tuple
     )
 
 
-def _decide(table: Table, columns: tuple[str, ...], separator: str) -> tuple[TaskKind, str]:
+def _decide(table: Table, columns: tuple[str, ...], separator: str) -> tuple[Kind, str]:
     if len(columns) > 1 and _all_binary(table, columns):
-        return "multilabel", "0/1 columns"
+        return MULTILABEL, "0/1 columns"
     numeric = [name for name in columns if _mostly_numbers(table.column(name))]
     if len(columns) > 1:
         if len(numeric) == len(columns):
-            return "regress", "columns of numbers"
+            return REGRESS, "columns of numbers"
         text = [name for name in columns if name not in numeric]
         raise DataError(
             f"data.target: several columns must all hold numbers, or 0/1 tags, and {some(text)} holds text; "
@@ -101,8 +105,8 @@ def _decide(table: Table, columns: tuple[str, ...], separator: str) -> tuple[Tas
     cells = table.column(columns[0])
     if not numeric:
         if any(len(_split_tags(cell, separator)) > 1 for cell in cells):
-            return "multilabel", f"several tags separated by {separator!r}"
-        return "classify", "one text label per image"
+            return MULTILABEL, f"several tags separated by {separator!r}"
+        return CLASSIFY, "one text label per image"
     distinct = {cell for cell in cells if cell}
     if len(distinct) <= FEW and all((_number(cell) or 0.0).is_integer() for cell in distinct):
         raise DataError(
@@ -110,7 +114,7 @@ def _decide(table: Table, columns: tuple[str, ...], separator: str) -> tuple[Tas
             f"numbers ({some(sorted(distinct))}), which may be classes or quantities; say which: "
             f"--task.kind classify or --task.kind regress"
         )
-    return "regress", "numbers"
+    return REGRESS, "numbers"
 
 
 def _number(cell: str) -> float | None:

@@ -19,6 +19,7 @@ from headstart.data.randomness import drawing_from
 from headstart.data.transforms.colour_jitter import apply_jitter, apply_jitter_to_batch, draw_jitter
 from headstart.errors import DataError
 from headstart.models.preprocess import Preprocess
+from headstart.tasks.kinds import find_kind
 from headstart.tasks.task import TaskKind
 
 AnyImage = LazyImage | DecodedImage | Image.Image
@@ -226,7 +227,7 @@ def check_mixing(kind: TaskKind, *, cutmix: float) -> None:
     Raises:
         DataError: cutmix, for numbers.
     """
-    if kind == "regress" and cutmix > 0:
+    if find_kind(kind).gives_numbers and cutmix > 0:
         raise DataError(
             "augment.cutmix: a pasted patch has no share of a number; for regression give 0, i.e. --augment.cutmix 0"
         )

@@ -1,0 +1,227 @@
+"""One label per image: softmax, cross-entropy, accuracy; and the rows of a report, class by class.
+
+N images, K classes.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from headstart.config.schema import AutoLoss, CrossEntropy, Focal, Loss
+from headstart.errors import StorageError
+from headstart.tasks.intervals import Interval, bootstrap, wilson
+from headstart.tasks.metrics import compute_accuracy, compute_class_nll, compute_f1, compute_macro_f1
+from headstart.tasks.rows import Row, cell, number
+from headstart.tasks.task import Kind, RowScores, RowWords, Target, TaskSpec, pair_probabilities
+
+_WORST = sys.float_info.max
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassScore:
+    """One class: how many there are, how many were said, how many of both were right."""
+
+    name: str
+    support: int
+    predicted: int
+    correct: int
+    f1: float
+
+    @property
+    def recall(self) -> float:
+        """Share of the class's images that were found; NaN when there are none."""
+        return self.correct / self.support if self.support else math.nan
+
+    @property
+    def precision(self) -> float:
+        """Share of the images called so that are so; NaN when none was called so."""
+        return self.correct / self.predicted if self.predicted else math.nan
+
+    @property
+    def recall_interval(self) -> Interval | None:
+        """Wilson's 95 % interval of the recall."""
+        return wilson(self.correct, self.support)
+
+    @property
+    def precision_interval(self) -> Interval | None:
+        """Wilson's 95 % interval of the precision."""
+        return wilson(self.correct, self.predicted)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Confused:
+    """How often images of one class were called another."""
+
+    truth: str
+    prediction: str
+    count: int
+    share: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassifyScores:
+    """``confusion`` has a row per true class and a column per predicted one."""
+
+    classes: tuple[ClassScore, ...]
+    confusion: tuple[tuple[int, ...], ...]
+    confused: tuple[Confused, ...]
+    correct: int
+    total: int
+    main: float
+    macro_f1_interval: Interval | None
+
+    @property
+    def intervals(self) -> Mapping[str, Interval | None]:
+        """Wilson's interval of the accuracy, and the bootstrap's of macro F1."""
+        return {"accuracy": wilson(self.correct, self.total), "macro_f1": self.macro_f1_interval}
+
+
+def score_rows(rows: Sequence[Row], classes: Sequence[str]) -> ClassifyScores:
+    """Confusion, per-class scores and the most frequent confusions of the predictions.
+
+    Raises: StorageError: a row names a class that the task does not have.
+    """
+    truth, said = (_read_labels(rows, column, classes) for column in ("truth", "prediction"))  # both (N,)
+    count = len(classes)
+    cells = torch.bincount(truth * count + said, minlength=count * count)
+    confusion: NDArray[np.int64] = cells.reshape(count, count).numpy()
+    support, predicted, right = (
+        torch.from_numpy(m.copy()) for m in (confusion.sum(1), confusion.sum(0), np.diag(confusion))
+    )
+    f1 = compute_f1(right.double(), support, predicted).tolist()
+    numbers = zip(classes, support.tolist(), predicted.tolist(), right.tolist(), f1, strict=True)
+    return ClassifyScores(
+        classes=tuple(ClassScore(name=n, support=s, predicted=p, correct=c, f1=f) for n, s, p, c, f in numbers),
+        confusion=tuple(tuple(line) for line in confusion.tolist()),
+        confused=_list_confusions(confusion, classes),
+        correct=int(right.sum()),
+        total=len(rows),
+        main=float(compute_accuracy(said, truth)),
+        macro_f1_interval=bootstrap(lambda w: compute_macro_f1(said, truth, count, w), size=len(rows), cost=5),
+    )
+
+
+def _read_labels(rows: Sequence[Row], column: str, classes: Sequence[str]) -> Tensor:
+    place = {name: index for index, name in enumerate(classes)}
+    names = [cell(row, column) for row in rows]
+    for row, name in zip(rows, names, strict=True):
+        if name not in place:
+            raise StorageError(
+                f"predictions.csv: is damaged, {column} of {row.get('id')} is {name!r}, not a class of the plan"
+            )
+    return torch.from_numpy(np.array([place[name] for name in names], dtype=np.int64))
+
+
+def _list_confusions(confusion: NDArray[np.int64], classes: Sequence[str]) -> tuple[Confused, ...]:
+    """Wrong cells, the largest first."""
+    off = confusion - np.diag(confusion.diagonal())
+    cells = [(int(truth), int(said)) for truth, said in np.argwhere(off > 0)]
+    cells.sort(key=lambda pair: (-int(off[pair]), int(confusion[pair[0]].sum()), pair))
+    return tuple(
+        Confused(
+            truth=classes[truth],
+            prediction=classes[said],
+            count=int(off[truth, said]),
+            share=int(off[truth, said]) / int(confusion[truth].sum()),
+        )
+        for truth, said in cells
+    )
+
+
+def _choose_loss(asked: AutoLoss) -> Loss:
+    return CrossEntropy(class_weights=asked.class_weights, label_smoothing=asked.label_smoothing)
+
+
+def _make_spec(names: Sequence[str], _numbers: Sequence[Sequence[float]], _log: bool) -> TaskSpec:
+    return TaskSpec(kind="classify", classes=tuple(names))
+
+
+def _make_target(task: TaskSpec, labels: Sequence[str], _numbers: Mapping[str, float]) -> Target:
+    return task.classes.index(labels[0])
+
+
+def _encode_targets(_task: TaskSpec, targets: Sequence[Target]) -> Tensor:
+    return torch.tensor(targets, dtype=torch.int64)
+
+
+def _activate(_task: TaskSpec, logits: Tensor) -> Tensor:
+    return logits.softmax(1)
+
+
+def _compute_metrics(_task: TaskSpec, probabilities: Tensor, truth: Tensor) -> dict[str, float]:
+    predicted = probabilities.argmax(1)
+    return {
+        "accuracy": float(compute_accuracy(predicted, truth)),
+        "macro_f1": float(compute_macro_f1(predicted, truth, probabilities.shape[1])),
+        "nll": float(compute_class_nll(probabilities, truth)),
+    }
+
+
+def _selection_key(_task: TaskSpec, metrics: Mapping[str, float]) -> tuple[float, ...]:
+    return metrics.get("accuracy", -_WORST), -metrics.get("nll", _WORST)
+
+
+def _write_row(task: TaskSpec, truth: int, probabilities: Sequence[float]) -> dict[str, Any]:
+    top = max(range(len(probabilities)), key=probabilities.__getitem__)
+    return {"truth": task.classes[truth], "prediction": task.classes[top], "confidence": probabilities[top]}
+
+
+def _find_baseline(
+    metric: str, _metrics: Mapping[str, Any], scores: RowScores | None, trained: Mapping[str, int]
+) -> tuple[float | None, str]:
+    if metric != "accuracy" or not isinstance(scores, ClassifyScores) or not scores.total:
+        return None, ""
+    support = {one.name: one.support for one in scores.classes}
+    counts = trained or support
+    majority = max(support, key=lambda name: (counts.get(name, 0), support[name]))
+    return support[majority] / scores.total, f"always {majority}"
+
+
+def _rate_mistake(row: Row, _task: Mapping[str, Any]) -> float:
+    wrong = cell(row, "truth") != cell(row, "prediction")
+    return max(number(row, "confidence"), 1e-9) if wrong else 0.0
+
+
+def _describe_row(row: Row, _names: Sequence[str]) -> RowWords:
+    truth, said = cell(row, "truth"), cell(row, "prediction")
+    return truth, said, f"{100 * number(row, 'confidence'):.0f} % sure", truth == said
+
+
+CLASSIFY = Kind(
+    name="classify",
+    title="Classification",
+    noun="class",
+    nouns="classes",
+    one_label=True,
+    stratum="class",
+    cell="0 or 1",
+    summary="says which one of {n} classes an image shows",
+    limit="It always names one of its classes, also for an image that shows none of them.",
+    mistakes="Wrong, and the most sure of it.",
+    interval_method="Intervals: Wilson for shares, bootstrap over images for macro F1.",
+    main_metric="accuracy",
+    losses=(CrossEntropy, Focal),
+    choose_loss=_choose_loss,
+    make_spec=_make_spec,
+    make_target=_make_target,
+    encode_targets=_encode_targets,
+    read_truth=_encode_targets,
+    activate=_activate,
+    compute_metrics=_compute_metrics,
+    selection_key=_selection_key,
+    pair_outputs=pair_probabilities,
+    write_row=_write_row,
+    score_rows=score_rows,
+    find_baseline=_find_baseline,
+    rate_mistake=_rate_mistake,
+    describe_row=_describe_row,
+)

@@ -1,0 +1,188 @@
+"""Any number of tags per image: sigmoid, binary cross-entropy, mean average precision; and a report's rows, tag by tag.
+
+N images, K tags.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from headstart.config.schema import AutoLoss, Bce, Focal, Loss
+from headstart.tasks.intervals import Interval, bootstrap
+from headstart.tasks.metrics import compute_average_precision, compute_f1, compute_tag_nll
+from headstart.tasks.rows import Row, cell, number, read_numbers
+from headstart.tasks.tags import join_tags, split_tags
+from headstart.tasks.task import Kind, RowScores, RowWords, Target, TaskSpec, pair_probabilities
+
+_WORST = sys.float_info.max
+
+
+@dataclass(frozen=True, kw_only=True)
+class TagScore:
+    """One tag of a multi-label task."""
+
+    name: str
+    average_precision: float
+    support: int
+    prevalence: float
+    predicted: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class MultilabelScores:
+    """Tags in the order of the task, and the interval of their mean average precision."""
+
+    tags: tuple[TagScore, ...]
+    total: int
+    map_interval: Interval | None
+
+    @property
+    def main(self) -> float:
+        """Mean average precision of the tags that have an example."""
+        defined = [tag.average_precision for tag in self.tags if tag.support]
+        return sum(defined) / len(defined) if defined else math.nan
+
+    @property
+    def intervals(self) -> Mapping[str, Interval | None]:
+        """The bootstrap's interval of the mean average precision."""
+        return {"mean_average_precision": self.map_interval}
+
+
+def score_rows(rows: Sequence[Row], tags: Sequence[str]) -> MultilabelScores:
+    """Average precision and prevalence of each tag.
+
+    Raises: StorageError: a probability is missing or no number.
+    """
+    given, said = ([set(split_tags(cell(row, column))) for row in rows] for column in ("truth", "prediction"))
+    flags = np.array([[tag in here for tag in tags] for here in given], dtype=np.float64)
+    truth = torch.from_numpy(flags.reshape(len(rows), len(tags)))  # (N, K)
+    probabilities = read_numbers(rows, [f"p:{tag}" for tag in tags])  # (N, K)
+
+    def compute_each(weights: Tensor) -> Tensor:
+        each = [compute_average_precision(p, t, weights) for p, t in zip(probabilities.T, truth.T, strict=True)]
+        return torch.stack(each, -1)  # (R, K)
+
+    precisions = compute_each(truth.new_ones(1, len(rows)))[0]
+    return MultilabelScores(
+        tags=tuple(
+            TagScore(
+                name=tag,
+                average_precision=float(precisions[k]),
+                support=int(truth[:, k].sum()),
+                prevalence=float(truth[:, k].mean()),
+                predicted=sum(tag in here for here in said),
+            )
+            for k, tag in enumerate(tags)
+        ),
+        total=len(rows),
+        map_interval=bootstrap(lambda w: compute_each(w).nanmean(-1), size=len(rows), cost=12 * max(1, len(tags))),
+    )
+
+
+def _choose_loss(asked: AutoLoss) -> Loss:
+    return Bce(class_weights=asked.class_weights, label_smoothing=asked.label_smoothing)
+
+
+def _make_spec(names: Sequence[str], _numbers: Sequence[Sequence[float]], _log: bool) -> TaskSpec:
+    return TaskSpec(kind="multilabel", classes=tuple(names))
+
+
+def _make_target(task: TaskSpec, labels: Sequence[str], _numbers: Mapping[str, float]) -> Target:
+    return tuple(float(name in labels) for name in task.classes)
+
+
+def _encode_targets(_task: TaskSpec, targets: Sequence[Target]) -> Tensor:
+    return torch.tensor(targets, dtype=torch.float32)
+
+
+def _activate(_task: TaskSpec, logits: Tensor) -> Tensor:
+    return logits.sigmoid()
+
+
+def _compute_metrics(_task: TaskSpec, probabilities: Tensor, truth: Tensor) -> dict[str, float]:
+    known = truth > 0
+    said = probabilities > 0.5
+    each = [compute_average_precision(p, t) for p, t in zip(probabilities.T, known.T, strict=True)]
+    precisions = torch.stack(each)  # (K,)
+    return {
+        "mean_average_precision": float(precisions[known.any(0)].mean()),  # a tag without an example has none
+        "macro_f1": float(compute_f1((said & known).sum(0), known.sum(0), said.sum(0)).mean()),
+        "nll": float(compute_tag_nll(probabilities, truth)),
+    }
+
+
+def _selection_key(_task: TaskSpec, metrics: Mapping[str, float]) -> tuple[float, ...]:
+    return metrics.get("mean_average_precision", -_WORST), -metrics.get("nll", _WORST)
+
+
+def _write_row(task: TaskSpec, truth: Sequence[float], probabilities: Sequence[float]) -> dict[str, Any]:
+    scored = list(zip(task.classes, probabilities, strict=True))
+    return {
+        "truth": join_tags(name for name, flag in zip(task.classes, truth, strict=True) if flag > 0),
+        "prediction": join_tags(name for name, probability in scored if probability > 0.5),
+    } | {f"p:{name}": probability for name, probability in scored}
+
+
+def _find_baseline(
+    metric: str, _metrics: Mapping[str, Any], scores: RowScores | None, _trained: Mapping[str, int]
+) -> tuple[float | None, str]:
+    if metric != "mean_average_precision" or not isinstance(scores, MultilabelScores):
+        return None, ""
+    present = [tag.prevalence for tag in scores.tags if tag.support]
+    return (sum(present) / len(present) if present else None), "random order: the tags' mean prevalence"
+
+
+def _rate_mistake(row: Row, task: Mapping[str, Any]) -> float:
+    """The surprise at the true tags, summed: minus the logarithm of their probabilities."""
+    true, said = (set(split_tags(cell(row, column))) for column in ("truth", "prediction"))
+    if true == said:
+        return 0.0
+    probabilities = {tag: number(row, f"p:{tag}") for tag in task.get("classes", ())}
+    return sum(-math.log(max(p if tag in true else 1 - p, 1e-12)) for tag, p in probabilities.items())
+
+
+def _describe_row(row: Row, _names: Sequence[str]) -> RowWords:
+    true, said = (split_tags(cell(row, column)) for column in ("truth", "prediction"))
+    missed = [tag for tag in true if tag not in said]
+    extra = [tag for tag in said if tag not in true]
+    note = [f"missed {', '.join(missed)}"] * bool(missed) + [f"extra {', '.join(extra)}"] * bool(extra)
+    return ", ".join(true) or "none", ", ".join(said) or "none", "; ".join(note), not note
+
+
+MULTILABEL = Kind(
+    name="multilabel",
+    title="Multi-label classification",
+    noun="tag",
+    nouns="tags",
+    stratum="rarest tag",
+    cell="0 or 1",
+    summary="says which of {n} tags apply to an image",
+    limit="It knows its tags only.",
+    mistakes="Wrong, with the least probable truth.",
+    interval_method="Intervals: bootstrap over images.",
+    hub_tags=("multi-label",),
+    main_metric="mean_average_precision",
+    losses=(Bce, Focal),
+    choose_loss=_choose_loss,
+    make_spec=_make_spec,
+    make_target=_make_target,
+    encode_targets=_encode_targets,
+    read_truth=_encode_targets,
+    activate=_activate,
+    compute_metrics=_compute_metrics,
+    selection_key=_selection_key,
+    pair_outputs=pair_probabilities,
+    write_row=_write_row,
+    score_rows=score_rows,
+    find_baseline=_find_baseline,
+    rate_mistake=_rate_mistake,
+    describe_row=_describe_row,
+)
