@@ -31,7 +31,7 @@ def environment(device: torch.device) -> dict[str, Any]:
         **{name: version(name) for name in _LIBRARIES},
         "platform": "-".join(filter(None, (platform.system(), platform.machine(), *platform.libc_ver()))),
         "kernel": platform.release(),
-        "cpu": _cpu(),
+        "cpu": processor_name(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "instruction_set": torch.backends.cpu.get_cpu_capability(),
@@ -39,7 +39,7 @@ def environment(device: torch.device) -> dict[str, Any]:
         "switches": _switches(),
         "world_size": current().world_size,
         "device": device.type,
-        "device_name": torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu(),
+        "device_name": torch.cuda.get_device_name(device) if device.type == "cuda" else processor_name(),
     }
 
 
@@ -65,7 +65,8 @@ def _precision_of_products() -> str:
         return "mixed"
 
 
-def _cpu() -> str:
+def processor_name() -> str:
+    """The processor's name as Linux gives it, else its architecture (``arm64``)."""
     lines = _read(Path("/proc/cpuinfo")).splitlines()
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
 

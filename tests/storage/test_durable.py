@@ -31,6 +31,7 @@ from headstart.storage.durable import (
     make_folder,
     read_folder,
     read_json,
+    read_json_lines,
     sweep,
     write_file,
     write_folder,
@@ -466,3 +467,11 @@ def test_the_lock_of_this_very_process_is_a_lock_too(tmp_path) -> None:
     said = rf"process {os.getpid()} is using this run"
     with lock_folder(tmp_path / "run"), pytest.raises(StorageError, match=said), lock_folder(tmp_path / "run"):
         pass
+
+
+def test_lines_that_hold_no_object_are_counted_and_passed_over(tmp_path: Path) -> None:
+    path = tmp_path / "lines.jsonl"
+    path.write_text('{"a": 1}\n\n[2]\n{"a": 3}\n' + "[" * 100_000 + '\n{"a": 4')
+    assert read_json_lines(path) == ([{"a": 1}, {"a": 3}], 3)
+    with pytest.raises(StorageError):
+        read_json_lines(tmp_path / "none.jsonl")

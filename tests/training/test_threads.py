@@ -90,6 +90,21 @@ def test_a_step_leaves_the_generators_as_they_were(net, noise) -> None:
     assert seen[0] == seen[1]
 
 
+def test_what_the_caller_draws_after_a_step_follows_the_callers_own_seed(net, noise) -> None:
+    model = Drawing(net(dropout=0.5))
+    state = hs.TrainState(model, torch.optim.SGD(model.parameters(), lr=0.1))
+
+    def draw(seed: int, *, steps: int) -> tuple[float, ...]:
+        torch.manual_seed(seed)
+        for _ in range(steps):
+            hs.train_step(state, noise(4), rules=hs.StepRules(seed=3))
+        return float(torch.rand(1)), float(torch.randn(1))
+
+    drawn = [draw(seed, steps=1) for seed in (0, 1, 2)]
+    assert len(set(drawn)) == 3
+    assert drawn == [draw(seed, steps=0) for seed in (0, 1, 2)]
+
+
 @pytest.mark.parametrize("draw", ["module", "hook", "forward", "loss"])
 def test_what_the_users_code_draws_is_a_function_of_seed_and_step(net, noise, draw) -> None:
     """Not of what Python's and NumPy's generators did before."""

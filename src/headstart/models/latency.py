@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from headstart.allocator import keep_freed_memory
 from headstart.errors import ModelError
+from headstart.machine import processor_name
 from headstart.models.catalog import ModelRow
 from headstart.models.factory import build
 from headstart.models.origins import find_origin
@@ -96,7 +97,13 @@ def candidates(rows: Iterable[ModelRow]) -> tuple[tuple[ModelRow, int], ...]:
 
 def this_machine(device: torch.device, *, batch_size: int, threads: int | None) -> Machine:
     """The machine as it is now; ``threads`` None: as many as torch would use."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor() if device.type == "cpu" else ""
+    name = (
+        torch.cuda.get_device_name(device)
+        if device.type == "cuda"
+        else processor_name()
+        if device.type == "cpu"
+        else ""
+    )
     load = os.getloadavg()[0] / (os.cpu_count() or 1) if hasattr(os, "getloadavg") else None
     return Machine(
         device=device,
@@ -214,13 +221,3 @@ def _seconds(module: nn.Module, images: Tensor) -> float:
     if images.device.type != "cpu":
         torch.accelerator.synchronize(images.device)
     return time.perf_counter() - begin
-
-
-def _processor() -> str:
-    """The processor's name as Linux gives it, else a plain word."""
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:  # noqa: PTH123
-            names = [line.partition(":")[2].strip() for line in file if line.startswith("model name")]
-    except OSError:
-        names = []
-    return names[0] if names else "CPU"

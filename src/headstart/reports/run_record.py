@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any
 from headstart.config.yaml import parse_yaml
 from headstart.errors import ConfigError, Error, StorageError
 from headstart.reports.csv import plain_text
-from headstart.storage.durable import read_json, read_text
+from headstart.storage.durable import read_json, read_json_lines, read_text
 from headstart.tasks.kinds import KINDS, find_kind
 from headstart.tasks.task import Kind, name_outputs
 
@@ -68,7 +67,8 @@ def read_record(run: Path) -> RunRecord:
         raise Error(f"{run}: is not the folder of a run, {' and '.join(missing)} is missing; give the folder that "
                     "headstart train wrote (its --out)")  # fmt: skip
     config_text = read_text(run / "config.yaml")
-    events, unread = _events(run / "events.jsonl")
+    log = run / "events.jsonl"
+    events, unread = read_json_lines(log) if log.is_file() else ([], 0)
     return RunRecord(
         name=run.resolve().name,
         path=run,
@@ -113,24 +113,6 @@ def _config(path: Path, text: str) -> Mapping[str, Any]:
     if not isinstance(found, dict):
         raise StorageError(f"{path}: is damaged, holds no options")
     return found
-
-
-def _events(path: Path) -> tuple[list[Mapping[str, Any]], int]:
-    """The events in order, and how many lines are none."""
-    if not path.is_file():
-        return [], 0
-    events: list[Mapping[str, Any]] = []
-    unread = 0
-    for line in filter(str.strip, read_text(path).split("\n")):
-        try:
-            event = json.loads(line)
-        except (ValueError, RecursionError):
-            event = None
-        if isinstance(event, dict):
-            events.append(event)
-        else:
-            unread += 1
-    return events, unread
 
 
 def _latest(events: Iterable[Mapping[str, Any]], *, kind: str, key: str) -> tuple[Mapping[str, Any], ...]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from headstart.events import CacheGivenUp, CacheNote, DataNote, EpochDone, PhaseStarted, StepDone, TrainingEvent
-from headstart.storage.durable import explain_os_errors, open_log, read_text, write_file
+from headstart.storage.durable import explain_os_errors, open_log, read_json_lines, write_file
 from headstart.training.state import TrainState
 
 _LINE = 400  # bytes, about
@@ -101,15 +101,8 @@ def _append(descriptor: int, line: bytes, *, path: Path) -> None:
 
 
 def _read(path: Path) -> list[dict[str, Any]]:
-    events = []
-    for line in read_text(path).split("\n") if os.path.lexists(path) else ():
-        try:
-            event = json.loads(line)
-        except (ValueError, RecursionError):  # the line that a kill cut short
-            continue
-        if _is_event(event):
-            events.append(event)
-    return events
+    lines, _ = read_json_lines(path) if os.path.lexists(path) else ([], 0)
+    return [event for event in lines if _is_event(event)]
 
 
 def _is_event(value: Any) -> bool:

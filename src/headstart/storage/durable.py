@@ -271,6 +271,27 @@ def read_text(path: Path) -> str:
     return _bytes_of(path).decode("utf-8", "surrogateescape")
 
 
+def read_json_lines(path: Path) -> tuple[list[dict[str, Any]], int]:
+    """The objects in a file of one JSON object a line, in order, and how many lines hold none.
+
+    A kill may have cut a line short, so that such lines are no error; empty ones are not counted.
+
+    Raises: StorageError: the file is missing or cannot be read.
+    """
+    objects: list[dict[str, Any]] = []
+    unread = 0
+    for line in filter(str.strip, read_text(path).split("\n")):
+        try:
+            value = json.loads(line)
+        except (ValueError, RecursionError):
+            value = None
+        if isinstance(value, dict):
+            objects.append(value)
+        else:
+            unread += 1
+    return objects, unread
+
+
 def refuse_links(run: Path, *names: str) -> None:
     """Raises: StorageError: a folder of a run is a link, through which files elsewhere would be changed."""
     for name in names:
