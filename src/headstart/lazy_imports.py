@@ -31,20 +31,29 @@ def is_compiler_loaded() -> bool:
 @contextmanager
 def _compiler_later() -> Iterator[None]:
     """Within, what asks for the compiler gets something that loads it when it is used."""
-    from torch import _compile, compiler
+    from torch import compiler
 
-    if _COMPILER in sys.modules or "timm" in sys.modules:
+    lazily = getattr(_find_module("torch._compile"), "_disable_dynamo", None)  # torch's own lazy ``compiler.disable``
+    if lazily is None or _COMPILER in sys.modules or "timm" in sys.modules:
         yield
         return
     later, disable = _Later(_ASKED), compiler.disable
     sys.modules[_ASKED] = later
-    compiler.disable = _compile._disable_dynamo  # type: ignore[assignment]  # torch's own lazy form of the same
+    compiler.disable = lazily
     try:
         yield
     finally:
         compiler.disable = disable
         if sys.modules.get(_ASKED) is later:
             del sys.modules[_ASKED]
+
+
+def _find_module(name: str) -> ModuleType | None:
+    """The module; None where this torch has none of that name, and the compiler is imported with the rest."""
+    try:
+        return import_module(name)
+    except ImportError:
+        return None
 
 
 class _Later(ModuleType):

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from headstart.distributed.processes import current
+from headstart.private_names import BATCH_NORMS
 
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
@@ -49,8 +49,8 @@ def _blocks(module: nn.Module) -> list[nn.Module]:
 
 def plain_type(module: nn.Module) -> type[object]:
     """Its class but for what several processes change of it: FSDP2 puts its own before it, SyncBatchNorm takes over."""
-    if isinstance(module, _BatchNorm):
-        return _BatchNorm
+    if isinstance(module, BATCH_NORMS):
+        return BATCH_NORMS[0]
     return next(kind for kind in type(module).__mro__ if not _is_of_fsdp(kind))
 
 

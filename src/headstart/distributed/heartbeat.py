@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Mapping
 
-from torch._C._distributed_c10d import Store
+from torch.distributed.distributed_c10d import Store
 
 _EVERY_SECONDS = 0.5
 _STILL_SECONDS = 2.5  # a rank whose beat has not moved for so long, while it is watched, is named

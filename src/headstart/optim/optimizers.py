@@ -61,7 +61,7 @@ def _use_fused(groups: list[dict[str, Any]]) -> bool | None:
 
 
 def _from_timm(groups: list[dict[str, Any]], options: TimmOptimizer) -> torch.optim.Optimizer:
-    from timm.optim._optim_factory import create_optimizer_v2, list_optimizers
+    from timm.optim import create_optimizer_v2, list_optimizers  # type: ignore[attr-defined]  # public, not re-exported by name
 
     known = [str(name) for name in list_optimizers()]
     if options.name not in known:

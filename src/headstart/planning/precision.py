@@ -22,6 +22,7 @@ from headstart.errors import ModelError
 from headstart.events import Decision
 from headstart.planning.activation_cache import usual_views
 from headstart.planning.decisions import check_precision
+from headstart.private_names import BATCH_NORMS
 from headstart.surgery.head import model_scores
 from headstart.surgery.layout import iterate_tensors
 from headstart.surgery.module_copy import copy_module
@@ -267,8 +268,8 @@ def _copies(module: nn.Module, phase: PhasePlan, candidates: list[Arithmetic]) -
         copied = copy_module(module, free_bytes=None, instead="precision, memory_format and attention are as asked")
         found[order] = copied.to(memory_format=MEMORY_FORMATS[order])
         for part in found[order].modules():
-            if isinstance(part, nn.modules.batchnorm._BatchNorm):
-                part.momentum = 0.0  # a timed step leaves the statistics as they are
+            if isinstance(part, BATCH_NORMS):
+                part.momentum = 0.0  # type: ignore[assignment]  # a timed step leaves the statistics as they are
     return {candidate: found[candidate.memory_format] for candidate in (_USUAL, *candidates)}
 
 

@@ -10,13 +10,14 @@ from itertools import count
 from torch import fx, nn
 
 from headstart.errors import ModelError
+from headstart.private_names import DROPOUTS, NORMS_WITH_STATISTICS
 from headstart.surgery.freeze import Frozen
 from headstart.surgery.layout import iterate_tensors
 
 _DROPOUTS = frozenset(
     ("dropout", "dropout_", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_alpha_dropout")
 )
-_MODAL = (nn.modules.dropout._DropoutNd, nn.RReLU, nn.FractionalMaxPool2d, nn.modules.batchnorm._NormBase)
+_MODAL = (*DROPOUTS, nn.RReLU, nn.FractionalMaxPool2d, *NORMS_WITH_STATISTICS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,14 +129,14 @@ def _is_identity(module: nn.Module, node: fx.Node, eval_modules: Collection[str]
         return name_of(node) in _DROPOUTS
     path = str(node.target)
     part = module.get_submodule(path)
-    is_dropout = isinstance(part, nn.modules.dropout._DropoutNd) and (path in eval_modules or part.p == 0)
-    return isinstance(part, nn.Identity) or is_dropout
+    is_dropout = isinstance(part, DROPOUTS) and (path in eval_modules or part.p == 0)
+    return isinstance(part, nn.Identity) or bool(is_dropout)
 
 
 def _is_deterministic(part: nn.Module) -> bool:
     """A plain layer of torch that does in training what it does in evaluation, random or not by its own word."""
-    if isinstance(part, nn.modules.dropout._DropoutNd):
-        return part.p == 0
+    if isinstance(part, DROPOUTS):
+        return bool(part.p == 0)
     return type(part).__module__.startswith("torch.nn.modules.") and not isinstance(part, _MODAL)
 
 

@@ -13,6 +13,7 @@ from torch import nn
 from headstart.config.rules import freeze_rule, freeze_text
 from headstart.config.schema import But, FreezeRule, Names, NormStatistics, Stages, Until
 from headstart.errors import ConfigError, ModelError
+from headstart.private_names import NORMS_WITH_STATISTICS
 from headstart.surgery.head import find_head
 from headstart.surgery.layout import Layout, TensorPlace, find_layout, iterate_tensors
 
@@ -184,7 +185,7 @@ def _with_statistics(module: nn.Module) -> dict[str, list[str]]:
     """Modules that keep running statistics, with the names of these."""
     found = {}
     for path, part in module.named_modules():
-        if isinstance(part, nn.modules.batchnorm._NormBase) and part.track_running_stats:
+        if isinstance(part, NORMS_WITH_STATISTICS) and part.track_running_stats:
             found[path] = [f"{path}.{name}" for name, _ in part.named_buffers()]
     return found
 

@@ -11,6 +11,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 from headstart.distributed.fsdp import plain_type
+from headstart.private_names import CONVOLUTIONS, NORMS_WITH_STATISTICS
 from headstart.surgery.head_search import search_head
 from headstart.surgery.naming import HOOKS
 from headstart.surgery.origins import is_librarys_hook
@@ -276,14 +277,14 @@ def _stages(module: nn.Module, cuts: tuple[Cut, ...], tensors: tuple[TensorPlace
     return tuple(stages)
 
 
-_NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
+_NORMS = (*NORMS_WITH_STATISTICS, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 _EMBEDDING = re.compile(r"pos(ition)?_?emb|position|rel_pos|relative_position|_pos$|^pos_")
 
 
 def _kind(owner: nn.Module, name: str) -> Kind:
     """By the type of the module that owns the tensor; a name decides only for bare tensors of other modules."""
     local, of = name.rpartition(".")[2], type(owner).__name__
-    if isinstance(owner, nn.modules.conv._ConvNd):
+    if isinstance(owner, CONVOLUTIONS):
         return "conv"
     if isinstance(owner, (nn.Linear, nn.Bilinear)):
         return "linear"

@@ -176,7 +176,7 @@ def _mixes(func: Operation, name: str, args: Sequence[Any], kwargs: Mapping[str,
 def _names_rows(func: Operation, name: str, args: Sequence[Any], kwargs: Mapping[str, Any], value: Tensor) -> bool:
     """Whether an operation along dimensions goes along the first."""
     if ALONG[name] not in _places(func) and name != "aten::norm":  # of everything, or element by element: max.other
-        return not (name in ("aten::max", "aten::min") and func._overloadname == "other")
+        return not (name in ("aten::max", "aten::min") and str(func).endswith(".other"))
     dims = argument_of(func, ALONG[name], args, kwargs)
     if name == "aten::slice" and _takes_all(func, args, kwargs, value):
         return False

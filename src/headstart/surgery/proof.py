@@ -18,8 +18,8 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from torch import Tensor, fx, nn
-from torch.utils._pytree import tree_flatten
 
+from headstart.private_names import tree_flatten
 from headstart.surgery.halves import Prefix, Suffix
 from headstart.surgery.module_state import ModuleState, differences, read_state, restore_state
 from headstart.surgery.no_trace import read_before

@@ -14,12 +14,13 @@ from typing import Any, Literal
 
 import torch
 import torchvision
-from timm.models._features_fx import get_notrace_functions, get_notrace_modules
+from timm.models import get_notrace_functions, get_notrace_modules
 from torch import Tensor, fx, nn
 from torch.func import functional_call
 from torchvision.models.feature_extraction import LeafModuleAwareTracer
 
 from headstart.errors import ModelError
+from headstart.private_names import CONVOLUTIONS, NORMS_WITH_STATISTICS
 from headstart.surgery.head_layers import DropoutConv2d, DropoutLinear, MlpHead
 from headstart.surgery.makers import Maker, find_makers
 from headstart.surgery.members import member_names, refuse_new_members
@@ -34,7 +35,7 @@ _LEAVES = (
     *(torchvision.ops.StochasticDepth, torchvision.ops.FrozenBatchNorm2d, torchvision.ops.DeformConv2d),
     *(torchvision.ops.DropBlock2d, torchvision.ops.DropBlock3d),
     # libraries subclass these; torch.fx would look inside, and a linear layer would be no layer any more
-    *(nn.Linear, nn.modules.conv._ConvNd, nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm),
+    *(nn.Linear, *CONVOLUTIONS, *NORMS_WITH_STATISTICS, nn.LayerNorm, nn.GroupNorm),
 )
 MODEL_FAILURES = (
     *(RuntimeError, TypeError, ValueError, AttributeError, AssertionError, LookupError, ArithmeticError),

@@ -25,6 +25,7 @@ from headstart.distributed.processes import Processes, current
 from headstart.errors import ConfigError, NonFiniteError, RunError, name_some
 from headstart.events import StepDone
 from headstart.isolation import own_arithmetic, own_turn, seeded
+from headstart.private_names import foreach_norm
 from headstart.surgery.module_state import restore_contents
 from headstart.surgery.origins import is_library
 from headstart.surgery.reach import Content, Copying, read_roots
@@ -106,7 +107,7 @@ class ModuleIndex:
         """The 2-norm of each tensor, of all of it where it is sharded; one zero where there is no tensor."""
         if self.in_group or not tensors:
             return norms(tensors)
-        return list(torch._foreach_norm([*tensors], 2.0))
+        return list(foreach_norm([*tensors], 2.0))
 
     @torch.no_grad()
     def weights_are_finite(self) -> bool:

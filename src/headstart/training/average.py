@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from headstart.data.randomness import derive_seed
 from headstart.distributed.fsdp import is_sharded
 from headstart.errors import ConfigError, name_some
+from headstart.private_names import foreach_lerp_
 from headstart.surgery.module_copy import copy_module
 
 _LOW_BITS = 1 << 16  # of a float32 that bfloat16 does not have
@@ -87,7 +88,7 @@ def _mix(average: ModelEmaV3, pairs: list[tuple[Tensor, Tensor]], *, weight: flo
         _mix_bfloat16(low, weight=weight, step=step)
     alike = all(own.dtype == value.dtype and own.device == value.device for own, value in rest)
     if rest and alike and average.foreach:
-        torch._foreach_lerp_([own for own, _ in rest], [value for _, value in rest], weight=weight)
+        foreach_lerp_([own for own, _ in rest], [value for _, value in rest], weight=weight)
         return
     for own, value in rest:
         own.lerp_(value.to(own), weight)

@@ -54,11 +54,10 @@ def compiler_errors(how: Compile) -> Iterator[None]:
     if how == "never":
         yield
         return
-    from torch._dynamo.exc import TorchDynamoException
-    from torch._inductor.exc import InductorError
+    from headstart.private_names import find_compiler_errors
 
     try:
         yield
-    except (TorchDynamoException, InductorError) as error:
+    except find_compiler_errors() as error:
         first = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         raise RunError(f"compile: torch cannot compile this model here ({first}); give --compile never") from error

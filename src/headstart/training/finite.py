@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from headstart.data.batch import Batch
 from headstart.distributed.fsdp import is_sharded_tensor, local, whole
 from headstart.errors import NonFiniteError, name_some
+from headstart.private_names import foreach_norm
 from headstart.training.state import TrainState
 
 
@@ -43,7 +44,7 @@ def norms(tensors: Sequence[Tensor]) -> list[Tensor]:
     """The 2-norm of each tensor, of all of it where it is shared out."""
     if not tensors:
         return [torch.zeros(())]
-    found = torch._foreach_norm([*tensors], 2.0)
+    found = foreach_norm([*tensors], 2.0)
     return list(whole(torch.stack(found)).unbind() if is_sharded_tensor(found[0]) else found)
 
 
@@ -53,7 +54,7 @@ def find_damaged(model: nn.Module) -> list[str]:
         name: local(value.detach()) for name, value in (dict(model.named_parameters()) | _statistics(model)).items()
     }
     floats = [value for value in tensors.values() if value.is_floating_point()]
-    sizes = torch._foreach_norm(floats, 2.0) if floats else []
+    sizes = foreach_norm(floats, 2.0) if floats else []
     if all(map(math.isfinite, torch.stack([size.float() for size in sizes]).tolist() if sizes else [])):
         return []  # a tenth of the time that looking at each value takes; huge ones give an infinite norm
     return [name for name, value in tensors.items() if not bool(torch.isfinite(value).all())]

@@ -25,6 +25,7 @@ from headstart.distributed.ddp import share_statistics
 from headstart.errors import DataError, NonFiniteError
 from headstart.events import StepDone
 from headstart.optim.penalties import penalty
+from headstart.private_names import foreach_mul_
 from headstart.surgery.head import model_scores
 from headstart.tasks.losses import LossFunction, check_first_outputs, check_labels, wide
 from headstart.training.around_step import (
@@ -206,7 +207,7 @@ def _mean(state: TrainState, index: ModuleIndex, batch: Batch, sums: Sequence[Te
         raise NonFiniteError(f"step {state.step + 1}: all loss weights of the batch are zero; images: {names(batch)}")
     factor = _images(batch) / weight
     if factor != 1.0:
-        torch._foreach_mul_(gradients, factor)
+        foreach_mul_(gradients, factor)
     return loss_sum / weight, weight, norm * factor
 
 
@@ -225,7 +226,7 @@ def _add_penalties(state: TrainState, index: ModuleIndex, penalties: Penalties, 
 def _clip(index: ModuleIndex, rules: StepRules, norm: float) -> None:
     """All gradients made smaller by one factor where their norm is above ``clip_norm``; then each of their values."""
     if rules.clip_norm is not None and (factor := rules.clip_norm / (norm + 1e-6)) < 1:  # as torch's clip_grad_norm_
-        torch._foreach_mul_(index.gradients(), factor)
+        foreach_mul_(index.gradients(), factor)
     if rules.clip_value is not None:
         nn.utils.clip_grad_value_(index.trained, rules.clip_value)
 
