@@ -41,4 +41,6 @@ def test_a_plain_step_runs_code_of_five_files_at_most(net, noise) -> None:
 def test_the_order_of_a_step_stands_in_one_body() -> None:
     tree = ast.parse(inspect.getsource(step_file))
     body = next(node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "train_step")
-    assert body.end_lineno - body.lineno + 1 <= 60
+    docstring = body.body[0]
+    assert ast.get_docstring(body)
+    assert body.end_lineno - body.lineno + 1 - (docstring.end_lineno - docstring.lineno + 1) <= 60
