@@ -401,10 +401,12 @@ def refuse_or_retry(state: TrainState, batch: Batch, loss: float, grad_norm: flo
     """
     assert state.index is not None
     state.index.overflows += 1
-    if state.scaler is None or not math.isfinite(loss) or state.index.overflows > _MOST_OVERFLOWS:
+    if state.scaler is None or not math.isfinite(loss):
         raise NonFiniteError(complaint(state, batch, loss, grad_norm))
     state.scaler.update()  # it saw the overflow when it unscaled
-    raise Overflow
+    if state.index.overflows < _MOST_OVERFLOWS:
+        raise Overflow
+    raise NonFiniteError(complaint(state, batch, loss, grad_norm))
 
 
 def _cut_smaller(
