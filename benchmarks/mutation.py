@@ -50,12 +50,14 @@ TESTS = {
         "training/test_companions.py training/test_finite.py training/test_activation_checkpointing.py "
         "training/test_retries.py"
     ),
-    "training/state.py": "training/test_state.py training/test_step.py training/test_companions.py test_isolation.py",
+    "training/state.py": (
+        "training/test_state.py training/test_step.py training/test_companions.py training/test_isolation.py"
+    ),
     "training/companions.py": "training/test_companions.py",
     "training/average.py": "training/test_companions.py training/test_step.py",
     "training/finite.py": "training/test_finite.py training/test_step.py training/test_fit.py",
-    "training/fit.py": "training/test_fit.py training/test_finite.py test_isolation.py",
-    "training/evaluate.py": "training/test_evaluate.py test_isolation.py training/test_threads.py",
+    "training/fit.py": "training/test_fit.py training/test_finite.py training/test_isolation.py",
+    "training/evaluate.py": "training/test_evaluate.py training/test_isolation.py training/test_threads.py",
     "training/activation_cache.py": "training/test_activations.py training/test_boundary_tensors.py",
     "training/phase_data.py": "training/test_activation_cache.py training/test_phases.py training/test_decoded.py",
     "training/phases.py": "training/test_phases.py training/test_activation_cache.py",
@@ -75,7 +77,7 @@ TESTS = {
     "runs/optimizer_state.py": (
         "runs/test_restore_groups.py runs/test_restore.py runs/test_checkpoint.py runs/test_shared_checkpoint.py"
     ),
-    "isolation.py": "test_isolation.py training/test_threads.py",
+    "isolation.py": "training/test_isolation.py training/test_threads.py",
     "training/around_step.py": (
         "training/test_step_exact.py training/test_step.py training/test_state.py "
         "training/test_companions.py training/test_finite.py training/test_activation_checkpointing.py "
