@@ -342,16 +342,16 @@ class Calls(RuleBasedStateMachine):
         """The kind of optimizer that was drawn."""
         if self.kind == "sgd":
             return torch.optim.SGD(groups, lr=0.1, momentum=0.9)
-        return torch.optim.AdamW(groups, lr=0.1)
+        return torch.optim.AdamW(groups, lr=0.1, eps=1e-3)  # a gradient of rounding alone moves nothing
 
-    @rule(emit=st.booleans())
-    def replace_head(self, emit: bool) -> None:
-        """A new head; ``emit``: the optimizer gets its parameters in place of the old one's."""
+    @rule(tell=st.booleans())
+    def replace_head(self, tell: bool) -> None:
+        """A new head; ``tell``: the optimizer gets its parameters in place of the old one's."""
         old = [*self.state.model.fc.parameters()]
         hs.replace_head(self.state.model, outputs=CLASSES)
         previous = [*self.plain.model.fc.parameters()]
         self.plain.model.fc = copy.deepcopy(self.state.model.fc)
-        if emit:
+        if tell:
             for optimizer, before, module in (
                 (self.state.optimizer, old, self.state.model), (self.plain.optimizer, previous, self.plain.model)
             ):  # fmt: skip
