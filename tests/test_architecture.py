@@ -20,7 +20,7 @@ LAYERS = [  # a row imports from the rows above it only
     {"training", "reports"},
     {"planning", "runs"},
     {"predictor", "app"},
-    {"demo"},
+    {"demo", "inference"},
     {"cli"},
     {"__main__"},
 ]

@@ -73,6 +73,17 @@ def test_a_bundle_predicts_what_was_validated(kept: Path, capsys: pytest.Capture
     assert confidences == pytest.approx(list(validated.values()), rel=0 if SAME_MACHINE else 1e-4)
 
 
+def test_scripts_still_import_the_old_modules() -> None:
+    from headstart.data import decode
+    from headstart.data.decoding import decode as decoding
+    from headstart.inference import predict_paths
+    from headstart.predictor import predict_paths as now
+
+    assert predict_paths is now
+    assert (decode.read_image, decode.check_image) == (decoding.read_image, decoding.check_image)
+    assert decode.UnreadableImage is decoding.UnreadableImage
+
+
 def _assert_close(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
     assert found.keys() == expected.keys()
     tolerance = {"rtol": 0.0, "atol": 0.0} if SAME_MACHINE else {"rtol": 1e-3, "atol": 1e-3}
