@@ -11,6 +11,7 @@ import json
 import os
 import signal
 import socket
+import subprocess
 import sys
 import time
 from collections import OrderedDict
@@ -205,7 +206,7 @@ def failing(*, rank: int, how: str) -> Any:
             if ours.rank == rank:
                 raise Error("it was this one")
         return "went on"
-    all_gather_object("all are here")
+    processes = " ".join(str(one) for one in all_gather_object(os.getpid()))
     if ours.rank == rank:
         match how:
             case "error":
@@ -218,10 +219,16 @@ def failing(*, rank: int, how: str) -> Any:
                 os.kill(os.getpid(), signal.SIGKILL)
             case "stop":
                 os.kill(os.getpid(), signal.SIGSTOP)
+            case "stop for long":
+                subprocess.Popen(["sh", "-c", f"sleep 40; kill -KILL {os.getpid()}"])
+                os.kill(os.getpid(), signal.SIGSTOP)
             case "leave":
                 os._exit(0)
-            case "behind":
-                time.sleep(60)
+            case "work":
+                time.sleep(5)
+            case "suspend":
+                subprocess.Popen(["sh", "-c", f"kill -STOP {processes}; sleep 4; kill -CONT {processes}"])
+                time.sleep(0.5)
     for _ in range(1000):
         all_gather_object("again")
     return "went on"
@@ -292,6 +299,8 @@ def run_rank(case: str, options: dict[str, Any], *, rank: int, world: int, port:
     )  # fmt: skip
     torch.set_num_threads(1)
     timeout = options.pop("timeout", 60.0)
+    if options.pop("apart", False):
+        socket.gethostname = lambda: f"machine-{rank}"
     try:
         with join_group(torch.device("cpu"), timeout_seconds=timeout):
             return {"gave": CASES[case](**options)}

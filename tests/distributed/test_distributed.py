@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import os
+import signal
 
 import pytest
 import torch
@@ -146,16 +148,28 @@ def test_a_bug_is_raised_by_the_rank_that_has_it(ranks, how, kind) -> None:
     assert [one["error"] for one in found] == ["OthersFailed", kind]
 
 
-@pytest.mark.parametrize(
-    ("how", "rank"), [("kill", 0), ("kill", 2), ("leave", 1), ("stop", 0), ("stop", 1), ("behind", 1)]
-)
+@pytest.mark.parametrize("how", ["work", "suspend"])
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_rank_that_beats_is_waited_for_however_long_it_works(ranks, rank, how) -> None:
+    """It works for longer than the timeout between two messages; or the whole job is suspended for as long."""
+    assert gave(ranks("failing", world=3, rank=rank, how=how, timeout=2.0)) == ["went on"] * 3
+
+
+@pytest.mark.parametrize(("how", "rank"), [("kill", 0), ("kill", 2), ("leave", 1), ("stop", 0), ("stop", 1)])
 def test_a_rank_that_is_lost_is_named_once_by_the_first_of_the_others(ranks, how, rank) -> None:
-    """Killed, gone, stopped or asleep: the first of those that are left says which one, the rest stay silent."""
+    """Killed, gone or stopped: the first of those that are left says which one, the rest stay silent."""
     found = ranks("failing", world=3, rank=rank, how=how, timeout=4.0)
     left = [other for other in range(3) if other != rank]
     assert found[left[0]]["error"] == "RunError"
     assert found[left[0]]["text"].startswith(f"rank {rank} (") and " of 3 is lost: " in found[left[0]]["text"]
     assert found[left[1]] == {"error": "OthersFailed", "text": ""}
+
+
+def test_who_waits_for_a_lost_rank_of_another_machine_ends_by_itself(ranks) -> None:
+    """It cannot be killed from here, and its connection stays: both others end with exit code 1, long before it."""
+    found = ranks("failing", world=3, rank=1, how="stop for long", timeout=2.0, apart=True)
+    assert [one["error"] for one in found] == ["died"] * 3
+    assert [os.waitstatus_to_exitcode(int(one["text"])) for one in found] == [1, -signal.SIGKILL, 1]
 
 
 def test_a_place_that_is_none_is_refused(monkeypatch) -> None:

@@ -314,7 +314,7 @@ class Parallel:
     sync_norm: bool = False
     """BatchNorm layers that train take their statistics over all processes (accelerators only)."""
     timeout_seconds: Positive = 120.0
-    """How long a process may stand still before the others give up."""
+    """How long a process may show no sign of life before the others give up; one that works is waited for."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,6 +23,8 @@ from headstart.distributed.processes import Processes, current, in_environment
 from headstart.errors import ConfigError, Error, Interrupted, OthersFailed, RunError
 
 _BACKENDS = {"cpu": "gloo", "cuda": "nccl", "xpu": "xccl"}
+_UNEVEN_WORK = timedelta(days=7)
+"""How long torch may wait for a message: heartbeats find who has stopped, and who only works on is waited for."""
 _LOST = ("/gloo/", "gloo::", "nccl", "connection reset by peer", "connection closed by peer", "tcpstore")  # of torch
 
 
@@ -40,7 +42,6 @@ def join_group(device: torch.device, *, timeout_seconds: float) -> Iterator[Proc
         yield current()
         return
     heartbeat = _open_group(found, device, timeout=timedelta(seconds=timeout_seconds))
-    heartbeat.start()
     try:
         with count_messages(heartbeat.count), _report_errors_by_rank(found, heartbeat):
             yield found
@@ -67,22 +68,31 @@ def was_restarted() -> bool:
 
 
 def _open_group(found: Processes, device: torch.device, *, timeout: timedelta) -> Heartbeat:
-    """The process group, and a pulse with a connection of its own to the group's store."""
+    """The process group, and a heartbeat with a connection of its own to the group's store."""
     backend = _BACKENDS.get(device.type)
     if backend is None:
         raise ConfigError(
             f"device: torch has no process group for {device.type}; give --device cpu or cuda, or start one process"
         )
+    heartbeat = None
     try:
         store, rank, size = next(rendezvous("env://", timeout=timeout))
-        life = f"headstart/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}"
-        heartbeat = Heartbeat(PrefixStore(f"{life}/pulse", store.clone()), rank=rank, world_size=size)
+        attempt = f"headstart/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}"
+        heartbeat = Heartbeat(
+            PrefixStore(f"{attempt}/heartbeat", store.clone()),
+            rank=rank,
+            world_size=size,
+            timeout_seconds=timeout.total_seconds(),
+        )
+        heartbeat.start()
         dist.init_process_group(
-            backend, store=PrefixStore(f"{life}/group", store), rank=rank, world_size=size, timeout=timeout,
+            backend, store=PrefixStore(f"{attempt}/group", store), rank=rank, world_size=size, timeout=_UNEVEN_WORK,
             device_id=device if device.type != "cpu" else None,
         )  # fmt: skip
         dist.barrier()
     except (RuntimeError, ValueError, KeyError) as error:
+        if heartbeat is not None:
+            heartbeat.stop()
         master = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
         raise RunError(
             f"rank {found.rank}: the {found.world_size} processes did not come together at {master} within "
@@ -143,16 +153,10 @@ def _explain_loss(heartbeat: Heartbeat, error: RuntimeError) -> RunError:
     left = [rank for rank in range(heartbeat.world_size) if rank not in gone]
     if heartbeat.others_failed or heartbeat.rank != left[0]:
         return OthersFailed()
-    who = ", ".join(f"rank {rank} ({where})" for rank, where in gone.items()) or "another rank"
-    heartbeat.end(gone)
-    heartbeat.report_failure(
-        f"lost {who}"
-    )  # the others then stay silent, also where this process's end is what they notice
-    return RunError(
-        f"{who} of {heartbeat.world_size} is lost: killed by a signal (often for memory: see the system's log), "
-        "cut off, or standing still for longer than parallel.timeout_seconds; all others stop. Go on from the last "
-        f"checkpoint with the same command and --resume ({_first_line(error)})"
-    )
+    heartbeat.kill_still()
+    # the others then stay silent, also where this process's end is what they notice
+    heartbeat.report_failure(f"lost {', '.join(f'rank {rank}' for rank in gone) or 'another rank'}")
+    return RunError(f"{heartbeat.describe_loss(gone)} ({_first_line(error)})")
 
 
 def _first_line(error: BaseException) -> str:
