@@ -10,14 +10,13 @@ from pathlib import Path
 
 from headstart.config.schema import Data
 from headstart.data.decoding.decode import printable
-from headstart.data.sources.columns import find_columns, find_images, read_groups, read_splits
+from headstart.data.sources.columns import find_columns, find_images
 from headstart.data.sources.folders import TABLE_SUFFIXES, list_folders
-from headstart.data.sources.names import check_count, check_names
-from headstart.data.sources.samples import Entry, Listing, key_of, walk
+from headstart.data.sources.samples import Listing, key_of, walk
+from headstart.data.sources.table_listing import list_table
 from headstart.data.sources.tables import read_table
-from headstart.data.sources.targets import AskedKind, read_targets
+from headstart.data.sources.targets import AskedKind
 from headstart.errors import DataError
-from headstart.tasks.kinds import find_kind
 
 
 def list_source(data: Data, *, kind: AskedKind) -> Listing:
@@ -27,7 +26,9 @@ def list_source(data: Data, *, kind: AskedKind) -> Listing:
         DataError: there is no such source, or it does not say which image has which label.
     """
     source = existing_source(data)
-    listing = list_folders(data, source=source, kind=kind) if source.is_dir() else _list_table(data, source, kind)
+    listing = (
+        list_folders(data, source=source, kind=kind) if source.is_dir() else list_table(data, source=source, kind=kind)
+    )
     ordered = tuple(sorted(listing.entries, key=lambda entry: entry.key))
     _refuse_alike([(entry.key, entry.where) for entry in ordered])
     return replace(listing, entries=ordered)
@@ -92,30 +93,3 @@ def list_files(data: Data) -> tuple[tuple[Path, str], ...]:
     ordered = tuple(sorted(files, key=lambda file: file[1]))
     _refuse_alike([(key, key) for _, key in ordered])
     return ordered
-
-
-def _list_table(data: Data, source: Path, kind: AskedKind) -> Listing:
-    if not data.tags_separator:
-        raise DataError("data.tags_separator: it is empty; give what stands between tags, e.g. --data.tags_separator ,")
-    table = read_table(source, tags_separator=data.tags_separator)
-    columns = find_columns(table, data)
-    targets = read_targets(table, columns.others, data=data, kind=kind)
-    images = find_images(table, column=columns.image, data=data)
-    check_names(targets.names, source=printable(source), word=find_kind(targets.kind).noun)
-    check_count(targets.names, source=printable(source), kind=targets.kind)
-    splits = read_splits(table, columns.split)
-    groups = read_groups(table, columns.group)
-    entries = tuple(
-        Entry(
-            path=images.paths[row],
-            key=images.keys[row],
-            where=table.where(row),
-            labels=targets.labels[row],
-            numbers=targets.numbers[row],
-            split=splits[row],
-            group=groups[row],
-        )
-        for row in range(len(table.rows))
-    )
-    kind, names, notes = targets.kind, targets.names, (targets.note,)
-    return Listing(source=source, kind=kind, names=names, entries=entries, notes=notes, by_column=targets.by_column)
