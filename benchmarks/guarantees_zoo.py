@@ -42,7 +42,7 @@ def judge(name: str, folder: Path, *, most: float) -> Iterator[dict[str, Any]]:
     images = hs.open_images(folder, like=opened, batch_size=2, augment="none").train
     module = opened.module
     replace_head(module, outputs=3)
-    pixels = images.few(2).inputs(torch.device("cpu"), torch.contiguous_format)
+    pixels = images.example_batch(2).inputs(torch.device("cpu"), torch.contiguous_format)
     with torch.no_grad():
         module.eval()(pixels)
         started = time.process_time()

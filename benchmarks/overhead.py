@@ -51,7 +51,8 @@ class Preloaded:
         self.ready = [((batch.pixels / 255 - 0.5) / 0.25, batch.targets) for batch in self.batches]
         if ready:
             self.batches = [
-                replace(batch, stored=(images,)) for batch, (images, _) in zip(self.batches, self.ready, strict=True)
+                replace(batch, activations=(images,))
+                for batch, (images, _) in zip(self.batches, self.ready, strict=True)
             ]
 
     def __len__(self) -> int:

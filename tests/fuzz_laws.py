@@ -25,7 +25,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 import headstart as hs
-from headstart.data.dataset import image_batches
+from headstart.data.images import image_batches
 from headstart.planning import activation_cache as plan_cache
 from headstart.reports import report
 

@@ -155,7 +155,7 @@ def cost(photos: Path, *, rounds: int = 9) -> dict[str, float]:
         "plain": lambda: [_plainly(sample.path) for sample in samples],
         "stamp": lambda: [read_file(sample.path).stamp == sample.stamp for sample in samples],
         "digest": lambda: [hashlib.sha256(content).hexdigest() for content in contents],
-        "decoded": lambda: [batch.size for batch in replace(train, workers=0, samples=samples).epoch(0)],
+        "decoded": lambda: [batch.size for batch in replace(train.with_samples(samples), workers=0).epoch(0)],
     }
     seconds = dict.fromkeys(work, float("inf"))
     for _ in range(rounds):

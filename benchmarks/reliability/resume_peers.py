@@ -100,7 +100,7 @@ class Pictures(Dataset[tuple[torch.Tensor, int]]):
 
 def _split(source: Path) -> Any:
     from headstart.config.schema import Config, Data
-    from headstart.data.dataset import load_images
+    from headstart.data.images import load_images
     from headstart.models.preprocess import Preprocess
 
     like = Preprocess(

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from headstart.app import plan, train
     from headstart.config.load import load_config
     from headstart.config.schema import Config
-    from headstart.data.dataset import audit, open_images
+    from headstart.data.images import audit, open_images
     from headstart.errors import Error
     from headstart.events import (
         CacheGivenUp,
@@ -92,7 +92,7 @@ _HOMES = {
     "app": ("plan", "train"),
     "config.load": ("load_config",),
     "config.schema": ("Config",),
-    "data.dataset": ("audit", "open_images"),
+    "data.images": ("audit", "open_images"),
     "errors": ("Error",),
     "events": (
         "CacheGivenUp",

@@ -13,8 +13,8 @@ from typing import overload
 from torch import nn
 
 from headstart.config.schema import Data
-from headstart.data.dataset import image_batches
 from headstart.data.decoding.decode import UnreadableImage, check_image, printable
+from headstart.data.images import image_batches
 from headstart.data.labelled import choose_labelled_batches
 from headstart.data.loader import Batches
 from headstart.data.reading import read_sample
@@ -323,7 +323,7 @@ def _readable(batches: Batches) -> tuple[Batches, dict[int, str]]:
             check_image(read_sample(sample).content, path=sample.path)
         except UnreadableImage as error:
             errors[sample.index] = printable(error.reason)
-    return replace(batches, samples=tuple(sample for sample in batches.samples if sample.index not in errors)), errors
+    return batches.with_samples(tuple(sample for sample in batches.samples if sample.index not in errors)), errors
 
 
 def _describe_row(made: Predictions, row: int) -> Prediction:

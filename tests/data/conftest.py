@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from headstart.config.schema import Config, Data, Task
-from headstart.data.dataset import Images, load_images
+from headstart.data.images import Images, load_images
 from headstart.models.preprocess import Preprocess
 
 Draw = Callable[..., Path]

@@ -10,8 +10,8 @@ from torch import Tensor
 from headstart.config.schema import Augment, Cache, Config, Data
 from headstart.config.schema import Batch as BatchOptions
 from headstart.data.batch import Batch
-from headstart.data.dataset import Images, audit, image_batches, load_images, open_images
 from headstart.data.decoding.decode import UnreadableImage
+from headstart.data.images import Images, audit, image_batches, load_images, open_images
 from headstart.data.loader import Batches
 from headstart.data.reading import ChangedImage
 from headstart.distributed.processes import Processes
@@ -31,6 +31,15 @@ def by_key(batches: list[Batch]) -> dict[str, Tensor]:
     return {key: batch.pixels[place] for batch in batches for place, key in enumerate(batch.keys)}
 
 
+def augmented(batches: Batches, **changes) -> Batches:
+    images = batches.images
+    return replace(batches, dataset=replace(images, augmentation=replace(images.augmentation, **changes)))
+
+
+def on_device(batches: Batches) -> Batches:
+    return replace(batches, dataset=replace(batches.images, augment_on_device=True))
+
+
 def assert_same(ours: list[Batch], theirs: list[Batch]) -> None:
     assert [batch.keys for batch in ours] == [batch.keys for batch in theirs]
     for one, other in zip(ours, theirs, strict=True):
@@ -45,7 +54,7 @@ def test_pixels_do_not_depend_on_the_workers(images: Images) -> None:
 
 
 def test_starting_at_a_batch_equals_skipping_to_it(images: Images) -> None:
-    mixed = replace(images.train, training=replace(images.train.training, mixup=0.4, cutmix=1.0), batch_size=2)
+    mixed = replace(augmented(images.train, mixup=0.4, cutmix=1.0), batch_size=2)
     everything = list(mixed.epoch(2))
     for first in range(len(mixed) + 1):
         assert_same(list(mixed.epoch(2, first=first)), everything[first:])
@@ -55,7 +64,7 @@ def test_an_image_is_changed_by_its_index_and_epoch_not_by_its_batch(images: Ima
     together, apart = by_key(list(images.train.epoch(0))), by_key(list(replace(images.train, batch_size=3).epoch(0)))
     assert together.keys() == apart.keys()
     assert all(torch.equal(together[key], apart[key]) for key in together)
-    fewer = by_key(list(replace(images.train, samples=images.train.samples[2:]).epoch(0)))
+    fewer = by_key(list(images.train.with_samples(images.train.samples[2:]).epoch(0)))
     assert all(torch.equal(together[key], fewer[key]) for key in fewer)
     later = by_key(list(images.train.epoch(1)))
     assert not any(torch.equal(together[key], later[key]) for key in together)
@@ -66,7 +75,7 @@ def test_alternating_mirrors_each_image_in_every_other_epoch(folders, preprocess
     root = folders({"train/a": 20, "train/b": 20, "val/a": 3, "val/b": 2})
     config = Config(data=Data(source=str(root)), augment=Augment(preset="none", flip="alternating"), workers=workers)
     train = load_images(config, preprocess).train
-    plain = by_key(list(replace(train, training=replace(train.training, alternating=False)).epoch(0)))
+    plain = by_key(list(augmented(train, alternating=False).epoch(0)))
     epochs = [by_key(list(train.epoch(epoch))) for epoch in range(3)]
     first = {key: torch.equal(epochs[0][key], plain[key].flip(-1)) for key in plain}
     assert 8 < sum(first.values()) < 32  # of 40, by chance
@@ -243,7 +252,7 @@ def test_changes_left_to_the_device_are_those_of_the_loading_process(folders, pr
     early = replace(load_images(config, preprocess).train, **more)
     level = 1 / 255 / min(preprocess.std)
     for epoch in range(2):
-        pairs = list(zip(replace(early, late=True).epoch(epoch), early.epoch(epoch), strict=True))
+        pairs = list(zip(on_device(early).epoch(epoch), early.epoch(epoch), strict=True))
         for one, other in pairs:
             apart = (one.inputs(CPU, torch.channels_last) - other.inputs(CPU, torch.channels_last)).abs()
             assert apart.shape[0] == len(one.targets)
@@ -259,7 +268,7 @@ def test_a_cut_of_kept_pictures_leaves_its_changes_to_the_device_too(folders, pr
     root = folders({"train/a": 9, "train/b": 9, "val/a": 3, "val/b": 2})
     config = Config(data=Data(source=str(root)), batch=BatchOptions(size=5), workers=0, cache=Cache(decoded=True))
     early = load_images(config, preprocess).train
-    for one, other in zip(replace(early, late=True).epoch(0), early.epoch(0), strict=True):
+    for one, other in zip(on_device(early).epoch(0), early.epoch(0), strict=True):
         apart = one.inputs(CPU, torch.contiguous_format) - other.inputs(CPU, torch.contiguous_format)
         assert apart.abs().max() <= 1.01 / 255 / min(preprocess.std)
         assert not torch.equal(one.pixels, other.pixels)

@@ -13,9 +13,9 @@ import pytest
 import torch
 
 from headstart.config.schema import Config, Data
-from headstart.data.dataset import Images, load_images, open_images
 from headstart.data.decoding import decode
 from headstart.data.decoding.decoded_cache import Decoded, open_decoded_cache
+from headstart.data.images import Images, load_images, open_images
 from headstart.data.loader import Batches
 from headstart.data.reading import ChangedImage
 from headstart.data.sources.samples import Sample
@@ -47,6 +47,10 @@ def settled(monkeypatch: pytest.MonkeyPatch) -> None:
 def rewrite(draw) -> Callable[[Sample], Path]:
     """Puts another picture where the sample's is."""
     return lambda sample: draw(sample.path, seed=99)
+
+
+def of_kept(batches: Batches, decoded: Decoded) -> Batches:
+    return replace(batches, dataset=replace(batches.images, decoded=decoded))
 
 
 def pixels(batches: Batches, epoch: int = 0) -> torch.Tensor:
@@ -91,14 +95,14 @@ def test_a_file_that_was_written_again_with_the_same_bytes_is_the_same(images: I
 def test_the_stamp_spares_the_digest_in_training_and_not_where_pixels_are_kept(images: Images, tmp_path: Path) -> None:
     samples = tuple(replace(sample, content="0" * 64) for sample in images.train.samples)  # told apart by digests only
     assert all(sample.stamp for sample in samples)
-    wrong = replace(images.train, samples=samples)
+    wrong = images.train.with_samples(samples)
     assert torch.equal(pixels(wrong), pixels(images.train))
     with pytest.raises(ChangedImage):
         list(wrong.pad_batches([[0, 1]], epoch=0))
     shelf = DiskCache(tmp_path / "shelf", limit_bytes=10**9)
-    kept = open_decoded_cache(Decoded(transform=wrong.transform), samples, shelf, about="t")
+    kept = open_decoded_cache(Decoded(transform=wrong.images.transform), samples, shelf, about="t")
     with pytest.raises(ChangedImage):
-        pixels(replace(wrong, decoded=kept))
+        pixels(of_kept(wrong, kept))
 
 
 def test_a_file_written_just_before_the_scan_has_no_stamp(images: Images) -> None:
@@ -114,20 +118,20 @@ def test_noted_files_are_used_as_they_are_and_told_once(noting: Images, rewrite,
     assert differ == [1]
     pixels(noting.val)
     pixels(train)
-    (told,) = noting.train.changed.news()
+    (told,) = noting.train.images.changed.news()
     assert str(path) in told
-    assert noting.train.changed.news() == []
+    assert noting.train.images.changed.news() == []
 
 
 def test_noted_files_are_not_kept_among_decoded_images(noting: Images, rewrite, tmp_path: Path) -> None:
     shelf = DiskCache(tmp_path / "shelf", limit_bytes=10**9)
-    kept = open_decoded_cache(Decoded(transform=noting.val.transform), noting.val.samples, shelf, about="t")
+    kept = open_decoded_cache(Decoded(transform=noting.val.images.transform), noting.val.samples, shelf, about="t")
     sample, wanted = noting.val.samples[1], pixels(noting.val)
     content = sample.path.read_bytes()
     rewrite(sample)
-    assert not torch.equal(pixels(replace(noting.val, decoded=kept)), wanted)
+    assert not torch.equal(pixels(of_kept(noting.val, kept)), wanted)
     sample.path.write_bytes(content)
-    assert torch.equal(pixels(replace(noting.val, decoded=kept)), wanted)
+    assert torch.equal(pixels(of_kept(noting.val, kept)), wanted)
 
 
 @pytest.mark.parametrize("content", [None, b"", b"no image"])

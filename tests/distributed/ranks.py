@@ -15,7 +15,6 @@ import subprocess
 import sys
 import time
 from collections import OrderedDict
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,7 @@ from torch import nn
 import headstart as hs
 from headstart.config.schema import Augment, Config, CrossEntropy, Data, Penalties
 from headstart.config.schema import Batch as BatchOptions
-from headstart.data.dataset import Images, load_images
+from headstart.data.images import Images, load_images
 from headstart.distributed.collectives import (
     all_gather_object,
     any_of,
@@ -163,7 +162,7 @@ def metrics(*, folder: str, counts: list[int], sharded: bool = False) -> Any:
         shard(model, torch.device("cpu"))
     found = []
     for count in counts:
-        some = replace(images.val, samples=images.train.samples[:count])
+        some = images.val.with_samples(images.train.samples[:count])
         result = evaluate(model, some)
         outputs = result.predictions.outputs
         found.append([list(result.predictions.keys), result.truth.tolist(), outputs.tolist(), result.metrics])

@@ -99,8 +99,10 @@ def test_changes_of_a_batch_are_made_on_the_gpu_as_a_loading_process_makes_them(
     options = settings(device="cuda", recipe="full", augment={"preset": "standard", "mixup": 0.2})
     made = prepare(hs.load_config(options), module=None, loss=None, emit=lambda _: None).images.train
     level = 1 / 255 / min(made.preprocess.std)
-    for late, early in zip(made.epoch(0), replace(made, late=False).epoch(0), strict=True):
-        assert late.late is not None and early.late is None
+    for late, early in zip(
+        made.epoch(0), replace(made, dataset=replace(made.images, augment_on_device=False)).epoch(0), strict=True
+    ):
+        assert late.deferred is not None and early.deferred is None
         there = late.inputs(torch.device("cuda"), torch.channels_last).cpu()
         assert (there - early.inputs(torch.device("cpu"), torch.channels_last)).abs().max() <= 1.01 * level
         assert torch.equal(late.targets, early.targets)

@@ -15,7 +15,7 @@ from torch import nn
 import headstart as hs
 from headstart.app import train
 from headstart.config.schema import Data
-from headstart.data.dataset import image_batches
+from headstart.data.images import image_batches
 from headstart.errors import ModelError, StorageError
 from headstart.predictor import evaluate_run, predict_paths
 from headstart.runs.finish import Run

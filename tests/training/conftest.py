@@ -10,7 +10,7 @@ import pytest
 
 from headstart.config.schema import Augment, Config, Data
 from headstart.config.schema import Batch as BatchOptions
-from headstart.data.dataset import Images, load_images
+from headstart.data.images import Images, load_images
 from headstart.data.sources.samples import Sample
 from headstart.models.preprocess import Preprocess
 from headstart.tasks.regress import make_spec
@@ -48,7 +48,10 @@ def as_task(images: Images) -> Callable[..., Images]:
         task = TaskSpec(kind="multilabel", classes=("x", "y", "z"))
         if kind == "regress":
             task = make_spec(("price", "size"), [sample.target for sample in splits["train"]], log)
-        made = {name: replace(getattr(images, name), samples=samples, task=task) for name, samples in splits.items()}
+        made = {
+            name: replace(batches, dataset=replace(batches.images, samples=splits[name], task=task))
+            for name, batches in (("train", images.train), ("val", images.val))
+        }
         return replace(images, task=task, **made)
 
     return make

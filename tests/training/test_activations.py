@@ -21,8 +21,9 @@ from torch import Tensor, nn
 
 import headstart as hs
 from headstart import machine
-from headstart.data.dataset import load_images
 from headstart.data.decoding.decoded_cache import Decoded
+from headstart.data.images import load_images
+from headstart.data.loader import Batches
 from headstart.data.reading import ChangedFiles, ChangedImage
 from headstart.data.transforms.transforms import eval_transform, train_transform
 from headstart.distributed.processes import Processes
@@ -33,7 +34,7 @@ from headstart.surgery.boundary import find_boundary
 from headstart.surgery.fixed_values import NotReplayable
 from headstart.surgery.freeze import freeze
 from headstart.surgery.replay import find_replay
-from headstart.training.activation_cache import Activations, CacheRules, open_activations
+from headstart.training.activation_cache import ActivationDataset, CacheRules, open_activations
 from headstart.training.rules import StepRules
 
 cache_module = importlib.import_module("headstart.training.activation_cache")  # headstart.train is a function, too
@@ -78,11 +79,15 @@ def pictures(colours: Path, tmp_path: Path) -> Path:
     return root
 
 
+def of_images(batches: Batches, **changes: Any) -> Batches:
+    return replace(batches, dataset=replace(batches.images, **changes))
+
+
 def world(pictures: Path, shelf: Path) -> SimpleNamespace:
     config = hs.load_config({"data": {"source": str(pictures)}, "batch": {"size": 8}, "augment": {"preset": "light"}})
     preprocess = replace(imagenet_preprocess(channels=3, source="test"), height=32, width=32)
     train = load_images(config, preprocess).train
-    train = replace(train, training=replace(train.training, views=1))
+    train = of_images(train, augmentation=replace(train.augmentation, views=1))
     where = CacheRules(folder=shelf, model="net", dtype="auto", limit_bytes=10**9)
     return SimpleNamespace(net=net(), batches=train, rules=StepRules(), where=where, frozen={"until": "3"})
 
@@ -96,7 +101,7 @@ def opened(made: SimpleNamespace) -> Any:
     return closing(open_activations(cut(made), made.batches, rules=made.rules, where=made.where))
 
 
-def done(activations: Activations) -> list[tuple[int, int]]:
+def done(activations: ActivationDataset) -> list[tuple[int, int]]:
     return [(event.done, event.total) for event in activations.fill()]
 
 
@@ -108,24 +113,24 @@ def computed(made: SimpleNamespace) -> int:
 def test_what_fills_the_cache_is_changed_by_loading_on_every_device(pictures: Path, tmp_path: Path) -> None:
     made = world(pictures, tmp_path / "shelf")
     assert computed(made) > 0
-    made.batches = replace(made.batches, late=True)  # as batches are for an accelerator
+    made.batches = of_images(made.batches, augment_on_device=True)  # as batches are for an accelerator
     assert computed(made) == 0
 
 
 def training(made: SimpleNamespace, **changes: Any) -> None:
-    made.batches = replace(made.batches, training=replace(made.batches.training, **changes))
+    made.batches = of_images(made.batches, augmentation=replace(made.batches.augmentation, **changes))
 
 
 def set_preprocess(made: SimpleNamespace, **changes: Any) -> None:
     preprocess = replace(made.batches.preprocess, **changes)
-    made.batches = replace(made.batches, preprocess=preprocess)
+    made.batches = of_images(made.batches, preprocess=preprocess)
 
 
 def repainted(made: SimpleNamespace) -> None:
     sample = made.batches.samples[11]
     Image.fromarray(255 - np.asarray(Image.open(sample.path))).save(sample.path)
     content = hashlib.sha256(sample.path.read_bytes()).hexdigest()
-    made.batches = replace(
+    made.batches = of_images(
         made.batches,
         samples=tuple(replace(one, content=content) if one is sample else one for one in made.batches.samples),
     )
@@ -160,26 +165,26 @@ MUTATIONS: dict[str, Callable[[SimpleNamespace], object]] = {
     "the batch size": lambda made: setattr(made, "batches", replace(made.batches, batch_size=4)),
     "how many are computed at a time": lambda made: setattr(made, "where", replace(made.where, batch_size=4)),
     "pictures decoded before": lambda made: setattr(
-        made, "batches", replace(made.batches, decoded=Decoded(transform=made.batches.transform))
+        made, "batches", of_images(made.batches, decoded=Decoded(transform=made.batches.images.transform))
     ),
     "mirrors that alternate": lambda made: training(made, alternating=True),
     "the mean": lambda made: set_preprocess(made, mean=(0.5, 0.456, 0.406)),
     "the deviation": lambda made: set_preprocess(made, std=(0.229, 0.224, 0.3)),
     "the transform": lambda made: setattr(
         made, "batches",
-        replace(made.batches, transform=train_transform("standard", flip="auto", preprocess=made.batches.preprocess)),
+        of_images(made.batches, transform=train_transform("standard", flip="auto", preprocess=made.batches.preprocess)),
     ),
     "no random changes": lambda made: setattr(
-        made, "batches", replace(made.batches, transform=eval_transform(made.batches.preprocess))
+        made, "batches", of_images(made.batches, transform=eval_transform(made.batches.preprocess))
     ),
     "the seed": lambda made: training(made, seed=43),
     "the epoch of the changes": lambda made: training(made, first_epoch=3),
     "an image's content": repainted,
-    "the order": lambda made: setattr(made, "batches", replace(made.batches, samples=made.batches.samples[::-1])),
-    "one image less": lambda made: setattr(made, "batches", replace(made.batches, samples=made.batches.samples[:-1])),
+    "the order": lambda made: setattr(made, "batches", of_images(made.batches, samples=made.batches.samples[::-1])),
+    "one image less": lambda made: setattr(made, "batches", of_images(made.batches, samples=made.batches.samples[:-1])),
     "an image's number": lambda made: setattr(
         made, "batches",
-        replace(made.batches, samples=tuple(replace(one, index=one.index + 1) for one in made.batches.samples)),
+        of_images(made.batches, samples=tuple(replace(one, index=one.index + 1) for one in made.batches.samples)),
     ),
 }  # fmt: skip
 
@@ -265,14 +270,16 @@ def by_hand(made: SimpleNamespace, *, epoch: int) -> list[Tensor]:
     layers, found = made.net[:5].eval(), []
     count = len(made.batches.samples)
     for start in range(0, count, 8):
-        (batch,) = replace(made.batches, late=False).pad_batches([range(start, min(start + 8, count))], epoch=epoch)
+        (batch,) = of_images(made.batches, augment_on_device=False).pad_batches(
+            [range(start, min(start + 8, count))], epoch=epoch
+        )
         with torch.no_grad():
             found.append(layers(batch.inputs(torch.device("cpu"), torch.contiguous_format))[: batch.size])
     return [torch.cat(found)]
 
 
-def read(activations: Activations, *, epoch: int, parts: Any = (tuple(range(24)),)) -> list[Tensor]:
-    return [torch.cat(some) for some in zip(*activations.rows(parts, epoch=epoch), strict=True)]
+def read(activations: ActivationDataset, *, epoch: int, parts: Any = (tuple(range(24)),)) -> list[Tensor]:
+    return [torch.cat(some) for some in zip(*activations.read_batches(parts, epoch=epoch), strict=True)]
 
 
 def kept(made: SimpleNamespace) -> dict[str, dict[str, Any]]:
@@ -281,14 +288,14 @@ def kept(made: SimpleNamespace) -> dict[str, dict[str, Any]]:
 
 def random_views(made: SimpleNamespace, count: int, *, first: int = 0) -> SimpleNamespace:
     transform = train_transform("strong", flip="auto", preprocess=made.batches.preprocess)
-    made.batches = replace(made.batches, transform=transform)
+    made.batches = of_images(made.batches, transform=transform)
     training(made, views=count, first_epoch=first)
     return made
 
 
 def test_every_view_is_what_the_frozen_part_makes_of_that_epochs_pictures(pictures: Path, own_shelf: Path):
     made = random_views(world(pictures, own_shelf), 3, first=1)
-    made.batches = replace(made.batches, late=True)
+    made.batches = of_images(made.batches, augment_on_device=True)
     with opened(made) as activations:
         assert done(activations) == [(8 * count, 72) for count in range(1, 10)]
         for epoch in (1, 2, 3, 4, 6):
@@ -309,7 +316,7 @@ def test_more_views_begin_with_those_that_are_there(pictures: Path, own_shelf: P
 
 def test_without_changes_the_seed_is_no_matter_and_there_must_be_an_end_of_views(pictures: Path, own_shelf: Path):
     made = world(pictures, own_shelf)
-    made.batches = replace(made.batches, transform=eval_transform(made.batches.preprocess))
+    made.batches = of_images(made.batches, transform=eval_transform(made.batches.preprocess))
     training(made, random=False)
     assert computed(made) == 24
     training(made, seed=43)
@@ -321,7 +328,7 @@ def test_without_changes_the_seed_is_no_matter_and_there_must_be_an_end_of_views
 
 def test_validation_has_one_view(pictures: Path, own_shelf: Path):
     made = world(pictures, own_shelf)
-    made.batches = replace(made.batches, training=None, transform=eval_transform(made.batches.preprocess))
+    made.batches = made.batches.for_evaluation()
     with opened(made) as activations:
         assert done(activations) == [(8, 24), (16, 24), (24, 24)]
         assert all(map(torch.equal, read(activations, epoch=5), by_hand(made, epoch=0)))
@@ -362,7 +369,7 @@ def test_the_system_is_told_two_batches_ahead_what_is_read(pictures, own_shelf, 
     with opened(made) as activations:
         done(activations)
         monkeypatch.setattr(os, "posix_fadvise", lambda _, start, length, __: told.append(start // length))
-        seen = [list(told) for _ in activations.rows(parts, epoch=0)]
+        seen = [list(told) for _ in activations.read_batches(parts, epoch=0)]
     assert seen == [list(range(6)), list(range(8)), *[list(range(9))] * 3]
 
 
@@ -443,7 +450,7 @@ def test_a_page_that_was_damaged_is_told_once_and_mended(pictures: Path, own_she
         parts = [[3, 11, 5], [11, 0], [1, 2]]
         for _ in range(2):
             expected = by_hand(made, epoch=0)[0]
-            found = [rows for (rows,) in activations.rows(parts, epoch=0)]
+            found = [rows for (rows,) in activations.read_batches(parts, epoch=0)]
             assert all(torch.equal(rows, expected[part]) for rows, part in zip(found, parts, strict=True))
         assert activations.take_mended() == tuple(made.batches.samples[place].key for place in (5, 11))
         assert activations.take_mended() == ()
@@ -451,12 +458,12 @@ def test_a_page_that_was_damaged_is_told_once_and_mended(pictures: Path, own_she
 
 def test_what_is_made_of_a_file_that_has_changed_is_not_kept_and_nothing_is_called_whole(pictures, own_shelf):
     made = world(pictures, own_shelf)
-    made.batches = replace(made.batches, changed=ChangedFiles())
+    made.batches = of_images(made.batches, changed=ChangedFiles())
     sample = made.batches.samples[5]
     with opened(made) as activations:
         Image.fromarray(255 - np.asarray(Image.open(sample.path))).save(sample.path)
         assert done(activations)[-1] == (24, 24)
-        assert sample.path in made.batches.changed
+        assert sample.path in made.batches.images.changed
         (page_file,) = own_shelf.glob("*/pages")
         data = page_file.read_bytes()
         step = len(data) // 24

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import headstart as hs
-from headstart.data.dataset import Images
+from headstart.data.images import Images
 from headstart.errors import ModelError
 from headstart.surgery.boundary import find_boundary
 from headstart.surgery.culprit import find_culprit

@@ -13,7 +13,7 @@ from sklearn import metrics as reference
 from torch import nn
 
 import headstart as hs
-from headstart.data.dataset import image_batches
+from headstart.data.images import image_batches
 from headstart.errors import DataError
 from headstart.tasks.kinds import measure, selection_key
 from headstart.tasks.task import TaskSpec
@@ -70,14 +70,14 @@ def test_outputs_can_be_used_after_evaluation(model, images) -> None:
 @pytest.mark.parametrize("memory_format", ["contiguous", "channels_last"])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_an_image_has_the_same_bits_whatever_its_batch_mates(model, images, precision, memory_format) -> None:
-    everything = replace(images.val, samples=images.val.samples + images.train.samples[:11])
+    everything = images.val.with_samples(images.val.samples + images.train.samples[:11])
     how = {"precision": precision, "memory_format": memory_format}
     together = by_key(predict(model, everything, **how))
-    backwards = by_key(predict(model, replace(everything, samples=everything.samples[::-1]), **how))
+    backwards = by_key(predict(model, everything.with_samples(everything.samples[::-1]), **how))
     for sample in everything.samples:
         assert torch.equal(together[sample.key], backwards[sample.key])
     for sample in everything.samples[::5]:
-        alone = by_key(predict(model, replace(everything, samples=(sample,)), **how))
+        alone = by_key(predict(model, everything.with_samples((sample,)), **how))
         assert torch.equal(together[sample.key], alone[sample.key])
 
 
@@ -95,7 +95,7 @@ def test_every_image_is_evaluated_once_in_order(model, images) -> None:
 
 
 def test_training_images_are_evaluated_without_their_random_changes(model, images) -> None:
-    plain = replace(images.val, samples=images.train.samples)
+    plain = images.val.with_samples(images.train.samples)
     found, expected = evaluate(model, images.train), evaluate(model, plain)
     assert found.metrics == expected.metrics
     assert torch.equal(found.predictions.outputs, expected.predictions.outputs)

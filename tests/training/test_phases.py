@@ -258,7 +258,7 @@ def test_freezing_survives_the_users_own_train_in_the_middle_of_a_phase(net, ima
 
 def test_a_validation_without_the_main_metric_is_worse_than_any_with_it(net, images, as_task) -> None:
     tagged = as_task("multilabel")
-    empty = replace(tagged.val, samples=tuple(replace(s, target=(0.0, 0.0, 0.0)) for s in tagged.val.samples))
+    empty = tagged.val.with_samples(tuple(replace(s, target=(0.0, 0.0, 0.0)) for s in tagged.val.samples))
     state = fresh(net())
     list(train_phases(state, course(phase("all", "none"), loss="bce"), tagged.train, empty))
     assert state.best.epoch == 1

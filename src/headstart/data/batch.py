@@ -24,8 +24,8 @@ class Batch:
     after mixup; multilabel float32 (B, K); regress float32 (B, T), standardised; without labels, empty.
     The first ``size`` images are real, and ``keys`` are theirs; rows beyond fill it up (``indices`` -1): zeros in
     evaluation, in training copies that weigh nothing. ``total``: images of all processes' parts (0: this is all).
-    ``stored``: tensors (B, ...) at the model's boundary, in place of pixels, which then are empty.
-    ``late``: random changes of the pixels that are still to be made.
+    ``activations``: tensors (B, ...) at the model's boundary, in place of pixels, which then are empty.
+    ``deferred``: random changes of the pixels that are still to be made, on the device.
     """
 
     pixels: Tensor
@@ -36,20 +36,20 @@ class Batch:
     std: Tensor
     size: int
     total: int = 0
-    stored: tuple[Tensor, ...] = ()
-    late: DeviceAugment | None = None
+    activations: tuple[Tensor, ...] = ()
+    deferred: DeviceAugment | None = None
 
     def arguments(self, device: torch.device, memory_format: torch.memory_format, dtype: torch.dtype) -> Arguments:
         """What is computed with, on the device: the model's input, or what the suffix behind its boundary takes."""
-        if self.stored:
-            return tuple(value.to(device, non_blocking=True) for value in self.stored)
+        if self.activations:
+            return tuple(value.to(device, non_blocking=True) for value in self.activations)
         return (self.inputs(device, memory_format).to(dtype),)
 
     def inputs(self, device: torch.device, memory_format: torch.memory_format) -> Tensor:
         """What the model takes: ``(pixels / 255 - mean) / std`` in float32 on the device, (B, C, H, W)."""
         pixels = self.pixels.to(device, non_blocking=True)
-        if self.late is not None:
-            pixels = self.late(pixels)
+        if self.deferred is not None:
+            pixels = self.deferred(pixels)
         return normalise(pixels, mean=self.mean.to(device), std=self.std.to(device), memory_format=memory_format)
 
 

@@ -6,11 +6,10 @@ from collections import Counter
 
 from headstart.config.schema import Data
 from headstart.data.decoding.decode import printable
-from headstart.data.loader import Batches, available_cores, worker_count
+from headstart.data.loader import Batches, available_cores, make_evaluation_batches, worker_count
 from headstart.data.scan import refuse_unreadable, scan_files
 from headstart.data.sources.listing import list_source
 from headstart.data.sources.samples import Listing, Sample, make_target, some
-from headstart.data.transforms.transforms import eval_transform
 from headstart.errors import DataError
 from headstart.models.preprocess import Preprocess
 from headstart.tasks.kinds import find_kind
@@ -50,14 +49,8 @@ def choose_labelled_batches(
     )
     if not samples:
         raise DataError(f"{printable(listing.source)}: none of the {len(entries)} images can be read")
-    batches = Batches(
-        samples=samples,
-        task=task,
-        batch_size=batch_size,
-        preprocess=preprocess,
-        transform=eval_transform(preprocess),
-        training=None,
-        workers=worker_count(),
+    batches = make_evaluation_batches(
+        samples, task=task, preprocess=preprocess, batch_size=batch_size, workers=worker_count()
     )
     left_out = f", {len(entries) - len(samples)} unreadable left out" if len(samples) < len(entries) else ""
     return batches, f"{len(samples)} {split or 'labelled'} images of {printable(listing.source)}{left_out}"

@@ -6,7 +6,7 @@ from dataclasses import fields, is_dataclass
 
 from headstart.config.peft import wants_lora
 from headstart.config.schema import Augment, Config
-from headstart.data.dataset import Images
+from headstart.data.images import Images
 from headstart.events import Decision
 from headstart.optim.optimizers import decay_kind
 
@@ -55,7 +55,7 @@ def _format_flips(augment: Augment) -> str:
 
 def _decide_decoded_cache(images: Images) -> tuple[Decision, ...]:
     """Where decoded images are kept."""
-    kept = [split.decoded.transform for split in (images.train, images.val) if split.decoded is not None]
+    kept = [split.images.decoded.transform for split in (images.train, images.val) if split.images.decoded is not None]
     if not kept:
         return ()
     sizes = [len(split.samples) for split in (images.train, images.val)]

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from headstart.config.schema import Config
-from headstart.data.dataset import Images
+from headstart.data.images import Images
 from headstart.data.loader import Batches
 from headstart.distributed.collectives import broadcast_object
 from headstart.errors import ConfigError, ModelError
@@ -97,24 +97,24 @@ def _text(phase: PhasePlan) -> str:
 
 def usual_views(config: Config, images: Images, phase: PhasePlan) -> int:
     """Of each training image, where they are cached."""
-    training, asked = images.train.training, config.cache.views
-    assert training is not None
-    if not training.random:
+    augmentation, asked = images.train.augmentation, config.cache.views
+    assert augmentation is not None
+    if not augmentation.random:
         return 1
-    return min(training.kinds or AUTO_VIEWS, phase.epochs) if asked == "auto" else asked
+    return min(augmentation.distinct or AUTO_VIEWS, phase.epochs) if asked == "auto" else asked
 
 
 def _choose_cache(
     config: Config, module: nn.Module, phase: PhasePlan, rules: StepRules, images: Images
 ) -> tuple[PhasePlan, str]:
     """The phase with views and cached splits, and why."""
-    wanted, training = config.cache, images.train.training
-    assert training is not None
+    wanted, augmentation = config.cache, images.train.augmentation
+    assert augmentation is not None
     asked = 0 if wanted.views == "auto" else wanted.views
-    views = asked if training.random else 1
+    views = asked if augmentation.random else 1
     if wanted.use == "never":
         return replace(phase, views=views), "as asked"
-    possible = 0 if training.mixes else usual_views(config, images, phase)
+    possible = 0 if augmentation.mixes else usual_views(config, images, phase)
     passes = _passes(config, phase, images, views=possible)
     spared = sum(one.images * (one.needed - one.views) for one in passes)
     if wanted.use == "auto" and spared < _FEW:
@@ -177,7 +177,7 @@ def measure_frozen_cost(boundary: Boundary, batches: Batches, rules: StepRules, 
     """Seconds and bytes per image, on a few of them; the proof has run before, so nothing is slow for being first."""
     count = min(_MEASURED, batches.batch_size, len(batches.samples))
     started = time.perf_counter()
-    values = through_prefix(boundary.prefix, batches.few(count), rules)
+    values = through_prefix(boundary.prefix, batches.example_batch(count), rules)
     if torch.accelerator.is_available():
         torch.accelerator.synchronize()
     seconds = (time.perf_counter() - started) / count

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from headstart.config.schema import Config
-from headstart.data.dataset import Images
+from headstart.data.images import Images
 from headstart.distributed.collectives import broadcast_object
 from headstart.distributed.processes import current
 from headstart.errors import ConfigError, ModelError, RunError
@@ -104,7 +104,7 @@ def _seconds(module: nn.Module, course: TrainingPlan, images: Images, how: Compi
     scaler = make_scaler(device_of(copied), rules.precision)
     state = TrainState(copied, phase_optimizer(copied, phase, course.optimizer), scaler=scaler)
     copied.to(memory_format=MEMORY_FORMATS[rules.memory_format])
-    batch, marks = images.train.few(images.train.batch_size), [time.perf_counter()]
+    batch, marks = images.train.example_batch(images.train.batch_size), [time.perf_counter()]
     try:
         with torch.random.fork_rng():
             for _ in range(_WARM + _STEPS):

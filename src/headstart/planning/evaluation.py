@@ -18,7 +18,7 @@ from torch import nn
 
 from headstart.config.schema import Config
 from headstart.data.batch import Batch
-from headstart.data.dataset import Images
+from headstart.data.images import Images
 from headstart.distributed.collectives import broadcast_object
 from headstart.events import Decision
 from headstart.tasks.kinds import find_kind
@@ -81,7 +81,7 @@ def _measure_evaluation(
     best = sizes[0]
     with in_eval(module):
         for size in sizes:
-            few = images.train.few(size)
+            few = images.train.example_batch(size)
             found[size] = pass_seconds(module, few, course.rules, warm=size == sizes[0]) / len(few.pixels)
             if found[size] * passes < _SHORT_SECONDS:
                 return asked
@@ -105,7 +105,7 @@ def _precision(
     module: nn.Module, course: TrainingPlan, images: Images, size: int, usual: float
 ) -> tuple[Precision | None, str]:
     """bf16 where it is faster than the usual seconds an image and its outputs agree; and why."""
-    few = images.train.few(size)
+    few = images.train.example_batch(size)
     rules = replace(course.rules, evaluation_precision="bf16")
     seconds = pass_seconds(module, few, rules, warm=True) / len(few.pixels)
     if seconds > _MARGIN * usual:

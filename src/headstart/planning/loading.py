@@ -9,7 +9,7 @@ from dataclasses import replace
 from torch import nn
 
 from headstart.config.schema import Config
-from headstart.data.dataset import Images
+from headstart.data.images import Images
 from headstart.data.loader import available_cores
 from headstart.data.workers import check_room
 from headstart.errors import ConfigError
@@ -37,13 +37,13 @@ def choose_workers(
     if config.workers != "auto" or not possible or cores <= 2:
         return images, ()
     begun = time.perf_counter()
-    batch = images.train.few(few)
+    batch = images.train.example_batch(few)
     loading = (time.perf_counter() - begun) / few
     if loading * _count_loads(course, images) < _SHORT_SECONDS:
         return images, ()
     device = device_of(module)
     if device.type != "cpu":
-        batch = images.train.few(images.train.batch_size)
+        batch = images.train.example_batch(images.train.batch_size)
     with in_eval(module):
         trained = replace(course.rules, evaluation_precision=None)
         computing = pass_seconds(module, batch, trained, warm=True) / len(batch.targets)

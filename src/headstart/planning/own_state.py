@@ -8,7 +8,7 @@ from functools import partial
 import torch
 from torch import nn
 
-from headstart.data.dataset import Images
+from headstart.data.images import Images
 from headstart.errors import ModelError
 from headstart.events import Decision
 from headstart.surgery.freeze import Frozen

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from headstart.config.schema import Config
 from headstart.data.batch import Batch
-from headstart.data.dataset import Images
+from headstart.data.images import Images
 from headstart.distributed.collectives import broadcast_object
 from headstart.errors import ModelError
 from headstart.events import Decision
@@ -87,9 +87,9 @@ class Workload:
 
     def passes(self, config: Config) -> int:
         """Images that go through the model, those of a frozen backbone once per view where it may be cached."""
-        training, wanted = self.images.train.training, config.cache
+        augmentation, wanted = self.images.train.augmentation, config.cache
         train, val = len(self.images.train.samples), len(self.images.val.samples)
-        may = wanted.use != "never" and training is not None and not training.mixes
+        may = wanted.use != "never" and augmentation is not None and not augmentation.mixes
         found = 0
         for phase in self.phases:
             once = may and phase.freeze == "backbone"
@@ -223,7 +223,7 @@ def _trials(
     ``compared``: timed alone.
     """
     count = min(images, len(work.images.train.samples))
-    few = work.images.train.few(count)
+    few = work.images.train.example_batch(count)
     with torch.random.fork_rng():
         found = _compare_with_fp32(copies, few, work.loss, candidates) if compared else {}
         seconds: dict[Arithmetic, list[float]] = {candidate: [] for candidate in candidates}

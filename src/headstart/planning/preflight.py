@@ -12,7 +12,7 @@ from torch import nn
 
 from headstart.config.rules import freeze_text
 from headstart.config.schema import Config, Head, MlpHead
-from headstart.data.dataset import Images, load_images
+from headstart.data.images import Images, load_images
 from headstart.data.loader import Batches
 from headstart.data.sources.listing import list_source
 from headstart.data.workers import check_room
@@ -191,7 +191,8 @@ def _read_images(config: Config, opened: OpenedModel, device: torch.device, emit
 def _for_accelerator(images: Images, device: torch.device) -> Images:
     """CUDA copies from pinned memory; every accelerator makes random changes of whole batches itself."""
     pinned = device.type == "cuda"
-    train, val = replace(images.train, pinned=pinned, late=True), replace(images.val, pinned=pinned)
+    dataset = replace(images.train.images, augment_on_device=True)
+    train, val = replace(images.train, dataset=dataset, pinned=pinned), replace(images.val, pinned=pinned)
     return replace(images, train=train, val=val, test=images.test and replace(images.test, pinned=pinned))
 
 

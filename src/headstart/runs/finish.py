@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from headstart.config.schema import Config
-from headstart.data.dataset import Images
+from headstart.data.images import Images
 from headstart.distributed.collectives import broadcast_model, collective_errors
 from headstart.models.sources import OpenedModel
 from headstart.runs.bundle import Evaluated, bundle_facts, open_run, write_bundle

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from headstart.data.batch import Arguments, Batch
+from headstart.data.dataset import ImageDataset
 from headstart.data.loader import Batches
 from headstart.data.transforms.transforms import transform_key
 from headstart.distributed.collectives import all_gather_object, any_of, raise_together
@@ -93,19 +94,20 @@ class _Changes:
     indices: list[int] | None = None
 
 
-class Activations:
-    """The tensors at a boundary for every image of ``batches``, for their cached form (see ``Stored``).
+class ActivationDataset:
+    """The tensors at a boundary for every image of ``batches``, from a cache (see ``TensorDataset``).
 
     Raises: StorageError: there is no room for them.
     """
 
     def __init__(self, boundary: Boundary, batches: Batches, *, rules: StepRules, where: CacheRules) -> None:
-        batches = replace(batches, batch_size=where.batch_size or batches.batch_size, late=False)
+        images = replace(batches.images, augment_on_device=False)
+        batches = replace(batches, dataset=images, batch_size=where.batch_size or batches.batch_size)
         self._prefix, self._batches, self._rules = boundary.prefix, batches, rules
         self.crossings = find_boundary_specs(boundary.prefix, batches, rules, dtype=where.dtype)
-        training = batches.training
-        self._first = training.first_epoch if training else 0
-        views = training.views if training else 1
+        augmentation = images.augmentation
+        self._first = augmentation.first_epoch if augmentation else 0
+        views = augmentation.views if augmentation else 1
         assert views > 0, "there is no end of new changes"
         self._shelf = DiskCache(where.folder, limit_bytes=where.limit_bytes)
         self._mended: list[int] = []
@@ -121,6 +123,11 @@ class Activations:
         except (StorageError, NotReplayable):
             self.close()
             raise
+
+    @property
+    def images(self) -> ImageDataset:
+        """The images that the tensors stand for."""
+        return self._batches.images
 
     def close(self) -> None:
         """Close the files; the pages stay for other runs."""
@@ -163,20 +170,20 @@ class Activations:
         self._computed_pages = total
         for key, file in self._files.items():
             file.sync()
-            if ours.local_rank == 0 and not self._shelf.is_complete(key) and not self._batches.changed:
+            if ours.local_rank == 0 and not self._shelf.is_complete(key) and not self.images.changed:
                 self._shelf.complete(key, {"rounding": self._rounding})
             _PROVEN.add(key)
 
-    def rows(self, parts: Sequence[Sequence[int]], *, epoch: int) -> Iterator[Arguments]:
-        """See ``Stored``; a damaged page is computed again."""
+    def read_batches(self, batches: Sequence[Sequence[int]], *, epoch: int) -> Iterator[Arguments]:
+        """For each batch of indices its tensors (see ``TensorDataset``); a damaged record is computed again."""
         view = (epoch - self._first) % len(self._files)
-        file, coming = self._file(view), iter(parts)
+        file, coming = self._file(view), iter(batches)
         for later in islice(coming, _AHEAD):
             file.expect(later)
-        for part in parts:
+        for indices in batches:
             for later in islice(coming, 1):
                 file.expect(later)
-            yield self._read(view, part)
+            yield self._read(view, indices)
 
     def take_mended(self) -> tuple[str, ...]:
         """Keys of the images whose pages were damaged and computed again since this was last asked."""
@@ -230,7 +237,7 @@ class Activations:
 
     def _is_changed(self, position: int) -> bool:
         """Whether this image's file is not the one that the key names: what is made of it is not kept."""
-        changed = self._batches.changed
+        changed = self.images.changed
         return changed is not None and self._batches.samples[position].path in changed
 
     def _missing(self) -> list[list[int]]:
@@ -272,33 +279,33 @@ class Activations:
             precision=rules.precision, memory_format=rules.memory_format, batch=batches.batch_size,
             machine={name: value for name, value in machine.items() if name not in (*FOR_PEOPLE, "world_size")},
             prefix=prefix_digest(self._prefix), preprocess=batches.preprocess.to_dict(),
-            transform=transform_key(batches.transform), decoded=type(batches.decoded).__name__,
+            transform=transform_key(batches.images.transform), decoded=type(batches.images.decoded).__name__,
             images=[sample.content for sample in batches.samples],
         )  # fmt: skip
 
     def _changes(self, view: int) -> _Changes:
-        training, samples = self._batches.training, self._batches.samples
+        augmentation, samples = self._batches.augmentation, self._batches.samples
         some = sorted({place * (len(samples) - 1) // (_PROBED - 1) for place in range(_PROBED)})
         few = replace(self._batches, batch_size=len(some), workers=0)
         probe = next(few.pad_batches([some], epoch=self._first + view)).pixels
         pixels = hashlib.sha256(probe.contiguous().numpy().data).hexdigest()
-        if training is None or not training.random:
+        if augmentation is None or not augmentation.random:
             return _Changes(pixels=pixels)
         return _Changes(
-            pixels=pixels, seed=training.seed, alternating=training.alternating,
-            drawn=training.epoch_of_draws(self._first + view), indices=[sample.index for sample in samples],
+            pixels=pixels, seed=augmentation.seed, alternating=augmentation.alternating,
+            drawn=augmentation.epoch_of_draws(self._first + view), indices=[sample.index for sample in samples],
         )  # fmt: skip
 
 
-def open_activations(boundary: Boundary, batches: Batches, *, rules: StepRules, where: CacheRules) -> Activations:
+def open_activations(boundary: Boundary, batches: Batches, *, rules: StepRules, where: CacheRules) -> ActivationDataset:
     """The activations of a split, made and kept so far.
 
     Raises: StorageError, NotReplayable: they cannot be opened, in this or another process.
     """
-    found: Activations | None = None
+    found: ActivationDataset | None = None
     failed: StorageError | NotReplayable | None = None
     try:
-        found = Activations(boundary, batches, rules=rules, where=where)
+        found = ActivationDataset(boundary, batches, rules=rules, where=where)
     except (StorageError, NotReplayable) as error:
         failed = error
     if not any(any_of(failed is not None)):

@@ -40,7 +40,7 @@ from headstart.surgery.proof import (
     mixes_in_evaluation,
 )
 from headstart.surgery.replay import find_replay
-from headstart.training.activation_cache import Activations
+from headstart.training.activation_cache import ActivationDataset
 from headstart.training.evaluate import in_eval
 from headstart.training.precision import MEMORY_FORMATS, autocast, device_of, dtype_of
 from headstart.training.rules import StepRules
@@ -186,14 +186,19 @@ def _check(
 def example_images(batches: Batches, module: nn.Module, rules: StepRules) -> Tensor:
     """Two of the batches' images as the model takes them, (2, C, H, W), different from one another."""
     places = sorted({0, len(batches.samples) - 1})
-    few = replace(batches, batch_size=_IMAGES, workers=0, stored=None, late=False)
-    batch = next(few.pad_batches([places], epoch=0))
+    batch = next(_in_pixels(batches, count=_IMAGES).pad_batches([places], epoch=0))
     pixels = batch.pixels.clone()
     for place in range(_IMAGES):
         if any(torch.equal(pixels[place], pixels[other]) for other in range(place)) or place >= len(places):
             made = torch.Generator().manual_seed(place)
             pixels[place] = torch.randint(0, 256, pixels[place].shape, generator=made, dtype=torch.uint8)
     return inputs_of(replace(batch, pixels=pixels), module, rules)
+
+
+def _in_pixels(batches: Batches, *, count: int) -> Batches:
+    """Batches of so many images, read here, with all random changes made."""
+    images = replace(batches.images, augment_on_device=False)
+    return replace(batches, dataset=images, batch_size=count, workers=0)
 
 
 class CacheCheck:
@@ -204,8 +209,8 @@ class CacheCheck:
     """
 
     def __init__(self, module: nn.Module, boundary: Boundary, batches: Batches, rules: StepRules) -> None:
-        assert isinstance(batches.stored, Activations)
-        self._crossings = batches.stored.crossings
+        assert isinstance(batches.dataset, ActivationDataset)
+        self._cached, self._crossings = batches.dataset, batches.dataset.crossings
         self._module, self._boundary, self._batches, self._rules = module, boundary, batches, rules
         self._begun, self._spent, self._looks = time.monotonic(), 0.0, 0
 
@@ -234,13 +239,12 @@ class CacheCheck:
         rules = self._rules
         count = len(self._batches.samples)
         places = sorted({(self._looks * 7919) % count, (self._looks * 7919 + count // 2) % count})
-        few = replace(self._batches, batch_size=len(places), workers=0, stored=None, late=False)
-        images = inputs_of(next(few.pad_batches([places], epoch=epoch)), self._module, rules)
+        pixels = _in_pixels(self._batches, count=len(places))
+        images = inputs_of(next(pixels.pad_batches([places], epoch=epoch)), self._module, rules)
         arithmetic = partial(autocast, device_of(self._module), rules.precision)
         with in_eval(self._module):
             made = compute_crossing(self._boundary.prefix, images, arithmetic)
-        assert self._batches.stored is not None
-        (rows,) = self._batches.stored.rows([places], epoch=epoch)
+        (rows,) = self._cached.read_batches([places], epoch=epoch)
         as_stored = [getattr(torch, crossing.stored) for crossing in self._crossings]
         pairs = zip(rows, made, as_stored, strict=True)
         same = [is_close(row.to(value.device), value, stored=kind) for row, value, kind in pairs]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, fx, nn
@@ -15,7 +15,6 @@ from torch import Tensor, fx, nn
 from headstart.allocator import keep_freed_memory
 from headstart.data.batch import Batch
 from headstart.data.loader import Batches
-from headstart.data.transforms.transforms import eval_transform
 from headstart.distributed.collectives import all_gather, raise_together
 from headstart.distributed.fsdp import is_sharded, part_again
 from headstart.errors import NonFiniteError
@@ -131,8 +130,7 @@ def evaluate(
 
 
 def _run(model: nn.Module, batches: Batches, *, precision: Precision, memory_format: str) -> Predictions:
-    if batches.training is not None:  # the same images as they are: in order, not changed at random
-        batches = replace(batches, training=None, transform=eval_transform(batches.preprocess), decoded=None)
+    batches = batches.for_evaluation()
     keys = tuple(sample.key for sample in batches.samples)
     with in_eval(model), keep_freed_memory():
         with raise_together(NotReplayable) if isinstance(model, Suffix) else nullcontext():

@@ -136,7 +136,7 @@ class Timed(Iterator[Batch]):
         """Seconds of copying an image to an accelerator, by the largest batch; 0 on a CPU, where nothing is copied."""
         if self._largest is None or device.type == "cpu":
             return 0.0
-        copied, seconds = self._largest.stored or (self._largest.pixels,), 0.0
+        copied, seconds = self._largest.activations or (self._largest.pixels,), 0.0
         for _ in range(2):  # the first copy makes room for them there
             torch.accelerator.synchronize(device)
             started = time.monotonic()

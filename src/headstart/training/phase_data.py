@@ -18,7 +18,7 @@ from headstart.surgery.boundary import Boundary
 from headstart.surgery.fixed_values import NotReplayable
 from headstart.surgery.freeze import Frozen
 from headstart.surgery.layout import iterate_tensors
-from headstart.training.activation_cache import Activations, CacheRules, open_activations
+from headstart.training.activation_cache import ActivationDataset, CacheRules, open_activations
 from headstart.training.boundary_proof import CacheCheck, prove_boundary
 from headstart.training.rules import StepRules
 from headstart.training.state import TrainState
@@ -40,7 +40,7 @@ class PhaseData:
     def iterate_damage_notes(self) -> Iterator[CacheNote]:
         """What was computed again since this was last asked."""
         for batches in (self.train, self.val):
-            keys = batches.stored.take_mended() if isinstance(batches.stored, Activations) else ()
+            keys = batches.dataset.take_mended() if isinstance(batches.dataset, ActivationDataset) else ()
             if keys:
                 more = f" and {len(keys) - 1} more" if len(keys) > 1 else ""
                 yield CacheNote(f"cache: damaged, so computed again: {keys[0]}{more}")
@@ -49,30 +49,31 @@ class PhaseData:
         """Remove the activations: they are not what the model computes."""
         self.close()
         for batches in (self.train, self.val):
-            if isinstance(batches.stored, Activations):
-                batches.stored.discard()
+            if isinstance(batches.dataset, ActivationDataset):
+                batches.dataset.discard()
 
     def close(self) -> None:
         """Close the files of activations."""
         for batches in (self.train, self.val):
-            if isinstance(batches.stored, Activations):
-                batches.stored.close()
+            if isinstance(batches.dataset, ActivationDataset):
+                batches.dataset.close()
 
 
 @contextmanager
 def open_image_cache(batches: Batches, *, where: CacheRules) -> Iterator[tuple[Batches, CacheNote | None]]:
     """Within, batches that go by way of decoded images have their file; where there is no room for it, a note."""
-    if batches.decoded is None:
+    images = batches.images
+    if images.decoded is None:
         yield batches, None
         return
     disk_cache = DiskCache(where.folder, limit_bytes=where.limit_bytes)
     try:
-        opened = open_decoded_cache(batches.decoded, batches.samples, disk_cache, about=where.model)
+        opened = open_decoded_cache(images.decoded, images.samples, disk_cache, about=where.model)
     except StorageError as error:
         yield batches, CacheNote(f"cache: decoded images are not kept: {error}")
         return
     with closing(opened):
-        yield replace(batches, decoded=opened), None
+        yield replace(batches, dataset=replace(images, decoded=opened)), None
 
 
 def make_phase_data(
@@ -107,7 +108,7 @@ def make_phase_data(
             yield CacheNote(f"cache: not used for {split}, the frozen part is computed in every epoch: {error}")
             continue
         yield CacheNote(f"cache: {split}, {activations.summary()}")
-        phase_data = replace(phase_data, **{split: replace(batches, stored=activations)})
+        phase_data = replace(phase_data, **{split: replace(batches, dataset=activations)})
         if split == "train":
             check = CacheCheck(state.model, boundary, phase_data.train, rules)
             phase_data = replace(phase_data, suffix=boundary.train_suffix, check=check)
@@ -117,7 +118,7 @@ def make_phase_data(
     return phase_data
 
 
-def _fill_activations(activations: Activations) -> Iterator[CacheProgress]:
+def _fill_activations(activations: ActivationDataset) -> Iterator[CacheProgress]:
     """As its own ``fill``; closed where they cannot be."""
     try:
         yield from activations.fill()

@@ -227,8 +227,8 @@ def _train_phase(
 
 def report_changed_files(batches: Batches) -> Iterator[DataNote]:
     """Files that any process has found changed since this was last asked; of training, validation and test."""
-    if batches.changed is not None:
-        for text in sorted({text for news in all_gather_object(batches.changed.news()) for text in news}):
+    if batches.images.changed is not None:
+        for text in sorted({text for news in all_gather_object(batches.images.changed.news()) for text in news}):
             yield DataNote(text)
 
 
@@ -244,9 +244,10 @@ def _look_at_cache(state: TrainState, phase_data: PhaseData, *, epoch_ends: bool
 
 
 def _with_views(train: Batches, phase: PhasePlan) -> Batches:
-    if train.training is None or not phase.views:
+    if train.augmentation is None or not phase.views:
         return train
-    return replace(train, training=replace(train.training, views=phase.views, first_epoch=phase.first_epoch))
+    augmentation = replace(train.augmentation, views=phase.views, first_epoch=phase.first_epoch)
+    return replace(train, dataset=replace(train.images, augmentation=augmentation))
 
 
 def _validate(state: TrainState, course: TrainingPlan, event: EpochDone, phase_data: PhaseData) -> EpochDone:
@@ -268,7 +269,7 @@ def _validate(state: TrainState, course: TrainingPlan, event: EpochDone, phase_d
 
 def _metrics(model: nn.Module, suffix: nn.Module | None, val: Batches, rules: StepRules) -> dict[str, float]:
     """Of the model: by its part behind the boundary where the batches begin there and it has one."""
-    batches = val if suffix is not None else replace(val, stored=None)
+    batches = val if suffix is not None else replace(val, dataset=val.images)
     eval_model = suffix or model
     with keep_own_state(eval_model):
         return evaluate(eval_model, batches, precision=rules.evaluated_in, memory_format=rules.memory_format).metrics
@@ -287,9 +288,9 @@ def evaluate_best(model: nn.Module, val: Batches, course: TrainingPlan, *, epoch
             frozen = _without_moving(frozen, phase)
             with suppress(StorageError, ModelError):
                 boundary = _prove_traced_boundary(model, frozen, val, rules)
-                stored = stack.enter_context(closing(open_activations(boundary, val, rules=rules, where=course.cache)))
-                deque(stored.fill(), maxlen=0)
-                eval_model, batches = boundary.eval_suffix, replace(val, stored=stored)
+                opened = open_activations(boundary, val, rules=rules, where=course.cache)
+                deque(stack.enter_context(closing(opened)).fill(), maxlen=0)
+                eval_model, batches = boundary.eval_suffix, replace(val, dataset=opened)
         return evaluate(eval_model, batches, precision=rules.evaluated_in, memory_format=rules.memory_format)
 
 

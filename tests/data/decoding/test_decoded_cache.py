@@ -12,8 +12,10 @@ import pytest
 import torch
 from PIL import Image
 
+from headstart.data.augmentation import Augmentation
+from headstart.data.dataset import ImageDataset
 from headstart.data.decoding.decoded_cache import Decoded, open_decoded_cache
-from headstart.data.loader import Batches, Training
+from headstart.data.loader import Batches
 from headstart.data.sources.samples import Sample
 from headstart.data.transforms.transforms import eval_transform, train_transform
 from headstart.models.preprocess import Preprocess
@@ -57,18 +59,17 @@ def batches(samples, *, preset: str | None, preprocess: Preprocess | None = None
     transform = (
         eval_transform(preprocess) if preset is None else train_transform(preset, flip="auto", preprocess=preprocess)
     )
-    training = None if preset is None else Training(seed=1, mixup=0, cutmix=0)
-    return Batches(
-        samples=tuple(samples), task=TaskSpec(kind="classify", classes=("a",)), batch_size=3, preprocess=preprocess,
-        transform=transform, training=training, workers=0,
+    images = ImageDataset(
+        samples=tuple(samples), task=TaskSpec(kind="classify", classes=("a",)), preprocess=preprocess,
+        transform=transform, augmentation=None if preset is None else Augmentation(seed=1),
     )  # fmt: skip
+    return Batches(dataset=images, batch_size=3)
 
 
 def kept(made: Batches, folder: Path) -> Batches:
     shelf = DiskCache(folder, limit_bytes=10**9)
-    return replace(
-        made, decoded=open_decoded_cache(Decoded(transform=made.transform), made.samples, shelf, about="test")
-    )
+    decoded = open_decoded_cache(Decoded(transform=made.images.transform), made.samples, shelf, about="test")
+    return replace(made, dataset=replace(made.images, decoded=decoded))
 
 
 def pixels(made: Batches, *, epochs: int = 2) -> torch.Tensor:
@@ -102,7 +103,7 @@ def test_a_large_photo_is_kept_at_the_working_size_and_cropped_as_without(photo,
     plain = batches(samples, preset="standard", preprocess=shown(interpolation))
     made = kept(plain, tmp_path / "cache")
     assert (pixels(made).float() - pixels(plain).float()).abs().mean() < 6  # of 255, in half noise
-    changes = plain.transform
+    changes = plain.images.transform
     whole = changes.keep(Image.open(samples[0].path)).pixels
     assert tuple(whole.shape) == (WORKING, -(-WORKING * 900 // 700), 3)
 
@@ -115,7 +116,7 @@ def _lying() -> Image.Exif:
 
 def test_no_room_on_the_disk_changes_no_pixel(photo, tmp_path) -> None:
     plain = batches([photo(0, (900, 700)), photo(1, (60, 50))], preset="standard")
-    without_file = replace(plain, decoded=Decoded(transform=plain.transform))
+    without_file = replace(plain, dataset=replace(plain.images, decoded=Decoded(transform=plain.images.transform)))
     assert torch.equal(pixels(without_file), pixels(kept(plain, tmp_path / "cache")))
 
 
@@ -150,9 +151,9 @@ def test_other_images_or_another_form_are_another_file(photo, tmp_path, change: 
         "size": batches(samples, preset="standard", preprocess=replace(shown(), height=40, width=40)),
         "interpolation": batches(samples, preset="standard", preprocess=shown("bicubic")),
     }[change]
-    same = kept(first, tmp_path / "cache").decoded.file.path
-    assert kept(first, tmp_path / "cache").decoded.file.path == same
-    assert kept(other, tmp_path / "cache").decoded.file.path != same
+    same = kept(first, tmp_path / "cache").images.decoded.file.path
+    assert kept(first, tmp_path / "cache").images.decoded.file.path == same
+    assert kept(other, tmp_path / "cache").images.decoded.file.path != same
 
 
 def test_grey_pictures_and_png(photo, tmp_path) -> None:

@@ -285,7 +285,7 @@ def test_too_few_images_to_hold_some_out_is_an_error(folders, load) -> None:
 
 def test_progress_counts_every_image(folders, preprocess) -> None:
     from headstart.config.schema import Config, Data
-    from headstart.data.dataset import load_images
+    from headstart.data.images import load_images
 
     seen: list[tuple[int, int]] = []
     config = Config(data=Data(source=str(folders({"a": 3, "b": 3}))))

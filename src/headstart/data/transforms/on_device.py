@@ -19,20 +19,26 @@ Mix = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 @dataclass(frozen=True, kw_only=True)
 class DeviceAugment:
-    """What is still to be done to a batch's pixels. ``drawn`` (lead + B, N): the numbers of ``changes``. The first
-    ``lead`` images are there to be mixed in only.
+    """What is still to be done to a batch's pixels.
+
+    Attributes:
+        ``transform``: Whose random changes are made; None: they are there already.
+        ``numbers``: Those that were drawn for each image's changes, (borrowed + B, N).
+        ``mix``: Mixes the images with one another; None: they stay apart.
+        ``targets``: What the images answer, which ``mix`` needs.
+        ``borrowed``: How many images, the first ones, are there to be mixed in only.
     """
 
-    changes: TrainTransform | None
-    drawn: Tensor
+    transform: TrainTransform | None
+    numbers: Tensor
     mix: Mix | None
     targets: Tensor
-    lead: int
+    borrowed: int
 
     def __call__(self, pixels: Tensor) -> Tensor:
-        """(lead + B, C, H, W) uint8 on the device -> (B, C, H, W), uint8 or, after mixup, float32."""
-        if self.changes is not None:
-            pixels = self.changes.of_batch(pixels, self.drawn.to(pixels.device, non_blocking=True))
+        """(borrowed + B, C, H, W) uint8 on the device -> (B, C, H, W), uint8 or, after mixup, float32."""
+        if self.transform is not None:
+            pixels = self.transform.of_batch(pixels, self.numbers.to(pixels.device, non_blocking=True))
         if self.mix is not None:
             pixels = self.mix(pixels, self.targets)[0]
-        return pixels[self.lead :]
+        return pixels[self.borrowed :]
