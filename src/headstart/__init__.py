@@ -6,7 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from headstart.app import plan, train
+    from headstart.app import finish, plan, train
     from headstart.config.load import load_config
     from headstart.config.schema import Config
     from headstart.data.images import audit, open_images
@@ -70,6 +70,7 @@ __all__ = [
     "describe",
     "evaluate",
     "find_head",
+    "finish",
     "fit",
     "freeze",
     "load_config",
@@ -89,7 +90,7 @@ __all__ = [
 ]
 
 _HOMES = {
-    "app": ("plan", "train"),
+    "app": ("finish", "plan", "train"),
     "config.load": ("load_config",),
     "config.schema": ("Config",),
     "data.images": ("audit", "open_images"),

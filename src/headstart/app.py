@@ -1,4 +1,4 @@
-"""``train``: prepare, go through the phases, save, finish.
+"""``train``: prepare, go through the phases, save, finish; ``plan`` and ``finish``, which are parts of it.
 
 Each line is a public function that you can call yourself.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 from torch import nn
@@ -23,8 +24,17 @@ from headstart.events import Event, Note, Plan, Watch
 from headstart.isolation import only_run, own_arithmetic, own_turn
 from headstart.planning.disk_space import refuse_small_disk
 from headstart.planning.preflight import Prepared, prepare
-from headstart.runs.finish import Run, finish, read_finished_run
-from headstart.runs.folder import check_free, default_out, read_choices, record_start
+from headstart.runs.finish import Run, complete_run, read_finished_run
+from headstart.runs.folder import (
+    check_free,
+    check_stopped,
+    compare_start,
+    default_out,
+    is_finished,
+    read_choices,
+    read_config,
+    record_start,
+)
 from headstart.runs.log import RunLog
 from headstart.runs.resume import begin
 from headstart.runs.saving import Saver, interruptible
@@ -118,7 +128,7 @@ def _train_to_report(run: Path, prepared: Prepared, changed: tuple[str, ...], *,
                 saver.note(note)
             for event in train_phases(state, prepared.course, prepared.images.train, prepared.images.val):
                 saver.after(event, state)
-            return finish(run, state, prepared, log=log, started=started)
+            return complete_run(run, state, prepared, log=log, started=started)
 
 
 def _is_finished(run: Path, config: Config, *, resume: bool) -> bool:
@@ -155,6 +165,58 @@ def _isolate_call(what: str) -> Iterator[None]:
 
 def _silent(_: Event) -> None:
     """What is said where nobody listens, and by all but the first of several processes."""
+
+
+def finish(
+    run: str | Path,
+    *,
+    model: nn.Module | InPlace | None = None,
+    loss: LossFunction | None = None,
+    device: str | None = None,
+    watch: Watch | None = None,
+) -> Run:
+    """Return the model of a run that was stopped, at its best epoch so far, with a bundle and a report as at the end.
+
+    The best epoch's weights are evaluated on the run's own validation images. The run can go on afterwards:
+    ``hs.train(..., resume=True)`` takes it up where it was stopped, and writes another result at its end.
+
+    Args:
+        ``run``: The folder of a run of which one epoch has been validated.
+        ``model``: For an architecture of your own, the module as it was given to ``hs.train``.
+        ``loss``: Your own function, if the run was given one.
+        ``device``: Where it is evaluated, such as cpu or cuda; None takes the run's.
+        ``watch``: A function that is called with what is found on the way.
+
+    Returns:
+        The run with its ``metrics`` and ``model``, and a ``note`` that says after how many epochs it was stopped. A run
+        that has finished is returned as it is.
+
+    Raises:
+        ConfigError: No run is there, no epoch of it has been validated, or the data have changed.
+        StorageError: A file is damaged, another process is using the run, or the disk is full.
+
+    Example:
+        >>> import headstart as hs
+        >>> hs.finish("runs/photos").note.startswith("epoch ")
+        True
+    """
+    run = Path(run)
+    config = replace(read_config(run), out=str(run), devices=1)
+    config = config if device is None else replace(config, device=device)
+    emit, started = watch or _silent, time.monotonic()
+    with _isolate_call("hs.finish"), lock_folder(run):
+        if is_finished(run):
+            return read_finished_run(run, model=model)
+        check_stopped(run, own=model is not None)
+        with own_turn():
+            prepared = prepare(config, module=model, loss=loss, emit=emit, recorded=read_choices(run))
+        changed = compare_start(run, prepared.document, prepared.device)
+        state, notes = begin(run, prepared, changed)
+        with closing(RunLog(run, state)) as log:
+            for note in notes:
+                log.note(note.text)
+                emit(note)
+            return complete_run(run, state, prepared, log=log, started=started, early=True)
 
 
 def plan(

@@ -46,6 +46,8 @@ COMMANDS = _cases(
     ("predict", "RUN"),
     ("predict {RUN}", "PATH is missing", "headstart predict runs/photos new/"),
     ("report", "RUN"),
+    ("finish", "RUN"),
+    ("finish {PHOTOS}", "no run is there", "headstart train wrote"),
     ("describe", "SPEC"),
     ("train {PHOTOS} more", "more"),
     ("report {RUN} {RUN}", "run"),

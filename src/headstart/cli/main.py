@@ -17,6 +17,7 @@ VERBS = {  # a verb's module is imported when it is called
     "demo": "train the starter on handwritten digits, offline, and write a report",
     "train": "fine-tune a model on your images",
     "plan": "decide everything as train would, and train nothing",
+    "finish": "the model of a run that was stopped, at its best epoch so far",
     "evaluate": "metrics of a finished run on other images",
     "predict": "classes, tags or numbers for images and folders",
     "describe": "a model as a tree: shapes, parameters, head, each group's rate, what a freeze rule freezes",

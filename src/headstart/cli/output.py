@@ -7,6 +7,7 @@ import math
 import sys
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from headstart.reports.csv import csv_text
@@ -75,6 +76,12 @@ def result(run: Any, *, as_json: bool) -> str:
         rows = [(name, value, run.test_metrics.get(name)) for name, value in run.metrics.items()]
     header = ("", "validation", "test") if run.test_metrics else ()
     return table(rows, header=header) + (f"\n\n{cell(run.note)}" if run.note else "")
+
+
+def list_places(run: Path) -> str:
+    """Where a run and its report are, as a table."""
+    report = run / "report.html"
+    return table([("run", run), *([("report", report)] if report.is_file() else [])])
 
 
 def _finite(value: object) -> object:

@@ -12,7 +12,7 @@ import tyro
 
 from headstart.cli.configured import read_command_config
 from headstart.cli.launch import check_there, launch, wants_processes
-from headstart.cli.output import result, table, write
+from headstart.cli.output import list_places, result, write
 from headstart.cli.progress import Progress
 from headstart.config.flags import EVERY, parse_args
 from headstart.config.load import is_of_run
@@ -56,7 +56,5 @@ def run(argv: Sequence[str]) -> int:
         return 0
     write(result(done, as_json=args.json))
     if not args.json:
-        report = done.path / "report.html"
-        places = [("run", done.path), *([("report", report)] if report.is_file() else [])]
-        write("\n" + table(places))
+        write("\n" + list_places(done.path))
     return 0

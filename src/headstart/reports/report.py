@@ -30,6 +30,8 @@ _PAIRS = 20  # most confused pairs shown beyond
 _TEMPLATES = Path(__file__).parent / "templates"
 # what reading a text where a mapping belongs raises: a foreign record is not checked field by field
 _SHAPES = (TypeError, ValueError, KeyError, IndexError, AttributeError, ArithmeticError, TemplateError)
+_GO_ON, _FINISH = "Continue this run", "Take its best epoch so far as the model"
+_PREDICT, _EVALUATE = "Predict new images", "Measure it on other labelled images"
 _SHARES = ("accuracy",)  # metrics that read best as per cent
 
 
@@ -150,21 +152,48 @@ def _tags(scores: MultilabelScores) -> Mapping[str, Any]:
 
 
 def _commands(record: RunRecord) -> Sequence[Mapping[str, str]]:
-    """What to type next, with what it does."""
-    run = _quote(record.path)
-    source = str(record.plan.get("data", {}).get("source", "DATA"))
-    use = [{"says": "Predict new images", "line": f"headstart predict {run} IMAGE_OR_FOLDER"}]
-    use.append({"says": "Measure it on other labelled images", "line": f"headstart evaluate {run} DATA"})
+    """What to type next, with what it does: only what works on the run as it is now."""
+    own = bool((record.plan.get("began") or {}).get("module"))
+    go_on, finish, use = _python_commands(record) if own else _shell_commands(record)
+    if record.result is None:
+        return [go_on, *([finish] if record.epochs else [])]
+    return use if record.is_complete else [go_on, *use]
+
+
+Command = Mapping[str, str]
+
+
+def _shell_commands(record: RunRecord) -> tuple[Command, Command, Sequence[Command]]:
+    """The command that continues the run, the one that ends it at its best epoch, and those that use its model."""
+    run, source = _quote(record.path), _quote(Path(str(record.plan.get("data", {}).get("source", "DATA"))))
+    options = f"--config {_quote(record.path / 'config.yaml')} --out {run} --resume"
+    go_on = {"says": _GO_ON, "line": f"headstart train {source} {options}"}
+    finish = {"says": _FINISH, "line": f"headstart finish {run}"}
+    use = [
+        {"says": _PREDICT, "line": f"headstart predict {run} IMAGE_OR_FOLDER"},
+        {"says": _EVALUATE, "line": f"headstart evaluate {run} DATA"},
+    ]
     asked = record.config.get("head")
     head = {"at": asked.get("at", "auto") if isinstance(asked, dict) else "auto", **record.plan.get("head", {})}
     if loads_in_timm(record.plan.get("model", {}), head):
         bundle = _tidy(str(_shorten_path(record.path) / "model"))
         line = f"timm.create_model({'local-dir:' + bundle!r}, pretrained=True)"
         use.append({"says": "Load it in plain timm, in Python", "line": line})
-    if record.result is None:
-        options = f"--config {_quote(record.path / 'config.yaml')} --out {run} --resume"
-        use.insert(0, {"says": "Continue this run", "line": f"headstart train {_quote(Path(source))} {options}"})
-    return use
+    return go_on, finish, use
+
+
+def _python_commands(record: RunRecord) -> tuple[Command, Command, Sequence[Command]]:
+    """As ``_shell_commands``, for a run of a module of the user's own, which no command can make."""
+    run, net = str(_shorten_path(record.path)), "the module as it was given to hs.train"
+    config = str(_shorten_path(record.path) / "config.yaml")
+    go_on = {"says": f"{_GO_ON}; net: {net}", "line": f"hs.train(hs.load_config({config!r}), model=net, resume=True)"}
+    finish = {"says": f"{_FINISH}; net: {net}", "line": f"hs.finish({run!r}, model=net)"}
+    opened = f"hs.open_run({run!r}, model=net)"
+    use = [
+        {"says": f"{_PREDICT}; net: {net}", "line": f"hs.predict({opened}, IMAGES)"},
+        {"says": _EVALUATE, "line": f"hs.evaluate({opened}, DATA)"},
+    ]
+    return go_on, finish, use
 
 
 def _quote(path: Path) -> str:

@@ -40,6 +40,11 @@ class RunRecord:
     """Lines of events.jsonl that are no events (a line cut short when the process was killed)."""
 
     @property
+    def is_complete(self) -> bool:
+        """Whether all epochs of the run are done."""
+        return self.result is not None and self.result.get("complete", True) is True
+
+    @property
     def task(self) -> str:
         """The kind of task by name."""
         return str(self.plan["task"]["kind"])

@@ -169,7 +169,10 @@ def describe_trained(run: Path, model: nn.Module) -> OpenedRun:
 def _bundle_folder(run: Path) -> Path:
     folder = run if (run / BUNDLE).is_file() else run / "model"
     if not (folder / BUNDLE).is_file():
-        raise ModelError(f"{run}: no finished run is there (no model/headstart.json); train it, or go on with --resume")
+        raise ModelError(
+            f"{run}: no finished run is there (no model/headstart.json); train it, go on with --resume, or take "
+            f"the best epoch of a run that was stopped: headstart finish {run}"
+        )
     return folder
 
 

@@ -17,7 +17,7 @@ from headstart.distributed.collectives import broadcast_model, collective_errors
 from headstart.models.sources import OpenedModel
 from headstart.runs.bundle import Evaluated, bundle_facts, open_run, write_bundle
 from headstart.runs.checkpoint import load_best
-from headstart.runs.folder import read_result, write_predictions
+from headstart.runs.folder import is_complete, read_result, write_predictions
 from headstart.runs.log import RunLog
 from headstart.storage.durable import read_json, write_json
 from headstart.surgery.freeze import unfreeze
@@ -46,7 +46,7 @@ class Run:
 
 
 class Ready(Protocol):
-    """What ``finish`` needs to know of a prepared run."""
+    """What ``complete_run`` needs to know of a prepared run."""
 
     @property
     def config(self) -> Config:
@@ -89,10 +89,13 @@ class Ready(Protocol):
         ...
 
 
-def finish(run: Path, state: TrainState, ready: Ready, *, log: RunLog | None, started: float) -> Run:
+def complete_run(
+    run: Path, state: TrainState, ready: Ready, *, log: RunLog | None, started: float, early: bool = False
+) -> Run:
     """Write everything that a finished run holds; result.json comes last but for the report.
 
-    ``log`` is None on all but the first of several processes: these help to evaluate, and write nothing.
+    ``log`` is None on all but the first of several processes: these help to evaluate, and write nothing. ``early``: not
+    all epochs are done, and the run may go on afterwards.
 
     Raises: StorageError.
     """
@@ -120,6 +123,9 @@ def finish(run: Path, state: TrainState, ready: Ready, *, log: RunLog | None, st
         "task": images.task.kind, "seconds": seconds, "metrics": metrics, "epoch": state.best.epoch,
         "weights": state.best.weights, "test_metrics": found["test"].metrics if "test" in found else None,
     }  # fmt: skip
+    if early:
+        planned = sum(phase.epochs for phase in ready.course.phases)
+        result |= {"complete": False, "epochs_done": state.epochs_done, "epochs": planned}
     if log is None:
         return _run(run, result, _plain(model, ready))
     facts = bundle_facts(ready.opened, ready.swap, ready.config, task=images.task, evaluated=settings, metrics=metrics)
@@ -159,7 +165,10 @@ def _report(run: Path) -> None:
 
 
 def _run(run: Path, result: Mapping[str, Any], model: nn.Module) -> Run:
+    note = f"epoch {result['epoch']} ({result['weights']} weights)"
+    if not is_complete(result):
+        note += f"; the run was stopped after {result['epochs_done']} of {result['epochs']} epochs"
     return Run(
         path=run, task=result["task"], seconds=result["seconds"], metrics=result["metrics"], model=model,
-        test_metrics=result["test_metrics"], note=f"epoch {result['epoch']} ({result['weights']} weights)",
+        test_metrics=result["test_metrics"], note=note,
     )  # fmt: skip

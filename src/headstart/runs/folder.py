@@ -12,13 +12,13 @@ from typing import Any
 
 import torch
 
-from headstart.config.load import load_config, write_yaml
+from headstart.config.load import is_of_run, load_config, write_yaml
 from headstart.config.schema import Config
 from headstart.errors import ConfigError, StorageError
 from headstart.machine import environment
 from headstart.reports.csv import csv_text
 from headstart.reports.environment import Facts, compare
-from headstart.runs.checkpoint import newest_step
+from headstart.runs.checkpoint import newest_step, read_checkpoint
 from headstart.runs.plan_file import read_plan, write_plan
 from headstart.storage.durable import (
     json_bytes,
@@ -76,7 +76,37 @@ def check_free(run: Path, config: Config, *, resume: bool) -> bool:
                 f"{old}: the run was made with other options ({'; '.join(different)}); "
                 "resume it with the same ones, or choose another folder with --out"
             )
-    return (run / "result.json").exists()
+    return is_finished(run)
+
+
+def is_finished(run: Path) -> bool:
+    """Whether the run there is through all its epochs.  Raises: StorageError: its result is damaged."""
+    return (run / "result.json").exists() and is_complete(read_result(run))
+
+
+def read_config(run: Path) -> Config:
+    """What the run there was told.  Raises: ConfigError: no run is there."""
+    if not is_of_run(run / "config.yaml"):
+        raise ConfigError(f"{run}: no run is there; give the folder that headstart train wrote, e.g. runs/photos")
+    return load_config(run / "config.yaml")
+
+
+def check_stopped(run: Path, *, own: bool) -> None:
+    """Refuse to finish a run that has no weights worth keeping, or whose module is not given (``own``: one is).
+
+    Raises: ConfigError. StorageError: its checkpoints or records are damaged.
+    """
+    found = read_checkpoint(run / "checkpoints")
+    if found is None or found.counters["best"] is None:
+        raise ConfigError(
+            f"{run}: no epoch of the run has been validated, so that it has no best weights; go on with: "
+            f"headstart train --config {run / 'config.yaml'} --resume"
+        )
+    if ((read_plan(run) or {}).get("began") or {}).get("module") and not own:
+        raise ConfigError(
+            f"{run}: a module of your own was trained; finish the run in Python, with the module as it was given to "
+            f"hs.train: hs.finish({str(run)!r}, model=net)"
+        )
 
 
 def _differences(old: Path, config: Config) -> list[str]:
@@ -116,6 +146,7 @@ def record_start(
     if step:
         changed = (*changed, *_check_unsaved(run, plan, allow_inexact=allow_inexact))
     sweep(run)
+    (run / "result.json").unlink(missing_ok=True)  # of ``headstart finish``: the run goes on, and will have another
     write_file(run / "config.yaml", write_yaml(config).encode("utf-8", "surrogateescape"))  # from here on it is a run
     make_folder(checkpoints)
     sweep(checkpoints)
@@ -123,6 +154,18 @@ def record_start(
     write_plan(run, {**plan, "run": _run_digest(config, plan)} if begins else _of_first_life(plan, before or {}))
     write_json(facts, now)
     return changed
+
+
+def compare_start(run: Path, plan: Mapping[str, Any], device: torch.device) -> tuple[str, ...]:
+    """What differs between the plan that the run began with and this one of it, machine and versions included.
+
+    Raises: ConfigError: the data do. StorageError: a record is damaged.
+    """
+    before = read_plan(run)
+    _check_data(run / "plan.json", before, plan)
+    facts = Facts(environment=environment(device), plan=plan)
+    step = newest_step(run / "checkpoints")
+    return compare(run / "environment.json", facts, before_plan=before, step=step, allow_inexact=True)[1]
 
 
 def _check_unsaved(run: Path, plan: Mapping[str, Any], *, allow_inexact: bool) -> tuple[str, ...]:
@@ -218,6 +261,11 @@ def _rows(evaluation: Evaluation) -> list[dict[str, Any]]:
     write_row = find_kind(task.kind).write_row
     each = zip(evaluation.predictions.keys, evaluation.truth.tolist(), outputs, strict=True)
     return [{"id": key} | write_row(task, true, values) for key, true, values in each]
+
+
+def is_complete(result: Mapping[str, Any]) -> bool:
+    """Whether all epochs of the run are done: a run that was stopped may have a result by ``headstart finish``."""
+    return result.get("complete", True) is True
 
 
 def read_result(run: Path) -> dict[str, Any]:
