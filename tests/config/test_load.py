@@ -67,7 +67,7 @@ def test_a_section_without_kind_keeps_the_default_kind() -> None:
         ({"precision": "bf17"}, "precision: 'bf17' is unknown; did you mean bf16? (accepted: auto, fp32, bf16 or fp16)"),  # noqa: E501
         ({"data": {"target": 5}}, "data.target: 5 is not text; quote it: '5'"),
         ({"data": {"log": "yes"}}, "data.log: 'yes' is not accepted; give true or false"),
-        ({"model": "timm/x"}, "model: 'timm/x' is no section; write model: {name: timm/x} (accepted: name, weights, image_size, preprocess, options)"),  # noqa: E501
+        ({"model": "timm/x"}, "model: 'timm/x' is no section; write model: {name: timm/x} (accepted: name, weights, weights_part, image_size, preprocess, options)"),  # noqa: E501
         ({"optimizer": {"kind": "admw"}}, "optimizer.kind: 'admw' is unknown; did you mean adamw? (accepted: adamw, adam, sgd, rmsprop, timm)"),  # noqa: E501
         ({"optimizer": {"lrr": 1}}, "optimizer.lrr: unknown; did you mean lr? (accepted: kind, lr, head_lr, layer_decay, weight_decay, betas)"),  # noqa: E501
         ({"optimizer": {"momentum": 0.9}}, "optimizer.momentum: adamw has no momentum; it belongs to sgd and rmsprop (--optimizer.kind sgd)"),  # noqa: E501

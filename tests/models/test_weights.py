@@ -71,18 +71,11 @@ def test_half_precision_is_read_as_float32(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("key", ["state_dict", "model"])
-def test_a_nested_state_dict_and_a_uniform_prefix_are_unwrapped_and_said(tmp_path: Path, key: str) -> None:
-    state = {f"module.{name}": value for name, value in small_net().state_dict().items()}
-    torch.save({key: state, "epoch": 3}, tmp_path / "w.pt")
+def test_a_nested_state_dict_is_unwrapped_and_said(tmp_path: Path, key: str) -> None:
+    torch.save({key: small_net().state_dict(), "epoch": 3}, tmp_path / "w.pt")
     file = read_weights(tmp_path / "w.pt")
     assert set(file.tensors) == set(small_net().state_dict())
     assert any(key in note for note in file.notes)
-    assert any("'module.'" in note for note in file.notes)
-
-
-def test_a_prefix_that_is_not_on_every_name_stays(tmp_path: Path) -> None:
-    torch.save({"module.a": torch.ones(1), "b": torch.ones(1)}, tmp_path / "w.pt")
-    assert set(read_weights(tmp_path / "w.pt").tensors) == {"module.a", "b"}
 
 
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol:UserWarning")
@@ -105,7 +98,7 @@ def test_the_bomb_of_these_tests_would_work(tmp_path: Path) -> None:
     assert (tmp_path / "proof").exists()
 
 
-@pytest.mark.parametrize("suffix", [".pkl", ".h5", ".onnx", ".npz", ".ckpt", ".docx", ""])
+@pytest.mark.parametrize("suffix", [".pkl", ".h5", ".onnx", ".npz", ".pt2", ".docx", ""])
 def test_other_formats_are_refused_by_name_with_the_way_out(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"w{suffix}"
     path.touch()
@@ -148,7 +141,7 @@ def test_damage_is_refused(tmp_path: Path) -> None:
         read_weights(tmp_path / "w.pth")
 
 
-@pytest.mark.parametrize("content", [{}, [torch.ones(1)], {"a": 1}, {"a": {"b": torch.ones(1)}}])
+@pytest.mark.parametrize("content", [{}, [torch.ones(1)], {"a": 1}, {"a": {"b": [torch.ones(1)]}}])
 def test_a_file_without_a_state_dict_is_refused(tmp_path: Path, content: object) -> None:
     torch.save(content, tmp_path / "w.pth")
     with pytest.raises(ModelError, match=r"not names and tensors|are not tensors"):

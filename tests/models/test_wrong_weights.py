@@ -55,7 +55,7 @@ WRONG: dict[str, tuple[bytes, str]] = {  # what is wrong, and the words of the r
     "a Git LFS pointer": (b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
     "a tensor gone": (changed(lambda s: without(s, "layer1.0.conv1.weight")), "layer1.0.conv1.weight"),
     "a tensor bent": (changed(lambda s: s | {"conv1.0.weight": torch.zeros(4, 3, 3, 3)}), "another shape: conv1.0.weight"),  # noqa: E501
-    "prefixed names": (changed(lambda s: {f"model.{n}": v for n, v in s.items()}), "outside the head are missing"),
+    "names of no prefix": (changed(lambda s: {f"{n}.data": v for n, v in s.items()}), "outside the head are missing"),
     "half of the names prefixed": (
         changed(lambda s: {(f"module.{n}" if i % 2 else n): v for i, (n, v) in enumerate(s.items())}),
         "outside the head are missing",
@@ -95,7 +95,9 @@ def test_a_hub_that_sends_another_file_than_it_publishes_is_refused(wrong: str, 
         open_model(f"{TINY}.r160_in1k")
 
 
-@pytest.mark.parametrize("wrong", ["of another model", "a tensor gone", "prefixed names", "not finite", "a web page"])
+@pytest.mark.parametrize(
+    "wrong", ["of another model", "a tensor gone", "names of no prefix", "not finite", "a web page"]
+)
 def test_a_repository_that_holds_a_wrong_file_is_refused_with_the_reason(wrong: str, hub: Server) -> None:  # noqa: F811
     data, words = WRONG[wrong]
     hub.files[path_of()] = data

@@ -48,6 +48,10 @@ class Describe:
     """Each stage nearer to the input trains at this times the next one's rate."""
     weights: Annotated[str, tyro.conf.arg(metavar="TEXT")] = "none"
     """none, pretrained, or a local file."""
+    weights_part: Annotated[
+        str, tyro.conf.arg(metavar="TEXT", help_behavior_hint="", aliases=("--model.weights-part",))
+    ] = "auto"
+    """Which of a file's weights: averaged, raw, or a key of the file or prefix of its names."""
     image_size: Annotated[
         int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="(default: the weights' own)")
     ] = None
@@ -124,7 +128,7 @@ def _open_described_model(args: Describe) -> OpenedModel:
     parsed = parse_spec(args.spec)
     is_bundle = isinstance(parsed, FolderSpec) and (model_folder(parsed.path) / BUNDLE).is_file()
     weights = "pretrained" if is_bundle and args.weights == "none" else args.weights
-    return open_model(args.spec, weights=weights, image_size=args.image_size)
+    return open_model(args.spec, weights=weights, weights_part=args.weights_part, image_size=args.image_size)
 
 
 def _groups(module: nn.Module, config: Config) -> PlannedGroups | ModelError:

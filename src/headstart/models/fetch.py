@@ -67,6 +67,18 @@ def hub_file(repo: str, filename: str, *, revision: str | None = None) -> Fetche
     return Fetched(Path(path), digest, where)
 
 
+def find_cached(repo: str, filename: str) -> Path | None:
+    """A file of a hub repository that is in the cache already; nothing is fetched."""
+    import huggingface_hub
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        cached = huggingface_hub.try_to_load_from_cache(repo, filename, cache_dir=hub_cache())
+    except HFValidationError:  # no repository's name
+        return None
+    return Path(cached) if isinstance(cached, str) else None
+
+
 def url_file(url: str) -> Fetched:
     """A weights file of torchvision or a timm release: from TORCH_HOME's cache, else downloaded into it.
 

@@ -114,6 +114,15 @@ def read_architecture(config: Mapping[str, Any], *, where: str) -> tuple[Archite
     nested = config.get("pretrained_cfg")
     cfg = dict(nested) if isinstance(nested, dict) else dict(config)
     name, options = config.get("architecture"), config.get("model_args") or {}
+    kinds = config.get("architectures")
+    if name is None and isinstance(kinds, list) and "transformers_version" in config:
+        kind = next((str(kind) for kind in kinds if str(kind).endswith("ForImageClassification")), None)
+        folder = where.removesuffix(CONFIG).rstrip("/")
+        raise ModelError(
+            f"{where}: a model of transformers ({', '.join(map(str, kinds))}), not of timm's; in Python give the "
+            f"module: hs.train(config, model=transformers.{kind or 'AutoModelForImageClassification'}"
+            f".from_pretrained({folder!r}))"
+        )
     if not isinstance(name, str) or not timm.is_model(name):
         raise ModelError(
             f"{where}: architecture {name!r} is not one of timm's; a model folder is in timm's local-dir layout "

@@ -2,26 +2,33 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
+ACCEPTED = (
+    "weights are pretrained, none, or a file: .safetensors, or .pth, .pt, .bin, .ckpt as training scripts write them"
+)
+IN_A_FOLDER = ("model.safetensors", "pytorch_model.bin", "model/model.safetensors")  # as HF and headstart write them
 OTHER_FORMATS = {
     ".pkl": "a pickle, which can run code; where it was made, save the state dict with safetensors.torch.save_file",
     ".pickle": "a pickle, which can run code; where it was made, save the state dict with safetensors.torch.save_file",
-    ".ckpt": "a training checkpoint; take its state dict out and save it with safetensors.torch.save_file",
     ".h5": "a Keras file; port the weights to the timm or torchvision architecture and save them as .safetensors",
     ".keras": "a Keras file; port the weights to the timm or torchvision architecture and save them as .safetensors",
     ".onnx": "an ONNX graph, not trainable weights; export the original model's state dict as .safetensors",
     ".npy": "a NumPy array, which can hold pickled objects; save the state dict as .safetensors",
     ".joblib": "a pickle, which can run code; where it was made, save the state dict with safetensors.torch.save_file",
-    ".torchscript": "a TorchScript archive, which is code; save the original model's state dict as .safetensors",
+    ".torchscript": "a TorchScript archive, which is code; where it was made, run: torch.save(torch.jit.load(FILE)"
+    ".state_dict(), 'weights.pth'), or save the original model's state dict as .safetensors",
     ".ptl": "a TorchScript archive, which is code; save the original model's state dict as .safetensors",
     ".mar": "a TorchServe archive, which holds code; save the original model's state dict as .safetensors",
-    ".distcp": "a shard of a distributed checkpoint (DCP), whose .metadata is a pickle; where it was made, load it and "
+    ".distcp": "a shard of a distributed checkpoint (DCP), whose .metadata is a pickle; where it was made, run: from "
+    "torch.distributed.checkpoint.format_utils import dcp_to_torch_save; dcp_to_torch_save(FOLDER, 'weights.pth'), or "
     "save the state dict as .safetensors",
-    ".npz": "NumPy arrays; port them to the architecture's names and save them as .safetensors",
+    ".npz": "NumPy arrays, as JAX has them; where timm knows them: model = timm.create_model(NAME); "
+    "model.load_pretrained(FILE); torch.save(model.state_dict(), 'weights.pth'); else port them to the architecture's "
+    "names and save them as .safetensors",
     ".msgpack": "a Flax file; port the weights to the architecture's names and save them as .safetensors",
-    ".pt2": "an exported program; save the original model's state dict as .safetensors",
+    ".pt2": "an exported program; where it was made, run: torch.save(torch.export.load(FILE).state_dict, "
+    "'weights.pth'), or save the original model's state dict as .safetensors",
 }
 
 
@@ -29,10 +36,13 @@ def what_folder(path: Path) -> str:
     """A folder that was given where a file belongs."""
     if (path / ".metadata").exists() or any(path.glob("*.distcp")):
         return (
-            "a distributed checkpoint (DCP), whose .metadata is a pickle, which can run code; where it was made, load "
-            "it and save the state dict with safetensors.torch.save_file"
+            "a distributed checkpoint (DCP), whose .metadata is a pickle, which can run code; where it was made, run: "
+            "from torch.distributed.checkpoint.format_utils import dcp_to_torch_save; "
+            f"dcp_to_torch_save({str(path)!r}, 'weights.pth')"
         )
-    return "a folder, not a file; a model folder or run is given as the model (--model FOLDER)"
+    inside = [name for name in IN_A_FOLDER if (path / name).is_file()]
+    file = f"its weights are {path / inside[0]} (--weights {path / inside[0]}); " if inside else ""
+    return f"a folder, not a file; {file}a model folder or run is given as the model (--model {path})"
 
 
 def what_it_is(data: bytes, *, suffix: str) -> str | None:
@@ -52,14 +62,3 @@ def what_it_is(data: bytes, *, suffix: str) -> str | None:
     if suffix != ".safetensors" and is_safetensors:
         return "it is a safetensors file; give it the ending .safetensors"
     return None
-
-
-def reason(error: Exception) -> str:
-    """Why torch did not read a file, without its advice to read it unsafely."""
-    text = str(error)
-    if wanted := re.search(r"GLOBAL (\S+)", text):
-        return f"it asks for {wanted[1]}, which is no tensor"
-    if operand := re.search(r"Unsupported operand (\d+)", text):
-        return f"it is no file of torch.save, or a damaged one: operand {operand[1]}"
-    lines = [line.strip() for line in text.splitlines() if line.strip() and "weights_only" not in line]
-    return lines[0][:200] if lines else type(error).__name__

@@ -99,7 +99,7 @@ def from_pretrained_cfg(cfg: Mapping[str, Any], *, channels: int, source: str) -
         source=source,
         crop_mode=str(cfg.get("crop_mode") or "center"),
     )
-    return _with_channels(found, channels)
+    return with_channels(found, channels)
 
 
 def from_torchvision(transforms: Any, *, source: str) -> Preprocess:
@@ -143,7 +143,8 @@ def adjust_preprocess(found: Preprocess, *, image_size: int | None, given: Image
     return found
 
 
-def _with_channels(found: Preprocess, channels: int) -> Preprocess:
+def with_channels(found: Preprocess, channels: int) -> Preprocess:
+    """For images of so many channels: mean and std averaged where these are others."""
     if channels == found.channels:
         return found
     return replace(

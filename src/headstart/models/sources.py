@@ -32,7 +32,9 @@ from headstart.models.folder import (
     read_architecture,
     read_bundle,
 )
+from headstart.models.hugging_face import count_labels, is_transformers, read_transformers_format
 from headstart.models.origins import Origin, find_origin, torchvision_names
+from headstart.models.prefixes import Names, fit_names
 from headstart.models.preprocess import Preprocess, adjust_preprocess, from_pretrained_cfg, imagenet_preprocess
 from headstart.models.spec import FolderSpec, parse_spec
 from headstart.models.weights import (
@@ -52,6 +54,14 @@ from headstart.surgery.own_state import read_saved_tensors
 from headstart.surgery.whole_module import refuse_lazy, refuse_wrapped
 
 __all__ = ["Coverage", "OpenedModel", "WeightsSource", "open_model"]
+
+
+@dataclass(frozen=True)
+class _Chosen:
+    """What was said of the weights: pretrained, none or a file; and which part of the file."""
+
+    weights: str
+    part: str
 
 
 @dataclass(frozen=True)
@@ -87,6 +97,7 @@ def open_model(
     spec: str | nn.Module,
     *,
     weights: str = "pretrained",
+    weights_part: str = "auto",
     image_size: int | None = None,
     preprocess: ImageFormat | None = None,
     options: Mapping[str, object] | None = None,
@@ -97,7 +108,9 @@ def open_model(
         ``spec``: A name such as ``timm/resnet50.a1_in1k``, ``torchvision/resnet50`` or ``hf-hub:timm/...``, a folder, a
             run, or a module of your own.
         ``weights``: Which weights are loaded: pretrained, none (random ones, drawn from torch's global generator: seed
-            it), or the path of a local file.
+            it), or the path of a local file, such as a training script's checkpoint.
+        ``weights_part``: Which of a file's weights are meant: auto (an average where there is one), averaged, raw, or
+            a key of the file or a prefix of its names.
         ``image_size``: Pixels per side; None takes the size that the weights were evaluated at.
         ``preprocess``: The mean, standard deviation and framing of the images where the weights do not tell them.
         ``options``: Options of the architecture, as its library names them.
@@ -118,18 +131,25 @@ def open_model(
     """
     options = dict(options or {})
     if weights not in ("pretrained", "none"):
-        refuse_format(Path(weights))
+        refuse_format(Path(weights).expanduser())
+    elif weights_part != "auto":
+        raise ModelError(
+            f"model.weights_part: {weights_part} is of weights from a file, and model.weights is {weights}; leave it "
+            "out, or name the file, e.g. --weights last.pth"
+        )
+    chosen = _Chosen(weights, weights_part)
     with own_arithmetic():
         if isinstance(spec, nn.Module):
             refuse_wrapped(spec)
             refuse_lazy(spec)
-            return _open_own(spec, weights=weights, image_size=image_size, preprocess=preprocess, options=options)
-        return _open_named(spec, weights=weights, image_size=image_size, preprocess=preprocess, options=options)
+            return _open_own(spec, chosen, image_size=image_size, preprocess=preprocess, options=options)
+        return _open_named(spec, chosen, image_size=image_size, preprocess=preprocess, options=options)
 
 
 def _open_named(
-    spec: str, *, weights: str, image_size: int | None, preprocess: ImageFormat | None, options: dict[str, object]
+    spec: str, chosen: _Chosen, *, image_size: int | None, preprocess: ImageFormat | None, options: dict[str, object]
 ) -> OpenedModel:
+    weights = chosen.weights
     parsed = parse_spec(spec)
     if isinstance(parsed, FolderSpec):
         parsed = FolderSpec(model_folder(parsed.path))
@@ -139,7 +159,7 @@ def _open_named(
                 raise ModelError(
                     f"model.options: {parsed.path} is a headstart bundle, whose architecture is fixed; drop them"
                 )
-            opened = _open_bundle(bundle, weights=weights, image_size=image_size)
+            opened = _open_bundle(bundle, chosen, image_size=image_size)
             return replace(
                 opened, preprocess=adjust_preprocess(opened.preprocess, image_size=image_size, given=preprocess)
             )
@@ -150,7 +170,7 @@ def _open_named(
         raise ModelError(
             f"{origin.spec} has no pretrained weights; choose another model, --weights none or --weights FILE"
         )
-    opened = _open_origin(origin, weights=weights)
+    opened = _open_origin(origin, chosen)
     return replace(opened, preprocess=adjust_preprocess(opened.preprocess, image_size=image_size, given=preprocess))
 
 
@@ -177,17 +197,17 @@ def _size_option(architecture: Architecture) -> str:
     return "input_size" if architecture.name.startswith("maxvit") else "image_size"
 
 
-def _open_origin(origin: Origin, *, weights: str) -> OpenedModel:
+def _open_origin(origin: Origin, chosen: _Chosen) -> OpenedModel:
     refuse_memory(_bytes(sketch(origin.architecture, outputs=origin.outputs)), what=f"{origin.spec}")
-    file, source = _read(origin, weights)
+    file, source = _read(origin, chosen)
     if file is None:
         outputs, module = origin.outputs, build(origin.architecture, outputs=origin.outputs)
         coverage = Coverage(loaded=0, total=len(module.state_dict()))
     else:
-        outputs, found, coverage = _fit_file(origin, file, where=source.where)
+        names, (outputs, found, coverage) = _fit_file(origin, file, where=source.where)
         module = build(origin.architecture, outputs=outputs)
         load_by_coverage(module, found, coverage)
-        coverage = replace(coverage, notes=(*file.notes, *_explain_adapted(file.tensors, found)))
+        coverage = _tell_names(coverage, names, file, *_explain_adapted(names.tensors, found))
     return OpenedModel(
         module=module,
         spec=origin.spec,
@@ -201,22 +221,47 @@ def _open_origin(origin: Origin, *, weights: str) -> OpenedModel:
     )
 
 
-def _read(origin: Origin, weights: str) -> tuple[TensorFile | None, WeightsSource]:
+def _read(origin: Origin, chosen: _Chosen) -> tuple[TensorFile | None, WeightsSource]:
+    weights = chosen.weights
     if weights == "none":
         return None, WeightsSource("none", "random", None, None)
     if weights == "pretrained":
         assert origin.pretrained is not None, origin.spec
         file = origin.pretrained.read()
         return file, WeightsSource("pretrained", origin.pretrained.where, file.sha256, origin.pretrained.licence)
-    file = read_weights(Path(weights).expanduser())
+    file = read_weights(Path(weights).expanduser(), part=chosen.part)
     return file, WeightsSource("file", str(Path(weights).expanduser()), file.sha256, None)
 
 
-def _fit_file(origin: Origin, file: TensorFile, *, where: str) -> tuple[int, Mapping[str, Tensor], Coverage]:
-    """The number of classes that the file has, its tensors under the model's names, and how they cover it."""
+def _fit_file(
+    origin: Origin, file: TensorFile, *, where: str
+) -> tuple[Names, tuple[int, Mapping[str, Tensor], Coverage]]:
+    """The file's tensors under the prefix that is right, and what ``_fit_tensors`` gives for them."""
+    plan = sketch(origin.architecture, outputs=origin.outputs)
+    return fit_names(
+        file.tensors,
+        expected=plan.state_dict(),
+        fit=lambda tensors: _fit_tensors(origin, tensors, plan=plan, where=where),
+        wanted=file.wanted,
+        where=where,
+    )
+
+
+def _tell_names(coverage: Coverage, names: Names, file: TensorFile, *notes: str) -> Coverage:
+    """The coverage with what was done to the file's names, and with the names that are not below its prefix."""
+    unexpected = (*coverage.unexpected, *names.beside)
+    return replace(coverage, unexpected=unexpected, notes=(*file.notes, *names.notes, *notes))
+
+
+def _fit_tensors(
+    origin: Origin, tensors: Mapping[str, Tensor], *, plan: nn.Module, where: str
+) -> tuple[int, Mapping[str, Tensor], Coverage]:
+    """The number of classes that the tensors have, the tensors under the model's names, and how they cover it.
+
+    ``plan``: the model on meta.
+    """
     architecture, outputs = origin.architecture, origin.outputs
-    plan = sketch(architecture, outputs=outputs)
-    found = state_filter(architecture, outputs=outputs, module=plan)(file.tensors)
+    found = state_filter(architecture, outputs=outputs, module=plan)(tensors)
     expected = plan.state_dict()
     if any(name in found and found[name].shape != value.shape for name, value in expected.items()):
         heads = head_tensors(architecture, outputs=outputs)
@@ -224,7 +269,7 @@ def _fit_file(origin: Origin, file: TensorFile, *, where: str) -> tuple[int, Map
         if len(rows) == 1 and rows != {outputs}:
             outputs = rows.pop()
             plan = sketch(architecture, outputs=outputs)
-            found = state_filter(architecture, outputs=outputs, module=plan)(file.tensors)
+            found = state_filter(architecture, outputs=outputs, module=plan)(tensors)
     coverage = cover(plan.state_dict(), found, heads=lambda: head_tensors(architecture, outputs=outputs), where=where)
     return outputs, found, coverage
 
@@ -238,7 +283,7 @@ def _bytes(module: nn.Module) -> int:
     return 4 * sum(parameter.numel() for parameter in module.parameters())
 
 
-def _open_bundle(bundle: Bundle, *, weights: str, image_size: int | None) -> OpenedModel:
+def _open_bundle(bundle: Bundle, chosen: _Chosen, *, image_size: int | None) -> OpenedModel:
     where, facts = str(bundle.path / "headstart.json"), bundle.facts
     try:
         architecture = _bundle_architecture(bundle, where=where)
@@ -266,11 +311,11 @@ def _open_bundle(bundle: Bundle, *, weights: str, image_size: int | None) -> Ope
     origin = Origin(
         spec=str(bundle.path), architecture=architecture, outputs=outputs, preprocess=preprocess, pretrained=None
     )
-    if weights != "pretrained":
-        return _open_origin(origin, weights=weights)
+    if chosen.weights != "pretrained":
+        return _open_origin(origin, chosen)
     file = read_safetensors(bundle.files[WEIGHTS], where=f"of {bundle.path}")
     _refuse_head((recipe["outputs"], *recipe["hidden"]), file, where=where)
-    opened = _open_origin(origin, weights="none")
+    opened = _open_origin(origin, _Chosen("none", "auto"))
     declare_scores(opened.module, scores)
     replace_head(opened.module, **recipe)
     coverage = cover(opened.module.state_dict(), file.tensors, heads=frozenset, where=f"of {bundle.path}")
@@ -309,8 +354,8 @@ def _bundle_architecture(bundle: Bundle, *, where: str) -> Architecture:
 
 def _open_own(
     module: nn.Module,
+    chosen: _Chosen,
     *,
-    weights: str,
     image_size: int | None,
     preprocess: ImageFormat | None,
     options: Mapping[str, object],
@@ -321,24 +366,38 @@ def _open_own(
     total = len(read_saved_tensors(module))
     coverage = Coverage(loaded=total, total=total, notes=("the module as given",))
     source = WeightsSource("pretrained", "the module as given", None, None)
-    if weights not in ("pretrained", "none"):
-        file = read_weights(Path(weights).expanduser())
-        coverage = cover(read_saved_tensors(module), file.tensors, heads=lambda: head_parameters(module), where=weights)
-        load_by_coverage(module, file.tensors, coverage)
-        source = WeightsSource("file", weights, file.sha256, None)
+    if chosen.weights not in ("pretrained", "none"):
+        coverage, source = _fill_own(module, chosen)
     name = architecture.name if architecture else type(module).__name__
     outputs = getattr(module, "num_classes", None)
+    outputs = outputs if isinstance(outputs, int) else count_labels(module)
     return OpenedModel(
         module=module,
         spec=f"timm/{name}" if architecture else f"own:{name}",
         library="timm" if architecture else "own",
         architecture=name,
         options=dict(architecture.options) if architecture else {},
-        num_outputs=outputs if isinstance(outputs, int) else None,
+        num_outputs=outputs,
         preprocess=adjust_preprocess(_own_preprocess(module), image_size=image_size, given=preprocess),
         coverage=coverage,
         weights=source,
     )
+
+
+def _fill_own(module: nn.Module, chosen: _Chosen) -> tuple[Coverage, WeightsSource]:
+    """Load a file's weights into a module of the user's."""
+    where = chosen.weights
+    file = read_weights(Path(where).expanduser(), part=chosen.part)
+    expected = read_saved_tensors(module)
+    names, coverage = fit_names(
+        file.tensors,
+        expected=expected,
+        fit=lambda tensors: cover(expected, tensors, heads=lambda: head_parameters(module), where=where),
+        wanted=file.wanted,
+        where=where,
+    )
+    load_by_coverage(module, names.tensors, coverage)
+    return _tell_names(coverage, names, file), WeightsSource("file", where, file.sha256, None)
 
 
 def _recognize_architecture(module: nn.Module) -> Architecture | None:
@@ -363,5 +422,7 @@ def _own_preprocess(module: nn.Module) -> Preprocess:
     cfg = getattr(module, "pretrained_cfg", None)
     if isinstance(cfg, Mapping):
         return from_pretrained_cfg(cfg, channels=channels, source="the module's pretrained_cfg")
+    if is_transformers(module):
+        return read_transformers_format(module, channels=channels)
     said = "assumed: ImageNet's usual mean and std at 224 px, because the module says nothing"
     return imagenet_preprocess(channels=channels, source=said)

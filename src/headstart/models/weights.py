@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import io
 import pickle
@@ -9,7 +10,7 @@ import re
 import stat
 import zipfile
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -20,10 +21,11 @@ from torch import Tensor, nn
 
 from headstart.errors import ModelError
 from headstart.machine import available_bytes
-from headstart.models.foreign import OTHER_FORMATS, reason, what_folder, what_it_is
+from headstart.models.checkpoints import select_part
+from headstart.models.foreign import ACCEPTED, OTHER_FORMATS, what_folder, what_it_is
+from headstart.models.pickles import how_to_save, reason
 
-PICKLED = (".pth", ".pt", ".bin", ".tar")
-ACCEPTED = "weights are pretrained, none, or a file: .safetensors, .pth, .pt or .bin with a state dict"
+PICKLED = (".pth", ".pt", ".bin", ".ckpt", ".tar")
 _TORCH_ERRORS = (  # what torch.load raises over damaged or foreign files
     pickle.UnpicklingError,
     RuntimeError,
@@ -50,11 +52,15 @@ class Digest:
 
 @dataclass(frozen=True)
 class TensorFile:
-    """The tensors of a weights file, floating ones as float32, with its SHA-256 and what was done to read it."""
+    """The tensors of a weights file, floating ones as float32, with its SHA-256 and what was done to read it.
+
+    ``wanted``: which of the names are meant, where it was said: see ``fit_names``.
+    """
 
     tensors: Mapping[str, Tensor]
     sha256: str
     notes: tuple[str, ...] = ()
+    wanted: str = "auto"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,8 +92,10 @@ def list_names(names: Collection[str], most: int = _NAMED) -> str:
     return ", ".join(listed[:most]) + more
 
 
-def read_weights(path: Path, *, expected: Digest | None = None) -> TensorFile:
+def read_weights(path: Path, *, expected: Digest | None = None, part: str = "auto") -> TensorFile:
     """The tensors of a local file, whose bytes are hashed and compared before they are interpreted.
+
+    ``part``: auto, averaged, raw, or a key of the file or a prefix of its names.
 
     Raises: ModelError: no such file, another format, a hash that differs, damage, more than memory, NaN or infinity.
     """
@@ -105,14 +113,15 @@ def read_weights(path: Path, *, expected: Digest | None = None) -> TensorFile:
     if (strange := what_it_is(data, suffix=path.suffix)) is not None:
         raise ModelError(f"weights {path}: {strange}")
     if path.suffix == ".safetensors":
-        return read_safetensors(data, where=str(path))
-    tensors, notes = _read_pickle(data, where=str(path))
-    return _check_tensors(tensors, data=data, where=str(path), notes=notes)
+        return replace(read_safetensors(data, where=str(path)), wanted=part)
+    found = select_part(_read_pickle(data, path=path), wanted=part, where=str(path))
+    file = _check_tensors(found.tensors, data=data, where=str(path))
+    return replace(file, notes=found.notes, wanted=found.wanted)
 
 
 def read_safetensors(data: bytes, *, where: str) -> TensorFile:
     """The tensors of a safetensors file already in memory."""
-    return _check_tensors(read_own_tensors(data, where=where), data=data, where=where, notes=())
+    return _check_tensors(read_own_tensors(data, where=where), data=data, where=where)
 
 
 def read_own_tensors(data: bytes, *, where: str) -> dict[str, Tensor]:
@@ -222,16 +231,17 @@ def _refuse_body(
     )
 
 
-def _read_pickle(data: bytes, *, where: str) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    _refuse_archive(data, where=where)
+def _read_pickle(data: bytes, *, path: Path) -> object:
+    """What torch.save wrote: tensors, plain values, and the options of a script, which are in most checkpoints."""
+    _refuse_archive(data, where=str(path))
     try:
-        loaded = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True, mmap=False)
+        with torch.serialization.safe_globals([argparse.Namespace]):  # a plain holder of values, as timm reads it
+            return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True, mmap=False)
     except _TORCH_ERRORS as error:
         raise ModelError(
-            f"weights {where}: not a plain state dict ({reason(error)}); only tensors are read, code in a file is "
-            "never run. Where it was made, run safetensors.torch.save_file(model.state_dict(), 'weights.safetensors')"
+            f"weights {path}: not a plain state dict ({reason(error)}); only tensors are read, code in a file is "
+            f"never run. {how_to_save(data)}"
         ) from error
-    return _state_dict(loaded, where=where)
 
 
 def _refuse_archive(data: bytes, *, where: str) -> None:
@@ -243,7 +253,8 @@ def _refuse_archive(data: bytes, *, where: str) -> None:
         raise ModelError(f"weights {where}: a damaged archive ({error}); fetch or copy it again") from error
     if any(entry.filename.endswith("/constants.pkl") or "/code/" in entry.filename for entry in entries):
         raise ModelError(
-            f"weights {where}: a TorchScript archive, which is code; save the original model's state dict instead"
+            f"weights {where}: a TorchScript archive, which is code; where it was made, run: import torch; "
+            f"torch.save(torch.jit.load({Path(where).name!r}).state_dict(), 'weights.pth')"
         )
     # torch stores without compression: a file that unpacks to more than itself was not made by torch.save
     if sum(entry.file_size for entry in entries) > len(data):
@@ -252,35 +263,14 @@ def _refuse_archive(data: bytes, *, where: str) -> None:
         )
 
 
-def _state_dict(loaded: object, *, where: str) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    notes: list[str] = []
-    for key in ("state_dict", "model"):
-        if isinstance(loaded, Mapping) and isinstance(loaded.get(key), Mapping):
-            loaded = loaded[key]
-            notes.append(f"taken from the file's {key!r}")
-            break
-    if not isinstance(loaded, Mapping) or not loaded:
-        raise ModelError(f"weights {where}: holds a {type(loaded).__name__}, not names and tensors; {ACCEPTED}")
-    wrong = [str(name) for name, value in loaded.items() if not (isinstance(name, str) and isinstance(value, Tensor))]
-    if wrong:
-        names = list_names(wrong)
-        raise ModelError(
-            f"weights {where}: {len(wrong)} entries are not tensors: {names}; save the model's state dict alone"
-        )
-    return dict(loaded), tuple(notes)
-
-
-def _check_tensors(tensors: Mapping[str, Tensor], *, data: bytes, where: str, notes: tuple[str, ...]) -> TensorFile:
-    if tensors and all(name.startswith("module.") for name in tensors):
-        tensors = {name.removeprefix("module."): value for name, value in tensors.items()}
-        notes = (*notes, "the prefix 'module.' stripped from every name")
+def _check_tensors(tensors: Mapping[str, Tensor], *, data: bytes, where: str) -> TensorFile:
     _refuse_strange(tensors, where=where)
     plain: dict[str, Tensor] = {}
     for name, value in tensors.items():
         plain[name] = value.to(torch.float32) if value.is_floating_point() else value
         if value.is_floating_point() and not bool(torch.isfinite(plain[name]).all()):
             raise ModelError(f"weights {where}: {name} holds NaN or infinity; these weights are broken, use others")
-    return TensorFile(tensors=plain, sha256=hashlib.sha256(data).hexdigest(), notes=notes)
+    return TensorFile(tensors=plain, sha256=hashlib.sha256(data).hexdigest())
 
 
 def _refuse_strange(tensors: Mapping[str, Tensor], *, where: str) -> None:

@@ -48,12 +48,12 @@ def _refuse_wrapper(module: nn.Module) -> None:
             f"model: the module is wrapped in {type(module).__name__}; give the one inside, model=module.module "
             "(--devices N trains it in several processes)"
         )
-    refuse_wrapped(module)
     if isinstance(getattr(module, "_orig_mod", None), nn.Module):
         raise ModelError(
             "model: the module was compiled by torch.compile; give the one that it was made of, model=module._orig_mod "
             "(--compile default compiles the steps)"
         )
+    refuse_wrapped(module)
 
 
 def mark_changed(module: nn.Module) -> None:

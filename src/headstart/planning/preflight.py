@@ -213,7 +213,11 @@ def _open(config: Config, device: torch.device, module: nn.Module | InPlace | No
         opened = name_weights_by_digest(open_model(copy_given(module), image_size=size, preprocess=given))
         return opened, Decision("model", opened.spec, "the module as given" + _list_left_out(config, opened))
     name, decision = choose_model(config, device)
-    return open_model(name, weights=model.weights, image_size=size, preprocess=given, options=model.options), decision
+    opened = open_model(
+        name, weights=model.weights, weights_part=model.weights_part, image_size=size, preprocess=given,
+        options=model.options,
+    )  # fmt: skip
+    return opened, decision
 
 
 def _list_left_out(config: Config, opened: OpenedModel) -> str:

@@ -72,6 +72,10 @@ class _Walk:
     probabilities: str | None = None
     strange: list[str] = field(default_factory=list)
     nodes: set[fx.Node] = field(default_factory=set)
+    emptied: str | None = None
+    """The last Identity through which all of the output goes: where a head was, if no layer of scores is before it."""
+    behind: int = 0
+    """How many of ``activations`` come after it."""
     numbers: frozenset[str] = frozenset()
     """Names of tensors that are no layer's: of a single number, and made by forward itself."""
 
@@ -89,8 +93,12 @@ def search_head(module: nn.Module, trace: Trace) -> HeadSearch:
     problem = None if told else _judge(module, walk) or _several(module, trace, walk, scores)
     if problem is None and told and not _equal_outputs(module, told):
         problem = f"it names heads with different numbers of outputs: {_format_sizes(module, told)}"
-    if problem is not None and (put_in := _put_in(module)):
+    put_in = _put_in(module) if problem is not None else ()
+    if put_in:
         main, problem = put_in, None
+    activations = walk.activations if set(main) & set(walk.found) else []
+    if walk.emptied and not told and not put_in and (problem is not None or walk.activations[walk.behind :]):
+        main, problem, activations = (walk.emptied,), None, walk.activations[: walk.behind]
     if problem is not None:
         listed = _format_sizes(module, _candidates(module, trace))
         problem = f"the head is not clear: {problem}; layers that could be it: {listed}{_ask_for_output(trace)}"
@@ -99,7 +107,7 @@ def search_head(module: nn.Module, trace: Trace) -> HeadSearch:
     equals = [path for path in dict.fromkeys(more) if _equal_outputs(module, (main[0], path))]
     return HeadSearch(
         paths=(*main, *equals),
-        activations=tuple(dict.fromkeys(walk.activations)) if set(main) & set(walk.found) else (),
+        activations=tuple(dict.fromkeys(activations)),
         probabilities=walk.probabilities,
     )
 
@@ -185,8 +193,14 @@ def _walk_back(module: nn.Module, trace: Trace, graph: fx.Graph, scores: str | i
         node = waiting.pop(0)
         if node not in walk.nodes:
             walk.nodes.add(node)
+            if walk.emptied is None and not waiting and not walk.found and _is_identity(module, node):
+                walk.emptied, walk.behind = str(node.target), len(walk.activations)
             waiting += _step_back(module, node, walk)
     return walk
+
+
+def _is_identity(module: nn.Module, node: fx.Node) -> bool:
+    return node.op == "call_module" and type(module.get_submodule(str(node.target))) is nn.Identity
 
 
 def calls_inside(module: nn.Module, trace: Trace, paths: Sequence[str]) -> set[str]:

@@ -379,14 +379,24 @@ def input_shape(module: nn.Module) -> tuple[int, int, int]:
     facts: Mapping[str, Any] = getattr(module, "pretrained_cfg", None) or {}
     channels, height, width = facts.get("input_size") or (3, 224, 224)
     size = getattr(getattr(module, "patch_embed", None), "img_size", None) or getattr(module, "image_size", None)
-    if isinstance(size, int):
-        height = width = size
-    elif isinstance(size, (tuple, list)) and len(size) == 2:
-        height, width = size
+    height, width = _pair(size) or read_config_size(module) or (height, width)
     first = facts.get("first_conv") if facts else _first_conv(module)
     if isinstance(first, str) and isinstance(part := _part(module, first), nn.Conv2d):
         channels = part.in_channels if part.in_channels <= _MOST_CHANNELS else channels
     return int(channels), int(height), int(width)
+
+
+def read_config_size(module: nn.Module) -> tuple[int, int] | None:
+    """(height, width) that the config of a model of transformers names."""
+    return _pair(getattr(getattr(module, "config", None), "image_size", None))
+
+
+def _pair(size: object) -> tuple[int, int] | None:
+    if isinstance(size, int):
+        return size, size
+    if isinstance(size, (tuple, list)) and len(size) == 2:
+        return int(size[0]), int(size[1])
+    return None
 
 
 def _first_conv(module: nn.Module) -> str | None:

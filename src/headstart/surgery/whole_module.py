@@ -39,11 +39,25 @@ def refuse_half(module: nn.Module) -> None:
 
 
 def refuse_wrapped(module: nn.Module) -> None:
-    """Raises: ModelError: the module is another one in a wrapper, or it or a part of it is compiled by torch.jit."""
+    """Raises: ModelError: the module is another one in a wrapper, or it or a part of it is compiled by torch.jit or
+    torch.compile.
+    """
     if isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel):
         raise ModelError(
             f"model: the module is wrapped in {type(module).__name__}; give the one inside, module.module (--devices N "
             "trains it in several processes)"
+        )
+    if isinstance(getattr(module, "_orig_mod", None), nn.Module):
+        raise ModelError(
+            "model: the module was compiled by torch.compile; give the one that it was made of, module._orig_mod "
+            "(--compile default compiles the steps)"
+        )
+    parts = [path for path, part in module.named_modules() if isinstance(getattr(part, "_orig_mod", None), nn.Module)]
+    if parts:
+        raise ModelError(
+            f"model: its part {parts[0]} was compiled by torch.compile, which hides its layers; put the part that it "
+            f"was made of in its place: model.set_submodule({parts[0]!r}, model.get_submodule({parts[0]!r})._orig_mod) "
+            "(--compile default compiles the steps)"
         )
     compiled = [path for path, part in module.named_modules() if isinstance(part, torch.jit.ScriptModule)]
     if compiled:
