@@ -23,6 +23,7 @@ from headstart.errors import ConfigError, DataError, ModelError
 from headstart.runs.bundle import OpenedRun, describe_trained, open_run
 from headstart.runs.finish import Run
 from headstart.tasks.kinds import find_kind
+from headstart.tasks.task import TaskSpec
 from headstart.training.evaluate import Evaluation, Predictions
 from headstart.training.evaluate import evaluate as evaluate_module
 from headstart.training.evaluate import predict as predict_module
@@ -40,12 +41,15 @@ class Prediction:
         ``path``: The file's path as text; ``images[2]`` for the third of several where it was in memory, ``image`` for
             a single one.
         ``labels``: Pairs of class or tag and confidence from 0 to 1, likeliest first.
+        ``tags``: The tags that are on, likeliest first: those whose confidence is above the tag's threshold, which was
+            chosen on the validation images (``task.thresholds``; none: 0.5). None for other tasks.
         ``values``: The numbers by target, in original units (regression); else None.
         ``error``: Why the image cannot be read; else None.
     """
 
     path: str
     labels: tuple[tuple[str, float], ...] = ()
+    tags: tuple[str, ...] | None = None
     values: dict[str, float] | None = None
     error: str | None = None
 
@@ -58,7 +62,7 @@ def evaluate_run(run: AnyRun, data: Data, *, device: str = "auto") -> Run:
     Raises: ModelError: no finished run. DataError: classes or targets that the model does not know, unreadable images.
     """
     started = time.monotonic()
-    opened = _open(run, device)
+    opened = open_on(run, device)
     found = _evaluate_source(opened, data)
     return Run(
         path=opened.path if not isinstance(run, str | Path | Run) else run.path if isinstance(run, Run) else Path(run),
@@ -74,7 +78,7 @@ def predict_paths(
     run: AnyRun, paths: AnyImages, *, batch_size: int | None = None, device: str = "auto"
 ) -> list[Prediction]:
     """What ``hs.predict`` gives for a run."""
-    return _predict_images(_open(run, device), paths, batch_size=batch_size)
+    return _predict_images(open_on(run, device), paths, batch_size=batch_size)
 
 
 @overload
@@ -152,7 +156,7 @@ def predict(
             "hs.predict: Batches are for a module; give the run's model, hs.predict(hs.open_run(run).model, batches), "
             "or images"
         )
-    return _predict_images(_open(model, device), batches, batch_size=batch_size)
+    return _predict_images(open_on(model, device), batches, batch_size=batch_size)
 
 
 @overload
@@ -223,7 +227,7 @@ def evaluate(
             f"hs.evaluate: type {type(batches).__name__} holds no labelled images for a run; accepted are a folder of "
             'class folders or a table, as a path, or hs.load_config({"data": {...}}).data'
         )
-    return _evaluate_source(_open(model, device), batches)
+    return _evaluate_source(open_on(model, device), batches)
 
 
 def _check_batches(batches: object, name: str) -> Batches:
@@ -248,7 +252,7 @@ def _refuse_options(name: str, subject: str, **options: object) -> None:
         raise ConfigError(f"{name}: {', '.join(given)}: not accepted with a {subject}, since {why}; leave it out")
 
 
-def _open(run: AnyRun, device: str) -> OpenedRun:
+def open_on(run: AnyRun, device: str) -> OpenedRun:
     """The run's model, where it is to compute: one that is open already stays where it is, unless told otherwise."""
     if isinstance(run, str | Path):
         opened = open_run(run)
@@ -312,7 +316,7 @@ def _evaluate_labelled(opened: OpenedRun, data: Data, *, scanned: bool) -> Evalu
 def _predict_batches(opened: OpenedRun, batches: Batches) -> list[Prediction]:
     settings = opened.evaluated
     made = predict_module(opened.model, batches, precision=settings.precision, memory_format=settings.memory_format)
-    return [_describe_row(made, row) for row in range(len(made.keys))]
+    return [_describe_row(made, opened.task, row) for row in range(len(made.keys))]
 
 
 def _readable(batches: Batches) -> tuple[Batches, dict[int, str]]:
@@ -326,7 +330,9 @@ def _readable(batches: Batches) -> tuple[Batches, dict[int, str]]:
     return batches.with_samples(tuple(sample for sample in batches.samples if sample.index not in errors)), errors
 
 
-def _describe_row(made: Predictions, row: int) -> Prediction:
-    key, kind = made.keys[row], find_kind(made.task.kind)
-    pairs = kind.pair_outputs(made.task, made.outputs[row])
-    return Prediction(path=key, values=dict(pairs)) if kind.gives_numbers else Prediction(path=key, labels=pairs)
+def _describe_row(made: Predictions, task: TaskSpec, row: int) -> Prediction:
+    key, kind = made.keys[row], find_kind(task.kind)
+    pairs = kind.pair_outputs(task, made.outputs[row])
+    if kind.gives_numbers:
+        return Prediction(path=key, values=dict(pairs))
+    return Prediction(path=key, labels=pairs, tags=kind.list_tags(task, made.outputs[row]))

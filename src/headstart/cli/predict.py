@@ -13,6 +13,9 @@ import tyro
 from headstart.cli.output import cell, table, to_csv, to_json, write
 from headstart.config.flags import parse_args
 from headstart.errors import ConfigError, DataError
+from headstart.tasks.tags import join_tags
+
+_SHOWN = 12  # thresholds that are printed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +31,7 @@ class Predict:
     device: str = "auto"
     """cpu, cuda, mps, xpu, ...; auto: the accelerator if there is one."""
     top: int = 5
-    """Classes per image, the likeliest first."""
+    """Classes per image, the likeliest first. Of tags all that are on are given, in CSV and JSON each confidence."""
     batch_size: Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="(default: as in training)")] = (
         None
     )
@@ -48,14 +51,15 @@ def run(argv: Sequence[str]) -> int:
     from headstart.lazy_imports import load_libraries
 
     load_libraries()
-    from headstart.predictor import predict_paths  # imports torch
+    from headstart.predictor import open_on, predict_paths  # imports torch
 
-    found = predict_paths(
-        Path(args.run), [Path(path) for path in args.paths], batch_size=args.batch_size, device=args.device
-    )
+    opened = open_on(Path(args.run), args.device)
+    found = predict_paths(opened, [Path(path) for path in args.paths], batch_size=args.batch_size)
     unreadable = [prediction for prediction in found if prediction.error is not None]
     for prediction in unreadable:
         sys.stderr.write(f"headstart: {cell(prediction.path)}: {cell(prediction.error)}\n")
+    if about := describe_thresholds(opened.task):
+        sys.stderr.write(f"headstart: {cell(about)}\n")
     write(render(found, form=args.format, top=args.top))
     if len(unreadable) == len(found):
         raise DataError(f"none of the {len(found)} images could be read")
@@ -68,9 +72,11 @@ def render(predictions: Sequence[Any], *, form: str, top: int) -> str:
         items = [_as_dict(prediction, top) for prediction in predictions]
         return to_json(items) if form == "json" else "\n".join(map(to_json, items))
     if any(prediction.values for prediction in predictions):
-        header, rows = _numbers(predictions)
+        header, rows = _list_numbers(predictions)
+    elif any(prediction.tags is not None for prediction in predictions):
+        header, rows = _list_tags(predictions, all_confidences=form == "csv")
     else:
-        header, rows = _labels(predictions, top)
+        header, rows = _list_labels(predictions, top)
     return to_csv(rows, header=header) if form == "csv" else table(rows, header=header)
 
 
@@ -80,16 +86,37 @@ def _as_dict(prediction: Any, top: int) -> dict[str, object]:
         return {**facts, "error": prediction.error}
     if prediction.values:
         return {**facts, "values": dict(prediction.values)}
-    return {**facts, "labels": [{"name": n, "confidence": c} for n, c in (prediction.labels or ())[:top]]}
+    labels = [{"name": name, "confidence": confidence} for name, confidence in prediction.labels or ()]
+    if prediction.tags is not None:
+        return {**facts, "tags": list(prediction.tags), "labels": labels}
+    return {**facts, "labels": labels[:top]}
 
 
-def _numbers(predictions: Sequence[Any]) -> tuple[list[str], list[list[object]]]:
+def _list_numbers(predictions: Sequence[Any]) -> tuple[list[str], list[list[object]]]:
     targets = list(dict.fromkeys(name for prediction in predictions for name in prediction.values or ()))
     rows = [[str(p.path), *((p.values or {}).get(t) for t in targets), p.error or ""] for p in predictions]
     return ["path", *(f"value:{name}" if name in ("path", "error") else name for name in targets), "error"], rows
 
 
-def _labels(predictions: Sequence[Any], top: int) -> tuple[list[str], list[list[object]]]:
+def _list_tags(predictions: Sequence[Any], *, all_confidences: bool) -> tuple[list[str], list[list[object]]]:
+    """One row per image: the tags that are on, with their confidences beside them, or all confidences in columns."""
+    if not all_confidences:
+        rows: list[list[object]] = []
+        for prediction in predictions:
+            confidences = dict(prediction.labels)
+            tags = ", ".join(f"{name} {confidences[name]:.3f}" for name in prediction.tags or ())
+            none = "none" if prediction.error is None else ""
+            rows.append([str(prediction.path), tags or none, prediction.error or ""])
+        return ["path", "tags", "error"], rows
+    names = sorted({name for prediction in predictions for name, _ in prediction.labels})
+    rows = [
+        [str(one.path), join_tags(one.tags or ()), *(dict(one.labels).get(name) for name in names), one.error or ""]
+        for one in predictions
+    ]
+    return ["path", "tags", *(f"p:{name}" for name in names), "error"], rows
+
+
+def _list_labels(predictions: Sequence[Any], top: int) -> tuple[list[str], list[list[object]]]:
     """One row per image: its labels side by side, as many as the image with the most has."""
     count = min(top, max((len(p.labels or ()) for p in predictions), default=0))
     header = ["path"]
@@ -102,3 +129,16 @@ def _labels(predictions: Sequence[Any], top: int) -> tuple[list[str], list[list[
             row += (prediction.labels or ())[rank] if rank < len(prediction.labels or ()) else (None, None)
         rows.append([*row, prediction.error or ""])
     return [*header, "error"], rows
+
+
+def describe_thresholds(task: Any) -> str:
+    """Above what a tag is on, in a line; "" where the outputs are no tags."""
+    from headstart.tasks.kinds import find_kind  # imports torch
+
+    if not (thresholds := find_kind(task.kind).list_thresholds(task)):
+        return ""
+    if set(thresholds.values()) == {0.5}:
+        return "tags above 0.5 are on"
+    shown = ", ".join(f"{name} {value:.3g}" for name, value in list(thresholds.items())[:_SHOWN])
+    more = f" and {len(thresholds) - _SHOWN} more (model/headstart.json)" if len(thresholds) > _SHOWN else ""
+    return f"tags are on above the thresholds that were chosen on the validation images: {shown}{more}"

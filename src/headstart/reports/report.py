@@ -108,7 +108,7 @@ def render(record: RunRecord) -> str:
         inexact=inexact_text(record.environment),
         environment=format_facts(record.environment),
         classify=_classify(scores) if isinstance(scores, ClassifyScores) else None,
-        tags=_tags(scores) if isinstance(scores, MultilabelScores) else None,
+        tags=_tags(scores, record) if isinstance(scores, MultilabelScores) else None,
         targets=target_figures(record, scores.targets) if isinstance(scores, RegressScores) else (),
         gallery=gallery(record),
         figures=curve_figures(record),
@@ -143,12 +143,12 @@ def _classify(scores: ClassifyScores) -> Mapping[str, Any]:
     }
 
 
-def _tags(scores: MultilabelScores) -> Mapping[str, Any]:
+def _tags(scores: MultilabelScores, record: RunRecord) -> Mapping[str, Any]:
     rows = list(scores.tags)
     many = len(rows) > _MATRIX
     if many:
         rows.sort(key=lambda row: (math.isnan(row.average_precision), row.average_precision, row.name))
-    return {"rows": rows, "sorted": many}
+    return {"rows": rows, "sorted": many, "thresholds": (record.result or {}).get("thresholds") or {}}
 
 
 def _commands(record: RunRecord) -> Sequence[Mapping[str, str]]:

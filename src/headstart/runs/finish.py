@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -24,7 +24,9 @@ from headstart.surgery.freeze import unfreeze
 from headstart.surgery.head import HeadSwap
 from headstart.surgery.lora import merge_lora
 from headstart.surgery.module_copy import InPlace
-from headstart.training.evaluate import evaluate, keep_own_state
+from headstart.tasks.kinds import find_kind
+from headstart.tasks.task import TaskSpec
+from headstart.training.evaluate import Evaluation, evaluate, keep_own_state
 from headstart.training.phases import TrainingPlan, evaluate_best, report_changed_files
 from headstart.training.state import TrainState
 
@@ -119,19 +121,22 @@ def complete_run(
     changed = [note.text for note in report_changed_files(images.val)]
     seconds = time.monotonic() - started
     metrics = found["val"].metrics
+    task = _with_thresholds(images.task, found["val"])
     result = {
-        "task": images.task.kind, "seconds": seconds, "metrics": metrics, "epoch": state.best.epoch,
+        "task": task.kind, "seconds": seconds, "metrics": metrics, "epoch": state.best.epoch,
         "weights": state.best.weights, "test_metrics": found["test"].metrics if "test" in found else None,
     }  # fmt: skip
+    if task.thresholds:
+        result["thresholds"] = dict(zip(task.classes, task.thresholds, strict=True))
     if early:
         planned = sum(phase.epochs for phase in ready.course.phases)
         result |= {"complete": False, "epochs_done": state.epochs_done, "epochs": planned}
     if log is None:
         return _run(run, result, _plain(model, ready))
-    facts = bundle_facts(ready.opened, ready.swap, ready.config, task=images.task, evaluated=settings, metrics=metrics)
+    facts = bundle_facts(ready.opened, ready.swap, ready.config, task=task, evaluated=settings, metrics=metrics)
     write_bundle(run / "model", model, facts, plan=read_json(run / "plan.json"), result=result)
     contents = {sample.key: sample.content for sample in images.val.samples}
-    write_predictions(run / "predictions.csv", found["val"], contents=contents)
+    write_predictions(run / "predictions.csv", found["val"], task=task, contents=contents)
     for text in changed:
         log.note(text)
     log.mark("finished", {"step": state.step, "seconds": seconds})
@@ -140,6 +145,12 @@ def complete_run(
     log.note(f"finished: step {state.step}")
     _report(run)
     return _run(run, result, _plain(model, ready))
+
+
+def _with_thresholds(task: TaskSpec, evaluation: Evaluation) -> TaskSpec:
+    """The task with what was chosen on the validation images."""
+    chosen = find_kind(task.kind).choose_thresholds(task, evaluation.predictions.outputs, evaluation.truth)
+    return replace(task, thresholds=chosen)
 
 
 def _plain(model: nn.Module, ready: Ready) -> nn.Module:

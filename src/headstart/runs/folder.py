@@ -31,6 +31,7 @@ from headstart.storage.durable import (
     write_json,
 )
 from headstart.tasks.kinds import find_kind
+from headstart.tasks.task import TaskSpec
 from headstart.training.evaluate import Evaluation
 
 _FREE = ("workers", "cache.limit_gb", "data.changed", "out", "data.source", "data.images")  # may be others when a run
@@ -247,17 +248,17 @@ def _section(path: Path, plan: Mapping[str, Any], name: str) -> dict[str, Any]:
     return section
 
 
-def write_predictions(path: Path, evaluation: Evaluation, *, contents: Mapping[str, str]) -> None:
+def write_predictions(path: Path, evaluation: Evaluation, *, task: TaskSpec, contents: Mapping[str, str]) -> None:
     """predictions.csv: id, truth, prediction and SHA-256 (``contents``, by id) of every validation image; names that
     are formulas led by ', tags joined by ";" (see ``join_tags``).
     """
-    rows = [row | {"sha256": contents[row["id"]]} for row in _rows(evaluation)]
+    rows = [row | {"sha256": contents[row["id"]]} for row in _rows(evaluation, task)]
     text = csv_text(([*row.values()] for row in rows), header=list(rows[0]))
     write_file(path, text.encode("utf-8", "surrogateescape"))
 
 
-def _rows(evaluation: Evaluation) -> list[dict[str, Any]]:
-    task, outputs = evaluation.predictions.task, evaluation.predictions.outputs.tolist()
+def _rows(evaluation: Evaluation, task: TaskSpec) -> list[dict[str, Any]]:
+    outputs = evaluation.predictions.outputs.tolist()
     write_row = find_kind(task.kind).write_row
     each = zip(evaluation.predictions.keys, evaluation.truth.tolist(), outputs, strict=True)
     return [{"id": key} | write_row(task, true, values) for key, true, values in each]

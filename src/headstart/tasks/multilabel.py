@@ -23,6 +23,8 @@ from headstart.tasks.tags import join_tags, split_tags
 from headstart.tasks.task import Kind, RowScores, RowWords, Target, TaskSpec, pair_probabilities
 
 _WORST = sys.float_info.max
+_USUAL_THRESHOLD = 0.5
+_LEAST_IMAGES = 10  # with a tag, and without it: of fewer the best threshold is chance
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,7 +111,7 @@ def _activate(_task: TaskSpec, logits: Tensor) -> Tensor:
 
 def _compute_metrics(_task: TaskSpec, probabilities: Tensor, truth: Tensor) -> dict[str, float]:
     known = truth > 0
-    said = probabilities > 0.5
+    said = probabilities > _USUAL_THRESHOLD
     each = [compute_average_precision(p, t) for p, t in zip(probabilities.T, known.T, strict=True)]
     precisions = torch.stack(each)  # (K,)
     return {
@@ -123,11 +125,40 @@ def _selection_key(_task: TaskSpec, metrics: Mapping[str, float]) -> tuple[float
     return metrics.get("mean_average_precision", -_WORST), -metrics.get("nll", _WORST)
 
 
+def _list_thresholds(task: TaskSpec) -> dict[str, float]:
+    return dict(zip(task.classes, task.thresholds or (_USUAL_THRESHOLD,) * len(task.classes), strict=True))
+
+
+def _choose_thresholds(_task: TaskSpec, probabilities: Tensor, truth: Tensor) -> tuple[float, ...]:
+    """For each tag the threshold with the largest F1, in the middle between two images; 0.5 where images are few."""
+    pairs = zip(probabilities.double().T, (truth > 0).T, strict=True)
+    return tuple(_choose_threshold(each, known) for each, known in pairs)
+
+
+def _choose_threshold(probabilities: Tensor, known: Tensor) -> float:
+    """Of one tag: probabilities (N,), and whether the images have it (N,)."""
+    if min(int(known.sum()), int((~known).sum())) < _LEAST_IMAGES:
+        return _USUAL_THRESHOLD
+    values, order = probabilities.sort(descending=True, stable=True)
+    hits, size = known[order].cumsum(0).double(), torch.arange(1, len(values) + 1)
+    scores = 2 * hits / (size + known.sum())  # F1, if the first ``size`` images are given the tag
+    bounds = torch.cat([(values[:-1] + values[1:]) / 2, values[-1:] / 2])
+    scores = torch.where(torch.cat([values[:-1] > values[1:], values[-1:] > 0]), scores, -1.0)  # equal ones go together
+    best = bounds[scores == scores.max()]
+    return float(best[(best - _USUAL_THRESHOLD).abs().argmin()])
+
+
+def _list_tags(task: TaskSpec, probabilities: Tensor) -> tuple[str, ...]:
+    thresholds = _list_thresholds(task)
+    return tuple(name for name, value in pair_probabilities(task, probabilities) if value > thresholds[name])
+
+
 def _write_row(task: TaskSpec, truth: Sequence[float], probabilities: Sequence[float]) -> dict[str, Any]:
     scored = list(zip(task.classes, probabilities, strict=True))
+    thresholds = _list_thresholds(task)
     return {
         "truth": join_tags(name for name, flag in zip(task.classes, truth, strict=True) if flag > 0),
-        "prediction": join_tags(name for name, probability in scored if probability > 0.5),
+        "prediction": join_tags(name for name, probability in scored if probability > thresholds[name]),
     } | {f"p:{name}": probability for name, probability in scored}
 
 
@@ -179,6 +210,9 @@ MULTILABEL = Kind(
     activate=_activate,
     compute_metrics=_compute_metrics,
     selection_key=_selection_key,
+    choose_thresholds=_choose_thresholds,
+    list_thresholds=_list_thresholds,
+    list_tags=_list_tags,
     pair_outputs=pair_probabilities,
     write_row=_write_row,
     score_rows=score_rows,

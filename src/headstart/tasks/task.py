@@ -27,6 +27,7 @@ class TaskSpec:
 
     ``classes`` are the names of classes or tags, ``targets`` those of the numbers. ``mean`` and ``std``, one each per
     target, scale the numbers (their base-10 logarithms when ``log``); they come from the training split alone.
+    ``thresholds``, one per tag: above it the tag is on; they are chosen on the validation images, and none means 0.5.
     """
 
     kind: TaskKind
@@ -35,6 +36,7 @@ class TaskSpec:
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
     log: bool = False
+    thresholds: tuple[float, ...] = ()
 
     @property
     def num_outputs(self) -> int:
@@ -60,7 +62,8 @@ class TaskSpec:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain lists and strings, for JSON."""
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+        fields = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+        return fields if self.thresholds else {name: value for name, value in fields.items() if name != "thresholds"}
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> TaskSpec:
@@ -71,10 +74,11 @@ class TaskSpec:
         try:
             found = cls(**values)
             names = found.names
-            scales = (*found.mean, *found.std)
+            scales = (*found.mean, *found.std, *found.thresholds)
             good = found.kind in get_args(TaskKind) and names and len(set(names)) == len(names)
             good = good and all(isinstance(name, str) for name in names)
             good = good and all(isinstance(number, int | float) for number in scales)
+            good = good and len(found.thresholds) in (0, len(names))
         except TypeError as error:
             raise DataError(f"task: {error}; not a task that headstart wrote") from error
         if not good or (found.kind == "regress" and not len(found.mean) == len(found.std) == len(names)):
@@ -94,6 +98,18 @@ class RowScores(Protocol):
     def intervals(self) -> Mapping[str, Interval | None]:
         """95 % intervals by the metric's name."""
         ...
+
+
+def _have_none(_task: TaskSpec, _outputs: Tensor, _truth: Tensor) -> tuple[float, ...]:
+    return ()
+
+
+def _name_none(_task: TaskSpec) -> Mapping[str, float]:
+    return {}
+
+
+def _list_none(_task: TaskSpec, _outputs: Tensor) -> None:
+    return None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,6 +168,12 @@ class Kind:
     selection_key: Callable[[TaskSpec, Mapping[str, float]], tuple[float, ...]]
     """Metrics as a key that is larger for what is better, compared from the left; a missing one is the worst."""
 
+    choose_thresholds: Callable[[TaskSpec, Tensor, Tensor], tuple[float, ...]] = _have_none
+    """(task, activated outputs, truth) of the validation images -> above what each tag is on; () for other kinds."""
+    list_thresholds: Callable[[TaskSpec], Mapping[str, float]] = _name_none
+    """Above what each tag is on, by name; empty for other kinds."""
+    list_tags: Callable[[TaskSpec, Tensor], tuple[str, ...] | None] = _list_none
+    """One image's activated outputs -> the tags that are on, the most probable first; None for other kinds."""
     pair_outputs: Callable[[TaskSpec, Tensor], tuple[tuple[str, float], ...]]
     """One image's activated outputs with their names: the most probable first, or numbers in order."""
     write_row: Callable[[TaskSpec, Any, Sequence[float]], dict[str, Any]]
