@@ -32,9 +32,12 @@ def parallel() -> nn.Module:
 
 
 DOORS: dict[str, Callable[[nn.Module], object]] = {
-    "open_model": open_model, "find_head": hs.find_head, "replace_head": lambda model: hs.replace_head(model, outputs=2),
-    "freeze": lambda model: hs.freeze(model, rule="backbone"), "describe": lambda model: hs.describe(open_model(model)),
-}  # fmt: skip
+    "open_model": open_model,
+    "find_head": hs.find_head,
+    "replace_head": lambda model: hs.replace_head(model, outputs=2),
+    "freeze": lambda model: hs.freeze(model, rule="backbone"),
+    "describe": lambda model: hs.describe(open_model(model)),
+}
 
 
 @pytest.mark.parametrize("door", DOORS)
@@ -56,10 +59,19 @@ def test_a_wrapper_is_refused_with_the_line_to_type_and_the_line_works(
 
 
 HEADS = {  # the place of the last layer in torchvision's models
-    "resnet18": "fc", "vgg11": "classifier.6", "alexnet": "classifier.6", "mobilenet_v3_small": "classifier.3",
-    "squeezenet1_1": "classifier.1", "densenet121": "classifier", "vit_b_32": "heads.head", "swin_t": "head",
-    "convnext_tiny": "classifier.2", "shufflenet_v2_x0_5": "fc", "efficientnet_b0": "classifier.1", "mnasnet0_5": "classifier.1",
-}  # fmt: skip
+    "resnet18": "fc",
+    "vgg11": "classifier.6",
+    "alexnet": "classifier.6",
+    "mobilenet_v3_small": "classifier.3",
+    "squeezenet1_1": "classifier.1",
+    "densenet121": "classifier",
+    "vit_b_32": "heads.head",
+    "swin_t": "head",
+    "convnext_tiny": "classifier.2",
+    "shufflenet_v2_x0_5": "fc",
+    "efficientnet_b0": "classifier.1",
+    "mnasnet0_5": "classifier.1",
+}
 
 
 @pytest.mark.parametrize("name", HEADS)
@@ -109,9 +121,14 @@ def test_an_identity_is_the_head_only_behind_what_makes_no_scores(end: list[nn.M
 def test_what_a_module_of_transformers_says_is_taken(tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers")
     config = transformers.ViTConfig(
-        hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64, image_size=48, patch_size=16,
+        hidden_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=64,
+        image_size=48,
+        patch_size=16,
         num_labels=7,
-    )  # fmt: skip
+    )
     model = transformers.ViTForImageClassification(config)
     opened = open_model(model)
     assert (opened.preprocess.height, opened.preprocess.width, opened.num_outputs) == (48, 48, 7)
