@@ -3,11 +3,10 @@
     python -m benchmarks.mutation training/step.py optim/groups.py     paths below src/headstart
     python -m benchmarks.mutation training/step.py --tests tests/training/test_step.py --lines 100-160 --only survived
 
-Changed are comparisons, arithmetic, and/or/not, conditions, numbers, True and False, strings that are not messages,
-returned values, and whole statements (calls whose value is not used, raise, break, continue). A first run notes which
-test runs which line, so that a mutant meets only the tests that can notice it, the quick ones first. Each mutant is a
-forked process in which everything is imported already: a changed function gets its new code in place, what is outside
-of functions is imported anew. A test that fails, or that takes far longer, has caught it.
+What is changed stands in ``benchmarks.mutants``. A first run notes which test runs which line, so that a mutant meets
+only the tests that can notice it: those that caught another one of the same function first, then the quick ones. Each
+mutant is a forked process in which everything is imported already: a changed function gets its new code in place, what
+is outside of functions is imported anew. A test that fails, or that takes far longer, has caught it.
 
 Survivors that are right to survive are listed with the reason in ``benchmarks/mutation_accepted.txt``.
 """
@@ -16,12 +15,12 @@ from __future__ import annotations
 
 import argparse
 import ast
-import copy
 import gc
 import importlib
 import importlib.abc
 import importlib.util
 import json
+import math
 import os
 import resource
 import signal
@@ -30,25 +29,29 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import CodeType, FrameType, FunctionType, ModuleType
+from types import CodeType, FunctionType, ModuleType
 from typing import Any
 
 import pytest
 from _pytest.runner import runtestprotocol
 
+from benchmarks.mutants import NOTE, Mutant, add_notes, mutants
+
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "src" / "headstart"
 ACCEPTED = Path(__file__).with_name("mutation_accepted.txt")
 KEPT = Path("/tmp/headstart-mutation/verdicts.jsonl")  # of all runs on this machine, the last one of a mutant counts
+LEFT = ("survived", "not run", "undecided")
 HEAVY = ("torch", "timm", "torchvision", "hypothesis", "numpy", "PIL.Image", "safetensors.torch", "torchmetrics")
 TESTS = {
     "training/step.py": (
         "training/test_step_exact.py training/test_step.py training/test_state.py "
         "training/test_companions.py training/test_finite.py training/test_activation_checkpointing.py "
-        "training/test_retries.py"
+        "training/test_retries.py training/test_module_index.py training/test_step_files.py"
     ),
     "training/state.py": (
         "training/test_state.py training/test_step.py training/test_companions.py training/test_isolation.py"
@@ -81,205 +84,48 @@ TESTS = {
     "training/around_step.py": (
         "training/test_step_exact.py training/test_step.py training/test_state.py "
         "training/test_companions.py training/test_finite.py training/test_activation_checkpointing.py "
-        "training/test_retries.py"
+        "training/test_retries.py training/test_module_index.py training/test_step_files.py"
     ),
 }
-SWAPS: dict[type[ast.AST], type[ast.AST]] = {
-    ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq, ast.NotEq: ast.Eq,
-    ast.Is: ast.IsNot, ast.IsNot: ast.Is, ast.In: ast.NotIn, ast.NotIn: ast.In, ast.And: ast.Or, ast.Or: ast.And,
-    ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult, ast.FloorDiv: ast.Div, ast.Mod: ast.Mult,
-    ast.Pow: ast.Mult, ast.LShift: ast.RShift, ast.RShift: ast.LShift, ast.BitOr: ast.BitAnd, ast.BitAnd: ast.BitOr,
-}  # fmt: skip
-OPPOSITE = (ast.Eq, ast.NotEq, ast.Is, ast.IsNot, ast.In, ast.NotIn)  # a swap of these negates the comparison already
-
-
-@dataclass(frozen=True)
-class Mutant:
-    """A changed module, and where it differs: the function or class, and the lines of the statement."""
-
-    tree: ast.Module
-    line: int
-    function: str
-    was: str
-    now: str
-    lines: range
-    runs_at_import: bool
-
-    def key(self, path: str, number: int) -> str:
-        """A name that stays when lines move."""
-        again = f" #{number}" if number else ""
-        return f"{path} {self.function or '<module>'}: {self.was} -> {self.now}{again}"
 
 
 @dataclass
 class Baseline:
-    """Of a run without changes: which tests run which line, and the CPU seconds of each."""
+    """Of a run without changes: which tests run which line, the CPU seconds of each, and other people's modules that
+    are imported by then.
+    """
 
     lines: dict[int, set[str]] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     failed: list[str] = field(default_factory=list)
-
-
-def mutants(source: str) -> Iterator[Mutant]:
-    """Every change of the module, one at a time."""
-    tree = ast.parse(source)
-    for path, statement, function, at_import in list(_places(tree)):
-        node = _at(tree, path)
-        for change in _changes(node, path, tree):
-            changed = copy.deepcopy(tree)
-            new = change(_at(changed, path))
-            if new is not None:
-                _put(changed, path, new)
-            ast.fix_missing_locations(changed)
-            was, now = _shown(node), _shown(_at(changed, path))
-            if was == now:  # an operator is shown by what it stands in
-                was, now = _shown(_at(tree, path[:-1])), _shown(_at(changed, path[:-1]))
-            yield Mutant(
-                changed, getattr(node, "lineno", statement.lineno), function, was, now, _header(statement), at_import
-            )
-
-
-def _shown(node: Any) -> str:
-    text = ast.unparse(node) if isinstance(node, ast.AST) else repr(node)
-    first = text.strip().splitlines()[0] if text.strip() else type(node).__name__
-    return first[:100]
-
-
-Path_ = tuple[tuple[str, int | None], ...]
-
-
-def _places(tree: ast.Module) -> Iterator[tuple[Path_, ast.stmt, str, bool]]:
-    """Every node that is code: the way to it, the statement, the function or class, and whether it runs at import."""
-
-    def walk(
-        node: ast.AST, path: Path_, statement: ast.stmt | None, names: tuple[str, ...], at_import: bool
-    ) -> Iterator[Any]:
-        if isinstance(node, ast.JoinedStr) or _is_docstring(node) or _is_typing(node):
-            return
-        if isinstance(node, ast.stmt):
-            statement = node
-        if statement is not None:
-            yield path, statement, ".".join(names), at_import
-        if isinstance(node, ast.Raise):
-            return  # a message
-        inner = (*names, node.name) if isinstance(node, ast.FunctionDef | ast.ClassDef) else names
-        for name, value in ast.iter_fields(node):
-            if name in ("annotation", "returns", "decorator_list", "bases", "msg", "type", "format_spec"):
-                continue
-            outside = isinstance(node, ast.FunctionDef) and name == "args"
-            later = isinstance(node, ast.FunctionDef) and not outside
-            for place, child in enumerate(value) if isinstance(value, list) else [(None, value)]:
-                if isinstance(child, ast.AST):
-                    where = names if outside else inner
-                    yield from walk(child, (*path, (name, place)), statement, where, at_import and not later)
-
-    yield from walk(tree, (), None, (), True)
-
-
-def _is_docstring(node: ast.AST) -> bool:
-    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
-
-
-def _is_typing(node: ast.AST) -> bool:
-    """Imports, ``if TYPE_CHECKING`` and names of types."""
-    if isinstance(node, ast.Import | ast.ImportFrom):
-        return True
-    if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
-        return True
-    if isinstance(node, ast.Call) and ast.unparse(node.func) in ("TypeVar", "cast", "NewType"):
-        return True
-    alias = isinstance(node, ast.Assign) and isinstance(node.value, ast.Subscript | ast.BinOp)
-    return alias and all(word[:1].isupper() for word in ast.unparse(node.targets[0]).split("."))  # type: ignore[attr-defined]
-
-
-def _at(tree: ast.AST, path: Path_) -> Any:
-    node: Any = tree
-    for name, place in path:
-        node = getattr(node, name) if place is None else getattr(node, name)[place]
-    return node
-
-
-def _put(tree: ast.AST, path: Path_, new: ast.AST) -> None:
-    (name, place), holder = path[-1], _at(tree, path[:-1])
-    if place is None:
-        setattr(holder, name, new)
-    else:
-        getattr(holder, name)[place] = new
-
-
-def _changes(node: Any, path: Path_, tree: ast.AST) -> Iterator[Callable[[Any], ast.AST | None]]:
-    """What is done to a copy of the node: gives another one in its place."""
-    if type(node) in SWAPS:
-        yield lambda _: SWAPS[type(node)]()
-    if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not | ast.USub):
-        yield lambda same: same.operand
-    if path and path[-1][0] in ("test", "ifs") and not isinstance(node, ast.UnaryOp) and not _negates(node):
-        holder = _at(tree, path[:-1])
-        if not isinstance(holder, ast.Assert):
-            yield lambda same: ast.UnaryOp(ast.Not(), same)
-    if isinstance(node, ast.Constant):
-        yield from _constants(node)
-    if isinstance(node, ast.Return) and node.value is not None and ast.unparse(node.value) not in ("None", "False"):
-        yield lambda _: ast.Return(ast.Constant(None))
-    if isinstance(node, ast.Raise) or (isinstance(node, ast.Expr) and isinstance(node.value, ast.Call)):
-        yield lambda _: ast.Pass()
-    if isinstance(node, ast.Break | ast.Continue):
-        yield lambda _: ast.Continue() if isinstance(node, ast.Break) else ast.Break()
-
-
-def _negates(node: ast.AST) -> bool:
-    return isinstance(node, ast.Compare) and len(node.ops) == 1 and isinstance(node.ops[0], OPPOSITE)
-
-
-def _constants(node: ast.Constant) -> Iterator[Callable[[Any], ast.AST]]:
-    value = node.value
-    if isinstance(value, bool):
-        yield lambda _: ast.Constant(not value)
-    elif isinstance(value, int | float):
-        yield lambda _: ast.Constant(value + 1)
-    elif isinstance(value, str) and len(value) < 30:
-        yield lambda _: ast.Constant(f"{value}?")
-
-
-def _header(statement: ast.stmt) -> range:
-    """The lines of a statement without those of the statements in it."""
-    body = getattr(statement, "body", None)
-    last = body[0].lineno - 1 if body else statement.end_lineno or statement.lineno
-    return range(statement.lineno, max(statement.lineno, last) + 1)
+    modules: list[str] = field(default_factory=list)
 
 
 class Watcher:
-    """A plugin of pytest: notes which test runs which line of a file, in forks of this process too."""
+    """A plugin of pytest: notes which test runs which line, in forks of this process too."""
 
-    def __init__(self, file: Path) -> None:
-        self.file, self.found, self.now = str(file), Baseline(), ""
+    def __init__(self) -> None:
+        self.found, self.now = Baseline(), ""
         self.noted = tempfile.TemporaryFile("a+")  # one for all forks  # noqa: SIM115
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_protocol(self, item: pytest.Item) -> Iterator[None]:
         self.now, begun = item.nodeid, time.process_time()
-        threading.settrace(self._call)
-        sys.settrace(self._call)
         try:
             return (yield)  # type: ignore[return-value]
         finally:
-            sys.settrace(None)
-            threading.settrace(None)  # type: ignore[arg-type]
             self.found.seconds[item.nodeid] = time.process_time() - begun
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         if report.failed:
             self.found.failed.append(report.nodeid)
 
-    def _call(self, frame: FrameType, _event: str, _argument: object) -> Any:
-        return self._line if frame.f_code.co_filename == self.file else None
-
-    def _line(self, frame: FrameType, _event: str, _argument: object) -> Any:
-        tests = self.found.lines.setdefault(frame.f_lineno, set())
+    def note(self, line: int) -> None:
+        """A statement of the file that begins at this line runs now."""
+        tests = self.found.lines.setdefault(line, set())
         if self.now not in tests:
             tests.add(self.now)
-            os.write(self.noted.fileno(), f"{frame.f_lineno} {self.now}\n".encode())
-        return self._line
+            os.write(self.noted.fileno(), f"{line} {self.now}\n".encode())
 
     def add_forks(self) -> None:
         """Count what forks have run as well."""
@@ -346,7 +192,9 @@ def measured(file: Path, tests: list[str]) -> Baseline:
     """The run without changes."""
 
     def work() -> dict[str, Any]:
-        watcher = Watcher(file)
+        watcher = Watcher()
+        noting = Changed(file, add_notes(ast.parse(file.read_text())), {NOTE: watcher.note})
+        sys.meta_path.insert(0, noting)
         run_tests(tests, watcher, "--maxfail=1000")
         watcher.add_forks()
         found = watcher.found
@@ -354,27 +202,32 @@ def measured(file: Path, tests: list[str]) -> Baseline:
             "lines": {line: sorted(names) for line, names in found.lines.items()},
             "seconds": found.seconds,
             "failed": found.failed,
+            "modules": [name for name in sys.modules if name.partition(".")[0] in before],
         }
 
+    before = {name.partition(".")[0] for name in sys.modules} - {"benchmarks", "__main__"}
     told = forked(work, cpu_seconds=3000)
     assert told is not None, "the tests without changes did not end"
     lines = {int(line): set(names) for line, names in told["lines"].items()}
-    return Baseline(lines, told["seconds"], told["failed"])
+    return Baseline(lines, told["seconds"], told["failed"], told["modules"])
 
 
-def put_code(mutant: Mutant, file: Path) -> bool:
+def functions_of(file: Path) -> list[FunctionType]:
+    """All that there are of a file. Searched once: a look at each object in each fork would copy the memory."""
+    found = [thing for thing in gc.get_objects() if isinstance(thing, FunctionType)]
+    return [function for function in found if function.__code__.co_filename == str(file)]
+
+
+def put_code(mutant: Mutant, file: Path, functions: list[FunctionType]) -> bool:
     """Give the changed function its new code, everywhere; whether that was possible."""
     module = compile(mutant.tree, str(file), "exec")
     new = {(code.co_qualname, code.co_firstlineno): code for code in _codes(module)}
-    done = False
-    for thing in gc.get_objects():
-        if isinstance(thing, FunctionType) and thing.__code__.co_filename == str(file):
-            code = new.get((thing.__code__.co_qualname, thing.__code__.co_firstlineno))
-            if code is None or code.co_freevars != thing.__code__.co_freevars:
-                return False
-            thing.__code__ = code
-            done = True
-    return done
+    for function in functions:
+        code = new.get((function.__code__.co_qualname, function.__code__.co_firstlineno))
+        if code is None or code.co_freevars != function.__code__.co_freevars:
+            return False
+        function.__code__ = code
+    return bool(functions)
 
 
 def _codes(code: CodeType) -> Iterator[CodeType]:
@@ -385,10 +238,11 @@ def _codes(code: CodeType) -> Iterator[CodeType]:
 
 
 class Changed(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Imports one module from a changed tree."""
+    """Imports the module of a file from a changed tree, with more names in it."""
 
-    def __init__(self, name: str, file: Path, tree: ast.Module) -> None:
-        self.name, self.file, self.tree = name, file, tree
+    def __init__(self, file: Path, tree: ast.Module, more: Mapping[str, object]) -> None:
+        self.name = ".".join(["headstart", *file.relative_to(PACKAGE).with_suffix("").parts])
+        self.file, self.tree, self.more = file, tree, more
 
     def find_spec(self, fullname: str, _path: object, _target: object = None) -> Any:
         """The module's spec, for this one only."""
@@ -401,41 +255,64 @@ class Changed(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 
     def exec_module(self, module: ModuleType) -> None:
         """Run the changed code."""
+        vars(module).update(self.more)
         exec(compile(self.tree, str(self.file), "exec"), vars(module))
 
 
-def judge_warm(mutant: Mutant, file: Path, baseline: Baseline, tests: dict[str, pytest.Item]) -> str:
-    """``caught``, ``survived``, ``not run``, or ``cold``: to be judged where the module is not imported yet."""
-    ordered = noticing(mutant, baseline)
+@dataclass(frozen=True, kw_only=True)
+class Warm:
+    """A process with everything imported: the file, its functions and the tests, and for how long a mutant is tried."""
+
+    file: Path
+    functions: list[FunctionType]
+    tests: dict[str, pytest.Item]
+    seconds: float
+
+
+def judge_warm(mutant: Mutant, warm: Warm, ordered: list[str]) -> str:
+    """``caught`` and by which test, ``survived``, ``not run``, ``undecided`` for lack of time, or ``cold``: it is to be
+    judged where the module is not imported yet.
+    """
     if not ordered:
         return "not run"
-    if mutant.runs_at_import or not put_code(mutant, file):
+    if mutant.runs_at_import or not put_code(mutant, warm.file, warm.functions):
         return "cold"
+    end = time.process_time() + warm.seconds
     for name, after in zip(ordered, [*ordered[1:], None], strict=True):
-        reports = runtestprotocol(tests[name], nextitem=tests[after] if after else None, log=False)
+        reports = runtestprotocol(warm.tests[name], nextitem=warm.tests[after] if after else None, log=False)
         if any(report.failed for report in reports):
-            return "caught"
+            return f"caught {name}"
+        if time.process_time() > end and after:
+            return "undecided"
     return "survived"
 
 
 def judge_cold(mutant: Mutant, file: Path, baseline: Baseline) -> str:
     """As ``judge_warm``, the module being imported with the change."""
-    name = ".".join(["headstart", *file.relative_to(PACKAGE).with_suffix("").parts])
-    sys.meta_path.insert(0, Changed(name, file, mutant.tree))
+    sys.meta_path.insert(0, Changed(file, mutant.tree, {}))
     ordered = noticing(mutant, baseline)
     files = sorted({name.partition("::")[0] for name in ordered})
     return "survived" if run_tests(files, Chosen(ordered)) == 0 else "caught"
 
 
-def noticing(mutant: Mutant, baseline: Baseline) -> list[str]:
-    """The tests that run what is changed, the quick ones first."""
+def noticing(mutant: Mutant, baseline: Baseline, catches: Mapping[tuple[str, str], int] | None = None) -> list[str]:
+    """The tests that run what is changed: the quick ones first, and those that have caught mutants of this function."""
     wanted = set(baseline.seconds) if mutant.runs_at_import else set[str]()
     wanted = wanted.union(*(baseline.lines.get(line, set()) for line in mutant.lines))
-    return sorted(wanted, key=lambda name: (baseline.seconds.get(name, 0.0), name))
+
+    def cost(name: str) -> tuple[float, str]:
+        caught = catches.get((mutant.function, name), 0) if catches else 0
+        return (baseline.seconds.get(name, 0.0) + 0.01) / (1 + 4 * caught), name
+
+    return sorted(wanted, key=cost)
 
 
-def judge_all(path: str, tests: list[str], wanted: list[Mutant], told: Callable[[Mutant, str], None]) -> list[str]:
-    """Judge these mutants of a file; those outside of functions last. What takes too long (``slow``) is caught, too."""
+def judge_all(
+    path: str, tests: list[str], wanted: list[Mutant], told: Callable[[Mutant, str], None], *, seconds: float
+) -> list[str]:
+    """Judge these mutants of a file; those outside of functions last. What takes too long (``slow``) is caught, too.
+    ``seconds``: of the processor, after which a mutant that no test has noticed yet is left undecided.
+    """
     file = PACKAGE / path
     baseline = measured(file, tests)
     if baseline.failed:
@@ -450,13 +327,24 @@ def judge_all(path: str, tests: list[str], wanted: list[Mutant], told: Callable[
 
         def each(items: dict[str, pytest.Item]) -> None:
             os.dup2(stdout, 1)
+            importlib.import_module("headstart").load_config({})  # builds pydantic's schema, which is kept
+            warm = Warm(file=file, functions=functions_of(file), tests=items, seconds=seconds)
+            catches = Counter[tuple[str, str]]()
+            gc.freeze()  # a collection in a fork would copy the memory
             for mutant in wanted:
-                verdicts.append(judged(lambda mutant=mutant: judge_warm(mutant, file, baseline, items)))  # type: ignore[misc]
-                told(mutant, verdicts[-1])
+                order = noticing(mutant, baseline, catches)
+                verdict = judged(lambda: judge_warm(mutant, warm, order))  # noqa: B023
+                verdict, _, test = verdict.partition(" ") if verdict.startswith("caught") else (verdict, "", "")
+                catches[mutant.function, test] += bool(test)
+                verdicts.append(verdict)
+                told(mutant, verdict)
             os.dup2(null, 1)
 
         os.dup2(null, 1)
-        run_tests(tests, Collected(each), "-s")  # imports everything, once
+        for name in baseline.modules:  # what torch and timm import when they first need it
+            with suppress(ImportError):
+                importlib.import_module(name)
+        run_tests(tests, Collected(each), "-s")  # imports everything else, once
         os.dup2(stdout, 1)
         return verdicts
 
@@ -482,23 +370,23 @@ def kept_verdicts() -> dict[str, str]:
     return dict(map(json.loads, KEPT.read_text().splitlines())) if KEPT.exists() else {}
 
 
-def report(path: str, tests: list[str], wanted: list[Mutant], keys: dict[int, str]) -> str:
-    """Print the survivors that are not accepted; the counts in one line."""
+def report(
+    path: str, tests: list[str], wanted: list[Mutant], keys: dict[int, str], *, seconds: float = math.inf
+) -> str:
+    """Print the survivors; the counts in one line. Mutants that are accepted are not run."""
     accepted = accepted_keys()
+    run = [mutant for mutant in wanted if keys[id(mutant)] not in accepted]
 
     def told(mutant: Mutant, verdict: str) -> None:
         if verdict != "cold":
             KEPT.parent.mkdir(exist_ok=True)
             with KEPT.open("a") as out:
                 out.write(json.dumps([keys[id(mutant)], verdict]) + "\n")
-        if verdict in ("survived", "not run") and keys[id(mutant)] not in accepted:
+        if verdict in LEFT:
             print(f"{verdict:9} {path}:{mutant.line} {keys[id(mutant)].removeprefix(path + ' ')}", flush=True)
 
-    verdicts = judge_all(path, tests, wanted, told)
-    counts = Counter(
-        "accepted" if verdict in ("survived", "not run") and keys[id(mutant)] in accepted else verdict
-        for mutant, verdict in zip(wanted, verdicts, strict=True)
-    )
+    counts = Counter(judge_all(path, tests, run, told, seconds=seconds) if run else [])
+    counts["accepted"] = len(wanted) - len(run)
     caught, total = counts["caught"] + counts["slow"], len(wanted)
     return f"{path}: {caught} of {total} caught ({caught / max(1, total):.1%}), {dict(counts)}"
 
@@ -510,6 +398,9 @@ def main() -> None:
     parser.add_argument("--tests", nargs="*", help="files or folders of tests, in place of those known for the file")
     parser.add_argument("--lines", default="0-1000000", help="only these lines, e.g. 100-160")
     parser.add_argument("--every", type=int, default=1, help="only each so many-th mutant: a sample")
+    parser.add_argument(
+        "--seconds", type=float, default=math.inf, help="of the processor, for each mutant; then another"
+    )
     parser.add_argument("--only", choices=["survived"], help="those that no test noticed when they were last judged")
     chosen = parser.parse_args()
     first, last = map(int, chosen.lines.split("-"))
@@ -521,8 +412,8 @@ def main() -> None:
         keys, known = named(path, every), kept_verdicts() if chosen.only else {}
         found = [mutant for mutant in every if first <= mutant.line <= last]
         if chosen.only:
-            found = [mutant for mutant in found if known.get(keys[id(mutant)], "survived") in ("survived", "not run")]
-        print(report(path, tests, found[:: chosen.every], keys), flush=True)
+            found = [mutant for mutant in found if known.get(keys[id(mutant)], "survived") in LEFT]
+        print(report(path, tests, found[:: chosen.every], keys, seconds=chosen.seconds), flush=True)
 
 
 def accepted_keys() -> set[str]:
