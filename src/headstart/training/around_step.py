@@ -9,7 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
-from functools import wraps
+from functools import partial, wraps
 from itertools import chain
 from operator import is_
 from typing import Any, NoReturn, Protocol
@@ -202,7 +202,11 @@ def _same(before: Sequence[object], now: Sequence[object]) -> bool:
 
 
 def is_known(code: object) -> bool:
-    """Whether a function, or an object's class, is a library's, which draws from torch's generators only."""
+    """Whether a function, or an object's class, is a library's, which draws from torch's generators only; of a
+    ``functools.partial`` the function that it calls.
+    """
+    while isinstance(code, partial):
+        code = code.func
     return is_library(getattr(code, "__module__", None) or type(code).__module__)
 
 
@@ -275,8 +279,7 @@ def _is_own(part: nn.Module) -> bool:
 
 def _own_parameters(index: ModuleIndex) -> list[nn.Parameter]:
     """All of the model's, unless they are too many to be copied or shared out among processes."""
-    values = {id(value): value for value in index.held if type(value) is nn.Parameter}.values()
-    found = [value for value in values if not nn.parameter.is_lazy(value)]
+    found = [*{id(value): value for value in index.held if type(value) is nn.Parameter}.values()]  # not lazy ones
     return found if sum(value.nbytes for value in found) <= _MOST_BYTES else []
 
 
