@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 import headstart as hs
 from headstart import machine
+from headstart.data.batch import Batch
 from headstart.data.decoding.decoded_cache import Decoded
 from headstart.data.images import load_images
 from headstart.data.loader import Batches
@@ -110,10 +111,21 @@ def computed(made: SimpleNamespace) -> int:
         return max((total for _, total in done(activations)), default=0)
 
 
-def test_what_fills_the_cache_is_changed_by_loading_on_every_device(pictures: Path, tmp_path: Path) -> None:
-    made = world(pictures, tmp_path / "shelf")
-    assert computed(made) > 0
+def test_what_fills_the_cache_is_changed_by_loading_on_every_device(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, left = world(pictures, tmp_path / "shelf"), []
+    compute = cache_module.through_prefix
+
+    def note(prefix: nn.Module, batch: Batch, rules: StepRules) -> tuple[Tensor, ...]:
+        left.append(batch.deferred)
+        return compute(prefix, batch, rules)
+
+    monkeypatch.setattr(cache_module, "through_prefix", note)
     made.batches = of_images(made.batches, augment_on_device=True)  # as batches are for an accelerator
+    assert computed(made) > 0
+    assert left == [None, None, None], "no change of the pictures is left to the device"
+    made.batches = of_images(made.batches, augment_on_device=False)
     assert computed(made) == 0
 
 

@@ -58,6 +58,17 @@ def test_l2_start_pulls_all_but_the_head_to_what_it_was_before_the_first_step(ne
     assert all(torch.equal(state.start[name], value) for name, value in start.items())
 
 
+def test_l2_start_with_nothing_but_the_head_training_is_the_plain_step(net, noise) -> None:
+    pulled, plain = sgd(net()), sgd(net())
+    for state in (pulled, plain):
+        hs.freeze(state.model, rule="backbone")
+    found, expected = (
+        hs.train_step(state, noise(8), rules=rules) for state, rules in ((pulled, PULLED), (plain, hs.StepRules()))
+    )
+    assert (found.loss, found.grad_norm) == (expected.loss, expected.grad_norm)
+    assert all(map(torch.equal, pulled.model.parameters(), plain.model.parameters()))
+
+
 def test_a_part_that_is_unfrozen_later_is_pulled_to_where_it_was(net, noise) -> None:
     model = net()
     model.conv1.requires_grad_(False)

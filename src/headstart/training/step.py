@@ -31,7 +31,6 @@ from headstart.tasks.losses import LossFunction, check_first_outputs, check_labe
 from headstart.training.around_step import (
     ModuleIndex,
     check_foreign,
-    index_of,
     refuse_or_retry,
     retry_step,
     take_for_good,
@@ -75,7 +74,7 @@ def train_step(state: TrainState, batch: Batch, *, rules: StepRules, steps_in_ep
         >>> done.step, done.images
         (1, 4)
     """
-    index: ModuleIndex = state.index or index_of(state)
+    index: ModuleIndex = state.index
     loss_function = rules.loss_per_image
     for parameter in index.trained:
         parameter.grad = None
