@@ -10,6 +10,7 @@ import ast
 import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 SWAPS: dict[type[ast.AST], type[ast.AST]] = {
@@ -28,7 +29,7 @@ NOTE = "__note__"
 class Mutant:
     """A changed module, and where it differs: the function or class, and the lines of the statement."""
 
-    tree: ast.Module
+    make: Callable[[], ast.Module]
     line: int
     function: str
     was: str
@@ -48,17 +49,20 @@ def mutants(source: str) -> Iterator[Mutant]:
     for path, statement, function, at_import in list(_places(tree)):
         node = _at(tree, path)
         for change in _changes(node, path, tree):
-            changed = copy.deepcopy(tree)
-            new = change(_at(changed, path))
-            if new is not None:
-                _put(changed, path, new)
-            ast.fix_missing_locations(changed)
-            was, now = _shown(node), _shown(_at(changed, path))
+            was, now = _shown(node), _shown(change(copy.deepcopy(node)))
             if was == now:  # an operator is shown by what it stands in
-                was, now = _shown(_at(tree, path[:-1])), _shown(_at(changed, path[:-1]))
-            yield Mutant(
-                changed, getattr(node, "lineno", statement.lineno), function, was, now, _header(statement), at_import
-            )
+                holder = copy.deepcopy(_at(tree, path[:-1]))
+                was = _shown(holder)
+                _put(holder, path[-1:], change(_at(holder, path[-1:])))
+                now = _shown(holder)
+            line = getattr(node, "lineno", statement.lineno)
+            yield Mutant(partial(_change, tree, path, change), line, function, was, now, _header(statement), at_import)
+
+
+def _change(tree: ast.Module, path: Path_, change: Callable[[Any], ast.AST]) -> ast.Module:
+    changed = copy.deepcopy(tree)
+    _put(changed, path, change(_at(changed, path)))
+    return ast.fix_missing_locations(changed)
 
 
 def _shown(node: Any) -> str:
@@ -129,7 +133,7 @@ def _put(tree: ast.AST, path: Path_, new: ast.AST) -> None:
         getattr(holder, name)[place] = new
 
 
-def _changes(node: Any, path: Path_, tree: ast.AST) -> Iterator[Callable[[Any], ast.AST | None]]:
+def _changes(node: Any, path: Path_, tree: ast.AST) -> Iterator[Callable[[Any], ast.AST]]:
     """What is done to a copy of the node: gives another one in its place."""
     if type(node) in SWAPS:
         yield lambda _: SWAPS[type(node)]()

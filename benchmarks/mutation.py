@@ -22,6 +22,7 @@ import importlib.util
 import json
 import math
 import os
+import re
 import resource
 import signal
 import sys
@@ -29,9 +30,11 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import groupby
 from pathlib import Path
 from types import CodeType, FunctionType, ModuleType
 from typing import Any
@@ -45,6 +48,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "src" / "headstart"
 ACCEPTED = Path(__file__).with_name("mutation_accepted.txt")
 KEPT = Path("/tmp/headstart-mutation/verdicts.jsonl")  # of all runs on this machine, the last one of a mutant counts
+_VALUES = (int, float, str, tuple, frozenset, re.Pattern)
 LEFT = ("survived", "not run", "undecided")
 HEAVY = ("torch", "timm", "torchvision", "hypothesis", "numpy", "PIL.Image", "safetensors.torch", "torchmetrics")
 TESTS = {
@@ -97,16 +101,19 @@ class Baseline:
 
     lines: dict[int, set[str]] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
-    failed: list[str] = field(default_factory=list)
     modules: list[str] = field(default_factory=list)
 
 
 class Watcher:
-    """A plugin of pytest: notes which test runs which line, in forks of this process too."""
+    """A plugin of pytest: notes which test runs which line of some files, in forks of this process too."""
 
-    def __init__(self) -> None:
-        self.found, self.now = Baseline(), ""
+    def __init__(self, files: Sequence[Path]) -> None:
+        self.found = {file: Baseline() for file in files}
+        self.now, self.seconds, self.failed = "", dict[str, float](), list[str]()
         self.noted = tempfile.TemporaryFile("a+")  # one for all forks  # noqa: SIM115
+        for number, file in enumerate(files):
+            tree = add_notes(ast.parse(file.read_text()))
+            sys.meta_path.insert(0, Changed(file, tree, {NOTE: partial(self.note, number, self.found[file])}))
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_protocol(self, item: pytest.Item) -> Iterator[None]:
@@ -114,24 +121,26 @@ class Watcher:
         try:
             return (yield)  # type: ignore[return-value]
         finally:
-            self.found.seconds[item.nodeid] = time.process_time() - begun
+            self.seconds[item.nodeid] = time.process_time() - begun
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         if report.failed:
-            self.found.failed.append(report.nodeid)
+            self.failed.append(report.nodeid)
 
-    def note(self, line: int) -> None:
+    def note(self, number: int, found: Baseline, line: int) -> None:
         """A statement of the file that begins at this line runs now."""
-        tests = self.found.lines.setdefault(line, set())
+        tests = found.lines.setdefault(line, set())
         if self.now not in tests:
             tests.add(self.now)
-            os.write(self.noted.fileno(), f"{line} {self.now}\n".encode())
+            os.write(self.noted.fileno(), f"{number} {line} {self.now}\n".encode())
 
-    def add_forks(self) -> None:
-        """Count what forks have run as well."""
+    def read_lines(self) -> list[dict[int, list[str]]]:
+        """Of each file, the tests that run each line; what forks have run as well."""
+        found: list[dict[int, list[str]]] = [{} for _ in self.found]
         self.noted.seek(0)
-        for line, _, test in (text.rstrip("\n").partition(" ") for text in self.noted):
-            self.found.lines.setdefault(int(line), set()).add(test)
+        for number, line, test in (text.rstrip("\n").split(" ", 2) for text in self.noted):
+            found[int(number)].setdefault(int(line), []).append(test)
+        return found
 
 
 class Collected:
@@ -188,28 +197,26 @@ def forked(work: Callable[[], Any], *, cpu_seconds: float, quiet: bool = True) -
     return json.loads(text) if text else None
 
 
-def measured(file: Path, tests: list[str]) -> Baseline:
-    """The run without changes."""
+def measured(files: Sequence[Path], tests: list[str]) -> list[Baseline]:
+    """The run without changes, for each of some files that have the same tests."""
 
     def work() -> dict[str, Any]:
-        watcher = Watcher()
-        noting = Changed(file, add_notes(ast.parse(file.read_text())), {NOTE: watcher.note})
-        sys.meta_path.insert(0, noting)
+        watcher = Watcher(files)
         run_tests(tests, watcher, "--maxfail=1000")
-        watcher.add_forks()
-        found = watcher.found
         return {
-            "lines": {line: sorted(names) for line, names in found.lines.items()},
-            "seconds": found.seconds,
-            "failed": found.failed,
+            "lines": watcher.read_lines(),
+            "seconds": watcher.seconds,
+            "failed": watcher.failed,
             "modules": [name for name in sys.modules if name.partition(".")[0] in before],
         }
 
     before = {name.partition(".")[0] for name in sys.modules} - {"benchmarks", "__main__"}
     told = forked(work, cpu_seconds=3000)
     assert told is not None, "the tests without changes did not end"
-    lines = {int(line): set(names) for line, names in told["lines"].items()}
-    return Baseline(lines, told["seconds"], told["failed"], told["modules"])
+    if told["failed"]:
+        raise SystemExit(f"these fail without a change: {', '.join(told['failed'][:5])}")
+    by_line = [{int(line): set(names) for line, names in lines.items()} for lines in told["lines"]]
+    return [Baseline(lines, told["seconds"], told["modules"]) for lines in by_line]
 
 
 def functions_of(file: Path) -> list[FunctionType]:
@@ -219,8 +226,10 @@ def functions_of(file: Path) -> list[FunctionType]:
 
 
 def put_code(mutant: Mutant, file: Path, functions: list[FunctionType]) -> bool:
-    """Give the changed function its new code, everywhere; whether that was possible."""
-    module = compile(mutant.tree, str(file), "exec")
+    """Give the changed function its new code, everywhere; whether that was possible: what it made at import stays."""
+    if any(function.__code__.co_qualname.startswith(f"{mutant.function}.<locals>.") for function in functions):
+        return False
+    module = compile(mutant.make(), str(file), "exec")
     new = {(code.co_qualname, code.co_firstlineno): code for code in _codes(module)}
     for function in functions:
         code = new.get((function.__code__.co_qualname, function.__code__.co_firstlineno))
@@ -228,6 +237,33 @@ def put_code(mutant: Mutant, file: Path, functions: list[FunctionType]) -> bool:
             return False
         function.__code__ = code
     return bool(functions)
+
+
+def put_values(mutant: Mutant, file: Path, functions: list[FunctionType]) -> bool:
+    """Give a module's constants and its functions' defaults their new values, also where others have imported them;
+    whether any differs. What is in a class is not looked at.
+    """
+    name = _module_name(file)
+    new = {"__name__": name, "__file__": str(file)}
+    exec(compile(mutant.make(), str(file), "exec"), new)
+    old = dict(vars(sys.modules[name]))
+    differing = [key for key, value in new.items() if isinstance(value, _VALUES) and value != old.get(key, value)]
+    for key in differing:
+        for module in [module for module in sys.modules.values() if vars(module).get(key) is old[key]]:
+            setattr(module, key, new[key])
+    made = [thing for thing in gc.get_objects() if isinstance(thing, FunctionType) and thing.__globals__ is new]
+    defaults = {function.__code__.co_qualname: (function.__defaults__, function.__kwdefaults__) for function in made}
+    done = bool(differing)
+    for function in functions:
+        before = function.__defaults__, function.__kwdefaults__
+        positional, named = defaults.get(function.__code__.co_qualname, before)
+        if (positional, named) != before:
+            function.__defaults__, function.__kwdefaults__, done = positional, named, True
+    return done
+
+
+def _module_name(file: Path) -> str:
+    return ".".join(["headstart", *file.relative_to(PACKAGE).with_suffix("").parts])
 
 
 def _codes(code: CodeType) -> Iterator[CodeType]:
@@ -241,7 +277,7 @@ class Changed(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     """Imports the module of a file from a changed tree, with more names in it."""
 
     def __init__(self, file: Path, tree: ast.Module, more: Mapping[str, object]) -> None:
-        self.name = ".".join(["headstart", *file.relative_to(PACKAGE).with_suffix("").parts])
+        self.name = _module_name(file)
         self.file, self.tree, self.more = file, tree, more
 
     def find_spec(self, fullname: str, _path: object, _target: object = None) -> Any:
@@ -275,7 +311,8 @@ def judge_warm(mutant: Mutant, warm: Warm, ordered: list[str]) -> str:
     """
     if not ordered:
         return "not run"
-    if mutant.runs_at_import or not put_code(mutant, warm.file, warm.functions):
+    put = put_values if mutant.runs_at_import else put_code
+    if not put(mutant, warm.file, warm.functions):
         return "cold"
     end = time.process_time() + warm.seconds
     for name, after in zip(ordered, [*ordered[1:], None], strict=True):
@@ -289,7 +326,7 @@ def judge_warm(mutant: Mutant, warm: Warm, ordered: list[str]) -> str:
 
 def judge_cold(mutant: Mutant, file: Path, baseline: Baseline) -> str:
     """As ``judge_warm``, the module being imported with the change."""
-    sys.meta_path.insert(0, Changed(file, mutant.tree, {}))
+    sys.meta_path.insert(0, Changed(file, mutant.make(), {}))
     ordered = noticing(mutant, baseline)
     files = sorted({name.partition("::")[0] for name in ordered})
     return "survived" if run_tests(files, Chosen(ordered)) == 0 else "caught"
@@ -308,15 +345,17 @@ def noticing(mutant: Mutant, baseline: Baseline, catches: Mapping[tuple[str, str
 
 
 def judge_all(
-    path: str, tests: list[str], wanted: list[Mutant], told: Callable[[Mutant, str], None], *, seconds: float
+    file: Path,
+    tests: list[str],
+    wanted: list[Mutant],
+    told: Callable[[Mutant, str], None],
+    *,
+    baseline: Baseline,
+    seconds: float,
 ) -> list[str]:
     """Judge these mutants of a file; those outside of functions last. What takes too long (``slow``) is caught, too.
     ``seconds``: of the processor, after which a mutant that no test has noticed yet is left undecided.
     """
-    file = PACKAGE / path
-    baseline = measured(file, tests)
-    if baseline.failed:
-        raise SystemExit(f"{path}: fails without a change: {', '.join(baseline.failed[:5])}")
     limit, verdicts = 10 + 3 * sum(baseline.seconds.values()), list[str]()
 
     def judged(judge: Callable[[], str]) -> str:
@@ -370,25 +409,45 @@ def kept_verdicts() -> dict[str, str]:
     return dict(map(json.loads, KEPT.read_text().splitlines())) if KEPT.exists() else {}
 
 
-def report(
-    path: str, tests: list[str], wanted: list[Mutant], keys: dict[int, str], *, seconds: float = math.inf
-) -> str:
-    """Print the survivors; the counts in one line. Mutants that are accepted are not run."""
-    accepted = accepted_keys()
-    run = [mutant for mutant in wanted if keys[id(mutant)] not in accepted]
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What is to be judged of a file, and with which tests; accepted mutants are not run."""
+
+    path: str
+    tests: list[str]
+    wanted: list[Mutant]
+    keys: dict[int, str]
+
+    @property
+    def run(self) -> list[Mutant]:
+        """Those that are not accepted."""
+        accepted = accepted_keys()
+        return [mutant for mutant in self.wanted if self.keys[id(mutant)] not in accepted]
+
+
+def report(job: Job, baseline: Baseline, *, seconds: float) -> str:
+    """Print the survivors; the counts in one line."""
 
     def told(mutant: Mutant, verdict: str) -> None:
+        key = job.keys[id(mutant)]
         if verdict != "cold":
             KEPT.parent.mkdir(exist_ok=True)
             with KEPT.open("a") as out:
-                out.write(json.dumps([keys[id(mutant)], verdict]) + "\n")
+                out.write(json.dumps([key, verdict]) + "\n")
         if verdict in LEFT:
-            print(f"{verdict:9} {path}:{mutant.line} {keys[id(mutant)].removeprefix(path + ' ')}", flush=True)
+            print(f"{verdict:9} {job.path}:{mutant.line} {key.removeprefix(job.path + ' ')}", flush=True)
 
-    counts = Counter(judge_all(path, tests, run, told, seconds=seconds) if run else [])
-    counts["accepted"] = len(wanted) - len(run)
-    caught, total = counts["caught"] + counts["slow"], len(wanted)
-    return f"{path}: {caught} of {total} caught ({caught / max(1, total):.1%}), {dict(counts)}"
+    counts = Counter(judge_all(PACKAGE / job.path, job.tests, job.run, told, baseline=baseline, seconds=seconds))
+    counts["accepted"] = len(job.wanted) - len(job.run)
+    caught, total = counts["caught"] + counts["slow"], len(job.wanted)
+    return f"{job.path}: {caught} of {total} caught ({caught / max(1, total):.1%}), {dict(counts)}"
+
+
+def summary(path: str) -> str:
+    """What is known of all mutants of a file, from every run on this machine."""
+    keys, known, accepted = named(path, list(mutants((PACKAGE / path).read_text()))), kept_verdicts(), accepted_keys()
+    counts = Counter("accepted" if key in accepted else known.get(key, "not judged") for key in keys.values())
+    return f"{path}: {len(keys)} mutants, {', '.join(f'{count} {name}' for name, count in counts.most_common())}"
 
 
 def main() -> None:
@@ -398,22 +457,33 @@ def main() -> None:
     parser.add_argument("--tests", nargs="*", help="files or folders of tests, in place of those known for the file")
     parser.add_argument("--lines", default="0-1000000", help="only these lines, e.g. 100-160")
     parser.add_argument("--every", type=int, default=1, help="only each so many-th mutant: a sample")
-    parser.add_argument(
-        "--seconds", type=float, default=math.inf, help="of the processor, for each mutant; then another"
-    )
+    parser.add_argument("--seconds", type=float, default=math.inf, help="of the processor, that each mutant gets")
     parser.add_argument("--only", choices=["survived"], help="those that no test noticed when they were last judged")
+    parser.add_argument("--known", action="store_true", help="run nothing: counts of what was judged so far")
     chosen = parser.parse_args()
-    first, last = map(int, chosen.lines.split("-"))
+    if chosen.known:
+        print("\n".join(map(summary, chosen.files)))
+        return
     for name in HEAVY:
         importlib.import_module(name)
-    for path in chosen.files:
-        tests = chosen.tests or [f"tests/{name}" for name in TESTS[path].split() if (ROOT / "tests" / name).exists()]
-        every = list(mutants((PACKAGE / path).read_text()))
-        keys, known = named(path, every), kept_verdicts() if chosen.only else {}
-        found = [mutant for mutant in every if first <= mutant.line <= last]
-        if chosen.only:
-            found = [mutant for mutant in found if known.get(keys[id(mutant)], "survived") in LEFT]
-        print(report(path, tests, found[:: chosen.every], keys, seconds=chosen.seconds), flush=True)
+    jobs = [find_job(path, chosen) for path in chosen.files]
+    for _, alike in groupby((job for job in jobs if job.wanted), key=lambda job: job.tests):
+        group = list(alike)
+        baselines = measured([PACKAGE / job.path for job in group], group[0].tests)
+        for job, baseline in zip(group, baselines, strict=True):
+            print(report(job, baseline, seconds=chosen.seconds), flush=True)
+
+
+def find_job(path: str, chosen: argparse.Namespace) -> Job:
+    """Of one file, as the options say."""
+    tests = chosen.tests or [f"tests/{name}" for name in TESTS[path].split() if (ROOT / "tests" / name).exists()]
+    every = list(mutants((PACKAGE / path).read_text()))
+    keys, known = named(path, every), kept_verdicts() if chosen.only else {}
+    first, last = map(int, chosen.lines.split("-"))
+    found = [mutant for mutant in every if first <= mutant.line <= last]
+    if chosen.only:
+        found = [mutant for mutant in found if known.get(keys[id(mutant)], "survived") in LEFT]
+    return Job(path=path, tests=tests, wanted=found[:: chosen.every], keys=keys)
 
 
 def accepted_keys() -> set[str]:
