@@ -21,6 +21,7 @@ from headstart.data.sources.as_given import AnyImages, list_images
 from headstart.data.sources.listing import list_files, list_source
 from headstart.data.sources.names import compare_splits
 from headstart.data.sources.samples import Entry, Listing, Sample, Split, make_target, some
+from headstart.data.sources.sides import find_sides
 from headstart.data.split import split_entries
 from headstart.data.transforms.transforms import Preset, check_mixing, eval_transform, train_transform
 from headstart.distributed.processes import current
@@ -149,7 +150,10 @@ def _assemble(
     size = _batch_size(len(samples["train"])) if config.batch.size == "auto" else config.batch.size
     augment, framing = config.augment, eval_transform(preprocess)
     alternating = augment.flip == "alternating"
-    flip = False if augment.flip == "alternating" else augment.flip
+    sides = find_sides(task.names, are_numbers=find_kind(task.kind).gives_numbers) if augment.flip == "auto" else ()
+    flip = False if augment.flip == "alternating" or sides else augment.flip
+    if sides and augment.preset != "none":
+        notes = (*notes, f"images are not mirrored, for {some(sides)} say a side; to mirror them: --augment.flip true")
     changes = train_transform(augment.preset, flip=flip, preprocess=preprocess)
     val = ImageDataset(
         samples=samples["val"],

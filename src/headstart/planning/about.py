@@ -7,8 +7,11 @@ from dataclasses import fields, is_dataclass
 from headstart.config.peft import wants_lora
 from headstart.config.schema import Augment, Config
 from headstart.data.images import Images
+from headstart.data.sources.samples import some
+from headstart.data.sources.sides import find_sides
 from headstart.events import Decision
 from headstart.optim.optimizers import decay_kind
+from headstart.tasks.kinds import find_kind
 
 
 def about_data(images: Images) -> tuple[Decision, ...]:
@@ -40,17 +43,21 @@ def about_steps(config: Config, images: Images) -> tuple[Decision, ...]:
         ),
         Decision("schedule", schedule, f"average of the weights: {average_text}"),
         Decision("batch", f"{min(images.train.batch_size, len(images.train.samples))} images per step", size),
-        Decision("augment", f"{augment.preset}{mixing}", _format_flips(augment)),
+        Decision("augment", f"{augment.preset}{mixing}", _format_flips(augment, images)),
         *_decide_decoded_cache(images),
         *_penalties_and_stop(config),
     )
 
 
-def _format_flips(augment: Augment) -> str:
+def _format_flips(augment: Augment, images: Images) -> str:
     if augment.flip == "alternating":
         return "mirrored in every other epoch; where left and right matter: --augment.flip false"
-    flips = augment.flip is True or (augment.flip == "auto" and augment.preset != "none")
-    return "mirrored at random; where left and right matter: --augment.flip false" if flips else "not mirrored"
+    if augment.flip is True or (augment.flip == "auto" and augment.preset != "none"):
+        sides = find_sides(images.task.names, are_numbers=find_kind(images.task.kind).gives_numbers)
+        if augment.flip is True or not sides:
+            return "mirrored at random; where left and right matter: --augment.flip false"
+        return f"not mirrored, for {some(sides)} say a side; to mirror all the same: --augment.flip true"
+    return "not mirrored"
 
 
 def _decide_decoded_cache(images: Images) -> tuple[Decision, ...]:
