@@ -19,10 +19,11 @@ from headstart.data.labelled import choose_labelled_batches
 from headstart.data.loader import Batches
 from headstart.data.reading import read_sample
 from headstart.data.sources.as_given import AnyImages
+from headstart.data.sources.samples import some
 from headstart.errors import ConfigError, DataError, ModelError
 from headstart.runs.bundle import OpenedRun, describe_trained, open_run
 from headstart.runs.finish import Run
-from headstart.tasks.kinds import find_kind
+from headstart.tasks.kinds import find_kind, measure_present
 from headstart.tasks.task import TaskSpec
 from headstart.training.evaluate import Evaluation, Predictions
 from headstart.training.evaluate import evaluate as evaluate_module
@@ -291,7 +292,11 @@ def _predict_images(opened: OpenedRun, images: AnyImages, *, batch_size: int | N
 def _evaluate_source(opened: OpenedRun, data: Data) -> Evaluation:
     """Metrics on the test images of ``data``, else its validation images, else all; ``note`` says which."""
     columns = opened.facts.get("columns", {})
-    as_trained = {"image": "auto", "target": "auto", "tags_separator": ","}  # what these say when nobody said anything
+    as_trained = {
+        "image": "auto",
+        "target": "auto",
+        "tags_separator": "auto",
+    }  # what these say when nobody said anything
     known = {
         name: columns[name] for name, usual in as_trained.items() if getattr(data, name) == usual and name in columns
     }
@@ -310,7 +315,10 @@ def _evaluate_labelled(opened: OpenedRun, data: Data, *, scanned: bool) -> Evalu
         data, task=opened.task, preprocess=opened.preprocess, batch_size=settings.batch_size, scanned=scanned
     )
     found = evaluate_module(opened.model, batches, precision=settings.precision, memory_format=settings.memory_format)
-    return replace(found, note=which)
+    metrics, absent = measure_present(opened.task, found.predictions.outputs, found.truth)
+    nouns = find_kind(opened.task.kind).nouns
+    left_out = f"; no image has {some(absent)}, left out of means over {nouns}" if absent else ""
+    return replace(found, metrics=metrics, note=which + left_out)
 
 
 def _predict_batches(opened: OpenedRun, batches: Batches) -> list[Prediction]:

@@ -12,7 +12,7 @@ import torch
 import torchmetrics.functional.classification as by
 import torchmetrics.functional.regression as of_numbers
 
-from headstart.tasks.kinds import KINDS, find_kind, measure, selection_key
+from headstart.tasks.kinds import KINDS, find_kind, measure, measure_present, selection_key
 from headstart.tasks.metrics import (
     compute_accuracy,
     compute_average_precision,
@@ -117,6 +117,27 @@ def test_a_weighted_metric_is_that_of_the_repeated_images() -> None:
             compute_mae(scores[again], truth[again]),
         ]
         assert [float(each[place]) for each in weighted] == pytest.approx([float(each) for each in repeated], rel=1e-5)
+
+
+def test_classes_and_tags_that_no_image_has_are_named_and_never_counted_as_0() -> None:
+    names, rng = ("a", "b", "c", "d"), torch.Generator().manual_seed(3)
+    probabilities = torch.rand(40, 4, generator=rng)
+    labels = torch.randint(3, (40,), generator=rng)  # no image is of d, and some are called so
+    found, absent = measure_present(TaskSpec(kind="classify", classes=names), probabilities, labels)
+    assert absent == ("d",) and 3 in probabilities.argmax(1)
+    expected = sklearn.metrics.f1_score(labels, probabilities.argmax(1), labels=[0, 1, 2], average="macro")
+    assert found["macro_f1"] == pytest.approx(expected)
+    assert found["accuracy"] == pytest.approx(sklearn.metrics.accuracy_score(labels, probabilities.argmax(1)))
+    tags = torch.randint(2, (40, 4), generator=rng).float()
+    tags[:, 1] = 0
+    found, absent = measure_present(TaskSpec(kind="multilabel", classes=names), probabilities, tags)
+    kept = [0, 2, 3]
+    assert absent == ("b",)
+    assert found == pytest.approx(
+        measure(TaskSpec(kind="multilabel", classes=("a", "c", "d")), probabilities[:, kept], tags[:, kept])
+    )
+    whole = TaskSpec(kind="classify", classes=names[:3])
+    assert measure_present(whole, probabilities[:, :3], labels) == (measure(whole, probabilities[:, :3], labels), ())
 
 
 @pytest.mark.parametrize("name", KINDS)

@@ -19,7 +19,13 @@ from torch import Tensor
 from headstart.config.schema import AutoLoss, CrossEntropy, Focal, Loss
 from headstart.errors import StorageError
 from headstart.tasks.intervals import Interval, bootstrap, wilson
-from headstart.tasks.metrics import compute_accuracy, compute_class_nll, compute_f1, compute_macro_f1
+from headstart.tasks.metrics import (
+    compute_accuracy,
+    compute_class_nll,
+    compute_f1,
+    compute_macro_f1,
+    compute_macro_f1_of_present,
+)
 from headstart.tasks.rows import Row, cell, number
 from headstart.tasks.task import Kind, RowScores, RowWords, Target, TaskSpec, pair_probabilities
 
@@ -166,6 +172,12 @@ def _compute_metrics(_task: TaskSpec, probabilities: Tensor, truth: Tensor) -> d
     }
 
 
+def _compute_present(task: TaskSpec, probabilities: Tensor, truth: Tensor, _present: Sequence[int]) -> dict[str, float]:
+    """Macro F1 of the classes that some image has: one that none has can only be called wrongly."""
+    f1 = compute_macro_f1_of_present(probabilities.argmax(1), truth, probabilities.shape[1])
+    return _compute_metrics(task, probabilities, truth) | {"macro_f1": float(f1)}
+
+
 def _selection_key(_task: TaskSpec, metrics: Mapping[str, float]) -> tuple[float, ...]:
     return metrics.get("accuracy", -_WORST), -metrics.get("nll", _WORST)
 
@@ -217,6 +229,7 @@ CLASSIFY = Kind(
     read_truth=_encode_targets,
     activate=_activate,
     compute_metrics=_compute_metrics,
+    compute_present=_compute_present,
     selection_key=_selection_key,
     pair_outputs=pair_probabilities,
     write_row=_write_row,

@@ -29,6 +29,19 @@ def measure(task: TaskSpec, outputs: Tensor, truth: Tensor) -> dict[str, float]:
     return {name: value for name, value in found.items() if math.isfinite(value)}
 
 
+def measure_present(task: TaskSpec, outputs: Tensor, truth: Tensor) -> tuple[dict[str, float], tuple[str, ...]]:
+    """As :func:`measure`, but over the classes or tags that some image has; and the names of those that none has."""
+    kind = find_kind(task.kind)
+    if kind.gives_numbers:
+        return measure(task, outputs, truth), ()
+    there = set(truth.tolist()) if kind.one_label else set((truth > 0).any(0).nonzero()[:, 0].tolist())
+    absent = tuple(name for place, name in enumerate(task.names) if place not in there)
+    if not absent or not there:
+        return measure(task, outputs, truth), absent
+    found = kind.compute_present(task, outputs, truth, sorted(there))
+    return {name: value for name, value in found.items() if math.isfinite(value)}, absent
+
+
 def selection_key(task: TaskSpec, metrics: Mapping[str, float]) -> tuple[float, ...]:
     """What "better" means: the main metric, then the likelihood; larger is better, compared from the left.
 

@@ -52,6 +52,12 @@ def compute_f1(right: Tensor, true: Tensor, predicted: Tensor) -> Tensor:
     return torch.where(both > 0, 2.0 * right / both, 0.0)
 
 
+def compute_macro_f1_of_present(predicted: Tensor, truth: Tensor, classes: int) -> Tensor:
+    """Mean F1 of the classes that some image has, a scalar.  predicted, truth: (N,)"""
+    true, called = count_classes(truth, classes), count_classes(predicted, classes)
+    return compute_f1(count_classes(truth[predicted == truth], classes), true, called)[true > 0].mean()
+
+
 def compute_macro_f1(predicted: Tensor, truth: Tensor, classes: int, weights: Tensor | None = None) -> Tensor:
     """Mean F1 of the classes that are true or predicted at all, a scalar or (R,).  predicted, truth: (N,)"""
     hit = predicted == truth

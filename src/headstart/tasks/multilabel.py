@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -121,6 +121,13 @@ def _compute_metrics(_task: TaskSpec, probabilities: Tensor, truth: Tensor) -> d
     }
 
 
+def _compute_present(task: TaskSpec, probabilities: Tensor, truth: Tensor, present: Sequence[int]) -> dict[str, float]:
+    places = list(present)
+    thresholds = tuple(task.thresholds[place] for place in places) if task.thresholds else ()
+    asked = replace(task, classes=tuple(task.classes[place] for place in places), thresholds=thresholds)
+    return _compute_metrics(asked, probabilities[:, places], truth[:, places])
+
+
 def _selection_key(_task: TaskSpec, metrics: Mapping[str, float]) -> tuple[float, ...]:
     return metrics.get("mean_average_precision", -_WORST), -metrics.get("nll", _WORST)
 
@@ -209,6 +216,7 @@ MULTILABEL = Kind(
     read_truth=_encode_targets,
     activate=_activate,
     compute_metrics=_compute_metrics,
+    compute_present=_compute_present,
     selection_key=_selection_key,
     choose_thresholds=_choose_thresholds,
     list_thresholds=_list_thresholds,

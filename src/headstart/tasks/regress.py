@@ -154,6 +154,10 @@ def _compute_errors(values: Tensor, truth: Tensor, centre: Tensor, *, log: bool)
     return found
 
 
+def _compute_present(task: TaskSpec, values: Tensor, truth: Tensor, _present: Sequence[int]) -> dict[str, float]:
+    return _compute_metrics(task, values, truth)
+
+
 def _selection_key(task: TaskSpec, metrics: Mapping[str, float]) -> tuple[float, ...]:
     name = "mae_log10" if task.log else "mae"
     if len(task.targets) == 1:
@@ -239,6 +243,7 @@ REGRESS = Kind(
     read_truth=_read_truth,
     activate=_activate,
     compute_metrics=_compute_metrics,
+    compute_present=_compute_present,
     selection_key=_selection_key,
     pair_outputs=_pair_outputs,
     write_row=_write_row,

@@ -165,6 +165,8 @@ class Kind:
 
     compute_metrics: Callable[[TaskSpec, Tensor, Tensor], dict[str, float]]
     """(task, activated outputs, truth) -> metrics by name; not finite where the images do not define one."""
+    compute_present: Callable[[TaskSpec, Tensor, Tensor, Sequence[int]], dict[str, float]]
+    """The same over the classes or tags at these places alone: those that some image has."""
     selection_key: Callable[[TaskSpec, Mapping[str, float]], tuple[float, ...]]
     """Metrics as a key that is larger for what is better, compared from the left; a missing one is the worst."""
 
