@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -188,6 +188,18 @@ DATA = _cases(
     ("train {W}/sets/allbroken {SMALL} --data.unreadable skip", "no image of 'cat' can be read"),
     ("train {W}/sets/single {SMALL}", "too few to hold some out"),
     ("train {W}/sets/inner {SMALL}", "did you mean", "inner/deep"),
+    ("train {W}/sets/cameras {SMALL}", "hold no images, but the same folders each", "--data.class-folders lower"),
+    ("train {W}/sets/folds {SMALL}", "which are the classes?", "--data.class-folders upper"),
+    ("plan {W}/sets/holdback {SMALL}", "'holdback', 'train' hold no images", "call them train, val and test"),
+    ("train {W}/sets/sites {SMALL}", "this one is one with folders in it", "headstart train", "sites/s1"),
+    ("train {W}/sets/copied {SMALL}", "copied/data: it lies beside folders called 'no', 'yes'", "headstart train"),
+    ("plan {W}/sets/copied {SMALL}", "is it a copy of them?", "--data.class-folders upper"),
+    ("train {W}/sets/splitcopy {SMALL}", "beside 'train', 'val' there is 'set'", "move it there, or away"),
+    ("train {W}/sets/deveval {SMALL}", "'dev', 'eval' both mean val", "keep one of them"),
+    ("train {W}/sets/zeros {SMALL}", "'01' and '1' differ only in how a number is written"),
+    ("train {PHOTOS} {SMALL} --data.class-folders lower", "data.class_folders: lower", "hold no folders"),
+    ("train {PHOTOS} {SMALL} --data.class-folders middle", "data.class_folders: 'middle'", "upper"),
+    ("evaluate {RUN} {W}/sets/cameras", "which are the classes?", "--data.class-folders lower"),
     ("evaluate {RUN} {W}/sets/strange", "the model does not know", "the model's classes are 'cat', 'dog'"),
     ("evaluate {RUN} {W}/nowhere", "data.source: there is no"),
     ("predict {RUN} {W}/nowhere.jpg", "there is no such file or folder"),
@@ -224,6 +236,39 @@ TABLES = _cases(
             ("two.csv", "", "'label', 'other'", "--data.target"),
             ("quote.csv", "", "quote.csv line", "not readable as CSV"),
             ("no.parquet", "", "not readable as Parquet"),
+            ("headless.csv", "", "headless.csv line 1", "must name the columns", "image,label", "--data.header false"),
+            ("ids.csv", "", "ids.csv line 1", "must name the columns", "--data.header false"),
+            ("headless.csv", "--data.header maybe", "data.header: 'maybe'", "false"),
+            ("commas.csv", "", "1.2 with a decimal comma and 1200 with a decimal point", "--data.decimal comma"),
+            ("commas.csv", "--task.kind regress", "the other cells do not tell", "--data.decimal point"),
+            ("commas.csv", "--data.decimal dot", "data.decimal: 'dot'", "point"),
+            ("mixed.csv", "", "'1,5' in target column 'size'", "no number with a decimal point"),
+            ("money.csv", "", "numbers with different signs ('$', '€')", "--task.kind classify"),
+            ("units.csv", "", "('kg' and some without)", "in one unit"),
+            ("money.csv", "--task.kind regress", "money.csv line 2", "is not a finite number"),
+            ("pairs.csv", "", "numbers with decimal commas, or tags", "--task.kind multilabel"),
+            ("cities.csv", "", "one name, or several tags?", "--task.kind classify or --task.kind multilabel"),
+            ("leaves.csv", "", "parts between ' ' recombine", "--task.kind multilabel"),
+            ("languages.csv", "", "parts between '-' recombine, e.g. 'de-en' in either order"),
+            ("stranger.csv", "", "stranger.csv line 5", "'tree' in target column 'tags' is no list in brackets"),
+            ("lists.csv", "--task.kind classify", "holds 2 labels, and classify takes exactly one"),
+            ("vectors.csv", "", "lists of 3 zeros and ones", "a column of 0 and 1 per tag"),
+            ("points.csv", "", "lists of 2 numbers", "--data.target COLUMN COLUMN"),
+            ("onehot.csv", "--task.kind classify", "onehot.csv line 4", "marks 'x', 'y'", "--task.kind multilabel"),
+            ("nohot.csv", "--task.kind classify", "nohot.csv line 4", "marks no column"),
+            ("ties.csv", "", "'x', 'y' are the largest alike", "--task.kind regress"),
+            ("hole.csv", "--data.target x y", "hole.csv line 3", "'x' is empty", "--data.missing skip"),
+            ("nan.csv", "", "nan.csv line 4: 'nan'", "--data.missing skip", "--data.missing keep"),
+            ("null.csv", "", "'NULL' in target column 'label' may mean that the label is missing"),
+            ("nan.csv", "--data.missing drop", "data.missing: 'drop'", "skip"),
+            ("allnan.csv", "--data.missing skip", "is missing in all 6 rows", "--data.target COLUMN"),
+            ("nannumbers.csv", "", "nannumbers.csv line 3: 'nan'", "not a finite number", "--data.missing skip"),
+            ("names/counted.csv", "", "could count them from 0 or from 1", "'0 rose'"),
+            ("foreign.csv", "", "1 of 4 images do not exist", "foreign.csv line 5", "--data.images FOLDER"),
+            ("pixels.csv", "", "look like pixels, which are read from image files"),
+            ("split2.csv", "", "'trian' in column 'split' is no split", "dev, eval"),
+            ("labels.txt", "", "any of the columns 'column 2', 'column 3' can be the target", "--data.target COLUMN"),
+            ("sep.csv", "", "sep.csv line 4: target column 'label' is empty"),
         )
     )
 )
@@ -285,7 +330,14 @@ def _sets(root: Path) -> None:
         "noval": {"val__cat": 2, "val__dog": 2}, "beside": {"train__cat": 2, "train__dog": 2, "val__cat": 2, "owl": 2},
         "strange": {"train__cat": 2, "train__dog": 2, "val__cat": 1, "val__owl": 1}, "broken": {"cat": 6, "dog": 6},
         "allbroken": {"cat": 0, "dog": 6}, "single": {"cat": 1, "dog": 1}, "inner": {"deep__cat": 3, "deep__dog": 3},
-        "empty": {},
+        "empty": {}, "zeros": {"1": 3, "01": 3, "2": 3},
+        "cameras": {"left__cat": 2, "left__dog": 2, "right__cat": 2, "right__dog": 2},
+        "folds": {"fold1__cat": 2, "fold1__dog": 2, "fold2__cat": 2, "fold2__dog": 2},
+        "holdback": {"train__cat": 2, "train__dog": 2, "holdback__cat": 2, "holdback__dog": 2},
+        "sites": {f"{site}__{rest}": 1 for site in ("s1", "s2") for rest in ("train__cat", "train__dog", "val__cat")},
+        "copied": {"yes": 2, "no": 2, "data__yes": 2, "data__no": 2},
+        "splitcopy": {"train__cat": 2, "train__dog": 2, "val__cat": 2, "set__train__cat": 2, "set__train__dog": 2},
+        "deveval": {"train__cat": 2, "train__dog": 2, "dev__cat": 2, "eval__cat": 2},
     }.items():  # fmt: skip
         (root / name).mkdir(parents=True)
         _draw(root / name, **counts)
@@ -319,10 +371,48 @@ def _tables(root: Path) -> None:
         "two.csv": ["image,label,other", *(f"{row},{'xyz'[place % 3]}" for place, row in enumerate(good))],
         "quote.csv": [head, good[0], '"1.png"x,a', *good[2:]],
     }  # fmt: skip
-    for name, lines in texts.items():
+    for name, lines in {**texts, **_spreadsheets(good)}.items():
+        (root / name).parent.mkdir(exist_ok=True)
         (root / name).write_text("".join(f"{line}\n" for line in lines))
+    for number in range(6):
+        Image.new("RGB", (24, 24), (30 * number, 9, 9)).save(root / "names" / f"{number}.png")
+    (root / "names" / "classes.txt").write_text("rose\ntulip\ndaisy\n")
     (root / "latin.csv").write_bytes("image,label\n0.png,café\n".encode("latin-1"))
     (root / "no.parquet").write_bytes(b"nothing")
+
+
+def _column(cells: Sequence[str], *, head: str = "image;size", mark: str = ";") -> list[str]:
+    return [head, *(f"{place}.png{mark}{cell}" for place, cell in enumerate(cells))]
+
+
+def _spreadsheets(good: Sequence[str]) -> Mapping[str, list[str]]:
+    """Tables that can be read in two ways, or in none."""
+    tags = "image;tags"
+    return {
+        "headless.csv": list(good), "ids.csv": [f"{place},{'ab'[place % 2]}" for place in range(6)],
+        "commas.csv": _column(["1,200", "2,300", "3,400", "4,500"]), "mixed.csv": _column(["1,5", "2.5", "3,5", "4.5"]),
+        "money.csv": _column(["$1,200", "€900", "$8", "€7"]), "units.csv": _column(["12 kg", "900", "8 kg", "7"]),
+        "pairs.csv": _column(['"1,3"', '"3,1"', "1", '"3,2"'], head="image,tags", mark=","),
+        "cities.csv": _column(["Portland, OR", "Salem, OR", "Boston, MA", "Boston, MA"], head="image;city"),
+        "leaves.csv": _column(["leaf healthy", "leaf", "healthy", "healthy fruit", "fruit"], head=tags),
+        "languages.csv": _column(["en-de", "de-en", "en-de", "de-en"], head=tags),
+        "stranger.csv": _column(["['sea']", "['sea', 'sun']", "[]", "tree"], head=tags),
+        "lists.csv": _column(["['sea', 'sun']", "['sun']", "['sea']"], head=tags),
+        "vectors.csv": _column(["[0, 1, 0]", "[1 1 0]", "[0,0,1]"], head=tags),
+        "points.csv": _column(["[0.5, 1.5]", "[0.25, 2.5]"], head=tags),
+        "onehot.csv": ["image,x,y", "0.png,1,0", "1.png,0,1", "2.png,1,1"],
+        "nohot.csv": ["image,x,y", "0.png,1,0", "1.png,0,1", "2.png,0,0"],
+        "ties.csv": ["image,x,y", "0.png,0.9,0.1", "1.png,0.5,0.5"], "hole.csv": ["image,x,y", "0.png,1,0", "1.png,,1"],
+        "nan.csv": _column(["a", "b", "nan", "a"], head="image;label"),
+        "null.csv": _column(["a", "b", "NULL", "a"], head="image;label"),
+        "allnan.csv": _column(["nan"] * 6, head="image;label"), "nannumbers.csv": _column(["1.5", "nan", "2.5", "3.5"]),
+        "names/counted.csv": _column(["1", "2", "1", "2"], head="image;code"),
+        "foreign.csv": ["image,label", *(f"/far/{name}.png,{'ab'[place % 2]}" for place, name in enumerate("012x"))],
+        "pixels.csv": [",".join(["label", *(f"pixel{place}" for place in range(64))]), ",".join(["5"] * 65)],
+        "split2.csv": ["image,label,split", f"{good[0]},trian", *(f"{row},train" for row in good[1:])],
+        "labels.txt": [f"{place}.png {place % 2} {place % 3}" for place in range(6)],
+        "sep.csv": ["sep=;", "image;label", "0.png;a", "1.png;"],
+    }  # fmt: skip
 
 
 def _configs(root: Path) -> None:

@@ -40,8 +40,16 @@ class Data:
     """Table column with the image's path."""
     target: Auto | str | tuple[str, ...] = "auto"
     """Table column(s) with the label: one, or several numbers or 0/1 tags."""
-    tags_separator: str = ","
-    """What separates the tags of a multi-label column."""
+    tags_separator: Auto | str = "auto"
+    """What separates the tags of a multi-label column; auto: the mark between whose parts the cells recombine."""
+    header: Auto | bool = "auto"
+    """Whether a table's first row names its columns; auto: asked where it looks like the rows below it."""
+    decimal: Literal["auto", "point", "comma"] = "auto"
+    """What stands before a number's fraction; auto: as all cells of the column agree, asked where they do not tell."""
+    missing: Literal["ask", "skip", "keep"] = "ask"
+    """Rows whose target is a word like nan or NULL; skip: they are left out, as those without any; keep: a class."""
+    class_folders: Literal["auto", "upper", "lower"] = "auto"
+    """Folders that hold the same folders each: which are the classes; auto: asked, but for names of splits."""
     split: str = "auto"
     """Table column whose values are train, val, test."""
     val: Annotated[float, Gt(0), Lt(1)] = 0.2
@@ -254,7 +262,7 @@ class Augment:
     preset: Literal["none", "light", "standard", "strong"] = "standard"
     """How much training images are changed at random."""
     flip: Auto | Literal["alternating"] | bool = "auto"
-    """Mirror left to right at random; auto: as the preset says.
+    """Mirror left to right at random; auto: as the preset says, and not where names say left or right.
 
     alternating: each image in every other epoch (Jordan 2024); with preset none these are two views, cached exactly."""
     mixup: Annotated[float, Ge(0), Le(10)] = 0.0

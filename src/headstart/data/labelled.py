@@ -25,7 +25,7 @@ def choose_labelled_batches(
 
     Raises: DataError: a class that the model does not know, other targets, or an image that cannot be read.
     """
-    listing = list_source(data, kind=task.kind)
+    listing = list_source(data, kind=task.kind, known=task.names)
     _check_names(listing, task)
     found = Counter(entry.split for entry in listing.entries)
     split = "test" if found["test"] else "val" if found["val"] else None

@@ -34,8 +34,9 @@ from headstart.tasks.kinds import find_kind
 from headstart.tasks.task import TaskSpec
 from headstart.training.evaluate import Evaluation
 
-_FREE = ("workers", "cache.limit_gb", "data.changed", "out", "data.source", "data.images")  # may be others when a run
-# goes on: a folder that moved is the same run, and the data are compared by their digest
+_FREE = (  # may be others when a run goes on: a folder that moved is the same run; data are compared by their digest
+    "workers", "cache.limit_gb", "data.changed", "out", "data.source", "data.images", "data.tags_separator",
+)  # fmt: skip
 
 
 def default_out(config: Config) -> Path:

@@ -3,34 +3,49 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 from headstart.config.schema import Data
 from headstart.data.decoding.decode import printable
-from headstart.data.sources.samples import IMAGE_SUFFIXES, SPLITS, Split, key_of, some
+from headstart.data.sources.csv_rows import ask_for_header
+from headstart.data.sources.image_paths import (
+    FileIndex,
+    Match,
+    describe_matches,
+    has_image_suffix,
+    index_files,
+    match_cell,
+    match_cells,
+)
+from headstart.data.sources.samples import Split, key_of, some
+from headstart.data.sources.split_names import is_plain_spelling, read_split
 from headstart.data.sources.tables import Table
 from headstart.errors import DataError
 
 
 @dataclass(frozen=True, kw_only=True)
 class Columns:
-    """Names of the columns in use. ``others``: what is left for the target."""
+    """Names of the columns in use. ``others``: what is left for the target; ``notes``: what was passed over."""
 
     image: str
     split: str | None
     group: str | None
     others: tuple[str, ...]
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImagePaths:
-    """One path and key per row, under ``root``."""
+    """One path and key per row, under ``root``; ``notes`` say which were found otherwise than they are named."""
 
     root: Path
     paths: tuple[Path, ...]
     keys: tuple[str, ...]
+    notes: tuple[str, ...] = ()
 
 
 def find_columns(table: Table, data: Data) -> Columns:
@@ -45,8 +60,26 @@ def find_columns(table: Table, data: Data) -> Columns:
     image = _image_column(table, data) if data.image == "auto" else data.image
     split = _split_column(table, taken=image) if data.split == "auto" else data.split
     used = {image, split, data.group}
-    others = tuple(name for name in table.columns if name not in used)
-    return Columns(image=image, split=split, group=data.group, others=others)
+    left = [name for name in table.columns if name not in used]
+    others = tuple(name for name in left if not _is_passed_over(table, name))
+    passed = [name for name in left if name not in others]
+    notes = (f"{some(passed)} of {printable(table.path.name)} numbers the rows or is empty, and is passed over",)
+    return Columns(image=image, split=split, group=data.group, others=others, notes=notes if passed else ())
+
+
+_INDEX_NAMES = re.compile(r"unnamed: ?\d+(?:\.\d+)*|index|idx|id|no\.?|nr\.?|#|row(?:[_ ]?id)?|__index_level_\d+__")
+
+
+def _is_passed_over(table: Table, name: str) -> bool:
+    """Whether the column can be no target: every cell is empty, or it counts the rows and has no name of its own."""
+    cells = table.column(name)
+    if not any(cells):
+        return True
+    if name not in table.unnamed and _INDEX_NAMES.fullmatch(name.lower()) is None:
+        return False
+    numbers = [int(cell) for cell in cells if re.fullmatch(r"\d{1,15}", cell)]
+    ascends = all(one < other for one, other in pairwise(numbers))
+    return len(numbers) == len(cells) and ascends
 
 
 def require(table: Table, name: str, *, option: str) -> None:
@@ -67,35 +100,85 @@ def _image_column(table: Table, data: Data) -> str:
     if len(named) > 1:
         roots = possible_roots(table, data)
         named = [name for name in named if _count_found(table.column(name)[:50], roots) > 0] or named
+    if not named:
+        named = _columns_without_endings(table, data)
     if len(named) == 1:
         return named[0]
-    what = f"columns {some(named)} all hold image paths" if named else "no column holds image paths (such as a/b.jpg)"
+    what = (
+        f"columns {some(named)} all hold image paths"
+        if named
+        else "no column holds image paths (such as a/b.jpg), or names of images there without their ending"
+    )
     raise DataError(
         f"{printable(table.path)}: {what}; its columns are {some(table.columns, limit=20)}: name one with "
-        f"--data.image COLUMN"
+        f"--data.image COLUMN{_hint_at_pixels(table)}"
     )
 
 
+_IMAGE_NAMES = re.compile(
+    r"(?:image|img|file|photo|picture|pic)s?[_ -]?(?:id|name|path|file)?s?|id|name|path|filename|filepath|column 1"
+)
+
+
+def _columns_without_endings(table: Table, data: Data) -> list[str]:
+    """Columns whose cells are names of images without their ending; the one that is called so, where several are."""
+    fitting: list[str] = []
+    for index in map(index_files, possible_roots(table, data)):
+        fitting = [name for name in table.columns if _names_files(table.column(name), index)]
+        for name in fitting:
+            if data.header == "auto" and match_cell(name, index) is not None:
+                raise DataError(ask_for_header(table.path, line=table.lines[0] - 1, cells=table.columns))
+        if fitting:
+            break
+    called = [name for name in fitting if _IMAGE_NAMES.fullmatch(name.lower())]
+    return called[:1] if called else fitting
+
+
+def _names_files(cells: Sequence[str], index: FileIndex) -> bool:
+    """Whether nearly all of the first cells are files of the index, and no two cells are alike."""
+    sample = [cell for cell in cells[:50] if cell]
+    hits = sum(match_cell(cell, index) is not None for cell in sample)
+    return bool(sample) and hits >= 0.9 * len(sample) and len(set(cells)) == len(cells)
+
+
+def _hint_at_pixels(table: Table) -> str:
+    """For a table whose columns are pixels: what to do with it."""
+    if (
+        sum(re.fullmatch(r"(?:pixels?[_ ]?)?\d+(?:x\d+)?|pixels?", name.lower()) is not None for name in table.columns)
+        < 64
+    ):
+        return ""
+    return " (its columns look like pixels, which are read from image files: write each row as one, e.g. with PIL)"
+
+
 def _share_of_image_names(cells: Sequence[str]) -> float:
-    hits = sum(os.path.splitext(cell)[1].lower() in IMAGE_SUFFIXES for cell in cells)  # noqa: PTH122 (not a path yet)
-    return hits / len(cells)
+    return sum(map(has_image_suffix, cells)) / len(cells)
 
 
 def _split_column(table: Table, *, taken: str) -> str | None:
     fitting = []
     for name in table.columns:
-        cells = [cell.lower() for cell in table.column(name)]
-        named = sum(cell in SPLITS for cell in cells)
-        is_split = named == len(cells) and "train" in {SPLITS[cell] for cell in cells}
+        cells = table.column(name)
+        splits = [read_split(cell) for cell in cells]
+        named = sum(split is not None for split in splits)
+        is_split = named == len(cells) and "train" in splits
         # a column of that name with typing errors is still the split; read_splits then names the errors
         is_called_so = name.lower() == "split" and 2 * named >= len(cells)
-        if name != taken and (is_split or is_called_so):
+        if name != taken and (is_split or is_called_so or _marks_validation(name, cells)):
             fitting.append(name)
     if len(fitting) > 1:
         raise DataError(
             f"{printable(table.path)}: columns {some(fitting)} all name splits; choose one with --data.split COLUMN"
         )
     return fitting[0] if fitting else None
+
+
+def _marks_validation(name: str, cells: Sequence[str]) -> bool:
+    """Whether the column says of each row that it is for validation, or not, as fastai's tables do."""
+    return name.lower() in _FLAGGED and {cell.lower() for cell in cells} in ({"true", "false"}, {"1", "0"})
+
+
+_FLAGGED: dict[str, Split] = {"is_valid": "val", "is_val": "val", "is_validation": "val", "is_test": "test"}
 
 
 def read_splits(table: Table, column: str | None) -> tuple[Split | None, ...]:
@@ -106,16 +189,31 @@ def read_splits(table: Table, column: str | None) -> tuple[Split | None, ...]:
     """
     if column is None:
         return (None,) * len(table.rows)
-    for row, cell in enumerate(table.column(column)):
-        if cell.lower() not in SPLITS:
+    if _marks_validation(column, table.column(column)):
+        return tuple(
+            _FLAGGED[column.lower()] if cell.lower() in ("true", "1") else "train" for cell in table.column(column)
+        )
+    splits = [read_split(cell) for cell in table.column(column)]
+    for row, split in enumerate(splits):
+        if split is None:
             raise DataError(
-                f"{table.where(row)}: {cell!r} in column {column!r} is no split; accepted: train, val, test "
-                f"(also valid, validation)"
+                f"{table.where(row)}: {table.column(column)[row]!r} in column {column!r} is no split; accepted: train, "
+                f"val, test (also valid, validation, dev, eval, training_set, ...)"
             )
-    splits = tuple(SPLITS[cell.lower()] for cell in table.column(column))
     if "train" not in splits:
         raise DataError(f"{printable(table.path)}: column {column!r} marks no row as train; mark those to learn from")
-    return splits
+    return tuple(splits)
+
+
+def describe_splits(table: Table, column: str | None) -> tuple[str, ...]:
+    """A note on the split column and on spellings of its cells that are not the usual ones."""
+    if column is None:
+        return ()
+    cells = sorted(set(table.column(column)))
+    if _marks_validation(column, cells):
+        return (f"split: rows that {column!r} marks are {_FLAGGED[column.lower()]}",)
+    odd = [f"{cell!r} is {read_split(cell)}" for cell in cells if not is_plain_spelling(cell)]
+    return (f"split: in column {column!r} {', '.join(odd[:5])}",) if odd else ()
 
 
 def read_groups(table: Table, column: str | None) -> tuple[str | None, ...]:
@@ -141,7 +239,8 @@ def possible_roots(table: Table, data: Data) -> tuple[Path, ...]:
     """
     if data.images is None:
         folder = table.path.parent
-        return tuple(root for root in (folder, folder / "images") if root.is_dir())
+        inside = [root for root in (folder, folder / "images") if root.is_dir()]
+        return (*inside, *(root for root in _folders_beside(table) if root.is_dir() and root.name != folder.name))
     root = Path(data.images)
     if not root.is_dir():
         raise DataError(
@@ -149,6 +248,12 @@ def possible_roots(table: Table, data: Data) -> tuple[Path, ...]:
             f"{printable(table.path.name)} start from: --data.images FOLDER"
         )
     return (root,)
+
+
+def _folders_beside(table: Table) -> list[Path]:
+    """Where images often lie beside a folder of tables: ``images`` beside ``annotations``."""
+    above = Path(os.path.normpath(table.path.parent / os.pardir))
+    return [above / name for name in ("images", "Images", "JPEGImages", "imgs", "img")]
 
 
 def _count_found(cells: Sequence[str], roots: Sequence[Path]) -> int:
@@ -175,9 +280,18 @@ def find_images(table: Table, *, column: str, data: Data) -> ImagePaths:
             raise DataError(f"{table.where(row)}: column {column!r} has no image path; give one in every row")
     roots = possible_roots(table, data)
     root = max(roots, key=lambda folder: _count_found(cells, [folder]))  # the first of equals: the table's own folder
-    paths = tuple(_inside(_join_cell(root, cell), root=root, where=table.where(row)) for row, cell in enumerate(cells))
-    _refuse_missing(table, paths, roots=roots)
-    keys = tuple(key_of(path, root=root) for path in paths)
+    paths = [_join_cell(root, cell) for cell in cells]
+    matches: Mapping[int, Match] = {}
+    if not all(path.exists() for path in paths):
+        root, matches = _match_missing(cells, root, roots)
+        paths = [_join_cell(root, cell) for cell in cells]
+    for row, match in matches.items():
+        paths[row] = root.joinpath(*match.path)
+    inside = tuple(
+        _inside(path, root=root, where=table.where(row)) if path.exists() else path for row, path in enumerate(paths)
+    )
+    _refuse_missing(table, inside, roots=roots)
+    keys = tuple(key_of(path, root=root) for path in inside)
     first: dict[str, int] = {}
     for row, key in enumerate(keys):
         if key in first:
@@ -185,7 +299,25 @@ def find_images(table: Table, *, column: str, data: Data) -> ImagePaths:
                 f"{table.where(row)}: image {key!r} is already in {table.where(first[key])}; keep one row per image"
             )
         first[key] = row
-    return ImagePaths(root=root, paths=paths, keys=keys)
+    notes = describe_matches(tuple(matches.values()), total=len(cells))
+    if root in _folders_beside(table):
+        notes = (*notes, f"images are taken from {printable(root)}, beside the table's folder")
+    return ImagePaths(root=root, paths=inside, keys=keys, notes=notes)
+
+
+def _match_missing(cells: Sequence[str], root: Path, roots: Sequence[Path]) -> tuple[Path, Mapping[int, Match]]:
+    """The root under which most cells have a file by another spelling, and these files by the cells' places.
+
+    A root under which a cell has a file as it stands is the only one that is searched.
+    """
+    best: tuple[Path, Mapping[int, Match]] = (root, {})
+    candidates = (root,) if _count_found(cells, [root]) else roots
+    for folder in candidates:
+        present = [_join_cell(folder, cell).exists() for cell in cells]
+        matches = match_cells(cells, index_files(folder), present=present)
+        if len(matches) > len(best[1]):
+            best = folder, matches
+    return best
 
 
 def _inside(path: Path, *, root: Path, where: str) -> Path:

@@ -11,24 +11,28 @@ from pathlib import Path
 from headstart.config.schema import Data
 from headstart.data.decoding.decode import printable
 from headstart.data.sources.columns import find_columns, find_images
-from headstart.data.sources.folders import TABLE_SUFFIXES, list_folders
+from headstart.data.sources.csv_rows import LIST_SUFFIXES
+from headstart.data.sources.deciding import AskedKind
+from headstart.data.sources.folder_layout import TABLE_SUFFIXES
+from headstart.data.sources.folders import list_folders
 from headstart.data.sources.samples import Listing, key_of, walk
 from headstart.data.sources.table_listing import list_table
 from headstart.data.sources.tables import read_table
-from headstart.data.sources.targets import AskedKind
 from headstart.errors import DataError
 
 
-def list_source(data: Data, *, kind: AskedKind) -> Listing:
-    """Every image of ``data.source`` with what is known of it, sorted by key.
+def list_source(data: Data, *, kind: AskedKind, known: Sequence[str] = ()) -> Listing:
+    """Every image of ``data.source`` with what is known of it, sorted by key.  known: the names of a model that is
+    there already, which its own classes, tags or targets must have.
 
     Raises:
         DataError: there is no such source, or it does not say which image has which label.
     """
     source = existing_source(data)
-    listing = (
-        list_folders(data, source=source, kind=kind) if source.is_dir() else list_table(data, source=source, kind=kind)
-    )
+    if source.is_dir():
+        listing = list_folders(data, source=source, kind=kind)
+    else:
+        listing = list_table(data, source=source, kind=kind, known=known)
     ordered = tuple(sorted(listing.entries, key=lambda entry: entry.key))
     _refuse_alike([(entry.key, entry.where) for entry in ordered])
     return replace(listing, entries=ordered)
@@ -60,10 +64,10 @@ def existing_source(data: Data) -> Path:
             f"data.source: {printable(source)} is a pipe or a device; give a folder of class folders, or a CSV or "
             f"Parquet table"
         )
-    if not source.is_dir() and source.suffix.lower() not in TABLE_SUFFIXES:
+    if not source.is_dir() and source.suffix.lower() not in TABLE_SUFFIXES | LIST_SUFFIXES:
         raise DataError(
             f"data.source: {printable(source)} is neither a folder nor a table; accepted: a folder of class folders, "
-            f"{', '.join(sorted(TABLE_SUFFIXES))}"
+            f"{', '.join(sorted(TABLE_SUFFIXES | LIST_SUFFIXES))}"
         )
     return source
 
@@ -85,7 +89,7 @@ def list_files(data: Data) -> tuple[tuple[Path, str], ...]:
     if source.is_dir():
         files = [(path, key_of(path, root=source)) for path in walk(source, root=source).images]
     else:
-        table = read_table(source, tags_separator=data.tags_separator)
+        table = read_table(source, data)
         images = find_images(table, column=find_columns(table, data).image, data=data)
         files = list(zip(images.paths, images.keys, strict=True))
     if not files:

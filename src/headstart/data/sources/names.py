@@ -6,6 +6,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
+from headstart.data.sources.numerals import normalise_number
 from headstart.data.sources.samples import Entry, Split, some
 from headstart.errors import DataError
 from headstart.tasks.kinds import find_kind
@@ -24,7 +25,8 @@ def check_names(names: Iterable[str], *, source: str, word: str) -> None:
         if any("\ud800" <= letter <= "\udfff" for letter in name):
             raise DataError(f"{source}: the {word} name {name!a} is not UTF-8; rename it")
         plain = " ".join(_visible(unicodedata.normalize("NFC", name)).casefold().split())
-        other = seen.setdefault(plain, name)
+        number = normalise_number(name) or ""
+        other = seen.setdefault(f"{number}." if number.isdecimal() else plain, name)
         if other != name:
             raise DataError(
                 f"{source}: the {word} names {_spelt(other, name)} and {_spelt(name, other)} differ only in "
@@ -47,6 +49,8 @@ def _difference(one: str, other: str) -> str:
         return "Unicode form (NFC, NFD)"
     if one.casefold() == other.casefold():
         return "case"
+    if normalise_number(one) is not None and normalise_number(one) == normalise_number(other):
+        return "how a number is written"
     if _visible(one) == _visible(other):
         return "letters that are not seen"
     return "case, spaces, Unicode form or letters that are not seen"

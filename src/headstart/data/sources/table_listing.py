@@ -2,30 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from headstart.config.schema import Data
 from headstart.data.decoding.decode import printable
-from headstart.data.sources.columns import find_columns, find_images, read_groups, read_splits
+from headstart.data.sources.columns import describe_splits, find_columns, find_images, read_groups, read_splits
+from headstart.data.sources.deciding import AskedKind
+from headstart.data.sources.missing import settle_missing
 from headstart.data.sources.names import check_count, check_names
 from headstart.data.sources.samples import Entry, Listing
 from headstart.data.sources.tables import read_table
-from headstart.data.sources.targets import AskedKind, read_targets
+from headstart.data.sources.targets import choose_target_columns, read_targets
 from headstart.errors import DataError
 from headstart.tasks.kinds import find_kind
 
 
-def list_table(data: Data, *, source: Path, kind: AskedKind) -> Listing:
-    """Every row as an entry, with what the columns say of it.
+def list_table(data: Data, *, source: Path, kind: AskedKind, known: Sequence[str] = ()) -> Listing:
+    """Every row as an entry, with what the columns say of it.  known: the names of a model that is there already.
 
     Raises:
         DataError: the table does not say which image has which label.
     """
     if not data.tags_separator:
-        raise DataError("data.tags_separator: it is empty; give what stands between tags, e.g. --data.tags_separator ,")
-    table = read_table(source, tags_separator=data.tags_separator)
+        raise DataError("data.tags_separator: it is empty; give what stands between tags, e.g. --data.tags-separator ,")
+    table = read_table(source, data)
     columns = find_columns(table, data)
-    targets = read_targets(table, columns.others, data=data, kind=kind)
+    target = choose_target_columns(table, columns.others, data=data)
+    table = settle_missing(table, target, data=data, kind=kind)
+    targets = read_targets(table, target, data=data, kind=kind, known=known)
     images = find_images(table, column=columns.image, data=data)
     check_names(targets.names, source=printable(source), word=find_kind(targets.kind).noun)
     check_count(targets.names, source=printable(source), kind=targets.kind)
@@ -43,5 +48,6 @@ def list_table(data: Data, *, source: Path, kind: AskedKind) -> Listing:
         )
         for row in range(len(table.rows))
     )
-    kind, names, notes = targets.kind, targets.names, (targets.note,)
+    notes = (*table.notes, *columns.notes, *targets.notes, *images.notes, *describe_splits(table, columns.split))
+    kind, names = targets.kind, targets.names
     return Listing(source=source, kind=kind, names=names, entries=entries, notes=notes, by_column=targets.by_column)

@@ -1,28 +1,24 @@
-"""The labels or numbers that a table's target columns hold, and the task that follows from them."""
+"""The labels or numbers that a table's target columns hold."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 from headstart.config.schema import Data
 from headstart.data.decoding.decode import printable
 from headstart.data.sources.columns import require
+from headstart.data.sources.deciding import AskedKind, decide, read_decimals
+from headstart.data.sources.label_cells import read_class_cells
+from headstart.data.sources.missing import describe_doubtful_words
+from headstart.data.sources.one_hot import are_flags, are_shares, measure_flags, pick_marked, read_flags
 from headstart.data.sources.samples import some
 from headstart.data.sources.tables import Table
+from headstart.data.sources.tag_cells import best_mark, is_list_column, read_list, split_cell
 from headstart.errors import DataError
-from headstart.tasks.classify import CLASSIFY
 from headstart.tasks.kinds import find_kind
-from headstart.tasks.multilabel import MULTILABEL
-from headstart.tasks.regress import REGRESS
 from headstart.tasks.task import Kind, TaskKind
-
-AskedKind = TaskKind | Literal["auto"]
-FEW = 20
-"""Up to this many distinct whole numbers could as well be classes."""
-_BINARY = {"0": False, "1": True, "0.0": False, "1.0": True, "false": False, "true": True}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,38 +31,40 @@ class Targets:
     names: tuple[str, ...]
     labels: tuple[tuple[str, ...], ...]
     numbers: tuple[tuple[float, ...], ...]
-    note: str
+    notes: tuple[str, ...]
     by_column: bool = False
 
 
-def read_targets(table: Table, others: Sequence[str], *, data: Data, kind: AskedKind) -> Targets:
-    """What every row answers.  others: columns that are neither image nor split nor group.
+def read_targets(
+    table: Table, columns: tuple[str, ...], *, data: Data, kind: AskedKind, known: Sequence[str] = ()
+) -> Targets:
+    """What every row answers.  columns: those of the target; known: the names of a model that is there already.
 
     Raises:
         DataError: the columns do not say what the target is, or a cell does not fit the task.
     """
-    columns = _target_columns(table, others, data=data)
-    decided, reason = (find_kind(kind), "as told") if kind != "auto" else _decide(table, columns, data.tags_separator)
+    decided, reason = (find_kind(kind), "as told") if kind != "auto" else decide(table, columns, data=data)
     note = f"task: {decided.name} from {some(columns)} of {printable(table.path.name)} ({reason})"
     if data.log and not decided.gives_numbers:
         raise DataError(f"data.log: it is for numbers, and the task is {decided.name}; leave it out")
     if decided.gives_numbers:
-        numbers = _numbers(table, columns, log=data.log)
+        numbers, more = _read_numbers(table, columns, data=data)
         none = ((),) * len(numbers)
-        return Targets(kind=decided.name, names=columns, labels=none, numbers=numbers, note=note, by_column=True)
-    by_column = not decided.one_label and (len(columns) > 1 or _all_binary(table, columns))
-    if decided.one_label:
-        labels = _classes(table, columns)
-    elif by_column:
-        labels = _flags(table, columns)
-    else:
-        labels = _tags(table, columns[0], data.tags_separator)
+        notes = (note, *more)
+        return Targets(kind=decided.name, names=columns, labels=none, numbers=numbers, notes=notes, by_column=True)
+    labels, by_column, more = _read_labels(table, columns, decided=decided, data=data, known=known)
     names = tuple(sorted(columns if by_column else {label for row in labels for label in row}))
     numbers = ((),) * len(labels)
-    return Targets(kind=decided.name, names=names, labels=labels, numbers=numbers, note=note, by_column=by_column)
+    notes = (note, *more)
+    return Targets(kind=decided.name, names=names, labels=labels, numbers=numbers, notes=notes, by_column=by_column)
 
 
-def _target_columns(table: Table, others: Sequence[str], *, data: Data) -> tuple[str, ...]:
+def choose_target_columns(table: Table, others: Sequence[str], *, data: Data) -> tuple[str, ...]:
+    """The columns with the target.  others: those that are neither image nor split nor group.
+
+    Raises:
+        DataError: an option names a column that is not there or in use, or several may be meant.
+    """
     if data.target != "auto":
         columns = (data.target,) if isinstance(data.target, str) else tuple(dict.fromkeys(data.target))
         for name in columns:
@@ -77,7 +75,7 @@ def _target_columns(table: Table, others: Sequence[str], *, data: Data) -> tuple
                 f"data.target: column {some(taken)} is in use as image, split or group; left are {some(others)}"
             )
         return columns
-    if len(others) == 1 or (len(others) > 1 and _all_binary(table, others)):
+    if len(others) == 1 or (len(others) > 1 and (are_flags(table, others) or are_shares(table, others))):
         return tuple(others)
     if not others:
         raise DataError(
@@ -90,108 +88,73 @@ def _target_columns(table: Table, others: Sequence[str], *, data: Data) -> tuple
     )
 
 
-def _decide(table: Table, columns: tuple[str, ...], separator: str) -> tuple[Kind, str]:
-    if len(columns) > 1 and _all_binary(table, columns):
-        return MULTILABEL, "0/1 columns"
-    numeric = [name for name in columns if _mostly_numbers(table.column(name))]
-    if len(columns) > 1:
-        if len(numeric) == len(columns):
-            return REGRESS, "columns of numbers"
-        text = [name for name in columns if name not in numeric]
-        raise DataError(
-            f"data.target: several columns must all hold numbers, or 0/1 tags, and {some(text)} holds text; "
-            f"choose one: --data.target COLUMN"
-        )
+def _read_labels(
+    table: Table, columns: tuple[str, ...], *, decided: Kind, data: Data, known: Sequence[str]
+) -> tuple[tuple[tuple[str, ...], ...], bool, tuple[str, ...]]:
+    """Each row's labels, whether they are names of columns that all count, and notes."""
+    if decided.one_label and len(columns) > 1:
+        return _read_one_hot(table, columns)
+    if decided.one_label:
+        cells, notes = read_class_cells(table, columns[0], known=known)
+        return tuple((cell,) for cell in cells), False, (*notes, *describe_doubtful_words(cells))
+    if len(columns) > 1 or are_flags(table, columns):
+        return read_flags(table, columns), True, ()
     cells = table.column(columns[0])
-    if not numeric:
-        if any(len(_split_tags(cell, separator)) > 1 for cell in cells):
-            return MULTILABEL, f"several tags separated by {separator!r}"
-        return CLASSIFY, "one text label per image"
-    distinct = {cell for cell in cells if cell}
-    if len(distinct) <= FEW and all((_number(cell) or 0.0).is_integer() for cell in distinct):
+    if is_list_column(cells):
+        return tuple(tuple(sorted(set(read_list(cell) or ()))) for cell in cells), False, ()
+    mark = best_mark(cells, known) if data.tags_separator == "auto" else data.tags_separator
+    note = f"tags: separated by {mark!r}" if mark != "," and data.tags_separator == "auto" else ""
+    tags = tuple(tuple(sorted(set(split_cell(cell, mark)))) for cell in cells)
+    return tags, False, (note,) if note else ()
+
+
+def _read_one_hot(table: Table, columns: tuple[str, ...]) -> tuple[tuple[tuple[str, ...], ...], bool, tuple[str, ...]]:
+    if measure_flags(table, columns) < 0.5 and not are_shares(table, columns):
         raise DataError(
-            f"task.kind: column {columns[0]!r} of {printable(table.path.name)} holds {len(distinct)} distinct whole "
-            f"numbers ({some(sorted(distinct))}), which may be classes or quantities; say which: "
-            f"--task.kind classify or --task.kind regress"
+            f"data.target: classify takes one column of labels, and {len(columns)} are given ({some(columns)}); "
+            f"choose one, or say --task.kind multilabel for 0/1 columns"
         )
-    return REGRESS, "numbers"
+    labels = pick_marked(table, columns)
+    absent = [name for name in columns if name not in {row[0] for row in labels}]
+    note = f"column {some(absent)} marks no image, and is no class"
+    return labels, False, (note,) if absent else ()
 
 
-def _number(cell: str) -> float | None:
-    try:
-        return None if "_" in cell else float(cell)  # Python reads 1_2 as 12; in a table it is a name
-    except ValueError:
-        return None
+def _read_numbers(
+    table: Table, columns: Sequence[str], *, data: Data
+) -> tuple[tuple[tuple[float, ...], ...], tuple[str, ...]]:
+    """Each row's numbers, and a note for each column that is not plainly written.
 
-
-def _mostly_numbers(cells: Sequence[str]) -> bool:
-    """At least half: a column of prices with a few typing errors is one of numbers, and the errors are then named."""
-    given = [cell for cell in cells if cell]
-    return bool(given) and 2 * sum(_number(cell) is not None for cell in given) >= len(given)
-
-
-def _all_binary(table: Table, columns: Sequence[str]) -> bool:
-    return all(cell.lower() in _BINARY for name in columns for cell in table.column(name))
-
-
-def _numbers(table: Table, columns: Sequence[str], *, log: bool) -> tuple[tuple[float, ...], ...]:
-    by_column = []
+    Raises:
+        DataError: a cell is no number in the spelling of the others, or has no logarithm.
+    """
+    by_column, notes = [], []
     for name in columns:
+        found = read_decimals(table, name, data=data)
+        if found.note:
+            notes.append(f"numbers of {name!r} are read with {found.note}, e.g. {_example(table, name, found.values)}")
         values = []
-        for row, cell in enumerate(table.column(name)):
-            value = _number(cell)
+        for row, (cell, value) in enumerate(zip(table.column(name), found.values, strict=True)):
             if value is None or not math.isfinite(value):
-                found = repr(cell) if cell else "an empty cell"
-                raise DataError(
-                    f"{table.where(row)}: {found} in target column {name!r} is not a finite number; mend it, "
-                    f"or say --task.kind classify if the column holds names"
+                shown, how = (
+                    repr(cell) if cell else "an empty cell",
+                    f" as the others (with {found.note})" * bool(found.note),
                 )
-            if log and value <= 0:
+                skip = "" if cell else ", leave such rows out: --data.missing skip"
+                raise DataError(
+                    f"{table.where(row)}: {shown} in target column {name!r} is not a finite number{how}; mend "
+                    f"it{skip}, or say --task.kind classify if the column holds names"
+                )
+            if data.log and value <= 0:
                 raise DataError(
                     f"{table.where(row)}: {cell!r} in target column {name!r} has no logarithm; data.log accepts "
                     f"numbers above 0: mend it, or leave out --data.log"
                 )
             values.append(value)
         by_column.append(values)
-    return tuple(zip(*by_column, strict=True))
+    return tuple(zip(*by_column, strict=True)), tuple(notes)
 
 
-def _classes(table: Table, columns: Sequence[str]) -> tuple[tuple[str, ...], ...]:
-    if len(columns) > 1:
-        raise DataError(
-            f"data.target: classify takes one column of labels, and {len(columns)} are given ({some(columns)}); "
-            f"choose one, or say --task.kind multilabel for 0/1 columns"
-        )
-    cells = table.column(columns[0])
-    for row, cell in enumerate(cells):
-        if not cell:
-            raise DataError(f"{table.where(row)}: target column {columns[0]!r} is empty; give the image its class")
-    if len(set(cells)) == len(cells) > 2:
-        raise DataError(
-            f"data.target: column {columns[0]!r} has a different label in each of its {len(cells)} rows, so nothing "
-            f"can be learned from it; choose the column with the classes: --data.target COLUMN"
-        )
-    return tuple((cell,) for cell in cells)
-
-
-def _flags(table: Table, columns: Sequence[str]) -> tuple[tuple[str, ...], ...]:
-    labels: list[list[str]] = [[] for _ in table.rows]
-    for name in sorted(columns):
-        for row, cell in enumerate(table.column(name)):
-            if cell.lower() not in _BINARY:
-                raise DataError(
-                    f"{table.where(row)}: {cell!r} in target column {name!r} is neither 0 nor 1; several columns are "
-                    f"0/1 tags in multilabel, numbers in regress: --task.kind regress"
-                )
-            if _BINARY[cell.lower()]:
-                labels[row].append(name)
-    return tuple(tuple(row) for row in labels)
-
-
-def _tags(table: Table, column: str, separator: str) -> tuple[tuple[str, ...], ...]:
-    return tuple(tuple(sorted(set(_split_tags(cell, separator)))) for cell in table.column(column))
-
-
-def _split_tags(cell: str, separator: str) -> list[str]:
-    parts = cell.split(separator) if separator else [cell]
-    return [part.strip() for part in parts if part.strip()]
+def _example(table: Table, name: str, values: Sequence[float | None]) -> str:
+    pairs = zip(table.column(name), values, strict=True)
+    return next((f"{cell!r} is {value:.15g}" for cell, value in pairs if value is not None and not cell.isdigit()), "")
