@@ -14,7 +14,7 @@ PACKAGE = ROOT / "src" / "headstart"
 LAYERS = [  # a row imports from the rows above it only
     {"errors", "events", "private_names"},
     {"isolation", "config", "storage", "distributed", "lazy_imports", "allocator"},
-    {"machine", "tasks", "surgery"},
+    {"machine", "timing", "tasks", "surgery"},
     {"models", "optim"},
     {"data"},
     {"training", "reports"},

@@ -17,7 +17,7 @@ import headstart
 from headstart import events
 
 NAMES = {
-    *("Config", "load_config", "train", "plan", "finish"),
+    *("Config", "load_config", "train", "repeat", "plan", "finish"),
     *("open_model", "describe", "find_head", "replace_head", "declare_scores", "freeze", "param_groups"),
     *("add_lora", "merge_lora"),
     *("open_images", "audit"),

@@ -6,7 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from headstart.app import finish, plan, train
+    from headstart.app import finish, plan, repeat, train
     from headstart.config.load import load_config
     from headstart.config.schema import Config
     from headstart.data.images import audit, open_images
@@ -81,6 +81,7 @@ __all__ = [
     "param_groups",
     "plan",
     "predict",
+    "repeat",
     "replace_head",
     "report",
     "restore",
@@ -90,7 +91,7 @@ __all__ = [
 ]
 
 _HOMES = {
-    "app": ("finish", "plan", "train"),
+    "app": ("finish", "plan", "repeat", "train"),
     "config.load": ("load_config",),
     "config.schema": ("Config",),
     "data.images": ("audit", "open_images"),

@@ -1,4 +1,4 @@
-"""``train``: prepare, go through the phases, save, finish; ``plan`` and ``finish``, which are parts of it.
+"""``train``: prepare, go through the phases, save, finish; ``repeat`` again; ``plan`` and ``finish``, parts of it.
 
 Each line is a public function that you can call yourself.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from torch import nn
@@ -23,6 +23,7 @@ from headstart.distributed.processes import current
 from headstart.events import Event, Note, Plan, Watch
 from headstart.isolation import only_run, own_arithmetic, own_turn
 from headstart.planning.disk_space import refuse_small_disk
+from headstart.planning.draft import Choices
 from headstart.planning.preflight import Prepared, prepare
 from headstart.runs.finish import Run, complete_run, read_finished_run
 from headstart.runs.folder import (
@@ -36,6 +37,7 @@ from headstart.runs.folder import (
     record_start,
 )
 from headstart.runs.log import RunLog
+from headstart.runs.repeat import check_repeat, refuse_other_options, repeat_config
 from headstart.runs.resume import begin
 from headstart.runs.saving import Saver, interruptible
 from headstart.storage.durable import lock_folder
@@ -93,29 +95,115 @@ def train(
         >>> sorted(run.metrics)
         ['accuracy', 'macro_f1', 'nll']
     """
-    config = check(config)
-    run, resume = default_out(config), resume or was_restarted()
+    asked = _Asked(config=config, model=model, loss=loss, allow_inexact=allow_inexact, watch=watch, resume=resume)
+    return _train(asked)
+
+
+def repeat(
+    run: str | Path,
+    *,
+    config: Config | None = None,
+    model: nn.Module | InPlace | None = None,
+    loss: LossFunction | None = None,
+    allow_inexact: bool = False,
+    watch: Watch | None = None,
+) -> Run:
+    """Train once more what was trained in the folder ``run``, into another folder, with the same bits.
+
+    What ``auto`` came to by measuring is taken from the run, so that no other load of the machine changes it. The same
+    bits need the same kind of machine, versions, number of threads and processes, data and weights; what differs is
+    refused by name.
+
+    Args:
+        ``run``: The folder of a run.
+        ``config``: Its options with another ``out``, or other places of the data; None takes them as they are, and
+            writes to ``RUN-repeat``.
+        ``model``: The module that the run was given, if it was given one.
+        ``loss``: The loss that the run was given, if it was given one.
+        ``allow_inexact``: Train even where something that decides the bits (versions, threads, device, ...) differs.
+        ``watch``: A function that is called with every event of the run.
+
+    Returns:
+        The finished run, as ``hs.train`` gives it.
+
+    Raises:
+        ConfigError, ModelError, DataError: There is no such run, or something is not as it was; nothing has been
+            written.
+
+    Example:
+        >>> import headstart as hs
+        >>> first = hs.train(hs.load_config({
+        ...     "data": {"source": "photos"},
+        ...     "model": {"name": "timm/resnet18", "weights": "none", "options": {"channels": [8, 8, 16, 16]},
+        ...               "image_size": 32},
+        ...     "epochs": 1, "device": "cpu", "out": "runs/once",
+        ... }))
+        >>> hs.repeat("runs/once").metrics == first.metrics
+        True
+    """
+    repeated = Path(run)
+    asked = _Asked(
+        config=config or repeat_config(repeated), model=model, loss=loss, allow_inexact=allow_inexact, watch=watch,
+        repeated=repeated,
+    )  # fmt: skip
+    refuse_other_options(repeated, asked.config)
+    return _train(asked)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Asked:
+    """What a run is told, as ``train`` and ``repeat`` are; ``repeated``: the run that is made again."""
+
+    config: Config
+    model: nn.Module | InPlace | None
+    loss: LossFunction | None
+    allow_inexact: bool
+    watch: Watch | None
+    resume: bool = False
+    repeated: Path | None = None
+
+
+def _train(asked: _Asked) -> Run:
+    config = check(asked.config)
+    run, resume = default_out(config), asked.resume or was_restarted()
     seconds = config.parallel.timeout_seconds
     with _isolate_call("hs.train"), join_group(usable_device(config.device), timeout_seconds=seconds) as ours:
-        emit = watch if watch is not None and ours.is_first else _silent
+        emit = asked.watch if asked.watch is not None and ours.is_first else _silent
         if _is_finished(run, config, resume=resume):
             emit(Note(f"{run} is finished already; choose another folder with --out for a new run"))
-            return read_finished_run(run, model=model)
+            return read_finished_run(run, model=asked.model)
         started = time.monotonic()
         with collective_errors():
-            recorded = broadcast_object(read_choices(run) if resume and ours.is_first else None)
+            recorded = broadcast_object(_read_recorded(run, asked, resume=resume) if ours.is_first else None)
             with own_turn():  # what it draws, no step of another thread draws
-                prepared = prepare(config, module=model, loss=loss, emit=emit, recorded=recorded)
+                prepared = prepare(config, module=asked.model, loss=asked.loss, emit=emit, recorded=recorded)
             if ours.is_first:
+                _check_repeat(prepared, asked, emit)
                 refuse_small_disk(run, prepared)
         release_memory()  # the trial steps'
         if not prepared.can_retain_memory:
             keep_no_memory()
         with lock_folder(run) if ours.is_first else nullcontext():
             if _is_finished(run, config, resume=resume):  # again: another process may have had it until now
-                return read_finished_run(run, model=model)
-            changed = _record_start(run, prepared, allow_inexact=allow_inexact)
+                return read_finished_run(run, model=asked.model)
+            changed = _record_start(run, prepared, allow_inexact=asked.allow_inexact)
             return _train_to_report(run, prepared, changed, emit=emit, started=started)
+
+
+def _read_recorded(run: Path, asked: _Asked, *, resume: bool) -> Choices | None:
+    """What was measured and chosen when this run began, or the one that is made again."""
+    found = read_choices(run) if resume else None
+    return read_choices(asked.repeated) if found is None and asked.repeated is not None else found
+
+
+def _check_repeat(prepared: Prepared, asked: _Asked, emit: Watch) -> None:
+    """Raises: ConfigError: the data, or what decides the bits, are not those of the run that is made again."""
+    if asked.repeated is None:
+        return
+    for text in check_repeat(
+        asked.repeated, prepared.document, prepared.device, config=prepared.config, allow_inexact=asked.allow_inexact
+    ):
+        emit(Note(f"not exactly {asked.repeated} again: {text}"))
 
 
 def _train_to_report(run: Path, prepared: Prepared, changed: tuple[str, ...], *, emit: Watch, started: float) -> Run:

@@ -74,8 +74,9 @@ def processor_name() -> str:
 def available_bytes(*, root: Path = Path("/")) -> int | None:
     """Memory that this process can still have, in bytes, swap included; None where the system does not say.
 
-    On Linux it is what the machine has left, or what the tightest control group around the process (a container, a
-    job, a systemd unit; versions 1 and 2) has left, whichever is less. Elsewhere it is all memory of the machine.
+    On Linux it is what the machine has left, what the tightest control group around the process (a container, a job, a
+    systemd unit; versions 1 and 2) has left, or what a limit of its addresses leaves, whichever is least. Elsewhere it
+    is all memory of the machine.
 
     ``root`` is where the system's files begin: ``/``.
     """
@@ -91,7 +92,7 @@ def available_bytes(*, root: Path = Path("/")) -> int | None:
     both = _read_rest_of_groups(
         groups, "memory.memsw.limit_in_bytes", "memory.memsw.usage_in_bytes", cached="total_inactive_file"
     )
-    return max(0, min([memory + swap, *both]))
+    return max(0, min([memory + swap, *both, *_read_rest_of_addresses(root)]))
 
 
 def _memory_groups(root: Path) -> list[Path]:
@@ -119,6 +120,19 @@ def _read_rest_of_groups(groups: Sequence[Path], limit: str, used: str, *, cache
             stat = dict(line.split(" ", 1) for line in _read(group / "memory.stat").splitlines() if " " in line)
             left.append(int(most) - int(has) + (int(stat.get(cached, 0)) if cached else 0))
     return left
+
+
+def _read_rest_of_addresses(root: Path) -> list[int]:
+    """Bytes of addresses that this process may still ask for, where somebody limited them (``ulimit -v``)."""
+    try:
+        import resource  # not on Windows
+    except ImportError:
+        return []
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    pages = _read(root / "proc/self/statm").split()
+    if limit == resource.RLIM_INFINITY or not pages:
+        return []
+    return [limit - int(pages[0]) * resource.getpagesize()]
 
 
 def _all_memory() -> int | None:

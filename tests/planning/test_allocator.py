@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from headstart.allocator import find_tcmalloc
-from headstart.planning.decisions import TCMALLOC_SAVES, choose_allocator
+from headstart.planning.device import TCMALLOC_SAVES, about_allocator
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="LD_PRELOAD is Linux's")
 USUAL = {name: value for name, value in os.environ.items() if not name.startswith(("LD_", "MALLOC_"))}
@@ -36,11 +36,11 @@ def library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_the_plan_says_what_an_find_tcmalloc_saves_and_what_to_type(library: Path) -> None:
-    (decision,) = choose_allocator(CPU)
+    (decision,) = about_allocator(CPU)
     assert decision.value == "the system's"
     assert "3.9 GB in place of 4.9" in decision.reason
     assert decision.reason.endswith(f"LD_PRELOAD={library} headstart train ...")
-    assert choose_allocator(torch.device("cuda")) == ()  # what lies there is not malloc's
+    assert about_allocator(torch.device("cuda")) == ()  # what lies there is not malloc's
 
 
 def test_what_is_said_to_be_saved_was_measured() -> None:
@@ -59,7 +59,7 @@ def test_nothing_is_said_where_the_user_has_chosen(
 ) -> None:
     assert find_tcmalloc() == library
     monkeypatch.setenv(name, value)
-    assert choose_allocator(CPU) == ()
+    assert about_allocator(CPU) == ()
 
 
 def test_what_cannot_be_loaded_is_passed_over(library: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

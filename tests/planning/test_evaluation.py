@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
@@ -14,6 +14,7 @@ import headstart as hs
 from headstart.data.batch import Batch
 from headstart.planning import evaluation
 from headstart.planning.preflight import prepare
+from headstart.timing import Timing
 from headstart.training.rules import StepRules
 
 SIZE = 16  # of the training batches
@@ -25,8 +26,8 @@ class Clock:
     def __init__(self) -> None:
         self.now = 0.0
 
-    def perf_counter(self) -> float:
-        """Seconds, as ``time.perf_counter``."""
+    def seconds(self) -> float:
+        """Since some moment, as of any clock."""
         self.now += 1e-6
         return self.now
 
@@ -37,7 +38,7 @@ CLOCK = Clock()
 @pytest.fixture(autouse=True)
 def clock(monkeypatch: pytest.MonkeyPatch) -> None:
     """Evaluation is timed by ``CLOCK``."""
-    monkeypatch.setattr(evaluation, "time", CLOCK)
+    monkeypatch.setattr(evaluation, "clock_for", lambda _: CLOCK.seconds)
 
 
 class Small(nn.Module):
@@ -63,14 +64,14 @@ def pays(monkeypatch: pytest.MonkeyPatch) -> None:
 def sizes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Of the batches that are timed; what the module itself notes then is put back."""
     found: list[int] = []
-    pass_seconds = evaluation.pass_seconds
+    time_passes = evaluation.time_passes
 
-    def noted(module: nn.Module, batch: Batch, *rest: StepRules, warm: bool) -> float:
+    def noted(module: nn.Module, batches: Mapping[int, Batch], *rest: StepRules, warm: int) -> dict[int, Timing]:
         assert not module.training
-        found.append(len(batch.pixels))
-        return pass_seconds(module, batch, *rest, warm=warm)
+        found.extend(len(batch.pixels) for batch in batches.values() if len(batch.pixels) not in found)
+        return time_passes(module, batches, *rest, warm=warm)
 
-    monkeypatch.setattr(evaluation, "pass_seconds", noted)
+    monkeypatch.setattr(evaluation, "time_passes", noted)
     return found
 
 

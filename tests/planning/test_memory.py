@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
 import weakref
 
 import pytest
@@ -116,3 +119,62 @@ def test_where_not_even_two_images_fit_a_smaller_model_is_proposed(settings, mon
     monkeypatch.setattr(memory, "available_bytes", lambda: 1000)
     with pytest.raises(ConfigError, match="give a smaller --image-size or --model, or train less of it"):
         ready(settings)
+
+
+@pytest.mark.parametrize(("size", "images", "tried"), [(1, 1, [1]), (2, 2, [2]), (24, 24, [2, 3])])
+def test_no_more_images_are_tried_than_a_step_has(settings, monkeypatch, size: int, images: int, tried) -> None:
+    seen: list[int] = []
+    measure_retained = memory._measure_retained
+
+    def noted(*arguments, images: int, limit: int):
+        seen.append(images)
+        return measure_retained(*arguments, images=images, limit=limit)
+
+    monkeypatch.setattr(memory, "_measure_retained", noted)
+    ready(settings, Flat(), batch={"size": size, "evaluation": size})
+    assert seen == tried
+
+
+class Large(nn.Module):
+    """Keeps ``megabytes`` of every image for the backward pass."""
+
+    def __init__(self, megabytes: int) -> None:
+        super().__init__()
+        self.conv, self.fc, self.megabytes = nn.Conv2d(3, 1, 1), nn.Linear(1, 3), megabytes
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = self.conv(x).mean((2, 3)).expand(len(x), self.megabytes << 18).contiguous()
+        return self.fc((wide * wide).mean(1, keepdim=True))
+
+
+def test_measuring_stops_where_memory_would_run_out(settings, monkeypatch) -> None:
+    monkeypatch.setattr(memory, "available_bytes", lambda: 40 << 20)
+    with pytest.raises(ConfigError, match=r"batch: 2 images at once take more than the 0\.0 GiB of memory that are"):
+        ready(settings, Large(30), precision="fp32")
+    with pytest.raises(ConfigError, match=r"batch: one image takes more than .* at 32 x 32 pixels; give a smaller"):
+        ready(settings, Large(60), precision="fp32", batch={"size": 1, "evaluation": 1})
+
+
+LIMITED = """
+import resource, sys
+from headstart.cli.main import main
+import torch
+with open("/proc/self/statm") as pages:
+    used = int(pages.read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + (int(sys.argv[1]) << 20),) * 2)
+sys.exit(main(sys.argv[2:]))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the limit is read from /proc")
+@pytest.mark.parametrize("size", [32, 1536])
+def test_a_plan_of_large_images_ends_with_a_plan_or_one_sentence(colours, tmp_path, size: int) -> None:
+    """In 700 MiB more than the libraries take."""
+    words = ["plan", str(colours), "--model", "timm/resnet18", "--weights", "none", "--image-size", str(size)]
+    command = [sys.executable, "-c", LIMITED, "700", *words, "--batch-size", "1", "--recipe", "full", "--workers", "0"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "HEADSTART_CACHE": str(tmp_path)}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert (done.returncode, size) in ((0, 32), (2, 1536)), done.stderr
+    assert "Traceback" not in done.stderr and "bug" not in done.stderr
+    if size > 1000:
+        assert "memory" in done.stderr and "--image-size" in done.stderr

@@ -16,8 +16,9 @@ from torch.nn import functional
 
 import headstart as hs
 from headstart.planning import precision as arithmetic
-from headstart.planning.precision import Arithmetic, Workload, choose_arithmetic
-from headstart.planning.preflight import prepare
+from headstart.planning.draft import Draft
+from headstart.planning.precision import Arithmetic, choose_arithmetic
+from headstart.planning.preflight import Prepared, prepare
 
 PAYS = {"_FEW_PASSES": 0, "_SHORT_SECONDS": 0.0, "_REPEATS": 1}
 
@@ -27,6 +28,22 @@ def pays(monkeypatch: pytest.MonkeyPatch) -> None:
     """The shortest run is worth measuring."""
     for name, value in PAYS.items():
         monkeypatch.setattr(arithmetic, name, value)
+
+
+def draft_of(made: Prepared, config: hs.Config, module: nn.Module | None = None, **changes: Any) -> Draft:
+    """The draft of a run as it is before its arithmetic is chosen, perhaps with another module or other phases."""
+    opened = made.opened if module is None else replace(made.opened, module=module)
+    rules = replace(made.course.rules, precision="fp32", memory_format="contiguous", attention="fused")
+    course = replace(made.course, rules=rules, **changes)
+    return Draft(
+        config=config, emit=lambda _: None, device=made.device, opened=opened, images=made.images, course=course,
+        loss=made.course.rules.loss_function(),
+    )  # fmt: skip
+
+
+def arithmetic_of(draft: Draft) -> Arithmetic:
+    rules = draft.rules
+    return Arithmetic(precision=rules.precision, memory_format=rules.memory_format, attention=rules.attention)
 
 
 def chosen(plan: Any) -> dict[str, tuple[str, str]]:
@@ -96,12 +113,12 @@ def test_measuring_leaves_model_and_chance_as_they_were(settings):
     config = hs.load_config(settings(memory_format="contiguous"))
     made = prepare(config, module=None, loss=None, emit=lambda _: None)
     module, before = made.opened.module, copy.deepcopy(made.opened.module.state_dict())
-    work = Workload(phases=made.course.phases, loss=made.course.rules.loss_function(), images=made.images)
+    draft = draft_of(made, config)
     torch.manual_seed(3)
     expected = torch.rand(3)
     torch.manual_seed(3)
     modes = [part.training for part in module.modules()]
-    choose_arithmetic(config, module, work, recorded=None, possible=True)
+    choose_arithmetic(draft)
     assert torch.equal(torch.rand(3), expected)
     assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
     assert all(parameter.grad is None for parameter in module.parameters())
@@ -136,9 +153,8 @@ def test_what_a_copy_shares_with_the_model_stays(settings):
 
     made = prepare(hs.load_config(settings(recipe="full")), module=None, loss=None, emit=lambda _: None)
     module = nn.Sequential(nn.Conv2d(3, 8, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), Shared(8, 3))
-    work = Workload(phases=made.course.phases, loss=cross_entropy, images=made.images)
     before = module[3].weight.detach().clone()
-    choose_arithmetic(hs.load_config(settings()), module, work, recorded=None, possible=True)
+    choose_arithmetic(replace(draft_of(made, hs.load_config(settings()), module), loss=cross_entropy))
     assert torch.equal(module[3].weight, before)
 
 
@@ -170,19 +186,21 @@ class Spoiled(Fast):
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         found = super().forward(images)
         if self.training and self.steps.count(torch.bfloat16) == 1 and self.steps[-1] == torch.bfloat16:
-            time.sleep(0.5)
+            end = time.thread_time() + 0.5
+            while time.thread_time() < end:
+                pass
         return found
 
 
 @pytest.mark.usefixtures("pays")
 def test_one_spoiled_moment_decides_nothing(settings) -> None:
     made = prepare(hs.load_config(settings(precision="fp32")), module=None, loss=None, emit=lambda _: None)
-    work = Workload(phases=(replace(made.course.phases[-1], freeze="none"),), loss=cross_entropy, images=made.images)
     torch.manual_seed(0)
     Fast.steps.clear()
     config = hs.load_config(settings(memory_format="contiguous"))
-    found, _, _ = choose_arithmetic(config, Spoiled(wrong=False), work, recorded=None, possible=True)
-    assert found.precision == "bf16"
+    draft = draft_of(made, config, Spoiled(wrong=False), phases=(replace(made.course.phases[-1], freeze="none"),))
+    found = choose_arithmetic(replace(draft, loss=cross_entropy))
+    assert found.rules.precision == "bf16", found.decisions[0].reason
 
 
 @pytest.mark.usefixtures("pays")
@@ -190,15 +208,14 @@ def test_one_spoiled_moment_decides_nothing(settings) -> None:
 def test_the_fastest_is_taken_if_it_gives_the_same(settings, wrong: bool):
     config = hs.load_config(settings(memory_format="contiguous"))
     made = prepare(hs.load_config(settings(precision="fp32")), module=None, loss=None, emit=lambda _: None)
-    images = replace(made.images, train=replace(made.images.train))
-    work = Workload(phases=(replace(made.course.phases[-1], freeze="none"),), loss=cross_entropy, images=images)
+    draft = draft_of(made, config, Fast(wrong=wrong), phases=(replace(made.course.phases[-1], freeze="none"),))
     torch.manual_seed(0)
     Fast.steps.clear()
-    found, decisions, _ = choose_arithmetic(config, Fast(wrong=wrong), work, recorded=None, possible=True)
+    found = choose_arithmetic(replace(draft, loss=cross_entropy))
     assert Fast.steps.count(torch.float32) == 2  # too slow to be timed again
     assert Fast.steps.count(torch.bfloat16) > 3
-    assert found == Arithmetic(precision="fp32" if wrong else "bf16", memory_format="contiguous")
-    assert "off)" in decisions[0].reason
+    assert arithmetic_of(found) == Arithmetic(precision="fp32" if wrong else "bf16", memory_format="contiguous")
+    assert "off)" in found.decisions[0].reason
 
 
 def cross_entropy(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:

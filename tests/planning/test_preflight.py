@@ -8,11 +8,7 @@ import pytest
 import torch
 
 import headstart as hs
-from headstart.planning.decisions import (
-    CPU_MODEL,
-    GPU_MODEL,
-    choose_model,
-)
+from headstart.planning.model import CPU_MODEL, GPU_MODEL, name_model
 from headstart.planning.preflight import prepare
 
 KEYS = {
@@ -135,8 +131,8 @@ def test_random_weights_are_a_function_of_the_seed(settings) -> None:
 
 def test_without_a_name_the_model_follows_the_device() -> None:
     config = hs.load_config({})
-    assert choose_model(config, torch.device("cpu"))[0] == CPU_MODEL
-    spec, decision = choose_model(config, torch.device("cuda"))
+    assert name_model(config, torch.device("cpu"))[0] == CPU_MODEL
+    spec, decision = name_model(config, torch.device("cuda"))
     assert (spec, decision.reason.startswith("auto: an accelerator")) == (GPU_MODEL, True)
     named = hs.load_config({"model": {"name": "timm/test_vit"}})
-    assert choose_model(named, torch.device("cpu"))[0] == "timm/test_vit"
+    assert name_model(named, torch.device("cpu"))[0] == "timm/test_vit"

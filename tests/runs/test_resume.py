@@ -193,7 +193,7 @@ sys.argv[0] = "headstart.py"
 sys.exit(main())
 """
 OUTSIDE = [  # the run has 2 epochs of 4 steps
-    (signal.SIGINT, 130, "headstart.planning.preflight.load_images", ""),
+    (signal.SIGINT, 130, "headstart.planning.data.load_images", ""),
     (signal.SIGHUP, 129, "headstart.app.begin", " before a step was done"),
     (signal.SIGTERM, 143, "headstart.training.phases.evaluate", " after step 4, and saved in RUN"),
     (signal.SIGINT, 130, "headstart.runs.finish.write_bundle", " after step 8, and saved in RUN"),

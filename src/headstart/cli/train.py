@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -16,7 +16,8 @@ from headstart.cli.output import list_places, result, write
 from headstart.cli.progress import Progress
 from headstart.config.flags import EVERY, parse_args
 from headstart.config.load import is_of_run
-from headstart.errors import Error, OthersFailed
+from headstart.config.schema import Config
+from headstart.errors import ConfigError, Error, OthersFailed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +28,8 @@ class Train:
     """Folder of class folders (optionally under train/ val/ test/), or a CSV or Parquet table (else FILE's)."""
     config: Annotated[str | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="")] = None
     """YAML file with any of the options below; flags win over it."""
+    repeat: Annotated[str | None, tyro.conf.arg(metavar="RUN", help_behavior_hint="")] = None
+    """Make the run in this folder again, to the bit, by its options and its choices; into --out, else RUN-repeat."""
     resume: Annotated[bool, tyro.conf.arg(help_behavior_hint="")] = False
     """Go on from the last good checkpoint of the run folder; starts the run where there is none."""
     allow_inexact: Annotated[bool, tyro.conf.arg(help_behavior_hint="")] = False
@@ -42,7 +45,7 @@ def run(argv: Sequence[str]) -> int:
     try:
         if args.resume and args.config and "out" not in flags and is_of_run(Path(args.config)):
             flags["out"] = str(Path(args.config).parent)  # the run is where its record is
-        config = read_command_config(args.data, args.config, flags)
+        config = _read_config(args, flags)
     except Error as error:
         raise error if first else OthersFailed(exit_code=error.exit_code) from error  # said once
     if (processes := wants_processes(config)) > 1:
@@ -51,10 +54,30 @@ def run(argv: Sequence[str]) -> int:
     from headstart import app  # imports torch
 
     with Progress() as progress:
-        done = app.train(config, resume=args.resume, allow_inexact=args.allow_inexact, watch=progress)
+        if args.repeat:
+            done = app.repeat(args.repeat, config=config, allow_inexact=args.allow_inexact, watch=progress)
+        else:
+            done = app.train(config, resume=args.resume, allow_inexact=args.allow_inexact, watch=progress)
     if not first:
         return 0
     write(result(done, as_json=args.json))
     if not args.json:
         write("\n" + list_places(done.path))
     return 0
+
+
+def _read_config(args: Train, flags: Mapping[str, object]) -> Config:
+    """The options of this run, or those of the run that is made again.
+
+    Raises: ConfigError: a value is wrong, or --repeat stands beside what it does not go with.
+    """
+    if args.repeat is None:
+        return read_command_config(args.data, args.config, flags)
+    for name, given in (("config", args.config), ("resume", args.resume)):
+        if given:
+            raise ConfigError(
+                f"repeat: --{name} does not go with it: the options are those of {args.repeat}; leave --{name} out"
+            )
+    from headstart.runs.repeat import repeat_config  # imports torch
+
+    return repeat_config(Path(args.repeat), data=args.data, flags=flags)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import statistics
-import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -21,11 +21,12 @@ from headstart.models.spec import FolderSpec, HubSpec, parse_spec
 from headstart.models.weights import refuse_memory
 from headstart.surgery.generators import keep_generators
 from headstart.surgery.trace import MODEL_FAILURES
+from headstart.timing import Looks, time_calls, wall_seconds
 
 MOST_CANDIDATES = 50
-_WARM_UP = 3  # passes that are not counted: allocation, thread start, kernel choice
-_LEAST_REPEATS, _LEAST_SECONDS = 10, 1.0
-_SLOW_SECONDS, _SLOW_REPEATS = 10.0, 3  # a slow model stops early
+_LOOKS = Looks(  # three passes before: allocation, thread start, kernel choice; a slow model stops early
+    warm=3, least=10, most=10**9, seconds=1.0, budget_seconds=10.0, few=3
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -202,22 +203,11 @@ def _random(spec: str) -> nn.Module:
 def time_passes(module: nn.Module, images: Tensor) -> Latency:
     """Warm up, then at least 10 passes and 1 second; a model for which this takes 10 seconds stops after 3."""
     with torch.inference_mode():
-        for _ in range(_WARM_UP):
-            _seconds(module, images)
-        times: list[float] = []
-        while len(times) < _LEAST_REPEATS or sum(times) < _LEAST_SECONDS:
-            if sum(times) > _SLOW_SECONDS and len(times) >= _SLOW_REPEATS:
-                break
-            times.append(_seconds(module, images))
+        timing = time_calls({0: partial(module, images)}, _LOOKS, clock=wall_seconds)[0]
+    if timing.failure:
+        raise ModelError(timing.failure)
+    times = timing.seconds
     tenths = statistics.quantiles(times, n=10, method="inclusive")
     return Latency(
         median_ms=1e3 * statistics.median(times), p10_ms=1e3 * tenths[0], p90_ms=1e3 * tenths[-1], repeats=len(times)
     )
-
-
-def _seconds(module: nn.Module, images: Tensor) -> float:
-    begin = time.perf_counter()
-    module(images)
-    if images.device.type != "cpu":
-        torch.accelerator.synchronize(images.device)
-    return time.perf_counter() - begin

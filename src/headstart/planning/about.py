@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import fields, is_dataclass
 
 from headstart.config.peft import wants_lora
-from headstart.config.schema import Augment, Config
+from headstart.config.schema import Augment, Config, Schedule
 from headstart.data.images import Images
 from headstart.data.sources.samples import some
 from headstart.data.sources.sides import find_sides
 from headstart.events import Decision
 from headstart.optim.optimizers import decay_kind
+from headstart.planning.draft import Draft
 from headstart.tasks.kinds import find_kind
 
 
@@ -24,29 +25,45 @@ def about_data(images: Images) -> tuple[Decision, ...]:
     return what, Decision("data", sizes, "; ".join(images.notes) or "every image decoded once")
 
 
-def about_steps(config: Config, images: Images) -> tuple[Decision, ...]:
-    """Optimizer, schedule, batch, random changes, penalties and when to stop."""
-    chosen, batch, augment, average = config.optimizer, config.batch, config.augment, config.average
+def describe_steps(draft: Draft) -> Draft:
+    """With what is said of optimizer, schedule, batch, random changes, penalties and when to stop."""
+    config, images = draft.config, draft.images
+    chosen, augment = config.optimizer, config.augment
     exempt = "norms, biases and adapters" if wants_lora(config) else "norms and biases"
     decay = f"weight decay {chosen.weight_decay:g}, {decay_kind(chosen)}, none on {exempt}"
-    clips = [f"{name} {value:g}" for name, value in (("norm", batch.clip_norm), ("value", batch.clip_value)) if value]
-    cut = f"in {batch.accumulate} micro-batches; " if batch.accumulate > 1 else ""
-    size = f"{cut}{f'clipped by {chr(32).join(clips)}' if clips else 'gradients are not clipped'}"
     mixing = "".join(
         f", {name} {value:g}" for name, value in (("mixup", augment.mixup), ("cutmix", augment.cutmix)) if value
     )
-    schedule = f"{config.schedule.kind} in each phase, warm-up {config.schedule.warmup:.0%}"
-    average_text = "none" if average.kind == "none" else f"ema, half-life {average.half_life:.0%} of the steps"
-    return (
+    return draft.decide(
         Decision(
             "optimizer", chosen.kind + details(chosen, but=("lr", "head_lr", "layer_decay", "weight_decay")), decay
         ),
-        Decision("schedule", schedule, f"average of the weights: {average_text}"),
-        Decision("batch", f"{min(images.train.batch_size, len(images.train.samples))} images per step", size),
+        Decision("schedule", _format_schedule(config.schedule), f"average of the weights: {_format_average(config)}"),
+        Decision("batch", f"{draft.batch_size} images per step", _format_cuts(draft)),
         Decision("augment", f"{augment.preset}{mixing}", _format_flips(augment, images)),
         *_decide_decoded_cache(images),
-        *_penalties_and_stop(config),
+        *_penalties_and_stop(draft),
     )
+
+
+def _format_schedule(schedule: Schedule) -> str:
+    rise = "a rise over the first 30 %" if schedule.kind == "one_cycle" else f"warm-up {schedule.warmup:.0%}"
+    drops = f", x{schedule.step_factor:g} after each {schedule.step_share:.0%}" if schedule.kind == "step" else ""
+    return f"{schedule.kind} in each phase, {rise}{drops}"
+
+
+def _format_average(config: Config) -> str:
+    average = config.average
+    return "none" if average.kind == "none" else f"ema, half-life {average.half_life:.0%} of the steps"
+
+
+def _format_cuts(draft: Draft) -> str:
+    """How a step is cut, and its gradient clipped."""
+    batch, count = draft.config.batch, draft.micro_batches
+    clips = [f"{name} {value:g}" for name, value in (("norm", batch.clip_norm), ("value", batch.clip_value)) if value]
+    fewer = f", not {batch.accumulate}: none is of a single image" if count < batch.accumulate else ""
+    cut = f"in {count} micro-batch{'es' * (count != 1)}{fewer}; " if batch.accumulate > 1 else ""
+    return f"{cut}{f'clipped by {chr(32).join(clips)}' if clips else 'gradients are not clipped'}"
 
 
 def _format_flips(augment: Augment, images: Images) -> str:
@@ -70,13 +87,14 @@ def _decide_decoded_cache(images: Images) -> tuple[Decision, ...]:
     return (Decision("decoded images", f"kept, up to {room / 2**20:,.0f} MiB", f"as asked: {kept[0].cache_key}"),)
 
 
-def _penalties_and_stop(config: Config) -> tuple[Decision, ...]:
-    penalties, patience = config.penalties, config.stop.patience
+def _penalties_and_stop(draft: Draft) -> tuple[Decision, ...]:
+    penalties, patience = draft.config.penalties, draft.config.stop.patience
     found = []
     if penalties.l1 or penalties.l2_start:
-        shown = f"l1 {penalties.l1:g} on {_plain(penalties.l1_on)}, l2_start {penalties.l2_start:g}"
+        on = f" on {_plain(penalties.l1_on)}" if penalties.l1 else ""
+        shown = f"l1 {penalties.l1:g}{on}, l2_start {penalties.l2_start:g}"
         found.append(Decision("penalties", shown, "once per optimizer step"))
-    if patience:
+    if 0 < patience < draft.course.phases[-1].epochs:
         found.append(Decision("stop", f"after {patience} epochs of the last phase without a better one", "as asked"))
     return tuple(found)
 

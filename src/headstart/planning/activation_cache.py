@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
-import torch
-from torch import nn
+from torch import Tensor, nn
 
 from headstart.config.schema import Config
 from headstart.data.images import Images
@@ -16,11 +13,15 @@ from headstart.data.loader import Batches
 from headstart.distributed.collectives import broadcast_object
 from headstart.errors import ConfigError, ModelError
 from headstart.events import Decision
+from headstart.planning.draft import Draft
+from headstart.storage.disk_cache import check_cache_folder
 from headstart.surgery.boundary import Boundary
+from headstart.timing import Looks, clock_for, time_calls
 from headstart.training.activation_cache import through_prefix
 from headstart.training.boundary_proof import prove_boundary
 from headstart.training.boundary_tensors import make_boundary_spec, record_bytes
-from headstart.training.phases import PhasePlan, TrainingPlan, freeze_phase
+from headstart.training.phases import PhasePlan, freeze_phase
+from headstart.training.precision import device_of
 from headstart.training.rules import StepRules
 
 AUTO_VIEWS = 4  # within noise of new changes in every epoch where it was tried (docs/measured/speed.md)
@@ -54,27 +55,18 @@ class _Passes:
         return self.images * self.needed * cost.seconds, self.images * cached
 
 
-def choose_cache(
-    config: Config,
-    module: nn.Module,
-    course: TrainingPlan,
-    images: Images,
-    *,
-    recorded: Sequence[Mapping[str, Any]] | None,
-    possible: bool,
-) -> tuple[TrainingPlan, Decision, list[dict[str, Any]]]:
-    """The course with what each phase reads from the cache and how many views an image has, and these choices as
-    plan.json keeps them.
-
-    ``recorded``: what was chosen when the run began; ``possible``: each process has the whole model.
+def choose_cache(draft: Draft) -> Draft:
+    """With what each phase reads from the cache, and how many views an image has.
 
     Raises: ConfigError: ``always``, and nothing can be cached.
     """
+    config, module, course, images = draft.config, draft.module, draft.course, draft.images
+    recorded = draft.recorded.get("cache")
     choices = [dict(choice) for choice in recorded or ()]
     if len(choices) != len(course.phases):
         why = "each process holds a share of every layer"
         found = [(phase, why) for phase in course.phases]
-        if possible:
+        if not draft.sharded:
             found = [_choose_cache(config, module, phase, course.rules, images) for phase in course.phases]
         choices = broadcast_object(
             [{"views": phase.views, "cached": list(phase.cached), "why": why} for phase, why in found]
@@ -87,7 +79,10 @@ def choose_cache(
         raise ConfigError(f"cache.use: nothing can be cached: {choices[0]['why']}; give --cache.use auto")
     shown = "; ".join(f"{phase.name}: {_text(phase)}" for phase in phases)
     why = "; ".join(dict.fromkeys(choice["why"] for choice in choices))
-    return replace(course, phases=phases), Decision("cache", shown, why), choices
+    if config.cache.decoded or any(phase.cached for phase in phases):
+        check_cache_folder(asked=config.cache.use == "always")
+    draft = draft.choose("cache", choices)
+    return replace(draft.decide(Decision("cache", shown, why)), course=replace(course, phases=phases))
 
 
 def _text(phase: PhasePlan) -> str:
@@ -176,11 +171,13 @@ def _weigh_cache(
 def measure_frozen_cost(boundary: Boundary, batches: Batches, rules: StepRules, *, as_bf16: bool) -> FrozenCost:
     """Seconds and bytes per image, on a few of them; the proof has run before, so nothing is slow for being first."""
     count = min(_MEASURED, batches.batch_size, len(batches.samples))
-    started = time.perf_counter()
-    values = through_prefix(boundary.prefix, batches.example_batch(count), rules)
-    if torch.accelerator.is_available():
-        torch.accelerator.synchronize()
-    seconds = (time.perf_counter() - started) / count
-    return FrozenCost(
-        seconds=seconds, nbytes=record_bytes([make_boundary_spec(value, as_bf16=as_bf16) for value in values])
-    )
+    values: list[Tensor] = []
+
+    def compute() -> None:
+        values[:] = through_prefix(boundary.prefix, batches.example_batch(count), rules)
+
+    timing = time_calls({count: compute}, Looks(), clock=clock_for(device_of(boundary.prefix)))[count]
+    if timing.failure:
+        raise ModelError(f"{count} images cannot be tried, {timing.failure}")
+    nbytes = record_bytes([make_boundary_spec(value, as_bf16=as_bf16) for value in values])
+    return FrozenCost(seconds=timing.divide(count).median, nbytes=nbytes)

@@ -2,35 +2,38 @@
 
 from __future__ import annotations
 
-import torch
-from torch import nn
+from dataclasses import replace
 
-from headstart.config.schema import Config
+import torch
+
 from headstart.distributed.processes import current
 from headstart.errors import ConfigError
 from headstart.events import Decision
+from headstart.planning.draft import Draft
 from headstart.planning.memory import state_share
 
 _MOST = 0.8  # of a GPU's memory for weights, gradients and the optimizer; the rest is for activations
 
 
-def check_parallel(config: Config, device: torch.device) -> None:
-    """Refuse what does not go together.  Raises: ConfigError."""
-    chosen = config.parallel
+def check_parallel(draft: Draft) -> Draft:
+    """As it was.  Raises: ConfigError: the options of several processes do not go together."""
+    config, chosen = draft.config, draft.config.parallel
     if chosen.kind == "fsdp" and (config.average.kind != "none" or config.precision == "fp16"):
         field = "average.kind" if config.average.kind != "none" else "precision"
         accepted = "none" if config.average.kind != "none" else "bf16 or fp32"
         raise ConfigError(f"{field}: with parallel.kind fsdp only {accepted}; or give --parallel.kind ddp")
-    if chosen.sync_norm and device.type == "cpu":
+    if chosen.sync_norm and draft.device.type == "cpu":
         raise ConfigError("parallel.sync_norm: torch has it for accelerators only, not for the CPU; give false")
+    return draft
 
 
-def choose_parallel(config: Config, module: nn.Module, device: torch.device) -> tuple[bool, tuple[Decision, ...]]:
-    """Whether each process holds a part of every parameter; and what is said of it, where there are several."""
-    ours, chosen = current(), config.parallel
+def choose_parallel(draft: Draft) -> Draft:
+    """With the module on its device; and with whether each process holds a part of every parameter."""
+    ours, config, chosen, device = current(), draft.config, draft.config.parallel, draft.device
+    draft.module.to(device)
     if not ours.is_distributed:
-        return False, ()
-    weights = sum(parameter.nbytes for parameter in module.parameters())
+        return draft
+    weights = sum(parameter.nbytes for parameter in draft.module.parameters())
     needed = int(weights * (2 + state_share(config.optimizer)))  # where all train
     fits = device.type != "cuda" or needed <= _MOST * torch.cuda.mem_get_info(device)[1]
     can = config.average.kind == "none" and config.precision != "fp16"
@@ -39,4 +42,4 @@ def choose_parallel(config: Config, module: nn.Module, device: torch.device) -> 
     why = f"{chosen.kind}: to train it all takes {needed / 2**20:,.0f} MiB besides the activations"
     norm = "over all processes" if chosen.sync_norm else "of the first process's part of each batch"
     said = Decision("parallel", f"{ours.world_size} processes, {kind}", f"{why}; BatchNorm's statistics are {norm}")
-    return shared, (said,)
+    return replace(draft.decide(said), sharded=shared)

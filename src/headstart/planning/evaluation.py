@@ -8,20 +8,22 @@ pixels, freed memory given back). MobileNets and EfficientNets train faster in f
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from functools import partial
 
-import torch
 from torch import nn
 
 from headstart.config.schema import Config
-from headstart.data.batch import Batch
+from headstart.data.batch import Arguments, Batch
 from headstart.data.images import Images
+from headstart.data.loader import Batches
 from headstart.distributed.collectives import broadcast_object
 from headstart.events import Decision
+from headstart.planning.draft import Draft
+from headstart.planning.memory import has_room_for
 from headstart.tasks.kinds import find_kind
+from headstart.timing import Clock, Looks, Timing, clock_for, is_faster, time_calls
 from headstart.training.evaluate import compute_logits, in_eval
 from headstart.training.phases import TrainingPlan
 from headstart.training.precision import MEMORY_FORMATS, Precision, autocast, device_of, dtype_of, has_bf16
@@ -46,53 +48,57 @@ class _Choice:
         return f"{self.size} images at a time{f', {self.precision}' if self.precision else ''}"
 
 
-def choose_evaluation(
-    config: Config, module: nn.Module, course: TrainingPlan, images: Images, *, recorded: Mapping[str, Any] | None,
-    possible: bool,
-) -> tuple[TrainingPlan, Images, tuple[Decision, ...], dict[str, Any]]:  # fmt: skip
-    """Course and images with the size, and the choice as plan.json keeps it.
-
-    ``recorded``: what was chosen when the run began; ``possible``: each process has the whole model.
-    """
-    asked, usual = config.batch.evaluation, images.train.batch_size
+def choose_evaluation(draft: Draft) -> Draft:
+    """With how many images are evaluated at a time, and in which precision."""
+    asked, usual = draft.config.batch.evaluation, draft.images.train.batch_size
+    recorded = draft.recorded.get("evaluation")
     choice = _Choice(size=usual) if asked == "auto" else _Choice(size=asked, why="as asked")
     if recorded:
         choice = _Choice(size=recorded["size"], precision=recorded.get("precision"), why=recorded["why"])
-    elif possible:
-        choice = _Choice(**broadcast_object(asdict(_measure_evaluation(config, module, course, images, choice))))
-    size, rules = choice.size, replace(course.rules, evaluation_precision=choice.precision)
-    course = replace(course, rules=rules, cache=replace(course.cache, batch_size=size))
+    elif not draft.sharded:
+        choice = _Choice(**broadcast_object(asdict(_measure_evaluation(draft, choice))))
+    size, images = choice.size, draft.images
     test = None if images.test is None else replace(images.test, batch_size=size)
     images = replace(images, val=replace(images.val, batch_size=size), test=test)
-    told = (Decision("evaluation", str(choice), choice.why),) if choice.why else ()
-    return course, images, told, asdict(choice)
+    course = replace(draft.course, cache=replace(draft.course.cache, batch_size=size))
+    said = (Decision("evaluation", str(choice), choice.why),) if choice.why else ()
+    draft = replace(draft.decide(*said), images=images, course=course)
+    draft = draft.set_rules(replace(draft.rules, evaluation_precision=choice.precision))
+    return draft.choose("evaluation", asdict(choice))
 
 
-def _measure_evaluation(
-    config: Config, module: nn.Module, course: TrainingPlan, images: Images, asked: _Choice
-) -> _Choice:
-    usual, passes = images.train.batch_size, _passes(course, images)
-    sizes = [*(size for size in _SIZES if size < usual), usual] if config.batch.evaluation == "auto" else [asked.size]
+def _measure_evaluation(draft: Draft, asked: _Choice) -> _Choice:
+    images, usual, passes = draft.images, draft.images.train.batch_size, _passes(draft.course, draft.images)
+    sizes = [*(size for size in _SIZES if size < usual), usual] if asked.why == "" else [asked.size]
     exact = find_kind(images.task.kind).gives_numbers  # which lose digits in bf16
-    half = not exact and _may_be_bf16(config, module, course)
+    half = not exact and _may_be_bf16(draft.config, draft.module, draft.course)
     if (len(sizes) == 1 and not half) or sum(sizes) > _SHARE * passes:
         return asked
-    found: dict[int, float] = {}
-    best = sizes[0]
-    with in_eval(module):
-        for size in sizes:
-            few = images.train.example_batch(size)
-            found[size] = pass_seconds(module, few, course.rules, warm=size == sizes[0]) / len(few.pixels)
-            if found[size] * passes < _SHORT_SECONDS:
+    trial = _Trial(draft.module, draft.images.train, draft.rules)
+    best, *larger = sizes
+    with in_eval(draft.module):
+        found = {best: trial.time(best)}
+        if found[best].failure or found[best].median * passes < _SHORT_SECONDS:
+            return asked
+        for size in larger:
+            if not has_room_for(draft, size):
+                found[size] = Timing(failure="there is too little memory for it")
+                break
+            found |= trial.compare(best, size, known=found[best])
+            if not found[size].failure and found[size].median * passes < _SHORT_SECONDS:
                 return asked
-            if size > best and found[size] > _MARGIN * found[best]:
+            if not is_faster(found[size], found[best], margin=_MARGIN):
                 break
             best = size
-        precision, about = _precision(module, course, images, best, found[best]) if half else (None, "")
-    shown = ", ".join(f"{1000 * seconds:.3g} ms an image at {size}" for size, seconds in found.items())
+        precision, about = _choose_precision(trial, best, found[best]) if half else (None, "")
+    shown = ", ".join(_format_size(size, timing) for size, timing in found.items())
     fewer = "" if len(sizes) == 1 or best == usual else f"auto: more are not faster; {shown}"
     why = "; ".join(filter(None, (asked.why, fewer, about)))
     return _Choice(size=best, precision=precision, why=why)
+
+
+def _format_size(size: int, timing: Timing) -> str:
+    return f"{timing.failure} at {size}" if timing.failure else f"{1000 * timing.median:.3g} ms an image at {size}"
 
 
 def _may_be_bf16(config: Config, module: nn.Module, course: TrainingPlan) -> bool:
@@ -101,22 +107,21 @@ def _may_be_bf16(config: Config, module: nn.Module, course: TrainingPlan) -> boo
     return left_open and has_bf16(device_of(module)) and not any(phase.cached for phase in course.phases)
 
 
-def _precision(
-    module: nn.Module, course: TrainingPlan, images: Images, size: int, usual: float
-) -> tuple[Precision | None, str]:
+def _choose_precision(trial: _Trial, size: int, usual: Timing) -> tuple[Precision | None, str]:
     """bf16 where it is faster than the usual seconds an image and its outputs agree; and why."""
-    few = images.train.example_batch(size)
-    rules = replace(course.rules, evaluation_precision="bf16")
-    seconds = pass_seconds(module, few, rules, warm=True) / len(few.pixels)
-    if seconds > _MARGIN * usual:
+    half = replace(trial, rules=replace(trial.rules, evaluation_precision="bf16"))
+    found = half.time(size)
+    if found.failure or not is_faster(found, usual, margin=_MARGIN):
         return None, ""
+    few, order = trial.batches.example_batch(size), trial.rules.memory_format
     exact, rounded = (
-        compute_logits(module, few, precision=kind, memory_format=rules.memory_format) for kind in ("fp32", "bf16")
+        compute_logits(trial.module, few, precision=kind, memory_format=order) for kind in ("fp32", "bf16")
     )
     off = float((rounded - exact).norm() / exact.norm().clamp(min=1e-30))
     if not off <= _FAR:
         return None, ""
-    return "bf16", f"auto: {1000 * seconds:.3g} ms an image in bf16, {1000 * usual:.3g} in fp32, outputs {off:.1%} off"
+    times = f"{1000 * found.median:.3g} ms an image in bf16, {1000 * usual.median:.3g} in fp32"
+    return "bf16", f"auto: {times}, outputs {off:.1%} off"
 
 
 def _passes(course: TrainingPlan, images: Images) -> int:
@@ -129,18 +134,42 @@ def _passes(course: TrainingPlan, images: Images) -> int:
     return found
 
 
-def pass_seconds(module: nn.Module, batch: Batch, rules: StepRules, *, warm: bool) -> float:
-    """Of the fastest of some forward passes; of two at least where the first one is to warm up, else of a slow one
-    alone: on a CPU a first long one at another size is not much slower.
-    """
-    device, found = device_of(module), list[float]()
-    arguments = batch.arguments(device, MEMORY_FORMATS[rules.memory_format], dtype_of(module))
-    least = 2 if warm or device.type != "cpu" else 1
-    while len(found) < least or (sum(found) < _BRIEF_SECONDS and len(found) < _MOST_PASSES):
-        started = time.perf_counter()
+@dataclass(frozen=True)
+class _Trial:
+    """Forward passes of a model in evaluation, by these rules, on some of these images."""
+
+    module: nn.Module
+    batches: Batches
+    rules: StepRules
+
+    def time(self, size: int) -> Timing:
+        """Of each of ``size`` images at a time, after a pass that warms up."""
+        return time_passes(self.module, {size: self.batches.example_batch(size)}, self.rules, warm=1)[size]
+
+    def compare(self, best: int, size: int, *, known: Timing) -> dict[int, Timing]:
+        """Of both numbers of images in turns; of ``size`` alone where the passes of the other one are long ones: on a
+        CPU a first long one at another size is not much slower.
+        """
+        brief = known.median * best < _BRIEF_SECONDS
+        few = {each: self.batches.example_batch(each) for each in ((best, size) if brief else (size,))}
+        warm = int(brief or device_of(self.module).type != "cpu")
+        return time_passes(self.module, few, self.rules, warm=warm)
+
+
+def time_passes(
+    module: nn.Module, batches: Mapping[int, Batch], rules: StepRules, *, warm: int, clock: Clock | None = None
+) -> dict[int, Timing]:
+    """Of a forward pass of each batch, per image; short passes are timed again. ``clock`` None: the device's."""
+    device = device_of(module)
+
+    def run(arguments: Arguments) -> None:
         with autocast(device, rules.evaluated_in):
             module(*arguments)
-        if torch.accelerator.is_available():
-            torch.accelerator.synchronize()
-        found.append(time.perf_counter() - started)
-    return min(found)
+
+    calls = {
+        key: partial(run, batch.arguments(device, MEMORY_FORMATS[rules.memory_format], dtype_of(module)))
+        for key, batch in batches.items()
+    }
+    looks = Looks(warm=warm, least=1, most=_MOST_PASSES, seconds=_BRIEF_SECONDS)
+    timings = time_calls(calls, looks, clock=clock or clock_for(device))
+    return {key: timing.divide(len(batches[key].pixels)) for key, timing in timings.items()}

@@ -9,7 +9,7 @@ from torch import nn
 from headstart.errors import ModelError
 from headstart.events import Decision
 from headstart.machine import available_bytes
-from headstart.surgery.freeze import Fixed
+from headstart.planning.draft import Draft
 from headstart.surgery.module_copy import InPlace, copy_module
 from headstart.surgery.whole_module import refuse_wrapped
 
@@ -62,11 +62,12 @@ def mark_changed(module: nn.Module) -> None:
     _changed.append(weakref.ref(module))
 
 
-def explain_fixed(module: nn.Module, fixed: Fixed) -> tuple[Decision, ...]:
-    """What stays frozen although no rule says so."""
-    names = [name for name, _ in module.named_parameters() if name.replace(".base_layer.", ".") in fixed.tensors]
+def explain_fixed(draft: Draft) -> Draft:
+    """With what is said of parameters that stay frozen although no rule says so."""
+    parameters, fixed = draft.module.named_parameters(), draft.fixed.tensors
+    names = [name for name, _ in parameters if name.replace(".base_layer.", ".") in fixed]
     if not names:
-        return ()
+        return draft
     shown = f"{', '.join(names[:3])}{', ...' * (len(names) > 3)}"
     why = "requires_grad was False in the module when it was given; requires_grad_(True) before makes them train"
-    return (Decision("stays frozen", f"{len(names)} parameter{'s' * (len(names) != 1)}: {shown}", why),)
+    return draft.decide(Decision("stays frozen", f"{len(names)} parameter{'s' * (len(names) != 1)}: {shown}", why))

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import math
-import time
 from dataclasses import replace
+from functools import partial
 
-from torch import nn
-
-from headstart.config.schema import Config
 from headstart.data.images import Images
 from headstart.data.loader import available_cores
 from headstart.data.workers import check_room
 from headstart.errors import ConfigError
 from headstart.events import Decision
-from headstart.planning.evaluation import pass_seconds
+from headstart.planning.draft import Draft
+from headstart.planning.evaluation import time_passes
+from headstart.planning.memory import images_to_try
+from headstart.timing import Looks, time_calls, wall_seconds
 from headstart.training.evaluate import in_eval
 from headstart.training.phases import TrainingPlan
-from headstart.training.precision import device_of
 
 _IMAGES = 16  # loaded and timed; on an accelerator a whole batch is computed
 _STEP_PASSES = 3.0  # of the time of a forward pass: with the backward pass, where all trains
@@ -26,27 +25,23 @@ _NEGLIGIBLE = 0.05  # of the model's time: loading that takes no more is not wor
 _SHORT_SECONDS = 60.0  # of loading in the whole run: less is not worth measuring
 
 
-def choose_workers(
-    config: Config, module: nn.Module, course: TrainingPlan, images: Images, *, possible: bool
-) -> tuple[Images, tuple[Decision, ...]]:
-    """Images with so many loading processes, where it is left to us, there are cores for them, and it is worth it.
-
-    ``possible``: each process has the whole model.
-    """
-    cores, few = available_cores(), min(_IMAGES, len(images.train.samples))
-    if config.workers != "auto" or not possible or cores <= 2:
-        return images, ()
-    begun = time.perf_counter()
-    batch = images.train.example_batch(few)
-    loading = (time.perf_counter() - begun) / few
+def choose_workers(draft: Draft) -> Draft:
+    """With so many loading processes, where it is left to us, there are cores for them, and it is worth it."""
+    module, course, images, device = draft.module, draft.course, draft.images, draft.device
+    cores, few = available_cores(), images_to_try(draft, min(_IMAGES, len(images.train.samples)))
+    if draft.config.workers != "auto" or draft.sharded or cores <= 2 or not few:
+        return draft
+    read = partial(images.train.example_batch, few)
+    loading = time_calls({few: read}, Looks(), clock=wall_seconds)[few].divide(few).median
     if loading * _count_loads(course, images) < _SHORT_SECONDS:
-        return images, ()
-    device = device_of(module)
-    if device.type != "cpu":
-        batch = images.train.example_batch(images.train.batch_size)
+        return draft
+    batch = read() if device.type == "cpu" else images.train.example_batch(images.train.batch_size)
     with in_eval(module):
         trained = replace(course.rules, evaluation_precision=None)
-        computing = pass_seconds(module, batch, trained, warm=True) / len(batch.targets)
+        timing = time_passes(module, {few: batch}, trained, warm=1, clock=wall_seconds)[few]
+    if timing.failure:
+        return draft
+    computing = timing.median
     filling = any("train" in phase.cached for phase in course.phases)  # then each image goes forward only
     computing *= 1.0 if filling else _STEP_PASSES
     count = count_workers(loading, computing, cores=cores, shared=device.type == "cpu")
@@ -54,7 +49,7 @@ def choose_workers(
     why = f"auto: loading takes {1e3 * loading:.2g} ms an image, the model {1e3 * computing:.2g} ms; {cores} cores"
     made = replace(images, train=replace(images.train, workers=count), val=replace(images.val, workers=count))
     test = None if images.test is None else replace(images.test, workers=count)
-    return replace(made, test=test), (Decision("workers", str(count), why),)
+    return replace(draft.decide(Decision("workers", str(count), why)), images=replace(made, test=test))
 
 
 def count_workers(loading: float, computing: float, *, cores: int, shared: bool) -> int:

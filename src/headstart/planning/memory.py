@@ -1,124 +1,219 @@
-"""Memory that training takes on the CPU, measured on a few images, against what is there."""
+"""Memory that training takes on the CPU, measured on a few images, against what is there: before anything is tried,
+so that no trial takes more than there is, and once more for the arithmetic that was chosen.
+"""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
 from headstart.config.schema import Config, Optimizer
-from headstart.distributed.processes import current
 from headstart.errors import ConfigError
 from headstart.events import Decision
 from headstart.machine import available_bytes
 from headstart.models.preprocess import Preprocess
 from headstart.optim.optimizers import make_optimizer
+from headstart.planning.draft import Draft
+from headstart.planning.need import IN_FLIGHT, MemoryNeed
+from headstart.surgery.no_trace import no_trace
+from headstart.surgery.own_state import has_own_code
+from headstart.surgery.trace import MODEL_FAILURES
+from headstart.timing import is_out_of_memory
 from headstart.training.activation_checkpointing import recomputing
 from headstart.training.attention import attending
 from headstart.training.phases import TrainingPlan, freeze_phase
-from headstart.training.precision import autocast, device_of, dtype_of
+from headstart.training.precision import autocast, device_of, dtype_of, has_bf16
 from headstart.training.rules import StepRules
 
 _PROBES = (2, 3)  # images: two sizes tell what grows with the batch; BatchNorm takes no single one
-_KEPT_SHARE = 1.5  # of a step's need, with what is freed and kept (measured: 1.2)
-_IN_FLIGHT = 3  # of the largest tensor per image: a layer's output, its gradient, and the convolution's scratch
+_RETAINED_SHARE = 1.5  # of a step's need, with what is freed and kept (measured: 1.2)
+_NO_LIMIT = 1 << 62  # bytes
+_SMALLER = "give a smaller --image-size or --model, or train less of it, e.g. --freeze backbone"
 
 
-@dataclass(frozen=True, kw_only=True)
-class MemoryNeed:
-    """Bytes that the steps take beyond the model itself."""
+class OverLimit(Exception):
+    """A step of so few images takes more memory than is free."""
 
-    gradients: int
-    optimizer: int
-    average: int
-    kept: int
-    """For the backward pass, whatever the number of images."""
-    kept_per_image: int
-    largest_per_image: int
-
-    def at_least(self, images: int) -> int:
-        """All of it is alive at once when a forward pass of so many images ends, from the second step on."""
-        return self.optimizer + self.average + self.kept + images * self.kept_per_image
-
-    def about(self, images: int) -> int:
-        """With gradients and what a layer works with."""
-        return self.at_least(images) + self.gradients + images * _IN_FLIGHT * self.largest_per_image
+    def __init__(self, images: int) -> None:
+        super().__init__(images)
+        self.images = images
 
 
-def check_memory(
-    config: Config, module: nn.Module, course: TrainingPlan, preprocess: Preprocess, *, batch_size: int
-) -> tuple[bool, tuple[Decision, ...]]:
-    """Whether there is room for what is freed and kept, too; and nothing where training fits into this machine's
-    memory, a warning where it may not.
+def measure_memory(draft: Draft) -> Draft:
+    """With the memory that a step needs, on the CPU, measured before anything else is tried.
 
-    Raises: ConfigError: it cannot; the message names a number of micro-batches that does.
+    Where precision is left open and fp32 does not fit, it is bf16 from here on.
+
+    Raises: ConfigError: it cannot fit; the message names a number of micro-batches that does.
     """
     free = available_bytes()
-    if device_of(module).type != "cpu" or free is None:
-        return True, ()
+    if draft.device.type != "cpu" or free is None:
+        return draft
+    could_be_half = draft.config.precision == "auto" and has_bf16(draft.device)
     try:
-        need = measure(config, module, course, preprocess)
-    except (RuntimeError, ValueError):  # not for so few images; what else is wrong, the first step says
-        return True, ()
-    images = math.ceil(batch_size / (config.batch.accumulate * current().world_size))  # in this process
-    about = need.about(images)
-    if _KEPT_SHARE * about <= free:
-        return True, ()
-    if about <= free:
-        why = f"keeping it is faster, but a step takes about {_gib(about)} of the {_gib(free)} that are free"
-        return False, (Decision("freed memory", "goes back at once", why),)
-    remedy = _remedy(need, free, batch_size=batch_size)
-    if need.at_least(images) > free:
-        raise ConfigError(
-            f"batch: {images} images at once take at least {_gib(need.at_least(images))} of memory beside the model, "
-            f"{_gib(free)} are free; {remedy}"
-        )
-    why = f"{images} images at once, measured on {_PROBES[-1]}; it may not fit: {remedy}"
-    return False, (Decision("memory", f"about {_gib(about)}, {_gib(free)} are free", why),)
+        draft = _add_need(draft, free)
+    except OverLimit as error:
+        if not could_be_half:
+            raise _explain_limit(draft, error, free) from None
+        draft = draft.set_rules(replace(draft.rules, precision="bf16"))
+        try:
+            return _add_need(draft, free)
+        except OverLimit as half:
+            raise _explain_limit(draft, half, free) from None
+    if draft.need is not None and not could_be_half:
+        _refuse_too_large(draft, draft.need, free)
+    return draft
 
 
-def measure(config: Config, module: nn.Module, course: TrainingPlan, preprocess: Preprocess) -> MemoryNeed:
-    """What the phase that trains most takes; the model is left as the last phase has it."""
-    frozen = [freeze_phase(module, phase).parameters for phase in course.phases]
-    freeze_phase(module, course.phases[frozen.index(min(frozen))])
-    trained = sum(value.nbytes for value in module.parameters() if value.requires_grad)
-    (few, largest), (more, _) = (_measure_retained(module, preprocess, course.rules, images=count) for count in _PROBES)
-    freeze_phase(module, course.phases[-1])
-    per_image = max(0, more - few)
-    own = sum(value.nbytes for value in (*module.parameters(), *module.buffers()))
-    return MemoryNeed(
-        gradients=trained,
-        optimizer=int(trained * state_share(config.optimizer)),
-        average=own if config.average.kind == "ema" else 0,
-        kept=max(0, few - _PROBES[0] * per_image),
-        kept_per_image=per_image,
-        largest_per_image=largest // _PROBES[0],
+def _add_need(draft: Draft, free: int) -> Draft:
+    return replace(draft, need=_measure_need(draft, free), need_in=(draft.rules.precision, draft.rules.attention))
+
+
+def _explain_limit(draft: Draft, error: OverLimit, free: int) -> ConfigError:
+    shape = draft.opened.preprocess
+    what = "one image takes" if error.images == 1 else f"{error.images} images at once take"
+    return ConfigError(
+        f"batch: {what} more than the {_gib(free)} of memory that are free, at {shape.height} x {shape.width} pixels; "
+        f"{_SMALLER}"
     )
 
 
-def _measure_retained(module: nn.Module, preprocess: Preprocess, rules: StepRules, *, images: int) -> tuple[int, int]:
-    """Bytes that a forward pass keeps for the backward pass, and those of the largest tensor among them."""
+def _refuse_too_large(draft: Draft, need: MemoryNeed, free: int) -> None:
+    """Raises: ConfigError: a step's images certainly take more than is free."""
+    images = draft.images_at_once
+    if need.at_least(images) > free:
+        raise ConfigError(
+            f"batch: {images} images at once take at least {_gib(need.at_least(images))} of memory beside the model, "
+            f"{_gib(free)} are free; {_remedy(need, free, batch_size=draft.batch_size)}"
+        )
+
+
+def _measure_need(draft: Draft, free: int) -> MemoryNeed | None:
+    """None: it cannot be measured on so few images; what is wrong, a later step says."""
+    module = draft.module
+    try:
+        with no_trace(module) if has_own_code(module) else nullcontext():
+            return measure(
+                draft.config, module, draft.course, draft.opened.preprocess, images=draft.images_at_once, limit=free
+            )
+    except MODEL_FAILURES:
+        return None
+
+
+def check_memory(draft: Draft) -> Draft:
+    """With whether there is room for what is freed and kept, too; and with a warning where training may not fit into
+    this machine's memory.
+
+    Raises: ConfigError: it cannot; the message names a number of micro-batches that does.
+    """
+    free, need, images = available_bytes(), draft.need, draft.images_at_once
+    if need is None or free is None:
+        return draft
+    if _RETAINED_SHARE * need.about(images) <= free:
+        return draft
+    if (draft.rules.precision, draft.rules.attention) != draft.need_in:
+        need = _measure_need(draft, _NO_LIMIT) or need
+    about = need.about(images)
+    if _RETAINED_SHARE * about <= free:
+        return draft
+    if about <= free:
+        why = f"keeping it is faster, but a step takes about {_gib(about)} of the {_gib(free)} that are free"
+        return replace(draft.decide(Decision("freed memory", "goes back at once", why)), can_retain_memory=False)
+    _refuse_too_large(draft, need, free)
+    remedy = _remedy(need, free, batch_size=draft.batch_size)
+    why = f"{images} images at once, measured on {min(images, _PROBES[-1])}; it may not fit: {remedy}"
+    said = Decision("memory", f"about {_gib(about)}, {_gib(free)} are free", why)
+    return replace(draft.decide(said), can_retain_memory=False)
+
+
+def images_to_try(draft: Draft, wanted: int) -> int:
+    """At most so many images that a step of them fits into memory, and no more than the run's own steps have; 0: not
+    one.
+    """
+    most, need, free = min(wanted, draft.images_at_once), draft.need, available_bytes()
+    if need is None or free is None:
+        return most
+    return max((count for count in range(1, most + 1) if need.about(count) <= free), default=0)
+
+
+def has_room_for(draft: Draft, images: int) -> bool:
+    """Whether so many images can be evaluated at once."""
+    free = available_bytes()
+    return draft.need is None or free is None or draft.need.forward(images) <= free
+
+
+def measure(
+    config: Config, module: nn.Module, course: TrainingPlan, preprocess: Preprocess, *, images: int = _PROBES[-1],
+    limit: int = _NO_LIMIT,
+) -> MemoryNeed:  # fmt: skip
+    """What the phase that trains most takes, by steps of a few images, at most ``images``; the model is left as the
+    last phase has it.
+
+    Raises: OverLimit: even these take more than ``limit`` bytes.
+    """
+    frozen = [freeze_phase(module, phase).parameters for phase in course.phases]
+    freeze_phase(module, course.phases[frozen.index(min(frozen))])
+    trained = sum(value.nbytes for value in module.parameters() if value.requires_grad)
+    own = sum(value.nbytes for value in (*module.parameters(), *module.buffers()))
+    optimizer, average = int(trained * state_share(config.optimizer)), own if config.average.kind == "ema" else 0
+    first, *further = [count for count in _PROBES if count <= images] or [images]
+    rest = limit - optimizer - average - trained
+    few, largest = _measure_retained(module, preprocess, course.rules, images=first, limit=rest)
+    per_image = few // first
+    with suppress(OverLimit):  # then all of the first ones counts as the images' own
+        for count in further:
+            more, _ = _measure_retained(module, preprocess, course.rules, images=count, limit=rest)
+            per_image = max(0, more - few) // (count - first)
+    freeze_phase(module, course.phases[-1])
+    return MemoryNeed(
+        gradients=trained,
+        optimizer=optimizer,
+        average=average,
+        kept=max(0, few - first * per_image),
+        kept_per_image=per_image,
+        largest_per_image=largest // first,
+    )
+
+
+def _measure_retained(
+    module: nn.Module, preprocess: Preprocess, rules: StepRules, *, images: int, limit: int
+) -> tuple[int, int]:
+    """Bytes that a forward pass keeps for the backward pass, and those of the largest tensor among them.
+
+    Raises: OverLimit: with what a layer works with they are more than ``limit``.
+    """
     own = {value.untyped_storage().data_ptr() for value in (*module.parameters(), *module.buffers())}
     seen: dict[int, int] = {}
     alive: list[Tensor] = []  # until the end, so that no address is used twice
+    total = largest = 0
 
     def note(value: Tensor) -> None:
         """The graph does not get the value: one that it has made itself, given back to it, would never be freed."""
+        nonlocal total, largest
         storage = value.untyped_storage()
-        if storage.data_ptr() not in own:
-            seen[storage.data_ptr()] = storage.nbytes()
+        address, size = storage.data_ptr(), storage.nbytes()
+        if address not in own:
+            total, largest = total + size - seen.get(address, 0), max(largest, size)
+            seen[address] = size
             alive.append(value.detach())
+            if total + IN_FLIGHT * largest > limit:
+                raise OverLimit(images)
 
     shape = (images, preprocess.channels, preprocess.height, preprocess.width)
     hooks = torch.autograd.graph.saved_tensors_hooks(note, lambda _: torch.empty(0))
     how = autocast(device_of(module), rules.precision)
-    with _as_it_was(module), hooks, attending(rules.attention), recomputing(module, wanted=rules.recompute), how:
-        module(torch.zeros(shape, dtype=dtype_of(module)))
-    return sum(seen.values()), max(seen.values(), default=0)
+    try:
+        with _as_it_was(module), hooks, attending(rules.attention), recomputing(module, wanted=rules.recompute), how:
+            module(torch.zeros(shape, dtype=dtype_of(module)))
+    except (RuntimeError, MemoryError) as error:
+        if is_out_of_memory(error):
+            raise OverLimit(images) from None
+        raise
+    return total, largest
 
 
 @contextmanager
@@ -151,9 +246,9 @@ def _remedy(need: MemoryNeed, free: int, *, batch_size: int) -> str:
     cost = (need.about(4) - need.about(2)) // 2
     fit = (free - need.about(0)) // cost if cost else 0
     if fit >= 2:
-        accumulate = math.ceil(batch_size / min(fit, batch_size))
+        accumulate = -(-batch_size // min(fit, batch_size))
         return f"give --batch.accumulate {accumulate} or --activation-checkpointing true (the result is the same)"
-    return "give a smaller --image-size or --model, or train less of it, e.g. --freeze backbone"
+    return _SMALLER
 
 
 def _gib(count: int) -> str:

@@ -8,9 +8,9 @@ from functools import partial
 import torch
 from torch import nn
 
-from headstart.data.images import Images
 from headstart.errors import ModelError
 from headstart.events import Decision
+from headstart.planning.draft import Draft
 from headstart.surgery.freeze import Frozen
 from headstart.surgery.head import model_scores
 from headstart.surgery.members import member_names, refuse_new_members
@@ -24,19 +24,18 @@ from headstart.training.precision import autocast, device_of
 _MODES = (True, True, False, False)  # of the calls: what a first one sets and a second one changes shows
 
 
-def check_own_state(
-    module: nn.Module, course: TrainingPlan, images: Images
-) -> tuple[TrainingPlan, tuple[Decision, ...], tuple[str, ...]]:
-    """The course with the buffers that move in each phase although nothing of them trains; what to say of state that
-    forward changes; and the names of what no checkpoint can hold.
+def check_own_state(draft: Draft) -> Draft:
+    """With the buffers that move in each phase although nothing of them trains; what is said of state that forward
+    changes; and the names of what no checkpoint can hold.
 
     A module without code or hooks of the user's own is not run.
 
     Raises: ModelError: forward changes a buffer of a module that a phase freezes, or something cannot be saved.
     """
+    module, course, images = draft.module, draft.course, draft.images
     read_saved_tensors(module)
     if not has_own_code(module):
-        return course, (), ()
+        return draft
     given, found, phases = example_images(images.train, module, course.rules), dict[str, None](), []
     for phase in course.phases:
         frozen = freeze_phase(module, phase)
@@ -56,7 +55,8 @@ def check_own_state(
     if lost:
         why = "changed by forward and not saved, not in the bundle: a resume and predictions begin with its first value"
         said.append(Decision("own state", ", ".join(lost), why))
-    return replace(course, phases=tuple(phases)), tuple(said), lost
+    draft = draft.choose("unsaved_state", list(lost)) if lost else draft
+    return replace(draft.decide(*said), course=replace(course, phases=tuple(phases)))
 
 
 def _refuse_frozen_in_eval(frozen: Frozen, name: str) -> None:

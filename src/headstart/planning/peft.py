@@ -5,33 +5,30 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from torch import nn
-
 from headstart.config.peft import wants_lora
 from headstart.config.schema import Config
 from headstart.events import Decision
+from headstart.planning.draft import Draft
 from headstart.surgery.lora import add_lora
 from headstart.surgery.lora_targets import LoraPlan, SkippedLayer
 
 
-def adapt(config: Config, module: nn.Module) -> tuple[LoraPlan | None, tuple[Decision, ...]]:
-    """The adapters that the configuration asks for, put into the module; None when it asks for none.
+def add_adapters(draft: Draft) -> Draft:
+    """With the adapters that the configuration asks for put into the module.
 
     Raises: ConfigError: peft is not there, or no layer fits what was asked.
     """
-    if not wants_lora(config):
-        return None, ()
-    lora = config.lora
-    plan = add_lora(module, rank=lora.rank, alpha=lora.alpha, dropout=lora.dropout, targets=lora.targets)
+    if not wants_lora(draft.config):
+        return draft.record("lora", None)
+    lora = draft.config.lora
+    plan = add_lora(draft.module, rank=lora.rank, alpha=lora.alpha, dropout=lora.dropout, targets=lora.targets)
     left_out = f"; {len(plan.skipped)} skipped: {_summary(plan.skipped)}" if plan.skipped else ""
     why = "auto: every layer that they fit" if lora.targets == "auto" else "as asked"
-    return plan, (Decision("lora", f"rank {plan.rank} on {_format_layers(plan.layers)}{left_out}", why),)
+    said = Decision("lora", f"rank {plan.rank} on {_format_layers(plan.layers)}{left_out}", why)
+    return draft.decide(said).record("lora", _lora_document(draft.config, plan))
 
 
-def lora_document(config: Config, plan: LoraPlan | None) -> dict[str, Any] | None:
-    """What plan.json holds of the adapters."""
-    if plan is None:
-        return None
+def _lora_document(config: Config, plan: LoraPlan) -> dict[str, Any]:
     return {
         "rank": plan.rank, "alpha": config.lora.alpha, "dropout": config.lora.dropout, "layers": list(plan.layers),
         "skipped": [vars(layer) for layer in plan.skipped],

@@ -25,8 +25,14 @@ from headstart.config.schema import (
 )
 from headstart.errors import ConfigError
 from headstart.events import Decision
+from headstart.optim.penalties import select_l1_parameters
+from headstart.planning.draft import Draft
+from headstart.storage.disk_cache import cache_folder
 from headstart.surgery.layout import find_layout
-from headstart.training.phases import PhasePlan
+from headstart.tasks.losses import LossFunction
+from headstart.training.activation_cache import CacheRules
+from headstart.training.phases import PhasePlan, TrainingPlan
+from headstart.training.rules import StepRules
 
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 _FEW_FOR_BATCH_NORM = 16  # images (Wu and He 2018: the error rises fast below)
@@ -46,6 +52,37 @@ class Rates:
     peft: float
     layer_decay: float
     reason: str
+
+
+def choose_phases(draft: Draft) -> Draft:
+    """With the run's phases, their rates, and the rules of a step as far as they are asked for.
+
+    Raises: ConfigError: recipe, epochs and freezing do not fit together; ``penalties.l1_on`` matches nothing.
+    """
+    config, module = draft.config, draft.module
+    pretrained = draft.opened.weights.kind != "none"
+    phases, decisions = make_phases(config, module, batch_size=draft.batch_size, pretrained=pretrained)
+    select_l1_parameters(module, config.penalties)
+    limit = int(config.cache.limit_gb * 1e9)
+    course = TrainingPlan(
+        phases=tuple(replace(phase, fixed=draft.fixed) for phase in phases),
+        optimizer=config.optimizer, schedule=config.schedule, rules=_make_rules(config, draft.loss),
+        patience=config.stop.patience,
+        cache=CacheRules(folder=cache_folder(), model=draft.opened.spec, dtype=config.cache.dtype, limit_bytes=limit),
+    )  # fmt: skip
+    return replace(draft.decide(*decisions), course=course)
+
+
+def _make_rules(config: Config, loss: LossFunction) -> StepRules:
+    """As asked; for what is left open, fp32 in torch's usual order."""
+    batch = config.batch
+    return StepRules(
+        loss=loss, penalties=config.penalties, accumulate=batch.accumulate, clip_norm=batch.clip_norm,
+        clip_value=batch.clip_value, seed=config.seed, recompute=config.activation_checkpointing,
+        precision="fp32" if config.precision == "auto" else config.precision,
+        memory_format="contiguous" if config.memory_format == "auto" else config.memory_format,
+        attention="fused" if config.attention == "auto" else config.attention,
+    )  # fmt: skip
 
 
 def make_phases(
@@ -123,6 +160,8 @@ def _recipe(config: Config, module: nn.Module, *, pretrained: bool) -> tuple[lis
     if recipe in peft.RECIPES and not pretrained:
         raise ConfigError(peft.explain_unpretrained(recipe))
     phases = _phases(recipe, config.epochs, last, module)
+    if recipe == "probe" and not pretrained:
+        why += "; the weights are random, and so are the features that the head learns on: --recipe full trains them"
     shown = ", ".join(f"{name} {phase.epochs} epoch{'s' * (phase.epochs != 1)}" for name, phase in phases)
     return phases, Decision("recipe", f"{recipe} ({shown})", why)
 

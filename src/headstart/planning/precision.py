@@ -6,27 +6,28 @@ bf16 and channels_last train some networks twice as fast and others half as fast
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from headstart.config.schema import Config
 from headstart.data.batch import Batch
-from headstart.data.images import Images
 from headstart.distributed.collectives import broadcast_object
 from headstart.errors import ModelError
 from headstart.events import Decision
 from headstart.planning.activation_cache import usual_views
-from headstart.planning.decisions import check_precision
+from headstart.planning.device import check_precision
+from headstart.planning.draft import Draft
+from headstart.planning.memory import images_to_try
 from headstart.private_names import BATCH_NORMS
 from headstart.surgery.head import model_scores
 from headstart.surgery.layout import iterate_tensors
 from headstart.surgery.module_copy import copy_module
 from headstart.tasks.losses import LossFunction, wide
+from headstart.timing import Looks, Timing, clock_for, is_faster, time_calls
 from headstart.training.attention import Attention, attending, has_attention
 from headstart.training.phases import PhasePlan, freeze_phase
 from headstart.training.precision import MEMORY_FORMATS, Precision, autocast, device_of, dtype_of, has_bf16
@@ -37,7 +38,7 @@ _SHARE = 0.02  # of the run's time for all of them: few images at a time say lit
 _SHORT_SECONDS, _FEW_PASSES = 30.0, 1000  # a run below either is not worth measuring
 _HOPELESS = 1.5  # times as slow as the best so far: not timed again
 _CHANCES = 2  # but so often it is timed in any case: one moment can be spoiled
-_MARGIN = 0.92  # of fp32's time in torch's usual order: less is within the noise
+_MARGIN = 0.92  # of the time of what would be taken else: less is within the noise
 _LOSS, _GRADIENT = {"fp32": 1e-4, "bf16": 0.02}, {"fp32": 1e-2, "bf16": 0.3}  # largest relative differences
 
 
@@ -56,10 +57,10 @@ class Arithmetic:
 
 @dataclass(frozen=True, kw_only=True)
 class _Trial:
-    """A candidate on a few images: seconds of a step per image, and its differences from fp32 in the usual order."""
+    """A candidate on a few images: its steps' time per image, and its differences from fp32 in the usual order."""
 
     arithmetic: Arithmetic
-    seconds: float
+    timing: Timing
     loss: float = 0.0
     gradient: float = 0.0
 
@@ -69,7 +70,9 @@ class _Trial:
         return self.loss <= _LOSS[kind] and self.gradient <= _GRADIENT[kind]
 
     def __str__(self) -> str:
-        text = f"{self.arithmetic} {1 / self.seconds:,.1f} images/s"
+        if self.timing.failure:
+            return f"{self.arithmetic} not tried, {self.timing.failure}"
+        text = f"{self.arithmetic} {1 / self.timing.median:,.1f} images/s"
         return text + (f" (loss {self.loss:.1%}, gradient {self.gradient:.1%} off)" if self.gradient else "")
 
 
@@ -77,43 +80,30 @@ _USUAL = Arithmetic(precision="fp32", memory_format="contiguous")
 _PARTS = ("precision", "memory_format", "attention")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Workload:
-    """What is trained, on what, by which loss."""
-
-    phases: tuple[PhasePlan, ...]
-    loss: LossFunction
-    images: Images
-
-    def passes(self, config: Config) -> int:
-        """Images that go through the model, those of a frozen backbone once per view where it may be cached."""
-        augmentation, wanted = self.images.train.augmentation, config.cache
-        train, val = len(self.images.train.samples), len(self.images.val.samples)
-        may = wanted.use != "never" and augmentation is not None and not augmentation.mixes
-        found = 0
-        for phase in self.phases:
-            once = may and phase.freeze == "backbone"
-            views = usual_views(config, self.images, phase) if once else phase.epochs
-            found += train * views + val * (1 if once else phase.epochs)
-        return found
+def count_passes(draft: Draft) -> int:
+    """Images that go through the model, those of a frozen backbone once per view where it may be cached."""
+    images, wanted = draft.images, draft.config.cache
+    augmentation, train, val = images.train.augmentation, len(images.train.samples), len(images.val.samples)
+    may = wanted.use != "never" and augmentation is not None and not augmentation.mixes
+    found = 0
+    for phase in draft.course.phases:
+        once = may and phase.freeze == "backbone"
+        views = usual_views(draft.config, images, phase) if once else phase.epochs
+        found += train * views + val * (1 if once else phase.epochs)
+    return found
 
 
-def choose_arithmetic(
-    config: Config, module: nn.Module, work: Workload, *, recorded: Mapping[str, Any] | None, possible: bool
-) -> tuple[Arithmetic, tuple[Decision, ...], dict[str, Any]]:
-    """Precision, memory format and attention as asked, or for ``auto`` the fastest that agrees with fp32; and as
-    plan.json keeps them.
-
-    ``recorded``: what was chosen when the run began; ``possible``: each process has the whole model.
+def choose_arithmetic(draft: Draft) -> Draft:
+    """With precision, memory format and attention as asked, or for ``auto`` the fastest that agrees with fp32; the
+    weights are in that order of memory.
 
     Raises: ConfigError: the device cannot do what is asked.
     """
+    config, module = draft.config, draft.module
     asked_why = check_precision(config, device_of(module))
-    choice = dict(recorded or {})
+    choice = dict(draft.recorded.get("arithmetic") or {})
     if not choice:
-        chosen, why = (
-            _measure_precision(config, module, work) if possible else (_read_asked(config), "the model is shared out")
-        )
+        chosen, why = (_read_asked(draft), "the model is shared out") if draft.sharded else _measure_precision(draft)
         choice = broadcast_object(asdict(chosen) | {"why": why})
     found = Arithmetic(**{name: choice[name] for name in _PARTS if name in choice})
     left_open = [name for name in _PARTS if getattr(config, name) == "auto"]
@@ -125,54 +115,65 @@ def choose_arithmetic(
         reasons |= {first: f"auto: {choice['why']}"} | dict.fromkeys(others, f"auto: see {first}")
     usual = config.attention == "auto" and found.attention == "fused"  # not worth a line
     shown = [name for name in _PARTS if not (name == "attention" and usual)]
-    return found, tuple(Decision(name, getattr(found, name), reasons[name]) for name in shown), choice
+    module.to(memory_format=MEMORY_FORMATS[found.memory_format])
+    draft = draft.decide(*(Decision(name, getattr(found, name), reasons[name]) for name in shown))
+    return draft.choose("arithmetic", choice).set_rules(replace(draft.rules, **asdict(found)))
 
 
-def _read_asked(config: Config) -> Arithmetic:
-    """As asked; ``auto`` is fp32 in the usual order."""
-    return Arithmetic(
-        precision="fp32" if config.precision == "auto" else config.precision,
-        memory_format="contiguous" if config.memory_format == "auto" else config.memory_format,
-        attention="fused" if config.attention == "auto" else config.attention,
-    )
+def _read_asked(draft: Draft) -> Arithmetic:
+    """As asked; what is left open is in the rules of a step by now."""
+    rules = draft.rules
+    return Arithmetic(precision=rules.precision, memory_format=rules.memory_format, attention=rules.attention)
 
 
-def _measure_precision(config: Config, module: nn.Module, work: Workload) -> tuple[Arithmetic, str]:
-    asked, candidates = _read_asked(config), _candidates(config, module, work.phases[-1])
+def _measure_precision(draft: Draft) -> tuple[Arithmetic, str]:
+    asked, candidates = _read_asked(draft), _list_candidates(draft)
+    if draft.config.precision == "auto" and asked.precision != "fp32":
+        return asked, "fp32 takes more memory than is free"
     if len(candidates) == 1:
         return asked, "nothing else to choose from"
-    passes = work.passes(config)
+    passes = count_passes(draft)
     if passes < _FEW_PASSES:
         return asked, f"{passes:,} image passes are too few to measure others"
+    if not images_to_try(draft, 1):
+        return asked, "there is too little memory to try others"
     try:
-        copies = _copies(module, work.phases[-1], candidates)
+        copies = _copies(draft.module, draft.course.phases[-1], candidates)
     except ModelError as error:
         return asked, f"others cannot be measured; {error}"
     try:
-        return _fastest(copies, work, asked, candidates, passes)
+        return _find_fastest(draft, copies, candidates, passes)
     finally:
-        empty_copies(copies.values(), but=module)
+        empty_copies(copies.values(), but=draft.module)
 
 
-def _fastest(
-    copies: Mapping[Arithmetic, nn.Module], work: Workload, asked: Arithmetic, candidates: list[Arithmetic],
-    passes: int,
-) -> tuple[Arithmetic, str]:  # fmt: skip
-    first = _trials(copies, work, candidates, images=_FIRST, repeats=_LOOKS, compared=False)
-    usual = next(trial for trial in first if trial.arithmetic == asked)
-    if usual.seconds * passes < _SHORT_SECONDS:
-        return asked, f"about {usual.seconds * passes:.0f} s of work are too few to measure others"
-    best, hopeful = min(trial.seconds for trial in first), _hopeful({one.arithmetic: one.seconds for one in first})
+def _find_fastest(
+    draft: Draft, copies: Mapping[Arithmetic, nn.Module], candidates: list[Arithmetic], passes: int
+) -> tuple[Arithmetic, str]:
+    """The candidate that is faster than the usual one, and than those before it, beyond the noise."""
+    asked, count = _read_asked(draft), images_to_try(draft, _FIRST)
+    looks = Looks(least=_LOOKS, hopeless=_HOPELESS, chances=_CHANCES)
+    first = _try(draft, copies, candidates, images=count, looks=looks, compared=False)
+    timed = {trial.arithmetic: trial.timing.median for trial in first if not trial.timing.failure}
+    if asked not in timed:
+        return asked, _format_trials(first)
+    if timed[asked] * passes < _SHORT_SECONDS:
+        return asked, f"about {timed[asked] * passes:.0f} s of work are too few to measure others"
+    best, hopeful = min(timed.values()), _hopeful(timed)
     if hopeful == [asked]:
-        return asked, f"the fastest of {_format_trials(first)}, {_FIRST} images at a time"
-    looks = len(hopeful) * (1 + _REPEATS)
-    length = max(_STEP_SECONDS, _SHARE * best * passes / looks) if len(hopeful) > 1 else _STEP_SECONDS
-    images = max(_FEWEST, min(work.images.train.batch_size // 2, round(length / best)))  # no more memory than the run
-    trials = _trials(copies, work, hopeful, images=images, repeats=_REPEATS if len(hopeful) > 1 else 1)
-    usual = next((trial for trial in trials if trial.arithmetic == asked), usual)
+        return asked, f"the fastest of {_format_trials(first)}, {count} images at a time"
+    steps = len(hopeful) * (1 + _REPEATS)
+    length = max(_STEP_SECONDS, _SHARE * best * passes / steps) if len(hopeful) > 1 else _STEP_SECONDS
+    images = max(_FEWEST, min(draft.images.train.batch_size // 2, round(length / best)))  # no more memory than the run
+    images = images_to_try(draft, images)
+    again = Looks(least=_REPEATS if len(hopeful) > 1 else 1, hopeless=_HOPELESS, chances=_CHANCES)
+    trials = _try(draft, copies, hopeful, images=images, looks=again)
+    usual = next(trial for trial in (*trials, *first) if trial.arithmetic == asked)
     trials = [*dict.fromkeys((*trials, usual))]
-    fine = [trial for trial in trials if trial.agrees and trial.seconds < _MARGIN * usual.seconds]
-    chosen = min(fine, key=lambda trial: trial.seconds, default=usual)
+    chosen = usual
+    for trial in trials:  # in their order, so that of two that are as fast it is always the same one
+        if trial.agrees and is_faster(trial.timing, chosen.timing, margin=_MARGIN):
+            chosen = trial
     return chosen.arithmetic, f"the fastest that agrees of {_format_trials(trials)}, {images} images at a time"
 
 
@@ -183,17 +184,20 @@ def _hopeful(seconds: Mapping[Arithmetic, float]) -> list[Arithmetic]:
 
 
 def _format_trials(trials: list[_Trial]) -> str:
-    return "; ".join(map(str, sorted(trials, key=lambda trial: trial.seconds)))
+    timed = [trial for trial in trials if not trial.timing.failure]
+    failed = [trial for trial in trials if trial.timing.failure]
+    return "; ".join(map(str, (*sorted(timed, key=lambda trial: trial.timing.median), *failed)))
 
 
-def _candidates(config: Config, module: nn.Module, phase: PhasePlan) -> list[Arithmetic]:
+def _list_candidates(draft: Draft) -> list[Arithmetic]:
+    config, module = draft.config, draft.module
     precisions: list[Precision] = ["fp32", "bf16"] if config.precision == "auto" else [config.precision]
     formats = ["contiguous", "channels_last"] if config.memory_format == "auto" else [config.memory_format]
     if config.memory_format == "auto" and not any(isinstance(part, nn.Conv2d) for part in module.modules()):
         formats = ["contiguous"]
     if not has_bf16(device_of(module)):
         precisions = [kind for kind in precisions if kind != "bf16"] or precisions
-    attentions = _attentions(config, module, phase)
+    attentions = _attentions(config, module, draft.course.phases[-1])
     return [
         Arithmetic(precision=kind, memory_format=order, attention=how)
         for kind in precisions
@@ -210,36 +214,23 @@ def _attentions(config: Config, module: nn.Module, phase: PhasePlan) -> tuple[At
     return ("fused", "plain") if learns and device_of(module).type == "cpu" else ("fused",)
 
 
-def _trials(
-    copies: Mapping[Arithmetic, nn.Module],
-    work: Workload,
-    candidates: list[Arithmetic],
-    *,
-    images: int,
-    repeats: int,
+def _try(
+    draft: Draft, copies: Mapping[Arithmetic, nn.Module], candidates: list[Arithmetic], *, images: int, looks: Looks,
     compared: bool = True,
-) -> list[_Trial]:
-    """Each candidate on its copy of the model, the same images; interleaved, so that a slow minute hits all. Not
-    ``compared``: timed alone.
-    """
-    count = min(images, len(work.images.train.samples))
-    few = work.images.train.example_batch(count)
+) -> list[_Trial]:  # fmt: skip
+    """Each candidate on its copy of the model, the same images. Not ``compared``: timed alone."""
+    count, device = min(images, len(draft.images.train.samples)), device_of(copies[_USUAL])
+    few = draft.images.train.example_batch(count)
+    if not compared and device.type != "cpu":  # an accelerator's first step in training mode loads its kernels
+        looks = replace(looks, warm=1)
+    steps = {one: partial(_make_step, copies[one], few, draft.loss, one) for one in candidates}
     with torch.random.fork_rng():
-        found = _compare_with_fp32(copies, few, work.loss, candidates) if compared else {}
-        seconds: dict[Arithmetic, list[float]] = {candidate: [] for candidate in candidates}
-        if device_of(copies[_USUAL]).type != "cpu":  # an accelerator's first step in training mode loads its kernels
-            for candidate in candidates:
-                _step_seconds(copies[candidate], few, work.loss, candidate)
-        for look in range(repeats):
-            fastest = {candidate: min(timed, default=0.0) for candidate, timed in seconds.items()}
-            for candidate in candidates if look < _CHANCES else _hopeful(fastest):
-                seconds[candidate].append(_step_seconds(copies[candidate], few, work.loss, candidate) / count)
+        differences = _compare_with_fp32(copies, few, draft.loss, candidates) if compared else {}
+        timings = time_calls(steps, looks, clock=clock_for(device))
     return [
-        _Trial(
-            arithmetic=candidate, seconds=min(seconds[candidate]), **found.get(candidate, {})
-        )
+        _Trial(arithmetic=candidate, timing=timings[candidate].divide(count), **differences.get(candidate, {}))
         for candidate in candidates
-    ]  # fmt: skip
+    ]
 
 
 def _compare_with_fp32(
@@ -294,14 +285,12 @@ def _gradients(model: nn.Module, batch: Batch, loss: LossFunction, arithmetic: A
     return value, gradient
 
 
-def _step_seconds(model: nn.Module, batch: Batch, loss: LossFunction, arithmetic: Arithmetic) -> float:
+def _make_step(model: nn.Module, batch: Batch, loss: LossFunction, arithmetic: Arithmetic) -> None:
     model.train()
-    _synchronise()
-    started = time.perf_counter()
-    _backward(model, batch, loss, arithmetic)
-    model.zero_grad()
-    _synchronise()
-    return time.perf_counter() - started
+    try:
+        _backward(model, batch, loss, arithmetic)
+    finally:
+        model.zero_grad()
 
 
 def _backward(model: nn.Module, batch: Batch, loss: LossFunction, arithmetic: Arithmetic) -> float:
@@ -314,8 +303,3 @@ def _backward(model: nn.Module, batch: Batch, loss: LossFunction, arithmetic: Ar
         total = wide(found[0] if isinstance(found, tuple) else found).mean()
         total.backward()  # type: ignore[no-untyped-call]
     return float(total.detach())
-
-
-def _synchronise() -> None:
-    if torch.accelerator.is_available():
-        torch.accelerator.synchronize()

@@ -87,6 +87,11 @@ def compare(
     return {**now.environment, **({_INEXACT: earlier} if earlier else {})}, said
 
 
+def was_inexact(facts: Mapping[str, Any]) -> bool:
+    """Whether the run went on, at some time, after a change that can be seen in its bits."""
+    return bool(facts.get(_INEXACT))
+
+
 def inexact_text(facts: Mapping[str, Any]) -> str:
     """A sentence on the resumes that were not exact to the bit; "" where all were."""
     entries = facts.get(_INEXACT, [])

@@ -19,6 +19,7 @@ from headstart.machine import environment
 from headstart.reports.csv import csv_text
 from headstart.reports.environment import Facts, compare
 from headstart.runs.checkpoint import newest_step, read_checkpoint
+from headstart.runs.choices import describe_choices
 from headstart.runs.plan_file import read_plan, write_plan
 from headstart.storage.durable import (
     json_bytes,
@@ -72,7 +73,7 @@ def check_free(run: Path, config: Config, *, resume: bool) -> bool:
             f"its model further: --model {run} and another --out)"
         )
     if read_text(old) != write_yaml(config):
-        different = _differences(old, config)
+        different = list_differences(old, config)
         if different:
             raise ConfigError(
                 f"{old}: the run was made with other options ({'; '.join(different)}); "
@@ -111,7 +112,7 @@ def check_stopped(run: Path, *, own: bool) -> None:
         )
 
 
-def _differences(old: Path, config: Config) -> list[str]:
+def list_differences(old: Path, config: Config) -> list[str]:
     """Each option that differs, with both values; but for those that no bit depends on."""
     before, now = (_leaves(asdict(one)) for one in (load_config(old), config))
     changed = [name for name in {**before, **now} if before.get(name) != now.get(name) and name not in _FREE]
@@ -149,7 +150,8 @@ def record_start(
         changed = (*changed, *_check_unsaved(run, plan, allow_inexact=allow_inexact))
     sweep(run)
     (run / "result.json").unlink(missing_ok=True)  # of ``headstart finish``: the run goes on, and will have another
-    write_file(run / "config.yaml", write_yaml(config).encode("utf-8", "surrogateescape"))  # from here on it is a run
+    text = write_yaml(config) + describe_choices(config, plan)
+    write_file(run / "config.yaml", text.encode("utf-8", "surrogateescape"))  # from here on it is a run
     make_folder(checkpoints)
     sweep(checkpoints)
     begins = before is None or step is None
@@ -229,17 +231,21 @@ def _check_data(path: Path, before: Mapping[str, Any] | None, plan: Mapping[str,
     """Refuse to go on with a run whose data have changed: its history would be of neither."""
     if before is None:
         return
-    was, now = _section(path, before, "data"), json.loads(json_bytes(plan))["data"]
-    changed = [
-        f"{name} was {was.get(name)}, is {now[name]}"
-        for name in ("train", "val", "test", "class_counts", "unreadable", "duplicates", "digest")
-        if was.get(name) != now[name]
-    ]
-    if changed:
+    if changed := list_data_changes(path, before, plan):
         raise ConfigError(
             f"{path}: the data have changed since the run began ({'; '.join(changed)}); put them back, or start a new "
             "run with another --out"
         )
+
+
+def list_data_changes(path: Path, before: Mapping[str, Any], plan: Mapping[str, Any]) -> list[str]:
+    """What of the data is not as the earlier plan (``path``) has it.  Raises: StorageError: the plan is damaged."""
+    was, now = _section(path, before, "data"), json.loads(json_bytes(plan))["data"]
+    return [
+        f"{name} was {was.get(name)}, is {now[name]}"
+        for name in ("train", "val", "test", "class_counts", "unreadable", "duplicates", "digest")
+        if was.get(name) != now[name]
+    ]
 
 
 def _section(path: Path, plan: Mapping[str, Any], name: str) -> dict[str, Any]:

@@ -1,8 +1,9 @@
-"""Decisions with their reasons: model, arithmetic, device."""
+"""Where the run computes, and what allocates its memory."""
 
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 
 import torch
 
@@ -10,22 +11,29 @@ from headstart.allocator import PRELOAD, has_tcmalloc, propose_tcmalloc
 from headstart.config.schema import Config
 from headstart.errors import ConfigError
 from headstart.events import Decision
+from headstart.planning.draft import Draft
 from headstart.training.precision import has_bf16, usable_device
 
-CPU_MODEL = "timm/mobilenetv3_large_100.ra_in1k"
-GPU_MODEL = "timm/convnext_tiny.in12k_ft_in1k"
 TCMALLOC_SAVES = "with it training all of a ResNet-50 takes 3.9 GB in place of 4.9"  # docs/measured/speed.md
 
 
-def choose_device(config: Config) -> tuple[torch.device, Decision]:
-    """The device to train on.  Raises: ConfigError: it is not there."""
-    device = usable_device(config.device)
+def choose_device(draft: Draft) -> Draft:
+    """With the device to train on.  Raises: ConfigError: it is not there, or cannot compute as asked."""
+    device = usable_device(draft.config.device)
+    check_precision(draft.config, device)
     found = "an accelerator is there" if device.type != "cpu" else "no accelerator is there"
-    return device, Decision("device", str(device), found if config.device == "auto" else "as asked")
+    why = found if draft.config.device == "auto" else "as asked"
+    draft = draft.decide(Decision("device", str(device), why)).record("device", str(device))
+    return replace(draft, device=device)
 
 
-def choose_allocator(device: torch.device) -> tuple[Decision, ...]:
-    """What allocates the machine's memory, where that is not the system's malloc, or need not be it."""
+def choose_allocator(draft: Draft) -> Draft:
+    """With what allocates the machine's memory, where that is not the system's malloc, or need not be it."""
+    return draft.decide(*about_allocator(draft.device))
+
+
+def about_allocator(device: torch.device) -> tuple[Decision, ...]:
+    """What to say of the allocator; nothing where it is the system's and no other one is there."""
     if has_tcmalloc():
         gain = ": a step takes less memory" if device.type == "cpu" else ""
         why = f"{os.environ.get(PRELOAD) or 'it'} is loaded{gain}; {PRELOAD}= does without"
@@ -35,17 +43,6 @@ def choose_allocator(device: torch.device) -> tuple[Decision, ...]:
         return ()
     why = f"tcmalloc is installed; {TCMALLOC_SAVES}, with the same numbers: {PRELOAD}={library} headstart train ..."
     return (Decision("allocator", "the system's", why),)
-
-
-def choose_model(config: Config, device: torch.device) -> tuple[str, Decision]:
-    """The model spec: what was asked for, or by device a light or a stronger one."""
-    if config.model.name != "auto":
-        return config.model.name, Decision("model", config.model.name, "as asked")
-    if device.type == "cpu":
-        why = "auto: light enough for a CPU (75.8 % ImageNet top-1); --model names another"
-        return CPU_MODEL, Decision("model", CPU_MODEL, why)
-    why = "auto: an accelerator carries a stronger one (84.2 % ImageNet top-1); --model names another"
-    return GPU_MODEL, Decision("model", GPU_MODEL, why)
 
 
 def check_precision(config: Config, device: torch.device) -> str:

@@ -1,0 +1,50 @@
+"""Which images there are: listed first, for a mistake must not wait for a download, then each decoded once."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+
+from headstart.data.images import Images, load_images
+from headstart.data.loader import Batches
+from headstart.data.sources.listing import list_source
+from headstart.data.workers import check_room
+from headstart.events import ScanProgress
+from headstart.planning.about import about_data
+from headstart.planning.draft import Draft
+
+
+def list_images(draft: Draft) -> Draft:
+    """As it was, once there are images with labels.  Raises: DataError."""
+    list_source(draft.config.data, kind=draft.config.task.kind)
+    return draft
+
+
+def read_images(draft: Draft) -> Draft:
+    """With every image decoded once, split and labelled, and room for what loading processes hand over.
+
+    Raises: DataError: images cannot be read, or there are too few.
+    """
+
+    def show_progress(done: int, total: int) -> None:
+        draft.emit(ScanProgress(done, total))
+
+    images = load_images(draft.config, draft.opened.preprocess, on_decoded=show_progress)
+    images = _for_accelerator(images, draft.device) if draft.device.type != "cpu" else images
+    check_room(workers=images.train.workers, batch_bytes=_batch_bytes(images.train))
+    return replace(draft.decide(*about_data(images)), images=images)
+
+
+def _for_accelerator(images: Images, device: torch.device) -> Images:
+    """CUDA copies from pinned memory; every accelerator makes random changes of whole batches itself."""
+    pinned = device.type == "cuda"
+    dataset = replace(images.train.images, augment_on_device=True)
+    train, val = replace(images.train, dataset=dataset, pinned=pinned), replace(images.val, pinned=pinned)
+    return replace(images, train=train, val=val, test=images.test and replace(images.test, pinned=pinned))
+
+
+def _batch_bytes(batches: Batches) -> int:
+    """Of the pixels that a loading process hands over at once, 8 bits each."""
+    shape = batches.preprocess
+    return batches.batch_size * shape.channels * shape.height * shape.width

@@ -1,0 +1,82 @@
+"""Which model is trained, opened with its weights."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import nn
+
+from headstart.config.schema import Config
+from headstart.errors import ConfigError
+from headstart.events import Decision
+from headstart.models.sources import OpenedModel, open_model
+from headstart.planning.began import about_weights, began_with, name_weights_by_digest
+from headstart.planning.draft import Draft
+from headstart.planning.given import copy_given
+from headstart.surgery.generators import seed_generators
+from headstart.surgery.module_copy import InPlace
+
+CPU_MODEL = "timm/mobilenetv3_large_100.ra_in1k"
+GPU_MODEL = "timm/convnext_tiny.in12k_ft_in1k"
+
+
+def choose_model(draft: Draft) -> Draft:
+    """With the model opened, and with what the run begins with.
+
+    Raises: ConfigError, ModelError: there is no such model, or its weights cannot be had.
+    """
+    opened, chosen = _open(draft)
+    shape = opened.preprocess
+    draft = draft.record("began", began_with(opened, own=draft.given is not None, loss=draft.own_loss))
+    draft = draft.decide(
+        chosen,
+        Decision("weights", opened.weights.where, about_weights(opened)),
+        Decision("image size", f"{shape.height} x {shape.width}", shape.source),
+    )
+    return replace(draft, opened=opened)
+
+
+def name_model(config: Config, device: torch.device) -> tuple[str, Decision]:
+    """The model's name: what was asked for, or by device a light or a stronger one."""
+    if config.model.name != "auto":
+        return config.model.name, Decision("model", config.model.name, "as asked")
+    if device.type == "cpu":
+        why = "auto: light enough for a CPU (75.8 % ImageNet top-1); --model names another"
+        return CPU_MODEL, Decision("model", CPU_MODEL, why)
+    why = "auto: an accelerator carries a stronger one (84.2 % ImageNet top-1); --model names another"
+    return GPU_MODEL, Decision("model", GPU_MODEL, why)
+
+
+def _open(draft: Draft) -> tuple[OpenedModel, Decision]:
+    model, module = draft.config.model, draft.given
+    size = None if model.image_size == "auto" else model.image_size
+    given = None if model.preprocess == "auto" else model.preprocess
+    seed_generators(draft.config.seed)  # random weights are a function of the seed
+    if module is not None:
+        if not isinstance(module, nn.Module | InPlace):
+            raise ConfigError(f"model: {module!r} is no module; give an instance of nn.Module, e.g. model=Net()")
+        opened = name_weights_by_digest(open_model(copy_given(module), image_size=size, preprocess=given))
+        return opened, Decision("model", opened.spec, "the module as given" + _list_left_out(draft.config, opened))
+    name, decision = name_model(draft.config, draft.device)
+    opened = open_model(
+        name, weights=model.weights, weights_part=model.weights_part, image_size=size, preprocess=given,
+        options=model.options,
+    )  # fmt: skip
+    return opened, decision
+
+
+def _list_left_out(config: Config, opened: OpenedModel) -> str:
+    """What of the section ``model`` has no use where a module is given.
+
+    Raises: ConfigError: weights from a file, which the module would have to be given before.
+    """
+    model = config.model
+    if model.weights not in ("pretrained", "none"):
+        raise ConfigError(
+            f"model.weights: a module was given, and {model.weights} is not loaded into it; load it first, e.g. "
+            f"model=hs.open_model(module, weights={model.weights!r}).module, and leave model.weights out"
+        )
+    unused = {"name": model.name if model.name not in ("auto", opened.spec) else None, "options": model.options}
+    shown = [f"model.{name} {value}" for name, value in unused.items() if value]
+    return f"; {' and '.join(shown)} {'is' if len(shown) == 1 else 'are'} not used" if shown else ""
