@@ -99,7 +99,7 @@ def test_nothing_is_said_of_batch_norms_where_none_trains(planned) -> None:
 def test_choices_that_are_not_the_defaults_are_said(planned) -> None:
     found = said(planned(
         loss={"kind": "cross_entropy", "label_smoothing": 0.1}, optimizer={"kind": "sgd", "momentum": 0.5},
-        penalties={"l1": 0.01}, stop={"patience": 2},
+        penalties={"l1": 0.01}, stop={"patience": 2}, recipe="full", epochs=5,
     ))  # fmt: skip
     assert found["loss"][0] == "cross_entropy, label_smoothing 0.1"
     assert found["optimizer"][0] == "sgd, momentum 0.5"
