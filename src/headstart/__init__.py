@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from headstart.app import finish, plan, repeat, train
     from headstart.config.load import load_config
     from headstart.config.schema import Config
+    from headstart.data.batch import Batch
     from headstart.data.images import audit, open_images
     from headstart.errors import Error
     from headstart.events import (
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
     from headstart.training.step import train_step
 
 __all__ = [
+    "Batch",
     "CacheGivenUp",
     "CacheNote",
     "CacheProgress",
@@ -94,6 +96,7 @@ _HOMES = {
     "app": ("finish", "plan", "repeat", "train"),
     "config.load": ("load_config",),
     "config.schema": ("Config",),
+    "data.batch": ("Batch",),
     "data.images": ("audit", "open_images"),
     "errors": ("Error",),
     "events": (

@@ -6,6 +6,7 @@ Evaluate it on labelled images, predict new ones; the bits are those of training
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import overload
@@ -13,6 +14,7 @@ from typing import overload
 from torch import nn
 
 from headstart.config.schema import Data
+from headstart.data.batch import Batch, Pair
 from headstart.data.decoding.decode import UnreadableImage, check_image, printable
 from headstart.data.images import image_batches
 from headstart.data.labelled import choose_labelled_batches
@@ -24,8 +26,8 @@ from headstart.errors import ConfigError, DataError, ModelError
 from headstart.runs.bundle import OpenedRun, describe_trained, open_run
 from headstart.runs.finish import Run
 from headstart.tasks.kinds import find_kind, measure_present
-from headstart.tasks.task import TaskSpec
-from headstart.training.evaluate import Evaluation, Predictions
+from headstart.tasks.task import TaskKind, TaskSpec
+from headstart.training.evaluate import Evaluation, Predictions, evaluate_iterable
 from headstart.training.evaluate import evaluate as evaluate_module
 from headstart.training.evaluate import predict as predict_module
 from headstart.training.precision import Precision, usable_device
@@ -162,7 +164,12 @@ def predict(
 
 @overload
 def evaluate(
-    model: nn.Module, batches: Batches, *, precision: Precision = ..., memory_format: str = ...
+    model: nn.Module,
+    batches: Batches | Iterable[Batch | Pair],
+    *,
+    task: TaskSpec | TaskKind | None = ...,
+    precision: Precision = ...,
+    memory_format: str = ...,
 ) -> Evaluation: ...
 
 
@@ -172,8 +179,9 @@ def evaluate(run: AnyRun, source: str | Path | Data, /, *, device: str = ...) ->
 
 def evaluate(
     model: nn.Module | AnyRun,
-    batches: Batches | str | Path | Data,
+    batches: Batches | Iterable[Batch | Pair] | str | Path | Data,
     *,
+    task: TaskSpec | TaskKind | None = None,
     precision: Precision | None = None,
     memory_format: str | None = None,
     device: str = "auto",
@@ -183,14 +191,20 @@ def evaluate(
 
     Every image counts once, and training ones are taken without their random changes. The model, its modes and its
     buffers are as before. The last batch is padded to the others' shape, so that an image's result depends on neither
-    its batch mates nor their number. Several processes share the batches, and each gets the whole result.
+    its batch mates nor their number. Several processes share the batches, and each gets the whole result. Batches of
+    another iterable, such as a torch ``DataLoader``, are computed as they are, and each process gets those of its own.
 
     Args:
         ``model``: A torch module; or, as the first argument, a run: its folder or bundle, what ``hs.train`` returned,
             or what ``hs.open_run`` gave.
         ``batches``: With a run, as the second argument, labelled images: a folder of class folders or a table, or the
             ``data`` section of a config (columns that it leaves open are those of training). Its test images count,
-            else its validation images, else all. With a module, batches such as ``hs.open_images(...).val``.
+            else its validation images, else all. With a module, batches such as ``hs.open_images(...).val``, or an
+            iterable of ``hs.Batch`` or of pairs (images, targets), whose images are floats that go into the model as
+            they are.
+        ``task``: With an iterable only, what the targets are: classify, multilabel, regress (in the units of the
+            outputs), or the ``task`` of ``hs.open_images(...)`` or ``hs.open_run(...)`` with its names (numbers then
+            are in original units); None takes integers of shape (N,) as class indices.
         ``precision``: With a module only, its arithmetic: fp32 (the default), bf16 or fp16.
         ``memory_format``: With a module only, contiguous (the default) or channels_last.
         ``device``: With a run only, cpu, cuda, ...; auto takes the accelerator if there is one, and leaves a model that
@@ -214,13 +228,13 @@ def evaluate(
     """
     if isinstance(model, nn.Module):
         _refuse_options("hs.evaluate", "module", device=None if device == "auto" else device)
-        return evaluate_module(
-            model,
-            _check_batches(batches, "hs.evaluate"),
-            precision=precision or "fp32",
-            memory_format=memory_format or "contiguous",
-        )
-    _refuse_options("hs.evaluate", "run", precision=precision, memory_format=memory_format)
+        how, layout = precision or "fp32", memory_format or "contiguous"
+        if isinstance(batches, Iterable) and not isinstance(batches, Batches | str | bytes):
+            return evaluate_iterable(model, batches, task=task, precision=how, memory_format=layout)
+        if task is not None:
+            raise ConfigError("hs.evaluate: task: these batches have their own; leave it out")
+        return evaluate_module(model, _check_batches(batches, "hs.evaluate"), precision=how, memory_format=layout)
+    _refuse_options("hs.evaluate", "run", task=task, precision=precision, memory_format=memory_format)
     if isinstance(batches, str | Path):
         batches = Data(source=str(batches))
     if not isinstance(batches, Data):

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
+from headstart.errors import ConfigError, DataError
 from headstart.tasks.classify import CLASSIFY
 from headstart.tasks.multilabel import MULTILABEL
 from headstart.tasks.regress import REGRESS
@@ -40,6 +41,50 @@ def measure_present(task: TaskSpec, outputs: Tensor, truth: Tensor) -> tuple[dic
         return measure(task, outputs, truth), absent
     found = kind.compute_present(task, outputs, truth, sorted(there))
     return {name: value for name, value in found.items() if math.isfinite(value)}, absent
+
+
+def make_unnamed_task(kind: str, *, outputs: int) -> TaskSpec:
+    """A task whose outputs are called by their numbers; those of ``regress`` are in the targets' own units.
+
+    Raises: ConfigError: there is no such kind.
+    """
+    if kind not in KINDS:
+        raise ConfigError(f"task: {kind!r} is no kind of task; accepted: {', '.join(KINDS)}")
+    names, found = tuple(map(str, range(outputs))), KINDS[kind]
+    if found.gives_numbers:
+        return TaskSpec(kind=found.name, targets=names, mean=(0.0,) * outputs, std=(1.0,) * outputs)
+    return TaskSpec(kind=found.name, classes=names)
+
+
+def guess_kind(targets: Tensor) -> str:
+    """The kind that integers of shape (N,) mean: one label each.  Raises: DataError: it may be more than one."""
+    if targets.ndim == 1 and not targets.is_floating_point():
+        return CLASSIFY.name
+    raise DataError(
+        f"targets: {targets.dtype} of shape {tuple(targets.shape)} may be tags or numbers; say which they are, e.g. "
+        'task="multilabel" or task="regress"'
+    )
+
+
+def check_truth(task: TaskSpec, targets: Tensor) -> Tensor:
+    """Targets that came as a tensor, as metrics take them; see ``read_truth`` of a kind.
+
+    Raises: DataError: they are not what the model's outputs can be held against.
+    """
+    kind, outputs = KINDS[task.kind], task.num_outputs
+    if kind.one_label:
+        if targets.ndim != 1 or targets.is_floating_point() or not bool(((targets >= 0) & (targets < outputs)).all()):
+            found = f"{targets.dtype} of shape {tuple(targets.shape)}, from {targets.min()} to {targets.max()}"
+            raise DataError(
+                f"targets: {found}, for {outputs} classes; accepted are integers of shape (N,) from 0 to {outputs - 1}"
+            )
+        return targets.long()
+    rows = targets.reshape(len(targets), -1)
+    if rows.shape[1] != outputs:
+        raise DataError(
+            f"targets: {rows.shape[1]} numbers per image for {outputs} outputs of the model; accepted is one per output"
+        )
+    return rows.double() if kind.gives_numbers else rows.float()
 
 
 def selection_key(task: TaskSpec, metrics: Mapping[str, float]) -> tuple[float, ...]:

@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from headstart.data.batch import Batch
+from headstart.data.batch import Batch, Pair, as_batch
 from headstart.data.randomness import derive_seed
 from headstart.distributed.fsdp import local
 from headstart.distributed.processes import Processes, current
@@ -317,7 +317,17 @@ class Step(Protocol):
         ...
 
 
-def retry_step(step: Step) -> Step:
+class AnyStep(Protocol):
+    """A function that makes one optimizer step on a batch, or on a pair (images, targets)."""
+
+    def __call__(
+        self, state: TrainState, batch: Batch | Pair, *, rules: StepRules, steps_in_epoch: int = 0
+    ) -> StepDone:
+        """Make the step."""
+        ...
+
+
+def retry_step(step: Step) -> AnyStep:
     """The step in its own turn among threads, with its own arithmetic and seed, tried again where memory runs out or
     fp16 overflows: it must not count twice then, in batch statistics or elsewhere, and draws the same numbers.
 
@@ -325,7 +335,8 @@ def retry_step(step: Step) -> Step:
     """
 
     @wraps(step)
-    def try_step(state: TrainState, batch: Batch, *, rules: StepRules, steps_in_epoch: int = 0) -> StepDone:
+    def try_step(state: TrainState, batch: Batch | Pair, *, rules: StepRules, steps_in_epoch: int = 0) -> StepDone:
+        batch = as_batch(batch)
         with own_turn(), own_arithmetic():
             index = _prepare(state, batch, rules)
             everywhere = index.may_draw or not is_known(rules.loss)

@@ -5,7 +5,7 @@ B batch, K classes or tags, T targets, N images.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, fx, nn
 
 from headstart.allocator import keep_freed_memory
-from headstart.data.batch import Batch
+from headstart.data.batch import Batch, Pair, as_batch
 from headstart.data.loader import Batches
 from headstart.distributed.collectives import all_gather, raise_together
 from headstart.distributed.fsdp import is_sharded, part_again
-from headstart.errors import NonFiniteError
+from headstart.errors import DataError, NonFiniteError
 from headstart.isolation import beside_others, own_arithmetic, own_turn, seeded
 from headstart.surgery.fixed_values import NotReplayable
 from headstart.surgery.halves import Suffix
@@ -25,8 +25,8 @@ from headstart.surgery.head import model_scores
 from headstart.surgery.module_state import restore_state
 from headstart.surgery.no_trace import read_before
 from headstart.surgery.own_state import has_own_code
-from headstart.tasks.kinds import find_kind, measure
-from headstart.tasks.task import TaskSpec
+from headstart.tasks.kinds import check_truth, find_kind, guess_kind, make_unnamed_task, measure
+from headstart.tasks.task import TaskKind, TaskSpec
 from headstart.training.precision import MEMORY_FORMATS, Precision, autocast, device_of, dtype_of
 
 
@@ -129,6 +129,42 @@ def evaluate(
     return Evaluation(predictions=predictions, truth=truth, metrics=metrics)
 
 
+def evaluate_iterable(
+    model: nn.Module,
+    batches: Iterable[Batch | Pair],
+    *,
+    task: TaskSpec | TaskKind | None,
+    precision: Precision = "fp32",
+    memory_format: str = "contiguous",
+) -> Evaluation:
+    """Metrics over the batches of any iterable, each as it is; of several processes each evaluates its own.
+
+    ``task`` None: integers are class indices. Raises: DataError: no batches, or targets that do not fit.
+    """
+    outputs, targets, keys = list[Tensor](), list[Tensor](), list[str]()
+    own = _has_own_code(model)
+    with in_eval(model), keep_freed_memory():
+        for number, value in enumerate(batches):
+            batch = as_batch(value)
+            with _drawing(number, device_of(model)) if own else beside_others():
+                outputs.append(compute_logits(model, batch, precision=precision, memory_format=memory_format))
+            targets.append(batch.targets[: batch.size].cpu())
+            named = isinstance(value, Batch)
+            keys += batch.keys if named else [f"images[{len(keys) + place}]" for place in range(batch.size)]
+        if not outputs:
+            raise DataError(
+                "evaluate: there is no batch; give an iterable that begins anew each time it is gone through"
+            )
+        joined, answers = torch.cat(outputs), torch.cat(targets)
+        joined = joined if joined.ndim > 1 else joined.unsqueeze(1)
+        if not isinstance(task, TaskSpec):
+            task = make_unnamed_task(task or guess_kind(answers), outputs=joined.shape[1])
+        truth = check_truth(task, answers)
+        predictions = _predictions(task, joined, tuple(keys))
+        metrics = measure(task, predictions.outputs, truth)
+    return Evaluation(predictions=predictions, truth=truth, metrics=metrics)
+
+
 def _run(model: nn.Module, batches: Batches, *, precision: Precision, memory_format: str) -> Predictions:
     batches = batches.for_evaluation()
     keys = tuple(sample.key for sample in batches.samples)
@@ -137,20 +173,28 @@ def _run(model: nn.Module, batches: Batches, *, precision: Precision, memory_for
             outputs = _outputs(model, batches, precision=precision, memory_format=memory_format)
         part_again(model)
         joined = _join_outputs(outputs, batches) if batches.processes.is_distributed else torch.cat(outputs)
-        finite = torch.isfinite(joined).flatten(1).all(1).tolist()
-        damaged = [key for key, fine in zip(keys, finite, strict=True) if not fine]
-        if damaged:
-            raise NonFiniteError(
-                f"the model's outputs are not finite for {len(damaged)} of {len(keys)} images, e.g. {damaged[0]}; "
-                "try a lower rate (--lr) or --precision fp32"
-            )
-        result = find_kind(batches.task.kind).activate(batches.task, joined)
-    return Predictions(task=batches.task, outputs=result.clone(), keys=keys)
+        return _predictions(batches.task, joined, keys)
+
+
+def _predictions(task: TaskSpec, logits: Tensor, keys: tuple[str, ...]) -> Predictions:
+    """What the model says, from its logits (N, K).  Raises: NonFiniteError."""
+    finite = torch.isfinite(logits).flatten(1).all(1).tolist()
+    damaged = [key for key, fine in zip(keys, finite, strict=True) if not fine]
+    if damaged:
+        raise NonFiniteError(
+            f"the model's outputs are not finite for {len(damaged)} of {len(keys)} images, e.g. {damaged[0]}; "
+            "try a lower rate (--lr) or --precision fp32"
+        )
+    return Predictions(task=task, outputs=find_kind(task.kind).activate(task, logits).clone(), keys=keys)
+
+
+def _has_own_code(model: nn.Module) -> bool:
+    return has_own_code(model) or isinstance(model, fx.GraphModule | Suffix)
 
 
 def _outputs(model: nn.Module, batches: Batches, *, precision: Precision, memory_format: str) -> list[Tensor]:
     """The scores of this process's batches."""
-    outputs, ours, own = [], batches.processes, has_own_code(model) or isinstance(model, fx.GraphModule | Suffix)
+    outputs, ours, own = [], batches.processes, _has_own_code(model)
     for number, batch in enumerate(_level(batches.epoch(0), batches, everywhere=is_sharded(model))):
         with _drawing(number * ours.world_size + ours.rank, device_of(model)) if own else beside_others():
             outputs.append(compute_logits(model, batch, precision=precision, memory_format=memory_format))

@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
 from headstart.allocator import keep_freed_memory
 from headstart.config.schema import Schedule
-from headstart.data.batch import Batch
+from headstart.data.batch import Batch, Pair
 from headstart.data.decoding.interruptible import waiting_for_data
 from headstart.data.loader import Batches
 from headstart.distributed.processes import current
-from headstart.errors import ConfigError, NonFiniteError
+from headstart.errors import ConfigError, DataError, NonFiniteError
 from headstart.events import EpochDone, StepDone
 from headstart.isolation import each_in_own_arithmetic
 from headstart.optim.schedules import rate_factor
+from headstart.training.any_batches import TrainingBatches, as_training_batches
 from headstart.training.finite import find_damaged
 from headstart.training.precision import device_of
 from headstart.training.rules import StepRules
@@ -29,19 +30,9 @@ from headstart.training.step import train_step
 Rates = list[tuple[dict[str, Any], float]]  # groups of an optimizer, and the rate that each had
 
 
-class TrainingBatches(Protocol):
-    """What ``fit`` trains on: the same epoch number gives the same batches, from any first one on."""
-
-    def __len__(self) -> int:
-        """Batches, that is optimizer steps, per epoch."""
-
-    def epoch(self, epoch: int, *, first: int = 0) -> Iterator[Batch]:
-        """The batches of an epoch (0-based), from batch ``first`` on."""
-
-
 def fit(
     state: TrainState,
-    batches: TrainingBatches,
+    batches: TrainingBatches | Iterable[Batch | Pair],
     *,
     rules: StepRules,
     epochs: int,
@@ -57,7 +48,10 @@ def fit(
 
     Args:
         ``state``: The model, its optimizer and the counters, which are changed.
-        ``batches``: The training batches, such as ``hs.open_images(...).train``.
+        ``batches``: The training batches: ``hs.open_images(...).train``, or an iterable of ``hs.Batch`` or of pairs
+            (images, targets) that can be gone through once per epoch, such as a torch ``DataLoader``. Its sampler's
+            ``set_epoch`` is called, if it has one; a state that was restored in an epoch's middle passes over as many
+            batches as it has seen.
         ``rules``: How a step is made.
         ``epochs``: How many epochs are trained.
         ``schedule``: How the rates change over the steps, as ``config.schedule``; None leaves them.
@@ -68,7 +62,9 @@ def fit(
 
     Raises:
         NonFiniteError: The loss, the gradient or a weight is NaN or infinite.
-        ConfigError: With a schedule, a group's ``lr`` was changed between two steps, which the schedule would undo.
+        ConfigError: With a schedule, a group's ``lr`` was changed between two steps, which the schedule would undo, or
+            the iterable does not say how many batches it has.
+        DataError: The iterable gives no batches, or something else.
 
     Example:
         >>> import headstart as hs, torch
@@ -80,7 +76,8 @@ def fit(
         ['StepDone', 'StepDone', 'StepDone', 'EpochDone']
     """
     first = state.epochs_done if first_epoch is None else first_epoch
-    yield from each_in_own_arithmetic(_epochs(state, batches, rules, schedule, range(first, first + epochs)))
+    found = as_training_batches(batches, epochs=epochs, must_count=schedule is not None)
+    yield from each_in_own_arithmetic(_epochs(state, found, rules, schedule, range(first, first + epochs)))
 
 
 def _epochs(
@@ -102,6 +99,10 @@ def _epochs(
                 images += done.images
                 rates = [(group, group["lr"]) for group in state.optimizer.param_groups]
                 yield done
+            if not state.epoch_weight:
+                raise DataError(
+                    f"epoch {epoch + 1}: fit was given no batch; give an iterable that begins anew each time"
+                )
             closed = _close_epoch(state, images, time.monotonic() - started)
             copied = made.copying(device_of(state.model)) * images / current().world_size
             yield replace(closed, input_seconds=made.seconds, copy_seconds=copied)

@@ -53,7 +53,9 @@ def train_step(state: TrainState, batch: Batch, *, rules: StepRules, steps_in_ep
 
     Args:
         ``state``: The model, its optimizer and the counters, which are changed.
-        ``batch``: Images (B, C, H, W) with their targets, as iterating over ``images.train.epoch(0)`` gives them.
+        ``batch``: Images (B, C, H, W) with their targets: an ``hs.Batch``, as iterating over ``images.train.epoch(0)``
+            gives them, or a pair of tensors (images, targets), as a torch ``DataLoader`` gives it, whose images are
+            floats that go into the model as they are.
         ``rules``: How the step is made: the loss, precision, micro-batches and clipping.
         ``steps_in_epoch``: How many steps the epoch has, for the event; 0 where that is not known.
 
@@ -63,6 +65,7 @@ def train_step(state: TrainState, batch: Batch, *, rules: StepRules, steps_in_ep
     Raises:
         NonFiniteError: A rate, the loss, the gradient or (after the step) a weight is NaN or infinite (fp16: after 20
             halvings of the loss scale).
+        DataError: The batch is of another kind, or its images are integers without a mean and deviation.
 
     Example:
         >>> import headstart as hs, torch
