@@ -57,7 +57,9 @@ class Data:
     test: Annotated[float, Ge(0), Lt(1)] = 0.0
     """Share of the images held out for the final test when the data have no split."""
     group: str | None = None
-    """Table column; images with the same value (patient, video) stay in one split."""
+    """Table column; images with the same value (patient, video) stay in one split. By file name: prefix, folder.
+
+    prefix: the name up to its last number (frames of a film); folder: the one that holds the image."""
     log: bool = False
     """Regression: learn the base-10 logarithm of the target."""
     unreadable: Literal["stop", "skip"] = "stop"

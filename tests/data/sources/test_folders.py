@@ -211,7 +211,7 @@ def test_a_folder_without_permission_is_an_error(folders, load) -> None:
 def test_options_of_tables_are_refused_for_folders(folders, load) -> None:
     root = folders({"a": 2, "b": 2})
     assert "data.target: it is for tables" in message(load, root, target="x")
-    assert "data.group: it is for tables" in message(load, root, group="x")
+    assert "data.group: 'x' would be a column" in message(load, root, group="x")
     assert "data.log: it is for numbers" in message(load, root, log=True)
     assert "task.kind: regress, but" in message(load, root, kind="regress")
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from headstart.config.schema import Data
 from headstart.data.decoding.decode import printable
 from headstart.data.sources.csv_rows import ask_for_header
+from headstart.data.sources.groups import BY_NAME
 from headstart.data.sources.image_paths import (
     FileIndex,
     Match,
@@ -54,17 +55,19 @@ def find_columns(table: Table, data: Data) -> Columns:
     Raises:
         DataError: a named column is missing, or several fit.
     """
-    for option, name in (("image", data.image), ("split", data.split), ("group", data.group)):
+    by_name = data.group in BY_NAME and data.group not in table.columns
+    group = None if by_name else data.group
+    for option, name in (("image", data.image), ("split", data.split), ("group", group)):
         if name not in (None, "auto"):
             require(table, str(name), option=option)
     image = _image_column(table, data) if data.image == "auto" else data.image
     split = _split_column(table, taken=image) if data.split == "auto" else data.split
-    used = {image, split, data.group}
+    used = {image, split, group}
     left = [name for name in table.columns if name not in used]
     others = tuple(name for name in left if not _is_passed_over(table, name))
     passed = [name for name in left if name not in others]
     notes = (f"{some(passed)} of {printable(table.path.name)} numbers the rows or is empty, and is passed over",)
-    return Columns(image=image, split=split, group=data.group, others=others, notes=notes if passed else ())
+    return Columns(image=image, split=split, group=group, others=others, notes=notes if passed else ())
 
 
 _INDEX_NAMES = re.compile(r"unnamed: ?\d+(?:\.\d+)*|index|idx|id|no\.?|nr\.?|#|row(?:[_ ]?id)?|__index_level_\d+__")

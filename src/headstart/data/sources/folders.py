@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from headstart.config.schema import Data
 from headstart.data.decoding.decode import FORMATS, printable
 from headstart.data.sources.folder_layout import LAYOUT, TABLE_SUFFIXES, ClassFolder, read_layout
+from headstart.data.sources.groups import group_by_name
 from headstart.data.sources.names import check_count, check_names
 from headstart.data.sources.samples import (
     Entry,
@@ -40,6 +42,8 @@ def list_folders(data: Data, *, source: Path, kind: str) -> Listing:
         if not walked.images:
             empty[place.label] = place.folder
         entries += [_entry(path, place=place, source=source) for path in walked.images]
+    groups = group_by_name([entry.key for entry in entries], data.group, source=printable(source))
+    entries = [replace(entry, group=group) for entry, group in zip(entries, groups, strict=True)]
     for top in layout.tops:
         notes += _loose_images(top)
     names = sorted({label for entry in entries for label in entry.labels})
@@ -66,7 +70,6 @@ def _refuse_table_options(data: Data, *, source: Path, kind: str) -> None:
         "image": data.image != "auto",
         "target": data.target != "auto",
         "split": data.split != "auto",
-        "group": data.group is not None,
     }
     for option, is_given in given.items():
         if is_given:

@@ -15,6 +15,7 @@ from headstart.data.sources.csv_rows import LIST_SUFFIXES
 from headstart.data.sources.deciding import AskedKind
 from headstart.data.sources.folder_layout import TABLE_SUFFIXES
 from headstart.data.sources.folders import list_folders
+from headstart.data.sources.groups import describe_frames
 from headstart.data.sources.samples import Listing, key_of, walk
 from headstart.data.sources.table_listing import list_table
 from headstart.data.sources.tables import read_table
@@ -35,7 +36,10 @@ def list_source(data: Data, *, kind: AskedKind, known: Sequence[str] = ()) -> Li
         listing = list_table(data, source=source, kind=kind, known=known)
     ordered = tuple(sorted(listing.entries, key=lambda entry: entry.key))
     _refuse_alike([(entry.key, entry.where) for entry in ordered])
-    return replace(listing, entries=ordered)
+    notes = listing.notes
+    if data.group is None and not any(entry.split == "val" for entry in ordered):
+        notes += describe_frames([entry.key for entry in ordered], [entry.labels or entry.numbers for entry in ordered])
+    return replace(listing, entries=ordered, notes=notes)
 
 
 def _refuse_alike(files: Sequence[tuple[str, str]]) -> None:

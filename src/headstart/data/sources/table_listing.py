@@ -9,6 +9,7 @@ from headstart.config.schema import Data
 from headstart.data.decoding.decode import printable
 from headstart.data.sources.columns import describe_splits, find_columns, find_images, read_groups, read_splits
 from headstart.data.sources.deciding import AskedKind
+from headstart.data.sources.groups import group_by_name
 from headstart.data.sources.missing import settle_missing
 from headstart.data.sources.names import check_count, check_names
 from headstart.data.sources.samples import Entry, Listing
@@ -35,7 +36,10 @@ def list_table(data: Data, *, source: Path, kind: AskedKind, known: Sequence[str
     check_names(targets.names, source=printable(source), word=find_kind(targets.kind).noun)
     check_count(targets.names, source=printable(source), kind=targets.kind)
     splits = read_splits(table, columns.split)
-    groups = read_groups(table, columns.group)
+    if columns.group is None:
+        groups = group_by_name(images.keys, data.group, source=printable(source))
+    else:
+        groups = read_groups(table, columns.group)
     entries = tuple(
         Entry(
             path=images.paths[row],
