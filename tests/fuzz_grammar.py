@@ -659,21 +659,21 @@ HEADS = {  # what the model gives; the words of a refusal that is documented
 }  # fmt: skip
 
 
-class Drawn(nn.Module):
-    """A module as a spec says."""
+STEMS: dict[str, Callable[[], nn.Module]] = {
+    "conv": lambda: nn.Conv2d(3, WIDTH, 5, 4, 2),
+    "conv_norm": lambda: nn.Sequential(nn.Conv2d(3, WIDTH, 5, 4, 2, bias=False), nn.BatchNorm2d(WIDTH)),
+    "patches": lambda: nn.Conv2d(3, WIDTH, 4, 4),
+    "lazy": lambda: nn.LazyConv2d(WIDTH, 5, 4, 2),
+}
 
-    def __init__(self, spec: Spec) -> None:
+
+class Drawn(nn.Module):
+    """A module as a spec says. Its code names nothing of the grammar, all of which would then be part of it."""
+
+    def __init__(self, spec: Spec, stem: nn.Module, blocks: list[nn.Module]) -> None:
         super().__init__()
-        self.spec = spec
-        self.root = spec.root
-        self.k = spec.k
-        self.stem = {
-            "conv": lambda: nn.Conv2d(3, WIDTH, 5, 4, 2),
-            "conv_norm": lambda: nn.Sequential(nn.Conv2d(3, WIDTH, 5, 4, 2, bias=False), nn.BatchNorm2d(WIDTH)),
-            "patches": lambda: nn.Conv2d(3, WIDTH, 4, 4),
-            "lazy": lambda: nn.LazyConv2d(WIDTH, 5, 4, 2),
-        }[spec.stem]()  # fmt: skip
-        blocks = [KINDS[which.kind].make(which) for which in spec.blocks]
+        self.root, self.head, self.container, self.k = spec.root, spec.head, spec.container, spec.k
+        self.stem = stem
         if "tied" in spec.root and len(blocks) > 1:
             blocks[-1] = blocks[0]
         self.names = tuple(f"block{place}" for place in range(len(blocks)))
@@ -688,7 +688,7 @@ class Drawn(nn.Module):
         self._change()
 
     def _hold(self, blocks: list[nn.Module]) -> None:
-        match self.spec.container:
+        match self.container:
             case "list":
                 self.blocks: Any = nn.ModuleList(blocks)
             case "sequential":
@@ -725,7 +725,7 @@ class Drawn(nn.Module):
 
     def ordered(self) -> list[nn.Module]:
         """The blocks in order."""
-        match self.spec.container:
+        match self.container:
             case "dict":
                 return [self.blocks[name] for name in self.names]
             case "attributes":
@@ -762,7 +762,7 @@ class Drawn(nn.Module):
 
     def _through(self, x: Tensor) -> Tensor:
         early = x
-        if self.spec.container == "sequential" and "depth" not in self.root:
+        if self.container == "sequential" and "depth" not in self.root:
             x = self.blocks(x)
         else:
             for block in self.ordered():
@@ -781,12 +781,12 @@ class Drawn(nn.Module):
             if self.training:
                 self.n += 1
             x = x * (1 + self.n / 20)
-        if self.spec.head == "conv":
+        if self.head == "conv":
             return self.fc(F.adaptive_avg_pool2d(x, 1)).flatten(1)
         features = self.pre(x.mean((2, 3)))
         if "drop" in self.root:
             features = F.dropout(features, 0.2, self.training)
-        match self.spec.head:
+        match self.head:
             case "equal":
                 return self.fc(features), self.fc2(features)
             case "aux":
@@ -815,7 +815,8 @@ def build(spec: Spec) -> Drawn:
     """The module of a spec: the same values in every process, whatever was drawn before."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(spec.seed)
-        made = Drawn(spec)
+        stem = STEMS[spec.stem]()
+        made = Drawn(spec, stem, [KINDS[which.kind].make(which) for which in spec.blocks])
     if "given_in_eval" in spec.root:
         made.eval()
     return made

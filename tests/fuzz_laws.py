@@ -170,14 +170,19 @@ class World:
     def train(
         self, case: Case, *, use: str, out: Path | None = None, module: nn.Module | None = None, **more: Any
     ) -> Outcome:
-        """A run; ``more``: options besides the case's, ``stop_at``: a step to end at, ``resume``, ``seed_by``."""
+        """A run; ``more``: options besides the case's, ``stop_at``: a step to end at, ``copy_at``: a step at which its
+        folder is copied (``killed``), ``resume``, ``seed_by``.
+        """
         stop_at, resume, seed_by = more.pop("stop_at", 0), more.pop("resume", False), more.pop("seed_by", 5)
+        copy_at = more.pop("copy_at", 0)
         outcome = Outcome(path=out or self.new())
 
         def watch(event: object) -> None:
             if isinstance(event, hs.StepDone):
                 if event.step == stop_at:
                     raise Stopped
+                if event.step == copy_at:
+                    shutil.copytree(outcome.path, killed(outcome.path))
                 outcome.losses.append(event.loss)
             text = getattr(event, "text", None)
             if isinstance(text, str):
@@ -207,6 +212,11 @@ class World:
         return outcome
 
 
+def killed(path: Path) -> Path:
+    """Where the copy of a run's folder is that was made while the run went on: what a kill would have left."""
+    return path.with_name(path.name + "killed")
+
+
 def quick_report() -> None:
     """Runs without the page that matplotlib draws (0.6 s): no law is about it."""
     report.write_report = lambda run: None
@@ -229,7 +239,7 @@ def attributes_of(module: nn.Module) -> dict[str, str]:
     found = {}
     for path, part in module.named_modules():
         for name, value in vars(part).items():
-            if name not in ("training", "train", "spec") and not name.startswith("_") and (text := _text(value)):
+            if name not in ("training", "train") and not name.startswith("_") and (text := _text(value)):
                 found[f"{path}.{name}"] = text
     for place, value in enumerate(hidden_state(module)):
         found[f"closure {place}"] = repr(value)
@@ -490,7 +500,8 @@ def _read_again(other: Case, world: World, verdict: Verdict) -> None:
 
 def _cached(case: Case, world: World, never: Outcome, known: Truth, verdict: Verdict) -> Outcome:
     """Trains with the cache where it can be; the run to compare others with."""
-    always = world.train(case, use="always")
+    copied: dict[str, Any] = {"copy_at": case.stop, "checkpoint": {"every_steps": 1}} if "resume" in case.checks else {}
+    always = world.train(case, use="always", **copied)
     verdict.cached = always.cached
     if always.error is None:
         _same("cache", never, always, verdict)
@@ -563,9 +574,13 @@ def _distance(one: str, other: str) -> float:
 
 
 def _resumed(case: Case, world: World, whole: Outcome, known: Truth, verdict: Verdict) -> None:
-    use = "always" if whole.cached else "never"
-    out = world.new()
-    world.train(case, use=use, out=out, stop_at=case.stop, checkpoint={"every_steps": 1})
+    """A run goes on from what a kill left of it or, where nothing is cached, from what an error in it left."""
+    use, out = ("always", whole.path) if killed(whole.path).exists() else ("never", world.new())
+    if use == "always":
+        shutil.rmtree(out)
+        killed(out).rename(out)
+    else:
+        world.train(case, use=use, out=out, stop_at=case.stop, checkpoint={"every_steps": 1})
     resumed = world.train(
         case, use=use, out=out, resume=True, seed_by=99, checkpoint={"every_steps": 1}
     )  # a new process has other generators

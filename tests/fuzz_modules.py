@@ -1,6 +1,6 @@
 """Modules drawn by seeds, each trained in several ways and held against the laws in ``fuzz_laws``.
 
-python -m tests.fuzz_modules --count 3000 --jobs 2 --seconds 3600 --out fuzz.jsonl
+python -m tests.fuzz_modules --count 3000 --jobs 2 --seconds 3600 --out fuzz.jsonl   # again: it goes on where it was
 python -m tests.fuzz_modules --seed 17 --count 1 --shrink        # one of them, made as small as it still fails
 python -m tests.fuzz_modules --case 'Case(spec=Spec(blocks=(B("mix_roll"),)), freeze="until:stem")'
 python -m tests.fuzz_modules --planted                           # faults put in on purpose must be found
@@ -154,26 +154,41 @@ def _pattern(text: str) -> str:
 
 
 def spread(arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    """Share the seeds among processes and collect their lines."""
+    """Share the seeds that the file does not have yet among processes, and collect the lines of all of them."""
     out = Path(arguments.out)
+    collect(out)
     parts = [out.with_suffix(f".{job}.jsonl") for job in range(arguments.jobs)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     running = []
     for job, part in enumerate(parts):
-        part.unlink(missing_ok=True)
         options = [
             "--worker", str(job), "--jobs", str(arguments.jobs), "--seed", str(arguments.seed),
             "--count", str(arguments.count), "--seconds", str(arguments.seconds), "--out", str(part),
+            "--known", str(out),
         ]  # fmt: skip
         options += ["--shrink"] if arguments.shrink else []
         running.append(subprocess.Popen([sys.executable, __file__, *options], env=environment))
     codes = [process.wait() for process in running]
-    lines = [json.loads(text) for part in parts if part.exists() for text in part.read_text().splitlines()]
-    lines.sort(key=lambda line: line["seed"])
-    out.write_text("".join(json.dumps(line) + "\n" for line in lines))
     if any(codes):
         print(f"processes ended with {codes}; what they had not judged is missing")
+    return collect(out)
+
+
+def collect(out: Path) -> list[dict[str, Any]]:
+    """The lines in the file and in its processes' files, in order of the seeds; they are in the file alone then."""
+    parts = sorted(out.parent.glob(f"{out.stem}.*.jsonl"))
+    found = {line["seed"]: line for path in (out, *parts) for line in read_lines(path)}
+    lines = [found[seed] for seed in sorted(found)]
+    out.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    for part in parts:
+        part.unlink()
     return lines
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The lines of a record that are whole; a process that was killed may have left half a line."""
+    texts = path.read_text().splitlines(keepends=True) if path.exists() else []
+    return [json.loads(text) for text in texts if text.endswith("}\n")]
 
 
 def one_case(text: str, *, wanted: bool) -> Verdict:
@@ -237,6 +252,7 @@ def main(given: Sequence[str] | None = None) -> int:
     parser.add_argument("--only", default="", help="of the planted faults those with these words in their names")
     parser.add_argument("--named", action="store_true", help="only by the cases that the planted faults name")
     parser.add_argument("--worker", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--known", help=argparse.SUPPRESS)
     parser.add_argument("--hunt", help=argparse.SUPPRESS)
     arguments = parser.parse_args(given)
     if arguments.planted:
@@ -247,8 +263,15 @@ def main(given: Sequence[str] | None = None) -> int:
     if arguments.case:
         return bool(one_case(arguments.case, wanted=arguments.shrink).broken)
     if arguments.worker is not None:
-        seeds = range(arguments.seed, arguments.seed + arguments.count)[arguments.worker :: arguments.jobs]
-        work(seeds, out=Path(arguments.out), seconds=arguments.seconds, wanted=arguments.shrink)
+        known = {line["seed"] for line in read_lines(Path(arguments.known))}
+        span = range(arguments.seed, arguments.seed + arguments.count)
+        seeds = [seed for seed in span if seed not in known]
+        work(
+            seeds[arguments.worker :: arguments.jobs],
+            out=Path(arguments.out),
+            seconds=arguments.seconds,
+            wanted=arguments.shrink,
+        )
         return 0
     lines = spread(arguments)
     print(summary(lines))

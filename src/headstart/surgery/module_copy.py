@@ -63,8 +63,7 @@ def copy_module(module: nn.Module, *, free_bytes: int | None, instead: str) -> n
             _carry_slots(part, memo[id(part)], memo)
     for path, part in copied.named_modules():
         move.inside(vars(part), path or "the module")
-    for kind in dict.fromkeys(type(part) for part in module.modules()):
-        move.check_class(kind)
+    move.check_classes(type(part) for part in module.modules())
     for name, parameter in module.named_parameters():
         if id(parameter) in memo:
             _carry_over(parameter, memo[id(parameter)], move, name)

@@ -19,17 +19,24 @@ def no_trace(module: nn.Module) -> Iterator[None]:
     """Within it a module may be run, traced and changed; afterwards its attributes, buffers, modes, hooks, gradients,
     and all that its code names are as before, and so are the generators of random numbers.
 
-    Raises: ModelError: its own code changed something that cannot be put back.
+    Raises: ModelError: its own code changed something that cannot be put back; of blocks within one another of the same
+    module the outermost one says it.
     """
     with own_turn():
-        before = read_before(module)
+        before, inner = read_before(module), any(other is module for other in _WITHIN)
         own_code = before.has_own_code
+        _WITHIN.append(module)
         try:
             yield
         finally:
+            _WITHIN.pop()
             restore_state(module, before)
-    if own_code:
+    if own_code and not inner:
         _refuse_lasting(module, before)
+
+
+_WITHIN: list[nn.Module] = []
+"""The modules of the blocks that are entered, all of one thread, which has its turn."""
 
 
 def read_before(module: nn.Module) -> ModuleState:

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from headstart.private_names import tree_flatten
+from headstart.surgery.generators import seed_generators
 from headstart.surgery.halves import Prefix, Suffix
 from headstart.surgery.module_state import ModuleState, differences, read_state, restore_state
 from headstart.surgery.no_trace import read_before
@@ -128,7 +129,7 @@ def _run(
     arithmetic: Arithmetic,
 ) -> _Outcome:
     """``callables``: what is called in training mode (True) and in evaluation mode."""
-    _seed(calls.seed)
+    seed_generators(calls.seed)
     start, outputs = _generators(), list[tuple[Any, tuple[Any, ...]]]()
     gradients: tuple[Tensor | None, ...] = ()
     for training in calls.modes:
@@ -236,7 +237,7 @@ def _among_others(
         for value in changed:
             rows = [row for row in range(len(value)) if row != place]
             value[rows] = value[rows] * 40 + 7 if value.is_floating_point() else value[rows].flip(-1)
-        _seed(place)
+        seed_generators(place)
         found.append((place, call(*changed)))
     return found
 
@@ -255,7 +256,7 @@ def find_mixing_node(prefix: fx.GraphModule, images: Tensor) -> fx.Node | None:
     with torch.no_grad():
         together = _Values(prefix).of(images)
         for rows in (list(reversed(range(count))), *([place] for place in range(count))):
-            _seed(len(rows))
+            seed_generators(len(rows))
             found = _first_other(together, _Values(prefix).of(images[rows]), rows)
             if found is not None:
                 return found
@@ -312,7 +313,7 @@ def _rearrange_images(prefix: nn.Module, images: Tensor) -> list[tuple[list[int]
     orders = [list(reversed(range(len(images)))), *([place] * alone for place in range(len(images)))]
     found = []
     for rows in orders:
-        _seed(len(rows))
+        seed_generators(len(rows))
         found.append((rows, compute_crossing(prefix, images[rows], nullcontext)))
     return found
 
@@ -351,13 +352,6 @@ def _bytes(value: Tensor) -> Tensor:
 
 def _detach(value: Any) -> Any:
     return value.detach() if isinstance(value, Tensor) else value
-
-
-def _seed(seed: int) -> None:
-    """All global generators; within ``read_state`` and ``restore_state``."""
-    torch.manual_seed(seed)
-    random.seed(seed)
-    np.random.seed(seed)
 
 
 def _generators() -> tuple[Any, ...]:

@@ -6,7 +6,7 @@ import copy
 import inspect
 import weakref
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from functools import partial
 from types import CellType, CodeType, FunctionType, MethodType
@@ -62,11 +62,11 @@ class Rewiring:
             self.inside(value, where)
         return value
 
-    def check_class(self, kind: type) -> None:
+    def check_classes(self, kinds: Iterable[type]) -> None:
         """Raises: ModelError: a method of a class of the user's refers to the original."""
-        for base in kind.__mro__:
+        for base in dict.fromkeys(base for kind in kinds for base in kind.__mro__):
             for name, function in vars(base).items():
-                if isinstance(function, FunctionType) and self._reaches(function):
+                if isinstance(function, FunctionType) and not _is_librarys(function) and self._reaches(function):
                     self.outside(function, f"{base.__name__}.{name}")
                     raise self._refusal(f"{base.__name__}.{name}", "a part of the module")
 
@@ -167,7 +167,7 @@ def _list_referred(value: object) -> list[Any]:
         case nn.Module() | type() | Tensor():
             return []
         case FunctionType():
-            if (value.__module__ or "").partition(".")[0] in _LIBRARIES:
+            if _is_librarys(value):
                 return []
             contents = [content_of(cell) for cell in value.__closure__ or ()]
             named = [found for _, found in _iterate_globals(value)]
@@ -186,6 +186,10 @@ def _list_referred(value: object) -> list[Any]:
     if not isinstance(attributes, dict) or _is_known(type(value)) or inspect.ismodule(value):
         return []
     return list(attributes.values())
+
+
+def _is_librarys(function: FunctionType) -> bool:
+    return (function.__module__ or "").partition(".")[0] in _LIBRARIES
 
 
 def _is_known(kind: type) -> bool:
