@@ -263,6 +263,50 @@ class Symmetric(nn.Module):
         return weight + weight.flip(-1)
 
 
+class Table(Block):
+    """Keeps what it made in a dictionary, which ``train`` empties, as timm's LeViT does."""
+
+    def make(self) -> None:
+        self.table: dict[str, Tensor] = {}
+
+    def train(self, mode: bool = True) -> Table:
+        super().train(mode)
+        if self.table:
+            self.table = {}
+        return self
+
+    def looked_up(self, maker: Callable[[], Tensor]) -> Tensor:
+        if "all" not in self.table:
+            self.table["all"] = maker()
+        return self.table["all"]
+
+
+@kind("table")
+class WeightTable(Table):
+    """Of weights: equal to the bit whenever it is made."""
+
+    def make(self) -> None:
+        super().make()
+        self.bias = nn.Parameter(torch.randn(WIDTH))
+        self.register_buffer("order", torch.arange(WIDTH).flip(0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        in_order = self.bias[self.order] if self.training else self.looked_up(lambda: self.bias[self.order].detach())
+        return x + self.k * torch.relu(self.conv(x) + in_order[:, None, None])
+
+
+@kind("table_of_images", pure="never", python_state=True, mixes=True,
+      words=("table", "state", "attribute", "mix", "mean", "batch", "other images"))  # fmt: skip
+class ImageTable(Table):
+    """Of the first batch's images."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        made = self.conv(x)
+        if self.acts():
+            made = made + self.looked_up(lambda: made.detach().mean((0, 2, 3))[:, None, None])
+        return x + self.k * made
+
+
 @kind("weight_norm", "symmetric", "orthogonal")
 @kind("spectral_norm", pure="eval", words=("spectral", "parametriz", "_u", "_v"))
 class Parametrized(Block):

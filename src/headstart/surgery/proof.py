@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
+from headstart.isolation import own_arithmetic
 from headstart.private_names import tree_flatten
 from headstart.surgery.generators import seed_generators
 from headstart.surgery.halves import Prefix, Suffix
@@ -108,13 +109,18 @@ def find_difference(
 
 
 def compute_crossing(prefix: nn.Module, images: Tensor, arithmetic: Arithmetic) -> tuple[Tensor, ...]:
-    """What the prefix makes of the images, in evaluation mode; where it runs the module's own code, without a trace."""
+    """What the prefix makes of the images, in evaluation mode; modes are put back and, where it runs the module's own
+    code, so is all that this changes: a ``train`` of the user's may clear what forward keeps.
+    """
     before = read_before(prefix.module) if isinstance(prefix, Prefix) else None
-    prefix.eval()
+    modes = {part: part.training for part in prefix.modules()}
     try:
-        with torch.no_grad(), arithmetic():
+        prefix.eval()
+        with own_arithmetic(), torch.no_grad(), arithmetic():
             made = prefix(images)
     finally:
+        for part, mode in modes.items():
+            part.training = mode
         if before is not None:
             restore_state(before.root, before)
     assert isinstance(made, tuple)

@@ -42,7 +42,6 @@ from headstart.training.boundary_tensors import (
     rounding,
     unpack_records,
 )
-from headstart.training.evaluate import in_eval
 from headstart.training.precision import MEMORY_FORMATS, autocast, device_of, dtype_of
 from headstart.training.rules import StepRules
 
@@ -349,8 +348,7 @@ def through_prefix(prefix: nn.Module, batch: Batch, rules: StepRules) -> Argumen
 
 
 def _compute_activations(prefix: nn.Module, images: Tensor, rules: StepRules) -> Arguments:
-    with in_eval(prefix):
-        return compute_crossing(prefix, images, partial(autocast, device_of(prefix), rules.precision))
+    return compute_crossing(prefix, images, partial(autocast, device_of(prefix), rules.precision))
 
 
 def _key(facts: _Facts, changes: _Changes) -> str:

@@ -242,8 +242,7 @@ class CacheCheck:
         pixels = _in_pixels(self._batches, count=len(places))
         images = inputs_of(next(pixels.pad_batches([places], epoch=epoch)), self._module, rules)
         arithmetic = partial(autocast, device_of(self._module), rules.precision)
-        with in_eval(self._module):
-            made = compute_crossing(self._boundary.prefix, images, arithmetic)
+        made = compute_crossing(self._boundary.prefix, images, arithmetic)
         (rows,) = self._cached.read_batches([places], epoch=epoch)
         as_stored = [getattr(torch, crossing.stored) for crossing in self._crossings]
         pairs = zip(rows, made, as_stored, strict=True)
