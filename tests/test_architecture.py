@@ -7,8 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from headstart.private_names import USES
-
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "src" / "headstart"
 LAYERS = [  # a row imports from the rows above it only
@@ -276,47 +274,6 @@ def participles(source: Source) -> Iterator[tuple[str, bool]]:
         is_property = any("property" in ast.dump(decorator) for decorator in function.decorator_list)
         if not is_property and words[0] not in ASKS and (is_participle(words[0]) or is_participle(words[-1])):
             yield f"{source.at}:{function.lineno} {function.name}", is_participle(words[0])
-
-
-NOT_TORCHS = {"_exit", "_getframe", "_fields", "_replace", "_decoder"}  # of os, sys, named tuples, Pillow
-
-
-def private_uses(files: list[Source]) -> dict[str, set[str]]:
-    """Names with a leading underscore that are not the package's own, by the files that use them."""
-    own, found = set(NOT_TORCHS), dict[str, set[str]]()
-    for source in files:
-        for node in ast.walk(source.tree):
-            if isinstance(node, Function | ast.ClassDef):
-                own.add(node.name)
-            elif isinstance(node, ast.Attribute) and ast.unparse(node.value) in ("self", "cls"):
-                own.add(node.attr)
-            for name in private_names(node):
-                found.setdefault(name, set()).add(source.at)
-    return {name: places for name, places in found.items() if name not in own}
-
-
-def private_names(node: ast.AST) -> Iterator[str]:
-    if isinstance(node, ast.Attribute):
-        yield from (name for name in [node.attr] if name.startswith("_") and not name.startswith("__"))
-    elif isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] in HEAVY:
-        inside = "._" in (node.module or "")
-        yield from (alias.name for alias in node.names if inside or alias.name.startswith("_"))
-    elif isinstance(node, ast.Call) and ast.unparse(node.func) in ("_find", "_kinds"):
-        looked_up = [each.value for each in node.args[1:2] if isinstance(each, ast.Constant)]
-        yield from map(str, looked_up)
-
-
-def test_private_names_of_others_are_those_of_the_table() -> None:
-    table = {use.name: set(use.files) for use in USES}
-    assert private_uses(sources(PACKAGE)) == table
-    assert len(table) == len(USES)
-
-
-def test_a_planted_private_name_is_found(tmp_path: Path) -> None:
-    (tmp_path / "ft").mkdir()
-    text = "import torch\nfrom torch._dynamo import x\nfrom timm.models import _hub\ntorch._foreach_add(self._own)\n"
-    (tmp_path / "ft" / "a.py").write_text(text)
-    assert private_uses(sources(tmp_path / "ft")) == {name: {"a.py"} for name in ("x", "_hub", "_foreach_add")}
 
 
 def cycles(files: list[Source]) -> list[str]:

@@ -64,3 +64,13 @@ def test_what_was_put_off_is_there_when_it_is_asked_for() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split("\n")[:5] == ["False False", "True", "True", "torch.Size([1, 2, 2])", "torch.compiler"]
+
+
+def test_the_libraries_are_imported_without_a_search_for_garbage_and_then_it_goes_on_as_before() -> None:
+    code = (
+        "import gc; looks = []; gc.callbacks.append(lambda phase, info: looks.append(phase));"
+        "from headstart.lazy_imports import load_libraries as load; before = len(looks); load();"
+        "print(len(looks) - before < 10, gc.isenabled()); gc.disable(); load(); print(gc.isenabled())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "True True\nFalse\n"

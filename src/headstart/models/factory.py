@@ -12,18 +12,20 @@ from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from types import ModuleType
 from typing import Any, Literal
 
 import timm
 import torch
 import torchvision
-from timm.models import _builder, adapt_input_conv
+from timm.models import adapt_input_conv
 from torch import Tensor, nn
 from torch.nn import init
 from torch.overrides import TorchFunctionMode
 
 from headstart.errors import ModelError
 from headstart.models.weights import list_names
+from headstart.private_names import find_timm_builder, find_weights_filter
 
 # what a factory raises over a user's option: the libraries have no error type of their own
 _FACTORY_ERRORS = (
@@ -177,7 +179,7 @@ def _on_meta(make: Callable[[], nn.Module]) -> nn.Module:
 
 
 @contextmanager
-def _capture_loading() -> Iterator[list[_Loading]]:
+def _capture_loading(builder: ModuleType) -> Iterator[list[_Loading]]:
     """timm passes each architecture's weights filter to ``load_pretrained`` only: be that function for one call."""
     calls: list[_Loading] = []
 
@@ -187,18 +189,22 @@ def _capture_loading() -> Iterator[list[_Loading]]:
         calls.append(_Loading(filter_fn, model))
 
     with _CAPTURE_LOCK:
-        original = _builder.load_pretrained
-        _builder.load_pretrained = capture
+        original = builder.load_pretrained
+        builder.load_pretrained = capture  # type: ignore[attr-defined]
         try:
             yield calls
         finally:
-            _builder.load_pretrained = original
+            builder.load_pretrained = original  # type: ignore[attr-defined]
 
 
 def _timm_loading(architecture: Architecture, *, outputs: int) -> _Loading | None:
+    builder = find_timm_builder()
+    if builder is None:
+        module = sketch(architecture, outputs=outputs)
+        return _Loading(find_weights_filter(module), module)
     options: dict[str, Any] = dict(architecture.options)
     cfg = dict(architecture.cfg) or None
-    with _capture_loading() as calls, torch.device("meta"):
+    with _capture_loading(builder) as calls, torch.device("meta"):
         timm.create_model(architecture.name, pretrained=True, pretrained_cfg=cfg, num_classes=outputs, **options)
     return calls[0] if calls else None
 

@@ -22,6 +22,7 @@ from headstart.models.folder import BUNDLE, WEIGHTS, read_bundle
 from headstart.models.preprocess import Preprocess
 from headstart.models.sources import OpenedModel, open_model
 from headstart.models.weights import read_own_tensors
+from headstart.private_names import find_config_writer
 from headstart.reports.model_card import model_card
 from headstart.runs.own_file import own_files, restore_own
 from headstart.storage.buffers import Content
@@ -48,7 +49,22 @@ class Evaluated:
 
 @dataclass(frozen=True, kw_only=True)
 class OpenedRun:
-    """A finished run's model with everything needed to use it."""
+    """A finished run's model with everything needed to use it.
+
+    Attributes:
+        ``path``: The bundle's folder.
+        ``model``: The module in evaluation mode.
+        ``task``: The task with the names of its classes, tags or targets.
+        ``preprocess``: How images become the model's input: size, framing, mean and standard deviation.
+        ``evaluated``: The arithmetic, the memory format and the batch size that validation had.
+        ``facts``: The content of the bundle's ``headstart.json``.
+
+    Example:
+        >>> import headstart as hs
+        >>> opened = hs.open_run("runs/photos")
+        >>> opened.task.classes, opened.preprocess.height
+        (('cat', 'dog'), 32)
+    """
 
     path: Path
     model: nn.Module
@@ -106,8 +122,6 @@ def _config(model: nn.Module, facts: dict[str, Any]) -> dict[str, Any]:
     about, given = facts["model"], Preprocess.from_dict(facts["preprocess"])
     if about["library"] != "timm":
         return {"library": about["library"], "architecture": about["architecture"], "num_classes": facts["head"]["now"]}
-    from timm.models._hub import save_config_for_hf
-
     data_config = {
         "input_size": (given.channels, given.height, given.width), "mean": given.mean, "std": given.std,
         "interpolation": given.interpolation, "crop_pct": given.crop_pct, "crop_mode": given.crop_mode,
@@ -115,7 +129,7 @@ def _config(model: nn.Module, facts: dict[str, Any]) -> dict[str, Any]:
     names = list(facts["task"]["classes"] or facts["task"]["targets"])
     with explain_os_errors(Path(tempfile.gettempdir())), tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "config.json")
-        save_config_for_hf(
+        find_config_writer()(
             model, str(path), {"label_names": names}, model_args=about["options"], data_config=data_config
         )
         config: dict[str, Any] = json.loads(path.read_text())

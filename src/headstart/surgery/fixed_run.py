@@ -10,12 +10,12 @@ import traceback
 from collections.abc import Mapping, Sequence
 from functools import cached_property, lru_cache
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from headstart.private_names import TorchDispatchMode, without_dispatch
 from headstart.surgery.fixed_values import (
     Book,
     Call,
@@ -33,7 +33,10 @@ from headstart.surgery.fixed_values import (
     map_nested,
     once,
 )  # fmt: skip
-from headstart.surgery.per_image_ops import WRITES, Operation, is_fixed
+from headstart.surgery.per_image_ops import WRITES, is_fixed
+
+if TYPE_CHECKING:
+    from headstart.surgery.per_image_ops import Operation
 
 OWN_FORWARD = "the model's own forward"
 """In the place of a module's path: code of the model itself, in none of its parts."""
@@ -351,7 +354,7 @@ def _overlaps(outs: Any, real: Tensor) -> bool:
 
 def _restride(value: Fixed, func: Operation, args: Sequence[Any], kwargs: Values) -> Fixed:
     """Pooling to a single pixel does this to a result of its own."""
-    with torch._C._DisableTorchDispatch():  # the stand-in's own sizes; it has no numbers
+    with without_dispatch():  # the stand-in's own sizes; it has no numbers
         func(*args, **kwargs)
     value.geometry, value.within = geometry_of(value), None
     return value

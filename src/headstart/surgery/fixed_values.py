@@ -8,13 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from headstart.errors import ModelError
-from headstart.surgery.per_image_ops import Operation
+from headstart.private_names import make_wrapper, without_torch_function
+
+if TYPE_CHECKING:
+    from headstart.surgery.per_image_ops import Operation
 
 Values = Mapping[str, Any]
 Key = tuple[Any, ...]
@@ -186,7 +189,7 @@ class Fixed(Tensor):
     memory: Memory
     geometry: Geometry
     within: Fixed | None
-    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
+    __torch_function__ = without_torch_function
 
     @classmethod
     def __torch_dispatch__(  # type: ignore[override]
@@ -199,7 +202,7 @@ class Fixed(Tensor):
 
 def make_fixed(run: Caller, memory: Memory, geometry: Geometry, within: Fixed | None = None) -> Fixed:
     """A stand-in for the numbers of ``memory`` at ``geometry``; ``within``: what it is a view of."""
-    made: Fixed = torch.Tensor._make_wrapper_subclass(
+    made: Fixed = make_wrapper(
         Fixed, geometry.size, geometry.stride, geometry.offset, dtype=memory.dtype, device=memory.device
     )
     made.run, made.memory, made.geometry, made.within = run, memory, geometry, within

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from torch.utils._python_dispatch import TorchDispatchMode
-
+from headstart.private_names import TorchDispatchMode
 from headstart.surgery.per_image_ops import is_fixed
 
 _ROOM = ("aten::empty", "aten::new_empty")  # what counts is what is written there

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-Operation = torch._ops.OpOverload
+if TYPE_CHECKING:
+    Operation = torch._ops.OpOverload
 
 
 def _names(text: str) -> frozenset[str]:

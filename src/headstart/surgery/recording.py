@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +25,10 @@ from headstart.surgery.fixed_values import (
     make_fixed,
 )  # fmt: skip
 from headstart.surgery.held import list_named_tensors, plain_outputs, settle
-from headstart.surgery.per_image_ops import Operation, is_fixed
+from headstart.surgery.per_image_ops import is_fixed
+
+if TYPE_CHECKING:
+    from headstart.surgery.per_image_ops import Operation
 
 MOST_CONSTANT_BYTES = 1 << 22
 """Plain tensors up to this size that a forward pass brings along are compared by their bytes at every step."""

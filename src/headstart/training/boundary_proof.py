@@ -21,6 +21,7 @@ from headstart.data.loader import Batches
 from headstart.distributed.collectives import all_gather_object
 from headstart.errors import ModelError
 from headstart.isolation import own_turn
+from headstart.private_names import find_unwatchable
 from headstart.surgery.boundary import Boundary, find_boundary, refuse_computation
 from headstart.surgery.culprit import find_culprit
 from headstart.surgery.fixed_nodes import Search
@@ -67,8 +68,10 @@ def prove_boundary(module: nn.Module, frozen: Frozen, batches: Batches, rules: S
 
     Proved on two of the batches' images, once for a module with this code, these frozen parts and this arithmetic.
 
-    Raises: ModelError: there is none; says which module or function it is.
+    Raises: ModelError: there is none; says which module or function it is. Or this torch shows no operations.
     """
+    if missing := find_unwatchable():
+        raise ModelError(f"model: operations cannot be watched, since torch {torch.__version__} has no {missing}")
     what = (frozen, code_digest(module), rules.precision, rules.memory_format, device_of(module), batches.preprocess)
     known = _PROVED.get(module)
     if known is None or known.of != what:

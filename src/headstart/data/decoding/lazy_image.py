@@ -20,6 +20,7 @@ from torch import Tensor
 from headstart.data.decoding.crops import Box, Frame, Size
 from headstart.data.decoding.decode import Jpeg, decode_image, open_jpeg, open_reduced_jpeg, read_bytes
 from headstart.data.decoding.interruptible import run_interruptibly
+from headstart.private_names import resize_extent
 
 try:
     import simplejpeg
@@ -203,10 +204,8 @@ def _resize_region(region: _Region, scaled: Size, interpolation: str) -> Tensor:
     pixels = region.pixels.permute(2, 0, 1)
     if (region.width, region.height) == (wide, high):
         return pixels
-    aten = torch.ops.aten
-    resize = aten._upsample_bicubic2d_aa if interpolation == "bicubic" else aten._upsample_bilinear2d_aa
-    resized: Tensor = resize(pixels[None], [high, wide], False, high / region.height, wide / region.width)
-    return resized[0]
+    mode = "bicubic" if interpolation == "bicubic" else "bilinear"
+    return resize_extent(pixels[None], (high, wide), extent=(region.height, region.width), mode=mode)[0]
 
 
 def _window(scaled: Tensor, frame: Frame) -> Tensor:
