@@ -73,12 +73,12 @@ def test_a_section_without_kind_keeps_the_default_kind() -> None:
         ({"optimizer": {"momentum": 0.9}}, "optimizer.momentum: adamw has no momentum; it belongs to sgd and rmsprop (--optimizer.kind sgd)"),  # noqa: E501
         ({"head": {"hidden": [4]}}, "head.hidden: linear has no hidden; it belongs to mlp (--head.kind mlp)"),
         ({"loss": {"gamma": 2}}, "loss.gamma: auto has no gamma; it belongs to focal (--loss.kind focal)"),
-        ({"freeze": "bakbone"}, "freeze: 'bakbone' is no freeze rule; give none, backbone, conv, norm, but:bias, but:norm, but:lora, until:NAME, stages:N or names:GLOB,..."),  # noqa: E501
+        ({"freeze": "bakbone"}, "freeze: 'bakbone' is no freeze rule; give none, backbone, conv, norm, except:bias, except:norm, except:lora, until:NAME, stages:N or names:GLOB,..."),  # noqa: E501
         ({"recipe": "probe", "freeze": "backbone"}, "freeze: recipe probe trains the head alone; leave freeze out, or use --recipe lp_ft"),  # noqa: E501
         ({"phases": [{"epochs": 0}]}, "phases[0].epochs: 0 is not positive; give at least 1"),
-        ({"recipe": "bias", "freeze": "norm"}, "freeze: recipe bias says itself what trains; leave freeze out, or use --recipe lp_ft --freeze but:bias"),  # noqa: E501
+        ({"recipe": "bias", "freeze": "norm"}, "freeze: recipe bias says itself what trains; leave freeze out, or use --recipe lp_ft --freeze except:bias"),  # noqa: E501
         ({"recipe": "lora", "norm_statistics": "batch"}, "norm_statistics: batch does not go with parameter-efficient fine-tuning, which keeps BatchNorm's pretrained statistics; leave it out"),  # noqa: E501
-        ({"phases": [{"epochs": 1, "freeze": "but:norm", "norm_statistics": "batch"}]}, "phases[0].norm_statistics: batch does not go with parameter-efficient fine-tuning, which keeps BatchNorm's pretrained statistics; leave it out"),  # noqa: E501
+        ({"phases": [{"epochs": 1, "freeze": "except:norm", "norm_statistics": "batch"}]}, "phases[0].norm_statistics: batch does not go with parameter-efficient fine-tuning, which keeps BatchNorm's pretrained statistics; leave it out"),  # noqa: E501
         ({"recipe": "norm", "model": {"weights": "none"}}, "recipe: norm keeps the backbone's weights, and these are random; use --recipe full, or pretrained weights"),  # noqa: E501
         ({"lora": {"rank": 4}}, "lora.rank: belongs to recipe lora (--recipe lora)"),
         ({"recipe": "bias", "lora": {"targets": ["*.qkv"]}}, "lora.targets: belongs to recipe lora (--recipe lora)"),
@@ -145,7 +145,9 @@ def test_phases_exclude_what_they_replace(name: str) -> None:
         ("until:layer3", Until(until="layer3")),
         ("stages:2", Stages(stages=2)),
         ("names:a.*,b.?", Names(names=("a.*", "b.?"))),
-        ("but:bias", But(but="bias")),
+        ("except:bias", But(but="bias")),
+        ({"except": "lora"}, But(but="lora")),
+        ("but:norm", But(but="norm")),  # the word of the first runs
         ({"but": "lora"}, But(but="lora")),
         ({"until": "layer3"}, Until(until="layer3")),
         ({"stages": 2}, Stages(stages=2)),
@@ -178,6 +180,14 @@ CONFIGS = [
         phases=(Phase(epochs=1, freeze="backbone"), Phase(epochs=1, freeze=But(but="lora"))), lora=Lora(dropout=0.1)
     ),
 ]
+
+
+def test_a_rule_is_written_with_the_word_of_now_and_read_with_the_first_one_too(tmp_path: Path) -> None:
+    path, config = tmp_path / "config.yaml", CONFIGS[-1]
+    written = write_yaml(config)
+    assert "except: lora" in written
+    path.write_text(written.replace("except: lora", "but: lora"), encoding="utf-8")
+    assert load_config(path) == config
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=range(len(CONFIGS)))

@@ -1,7 +1,7 @@
 """Strict YAML: what plain scalars mean, what is refused, and that writing and reading are inverse."""
 
 import pytest
-from hypothesis import example, given
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from headstart.config.yaml import MAX_BYTES, dump_yaml, parse_yaml, read_yaml
@@ -78,6 +78,7 @@ def test_keys_are_names_as_written() -> None:
     assert found == {"no": 1, "012": 2, "1e-3": 3, "true": 4, "~": 5}
 
 
+@settings(suppress_health_check=[HealthCheck.too_slow], deadline=None)  # a busy machine is no fault
 @given(VALUES)
 @example(["\x85", "a\u2028b", "\ufeff", " a ", "#", "- a", "\r\n", "\0"])
 def test_what_is_written_is_read_back_with_its_types(value: object) -> None:

@@ -26,8 +26,8 @@ TABLE = {  # what is given, and: tensors, modules that sleep, frozen parameters
     "backbone": ({"rule": "backbone"}, BODY, ["conv1", "bn1", "act1", "conv2"], 1408),
     "conv": ({"rule": "conv"}, [*CONV1, *CONV2], ["conv1", "conv2"], 1392),
     "norm": ({"rule": "norm"}, [*NORM, *STATISTICS], ["bn1"], 16),
-    "but:bias": ({"rule": "but:bias"}, ["conv1.weight", "bn1.weight", *STATISTICS, "conv2.weight"], ["bn1"], 1376),
-    "but:norm": ({"rule": "but:norm"}, [*CONV1, *STATISTICS, *CONV2], ["conv1", "bn1", "conv2"], 1392),
+    "biases": ({"rule": "except:bias"}, ["conv1.weight", "bn1.weight", *STATISTICS, "conv2.weight"], ["bn1"], 1376),
+    "except:norm": ({"rule": "except:norm"}, [*CONV1, *STATISTICS, *CONV2], ["conv1", "bn1", "conv2"], 1392),
     "first stage": ({"stages": 1}, [*CONV1, *NORM, *STATISTICS], ["conv1", "bn1"], 240),
     "all stages": ({"stages": 2}, BODY, ["conv1", "bn1", "act1", "conv2"], 1408),
     "until a stage": ({"until": "conv1"}, [*CONV1, *NORM, *STATISTICS], ["conv1", "bn1"], 240),
@@ -186,13 +186,13 @@ def test_adapters_train_alone_and_what_was_fixed_stays_within_them(net) -> None:
     pytest.importorskip("peft")
     module = net(norm=True)
     with pytest.raises(ModelError, match=r"the model has no adapters; add them with add_lora, or --recipe lora"):
-        freeze(module, rule="but:lora")
+        freeze(module, rule="except:lora")
     add_lora(module, rank=2, alpha=2.0, targets=["conv2"])
-    freeze(module, rule="but:lora")
+    freeze(module, rule="except:lora")
     trained = {name for name, value in module.named_parameters() if value.requires_grad}
     adapters = {"conv2.lora_A.default.weight", "conv2.lora_B.default.weight"}
     assert trained == {*adapters, "fc.weight", "fc.bias"}
-    freeze(module, rule="but:bias")
+    freeze(module, rule="except:bias")
     trained = {name for name, value in module.named_parameters() if value.requires_grad}
     assert trained == {"conv1.bias", "bn1.bias", "conv2.base_layer.bias", "fc.weight", "fc.bias"}
     fixed = Fixed(tensors=frozenset({"conv2.weight", "conv1.bias"}))
@@ -233,7 +233,7 @@ class TwoWays(nn.Module):
 
 
 def test_where_the_head_is_not_clear_rules_that_need_it_ask_and_others_work() -> None:
-    for rule in ("backbone", "but:bias"):
+    for rule in ("backbone", "except:bias"):
         with pytest.raises(ModelError, match="the head is not clear"):
             freeze(TwoWays(), rule=rule)
     assert freeze(TwoWays(), rule="conv").tensors == ("conv.weight", "conv.bias")
@@ -262,8 +262,8 @@ def test_a_frozen_layer_stays_in_eval_when_its_own_train_is_called(net) -> None:
 
 SAID = {
     "kind": ({"rule": "norm"}, "freeze norm: the model has no norm layers; its tensors are: conv, head"),
-    "no norms": ({"rule": "but:norm"}, "freeze but:norm: the model's backbone has no norm layers with weights; use "
-                 "--recipe probe or --recipe lora"),
+    "no norms": ({"rule": "except:norm"}, "freeze except:norm: the model's backbone has no norm layers with weights; "
+                 "use --recipe probe or --recipe lora"),
     "no stage": ({"stages": 0}, "freeze stages:0: the model has 2 stages (conv1, conv2); give 1 to 2"),
     "too many": ({"stages": 3}, "freeze stages:3: the model has 2 stages (conv1, conv2); give 1 to 2"),
     "the head": ({"until": "fc"}, "freeze until:fc: it is of the head, which has to train; nothing is left to train "
@@ -273,8 +273,8 @@ SAID = {
             "act2, pool, flat; `headstart describe` shows them all"),
     "no part": ({"names": ["c"]}, "freeze names:c: matches no parameter and no module; did you mean fc?"),
     "all": ({"names": ["*"]}, "freeze names:*: freezes all 1,443 parameters, the head too: nothing is left to train"),
-    "no rule": ({"rule": "bckbone"}, "freeze: 'bckbone' is no freeze rule; give none, backbone, conv, norm, but:bias, "
-                "but:norm, but:lora, until:NAME, stages:N or names:GLOB,..."),
+    "no rule": ({"rule": "bckbone"}, "freeze: 'bckbone' is no freeze rule; give none, backbone, conv, norm, "
+                "except:bias, except:norm, except:lora, until:NAME, stages:N or names:GLOB,..."),
     "two": ({"until": "conv1", "names": ["conv2"]}, "freeze: give exactly one of rule, until, stages and names, e.g. "
             "freeze(model, until='layer3')"),
 }  # fmt: skip
@@ -293,7 +293,7 @@ def test_other_words_of_refusals() -> None:
         freeze(plain, until="1")
     bare = chain(end=nn.Conv2d(3, 4, 1, bias=False))
     with pytest.raises(ModelError, match=r"has no biases; use --recipe probe or --recipe lora$"):
-        freeze(bare, rule="but:bias")
+        freeze(bare, rule="except:bias")
     many = chain(**{f"conv{place}": conv() for place in range(9)}, end=last())
     with pytest.raises(ModelError, match=r"did you mean conv8, conv7, conv6, conv5\?$"):
         freeze(many, until="conv")

@@ -158,7 +158,7 @@ def test_adapters_are_not_decayed_and_have_the_rate_of_their_layer() -> None:
     model = timm.create_model("test_vit", pretrained=False)
     replace_head(model, outputs=3)
     add_lora(model, rank=2, alpha=4.0)
-    freeze(model, rule="but:lora")
+    freeze(model, rule="except:lora")
     groups = by_name(param_groups(model, lr=0.1, head_lr=0.5, layer_decay=0.5, weight_decay=0.1))
     layout = find_layout(model)
     adapters = {name: (group["lr"], group["weight_decay"]) for name, group in groups.items() if "lora_" in name}

@@ -146,7 +146,7 @@ def test_statistics_stay_behind_a_trained_head_and_in_small_batches(sections, pr
 
 @pytest.mark.parametrize("recipe", ["lora", "bias", "norm"])
 def test_light_recipes_are_one_phase_with_one_rate_for_all_depths_and_a_faster_head(recipe) -> None:
-    assert rows(recipe=recipe, epochs=4) == [(f"but:{recipe}", 0, 4)]
+    assert rows(recipe=recipe, epochs=4) == [(f"except:{recipe}", 0, 4)]
     (plan,), decisions = phases(recipe=recipe, epochs=4)
     assert (plan.layer_decay, plan.norm_statistics) == (1.0, "frozen")
     assert plan.lr < plan.head_lr == pytest.approx(5e-3)
@@ -156,8 +156,11 @@ def test_light_recipes_are_one_phase_with_one_rate_for_all_depths_and_a_faster_h
     assert given.head_lr == pytest.approx(1e-4 * plan.head_lr / plan.lr)
     (low,), _ = phases(recipe=recipe, optimizer={"head_lr": 1e-5})
     assert (low.lr, low.head_lr) == (1e-5, 1e-5)
-    assert [plan.norm_statistics for plan in phases(recipe="lp_ft", freeze=f"but:{recipe}")[0]] == ["frozen", "frozen"]
-    assert phases(recipe="lp_ft", freeze=f"but:{recipe}")[0][1].layer_decay == 1.0
+    assert [plan.norm_statistics for plan in phases(recipe="lp_ft", freeze=f"except:{recipe}")[0]] == [
+        "frozen",
+        "frozen",
+    ]
+    assert phases(recipe="lp_ft", freeze=f"except:{recipe}")[0][1].layer_decay == 1.0
 
 
 def test_peft_of_random_weights_is_refused() -> None:

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import headstart as hs
+from headstart.config import write_yaml
 from headstart.runs.checkpoint import read_checkpoint
+from headstart.runs.folder import check_free
 
 CHANNELS = [8, 8, 16, 16]
 LORA = {"recipe": "lora", "lora": {"rank": 4, "alpha": 8.0, "dropout": 0.1}}
@@ -64,7 +67,7 @@ def test_a_lora_run_ends_as_plain_merged_weights_that_are_what_was_measured(conf
     assert moved == {f"{path}.weight" for path in plan["lora"]["layers"]}
     assert not any("bn" in name or "downsample.1" in name for name in moved)
     assert [(p["freeze"], p["norm_statistics"], p["layer_decay"]) for p in plan["phases"]] == [
-        ("but:lora", "frozen", 1)
+        ("except:lora", "frozen", 1)
     ]
     assert plan["model"]["parameters"] == sum(parameter.numel() for parameter in plain.parameters())
     assert "adapters (rank 4, 21 layers), merged" in (run.path / "model" / "README.md").read_text()
@@ -143,10 +146,10 @@ def test_bias_and_norm_move_these_alone_and_no_statistics(config, weights, recip
 
 
 def test_a_probe_may_come_before_peft(config, weights) -> None:
-    sections = {**LORA, "recipe": "lp_ft", "freeze": "but:lora"}
+    sections = {**LORA, "recipe": "lp_ft", "freeze": "except:lora"}
     run = hs.train(config(**sections))
     plan = json.loads((run.path / "plan.json").read_text())
-    assert [phase["freeze"] for phase in plan["phases"]] == ["backbone", "but:lora"]
+    assert [phase["freeze"] for phase in plan["phases"]] == ["backbone", "except:lora"]
     assert plan["phases"][1]["lr"] == plan["phases"][1]["head_lr"]
     _, moved = frozen_part(run.path, weights)
     assert moved == {f"{path}.weight" for path in plan["lora"]["layers"]}
@@ -184,3 +187,10 @@ def test_the_command_line_without_peft_says_what_to_type_and_ends_with_2(config,
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 2
     assert "headstart: recipe: lora needs peft; install it with: pip install 'headstart[lora]'" in done.stderr
+
+
+def test_a_run_whose_files_have_the_first_word_for_except_is_the_same_run(tmp_path: Path) -> None:
+    config = hs.load_config({"data": {"source": "photos"}, "recipe": "lp_ft", "freeze": "except:bias"})
+    (tmp_path / "config.yaml").write_text(write_yaml(config).replace("except: bias", "but: bias"))
+    assert not check_free(tmp_path, config, resume=True)
+    assert asdict(config)["freeze"] == {"but": "bias"}  # which is in the digests of runs and checkpoints

@@ -168,8 +168,8 @@ def test_until_takes_all_that_executes_before_and_the_module_itself():
 @pytest.mark.parametrize(("name", "size"), MODELS)
 def test_but_trains_the_head_and_one_kind_and_no_statistics_move(name: str, size: int, kind: str):
     module = build(name)
-    frozen = freeze(module, rule=f"but:{kind}", norm_statistics="batch")
-    assert frozen.rule == f"but:{kind}"
+    frozen = freeze(module, rule=f"except:{kind}", norm_statistics="batch")
+    assert frozen.rule == f"except:{kind}"
     head = set(head_parameters(module))
     places = find_layout(module).tensors
     ours = {place.name for place in places if (place.name.endswith("bias") if kind == "bias" else place.kind == "norm")}
@@ -185,10 +185,10 @@ def test_but_trains_the_head_and_one_kind_and_no_statistics_move(name: str, size
 
 def test_but_bias_and_but_norm_of_a_model_without_them_are_errors():
     plain = nn.Sequential(nn.Conv2d(3, 4, 3, bias=False), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
-    with pytest.raises(ModelError, match="freeze but:bias: the model's backbone has no biases; use --recipe probe"):
-        freeze(plain, rule="but:bias")
-    with pytest.raises(ModelError, match="freeze but:norm: the model's backbone has no norm layers with weights"):
-        freeze(plain, rule="but:norm")
+    with pytest.raises(ModelError, match="freeze except:bias: the model's backbone has no biases; use --recipe probe"):
+        freeze(plain, rule="except:bias")
+    with pytest.raises(ModelError, match="freeze except:norm: the model's backbone has no norm layers with weights"):
+        freeze(plain, rule="except:norm")
 
 
 def test_a_rule_sets_exactly_its_state_and_leaves_no_trace_when_lifted():

@@ -96,7 +96,7 @@ def test_adapters_change_no_output_and_nothing_that_is_known_of_the_model(name: 
 def test_only_head_and_adapters_train_and_not_one_bit_of_the_rest_moves(name: str, size: int) -> None:
     module = build(name)
     add_lora(module, rank=4, alpha=8.0, dropout=0.1)
-    frozen = freeze(module, rule="but:lora")
+    frozen = freeze(module, rule="except:lora")
     trainable = {key for key, parameter in module.named_parameters() if parameter.requires_grad}
     assert trainable == {*head_parameters(module), *(key for key, _ in module.named_parameters() if ".lora_" in key)}
     groups = param_groups(module, lr=1e-3, head_lr=1e-2, layer_decay=0.5, weight_decay=0.1)
@@ -122,7 +122,7 @@ def test_merged_weights_are_plain_timms_and_give_the_adapters_outputs(name, size
     module = build(name).to(dtype)
     untrained = scores(module, noise(size).to(dtype))
     add_lora(module, rank=4, alpha=8.0)
-    freeze(module, rule="but:lora")
+    freeze(module, rule="except:lora")
     train(module.float(), size)
     module.to(dtype)
     adapted = scores(module, noise(size).to(dtype))
@@ -298,7 +298,7 @@ def test_the_head_is_found_beside_adapters_in_a_model_that_torch_fx_cannot_trace
     add_lora(module, rank=2, alpha=2.0)
     assert find_layout(module).how == "hooks"
     assert find_head(module).paths == ("out",)
-    freeze(module, rule="but:lora")
+    freeze(module, rule="except:lora")
     trainable = {name.partition(".")[0] for name, parameter in module.named_parameters() if parameter.requires_grad}
     assert trainable == {"conv", "fc", "out"}
 
@@ -350,8 +350,8 @@ def test_a_model_that_no_adapter_fits_is_an_error_with_the_reasons() -> None:
 
 def test_adapters_are_not_put_beside_adapters_and_not_frozen_around_without_them() -> None:
     module = Convolutions()
-    with pytest.raises(ModelError, match=r"freeze but:lora: the model has no adapters; add them with add_lora"):
-        freeze(module, rule="but:lora")
+    with pytest.raises(ModelError, match=r"freeze except:lora: the model has no adapters; add them with add_lora"):
+        freeze(module, rule="except:lora")
     add_lora(module, rank=2, alpha=2.0)
     with pytest.raises(ModelError, match=r"has adapters already; merge_lora\(model\) makes plain layers"):
         add_lora(module, rank=2, alpha=2.0)

@@ -18,7 +18,7 @@ from headstart.errors import ConfigError
 
 EVERY = ("", *hints(Config))  # sections to have flags for; "": the options outside sections
 _NOT_FLAGS = ("data.source",)  # the positional DATA
-_RULES: dict[Any, str] = {Until: "until:NAME", Stages: "stages:N", Names: "names:GLOB,...", But: "but:KIND"}
+_RULES: dict[Any, str] = {Until: "until:NAME", Stages: "stages:N", Names: "names:GLOB,...", But: "except:KIND"}
 _METAVARS = {int: "INT", float: "NUMBER", str: "TEXT", bool: "true|false", dict: "YAML"}
 
 

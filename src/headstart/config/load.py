@@ -94,7 +94,12 @@ def check(config: Config) -> Config:
 
 def write_yaml(config: Config) -> str:
     """The configuration with every default filled in; ``load_config`` reads it back as an equal one."""
-    return dump_yaml(_drop_defaults_beside_phases(plain(config)))
+    tree = _drop_defaults_beside_phases(plain(config))
+    for holder in (tree, *tree["phases"]):
+        match holder.get("freeze"):
+            case {"but": kind}:
+                holder["freeze"] = {"except": kind}
+    return dump_yaml(tree)
 
 
 def plain(value: object) -> Any:

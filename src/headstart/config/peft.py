@@ -44,7 +44,7 @@ def _kind(holder: Mapping[str, Any]) -> str | None:
 def _about_recipe(tree: Mapping[str, Any], recipe: str) -> dict[str, str]:
     problems = {}
     if tree.get("freeze", "auto") != "auto":
-        instead = f"leave freeze out, or use --recipe lp_ft --freeze but:{recipe}"
+        instead = f"leave freeze out, or use --recipe lp_ft --freeze except:{recipe}"
         problems["freeze"] = f"freeze: recipe {recipe} says itself what trains; {instead}"
     model = tree.get("model")
     if isinstance(model, Mapping) and model.get("weights") == "none":

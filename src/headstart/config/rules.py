@@ -12,7 +12,7 @@ from pydantic import Field
 from headstart.errors import ConfigError
 
 WORDS = ("none", "backbone", "conv", "norm")
-ACCEPTED = "none, backbone, conv, norm, but:bias, but:norm, but:lora, until:NAME, stages:N or names:GLOB,..."
+ACCEPTED = "none, backbone, conv, norm, except:bias, except:norm, except:lora, until:NAME, stages:N or names:GLOB,..."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +41,10 @@ PeftKind = Literal["bias", "norm", "lora"]
 
 @dataclass(frozen=True, kw_only=True)
 class But:
-    """Freeze everything but the head and the biases, the norms, or the LoRA adapters."""
+    """Freeze everything but the head and the biases, the norms, or the LoRA adapters.
+
+    Written ``except:KIND``; the field has the word's first form, which is in the digests of runs, and is read as well.
+    """
 
     but: PeftKind
 
@@ -71,7 +74,7 @@ def freeze_rule(value: object) -> FreezeRule:
         return Stages(stages=int(argument))
     if name == "names" and (globs := _globs(argument)):
         return Names(names=globs)
-    if name == "but" and argument in get_args(PeftKind):
+    if name in ("except", "but") and argument in get_args(PeftKind):
         return But(but=argument)
     raise ConfigError(f"{_format_value(value)} is no freeze rule; give {ACCEPTED}")
 
@@ -86,7 +89,7 @@ def freeze_text(rule: FreezeRule) -> str:
         case Names(names=globs):
             return "names:" + ",".join(globs)
         case But(but=kind):
-            return f"but:{kind}"
+            return f"except:{kind}"
     return rule
 
 

@@ -404,7 +404,7 @@ class Config:
     epochs: Count = 10
     """Passes over the training images, all phases together."""
     freeze: Auto | FreezeRule = "auto"
-    """What is frozen in the last phase: none, backbone, conv, norm, but:KIND, until:NAME, stages:N, names:GLOB,..."""
+    """What the last phase freezes: none, backbone, conv, norm, except:KIND, until:NAME, stages:N, names:GLOB,..."""
     phases: tuple[Phase, ...] = ()
     """Phases by hand, instead of recipe, epochs and freeze."""
     norm_statistics: Auto | NormStatistics = "auto"

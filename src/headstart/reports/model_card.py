@@ -93,9 +93,9 @@ def _light(plan: Mapping[str, Any]) -> str:
     if lora:
         count = len(lora["layers"])
         return f" through low-rank adapters (rank {lora['rank']}, {count} layers), merged into the weights here"
-    rules = {str(phase.get("freeze")) for phase in plan.get("phases", ())}
-    kinds = [word for rule, word in (("but:bias", "biases"), ("but:norm", "norms")) if rule in rules]
-    only = rules <= {"backbone", "but:bias", "but:norm"}
+    rules = {re.sub("^but:", "except:", str(phase.get("freeze"))) for phase in plan.get("phases", ())}  # of 0.1: but:
+    kinds = [word for rule, word in (("except:bias", "biases"), ("except:norm", "norms")) if rule in rules]
+    only = rules <= {"backbone", "except:bias", "except:norm"}
     return f", of the backbone its {' and '.join(kinds)} alone" if kinds and only else ""
 
 

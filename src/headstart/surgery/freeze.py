@@ -22,7 +22,22 @@ _OWN = "own"  # under this name a pin keeps the ``train`` that the user gave the
 
 @dataclass(frozen=True, kw_only=True)
 class Frozen:
-    """``tensors``: parameters and buffers; ``modules``: kept in evaluation mode; ``parameters``: frozen ``of`` all."""
+    """What a freeze rule holds still in a module.
+
+    Attributes:
+        ``rule``: The rule as text, e.g. ``until:layer3``.
+        ``tensors``: The names of the frozen parameters and buffers.
+        ``modules``: The paths of the modules that are kept in evaluation mode.
+        ``parameters``: How many parameters are frozen, counted by value.
+        ``of``: How many there are.
+
+    Example:
+        >>> import headstart as hs
+        >>> net = hs.open_model("timm/resnet18", weights="none", options={"channels": [8, 8, 16, 16]}).module
+        >>> frozen = hs.freeze(net, until="layer1")
+        >>> frozen.rule, frozen.tensors[0], frozen.parameters < frozen.of
+        ('until:layer1', 'conv1.weight', True)
+    """
 
     rule: str
     tensors: tuple[str, ...]
@@ -72,7 +87,7 @@ def freeze(
 
     Args:
         ``module``: The model.
-        ``rule``: A rule as text, such as backbone, norm, but:bias (all but biases) or until:layer3.
+        ``rule``: A rule as text, such as backbone, norm, except:bias (all but biases) or until:layer3.
         ``until``: The path of a module or stage: everything before it is frozen.
         ``stages``: How many stages are frozen, counted from the input.
         ``names``: Globs over parameter names, such as ``layer1.*``.
@@ -114,7 +129,7 @@ def freeze_by(
     """Make exactly what the rule names, and what is ``fixed``, frozen and everything else trainable.
 
     Frozen modules are put in evaluation mode and stay there through ``train()``, in copies of the model too; with
-    ``norm_statistics`` frozen, and by the rules ``but:KIND``, so do BatchNorm layers whose weights train.
+    ``norm_statistics`` frozen, and by the rules ``except:KIND``, so do BatchNorm layers whose weights train.
     """
     frozen = what_freezes(module, rule, norm_statistics=norm_statistics, fixed=fixed)
     names = set(frozen.tensors)
@@ -229,10 +244,12 @@ def _all_but(module: nn.Module, layout: Layout, kind: str) -> set[str]:
     find_head(module)
     kept = {place.name for place in layout.tensors if not place.is_buffer and _trains(place, kind)}
     if not kept and kind == "lora":
-        raise ModelError("freeze but:lora: the model has no adapters; add them with add_lora, or --recipe lora")
+        raise ModelError("freeze except:lora: the model has no adapters; add them with add_lora, or --recipe lora")
     if not kept:
         word = {"bias": "biases", "norm": "norm layers with weights"}[kind]
-        raise ModelError(f"freeze but:{kind}: the model's backbone has no {word}; use --recipe probe or --recipe lora")
+        raise ModelError(
+            f"freeze except:{kind}: the model's backbone has no {word}; use --recipe probe or --recipe lora"
+        )
     return {place.name for place in layout.tensors if place.kind != "head" and place.name not in kept}
 
 

@@ -27,8 +27,8 @@ def add_lora(
     """Put low-rank adapters beside the backbone's layers, in place; the outputs stay as they are, to the bit.
 
     An adapter gives ``alpha / rank * B(A(dropout(x)))`` (LoRA, Hu et al. 2021, arXiv:2106.09685). B starts as zero, and
-    A comes from torch's global generator: seed it. What trains is for ``hs.freeze(module, rule="but:lora")`` to say. It
-    needs peft.
+    A comes from torch's global generator: seed it. What trains is for ``hs.freeze(module, rule="except:lora")`` to say.
+    It needs peft.
 
     Args:
         ``module``: The model.
