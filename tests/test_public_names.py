@@ -25,6 +25,7 @@ NAMES = {
     *("Event", "ScanProgress", "Decided", "Plan", "Decision", "PhaseStarted", "CacheProgress", "CacheGivenUp", "Saved"),
     *("Note", "DataNote", "CacheNote"),
     *("save", "restore", "open_run", "report"),
+    *("Run", "OpenedRun", "OpenedModel", "Prediction", "Predictions", "Evaluation", "Head", "HeadSwap", "Frozen"),
     "Error",
 }
 

@@ -29,17 +29,19 @@ if TYPE_CHECKING:
         StepDone,
     )
     from headstart.models.describe import describe
-    from headstart.models.sources import open_model
+    from headstart.models.sources import OpenedModel, open_model
     from headstart.optim.groups import param_groups
-    from headstart.predictor import evaluate, predict
+    from headstart.predictor import Prediction, evaluate, predict
     from headstart.reports.report import report
-    from headstart.runs.bundle import open_run
+    from headstart.runs.bundle import OpenedRun, open_run
     from headstart.runs.checkpoint import restore, save
-    from headstart.surgery.freeze import freeze
-    from headstart.surgery.head import find_head, replace_head
+    from headstart.runs.finish import Run
+    from headstart.surgery.freeze import Frozen, freeze
+    from headstart.surgery.head import Head, HeadSwap, find_head, replace_head
     from headstart.surgery.lora import add_lora, merge_lora
     from headstart.surgery.module_copy import InPlace
     from headstart.surgery.outputs import declare_scores
+    from headstart.training.evaluate import Evaluation, Predictions
     from headstart.training.fit import fit
     from headstart.training.rules import StepRules
     from headstart.training.state import TrainState
@@ -56,11 +58,20 @@ __all__ = [
     "Decision",
     "EpochDone",
     "Error",
+    "Evaluation",
     "Event",
+    "Frozen",
+    "Head",
+    "HeadSwap",
     "InPlace",
     "Note",
+    "OpenedModel",
+    "OpenedRun",
     "PhaseStarted",
     "Plan",
+    "Prediction",
+    "Predictions",
+    "Run",
     "Saved",
     "ScanProgress",
     "StepDone",
@@ -116,13 +127,15 @@ _HOMES = {
         "StepDone",
     ),
     "models.describe": ("describe",),
-    "surgery.freeze": ("freeze",),
-    "surgery.head": ("find_head", "replace_head"),
+    "surgery.freeze": ("Frozen", "freeze"),
+    "surgery.head": ("Head", "HeadSwap", "find_head", "replace_head"),
     "surgery.lora": ("add_lora", "merge_lora"),
-    "models.sources": ("open_model",),
+    "models.sources": ("OpenedModel", "open_model"),
     "optim.groups": ("param_groups",),
-    "predictor": ("evaluate", "predict"),
-    "runs.bundle": ("open_run",),
+    "predictor": ("Prediction", "evaluate", "predict"),
+    "runs.bundle": ("OpenedRun", "open_run"),
+    "runs.finish": ("Run",),
+    "training.evaluate": ("Evaluation", "Predictions"),
     "runs.checkpoint": ("restore", "save"),
     "reports.report": ("report",),
     "surgery.module_copy": ("InPlace",),

@@ -48,6 +48,12 @@ class Prediction:
             chosen on the validation images (``task.thresholds``; none: 0.5). None for other tasks.
         ``values``: The numbers by target, in original units (regression); else None.
         ``error``: Why the image cannot be read; else None.
+
+    Example:
+        >>> import headstart as hs
+        >>> (row,) = hs.predict("runs/photos", "photos/cat/00.png")
+        >>> row.path, len(row.labels), row.values, row.error
+        ('photos/cat/00.png', 2, None, None)
     """
 
     path: str
@@ -124,7 +130,7 @@ def predict(
             is open already where it is.
 
     Returns:
-        With a run, one ``headstart.predictor.Prediction`` per image, in order: its ``path`` (``images[2]`` for an image
+        With a run, one ``hs.Prediction`` per image, in order: its ``path`` (``images[2]`` for an image
         in memory), and ``labels``, pairs of class or tag and confidence, likeliest first; or ``values``, a number per
         target; or ``error``, why the image cannot be read. With a module, the ``outputs``: probabilities (N, K) or
         numbers in original units (N, T), float32 on the CPU, with the ``keys`` of the images and the ``task``.

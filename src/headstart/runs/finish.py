@@ -35,7 +35,21 @@ from headstart.training.state import TrainState
 class Run:
     """A finished run: its folder, the model in eval mode, and the metrics of exactly that model.
 
-    ``metrics`` are those of validation; ``note`` says which epoch and weights were kept, or which images these are.
+    Attributes:
+        ``path``: The run's folder.
+        ``task``: The kind of task: classify, multilabel or regress.
+        ``seconds``: How long it took, wall clock.
+        ``metrics``: The metrics of the validation images, by name.
+        ``model``: The module in evaluation mode.
+        ``test_metrics``: The metrics of the test images; None where there are none.
+        ``note``: Which epoch and weights were kept, or which images were evaluated.
+
+    Example:
+        >>> import headstart as hs
+        >>> settings = {"data": {"source": "photos"}, "model": {"name": "starter"}, "recipe": "probe", "epochs": 1}
+        >>> run = hs.train(hs.load_config(settings | {"device": "cpu", "out": "runs/probe"}))
+        >>> str(run.path), run.task, sorted(run.metrics)
+        ('runs/probe', 'classify', ['accuracy', 'macro_f1', 'nll'])
     """
 
     path: Path

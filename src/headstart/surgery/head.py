@@ -26,7 +26,20 @@ _IN_A_HEAD = (nn.Linear, nn.Dropout, nn.Identity, nn.LayerNorm, nn.BatchNorm1d, 
 
 @dataclass(frozen=True, kw_only=True)
 class Head:
-    """``paths``: the main layer first, then its equals (distillation, auxiliary). ``outputs`` 0: removed before."""
+    """The layers whose outputs are a model's scores.
+
+    Attributes:
+        ``paths``: The path of the main layer, then those of its equals (distillation, auxiliary).
+        ``kind``: The kind of the main layer, e.g. linear.
+        ``inputs``: How many features it takes.
+        ``outputs``: How many scores it gives; 0 where it was removed before.
+
+    Example:
+        >>> import headstart as hs
+        >>> net = hs.open_model("timm/resnet18", weights="none", options={"channels": [8, 8, 16, 16]}).module
+        >>> hs.find_head(net)
+        Head(paths=('fc',), kind='linear', inputs=16, outputs=1000)
+    """
 
     paths: tuple[str, ...]
     kind: HeadKind
@@ -36,7 +49,21 @@ class Head:
 
 @dataclass(frozen=True, kw_only=True)
 class HeadSwap:
-    """What was replaced: the main layer's path, its outputs before and now, its equals, removed activations."""
+    """What was replaced for a new head.
+
+    Attributes:
+        ``path``: The path of the main layer.
+        ``was``: How many outputs it had.
+        ``now``: How many outputs it has.
+        ``others``: The paths of its equals (distillation, auxiliary), which were replaced, too.
+        ``removed``: The paths of activations that stood behind the head and are gone.
+
+    Example:
+        >>> import headstart as hs
+        >>> net = hs.open_model("timm/resnet18", weights="none", options={"channels": [8, 8, 16, 16]}).module
+        >>> hs.replace_head(net, outputs=3)
+        HeadSwap(path='fc', was=1000, now=3, others=(), removed=())
+    """
 
     path: str
     was: int

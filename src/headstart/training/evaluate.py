@@ -38,6 +38,12 @@ class Predictions:
         ``task``: The task with the names of the classes, tags or targets.
         ``outputs``: Probabilities (N, K), or numbers in original units (N, T), in float32 on the CPU.
         ``keys``: The names of the images (N).
+
+    Example:
+        >>> import headstart as hs
+        >>> found = hs.evaluate("runs/photos", "photos").predictions
+        >>> tuple(found.outputs.shape), found.task.classes, found.keys[0]
+        ((16, 2), ('cat', 'dog'), 'cat/00.png')
     """
 
     task: TaskSpec
@@ -54,6 +60,12 @@ class Evaluation:
         ``truth``: Labels (N,), tags (N, K), or numbers (N, T) in float64 and original units.
         ``metrics``: The task's metrics, by name.
         ``note``: Which images of a source these are; empty for batches.
+
+    Example:
+        >>> import headstart as hs
+        >>> found = hs.evaluate("runs/photos", "photos")
+        >>> found.accuracy == found.metrics["accuracy"], tuple(found.truth.shape)
+        (True, (16,))
     """
 
     predictions: Predictions
