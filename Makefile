@@ -1,10 +1,10 @@
 # Needs Python >= 3.11 with pip, and make. PYTHON=... picks the interpreter, JOBS=... the number of test processes,
-# TESTS=... what make coverage runs (default: all).
+# TESTS=... what make coverage and make lowest run (default: all).
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 JOBS ?= 2
 BIN := .venv/bin
 
-.PHONY: demo test check coverage docs clean
+.PHONY: demo test check lowest coverage docs clean
 
 demo: .venv/installed
 	$(BIN)/headstart demo --out runs/demo
@@ -15,6 +15,11 @@ test: .venv/installed-test
 
 check: .venv/installed-test
 	JOBS=$(JOBS) scripts/check
+
+# The lowest versions of what is needed that pyproject.toml allows, in an environment of their own; types are checked
+# with the newest ones.
+lowest: .venv-lowest/installed-test
+	OMP_NUM_THREADS=1 .venv-lowest/bin/python -m pytest -n $(JOBS) --dist loadfile $(TESTS)
 
 # Which lines the tests do not run. Slow on Python 3.11, where each line is traced; sys.monitoring is there from 3.12 on.
 coverage: .venv/installed-test
@@ -27,7 +32,7 @@ docs: .venv/installed-docs
 	$(BIN)/python scripts/make_site.py
 
 clean:
-	rm -rf .venv
+	rm -rf .venv .venv-lowest
 
 # Where Python comes without ensurepip (Debian's without python3-venv), the pip outside fills the environment.
 $(BIN)/python:
@@ -41,6 +46,12 @@ $(BIN)/python:
 .venv/installed-test: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --editable '.[test]'
 	touch $@ .venv/installed
+
+.venv-lowest/installed-test: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install 'uv>=0.8'
+	$(BIN)/uv venv --allow-existing --python $(BIN)/python .venv-lowest
+	$(BIN)/uv pip install --python .venv-lowest/bin/python --resolution lowest-direct --editable '.[test]'
+	touch $@
 
 .venv/installed-docs: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --editable '.[docs]'

@@ -58,6 +58,21 @@ def test_the_workflow_tries_each_python_that_is_supported() -> None:
     assert pythons == ["3.11", "3.12", "3.13"]
 
 
+def test_the_workflow_tries_the_lowest_versions_too_and_each_has_a_lower_bound() -> None:
+    job = yaml.safe_load(read(".github/workflows/check.yml"))["jobs"]["lowest"]
+    assert [step["run"].split()[:2] for step in job["steps"] if "run" in step] == [["make", "lowest"]]
+    assert "--resolution lowest-direct" in read("Makefile").partition("\n.venv-lowest/")[2].partition("\n\n")[0]
+    extras = PROJECT["project"]["optional-dependencies"].values()
+    needed = [*PROJECT["project"]["dependencies"], *(line for extra in extras for line in extra)]
+    assert [line for line in needed if ">=" not in line and not line.startswith("headstart[")] == []
+
+
+def test_each_python_that_is_tried_is_named_to_the_package_index() -> None:
+    pythons = yaml.safe_load(read(".github/workflows/check.yml"))["jobs"]["check"]["strategy"]["matrix"]["python"]
+    named = [line.rpartition(" ")[2] for line in PROJECT["project"]["classifiers"] if "Python :: 3." in line]
+    assert named == pythons
+
+
 def test_the_citation_is_of_this_version() -> None:
     citation = yaml.safe_load(read("CITATION.cff"))
     assert citation["version"] == PROJECT["project"]["version"]

@@ -10,9 +10,11 @@ import pytest
 import torch
 from PIL import Image
 
+from headstart.distributed.fsdp import can_shard
 from headstart.runs.checkpoint import read_checkpoint
 
 WORLDS = (2, 3, 4)
+needs_sharding = pytest.mark.skipif(not can_shard(), reason="fsdp is refused with this torch")
 
 
 def gave(found):
@@ -81,6 +83,7 @@ def test_metrics_count_every_image_once_and_are_the_same_bits(ranks, many, world
     assert gave(ranks("metrics", world=world, folder=many, counts=counts)) == [alone] * world
 
 
+@needs_sharding
 def test_a_model_that_is_shared_out_makes_the_same_step(ranks, few) -> None:
     """FSDP2: loss, gradients (put together), clipping and penalties are those of one process, float64."""
     options = {"folder": few, "loss": "weighted", "l1": 0.3, "clip_norm": 0.5, "mixup": 0.0}
@@ -89,12 +92,14 @@ def test_a_model_that_is_shared_out_makes_the_same_step(ranks, few) -> None:
         assert_same_steps(alone, gave(ranks("gradients", world=world, accumulate=accumulate, sharded=True, **options)))
 
 
+@needs_sharding
 def test_a_model_that_is_shared_out_sees_every_image_once(ranks, few) -> None:
     """3 processes, 1 to 3 batches: those without one take part in putting the model together."""
     (alone,) = gave(ranks("metrics", world=1, folder=few, counts=[3, 7, 11]))
     assert gave(ranks("metrics", world=3, folder=few, counts=[3, 7, 11], sharded=True)) == [alone] * 3
 
 
+@needs_sharding
 @pytest.mark.parametrize(
     ("first", "second"), [((2, True), (2, True)), ((3, True), (2, False)), ((2, False), (3, True))]
 )

@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from headstart.errors import ModelError
+from headstart.models import weights
 from headstart.models.weights import Coverage, Digest, cover, load_by_coverage, read_weights, refuse_memory
 
 
@@ -50,6 +51,18 @@ def test_safetensors_are_known_whatever_the_length_of_their_header(tmp_path: Pat
     else:
         pytest.fail("no such header was made")
     assert torch.equal(read_weights(path).tensors["a"], state["a"])
+
+
+def test_a_pickle_is_refused_where_torch_does_not_read_it_safely(monkeypatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(torch, "__version__", "2.9.1+cpu")
+    monkeypatch.setattr(weights, "_READS_SAFELY", (2, 10))
+    torch.save({"a": torch.ones(2)}, tmp_path / "w.pth")
+    with pytest.raises(ModelError, match=r"torch 2\.9\.1\+cpu run code \(CVE-2026-24747\); install torch 2\.10"):
+        read_weights(tmp_path / "w.pth")
+    save_file({"a": torch.ones(2)}, tmp_path / "w.safetensors")
+    assert read_weights(tmp_path / "w.safetensors").tensors["a"].tolist() == [1, 1]
+    monkeypatch.setattr(torch, "__version__", "2.10.0a0+git")
+    assert read_weights(tmp_path / "w.pth").tensors["a"].tolist() == [1, 1]
 
 
 def test_safetensors_and_pth_give_the_same_tensors_and_the_file_hash(tmp_path: Path) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 import torch
 
@@ -10,6 +13,7 @@ from headstart.cli.main import main
 from headstart.config.load import load_config
 from headstart.distributed.process_group import check_devices
 from headstart.errors import ConfigError
+from headstart.planning.distributed import check_parallel
 
 
 @pytest.mark.parametrize(
@@ -28,6 +32,16 @@ def test_what_does_not_go_together_is_refused_before_an_image_is_read(
     error = capsys.readouterr().err
     assert said in error
     assert "reading images" not in error
+
+
+def test_sharing_out_is_refused_where_torch_does_it_wrongly(monkeypatch) -> None:
+    draft: Any = SimpleNamespace(config=load_config({"parallel": {"kind": "fsdp"}}), device=torch.device("cpu"))
+    check_parallel(draft)
+    monkeypatch.setattr(torch, "__version__", "2.8.0+cu128")
+    with pytest.raises(
+        ConfigError, match=r"parallel.kind: fsdp is known to be right from torch 2.14 on, and here is 2.8"
+    ):
+        check_parallel(draft)
 
 
 @pytest.mark.skipif(torch.accelerator.is_available(), reason="an accelerator is there")

@@ -6,6 +6,7 @@ is whole here is whole on every process (buffers, counters).
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeGuard
@@ -19,7 +20,13 @@ from headstart.private_names import BATCH_NORMS
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
 
+_SHARDS_RIGHTLY = (2, 14)  # of torch: seen right there, and wrong in 2.8, where a step's numbers were others
 _SHARE_OF_ALL = 64  # a block with at least so many-th of the parameters is gathered by itself
+
+
+def can_shard() -> bool:
+    """Whether a model whose parameters are shared out is known to train rightly with this torch."""
+    return tuple(int(number) for number in re.findall(r"\d+", torch.__version__)[:2]) >= _SHARDS_RIGHTLY
 
 
 def shard(module: nn.Module, device: torch.device) -> None:

@@ -11,6 +11,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -79,7 +80,7 @@ def _open_group(found: Processes, device: torch.device, *, timeout: timedelta) -
         store, rank, size = next(rendezvous("env://", timeout=timeout))
         attempt = f"headstart/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}"
         heartbeat = Heartbeat(
-            PrefixStore(f"{attempt}/heartbeat", store.clone()),
+            PrefixStore(f"{attempt}/heartbeat", _connect_again(store, timeout)),
             rank=rank,
             world_size=size,
             timeout_seconds=timeout.total_seconds(),
@@ -100,6 +101,15 @@ def _open_group(found: Processes, device: torch.device, *, timeout: timedelta) -
             "torchrun line and can reach that address"
         ) from error
     return heartbeat
+
+
+def _connect_again(store: Any, timeout: timedelta) -> Any:
+    """A connection of its own to the same store: on a shared one, who waits keeps the others from speaking."""
+    if hasattr(store, "clone"):  # from torch 2.9 on
+        return store.clone()
+    while isinstance(store, PrefixStore):
+        store = store.underlying_store
+    return type(store)(store.host, store.port, is_master=False, timeout=timeout)  # a TCPStore: env:// has no other
 
 
 @contextmanager

@@ -26,6 +26,7 @@ from headstart.models.foreign import ACCEPTED, OTHER_FORMATS, what_folder, what_
 from headstart.models.pickles import how_to_save, reason
 
 PICKLED = (".pth", ".pt", ".bin", ".ckpt", ".tar")
+_READS_SAFELY = (2, 10)  # of torch: its reader of pickles, see the advisory GHSA-63cw-57p8-fm3p
 _TORCH_ERRORS = (  # what torch.load raises over damaged or foreign files
     pickle.UnpicklingError,
     RuntimeError,
@@ -233,6 +234,7 @@ def _refuse_body(
 
 def _read_pickle(data: bytes, *, path: Path) -> object:
     """What torch.save wrote: tensors, plain values, and the options of a script, which are in most checkpoints."""
+    _refuse_old_reader(str(path))
     _refuse_archive(data, where=str(path))
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):  # a plain holder of values, as timm reads it
@@ -242,6 +244,16 @@ def _read_pickle(data: bytes, *, path: Path) -> object:
             f"weights {path}: not a plain state dict ({reason(error)}); only tensors are read, code in a file is "
             f"never run. {how_to_save(data)}"
         ) from error
+
+
+def _refuse_old_reader(where: str) -> None:
+    """Raises: ModelError: a file can have this torch write beyond its memory, ``weights_only`` or not."""
+    version = tuple(int(number) for number in re.findall(r"\d+", torch.__version__)[:2])
+    if version < _READS_SAFELY:
+        raise ModelError(
+            f"weights {where}: is pickled, and such a file can have torch {torch.__version__} run code "
+            "(CVE-2026-24747); install torch 2.10 or newer, or give a .safetensors file"
+        )
 
 
 def _refuse_archive(data: bytes, *, where: str) -> None:

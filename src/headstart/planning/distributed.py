@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import torch
 
+from headstart.distributed.fsdp import can_shard
 from headstart.distributed.processes import current
 from headstart.errors import ConfigError
 from headstart.events import Decision
@@ -18,6 +19,11 @@ _MOST = 0.8  # of a GPU's memory for weights, gradients and the optimizer; the r
 def check_parallel(draft: Draft) -> Draft:
     """As it was.  Raises: ConfigError: the options of several processes do not go together."""
     config, chosen = draft.config, draft.config.parallel
+    if chosen.kind == "fsdp" and not can_shard():
+        raise ConfigError(
+            f"parallel.kind: fsdp is known to be right from torch 2.14 on, and here is {torch.__version__}; update "
+            "torch, or give --parallel.kind ddp"
+        )
     if chosen.kind == "fsdp" and (config.average.kind != "none" or config.precision == "fp16"):
         field = "average.kind" if config.average.kind != "none" else "precision"
         accepted = "none" if config.average.kind != "none" else "bf16 or fp32"
@@ -36,7 +42,7 @@ def choose_parallel(draft: Draft) -> Draft:
     weights = sum(parameter.nbytes for parameter in draft.module.parameters())
     needed = int(weights * (2 + state_share(config.optimizer)))  # where all train
     fits = device.type != "cuda" or needed <= _MOST * torch.cuda.mem_get_info(device)[1]
-    can = config.average.kind == "none" and config.precision != "fp16"
+    can = config.average.kind == "none" and config.precision != "fp16" and can_shard()
     shared = chosen.kind == "fsdp" or (chosen.kind == "auto" and not fits and can)
     kind = "fsdp: each holds a part of every parameter" if shared else "ddp: each holds the whole model"
     why = f"{chosen.kind}: to train it all takes {needed / 2**20:,.0f} MiB besides the activations"
