@@ -7,8 +7,7 @@ from __future__ import annotations
 import copy
 import random
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from headstart.errors import ConfigError, ModelError, RunError
 from headstart.planning import evaluation
 from headstart.planning import precision as arithmetic
 from headstart.training.average import make_average
+from tests.arithmetic import default_dtype
 
 
 class Busy(nn.Module):
@@ -243,16 +243,6 @@ def test_what_surrounds_the_call_does_not_reach_into_it(settings, tmp_path, arou
     assert {(value.dtype, value.device.type, value.is_inference()) for value in bare.parameters()} == {
         (torch.float32, "cpu", False)
     }
-
-
-@contextmanager
-def default_dtype(dtype: torch.dtype) -> Iterator[None]:
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(before)
 
 
 class Moved(nn.Module):

@@ -15,6 +15,7 @@ from headstart.data.sources.samples import Sample
 from headstart.models.preprocess import Preprocess
 from headstart.tasks.regress import make_spec
 from headstart.tasks.task import TaskSpec
+from headstart.training import activation_cache
 
 PREPROCESS = Preprocess(
     height=24, width=24, mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4), interpolation="bilinear", crop_pct=0.875, source="t"
@@ -28,6 +29,28 @@ def images(colours: Path) -> Images:
         data=Data(source=str(colours), val=0.22), batch=BatchOptions(size=8), workers=0, augment=Augment(preset="light")
     )
     return load_images(config, PREPROCESS)
+
+
+@pytest.fixture(scope="session")
+def split_colours(draw_colours: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """24 pictures to train on, three whole batches of 8, and 9 to validate with."""
+    root = tmp_path_factory.mktemp("split")
+    draw_colours(root / "train", each=8)
+    draw_colours(root / "val", each=3)
+    return root
+
+
+class Forgetful(set[str]):
+    """Holds nothing."""
+
+    def add(self, _: str) -> None:
+        pass
+
+
+@pytest.fixture
+def forget_proofs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every run proves its cache as in a process of its own."""
+    monkeypatch.setattr(activation_cache, "_PROVEN", Forgetful())
 
 
 @pytest.fixture(scope="session")

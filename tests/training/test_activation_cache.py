@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import os
 from collections.abc import Callable
@@ -18,7 +17,6 @@ from headstart.errors import ConfigError
 from headstart.events import CacheNote, CacheProgress
 from headstart.storage.disk_cache import DiskCache
 
-cache_module = importlib.import_module("headstart.training.activation_cache")  # headstart.train is a function, too
 CACHED = {"use": "always", "views": 2}
 LATER_FROZEN = [{"epochs": 1}, {"epochs": 2, "freeze": "backbone"}]  # the average of the backbone is not the backbone
 VIT = {"name": "timm/test_vit", "image_size": 160, "options": {}}
@@ -30,17 +28,12 @@ EVERYTHING: dict[str, Any] = {
 
 
 @pytest.fixture(scope="module")
-def colours(draw_colours: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """24 pictures to train on, three whole batches of 8, and 9 to validate with."""
-    root = tmp_path_factory.mktemp("split")
-    draw_colours(root / "train", each=8)
-    draw_colours(root / "val", each=3)
-    return root
+def colours(split_colours: Path) -> Path:
+    return split_colours
 
 
 @pytest.fixture(autouse=True)
-def own_shelf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(cache_module, "_PROVEN", Forgetful())  # every run as in a process of its own
+def own_shelf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, forget_proofs: None) -> Path:
     monkeypatch.setenv("HEADSTART_CACHE", str(tmp_path / "shelf"))
     return tmp_path / "shelf"
 
@@ -64,11 +57,6 @@ def trained(settings: Callable[..., dict[str, Any]], tmp_path: Path) -> Callable
         return Trained(tmp_path / name, said)
 
     return run
-
-
-class Forgetful(set[str]):
-    def add(self, _: str) -> None:
-        pass
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib
 import os
 import shutil
 from collections.abc import Callable
@@ -35,30 +34,19 @@ from headstart.surgery.boundary import find_boundary
 from headstart.surgery.fixed_values import NotReplayable
 from headstart.surgery.freeze import freeze
 from headstart.surgery.replay import find_replay
+from headstart.training import activation_cache as cache_module
 from headstart.training.activation_cache import ActivationDataset, CacheRules, open_activations
 from headstart.training.rules import StepRules
 
-cache_module = importlib.import_module("headstart.training.activation_cache")  # headstart.train is a function, too
-
 
 @pytest.fixture(scope="module")
-def colours(draw_colours: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """24 pictures to train on, three whole batches of 8, and 9 to validate with."""
-    root = tmp_path_factory.mktemp("split")
-    draw_colours(root / "train", each=8)
-    draw_colours(root / "val", each=3)
-    return root
+def colours(split_colours: Path) -> Path:
+    return split_colours
 
 
 @pytest.fixture(autouse=True)
-def own_shelf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(cache_module, "_PROVEN", Forgetful())  # every run as in a process of its own
+def own_shelf(tmp_path: Path, forget_proofs: None) -> Path:
     return tmp_path / "shelf"
-
-
-class Forgetful(set[str]):
-    def add(self, _: str) -> None:
-        pass
 
 
 def net() -> nn.Module:

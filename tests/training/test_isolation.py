@@ -12,16 +12,7 @@ import torch
 
 import headstart as hs
 from headstart.isolation import own_arithmetic
-
-
-@contextmanager
-def default_dtype(dtype: torch.dtype) -> Iterator[None]:
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(before)
+from tests.arithmetic import default_dtype
 
 
 @contextmanager
