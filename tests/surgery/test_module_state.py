@@ -242,6 +242,7 @@ def test_a_copy_of_a_module_differs_in_nothing() -> None:
     assert differences(read_state(net), read_state(twin)) == ("buffer tail.n",)
 
 
+@pytest.mark.filterwarnings("ignore")  # it holds what torch advises against
 def test_a_module_that_is_odd_in_every_way_is_read() -> None:
     class Odd(nn.Module):
         def __init__(self) -> None:
