@@ -294,8 +294,8 @@ def open_on(run: AnyRun, device: str) -> OpenedRun:
 def _predict_images(opened: OpenedRun, images: AnyImages, *, batch_size: int | None) -> list[Prediction]:
     if batch_size is not None and batch_size < 1:
         raise ConfigError(f"batch_size: {batch_size} is not positive; give at least 1")
-    size = batch_size or opened.evaluated.batch_size
-    batches = image_batches(images, preprocess=opened.preprocess, task=opened.task, batch_size=size)
+    batches = image_batches(images, preprocess=opened.preprocess, task=opened.task, batch_size=1)
+    batches = replace(batches, batch_size=batch_size or opened.evaluated.size_for(len(batches.samples)))
     errors: dict[int, str] = {}  # by the place of the image
     try:
         rows = _predict_batches(opened, batches)
@@ -334,6 +334,7 @@ def _evaluate_labelled(opened: OpenedRun, data: Data, *, scanned: bool) -> Evalu
     batches, which = choose_labelled_batches(
         data, task=opened.task, preprocess=opened.preprocess, batch_size=settings.batch_size, scanned=scanned
     )
+    batches = replace(batches, batch_size=settings.size_for(len(batches.samples)))
     found = evaluate_module(opened.model, batches, precision=settings.precision, memory_format=settings.memory_format)
     metrics, absent = measure_present(opened.task, found.predictions.outputs, found.truth)
     nouns = find_kind(opened.task.kind).nouns

@@ -12,6 +12,7 @@ from torch import nn
 
 import headstart as hs
 from headstart.data.batch import Batch
+from headstart.errors import ConfigError
 from headstart.planning import evaluation
 from headstart.planning.preflight import prepare
 from headstart.timing import Timing
@@ -86,10 +87,46 @@ def told(made) -> dict[str, tuple[str, str]]:
     return {one.name: (one.value, one.reason) for one in made.plan.decisions}
 
 
+HALF = {"val": 0.5}  # of 36 images
+
+
 def test_a_short_run_evaluates_as_it_trains(settings) -> None:
-    made = ready(settings)
+    made = ready(settings, data=HALF)
     assert (made.images.val.batch_size, made.course.cache.batch_size) == (SIZE, SIZE)
     assert "evaluation" not in told(made)
+
+
+@pytest.mark.parametrize("evaluation", ["auto", 100_000])
+@pytest.mark.parametrize("val", [0.2, 0.5])
+def test_no_more_are_evaluated_at_a_time_than_there_are(settings, evaluation, val: float) -> None:
+    made = ready(settings, batch={"size": 100_000, "evaluation": evaluation}, data={"val": val})
+    images = made.images
+    assert images.val.batch_size == max(8, len(images.val.samples)) < 20
+    assert made.course.cache.batch_size == len(images.train.samples)
+    assert [len(batch.pixels) for batch in images.val.epoch(0)] == [images.val.batch_size]
+    if evaluation == "auto":
+        assert "evaluation" not in told(made)
+    else:
+        assert told(made)["evaluation"][1] == "asked for 100,000, and there are no more"
+
+
+def test_no_more_are_evaluated_at_a_time_than_there_is_memory_for(settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(evaluation, "has_room_for", lambda _, images: images <= 5)
+    made = ready(settings, data=HALF)
+    assert (made.images.val.batch_size, made.course.cache.batch_size) == (4, 4)
+    assert told(made)["evaluation"] == ("4 images at a time", "auto: there is too little memory for more")
+    with pytest.raises(
+        ConfigError, match=r"too little memory to evaluate 12 images at a time; give --batch\.evaluation 3"
+    ):
+        ready(settings, data=HALF, batch={"evaluation": 12})
+    assert ready(settings, data=HALF, batch={"evaluation": 3}).images.val.batch_size == 3
+
+
+def test_a_run_that_began_with_larger_batches_goes_on_with_them(settings) -> None:
+    recorded = {"evaluation": {"size": 50, "precision": None, "why": ""}}
+    config = hs.load_config(settings(recipe="full", batch={"size": SIZE}))
+    again = prepare(config, module=None, loss=None, emit=lambda _: None, recorded=recorded)
+    assert (again.images.val.batch_size, again.course.cache.batch_size) == (50, 50)
 
 
 def test_what_is_asked_for_is_done_and_changes_no_step(settings, tmp_path: Path) -> None:
@@ -106,7 +143,7 @@ def test_what_is_asked_for_is_done_and_changes_no_step(settings, tmp_path: Path)
 
 @pytest.mark.usefixtures("pays")
 def test_the_fastest_is_taken_and_used(settings, sizes) -> None:
-    made = ready(settings, Small())
+    made = ready(settings, Small(), data=HALF)
     value, reason = told(made)["evaluation"]
     assert value.startswith("8 images at a time") and "ms an image at 8" in reason and "at 16" in reason
     assert (made.images.val.batch_size, made.images.train.batch_size) == (8, SIZE)
@@ -125,7 +162,7 @@ class Slow1st(Small):
 
 @pytest.mark.usefixtures("pays")
 def test_a_short_first_pass_is_not_what_counts(settings) -> None:
-    made = ready(settings, Slow1st(), batch={"size": 24})
+    made = ready(settings, Slow1st(), batch={"size": 24}, data={"val": 0.7})
     assert made.images.val.batch_size == 24
 
 
@@ -144,7 +181,7 @@ class Timed(nn.Module):
 
 @pytest.mark.usefixtures("pays")
 def test_more_at_a_time_are_not_tried_where_they_are_no_faster(settings, sizes) -> None:
-    made = ready(settings, Timed(lambda images: 0.01 * images), batch={"size": 24})
+    made = ready(settings, Timed(lambda images: 0.01 * images), batch={"size": 24}, data={"val": 0.7})
     value, reason = told(made)["evaluation"]
     assert value.startswith("8 images at a time") and "more are not faster" in reason
     assert sizes[:2] == [8, 16] and 24 not in sizes
@@ -152,7 +189,7 @@ def test_more_at_a_time_are_not_tried_where_they_are_no_faster(settings, sizes) 
 
 @pytest.mark.usefixtures("pays")
 def test_the_training_size_stays_where_more_are_faster(settings, sizes) -> None:
-    made = ready(settings, Timed(lambda _: 0.1), batch={"size": 24})
+    made = ready(settings, Timed(lambda _: 0.1), batch={"size": 24}, data={"val": 0.7})
     assert made.images.val.batch_size == 24
     assert {8, 16, 24} <= set(sizes)
 
@@ -206,7 +243,7 @@ def test_what_trains_in_fp32_may_be_evaluated_in_bf16(settings, tmp_path: Path) 
     run = hs.train(hs.load_config(config | model), model=module)
     assert run.model.seen[True] and not any(run.model.seen[True]), "training is in fp32"
     facts = json.loads((run.path / "model" / "headstart.json").read_text())
-    assert facts["evaluation"]["precision"] == "bf16" and facts["evaluation"]["batch_size"] == SIZE
+    assert facts["evaluation"]["precision"] == "bf16" and facts["evaluation"]["batch_size"] == 8
     assert not module.seen[True] and not module.seen[False]
 
 

@@ -250,7 +250,7 @@ class Batch:
     evaluation: Auto | Count = "auto"
     """Images at a time in evaluation, and through frozen layers into the cache.
 
-    auto: as few as are fast, measured in long runs; else as in training."""
+    auto: as few as are fast, measured in long runs; else as in training. Never more than there are images (but 8)."""
     clip_norm: Positive | None = None
     """Largest norm of the whole gradient."""
     clip_value: Positive | None = None

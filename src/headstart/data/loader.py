@@ -102,6 +102,11 @@ class Batches:
         """Batches per epoch."""
         return len(self.sampler)
 
+    @property
+    def largest_batch(self) -> int:
+        """Images of the largest batch, but for one that is merged in; 1 where there are none."""
+        return max(1, min(self.batch_size, len(self.samples)))
+
     def class_counts(self) -> dict[str, int]:
         """Images of each class or tag, in the order of the outputs; empty for numbers."""
         counts: Counter[int] = Counter()

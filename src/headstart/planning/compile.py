@@ -100,7 +100,7 @@ def _time_steps(draft: Draft, how: Compile) -> tuple[float, float]:
     scaler = make_scaler(device_of(copied), rules.precision)
     state = TrainState(copied, phase_optimizer(copied, phase, course.optimizer), scaler=scaler)
     copied.to(memory_format=MEMORY_FORMATS[rules.memory_format])
-    batch = images.train.example_batch(images.train.batch_size)
+    batch = images.train.example_batch(images.train.largest_batch)
     looks = Looks(warm=_WARM, least=_STEPS)
     try:
         with torch.random.fork_rng():

@@ -19,6 +19,7 @@ from headstart.data.batch import Arguments, Batch
 from headstart.data.images import Images
 from headstart.data.loader import Batches
 from headstart.distributed.collectives import broadcast_object
+from headstart.errors import ConfigError
 from headstart.events import Decision
 from headstart.planning.draft import Draft
 from headstart.planning.memory import has_room_for
@@ -30,6 +31,7 @@ from headstart.training.precision import MEMORY_FORMATS, Precision, autocast, de
 from headstart.training.rules import StepRules
 
 _SIZES = (8, 16)  # tried before the training batch's
+_LEAST = 8  # images at a time that few images are padded to: next to nothing, and fewer would be slow for the cache
 _MARGIN = 0.95  # of the time an image takes with fewer or more at a time: less is within the noise
 _BRIEF_SECONDS, _MOST_PASSES = 0.2, 5  # short passes are timed again: the first one gets its memory
 _SHORT_SECONDS, _SHARE = 20.0, 0.05  # less to compute is not worth measuring, nor is a larger share of it
@@ -38,11 +40,14 @@ _FAR = 0.05  # relative difference of the outputs from fp32's that is too large
 
 @dataclass(frozen=True, kw_only=True)
 class _Choice:
-    """As plan.json keeps it; ``precision``: None for training's."""
+    """As plan.json keeps it; ``precision``: None for training's; ``cached``: training images that go through what is
+    frozen at a time, 0: as many as are evaluated.
+    """
 
     size: int
     precision: Precision | None = None
     why: str = ""
+    cached: int = 0
 
     def __str__(self) -> str:
         return f"{self.size} images at a time{f', {self.precision}' if self.precision else ''}"
@@ -50,26 +55,53 @@ class _Choice:
 
 def choose_evaluation(draft: Draft) -> Draft:
     """With how many images are evaluated at a time, and in which precision."""
-    asked, usual = draft.config.batch.evaluation, draft.images.train.batch_size
-    recorded = draft.recorded.get("evaluation")
-    choice = _Choice(size=usual) if asked == "auto" else _Choice(size=asked, why="as asked")
+    recorded, images = draft.recorded.get("evaluation"), draft.images
     if recorded:
-        choice = _Choice(size=recorded["size"], precision=recorded.get("precision"), why=recorded["why"])
-    elif not draft.sharded:
-        choice = _Choice(**broadcast_object(asdict(_measure_evaluation(draft, choice))))
-    size, images = choice.size, draft.images
+        choice = _Choice(
+            size=recorded["size"], precision=recorded.get("precision"), why=recorded["why"],
+            cached=recorded.get("cached", 0),
+        )  # fmt: skip
+    else:
+        choice = _without_measuring(draft)
+        if not draft.sharded:
+            choice = _Choice(**broadcast_object(asdict(_measure_evaluation(draft, choice))))
+    size = choice.size
     test = None if images.test is None else replace(images.test, batch_size=size)
     images = replace(images, val=replace(images.val, batch_size=size), test=test)
-    course = replace(draft.course, cache=replace(draft.course.cache, batch_size=size))
+    course = replace(draft.course, cache=replace(draft.course.cache, batch_size=choice.cached or size))
     said = (Decision("evaluation", str(choice), choice.why),) if choice.why else ()
     draft = replace(draft.decide(*said), images=images, course=course)
     draft = draft.set_rules(replace(draft.rules, evaluation_precision=choice.precision))
     return draft.choose("evaluation", asdict(choice))
 
 
+def _without_measuring(draft: Draft) -> _Choice:
+    """As many as asked for, or as are trained at a time; never more than there are, and than there is memory for.
+
+    Raises: ConfigError: there is no memory for what is asked for.
+    """
+    asked, images = draft.config.batch.evaluation, draft.images
+    wanted = images.train.batch_size if asked == "auto" else asked
+    size, cached = (min(wanted, max(_LEAST, len(split.samples))) for split in (images.val, images.train))
+    why = "" if asked == "auto" else "as asked"
+    if why and size < wanted:
+        why = f"asked for {wanted:,}, and there are no more"
+    fitting = size
+    while fitting > 1 and not has_room_for(draft, fitting):
+        fitting //= 2
+    if fitting < size and asked != "auto":
+        raise ConfigError(
+            f"batch.evaluation: there is too little memory to evaluate {size:,} images at a time; give "
+            f"--batch.evaluation {fitting}"
+        )
+    if fitting < size:
+        return _Choice(size=fitting, why="auto: there is too little memory for more")
+    return _Choice(size=size, why=why, cached=cached if cached != size else 0)
+
+
 def _measure_evaluation(draft: Draft, asked: _Choice) -> _Choice:
-    images, usual, passes = draft.images, draft.images.train.batch_size, _passes(draft.course, draft.images)
-    sizes = [*(size for size in _SIZES if size < usual), usual] if asked.why == "" else [asked.size]
+    images, usual, passes = draft.images, asked.size, _passes(draft.course, draft.images)
+    sizes = [*(size for size in _SIZES if size < usual), usual] if asked.why == "" else [usual]
     exact = find_kind(images.task.kind).gives_numbers  # which lose digits in bf16
     half = not exact and _may_be_bf16(draft.config, draft.module, draft.course)
     if (len(sizes) == 1 and not half) or sum(sizes) > _SHARE * passes:
@@ -94,7 +126,7 @@ def _measure_evaluation(draft: Draft, asked: _Choice) -> _Choice:
     shown = ", ".join(_format_size(size, timing) for size, timing in found.items())
     fewer = "" if len(sizes) == 1 or best == usual else f"auto: more are not faster; {shown}"
     why = "; ".join(filter(None, (asked.why, fewer, about)))
-    return _Choice(size=best, precision=precision, why=why)
+    return _Choice(size=best, precision=precision, why=why, cached=asked.cached if best == usual else 0)
 
 
 def _format_size(size: int, timing: Timing) -> str:

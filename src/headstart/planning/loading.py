@@ -35,7 +35,7 @@ def choose_workers(draft: Draft) -> Draft:
     loading = time_calls({few: read}, Looks(), clock=wall_seconds)[few].divide(few).median
     if loading * _count_loads(course, images) < _SHORT_SECONDS:
         return draft
-    batch = read() if device.type == "cpu" else images.train.example_batch(images.train.batch_size)
+    batch = read() if device.type == "cpu" else images.train.example_batch(images.train.largest_batch)
     with in_eval(module):
         trained = replace(course.rules, evaluation_precision=None)
         timing = time_passes(module, {few: batch}, trained, warm=1, clock=wall_seconds)[few]

@@ -7,7 +7,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, get_args
@@ -40,11 +40,18 @@ from headstart.training.precision import MEMORY_FORMATS, Precision
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluated:
-    """How the bundle was evaluated; the same settings give the same bits."""
+    """How the bundle was evaluated; the same settings give the same bits. ``equal_sizes``: smaller batches, ascending,
+    in which an image has these bits, too.
+    """
 
     batch_size: int
     precision: Precision
     memory_format: str
+    equal_sizes: tuple[int, ...] = ()
+
+    def size_for(self, images: int) -> int:
+        """The smallest batch that has room for so many images and gives them the bits of evaluation; else its own."""
+        return next((size for size in self.equal_sizes if size >= images), self.batch_size)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -232,11 +239,14 @@ def _read_description(where: Path, facts: Mapping[str, Any]) -> tuple[TaskSpec, 
     """The task and how it was evaluated.  Raises: ModelError: not what headstart writes, or not this model's."""
     try:
         task, evaluated = TaskSpec.from_dict(facts["task"]), Evaluated(**facts["evaluation"])
+        evaluated = replace(evaluated, equal_sizes=tuple(evaluated.equal_sizes))
         now = facts["head"]["now"]
     except (KeyError, TypeError, AttributeError, DataError) as error:
         raise ModelError(f"{where}: {error}; not a bundle that this headstart wrote") from error
     size = evaluated.batch_size
-    if not isinstance(size, int) or size < 1 or evaluated.precision not in get_args(Precision):
+    good = isinstance(size, int) and size > 0
+    good = good and all(isinstance(smaller, int) and 0 < smaller < size for smaller in evaluated.equal_sizes)
+    if not good or evaluated.precision not in get_args(Precision):
         raise ModelError(f"{where}: evaluation {facts['evaluation']} is not one that headstart wrote")
     if not isinstance(evaluated.memory_format, str) or evaluated.memory_format not in MEMORY_FORMATS:
         raise ModelError(f"{where}: memory format {evaluated.memory_format!r}; accepted: {', '.join(MEMORY_FORMATS)}")

@@ -26,6 +26,7 @@ from headstart.surgery.lora import merge_lora
 from headstart.surgery.module_copy import InPlace
 from headstart.tasks.kinds import find_kind
 from headstart.tasks.task import TaskSpec
+from headstart.training.equal_sizes import find_equal_sizes
 from headstart.training.evaluate import Evaluation, evaluate, keep_own_state
 from headstart.training.phases import TrainingPlan, evaluate_best, report_changed_files
 from headstart.training.state import TrainState
@@ -122,9 +123,6 @@ def complete_run(
     broadcast_model(model)
     merge_lora(model)
     rules, images = ready.course.rules, ready.images
-    settings = Evaluated(
-        batch_size=images.val.batch_size, precision=rules.evaluated_in, memory_format=rules.memory_format
-    )
     assert state.best is not None
     found = {"val": evaluate_best(model, images.val, ready.course, epoch=state.best.epoch)}
     if images.test:
@@ -147,6 +145,12 @@ def complete_run(
         result |= {"complete": False, "epochs_done": state.epochs_done, "epochs": planned}
     if log is None:
         return _run(run, result, _plain(model, ready))
+    settings = Evaluated(
+        batch_size=images.val.batch_size, precision=rules.evaluated_in, memory_format=rules.memory_format,
+        equal_sizes=find_equal_sizes(
+            model, images.val, precision=rules.evaluated_in, memory_format=rules.memory_format
+        ),
+    )  # fmt: skip
     facts = bundle_facts(ready.opened, ready.swap, ready.config, task=task, evaluated=settings, metrics=metrics)
     write_bundle(run / "model", model, facts, plan=read_json(run / "plan.json"), result=result)
     contents = {sample.key: sample.content for sample in images.val.samples}

@@ -54,8 +54,8 @@ _PROVEN: set[str] = set()
 
 @dataclass(frozen=True, kw_only=True)
 class CacheRules:
-    """Where activations are kept, how, and how many bytes in all; ``model`` names it for people. ``batch_size``: images
-    that are computed at a time (0: as many as the batches have).
+    """Where activations are kept, how, and how many bytes in all; ``model`` names it for people. ``batch_size``:
+    training images that are computed at a time (0: as many as the batches have).
     """
 
     folder: Path
@@ -101,7 +101,9 @@ class ActivationDataset:
 
     def __init__(self, boundary: Boundary, batches: Batches, *, rules: StepRules, where: CacheRules) -> None:
         images = replace(batches.images, augment_on_device=False)
-        batches = replace(batches, dataset=images, batch_size=where.batch_size or batches.batch_size)
+        if images.augmentation is not None:  # of validation as many as are evaluated at a time: the bits are the same
+            batches = replace(batches, batch_size=where.batch_size or batches.batch_size)
+        batches = replace(batches, dataset=images)
         self._prefix, self._batches, self._rules = boundary.prefix, batches, rules
         self.crossings = find_boundary_specs(boundary.prefix, batches, rules, dtype=where.dtype)
         augmentation = images.augmentation
