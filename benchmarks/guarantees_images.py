@@ -58,12 +58,12 @@ def _peak() -> int:
 
 def whole(content: bytes) -> tuple[int, int]:
     """The picture's size, once it is decoded as a whole."""
-    return decode_image(content, path="x").size
+    return decode_image(content, where="x").size
 
 
 def shown(content: bytes) -> tuple[int, int]:
     """The picture's size, once it is decoded to all its pixels as a training image is."""
-    picture = LazyImage(content, path="x")
+    picture = LazyImage(content, where="x")
     picture.region((0, 0, *picture.size), scaled=picture.size, gap=1.0)
     return picture.size
 

@@ -104,7 +104,7 @@ def _ours(transform: Callable[[LazyImage], Tensor]) -> Way:
         made = []
         for place, content in enumerate(contents):
             with drawing_from(place):
-                made.append(transform(LazyImage(content, path="photo.jpg")))
+                made.append(transform(LazyImage(content, where="photo.jpg")))
         return normalise(stack_images(made), mean=mean, std=std, memory_format=torch.channels_last)
 
     return run
@@ -124,7 +124,7 @@ def _kept(transform: TrainTransform | EvalTransform, folder: Path) -> Way:
         for place, content in enumerate(contents):
             number = numbers.setdefault(content, len(numbers))
             with drawing_from(place):
-                made.append(kept.pixels(number, partial(LazyImage, content, path="photo.jpg")))
+                made.append(kept.pixels(number, partial(LazyImage, content, where="photo.jpg")))
         return normalise(stack_images(made), mean=mean, std=std, memory_format=torch.channels_last)
 
     return run
@@ -175,8 +175,8 @@ def ways(folder: Path) -> Ways:
         "evaluation": (_ours(eval_transform(PREPROCESS)), evaluation),
         "evaluation, decoded before": (_kept(eval_transform(PREPROCESS), folder), evaluation),
         "evaluation, without simplejpeg": (_with_pillow(_ours(eval_transform(PREPROCESS))), evaluation),
-        whole: (_each(lambda content: decode_image(content, path="x")), None),
-        "the scan's check": (_each(lambda content: check_image(content, path="x")), whole),
+        whole: (_each(lambda content: decode_image(content, where="x")), None),
+        "the scan's check": (_each(lambda content: check_image(content, where="x")), whole),
     }
 
 
@@ -221,7 +221,7 @@ def fidelity(side: int, *, limit: int = 300) -> str:
     ours, theirs = [], []
     for content in real_photos()[:limit]:
         try:
-            picture = LazyImage(content, path="x")
+            picture = LazyImage(content, where="x")
         except UnreadableImage:
             continue
         ours.append(EvalTransform(preprocess=preprocess)(picture))

@@ -219,7 +219,7 @@ def killed(path: Path) -> Path:
 
 def quick_report() -> None:
     """Runs without the page that matplotlib draws (0.6 s): no law is about it."""
-    report.write_report = lambda run: None
+    report.write_report = lambda run, **_: None
 
 
 def seed_all(seed: int) -> None:

@@ -15,7 +15,7 @@ from PIL import Image
 import headstart as hs
 from headstart.config.schema import Data
 from headstart.data import labelled
-from headstart.data.scan import scan_files
+from headstart.data.scan import scan_records
 from headstart.predictor import evaluate_run, predict_paths
 from headstart.runs.finish import Run
 
@@ -59,11 +59,11 @@ def test_images_are_read_once_and_looked_at_in_advance_only_where_one_is_damaged
     folder = copied(run, colours, tmp_path / "again", names={name: name for name in ("blue", "green", "red")})
     looked = []
 
-    def scan(files, **options):
-        looked.append(len(files))
-        return scan_files(files, **options)
+    def scan(source, records, **options):
+        looked.append(len(records))
+        return scan_records(source, records, **options)
 
-    monkeypatch.setattr(labelled, "scan_files", scan)
+    monkeypatch.setattr(labelled, "scan_records", scan)
     assert evaluate_run(run.path, Data(source=str(folder))).metrics == run.metrics
     assert looked == []
     (folder / "red" / "broken.png").write_bytes(b"no picture")

@@ -20,7 +20,7 @@ NAMES = {
     *("Config", "load_config", "train", "repeat", "plan", "finish"),
     *("open_model", "describe", "find_head", "replace_head", "declare_scores", "freeze", "param_groups"),
     *("add_lora", "merge_lora"),
-    *("open_images", "audit", "Batch"),
+    *("open_images", "audit", "Batch", "label_images", "Record", "Source"),
     *("InPlace", "StepRules", "TrainState", "train_step", "fit", "evaluate", "predict", "StepDone", "EpochDone"),
     *("Event", "ScanProgress", "Decided", "Plan", "Decision", "PhaseStarted", "CacheProgress", "CacheGivenUp", "Saved"),
     *("Note", "DataNote", "CacheNote"),

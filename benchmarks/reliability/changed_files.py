@@ -26,8 +26,9 @@ from PIL import Image
 
 import headstart as hs
 from benchmarks.reliability.results import keep
-from headstart.data.decoding.decode import MAX_BYTES, read_file
 from headstart.data.reading import ChangedImage
+from headstart.data.sources.files import read_file
+from headstart.data.sources.source import MAX_BYTES
 from headstart.models.preprocess import imagenet_preprocess
 
 Bits = tuple[bytes, bytes]
@@ -150,10 +151,11 @@ def cost(photos: Path, *, rounds: int = 9) -> dict[str, float]:
     train = hs.open_images(photos, like=imagenet_preprocess(channels=3, source="t"), batch_size=64).train
     samples = train.samples[:960]
     assert all(sample.stamp for sample in samples), "the photos are younger than 3 s"
-    contents = [sample.path.read_bytes() for sample in samples]
+    paths = [train.source.paths[sample.key] for sample in samples]
+    contents = [path.read_bytes() for path in paths]
     work: dict[str, Callable[[], object]] = {
-        "plain": lambda: [_plainly(sample.path) for sample in samples],
-        "stamp": lambda: [read_file(sample.path).stamp == sample.stamp for sample in samples],
+        "plain": lambda: [_plainly(path) for path in paths],
+        "stamp": lambda: [read_file(path)[1] == sample.stamp for path, sample in zip(paths, samples, strict=True)],
         "digest": lambda: [hashlib.sha256(content).hexdigest() for content in contents],
         "decoded": lambda: [batch.size for batch in replace(train.with_samples(samples), workers=0).epoch(0)],
     }

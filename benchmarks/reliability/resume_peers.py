@@ -82,7 +82,7 @@ class Pictures(Dataset[tuple[torch.Tensor, int]]):
 
     def __init__(self, life: Life) -> None:
         train = _split(life.data)
-        self.files = [(sample.path, sample.target) for sample in train.samples]
+        self.files = [(train.source.paths[sample.key], sample.target) for sample in train.samples]
         augmentations = [v2.RandomResizedCrop(32, scale=(0.5, 1)), v2.RandomHorizontalFlip(), v2.ColorJitter(0.3, 0.3)]
         self.transform = v2.Compose([
             *(augmentations if life.random else []), v2.ToImage(), v2.ToDtype(torch.float32, scale=True),

@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from headstart.config.schema import Config
     from headstart.data.batch import Batch
     from headstart.data.images import audit, open_images
+    from headstart.data.sources.labels import label_images
+    from headstart.data.sources.source import Record, Source
     from headstart.errors import Error
     from headstart.events import (
         CacheGivenUp,
@@ -71,9 +73,11 @@ __all__ = [
     "Plan",
     "Prediction",
     "Predictions",
+    "Record",
     "Run",
     "Saved",
     "ScanProgress",
+    "Source",
     "StepDone",
     "StepRules",
     "TrainState",
@@ -86,6 +90,7 @@ __all__ = [
     "finish",
     "fit",
     "freeze",
+    "label_images",
     "load_config",
     "merge_lora",
     "open_images",
@@ -109,6 +114,8 @@ _HOMES = {
     "config.schema": ("Config",),
     "data.batch": ("Batch",),
     "data.images": ("audit", "open_images"),
+    "data.sources.labels": ("label_images",),
+    "data.sources.source": ("Record", "Source"),
     "errors": ("Error",),
     "events": (
         "CacheGivenUp",

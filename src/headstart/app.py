@@ -16,6 +16,7 @@ from torch import nn
 from headstart.allocator import keep_freed_memory, keep_no_memory, release_memory, return_freed_memory
 from headstart.config.load import check
 from headstart.config.schema import Config
+from headstart.data.sources.source import Source
 from headstart.data.workers import explain_deaths
 from headstart.distributed.collectives import broadcast_object, collective_errors
 from headstart.distributed.process_group import check_devices, join_group, was_restarted
@@ -53,6 +54,7 @@ def train(
     *,
     model: nn.Module | InPlace | None = None,
     loss: LossFunction | None = None,
+    data: Source | None = None,
     resume: bool = False,
     allow_inexact: bool = False,
     watch: Watch | None = None,
@@ -69,6 +71,8 @@ def train(
             ``hs.InPlace(module)`` trains the module itself, which takes less memory and can be done once.
         ``loss``: Your own function (outputs, targets) that returns one loss per sample (B,), or (losses, weights). None
             takes ``config.loss``.
+        ``data``: Your own images instead of ``config.data.source``: ``hs.label_images(images, labels)``, or an object
+            with ``name``, ``records``, ``read`` and ``where`` as ``hs.Source`` describes it. A resume needs it again.
         ``resume``: Go on from the last good checkpoint in the run folder; the result is the same to the bit as without
             the interruption.
         ``allow_inexact``: Resume even where something that decides the bits (versions, threads, device, ...) has
@@ -95,8 +99,11 @@ def train(
         >>> sorted(run.metrics)
         ['accuracy', 'macro_f1', 'nll']
     """
-    asked = _Asked(config=config, model=model, loss=loss, allow_inexact=allow_inexact, watch=watch, resume=resume)
-    return _train(asked)
+    return _train(
+        _Asked(
+            config=config, model=model, loss=loss, data=data, allow_inexact=allow_inexact, watch=watch, resume=resume
+        )
+    )
 
 
 def repeat(
@@ -105,6 +112,7 @@ def repeat(
     config: Config | None = None,
     model: nn.Module | InPlace | None = None,
     loss: LossFunction | None = None,
+    data: Source | None = None,
     allow_inexact: bool = False,
     watch: Watch | None = None,
 ) -> Run:
@@ -120,6 +128,7 @@ def repeat(
             writes to ``RUN-repeat``.
         ``model``: The module that the run was given, if it was given one.
         ``loss``: The loss that the run was given, if it was given one.
+        ``data``: The images that the run was given, if it was given some.
         ``allow_inexact``: Train even where something that decides the bits (versions, threads, device, ...) differs.
         ``watch``: A function that is called with every event of the run.
 
@@ -143,8 +152,8 @@ def repeat(
     """
     repeated = Path(run)
     asked = _Asked(
-        config=config or repeat_config(repeated), model=model, loss=loss, allow_inexact=allow_inexact, watch=watch,
-        repeated=repeated,
+        config=config or repeat_config(repeated), model=model, loss=loss, data=data, allow_inexact=allow_inexact,
+        watch=watch, repeated=repeated,
     )  # fmt: skip
     refuse_other_options(repeated, asked.config)
     return _train(asked)
@@ -157,6 +166,7 @@ class _Asked:
     config: Config
     model: nn.Module | InPlace | None
     loss: LossFunction | None
+    data: Source | None
     allow_inexact: bool
     watch: Watch | None
     resume: bool = False
@@ -176,7 +186,9 @@ def _train(asked: _Asked) -> Run:
         with collective_errors():
             recorded = broadcast_object(_read_recorded(run, asked, resume=resume) if ours.is_first else None)
             with own_turn():  # what it draws, no step of another thread draws
-                prepared = prepare(config, module=asked.model, loss=asked.loss, emit=emit, recorded=recorded)
+                prepared = prepare(
+                    config, module=asked.model, loss=asked.loss, data=asked.data, emit=emit, recorded=recorded
+                )
             if ours.is_first:
                 _check_repeat(prepared, asked, emit)
                 refuse_small_disk(run, prepared)
@@ -260,6 +272,7 @@ def finish(
     *,
     model: nn.Module | InPlace | None = None,
     loss: LossFunction | None = None,
+    data: Source | None = None,
     device: str | None = None,
     watch: Watch | None = None,
 ) -> Run:
@@ -272,6 +285,7 @@ def finish(
         ``run``: The folder of a run of which one epoch has been validated.
         ``model``: For an architecture of your own, the module as it was given to ``hs.train``.
         ``loss``: Your own function, if the run was given one.
+        ``data``: Your own images, if the run was given them.
         ``device``: Where it is evaluated, such as cpu or cuda; None takes the run's.
         ``watch``: A function that is called with what is found on the way.
 
@@ -297,7 +311,7 @@ def finish(
             return read_finished_run(run, model=model)
         check_stopped(run, own=model is not None)
         with own_turn():
-            prepared = prepare(config, module=model, loss=loss, emit=emit, recorded=read_choices(run))
+            prepared = prepare(config, module=model, loss=loss, data=data, emit=emit, recorded=read_choices(run))
         changed = compare_start(run, prepared.document, prepared.device)
         state, notes = begin(run, prepared, changed)
         with closing(RunLog(run, state)) as log:
@@ -308,7 +322,12 @@ def finish(
 
 
 def plan(
-    config: Config, *, model: nn.Module | None = None, loss: LossFunction | None = None, watch: Watch | None = None
+    config: Config,
+    *,
+    model: nn.Module | None = None,
+    loss: LossFunction | None = None,
+    data: Source | None = None,
+    watch: Watch | None = None,
 ) -> Plan:
     """Decide everything that ``hs.train`` would decide, and write nothing.
 
@@ -318,6 +337,7 @@ def plan(
         ``config``: Everything that the run is told, as ``hs.load_config`` gives it.
         ``model``: Your own module instead of ``config.model.name``.
         ``loss``: Your own function (outputs, targets) that returns one loss per sample (B,), or (losses, weights).
+        ``data``: Your own images instead of ``config.data.source``, as for ``hs.train``.
         ``watch``: A function that is called with what is found on the way, such as the progress of the data's scan.
 
     Returns:
@@ -338,4 +358,4 @@ def plan(
         True
     """
     with _isolate_call("hs.plan"), own_turn():
-        return prepare(check(config), module=model, loss=loss, emit=watch or _silent).plan
+        return prepare(check(config), module=model, loss=loss, data=data, emit=watch or _silent).plan

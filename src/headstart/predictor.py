@@ -19,9 +19,9 @@ from headstart.data.decoding.decode import UnreadableImage, check_image, printab
 from headstart.data.images import image_batches
 from headstart.data.labelled import choose_labelled_batches
 from headstart.data.loader import Batches
-from headstart.data.reading import read_sample
 from headstart.data.sources.as_given import AnyImages
 from headstart.data.sources.samples import some
+from headstart.data.sources.source import Source, read_content
 from headstart.errors import ConfigError, DataError, ModelError
 from headstart.runs.bundle import OpenedRun, describe_trained, open_run
 from headstart.runs.finish import Run
@@ -180,12 +180,12 @@ def evaluate(
 
 
 @overload
-def evaluate(run: AnyRun, source: str | Path | Data, /, *, device: str = ...) -> Evaluation: ...
+def evaluate(run: AnyRun, source: str | Path | Data | Source, /, *, device: str = ...) -> Evaluation: ...
 
 
 def evaluate(
     model: nn.Module | AnyRun,
-    batches: Batches | Iterable[Batch | Pair] | str | Path | Data,
+    batches: Batches | Iterable[Batch | Pair] | str | Path | Data | Source,
     *,
     task: TaskSpec | TaskKind | None = None,
     precision: Precision | None = None,
@@ -204,10 +204,10 @@ def evaluate(
         ``model``: A torch module; or, as the first argument, a run: its folder or bundle, what ``hs.train`` returned,
             or what ``hs.open_run`` gave.
         ``batches``: With a run, as the second argument, labelled images: a folder of class folders or a table, or the
-            ``data`` section of a config (columns that it leaves open are those of training). Its test images count,
-            else its validation images, else all. With a module, batches such as ``hs.open_images(...).val``, or an
-            iterable of ``hs.Batch`` or of pairs (images, targets), whose images are floats that go into the model as
-            they are.
+            ``data`` section of a config (columns that it leaves open are those of training), or a source in Python,
+            such as ``hs.label_images(images, labels)``. Its test images count, else its validation images, else all.
+            With a module, batches such as ``hs.open_images(...).val``, or an iterable of ``hs.Batch`` or of pairs
+            (images, targets), whose images are floats that go into the model as they are.
         ``task``: With an iterable only, what the targets are: classify, multilabel, regress (in the units of the
             outputs), or the ``task`` of ``hs.open_images(...)`` or ``hs.open_run(...)`` with its names (numbers then
             are in original units); None takes integers of shape (N,) as class indices.
@@ -243,10 +243,10 @@ def evaluate(
     _refuse_options("hs.evaluate", "run", task=task, precision=precision, memory_format=memory_format)
     if isinstance(batches, str | Path):
         batches = Data(source=str(batches))
-    if not isinstance(batches, Data):
+    if not isinstance(batches, Data | Source):
         raise DataError(
             f"hs.evaluate: type {type(batches).__name__} holds no labelled images for a run; accepted are a folder of "
-            'class folders or a table, as a path, or hs.load_config({"data": {...}}).data'
+            'class folders or a table, as a path, hs.load_config({"data": {...}}).data, and hs.label_images(...)'
         )
     return _evaluate_source(open_on(model, device), batches)
 
@@ -309,8 +309,10 @@ def _predict_images(opened: OpenedRun, images: AnyImages, *, batch_size: int | N
     ]
 
 
-def _evaluate_source(opened: OpenedRun, data: Data) -> Evaluation:
+def _evaluate_source(opened: OpenedRun, data: Data | Source) -> Evaluation:
     """Metrics on the test images of ``data``, else its validation images, else all; ``note`` says which."""
+    if not isinstance(data, Data):
+        return _evaluate_readable(opened, Data(log=opened.task.log), given=data)
     columns = opened.facts.get("columns", {})
     as_trained = {
         "image": "auto",
@@ -322,17 +324,25 @@ def _evaluate_source(opened: OpenedRun, data: Data) -> Evaluation:
     }
     if "target" in known and isinstance(known["target"], list):
         known["target"] = tuple(known["target"])
-    data = replace(data, log=opened.task.log, **known)
+    return _evaluate_readable(opened, replace(data, log=opened.task.log, **known), given=None)
+
+
+def _evaluate_readable(opened: OpenedRun, data: Data, *, given: Source | None) -> Evaluation:
     try:
-        return _evaluate_labelled(opened, data, scanned=False)
+        return _evaluate_labelled(opened, data, given=given, scanned=False)
     except UnreadableImage:  # then all of them are told, or left out
-        return _evaluate_labelled(opened, data, scanned=True)
+        return _evaluate_labelled(opened, data, given=given, scanned=True)
 
 
-def _evaluate_labelled(opened: OpenedRun, data: Data, *, scanned: bool) -> Evaluation:
+def _evaluate_labelled(opened: OpenedRun, data: Data, *, given: Source | None, scanned: bool) -> Evaluation:
     settings = opened.evaluated
     batches, which = choose_labelled_batches(
-        data, task=opened.task, preprocess=opened.preprocess, batch_size=settings.batch_size, scanned=scanned
+        data,
+        given=given,
+        task=opened.task,
+        preprocess=opened.preprocess,
+        batch_size=settings.batch_size,
+        scanned=scanned,
     )
     batches = replace(batches, batch_size=settings.size_for(len(batches.samples)))
     found = evaluate_module(opened.model, batches, precision=settings.precision, memory_format=settings.memory_format)
@@ -353,7 +363,7 @@ def _readable(batches: Batches) -> tuple[Batches, dict[int, str]]:
     errors: dict[int, str] = {}
     for sample in batches.samples:
         try:
-            check_image(read_sample(sample).content, path=sample.path)
+            check_image(read_content(batches.source, sample.record)[0], where=batches.source.where(sample.record))
         except UnreadableImage as error:
             errors[sample.index] = printable(error.reason)
     return batches.with_samples(tuple(sample for sample in batches.samples if sample.index not in errors)), errors

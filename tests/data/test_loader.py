@@ -177,10 +177,10 @@ def test_one_channel_models_get_grey_pictures(folders, preprocess) -> None:
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_file_that_breaks_later_is_named_whatever_the_workers(images: Images, workers: int) -> None:
-    images.train.samples[4].path.write_bytes(b"")
+    file_of(images.train, 4).write_bytes(b"")
     with pytest.raises(ChangedImage, match="the file is empty, and it could be read when the run began") as caught:
         list(replace(images.train, workers=workers).epoch(0))
-    assert caught.value.path == images.train.samples[4].path
+    assert caught.value.path == file_of(images.train, 4)
 
 
 def test_class_counts_are_in_output_order(images: Images) -> None:
@@ -190,6 +190,10 @@ def test_class_counts_are_in_output_order(images: Images) -> None:
 def test_the_batch_size_follows_the_number_of_images_when_it_is_auto(folders, preprocess) -> None:
     config = Config(data=Data(source=str(folders({"a": 70, "b": 70}))), workers=0)
     assert load_images(config, preprocess).train.batch_size == 8
+
+
+def file_of(batches: Batches, place: int) -> Path:
+    return batches.source.paths[batches.samples[place].key]
 
 
 def classify() -> TaskSpec:
@@ -210,7 +214,7 @@ def test_prediction_takes_files_and_folders_in_the_given_order(folders, preproce
 
 
 def test_prediction_and_validation_see_the_same_pixels(images: Images, preprocess) -> None:
-    paths = [sample.path for sample in images.val.samples]
+    paths = [images.val.source.paths[sample.key] for sample in images.val.samples]
     predicted = image_batches(paths, preprocess=preprocess, task=images.task, batch_size=4)
     for one, other in zip(predicted.epoch(0), images.val.epoch(0), strict=True):
         assert torch.equal(one.pixels, other.pixels)

@@ -16,7 +16,7 @@ def test_hymenoptera_is_taken_as_it_is_split(shared: Path, load) -> None:
     assert images.train.class_counts() == {"ants": 124, "bees": 121}
     assert images.val.class_counts() == {"ants": 70, "bees": 83}
     assert not images.scan.unreadable
-    assert sum(sample.path.suffix == ".gif" for sample in images.train.samples + images.val.samples) == 1
+    assert sum(sample.key.endswith(".gif") for sample in images.train.samples + images.val.samples) == 1
 
 
 def test_flowers_are_split_by_class_with_copies_on_one_side(shared: Path, load) -> None:

@@ -176,10 +176,13 @@ def scanned(*, folder: str) -> Any:
 
 
 def pictures_scan(folder: str) -> Any:
-    from headstart.data.scan import scan_files
+    from headstart.data.scan import scan_records
+    from headstart.data.sources.files import list_as_files
+    from headstart.data.sources.source import Record
 
-    files = [(path, path.name) for path in sorted(Path(folder).iterdir())]
-    return scan_files(files, threads=1)
+    root = Path(folder)
+    files = list_as_files([(Record(name=path.name), path) for path in root.iterdir()], given=root, root=root)
+    return scan_records(files, files.listed, threads=1)
 
 
 def told(*, odd: int) -> Any:

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 import headstart as hs
@@ -73,15 +74,24 @@ def test_a_bundle_predicts_what_was_validated(kept: Path, capsys: pytest.Capture
     assert confidences == pytest.approx(list(validated.values()), rel=0 if SAME_MACHINE else 1e-4)
 
 
-def test_scripts_still_import_the_old_modules() -> None:
+def test_scripts_still_import_the_old_modules(tmp_path: Path) -> None:
     from headstart.data import decode
     from headstart.data.decoding import decode as decoding
+    from headstart.data.sources import files
     from headstart.inference import predict_paths
     from headstart.predictor import predict_paths as now
 
     assert predict_paths is now
-    assert (decode.read_image, decode.check_image) == (decoding.read_image, decoding.check_image)
-    assert decode.UnreadableImage is decoding.UnreadableImage
+    assert (decode.read_image, decode.UnreadableImage) == (files.read_image, decoding.UnreadableImage)
+    picture = tmp_path / "a.png"
+    Image.new("RGB", (3, 2)).save(picture)
+    read = decode.read_file(picture)
+    assert read.content == decode.read_bytes(picture) == picture.read_bytes()
+    decode.check_image(read.content, path=picture)
+    assert decode.decode_image(read.content, path=picture).size == (3, 2)
+    with pytest.raises(decode.UnreadableImage) as caught:
+        decode.check_image(b"no image", path=picture)
+    assert caught.value.path == picture
 
 
 def _assert_close(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:

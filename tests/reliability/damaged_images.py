@@ -186,8 +186,8 @@ def _decode(files: list[bytes], write: int) -> None:
     try:
         for content in files:
             try:
-                decode_image(content, path="x")
-                opened = LazyImage(content, path="x")
+                decode_image(content, where="x")
+                opened = LazyImage(content, where="x")
                 for shown in ((8, 8), (64, 64)):  # decoded to an eighth, and whole
                     frame = Frame(box=(0, 0, *opened.size), scaled=shown, shown=shown)
                     render(opened, frame, interpolation="bilinear", gap=1.0)

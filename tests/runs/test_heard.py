@@ -94,7 +94,7 @@ def test_a_handler_that_raises_while_a_picture_is_opened_is_not_taken_for_damage
     monkeypatch.setattr(decode.Image, "open", struck)
     content = b"\xff\xd8\xff\xe0"
     with pytest.raises(Interrupted):
-        decode.decode_image(content, path="x") if door == "decode" else decode.open_jpeg(content, path="x")
+        decode.decode_image(content, where="x") if door == "decode" else decode.open_jpeg(content, where="x")
 
 
 def test_a_signal_during_the_scan_leaves_while_files_are_still_being_decoded(
@@ -115,6 +115,7 @@ def test_a_signal_during_the_scan_leaves_while_files_are_still_being_decoded(
             signal.pthread_kill(main, signal.SIGUSR1)
         release.wait(60)
 
+    monkeypatch.setenv("HEADSTART_CACHE", str(tmp_path / "cache"))  # where no scan has found these pictures
     monkeypatch.setattr(scan, "check_image", check)
     before = signal.signal(signal.SIGUSR1, hear)
     try:

@@ -126,13 +126,17 @@ def set_preprocess(made: SimpleNamespace, **changes: Any) -> None:
     made.batches = of_images(made.batches, preprocess=preprocess)
 
 
+def file_of(batches: Batches, place: int) -> Path:
+    return batches.source.paths[batches.samples[place].key]
+
+
 def repainted(made: SimpleNamespace) -> None:
-    sample = made.batches.samples[11]
-    Image.fromarray(255 - np.asarray(Image.open(sample.path))).save(sample.path)
-    content = hashlib.sha256(sample.path.read_bytes()).hexdigest()
+    sample, path = made.batches.samples[11], file_of(made.batches, 11)
+    Image.fromarray(255 - np.asarray(Image.open(path))).save(path)
+    record = replace(sample.record, digest=hashlib.sha256(path.read_bytes()).hexdigest())
     made.batches = of_images(
         made.batches,
-        samples=tuple(replace(one, content=content) if one is sample else one for one in made.batches.samples),
+        samples=tuple(replace(one, record=record) if one is sample else one for one in made.batches.samples),
     )
 
 
@@ -459,11 +463,11 @@ def test_a_page_that_was_damaged_is_told_once_and_mended(pictures: Path, own_she
 def test_what_is_made_of_a_file_that_has_changed_is_not_kept_and_nothing_is_called_whole(pictures, own_shelf):
     made = world(pictures, own_shelf)
     made.batches = of_images(made.batches, changed=ChangedFiles())
-    sample = made.batches.samples[5]
+    path = file_of(made.batches, 5)
     with opened(made) as activations:
-        Image.fromarray(255 - np.asarray(Image.open(sample.path))).save(sample.path)
+        Image.fromarray(255 - np.asarray(Image.open(path))).save(path)
         assert done(activations)[-1] == (24, 24)
-        assert sample.path in made.batches.images.changed
+        assert made.batches.samples[5].key in made.batches.images.changed
         (page_file,) = own_shelf.glob("*/pages")
         data = page_file.read_bytes()
         step = len(data) // 24
@@ -479,11 +483,11 @@ def test_a_file_that_has_changed_is_seen_in_the_first_and_the_last_picture_befor
 ):
     made = world(pictures, own_shelf)
     for place in (0, 23):
-        was = made.batches.samples[place].path.read_bytes()
-        Image.new("RGB", (32, 32)).save(made.batches.samples[place].path)
+        was = file_of(made.batches, place).read_bytes()
+        Image.new("RGB", (32, 32)).save(file_of(made.batches, place))
         with pytest.raises(ChangedImage), opened(made):
             pass
-        made.batches.samples[place].path.write_bytes(was)
+        file_of(made.batches, place).write_bytes(was)
 
 
 def test_what_this_process_made_or_found_right_is_not_proved_again_and_what_it_discards_is(

@@ -19,7 +19,7 @@ _switch = tyro.conf.arg(help_behavior_hint="")
 
 @dataclass(frozen=True, kw_only=True)
 class Cache:
-    """Activations and decoded images that runs keep and share, in HEADSTART_CACHE (default ~/.cache/headstart)."""
+    """Activations, decoded images and scans that runs share, in HEADSTART_CACHE (default ~/.cache/headstart)."""
 
     what: Annotated[
         Literal["list", "clear"], tyro.conf.Positional, tyro.conf.arg(metavar="list|clear", help_behavior_hint="")
@@ -33,9 +33,11 @@ def run(argv: Sequence[str]) -> int:
     """List or clear."""
     args, _ = parse_args(Cache, argv, prog="headstart cache")
     disk_cache = DiskCache(cache_folder(), limit_bytes=int(CacheOptions().limit_gb * 1e9))
-    found = disk_cache.content()
+    both = (disk_cache, disk_cache.scans())
     if args.what == "clear":
-        found = [entry for entry in found if disk_cache.remove(entry.key)]
+        found = [entry for one in both for entry in one.content() if one.remove(entry.key)]
+    else:
+        found = sorted((entry for one in both for entry in one.content()), key=lambda entry: entry.used)
     if args.json:
         rows = [vars(entry) | {"used": entry.used.isoformat()} for entry in found]
         write(to_json({"folder": str(cache_folder()), "removed" if args.what == "clear" else "caches": rows}))

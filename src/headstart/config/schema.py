@@ -289,7 +289,9 @@ class Cache:
     trains, and decoded images."""
 
     use: Literal["auto", "always", "never"] = "auto"
-    """Whether what is frozen runs once per image instead of in every epoch. auto: where that saves time."""
+    """Whether what is frozen runs once per image instead of in every epoch. auto: where that saves time.
+
+    With never, what the scan of the data found is not kept for later runs, either."""
     views: Auto | Count = "auto"
     """Random changes that an image has in turn in front of a frozen part.
 

@@ -21,6 +21,7 @@ from headstart.data.decoding.lazy_image import LazyImage
 from headstart.data.randomness import derive_seed, drawing_from
 from headstart.data.reading import ChangedFiles, ChangedImage, ImageRead, open_image_as_scanned, sendable
 from headstart.data.sources.samples import Sample
+from headstart.data.sources.source import Source
 from headstart.data.transforms.transforms import TrainTransform, Transform, eval_transform
 from headstart.models.preprocess import Preprocess
 from headstart.tasks.kinds import find_kind
@@ -32,6 +33,7 @@ class ImageDataset(Dataset[ImageRead]):
     """Images of a split: ``dataset[epoch, index]`` is the image as this epoch changes it.
 
     Attributes:
+        ``source``: Gives their bytes.
         ``samples``: The images, by index.
         ``task``: What they answer.
         ``preprocess``: What the model expects of them.
@@ -45,6 +47,7 @@ class ImageDataset(Dataset[ImageRead]):
         ``verify``: Whether every file's SHA-256 is compared with the scan's, for what is made of it is kept.
     """
 
+    source: Source
     samples: tuple[Sample, ...]
     task: TaskSpec
     preprocess: Preprocess
@@ -120,6 +123,7 @@ class ImageDataset(Dataset[ImageRead]):
         def open_image() -> tuple[LazyImage, bool]:
             nonlocal changed_digest
             picture, changed_digest = open_image_as_scanned(
+                self.source,
                 self.samples[index],
                 channels=self.preprocess.channels,
                 stored=self.verify or (decoded is not None and decoded.file is not None),

@@ -8,25 +8,28 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from headstart.config.schema import Augment, Config, Data
+from headstart.config.schema import Augment, Cache, Config, Data
 from headstart.config.schema import Batch as BatchOptions
 from headstart.data.augmentation import Augmentation
 from headstart.data.dataset import ImageDataset
-from headstart.data.decoding.decode import printable
 from headstart.data.decoding.decoded_cache import Decoded
 from headstart.data.loader import Batches, available_cores, make_evaluation_batches, worker_count
 from headstart.data.reading import ChangedFiles
-from headstart.data.scan import OnDecoded, Scan, refuse_unreadable, scan_files
+from headstart.data.scan import OnDecoded, Scan, refuse_unreadable, scan_records
 from headstart.data.sources.as_given import AnyImages, list_images
-from headstart.data.sources.listing import list_files, list_source
+from headstart.data.sources.files import Files
+from headstart.data.sources.listing import list_source, list_unlabelled
 from headstart.data.sources.names import compare_splits
-from headstart.data.sources.samples import Entry, Listing, Sample, Split, make_target, some
+from headstart.data.sources.records import list_names
+from headstart.data.sources.samples import Listing, Sample, make_target, some
 from headstart.data.sources.sides import find_sides
-from headstart.data.split import split_entries
+from headstart.data.sources.source import Record, Source, Split
+from headstart.data.split import split_records
 from headstart.data.transforms.transforms import Preset, check_mixing, eval_transform, train_transform
 from headstart.distributed.processes import current
 from headstart.errors import DataError
 from headstart.models.preprocess import Preprocess
+from headstart.storage.disk_cache import DiskCache, cache_folder
 from headstart.tasks.kinds import find_kind
 from headstart.tasks.task import TaskSpec
 
@@ -43,14 +46,18 @@ class Images:
     val: Batches
     test: Batches | None
     scan: Scan
-    source: Path
+    source: Source
     notes: tuple[str, ...]
 
     @property
-    def root(self) -> Path:
-        """The folder from which the names of the samples start."""
-        first = self.train.samples[0]
-        return first.path.parents[first.key.count("/")]
+    def root(self) -> Path | None:
+        """The folder from which the names of the samples start; None where they are no files of one folder."""
+        return self.source.root if isinstance(self.source, Files) else None
+
+    @property
+    def place(self) -> str:
+        """Where the images come from: the absolute path of a folder or table, else the source's name."""
+        return str(self.source.given.absolute()) if isinstance(self.source, Files) else self.source.name
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -59,7 +66,7 @@ class Images:
 
 
 def open_images(
-    source: str | Path,
+    source: str | Path | Source,
     *,
     like: OpenedModel | Preprocess,
     val: float = 0.2,
@@ -71,7 +78,7 @@ def open_images(
 
     Args:
         ``source``: A folder of class folders (``photos/cat/1.jpg``), one with ``train`` and ``val`` in it, or a CSV or
-            Parquet table.
+            Parquet table; or a source in Python, such as ``hs.label_images(...)``.
         ``like``: The opened model, or its ``preprocess``, which says size, mean and framing.
         ``val``: The share of images that is held out for validation where the source has no split of its own, 0 to 1.
         ``batch_size``: Images per batch.
@@ -93,46 +100,52 @@ def open_images(
         (('cat', 'dog'), 12, 4)
     """
     config = Config(
-        data=Data(source=str(source), val=val),
+        data=Data(source=str(source) if isinstance(source, str | Path) else None, val=val),
         batch=BatchOptions(size=batch_size),
         augment=Augment(preset=augment),
         seed=seed,
     )
-    return load_images(config, like if isinstance(like, Preprocess) else like.preprocess)
+    given = None if isinstance(source, str | Path) else source
+    return load_images(config, like if isinstance(like, Preprocess) else like.preprocess, given=given)
 
 
-def load_images(config: Config, preprocess: Preprocess, *, on_decoded: OnDecoded | None = None) -> Images:
-    """All that the configuration says about data, done: listed, decoded once, split, cut into batches.
+def load_images(
+    config: Config, preprocess: Preprocess, *, given: Source | None = None, on_decoded: OnDecoded | None = None
+) -> Images:
+    """All that the configuration says about data, done: listed, decoded once, split, cut into batches; of the source
+    that was ``given`` in Python, where one was.
 
     Raises:
         DataError: the source is missing, unclear or damaged; the message says where and what to do.
     """
-    listing = list_source(config.data, kind=config.task.kind)
+    listing = list_source(config.data, kind=config.task.kind, given=given)
     check_mixing(listing.kind, cutmix=config.augment.cutmix)
-    files = [(entry.path, entry.key) for entry in listing.entries]
-    scan = scan_files(files, threads=available_cores(), on_decoded=on_decoded)
+    kept = (
+        None if config.cache.use == "never" else DiskCache(cache_folder(), limit_bytes=int(config.cache.limit_gb * 1e9))
+    )
+    scan = scan_records(
+        listing.source, listing.records, threads=available_cores(), disk_cache=kept, on_decoded=on_decoded
+    )
     if config.data.unreadable == "stop":
         refuse_unreadable(scan, config.data)
     readable, skipped = _without_unreadable(listing, scan)
     refuse_unreadable(scan, config.data)
     # among the readable ones: skipped files are as if they were not there
-    indices = {entry.key: index for index, entry in enumerate(readable.entries)}
-    entries, split_notes = _divide(readable, scan, config)
-    notes = listing.notes + skipped + split_notes + _duplicate_notes(entries, scan)
-    notes += compare_splits(entries, kind=listing.kind, source=printable(listing.source))
-    task = _task(replace(readable, entries=entries), log=config.data.log)
+    indices = {record.name: index for index, record in enumerate(readable.records)}
+    records, split_notes = _divide(readable, scan, config)
+    notes = listing.notes + skipped + split_notes + _duplicate_notes(records, scan)
+    notes += compare_splits(records, kind=listing.kind, source=listing.source.name)
+    task = _task(replace(readable, records=records), log=config.data.log)
     samples = {
         split: tuple(
             Sample(
-                path=entry.path,
-                key=entry.key,
-                index=indices[entry.key],
-                target=make_target(entry, listing.names, task),
-                content=scan.hashes[entry.key],
-                stamp=scan.stamps[entry.key],
+                record=replace(record, digest=scan.hashes[record.name]),
+                index=indices[record.name],
+                target=make_target(record, task),
+                stamp=scan.stamps[record.name],
             )
-            for entry in entries
-            if entry.split == split
+            for record in records
+            if record.split == split
         )
         for split in ("train", "val", "test")
     }
@@ -144,7 +157,7 @@ def _assemble(
     *,
     config: Config,
     preprocess: Preprocess,
-    images: tuple[TaskSpec, Scan, Path, tuple[str, ...]],
+    images: tuple[TaskSpec, Scan, Source, tuple[str, ...]],
 ) -> Images:
     task, scan, source, notes = images
     size = _batch_size(len(samples["train"])) if config.batch.size == "auto" else config.batch.size
@@ -156,6 +169,7 @@ def _assemble(
         notes = (*notes, f"images are not mirrored, for {some(sides)} say a side; to mirror them: --augment.flip true")
     changes = train_transform(augment.preset, flip=flip, preprocess=preprocess)
     val = ImageDataset(
+        source=source,
         samples=samples["val"],
         task=task,
         preprocess=preprocess,
@@ -202,77 +216,77 @@ def _batch_size(count: int) -> int:
 def _without_unreadable(listing: Listing, scan: Scan) -> tuple[Listing, tuple[str, ...]]:
     if not scan.unreadable:
         return listing, ()
-    entries = tuple(entry for entry in listing.entries if entry.key in scan.hashes)
-    where, shown = printable(listing.source), [f"{image.key} ({image.reason})" for image in scan.unreadable]
-    gone = sorted({label for entry in listing.entries for label in entry.labels})
-    left = {label for entry in entries for label in entry.labels}
+    records = tuple(record for record in listing.records if record.name in scan.hashes)
+    where, shown = listing.source.name, [f"{image.key} ({image.reason})" for image in scan.unreadable]
+    gone = sorted({label for record in listing.records for label in record.labels})
+    left = {label for record in records for label in record.labels}
     lost = [name for name in gone if name not in left]
-    if not entries or lost:
+    if not records or lost:
         what = f"no image of {some(lost)} can be read" if lost else "no image can be read"
         raise DataError(f"{where}: {what}, e.g. {shown[0]}; mend the files, or remove the class")
-    emptied = {entry.split for entry in listing.entries} - {entry.split for entry in entries}
+    emptied = {record.split for record in listing.records} - {record.split for record in records}
     if emptied:
         raise DataError(
             f"{where}: no image of {some(sorted(map(str, emptied)))} can be read, e.g. {shown[0]}; mend them"
         )
     note = f"{len(shown)} unreadable {'images are' if len(shown) > 1 else 'image is'} left out: {some(shown)}"
-    return replace(listing, entries=entries), (note,)
+    return replace(listing, records=records), (note,)
 
 
-def _divide(listing: Listing, scan: Scan, config: Config) -> tuple[tuple[Entry, ...], tuple[str, ...]]:
-    """Entries with their splits, and how they came about."""
-    given = Counter(entry.split for entry in listing.entries)
+def _divide(listing: Listing, scan: Scan, config: Config) -> tuple[tuple[Record, ...], tuple[str, ...]]:
+    """Records with their splits, and how they came about."""
+    given = Counter(record.split for record in listing.records)
     if given["val"] > 0:
         notes = [f"split: as given: {given['train']} train, {given['val']} val, {given['test']} test"]
         if config.data.test > 0 and given["test"] == 0:
             notes.append("data.test is not used: the data have their own split")
         if config.data.val != Data().val:
             notes.append("data.val is not used: the data have their own split")
-        return listing.entries, (*notes, *_find_shared_groups(listing.entries))
-    ours = [entry for entry in listing.entries if entry.split in (None, "train")]
+        return listing.records, (*notes, *_find_shared_groups(listing.records))
+    ours = [record for record in listing.records if record.split in (None, "train")]
     test = 0.0 if given["test"] else config.data.test
     if config.data.val + test >= 1:
         raise DataError(f"data.val, data.test: {config.data.val} and {test} leave nothing to train on; give less")
-    chosen = split_entries(ours, duplicates=scan.duplicates, val=config.data.val, test=test, seed=config.seed)
+    chosen = split_records(ours, duplicates=scan.duplicates, val=config.data.val, test=test, seed=config.seed)
     counts: Counter[Split] = Counter(chosen.values())
     if not counts["val"] or (test > 0 and not counts["test"]):
         raise DataError(
-            f"{printable(listing.source)}: {len(ours)} images are too few to hold some out; give at least two of a "
+            f"{listing.source.name}: {len(ours)} images are too few to hold some out; give at least two of a "
             f"class (not copies of one picture, nor all of one group), or folders train and val"
         )
     by = find_kind(listing.kind).stratum
     kept = "duplicates" if config.data.group is None else f"duplicates and equal {config.data.group!r}"
     parts = ", ".join(f"{counts[split]} {split}" for split in ("train", "val", "test") if counts[split])
     note = f"split: made by seed {config.seed}, stratified by {by}: {parts}; {kept} stay on one side"
-    entries = tuple(replace(entry, split=chosen.get(entry.key, entry.split)) for entry in listing.entries)
-    return entries, (note, *_find_shared_groups(entries))  # a given test split may cut one
+    records = tuple(replace(record, split=chosen.get(record.name, record.split)) for record in listing.records)
+    return records, (note, *_find_shared_groups(records))  # a given test split may cut one
 
 
-def _find_shared_groups(entries: Sequence[Entry]) -> tuple[str, ...]:
+def _find_shared_groups(records: Sequence[Record]) -> tuple[str, ...]:
     """Groups that a given split cuts through."""
     sides: dict[str, set[str]] = defaultdict(set)
-    for entry in entries:
-        if entry.group is not None:
-            sides[entry.group].add(str(entry.split))
+    for record in records:
+        if record.group is not None:
+            sides[record.group].add(str(record.split))
     cut = sorted(group for group, splits in sides.items() if len(splits) > 1)
     verb = "groups are" if len(cut) > 1 else "group is"
     return (f"{len(cut)} {verb} in more than one split as given: {some(cut)}",) if cut else ()
 
 
-def _duplicate_notes(entries: Sequence[Entry], scan: Scan) -> tuple[str, ...]:
+def _duplicate_notes(records: Sequence[Record], scan: Scan) -> tuple[str, ...]:
     """What exact copies mean for these splits and labels."""
-    by_key = {entry.key: entry for entry in entries}
-    groups = [[by_key[key] for key in keys] for keys in scan.duplicates]
+    by_name = {record.name: record for record in records}
+    groups = [[by_name[name] for name in names] for names in scan.duplicates]
     notes = []
     for one, other in (("train", "val"), ("train", "test"), ("val", "test")):
-        shared = [group for group in groups if {one, other} <= {str(entry.split) for entry in group}]
+        shared = [group for group in groups if {one, other} <= {str(record.split) for record in group}]
         if shared:
-            shown = some([group[0].key for group in shared], limit=3)
+            shown = some([group[0].name for group in shared], limit=3)
             verb = "images are" if len(shared) > 1 else "image is"
             notes.append(f"{len(shared)} {verb} in both {one} and {other} (exact copies, e.g. {shown})")
-    torn = [group for group in groups if len({(entry.labels, entry.numbers) for entry in group}) > 1]
+    torn = [group for group in groups if len({_answer(record) for record in group}) > 1]
     if torn:
-        examples = [f"{entry.key} = {entry.labels or entry.numbers}" for entry in torn[0][:2]]
+        examples = [f"{record.name} = {record.labels or _answer(record)[1]}" for record in torn[0][:2]]
         verb = "images have" if len(torn) > 1 else "image has"
         notes.append(f"{len(torn)} {verb} copies with different labels, e.g. {some(examples)}")
     if groups and not notes:
@@ -280,8 +294,12 @@ def _duplicate_notes(entries: Sequence[Entry], scan: Scan) -> tuple[str, ...]:
     return tuple(notes)
 
 
+def _answer(record: Record) -> tuple[tuple[str, ...], tuple[float, ...]]:
+    return record.labels, tuple(record.numbers.values())
+
+
 def _task(listing: Listing, *, log: bool) -> TaskSpec:
-    train = [entry.numbers for entry in listing.entries if entry.split == "train"]
+    train = [tuple(record.numbers.values()) for record in listing.records if record.split == "train"]
     return find_kind(listing.kind).make_spec(listing.names, train, log)
 
 
@@ -294,15 +312,20 @@ def image_batches(
         DataError: an image is of no accepted kind, a path does not exist, or there is no image. Unreadable ones are
             named while batches are read.
     """
-    samples = list_images(images)
-    return make_evaluation_batches(samples, task=task, preprocess=preprocess, batch_size=batch_size, workers=workers)
+    source = list_images(images)
+    samples = tuple(Sample(record=record, index=place, target=()) for place, record in enumerate(source.listed))
+    return make_evaluation_batches(
+        source, samples, task=task, preprocess=preprocess, batch_size=batch_size, workers=workers
+    )
 
 
-def audit(source: str | Path, *, on_decoded: OnDecoded | None = None) -> Scan:
-    """Decode every image of a folder or table once, and return what was found.
+def audit(source: str | Path | Source, *, on_decoded: OnDecoded | None = None) -> Scan:
+    """Decode every image of a folder, a table or a source once, and return what was found.
+
+    All of them are read, whatever earlier scans found; what is found now is kept for later runs (in HEADSTART_CACHE).
 
     Args:
-        ``source``: A folder of class folders, or a table, as for ``hs.open_images``.
+        ``source``: A folder of class folders, a table or a source in Python, as for ``hs.open_images``.
         ``on_decoded``: A function that is called with (images done, images in all).
 
     Returns:
@@ -318,4 +341,8 @@ def audit(source: str | Path, *, on_decoded: OnDecoded | None = None) -> Scan:
         >>> len(found.hashes), found.unreadable, found.duplicates
         (16, (), ())
     """
-    return scan_files(list_files(Data(source=str(source))), threads=available_cores(), on_decoded=on_decoded)
+    if isinstance(source, str | Path):
+        source = list_unlabelled(Data(source=str(source)))
+    records = list_names(source)
+    kept = DiskCache(cache_folder(), limit_bytes=int(Cache().limit_gb * 1e9))
+    return scan_records(source, records, threads=available_cores(), disk_cache=kept, fresh=True, on_decoded=on_decoded)

@@ -26,6 +26,7 @@ from headstart.data.decoding.interruptible import iterate_interruptibly
 from headstart.data.reading import stack_read
 from headstart.data.sampler import BatchIndices, EpochSampler, pad_groups
 from headstart.data.sources.samples import Sample
+from headstart.data.sources.source import Source
 from headstart.data.transforms.transforms import eval_transform
 from headstart.data.workers import kill_workers_left_over, stay_with
 from headstart.distributed.processes import SINGLE_PROCESS, Processes, current
@@ -70,6 +71,11 @@ class Batches:
     def samples(self) -> tuple[Sample, ...]:
         """The images, by index."""
         return self.images.samples
+
+    @property
+    def source(self) -> Source:
+        """What gives the bytes of the images."""
+        return self.images.source
 
     @property
     def task(self) -> TaskSpec:
@@ -185,15 +191,22 @@ class Batches:
                 *tensors, changed_digests = values
                 for row, digest in changed_digests:
                     assert images.changed is not None, "a changed file ends the run"
-                    images.changed.add(images.samples[indices[row]], digest)
+                    images.changed.add(images.samples[indices[row]], digest, source=images.source)
                 yield tuple(tensors)
 
 
 def make_evaluation_batches(
-    samples: tuple[Sample, ...], *, task: TaskSpec, preprocess: Preprocess, batch_size: int, workers: int
+    source: Source,
+    samples: tuple[Sample, ...],
+    *,
+    task: TaskSpec,
+    preprocess: Preprocess,
+    batch_size: int,
+    workers: int,
 ) -> Batches:
     """Batches of these images in order, framed as the model's own evaluation does it."""
-    images = ImageDataset(samples=samples, task=task, preprocess=preprocess, transform=eval_transform(preprocess))
+    transform = eval_transform(preprocess)
+    images = ImageDataset(source=source, samples=samples, task=task, preprocess=preprocess, transform=transform)
     return Batches(dataset=images, batch_size=batch_size, workers=workers)
 
 

@@ -15,90 +15,95 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from headstart.data.decoding.decode import FileRead, UnreadableImage, printable, read_file
+from headstart.data.decoding.decode import UnreadableImage
 from headstart.data.decoding.lazy_image import LazyImage, stack_images
 from headstart.data.sources.samples import Sample
+from headstart.data.sources.source import Source, read_content
 from headstart.errors import RunError
 
 _SHOWN = 16  # hexadecimal digits of a SHA-256, in messages
 
 
 class ChangedImage(RunError):
-    """A file is not what it was when it was scanned; ``problem`` is a phrase."""
+    """An image is not what it was when it was scanned; ``where`` is how messages name it, ``problem`` a phrase."""
 
-    def __init__(self, path: Path | str, problem: str) -> None:
-        self.path = Path(path)
+    def __init__(self, where: str, problem: str) -> None:
+        self.where = where
         self.problem = problem
         super().__init__(
-            f"{printable(path)}: {problem}; put the file back as it was and go on with --resume (resume=True), or "
+            f"{where}: {problem}; put the file back as it was and go on with --resume (resume=True), or "
             "start a new run on the files as they are now with another --out"
         )
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.path, self.problem)
+        return type(self), (self.where, self.problem)
+
+    @property
+    def path(self) -> Path:
+        """``where`` as a path, for scripts that know images as files."""
+        return Path(self.where)
 
 
 class ChangedFiles:
-    """The files that were used as they are now, not as they were scanned; each is told once."""
+    """The images that were used as they are now, not as they were scanned; each is told once."""
 
     def __init__(self) -> None:
         self._untold: list[str] = []
-        self._paths: set[Path] = set()
+        self._names: set[str] = set()
 
-    def __contains__(self, path: Path) -> bool:
-        return path in self._paths
+    def __contains__(self, name: str) -> bool:
+        return name in self._names
 
     def __bool__(self) -> bool:
-        return bool(self._paths)
+        return bool(self._names)
 
-    def add(self, sample: Sample, digest: str) -> None:
-        """This sample's file now has this SHA-256."""
-        if sample.path not in self._paths:
-            self._paths.add(sample.path)
+    def add(self, sample: Sample, digest: str, *, source: Source) -> None:
+        """This sample's image now has this SHA-256."""
+        if sample.key not in self._names:
+            self._names.add(sample.key)
             change = describe_change(sample, digest)
-            self._untold.append(f"data: {printable(sample.path)}: {change}; used as it is now, and kept in no cache")
+            self._untold.append(
+                f"data: {source.where(sample.record)}: {change}; used as it is now, and kept in no cache"
+            )
 
     def news(self) -> list[str]:
-        """Sentences on the files that were found since this was last asked."""
+        """Sentences on the images that were found since this was last asked."""
         found, self._untold = self._untold, []
         return found
 
 
 def describe_change(sample: Sample, digest: str) -> str:
     """How a message says that the file has changed."""
-    was, now = sample.content[:_SHOWN], digest[:_SHOWN]
+    was, now = sample.digest[:_SHOWN], digest[:_SHOWN]
     return f"the file has changed since it was read first (its SHA-256 was {was}..., now it is {now}...)"
 
 
-def read_sample(sample: Sample) -> FileRead:
-    """The bytes of the sample's image, from its file or from memory.  Raises: UnreadableImage: there are none."""
-    return read_file(sample.path) if sample.encode is None else FileRead(sample.encode(), ())
-
-
-def open_image_as_scanned(sample: Sample, *, channels: int, stored: bool, stops: bool) -> tuple[LazyImage, str]:
-    """The sample's picture, and the SHA-256 of its file where that is not the scanned one, else "".
+def open_image_as_scanned(
+    source: Source, sample: Sample, *, channels: int, stored: bool, stops: bool
+) -> tuple[LazyImage, str]:
+    """The sample's picture, and the SHA-256 of its bytes where that is not the scanned one, else "".
 
     ``stored``: what is made of it is to be kept, so that the SHA-256 is compared whatever the stamp says. ``stops``:
-    another file than the scanned one is an error. A sample that was not scanned is only read.
+    another image than the scanned one is an error. A sample that was not scanned is only read.
 
     Raises: UnreadableImage: it gives no picture. ChangedImage: see ``stops``.
     """
-    read, digest = read_sample(sample), ""
-    if sample.content and (stored or not read.stamp or read.stamp != sample.stamp):
-        found = hashlib.sha256(read.content).hexdigest()
-        digest = found if found != sample.content else ""
+    (content, stamp), digest = read_content(source, sample.record), ""
+    if sample.digest and (stored or not stamp or stamp != sample.stamp):
+        found = hashlib.sha256(content).hexdigest()
+        digest = found if found != sample.digest else ""
     if digest and stops:
-        raise ChangedImage(sample.path, describe_change(sample, digest))
-    return LazyImage(read.content, path=sample.path, channels=channels), digest
+        raise ChangedImage(source.where(sample.record), describe_change(sample, digest))
+    return LazyImage(content, where=source.where(sample.record), channels=channels), digest
 
 
 def sendable(error: UnreadableImage | ChangedImage, sample: Sample) -> UnreadableImage | ChangedImage:
-    """The error without its traceback, which does not cross processes. A file that was scanned could be read then."""
+    """The error without its traceback, which does not cross processes. An image that was scanned could be read then."""
     if isinstance(error, ChangedImage):
-        return ChangedImage(error.path, error.problem)
-    if sample.content:
-        return ChangedImage(error.path, f"{error.reason}, and it could be read when the run began")
-    return UnreadableImage(error.path, error.reason)
+        return ChangedImage(error.where, error.problem)
+    if sample.digest:
+        return ChangedImage(error.where, f"{error.reason}, and it could be read when the run began")
+    return UnreadableImage(error.where, error.reason)
 
 
 ImageRead = tuple[Tensor, Tensor, str] | UnreadableImage | ChangedImage

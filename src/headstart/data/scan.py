@@ -8,14 +8,18 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from headstart.config.schema import Data
-from headstart.data.decoding.decode import UnreadableImage, check_image, read_file
+from headstart.data.decoding.decode import UnreadableImage, check_image
 from headstart.data.decoding.interruptible import map_in_threads
+from headstart.data.scan_cache import Findings, read_findings, write_findings
+from headstart.data.sources.source import Record, Source, Stamp, is_stamped, read_content
 from headstart.distributed.collectives import all_gather_object
 from headstart.distributed.processes import current
-from headstart.errors import DataError
+from headstart.errors import DataError, StorageError
+from headstart.storage.disk_cache import DiskCache
 
 OnDecoded = Callable[[int, int], None]
 """Called with (images done, images in all)."""
@@ -23,59 +27,126 @@ OnDecoded = Callable[[int, int], None]
 
 @dataclass(frozen=True, kw_only=True)
 class Unreadable:
-    """An image that gives no picture, and why."""
+    """An image that gives no picture: how messages name it, its name in the source, and why."""
 
-    path: Path
+    where: str
     key: str
     reason: str
+
+    @property
+    def path(self) -> Path:
+        """``where`` as a path, for scripts that know images as files."""
+        return Path(self.where)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scan:
-    """What the pass found. ``hashes``: SHA-256 of each readable file, by key; ``duplicates``: keys of equal files;
-    ``stamps``: size, times and inode of each readable file, empty where they prove nothing.
+    """What the pass found. ``hashes``: SHA-256 of each readable image, by name; ``duplicates``: names of equal ones;
+    ``stamps``: what the source says of each readable one (of a file size, times and inode), empty where that proves
+    nothing; ``known``: how many were not decoded, since they are what an earlier scan found; ``not_kept``: why what was
+    found is not kept for later ones, as a sentence.
     """
 
     hashes: Mapping[str, str]
     unreadable: tuple[Unreadable, ...]
     duplicates: tuple[tuple[str, ...], ...]
     stamps: Mapping[str, tuple[int, ...]] = field(default_factory=dict, repr=False)
+    known: int = 0
+    not_kept: str | None = None
+
+    def describe_kept(self) -> tuple[str, ...]:
+        """Sentences on what was taken from earlier scans, and what cannot be kept for later ones."""
+        count = len(self.hashes) + len(self.unreadable)
+        taken = f"data: {self.known} of {count} images are as an earlier scan found them, and were not decoded again"
+        lost = f"data: what the scan found is not kept for later ones: {self.not_kept}"
+        return (*([taken] if self.known else []), *([lost] if self.not_kept else []))
 
 
-def scan_files(files: Sequence[tuple[Path, str]], *, threads: int, on_decoded: OnDecoded | None = None) -> Scan:
-    """Decode every (path, key), in threads: Pillow's decoders release the interpreter's lock.
+@dataclass(frozen=True)
+class _Outcome:
+    """Of one image: its name, SHA-256 or why it cannot be read, stamp, and whether an earlier scan found this."""
 
-    Of several processes each decodes its part, and each gets the whole result.
+    name: str
+    digest: str | None = None
+    reason: str = ""
+    stamp: Stamp = ()
+    known: bool = False
+
+
+def scan_records(
+    source: Source,
+    records: Sequence[Record],
+    *,
+    threads: int,
+    disk_cache: DiskCache | None = None,
+    fresh: bool = False,
+    on_decoded: OnDecoded | None = None,
+) -> Scan:
+    """Decode the image of every record, in threads: Pillow's decoders release the interpreter's lock.
+
+    Of several processes each decodes its part, and each gets the whole result. What is found is kept in ``disk_cache``,
+    and what earlier scans found there of images that have not changed is taken, unless ``fresh``.
     """
     ours = current()
-    part = files[ours.rank :: ours.world_size]
-    outcomes: list[tuple[str, str | None, str | None, tuple[int, ...]]] = []  # key, hash, reason, stamp
-    with closing(map_in_threads(_examine, part, threads=threads)) as examined:
-        for done, (file, outcome) in enumerate(zip(part, examined, strict=True), start=1):
-            if isinstance(outcome, Unreadable):
-                outcomes.append((file[1], None, outcome.reason, ()))
-            else:
-                outcomes.append((file[1], outcome[0], None, outcome[1]))
+    findings, problem = _read_findings(source, None if fresh else disk_cache)
+    part, outcomes = records[ours.rank :: ours.world_size], list[_Outcome]()
+    examine = partial(_examine, source, findings)
+    with closing(map_in_threads(examine, part, threads=threads)) as examined:
+        for done, outcome in enumerate(examined, start=1):
+            outcomes.append(outcome)
             if on_decoded is not None:
-                on_decoded(min(done * ours.world_size, len(files)), len(files))
-    found = {key: rest for some in all_gather_object(outcomes) for key, *rest in some}
-    hashes = {key: found[key][0] for _, key in files if found[key][0] is not None}
-    unreadable = tuple(
-        Unreadable(path=path, key=key, reason=found[key][1]) for path, key in files if found[key][0] is None
+                on_decoded(min(done * ours.world_size, len(records)), len(records))
+    found = {one.name: one for some in all_gather_object(outcomes) for one in some}
+    ordered = [(record, found[record.name]) for record in records]
+    if disk_cache is not None and problem is None and ours.local_rank == 0:
+        problem = _keep_findings(source, disk_cache, [one for one in found.values() if not one.known])
+    hashes = {one.name: one.digest for _, one in ordered if one.digest is not None}
+    return Scan(
+        hashes=hashes,
+        unreadable=tuple(
+            Unreadable(where=source.where(record), key=record.name, reason=one.reason)
+            for record, one in ordered
+            if one.digest is None
+        ),
+        duplicates=_duplicates(hashes),
+        stamps={name: found[name].stamp for name in hashes},
+        known=sum(one.known for one in found.values()),
+        not_kept=problem,
     )
-    stamps = {key: tuple(found[key][2]) for key in hashes}
-    return Scan(hashes=hashes, unreadable=unreadable, duplicates=_duplicates(hashes), stamps=stamps)
 
 
-def _examine(file: tuple[Path, str]) -> tuple[str, tuple[int, ...]] | Unreadable:
-    """The readable file's SHA-256 and stamp."""
-    path, key = file
+def _read_findings(source: Source, disk_cache: DiskCache | None) -> tuple[Findings, str | None]:
+    """What earlier scans found, or why that cannot be used."""
+    if disk_cache is None or not is_stamped(source):
+        return {}, None
     try:
-        read = read_file(path)
-        check_image(read.content, path=path)
+        return read_findings(disk_cache, source.place), None
+    except StorageError as error:
+        return {}, str(error)
+
+
+def _keep_findings(source: Source, disk_cache: DiskCache, outcomes: Sequence[_Outcome]) -> str | None:
+    """Keep what is new and proves something for later scans; why that cannot be done."""
+    new = {one.name: (one.stamp, one.digest) for one in outcomes if one.digest is not None and one.stamp}
+    if not new or not is_stamped(source):
+        return None
+    try:
+        write_findings(disk_cache, source.place, new)
+    except StorageError as error:
+        return str(error)
+    return None
+
+
+def _examine(source: Source, findings: Findings, record: Record) -> _Outcome:
+    stamp, digest = findings.get(record.name, ((), ""))
+    if stamp and is_stamped(source) and source.stamp(record) == stamp:
+        return _Outcome(record.name, digest, stamp=stamp, known=True)
+    try:
+        content, stamp = read_content(source, record)
+        check_image(content, where=source.where(record))
     except UnreadableImage as error:
-        return Unreadable(path=path, key=key, reason=error.reason)
-    return hashlib.sha256(read.content).hexdigest(), read.stamp
+        return _Outcome(record.name, reason=error.reason)
+    return _Outcome(record.name, hashlib.sha256(content).hexdigest(), stamp=stamp)
 
 
 def _duplicates(hashes: Mapping[str, str]) -> tuple[tuple[str, ...], ...]:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from headstart.data.randomness import derive_seed
-from headstart.data.sources.samples import Entry, Split
+from headstart.data.sources.source import Record, Split
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,15 +20,15 @@ class Cluster:
     number: float  # mean of the first target; 0 where there is none
 
 
-def split_entries(
-    entries: Sequence[Entry], *, duplicates: Sequence[Sequence[str]], val: float, test: float, seed: int
+def split_records(
+    records: Sequence[Record], *, duplicates: Sequence[Sequence[str]], val: float, test: float, seed: int
 ) -> dict[str, Split]:
     """Split of each key: shares ``val`` and ``test`` of the images of every class, the rest training.
 
     Every class of two images or more gets one in validation where duplicates and groups allow it, and every class
     keeps one in training. For numbers the strata are quantiles of the first one, for tags the rarest tag.
     """
-    clusters = make_clusters(entries, duplicates=duplicates)
+    clusters = make_clusters(records, duplicates=duplicates)
     strata = _strata(clusters)
     chosen: dict[str, Split] = {key: "train" for cluster in clusters for key in cluster.keys}
     held = _hold_out(clusters, strata, share=val, seed=derive_seed("val", seed))
@@ -41,9 +41,9 @@ def split_entries(
     return chosen
 
 
-def make_clusters(entries: Sequence[Entry], *, duplicates: Sequence[Sequence[str]]) -> list[Cluster]:
+def make_clusters(records: Sequence[Record], *, duplicates: Sequence[Sequence[str]]) -> list[Cluster]:
     """Images joined by equal content or an equal group, in the order of their first keys."""
-    parent = {entry.key: entry.key for entry in entries}
+    parent = {record.name: record.name for record in records}
 
     def find(key: str) -> str:
         while parent[key] != key:
@@ -52,24 +52,24 @@ def make_clusters(entries: Sequence[Entry], *, duplicates: Sequence[Sequence[str
         return key
 
     together: dict[str, list[str]] = defaultdict(list)
-    for entry in entries:
-        if entry.group is not None:
-            together[entry.group].append(entry.key)
+    for record in records:
+        if record.group is not None:
+            together[record.group].append(record.name)
     for keys in [*together.values(), *duplicates]:
         known = [key for key in keys if key in parent]
         for key in known[1:]:
             parent[find(key)] = find(known[0])
-    members: dict[str, list[Entry]] = defaultdict(list)
-    for entry in sorted(entries, key=lambda entry: entry.key):
-        members[find(entry.key)].append(entry)
+    members: dict[str, list[Record]] = defaultdict(list)
+    for record in sorted(records, key=lambda record: record.name):
+        members[find(record.name)].append(record)
     return [_cluster(same) for same in members.values()]
 
 
-def _cluster(entries: Sequence[Entry]) -> Cluster:
-    numbers = [entry.numbers[0] for entry in entries if entry.numbers]
+def _cluster(records: Sequence[Record]) -> Cluster:
+    numbers = [next(iter(record.numbers.values())) for record in records if record.numbers]
     return Cluster(
-        keys=tuple(entry.key for entry in entries),
-        labels=frozenset(label for entry in entries for label in entry.labels),
+        keys=tuple(record.name for record in records),
+        labels=frozenset(label for record in records for label in record.labels),
         number=math.fsum(numbers) / len(numbers) if numbers else 0.0,
     )
 

@@ -10,14 +10,14 @@ from headstart.data.images import Images, load_images
 from headstart.data.loader import Batches
 from headstart.data.sources.listing import list_source
 from headstart.data.workers import check_room
-from headstart.events import ScanProgress
+from headstart.events import Note, ScanProgress
 from headstart.planning.about import about_data
 from headstart.planning.draft import Draft
 
 
 def list_images(draft: Draft) -> Draft:
     """As it was, once there are images with labels.  Raises: DataError."""
-    list_source(draft.config.data, kind=draft.config.task.kind)
+    list_source(draft.config.data, kind=draft.config.task.kind, given=draft.own_data)
     return draft
 
 
@@ -30,7 +30,9 @@ def read_images(draft: Draft) -> Draft:
     def show_progress(done: int, total: int) -> None:
         draft.emit(ScanProgress(done, total))
 
-    images = load_images(draft.config, draft.opened.preprocess, on_decoded=show_progress)
+    images = load_images(draft.config, draft.opened.preprocess, given=draft.own_data, on_decoded=show_progress)
+    for text in images.scan.describe_kept():
+        draft.emit(Note(text))
     images = _for_accelerator(images, draft.device) if draft.device.type != "cpu" else images
     check_room(workers=images.train.workers, batch_bytes=_batch_bytes(images.train))
     return replace(draft.decide(*about_data(images)), images=images)

@@ -30,7 +30,7 @@ def make_document(draft: Draft) -> dict[str, Any]:
         "preprocess": opened.preprocess.to_dict(),
         "phases": [_phase_document(opened.module, course, phase, steps) for phase in course.phases],
         "data": {
-            "source": str(images.source.absolute()), "root": str(images.root.absolute()),
+            "source": images.place, "root": str(images.root.absolute()) if images.root else None,
             "digest": _data_digest(images), "notes": list(images.notes),
             **{name: len(split.samples) if split else 0 for name, split in splits.items()},
             "class_counts": {name: split.class_counts() for name, split in splits.items() if split},

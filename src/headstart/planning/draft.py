@@ -12,6 +12,7 @@ from torch import nn
 
 from headstart.config.schema import Config
 from headstart.data.images import Images
+from headstart.data.sources.source import Source
 from headstart.distributed.processes import current
 from headstart.events import Decision, Watch
 from headstart.models.sources import OpenedModel
@@ -45,6 +46,7 @@ class Draft:
         ``config``: What the user asks for.
         ``given``: A module of the user's own, or None.
         ``own_loss``: A loss function of the user's own, or None.
+        ``own_data``: A source of images of the user's own, or None.
         ``emit``: Called with what is found on the way.
         ``recorded``: The choices that were measured when the run began, which stay; empty for a new run.
         ``decisions``: Every decision so far, with its reason.
@@ -66,6 +68,7 @@ class Draft:
     config: Config
     given: nn.Module | InPlace | None = None
     own_loss: LossFunction | None = None
+    own_data: Source | None = None
     emit: Watch
     recorded: Choices = field(default_factory=dict)
     decisions: tuple[Decision, ...] = ()

@@ -12,6 +12,7 @@ from torch import nn
 
 from headstart.config.schema import Config
 from headstart.data.images import Images
+from headstart.data.sources.source import Source
 from headstart.errors import ConfigError
 from headstart.events import Decided, Plan, Watch
 from headstart.models.sources import OpenedModel
@@ -98,16 +99,17 @@ class Prepared:
 
 def prepare(
     config: Config, *, module: nn.Module | InPlace | None, loss: LossFunction | None, emit: Watch,
-    recorded: Choices | None = None,
+    data: Source | None = None, recorded: Choices | None = None,
 ) -> Prepared:  # fmt: skip
     """Open the model, read every image, replace the head, decide the rest; nothing is written.
 
     Of a module that is given a copy is prepared, unless it is ``InPlace``; the global generators are seeded in any
-    case. ``recorded``: the choices that were measured when the run began; they stay.
+    case. ``data``: a source instead of that of the config. ``recorded``: the choices that were measured when the run
+    began; they stay.
 
     Raises: ConfigError, ModelError, DataError: the user's mistakes.
     """
-    draft = Draft(config=config, given=module, own_loss=loss, emit=emit, recorded=recorded or {})
+    draft = Draft(config=config, given=module, own_loss=loss, own_data=data, emit=emit, recorded=recorded or {})
     draft = _take(OPENED, draft)
     with no_trace(draft.module):
         draft = _take(TRIED, draft)

@@ -5,13 +5,15 @@ from __future__ import annotations
 import base64
 import hashlib
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path, PurePosixPath
 
 from PIL import Image
 
-from headstart.data.decoding.decode import UnreadableImage, decode_image, read_bytes
+from headstart.data.decoding.decode import UnreadableImage, decode_image
+from headstart.data.sources.files import read_file
 from headstart.reports.run_record import RunRecord
 from headstart.tasks.rows import cell
 
@@ -19,6 +21,9 @@ SIDE = 160  # pixels of a thumbnail's longer side
 MOST = 12  # pictures in each of the two galleries
 _UNKNOWN = ""  # in the place of a SHA-256: runs of earlier versions have none
 _MOST_BYTES = 300_000  # of data URIs in each of the two
+
+ReadImage = Callable[[str], bytes | None]
+"""Gives the bytes of an image by its name, or None where there is none.  Raises: UnreadableImage."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,23 +49,32 @@ class Gallery:
     samples: tuple[Picture, ...]
 
 
-def gallery(record: RunRecord) -> Gallery:
-    """At most 12 of the worst mistakes and 12 others, with thumbnails where the images can still be read."""
+def gallery(record: RunRecord, *, read: ReadImage | None = None) -> Gallery:
+    """At most 12 of the worst mistakes and 12 others, with thumbnails where the images can still be read: by ``read``,
+    else as files of the folders that the run names.
+    """
+    readers: list[ReadImage] = [
+        *([] if read is None else [read]),
+        *(partial(_read_file_below, root) for root in _roots(record)),
+    ]
     rows = record.predictions
     badness = [record.kind.rate_mistake(row, record.plan["task"]) for row in rows]
     wrong = [place for place in range(len(rows)) if badness[place] > 0]
     worst = sorted(wrong, key=lambda place: (-badness[place], place))[:MOST]
     rest = [place for place in range(len(rows)) if place not in set(worst)]
     chosen = [rest[i * len(rest) // MOST] for i in range(MOST)] if len(rest) > MOST else rest
-    return Gallery(_pictures(record, [rows[i] for i in worst]), _pictures(record, [rows[i] for i in chosen]))
+    return Gallery(
+        _pictures(record, [rows[i] for i in worst], readers), _pictures(record, [rows[i] for i in chosen], readers)
+    )
 
 
-def _pictures(record: RunRecord, rows: Sequence[Mapping[str, str]]) -> tuple[Picture, ...]:
-    roots = _roots(record)
+def _pictures(
+    record: RunRecord, rows: Sequence[Mapping[str, str]], readers: Sequence[ReadImage]
+) -> tuple[Picture, ...]:
     left = _MOST_BYTES
     pictures = []
     for row in rows:
-        picture = _picture(record, row, roots)
+        picture = _picture(record, row, readers)
         if picture.uri and len(picture.uri) > left:
             picture = _caption_picture(record, row, problem="left out to keep this file small")
         left -= len(picture.uri or "")
@@ -68,20 +82,27 @@ def _pictures(record: RunRecord, rows: Sequence[Mapping[str, str]]) -> tuple[Pic
     return tuple(pictures)
 
 
-def _picture(record: RunRecord, row: Mapping[str, str], roots: Sequence[Path]) -> Picture:
-    key = PurePosixPath(cell(row, "id"))
-    if key.is_absolute() or ".." in key.parts:
-        return _caption_picture(record, row, problem="its name leads out of the data folder")
-    problem = "no longer where it was"
-    for path in (root / key for root in roots if (root / key).is_file()):
+def _picture(record: RunRecord, row: Mapping[str, str], readers: Sequence[ReadImage]) -> Picture:
+    name, problem = cell(row, "id"), "no longer where it was"
+    for read in readers:
         try:
-            content = read_bytes(path)
+            content = read(name)
+            if content is None:
+                continue
             if row.get("sha256", _UNKNOWN) in (_UNKNOWN, hashlib.sha256(content).hexdigest()):
-                return _make_picture(record, row, decode_image(content, path=path))
+                return _make_picture(record, row, decode_image(content, where=name))
             problem = "another picture than it was"
         except UnreadableImage as error:
             problem = error.reason
     return _caption_picture(record, row, problem=problem)
+
+
+def _read_file_below(root: Path, name: str) -> bytes | None:
+    """The file of this name.  Raises: UnreadableImage: it cannot be read, or its name leads out of the folder."""
+    if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
+        raise UnreadableImage(name, "its name leads out of the data folder")
+    path = root / name
+    return read_file(path)[0] if path.is_file() else None
 
 
 def _make_picture(record: RunRecord, row: Mapping[str, str], image: Image.Image) -> Picture:
@@ -115,11 +136,15 @@ def _caption_picture(
 
 
 def _roots(record: RunRecord) -> list[Path]:
-    """Folders that ids may start from: the one of the run's images, then where runs of earlier versions had them."""
-    root = record.plan.get("data", {}).get("root")
+    """Folders that ids may start from: the one of the run's images, then where runs of earlier versions had them. None
+    where the run says that its images were no files of one folder.
+    """
+    root = record.plan.get("data", {}).get("root", "")
+    if root is None:
+        return []
     source = Path(str(record.plan.get("data", {}).get("source", "")))
     options = record.config.get("data")
     images = options.get("images") if isinstance(options, dict) else None
     given = [Path(images)] if isinstance(images, str) and images not in ("", "null", "~") else []
-    known = [Path(root)] if isinstance(root, str) else []
+    known = [Path(root)] if isinstance(root, str) and root else []
     return [*dict.fromkeys([*known, *given, source, source.parent, source.parent / "images"])]

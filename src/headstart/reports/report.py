@@ -16,7 +16,7 @@ from headstart.reports.environment import format_facts, inexact_text
 from headstart.reports.figures import curve_figures, rate_figures, step_figures, target_figures
 from headstart.reports.headline import metrics, mismatch, task_scores
 from headstart.reports.model_card import loads_in_timm
-from headstart.reports.pictures import gallery
+from headstart.reports.pictures import ReadImage, gallery
 from headstart.reports.run_record import RunRecord, read_record
 from headstart.storage.durable import write_file
 from headstart.tasks.classify import ClassifyScores
@@ -56,14 +56,14 @@ def report(run: str | Path) -> Path:
     return write_report(Path(run))
 
 
-def write_report(run: Path) -> Path:
-    """Read the run folder, render the page and write it as ``run/report.html``.
+def write_report(run: Path, *, read: ReadImage | None = None) -> Path:
+    """Read the run folder, render the page and write it as ``run/report.html``; ``read`` gives images by name.
 
     Raises: Error: there is no run in this folder. StorageError: a record is damaged, or the page cannot be written.
     """
     path, record = run / "report.html", read_record(run)
     try:
-        page = render(record)
+        page = render(record, read=read)
     except _SHAPES as error:
         raise StorageError(
             f"{run}: a record does not have the shape that headstart writes ({type(error).__name__}: {error}); was "
@@ -74,7 +74,7 @@ def write_report(run: Path) -> Path:
     return path
 
 
-def render(record: RunRecord) -> str:
+def render(record: RunRecord, *, read: ReadImage | None = None) -> str:
     """The page as text: no remote resource, no script, everything of the user's escaped."""
     environment = Environment(
         loader=FileSystemLoader(_TEMPLATES),
@@ -110,7 +110,7 @@ def render(record: RunRecord) -> str:
         classify=_classify(scores) if isinstance(scores, ClassifyScores) else None,
         tags=_tags(scores, record) if isinstance(scores, MultilabelScores) else None,
         targets=target_figures(record, scores.targets) if isinstance(scores, RegressScores) else (),
-        gallery=gallery(record),
+        gallery=gallery(record, read=read),
         figures=curve_figures(record),
         rates=rate_figures(record),
         steps=step_figures(record),

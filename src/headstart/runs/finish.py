@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,6 +13,8 @@ from torch import nn
 
 from headstart.config.schema import Config
 from headstart.data.images import Images
+from headstart.data.loader import Batches
+from headstart.data.sources.source import read_content
 from headstart.distributed.collectives import broadcast_model, collective_errors
 from headstart.models.sources import OpenedModel
 from headstart.runs.bundle import Evaluated, bundle_facts, open_run, write_bundle
@@ -153,7 +155,7 @@ def complete_run(
     )  # fmt: skip
     facts = bundle_facts(ready.opened, ready.swap, ready.config, task=task, evaluated=settings, metrics=metrics)
     write_bundle(run / "model", model, facts, plan=read_json(run / "plan.json"), result=result)
-    contents = {sample.key: sample.content for sample in images.val.samples}
+    contents = {sample.key: sample.digest for sample in images.val.samples}
     write_predictions(run / "predictions.csv", found["val"], task=task, contents=contents)
     for text in changed:
         log.note(text)
@@ -161,7 +163,7 @@ def complete_run(
     log.sync()
     write_json(run / "result.json", result)
     log.note(f"finished: step {state.step}")
-    _report(run)
+    _report(run, read=_reader_of(images.val))
     return _run(run, result, _plain(model, ready))
 
 
@@ -187,10 +189,16 @@ def read_finished_run(run: Path, *, model: nn.Module | InPlace | None) -> Run:
     return _run(run, result, opened.model)
 
 
-def _report(run: Path) -> None:
+def _reader_of(batches: Batches) -> Callable[[str], bytes | None]:
+    """What gives the bytes of an image by its name."""
+    records = {sample.key: sample.record for sample in batches.samples}
+    return lambda name: read_content(batches.source, records[name])[0] if name in records else None
+
+
+def _report(run: Path, *, read: Callable[[str], bytes | None] | None = None) -> None:
     from headstart.reports.report import write_report  # imports matplotlib, 0.5 s, which nothing else needs
 
-    write_report(run)
+    write_report(run, read=read)
 
 
 def _run(run: Path, result: Mapping[str, Any], model: nn.Module) -> Run:

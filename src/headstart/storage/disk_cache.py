@@ -1,4 +1,4 @@
-"""Where activations are kept between runs: a folder per key, the least recently used first to go; ``cache list|clear``.
+"""Where activations and scans are kept between runs, a folder per key, the least recently used first to go.
 
 Nothing here is needed: whatever is removed is computed again by the next run that wants it. What another user could
 have written is not read: whoever can write activations chooses what a head learns.
@@ -7,25 +7,27 @@ have written is not read: whoever can write activations chooses what a head lear
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import os
 import pwd
 import re
 import shlex
 import shutil
 import stat
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from headstart.errors import ConfigError, StorageError
-from headstart.storage.durable import free_bytes, read_json, write_json
+from headstart.storage.durable import free_bytes, read_file, read_json, write_file, write_json
 from headstart.storage.record_file import RecordFile, file_bytes
 
 _KEY = re.compile(r"[0-9a-f]{32}")
-_PAGES, _ABOUT = "pages", "about.json"
+_PAGES, _WHOLE, _ABOUT = "pages", "content", "about.json"
+_SCANS, _SHARE_OF_SCANS = "scans", 0.05
 _SPARE_BYTES = 1 << 30  # left free on the disk: checkpoints need room, too
 
 
@@ -88,10 +90,11 @@ class CacheEntry:
 
 
 class DiskCache:
-    """Page files by key in ``folder``, at most ``limit_bytes`` in all."""
+    """Page files and whole files by key in ``folder``, at most ``limit_bytes`` in all."""
 
-    def __init__(self, folder: Path, *, limit_bytes: int) -> None:
+    def __init__(self, folder: Path, *, limit_bytes: int, within: Path | None = None) -> None:
         self._folder, self._limit = folder, limit_bytes
+        self._private = (folder,) if within is None else (within, folder)
 
     def open_records(self, key: str, *, count: int, record_bytes: int, about: Mapping[str, Any]) -> RecordFile:
         """The key's file, new or as an earlier run left it; older ones of other keys make room for it.
@@ -112,6 +115,51 @@ class DiskCache:
             self._note(key, {**about, "complete": False})
         os.utime(place)
         return file
+
+    def scans(self) -> DiskCache:
+        """The cache in this one for what scans found, at most a twentieth of its size."""
+        limit = int(self._limit * _SHARE_OF_SCANS)
+        return DiskCache(self._folder / _SCANS, limit_bytes=limit, within=self._folder)
+
+    def read_whole(self, key: str) -> bytes | None:
+        """What was last written under this key; None where nothing was, or it is damaged, and then it is removed.
+
+        Raises: StorageError: another user can write it.
+        """
+        assert _KEY.fullmatch(key), key
+        place = self._folder / key
+        path = place / _WHOLE
+        for one in (*self._private, place, path):
+            _refuse_other_writers(one)
+        try:
+            data = read_file(path)
+        except StorageError:  # not there, or a bad sector
+            return None
+        digest, content = data[: hashlib.sha256().digest_size], data[hashlib.sha256().digest_size :]
+        if hashlib.sha256(content).digest() != digest:
+            path.unlink(missing_ok=True)
+            return None
+        with suppress(OSError):
+            os.utime(place)
+        return content
+
+    def update_whole(self, key: str, change: Callable[[bytes | None], bytes], *, about: Mapping[str, Any]) -> None:
+        """Write under this key what ``change`` makes of what is there; others that do the same wait, or write later.
+
+        Raises: StorageError: there is no room within the limit or on the disk, it cannot be written, or another user
+        can write it.
+        """
+        place = self._folder / key
+        for folder in (*self._private, place):
+            self._make_private(folder)
+        with _lock(place):
+            content = change(self.read_whole(key))
+            self._make_room(len(content), but=key)
+            self._make_private(place)
+            write_file(place / _WHOLE, hashlib.sha256(content).digest() + content)
+            (place / _WHOLE).chmod(0o600)
+        self._note(key, {**about, "complete": True})
+        os.utime(place)
 
     def _make_private(self, folder: Path) -> None:
         """The folder is there, and nobody else can write it."""
@@ -152,8 +200,9 @@ class DiskCache:
         shutil.rmtree(self._folder / key, ignore_errors=True)
         return True
 
-    def _make_room(self, need: int) -> None:
-        entries = self.content()
+    def _make_room(self, need: int, *, but: str = "") -> None:
+        """Remove the least recently used, ``but`` the one that is replaced, until so many bytes have room."""
+        entries = [entry for entry in self.content() if entry.key != but]
         total = sum(entry.nbytes for entry in entries)
         free = free_bytes(self._folder)
         for entry in entries:
@@ -172,8 +221,9 @@ class DiskCache:
     def _read_entry(self, path: Path) -> CacheEntry:
         about = self._about(path.name)
         pages = path / _PAGES
+        sizes = [file.stat().st_size for file in (pages, path / _WHOLE) if file.exists()]
         return CacheEntry(
-            key=path.name, nbytes=pages.stat().st_size if pages.exists() else 0,
+            key=path.name, nbytes=sum(sizes),
             used=datetime.fromtimestamp(path.stat().st_mtime, UTC), complete=about.get("complete") is True,
             in_use=_is_open(pages), about=about,
         )  # fmt: skip
@@ -184,6 +234,21 @@ class DiskCache:
         except StorageError:  # not there, or damaged: then not complete
             return {}
         return found if isinstance(found, dict) else {}
+
+
+@contextmanager
+def _lock(folder: Path) -> Iterator[None]:
+    """Hold the folder's lock, where its file system has locks."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise StorageError(f"{folder}: {error.strerror or error}") from error
+    try:
+        with suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _refuse_other_writers(path: Path) -> None:

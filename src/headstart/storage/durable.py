@@ -260,6 +260,11 @@ def _bytes_of(path: Path) -> bytes:
         raise StorageError(f"{path}: cannot be read: {error.strerror or error}") from error
 
 
+def read_file(path: Path) -> bytes:
+    """The bytes of a plain file.  Raises: StorageError: it is missing, a link, or cannot be read."""
+    return _bytes_of(path)
+
+
 def open_log(path: Path, *, needed: int) -> int:
     """A descriptor of a run's file, to add lines of about ``needed`` bytes to.  Raises: StorageError."""
     with explain_os_errors(path, needed=needed):

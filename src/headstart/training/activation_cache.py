@@ -239,7 +239,7 @@ class ActivationDataset:
     def _is_changed(self, position: int) -> bool:
         """Whether this image's file is not the one that the key names: what is made of it is not kept."""
         changed = self.images.changed
-        return changed is not None and self._batches.samples[position].path in changed
+        return changed is not None and self._batches.samples[position].key in changed
 
     def _missing(self) -> list[list[int]]:
         """By view, the images that are not there; all, where the first batch, computed again, is not what is there."""
@@ -281,7 +281,7 @@ class ActivationDataset:
             machine={name: value for name, value in machine.items() if name not in (*FOR_PEOPLE, "world_size")},
             prefix=prefix_digest(self._prefix), preprocess=batches.preprocess.to_dict(),
             transform=transform_key(batches.images.transform), decoded=type(batches.images.decoded).__name__,
-            images=[sample.content for sample in batches.samples],
+            images=[sample.digest for sample in batches.samples],
         )  # fmt: skip
 
     def _changes(self, view: int) -> _Changes:

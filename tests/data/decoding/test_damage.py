@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 import headstart as hs
-from headstart.data.decoding.decode import FORMATS, UnreadableImage, read_image
+from headstart.data.decoding.decode import FORMATS, UnreadableImage
 from headstart.data.reading import ChangedImage
+from headstart.data.sources.files import read_image
 from tests.reliability import damaged_images as damage
 
 

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from headstart.data.decoding.decode import UnreadableImage, read_image
+from headstart.data.decoding.decode import UnreadableImage
+from headstart.data.sources.files import read_image
 
 RAMP = np.linspace(0, 255, 64).round().astype(np.uint8)
 

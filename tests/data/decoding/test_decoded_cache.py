@@ -16,7 +16,9 @@ from headstart.data.augmentation import Augmentation
 from headstart.data.dataset import ImageDataset
 from headstart.data.decoding.decoded_cache import Decoded, open_decoded_cache
 from headstart.data.loader import Batches
+from headstart.data.sources.files import read_file
 from headstart.data.sources.samples import Sample
+from headstart.data.sources.source import Record
 from headstart.data.transforms.transforms import eval_transform, train_transform
 from headstart.models.preprocess import Preprocess
 from headstart.storage.disk_cache import DiskCache
@@ -45,9 +47,24 @@ def photo(tmp_path: Path):
         values = 100 + 80 * np.stack(waves, 2) + noise
         path = tmp_path / f"{number}{suffix}"
         Image.fromarray(values.astype(np.uint8)).save(path, **options)
-        return Sample(path=path, key=path.name, index=number, target=0, content=_digest(path))
+        return Sample(record=Record(name=str(path), digest=_digest(path)), index=number, target=0)
 
     return make
+
+
+class Photos:
+    """Files whose names are their paths."""
+
+    name = "photos"
+
+    def records(self) -> list[Record]:
+        return []
+
+    def read(self, record: Record) -> bytes:
+        return read_file(record.name)[0]
+
+    def where(self, record: Record) -> str:
+        return record.name
 
 
 def _digest(path: Path) -> str:
@@ -60,7 +77,7 @@ def batches(samples, *, preset: str | None, preprocess: Preprocess | None = None
         eval_transform(preprocess) if preset is None else train_transform(preset, flip="auto", preprocess=preprocess)
     )
     images = ImageDataset(
-        samples=tuple(samples), task=TaskSpec(kind="classify", classes=("a",)), preprocess=preprocess,
+        source=Photos(), samples=tuple(samples), task=TaskSpec(kind="classify", classes=("a",)), preprocess=preprocess,
         transform=transform, augmentation=None if preset is None else Augmentation(seed=1),
     )  # fmt: skip
     return Batches(dataset=images, batch_size=3)
@@ -87,7 +104,7 @@ def test_small_photos_keep_every_bit(photo, tmp_path, monkeypatch, preset, inter
     made, wanted = kept(plain, tmp_path / "cache"), pixels(plain)
     assert torch.equal(pixels(made), wanted)
     for sample in samples:
-        sample.path.unlink()  # what comes now was kept
+        Path(sample.key).unlink()  # what comes now was kept
     assert torch.equal(pixels(made), wanted)
 
 
@@ -104,7 +121,7 @@ def test_a_large_photo_is_kept_at_the_working_size_and_cropped_as_without(photo,
     made = kept(plain, tmp_path / "cache")
     assert (pixels(made).float() - pixels(plain).float()).abs().mean() < 6  # of 255, in half noise
     changes = plain.images.transform
-    whole = changes.keep(Image.open(samples[0].path)).pixels
+    whole = changes.keep(Image.open(samples[0].key)).pixels
     assert tuple(whole.shape) == (WORKING, -(-WORKING * 900 // 700), 3)
 
 
@@ -124,7 +141,7 @@ def test_a_photo_too_long_for_its_page_is_decoded_each_time(photo, tmp_path) -> 
     plain = batches([photo(0, (400, 54)), photo(1, (60, 50))], preset="standard")
     made = kept(plain, tmp_path / "cache")
     assert torch.equal(pixels(made), pixels(plain))
-    plain.samples[0].path.unlink()
+    Path(plain.samples[0].key).unlink()
     with pytest.raises(Exception, match=r"0\.jpg: there is no such file"):
         pixels(made)
 
@@ -145,7 +162,9 @@ def test_other_images_or_another_form_are_another_file(photo, tmp_path, change: 
     samples = [photo(number, size) for number, size in enumerate(SMALL)]
     first = batches(samples, preset="standard")
     other = {
-        "content": batches([replace(samples[0], content="x"), *samples[1:]], preset="standard"),
+        "content": batches(
+            [replace(samples[0], record=replace(samples[0].record, digest="x")), *samples[1:]], preset="standard"
+        ),
         "order": batches(samples[::-1], preset="standard"),
         "preset": batches(samples, preset="light"),
         "size": batches(samples, preset="standard", preprocess=replace(shown(), height=40, width=40)),
@@ -166,5 +185,5 @@ def test_a_process_that_gets_it_reads_the_same_file(photo, tmp_path) -> None:
     made = kept(batches([photo(0, (60, 50)), photo(1, (50, 60))], preset=None), tmp_path / "cache")
     wanted = pixels(made)
     for sample in made.samples:
-        sample.path.unlink()
+        Path(sample.key).unlink()
     assert torch.equal(pixels(pickle.loads(pickle.dumps(made))), wanted)

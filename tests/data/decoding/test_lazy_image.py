@@ -20,8 +20,9 @@ from headstart.data.batch import normalise
 from headstart.data.decoding import lazy_image as pictures
 from headstart.data.decoding.crops import Frame, random_frame
 from headstart.data.decoding.decode import UnreadableImage, check_image, decode_image, open_jpeg, open_reduced_jpeg
-from headstart.data.decoding.lazy_image import LazyImage, open_picture, render, stack_images
+from headstart.data.decoding.lazy_image import LazyImage, render, stack_images
 from headstart.data.randomness import drawing_from
+from headstart.data.sources.files import open_picture
 from headstart.data.transforms.colour_jitter import apply_jitter, draw_jitter
 from headstart.data.transforms.transforms import eval_transform, train_transform
 
@@ -73,8 +74,8 @@ def test_a_photo_decoded_smaller_looks_like_the_whole_one(gap: float, interpolat
     content = jpeg(scene(643, 481))
     for side in (64, 100, 130):
         frame = frame_of((32, 16, 520, 401), (side, side))  # a corner that stays where it is at 1/8
-        ours = render(LazyImage(content, path="x"), frame, interpolation=interpolation, gap=gap)
-        whole = render(decode_image(content, path="x"), frame, interpolation=interpolation, gap=gap)
+        ours = render(LazyImage(content, where="x"), frame, interpolation=interpolation, gap=gap)
+        whole = render(decode_image(content, where="x"), frame, interpolation=interpolation, gap=gap)
         assert levels_apart(ours, whole).mean() <= BOUNDS[gap]
 
 
@@ -85,8 +86,8 @@ def test_what_is_decoded_smaller_stays_where_it_is(size: tuple[int, int]) -> Non
     for factor in (2, 4, 8):
         scaled = (size[0] // factor - 2, size[1] // factor - 2)
         frame = frame_of((0, 0, *size), scaled)
-        ours = render(LazyImage(content, path="x"), frame, interpolation="bilinear", gap=1.0)
-        whole = render(decode_image(content, path="x"), frame, interpolation="bilinear", gap=1.0)
+        ours = render(LazyImage(content, where="x"), frame, interpolation="bilinear", gap=1.0)
+        whole = render(decode_image(content, where="x"), frame, interpolation="bilinear", gap=1.0)
         apart = (ours.float() - whole.float())[:2, 4:-4, 4:-4]
         assert abs(apart.mean()) < 0.2
         assert apart.abs().mean() < 0.8
@@ -95,7 +96,7 @@ def test_what_is_decoded_smaller_stays_where_it_is(size: tuple[int, int]) -> Non
 def test_a_crop_is_decoded_with_at_least_the_pixels_that_are_shown() -> None:
     draw = random.Random(0)
     content = jpeg(scene(803, 601))
-    picture = LazyImage(content, path="x")
+    picture = LazyImage(content, where="x")
     seen = set()
     for _ in range(300):
         width, height = draw.randrange(20, 803), draw.randrange(20, 601)
@@ -116,8 +117,8 @@ def test_photos_are_shown_the_right_way_up_at_any_size(orientation: int) -> None
     exif = Image.Exif()
     exif[0x0112] = orientation
     content = jpeg(scene(323, 241), exif=exif)
-    upright = decode_image(content, path="x")
-    picture = LazyImage(content, path="x")
+    upright = decode_image(content, where="x")
+    picture = LazyImage(content, where="x")
     assert picture.size == upright.size
     width, height = upright.size
     for box, scaled in (((0, 0, width, height), (40, 30)), ((16, 30, 150, 130), (70, 60))):
@@ -132,7 +133,7 @@ def test_simplejpeg_gives_the_pixels_of_pillow(kind: str, factor: int) -> None:
     pytest.importorskip("simplejpeg")
     for size in ((64, 48), (101, 67), (17, 33)):
         content = jpeg(scene(*size).convert("L" if kind == "grey" else "RGB"), **FILES[kind])
-        header = open_jpeg(content, path="x")
+        header = open_jpeg(content, where="x")
         assert header is not None
         quick, careful = pictures._quick(content, header, factor), open_reduced_jpeg(content, factor, channels=3)
         assert quick is not None
@@ -146,7 +147,7 @@ def test_without_simplejpeg_the_pixels_are_the_same(monkeypatch: pytest.MonkeyPa
 
     def drawn() -> torch.Tensor:
         with drawing_from(3):
-            return transform(LazyImage(content, path="x"))
+            return transform(LazyImage(content, where="x"))
 
     quick = drawn()
     monkeypatch.setattr(pictures, "simplejpeg", None)
@@ -158,10 +159,10 @@ def test_pictures_that_are_no_plain_colour_photos_come_out_as_decoded_whole(prep
     made = {"cmyk.jpg": "CMYK", "grey.jpg": "L", "p.png": "P", "alpha.png": "RGBA"}
     for name, mode in made.items():
         scene(40, 34).convert(mode).save(tmp_path / name)
-        whole = decode_image((tmp_path / name).read_bytes(), path=name)
+        whole = decode_image((tmp_path / name).read_bytes(), where=name)
         assert torch.equal(transform(open_picture(tmp_path / name)), transform(whole))
     grey = replace(preprocess, mean=(0.5,), std=(0.5,))
-    whole = decode_image((tmp_path / "grey.jpg").read_bytes(), path="x", channels=1)
+    whole = decode_image((tmp_path / "grey.jpg").read_bytes(), where="x", channels=1)
     shown = eval_transform(grey)(open_picture(tmp_path / "grey.jpg", channels=1))
     assert torch.equal(shown, eval_transform(grey)(whole))
 
@@ -198,9 +199,9 @@ def test_damage_is_refused_alike_by_the_scan_by_decoding_and_by_showing(kind: st
     draw, transform, seen = random.Random(1), eval_transform(preprocess), set()
     for _ in range(120):
         content = _damaged(whole, draw)
-        said = _verdict(lambda content: decode_image(content, path="x"), content)
-        assert _verdict(lambda content: check_image(content, path="x"), content) == said
-        assert _verdict(lambda content: transform(LazyImage(content, path="x")), content) == said
+        said = _verdict(lambda content: decode_image(content, where="x"), content)
+        assert _verdict(lambda content: check_image(content, where="x"), content) == said
+        assert _verdict(lambda content: transform(LazyImage(content, where="x")), content) == said
         seen.add(said)
     assert len(seen) > 2
 
@@ -208,11 +209,11 @@ def test_damage_is_refused_alike_by_the_scan_by_decoding_and_by_showing(kind: st
 def test_bombs_and_strips_are_refused_from_the_header() -> None:
     strip = jpeg(Image.new("RGB", (8, 1600)))
     with pytest.raises(UnreadableImage, match="strip of 8 x 1600"):
-        LazyImage(strip, path="x")
+        LazyImage(strip, where="x")
     whole = jpeg(Image.new("RGB", (16, 16)))
     place = whole.index(b"\xff\xc0") + 5
     with pytest.raises(UnreadableImage, match="at most 64 million"):
-        LazyImage(whole[:place] + b"\xff\xdc\xff\xdc" + whole[place + 4 :], path="x")
+        LazyImage(whole[:place] + b"\xff\xdc\xff\xdc" + whole[place + 4 :], where="x")
 
 
 def test_random_crops_are_those_of_torchvision() -> None:
@@ -278,10 +279,10 @@ def test_real_photos_decoded_smaller_look_like_the_whole_ones(shared: Path, prep
     apart: dict[float, list[float]] = {2.5: [], 1.25: []}
     for path in sorted((shared / "data" / "hymenoptera").glob("*/*/*.jpg"))[::5]:
         content = path.read_bytes()
-        whole = decode_image(content, path=path)
+        whole = decode_image(content, where=str(path))
         frame = frame_of((0, 0, *whole.size), (64, 64))
         for gap, found in apart.items():
-            ours = render(LazyImage(content, path=path), frame, interpolation="bilinear", gap=gap)
+            ours = render(LazyImage(content, where=str(path)), frame, interpolation="bilinear", gap=gap)
             theirs = render(whole, frame, interpolation="bilinear", gap=gap)
             found.append(float(levels_apart(ours, theirs).mean()))
     assert np.mean(apart[2.5]) <= 0.6

@@ -24,10 +24,10 @@ from headstart.data.decoding.lazy_image import LazyImage
 from headstart.data.decoding.limits import find_excess
 
 DOORS: dict[str, Callable[[bytes], object]] = {
-    "decode": lambda content: decode_image(content, path="x"),
-    "check": lambda content: check_image(content, path="x"),
-    "header": lambda content: open_jpeg(content, path="x"),
-    "picture": lambda content: LazyImage(content, path="x"),
+    "decode": lambda content: decode_image(content, where="x"),
+    "check": lambda content: check_image(content, where="x"),
+    "header": lambda content: open_jpeg(content, where="x"),
+    "picture": lambda content: LazyImage(content, where="x"),
 }
 
 
@@ -44,7 +44,7 @@ def noise(width: int, height: int, channels: int = 3) -> Image.Image:
 
 def refusal(content: bytes) -> str:
     with pytest.raises(UnreadableImage) as caught:
-        decode_image(content, path="x")
+        decode_image(content, where="x")
     return caught.value.reason
 
 
@@ -94,8 +94,8 @@ def test_an_end_of_image_within_a_comment_hides_no_scan() -> None:
 def test_scans_in_a_thumbnail_or_behind_the_end_do_not_count() -> None:
     thumbnail = b"\xff\xe1" + struct.pack(">H", 502) + b"\xff\xda" * 250
     usual = with_scans(10)
-    extended = decode_image(usual[:2] + thumbnail + usual[2:] + b"\xff\xda" * 500, path="x")
-    assert extended.tobytes() == decode_image(usual, path="x").tobytes()
+    extended = decode_image(usual[:2] + thumbnail + usual[2:] + b"\xff\xda" * 500, where="x")
+    assert extended.tobytes() == decode_image(usual, where="x").tobytes()
 
 
 def test_a_jpeg_whose_header_never_ends_is_refused() -> None:
@@ -155,7 +155,7 @@ def test_scans_of_jpeg_strips_in_a_tiff_count() -> None:
     content = tiff(grey_tiff(64, 64, t259=(3, 1, 7), t279=(4, 1, len(strip))), data=strip)
     assert "200 scans" in refusal(content)
     image = noise(64, 64)
-    assert decode_image(encoded(image, "TIFF", compression="jpeg"), path="x").size == (64, 64)
+    assert decode_image(encoded(image, "TIFF", compression="jpeg"), where="x").size == (64, 64)
 
 
 def chunk(kind: bytes, body: bytes) -> bytes:
@@ -190,7 +190,7 @@ def test_data_in_too_many_pieces_are_refused(kind: str, monkeypatch: pytest.Monk
 
 def test_a_decode_that_takes_longer_than_its_bound_is_ended_and_named(monkeypatch: pytest.MonkeyPatch) -> None:
     content = encoded(noise(300, 300), "PNG")
-    decode_image(content, path="x")
+    decode_image(content, where="x")
     monkeypatch.setattr(decode, "_seconds", lambda pixels: -1.0)
     assert "decoding it takes longer than" in refusal(content)
 
@@ -207,14 +207,14 @@ image = image.convert("RGB").quantize(64) if mode == "P" else image.convert(mode
 options = {"transparency": 3} if mode == "P" else {"lossless": True, "quality": 0} if kind == "WEBP" else {}
 def encoded(image):
     file = io.BytesIO(); image.save(file, kind, **options); return file.getvalue()
-decode_image(encoded(image), path="x")  # every import
+decode_image(encoded(image), where="x")  # every import
 large = image.resize((side, side), Image.Resampling.NEAREST)
 content = encoded(large)
 del large
 open("/proc/self/clear_refs", "w").write("5")
 def peak(): return next(int(l.split()[1]) for l in open("/proc/self/status") if l.startswith("VmHWM"))
 before = peak()
-decode_image(content, path="x")
+decode_image(content, where="x")
 print((peak() - before) * 1024 / (side * side * channels))
 """
 
@@ -239,7 +239,7 @@ def test_bands_give_the_pixels_of_the_whole(mode: str, monkeypatch: pytest.Monke
         whole = stored.convert("RGBA")
     expected = Image.alpha_composite(Image.new("RGBA", whole.size, (255,) * 4), whole).convert("RGB")
     monkeypatch.setattr(decode, "_BAND_PIXELS", 100)
-    assert decode_image(content, path="x").tobytes() == expected.tobytes()
+    assert decode_image(content, where="x").tobytes() == expected.tobytes()
 
 
 class _Heard(Exception):
@@ -315,6 +315,6 @@ def test_a_large_picture_is_decoded_off_the_main_thread(monkeypatch: pytest.Monk
     seen = []
     usual = decode._load
     monkeypatch.setattr(decode, "_load", lambda image: (seen.append(threading.current_thread()), usual(image)))
-    decode_image(encoded(Image.new("L", (3000, 2000)), "PNG"), path="x")
-    decode_image(encoded(Image.new("L", (300, 200)), "PNG"), path="x")
+    decode_image(encoded(Image.new("L", (3000, 2000)), "PNG"), where="x")
+    decode_image(encoded(Image.new("L", (300, 200)), "PNG"), where="x")
     assert [thread is threading.main_thread() for thread in seen] == [False, True]

@@ -44,7 +44,7 @@ def ask(source: Path, **options: object) -> str:
 def sides(listing: Listing) -> dict[str, set[str]]:
     """The classes of each split."""
     found: dict[str, set[str]] = {}
-    for record in listing.entries:
+    for record in listing.records:
         found.setdefault(str(record.split), set()).update(record.labels)
     return found
 
@@ -102,7 +102,7 @@ def test_classes_stay_classes(make: Make, folders: str) -> None:
 
 def test_images_below_a_class_folder_are_of_that_class_and_it_is_said(make: Make) -> None:
     listing = read(make("plants plants/rose plants/daisy stones"))
-    assert sum(record.labels == ("plants",) for record in listing.entries) == 6
+    assert sum(record.labels == ("plants",) for record in listing.records) == 6
     assert any("plants/daisy is 'plants'" in note for note in listing.notes)
 
 
@@ -146,7 +146,7 @@ def test_a_folder_beside_its_own_copy_is_no_class(make: Make, folders: str) -> N
     inner = source / folders.split()[-1].split("/")[0]
     text = ask(source)
     assert "is it a copy of them?" in text and f"headstart train {inner}" in text
-    assert len(read(inner).entries) >= 4
+    assert len(read(inner).records) >= 4
     assert inner.name in read(source, class_folders="upper").names
 
 

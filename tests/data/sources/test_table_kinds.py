@@ -43,11 +43,11 @@ def ask(path: Path, kind: str = "auto", **options: object) -> str:
 
 
 def labels(listing: Listing) -> dict[str, tuple[str, ...]]:
-    return {record.key: record.labels for record in listing.entries}
+    return {record.name: record.labels for record in listing.records}
 
 
 def numbers(listing: Listing) -> list[float]:
-    return [record.numbers[0] for record in listing.entries]
+    return [next(iter(record.numbers.values())) for record in listing.records]
 
 
 def columns(cells: Sequence[str], *, header: str = "image,y", mark: str = ",") -> tuple[list[str], list[str]]:
@@ -230,7 +230,8 @@ def test_shares_that_sum_to_one_give_the_class_with_the_largest(write: Write) ->
         {"a.png": ("a",), "b.png": ("c",), "c.png": ("b",), "d.png": ("a",)},
     )
     assert "shares that sum to 1" in listing.notes[0] and "--task.kind regress" in listing.notes[0]
-    assert read(write(lines, FILES), "regress").entries[0].numbers == (0.9, 0.05, 0.05)
+    first = read(write(lines, FILES), "regress").records[0]
+    assert tuple(first.numbers.values()) == (0.9, 0.05, 0.05)
     assert "'a', 'b' are the largest alike" in ask(write([*lines, "e.png,0.5,0.5,0"], ("e.png",)), "classify")
 
 
@@ -310,7 +311,7 @@ def test_words_for_missing_are_asked_about_left_out_or_kept(write: Write, word: 
     assert f"rows.csv line 4: {word!r} in target column 'y' may mean that the label is missing" in text
     assert "--data.missing skip" in text and "--data.missing keep" in text
     listing = read(path, missing="skip")
-    assert listing.names == ("a", "b") and len(listing.entries) == 4
+    assert listing.names == ("a", "b") and len(listing.records) == 4
     assert any(note.startswith("2 rows are left out, whose label is missing") for note in listing.notes)
     whole = write(*columns(["a", "b", word, "a", "b", word]))
     assert read(whole, missing="keep").names == tuple(sorted(("a", "b", word)))
@@ -339,13 +340,13 @@ def test_a_table_without_a_header_is_asked_about_and_loses_no_image(write: Write
     listing = read(path, header=False)
     assert labels(listing) == {"000.png": ("red",), "001.png": ("green",), "002.png": ("red",), "003.png": ("green",)}
     assert "'column 2'" in listing.notes[0]
-    assert len(read(path, header=False, target="column 2").entries) == 4
+    assert len(read(path, header=False, target="column 2").records) == 4
 
 
 def test_a_table_of_names_without_endings_and_without_a_header_is_asked_about_too(write: Write) -> None:
     path = write(["x1,red", "x2,green", "x3,red", "x4,green"], [f"x{place}.jpg" for place in (1, 2, 3, 4)])
     assert "rows.csv line 1: the first row must name the columns" in ask(path)
-    assert len(read(path, header=False).entries) == 4
+    assert len(read(path, header=False).records) == 4
 
 
 SPELLINGS: Mapping[str, bytes] = {
@@ -450,13 +451,13 @@ def test_paths_that_climb_are_never_matched_by_their_tail(write: Write) -> None:
 def test_splits_of_a_table_may_be_spelt_as_usual(write: Write, word: str) -> None:
     lines = ["image,label,part", "a.png,x,train", "b.png,y,training", f"c.png,x,{word}", "d.png,y,train"]
     listing = read(write(lines, FILES))
-    assert listing.entries[2].split == ("test" if "test" in word else "val")
+    assert listing.records[2].split == ("test" if "test" in word else "val")
 
 
 def test_fastai_marks_validation_by_a_flag(write: Write) -> None:
     lines = ["name,label,is_valid", "a.png,x,False", "b.png,y,False", "c.png,x,True", "d.png,y,False"]
     listing = read(write(lines, FILES))
-    assert [record.split for record in listing.entries] == ["train", "train", "val", "train"]
+    assert [record.split for record in listing.records] == ["train", "train", "val", "train"]
     assert any("'is_valid' marks are val" in note for note in listing.notes)
 
 
@@ -474,7 +475,7 @@ def test_public_layouts_go_through_without_a_question(write: Write, tmp_path: Pa
     ]
     files = [f"pets/images/{row.split()[0]}.jpg" for row in pets]
     listing = read(write(pets, files, name="pets/annotations/trainval.txt"), "classify", target="column 2")
-    assert len(listing.entries) == 6 and listing.names == ("1", "2")
+    assert len(listing.records) == 6 and listing.names == ("1", "2")
     assert any("beside the table's folder" in note for note in listing.notes)
     voc = ["image,aeroplane,bicycle,bird", "2007_1,1,1,0", "2007_2,0,0,0", "2007_3,0,0,1"]
     listing = read(write(voc, [f"voc/JPEGImages/2007_{place}.jpg" for place in (1, 2, 3)], name="voc/labels.csv"))

@@ -107,7 +107,7 @@ def test_images_are_found_in_an_images_folder_beside_the_table(table, load, tmp_
     for place in range(6):
         draw(tmp_path / f"images/i{place}.png", seed=place)
     images = load(table(CLASSES, pictures=0))
-    assert images.train.samples[0].path.parent == tmp_path / "images"
+    assert images.train.source.paths[images.train.samples[0].key].parent == tmp_path / "images"
     assert images.train.samples[0].key == "i0.png" or images.val.samples[0].key == "i0.png"
 
 

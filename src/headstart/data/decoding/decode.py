@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import os
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,8 +24,6 @@ from headstart.data.decoding.limits import (
 from headstart.errors import DataError, RunError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
-MAX_BYTES = 512 * 2**20
-_SETTLED_NS = 3_000_000_000  # file systems count time in steps of up to 2 s (FAT)
 _BAND_PIXELS = 2**20  # that are converted at a time where copies of the whole would take gigabytes
 _ORIENTATION, _PHOTOMETRIC = 0x0112, 0x0106  # tags of EXIF and TIFF
 _PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")  # TIFF takes the others, but loses a colour key
@@ -45,99 +42,49 @@ _DAMAGED = {b"\xff\xd8": "JPEG", b"\x89PNG": "PNG", b"GIF8": "GIF", b"RIFF": "WE
 
 
 class UnreadableImage(DataError):
-    """A file that gives no picture; ``reason`` is a phrase."""
+    """An image that gives no picture; ``where`` is how messages name it, ``reason`` a phrase."""
 
-    def __init__(self, path: Path | str, reason: str) -> None:
-        self.path = Path(path)
+    def __init__(self, where: str | os.PathLike[str], reason: str) -> None:
+        self.where = printable(where)
         self.reason = reason
-        super().__init__(f"{printable(path)}: {reason}")
+        super().__init__(f"{self.where}: {reason}")
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.path, self.reason)
+        return type(self), (self.where, self.reason)
+
+    @property
+    def path(self) -> Path:
+        """``where`` as a path, for scripts that know images as files."""
+        return Path(self.where)
 
 
-def printable(path: Path | str) -> str:
+def printable(path: str | os.PathLike[str]) -> str:
     """The path as text that can be written anywhere: bytes that are not UTF-8 appear as ``\\xff``."""
     return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
-def read_image(path: Path | str, *, channels: int = 3) -> Image.Image:
-    """8-bit RGB (L for one channel) picture of the file, the right way up; transparent parts are white.
+def decode_image(content: bytes, *, where: str, channels: int = 3, reduced: int = 1) -> Image.Image:
+    """8-bit RGB (L for one channel) picture of the file's bytes, the right way up; transparent parts are white.
 
-    Raises:
-        UnreadableImage: the file gives no picture; ``reason`` says why.
-    """
-    return decode_image(read_bytes(path), path=path, channels=channels)
-
-
-def read_bytes(path: Path | str) -> bytes:
-    """The file's content.  Raises: UnreadableImage: see :func:`read_file`."""
-    return read_file(path).content
-
-
-@dataclass(frozen=True)
-class FileRead:
-    """A file's content, and its stamp: size, times of change and inode while it was read.
-
-    ``stamp`` is empty where it proves nothing: the file was written to meanwhile, or so shortly before that another
-    write could bear the same time.
-    """
-
-    content: bytes
-    stamp: tuple[int, ...]
-
-
-def read_file(path: Path | str) -> FileRead:
-    """The file's content and stamp.
-
-    Raises:
-        UnreadableImage: it is missing, not a plain file, not permitted, empty or larger than 512 MiB.
-    """
-    file = Path(path)
-    try:
-        if not file.exists():
-            raise UnreadableImage(path, "there is no such file")
-        if not file.is_file():
-            raise UnreadableImage(path, "it is not a file")
-        with file.open("rb", buffering=0) as opened:
-            before, now = os.fstat(opened.fileno()), time.time_ns()
-            if before.st_size > MAX_BYTES:
-                raise UnreadableImage(path, f"the file is larger than {MAX_BYTES >> 20} MiB")
-            content = opened.readall()
-            after = os.fstat(opened.fileno())
-    except OSError as error:
-        raise UnreadableImage(path, f"the file cannot be read: {error.strerror or error}") from error
-    if not content:
-        raise UnreadableImage(path, "the file is empty")
-    settled = now - max(before.st_mtime_ns, before.st_ctime_ns) > _SETTLED_NS
-    return FileRead(content, _stamp(after) if settled and _stamp(before) == _stamp(after) else ())
-
-
-def _stamp(facts: os.stat_result) -> tuple[int, ...]:
-    return facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns, facts.st_ino
-
-
-def decode_image(content: bytes, *, path: Path | str, channels: int = 3, reduced: int = 1) -> Image.Image:
-    """As :func:`read_image`, of bytes in memory; ``path`` is what errors name.
-
-    ``reduced`` 2, 4 or 8: a JPEG comes out at that part of its size, rounded up; other formats take no notice.
+    ``where`` is how errors name it. ``reduced`` 2, 4 or 8: a JPEG comes out at that part of its size, rounded up;
+    other formats take no notice.
 
     Raises:
         UnreadableImage: the bytes give no picture.
     """
     try:
-        picture, orientation = _open_with_pillow(content, path=path, channels=channels, reduced=reduced)
+        picture, orientation = _open_with_pillow(content, where=where, channels=channels, reduced=reduced)
         return _upright(picture, orientation)
     except (UnreadableImage, RunError):  # the latter by a signal's handler
         raise
     except UnidentifiedImageError:
-        raise UnreadableImage(path, _what_it_is(content)) from None
+        raise UnreadableImage(where, _what_it_is(content)) from None
     except Exception as error:  # Pillow's decoders raise anything on damaged files: SyntaxError, struct.error, ...
-        raise UnreadableImage(path, _why(error)) from error
+        raise UnreadableImage(where, _why(error)) from error
 
 
-def encode_image(image: Image.Image, *, path: Path | str) -> bytes:
-    """The picture as a file's bytes that :func:`decode_image` turns into the same pixels; ``path`` is what errors name.
+def encode_image(image: Image.Image, *, where: str) -> bytes:
+    """The picture as a file's bytes that :func:`decode_image` turns into the same pixels; errors name it ``where``.
 
     Raises:
         UnreadableImage: it cannot be loaded, or has a colour mode that no lossless file holds.
@@ -153,15 +100,15 @@ def encode_image(image: Image.Image, *, path: Path | str) -> bytes:
     except RunError:  # by a signal's handler
         raise
     except Exception as error:  # Pillow's decoders and encoders raise anything
-        raise UnreadableImage(path, _why(error)) from error
+        raise UnreadableImage(where, _why(error)) from error
     return written.getvalue()
 
 
-def _open_with_pillow(content: bytes, *, path: Path | str, channels: int, reduced: int) -> tuple[Image.Image, int]:
+def _open_with_pillow(content: bytes, *, where: str, channels: int, reduced: int) -> tuple[Image.Image, int]:
     """The 8-bit picture as stored, and its EXIF orientation. What Pillow decoded is no longer in memory."""
-    _refuse(find_excess(content), path)
+    _refuse(find_excess(content), where)
     with Image.open(file := open_bounded(content), formats=FORMATS) as image:
-        _refuse(find_size_excess(*image.size), path)
+        _refuse(find_size_excess(*image.size), where)
         pixels = image.width * image.height
 
         def load() -> tuple[Image.Image, int]:
@@ -171,8 +118,8 @@ def _open_with_pillow(content: bytes, *, path: Path | str, channels: int, reduce
                 _reduce(image, reduced)
             _load(image)
             orientation = _orientation(image)
-            grey = _scale_grey(image, path, white_is_zero=_white_is_zero(image)) if _is_integer(image) else image
-            return _eight_bit(grey, channels=channels, path=path), orientation
+            grey = _scale_grey(image, where, white_is_zero=_white_is_zero(image)) if _is_integer(image) else image
+            return _eight_bit(grey, channels=channels, where=where), orientation
 
         return run_interruptibly(load, pixels=pixels)
 
@@ -197,12 +144,12 @@ def _seconds(pixels: int) -> float:
     return 2.0 + pixels / 8e6
 
 
-def _refuse(excess: str | None, path: Path | str) -> None:
+def _refuse(excess: str | None, where: str) -> None:
     if excess is not None:
-        raise UnreadableImage(path, excess)
+        raise UnreadableImage(where, excess)
 
 
-def check_image(content: bytes, *, path: Path | str) -> None:
+def check_image(content: bytes, *, where: str) -> None:
     """Refuse what :func:`decode_image` would refuse, in less time.
 
     A JPEG is decoded to an eighth of its size: what is saved is arithmetic, the data are read and unpacked to the end,
@@ -211,7 +158,7 @@ def check_image(content: bytes, *, path: Path | str) -> None:
     Raises:
         UnreadableImage: the bytes give no picture.
     """
-    decode_image(content, path=path, reduced=8)
+    decode_image(content, where=where, reduced=8)
 
 
 @dataclass(frozen=True)
@@ -223,7 +170,7 @@ class Jpeg:
     orientation: int
 
 
-def open_jpeg(content: bytes, *, path: Path | str) -> Jpeg | None:
+def open_jpeg(content: bytes, *, where: str) -> Jpeg | None:
     """The header; None where it is none or damaged: then :func:`decode_image` decodes it, or says why it cannot.
 
     Raises:
@@ -231,10 +178,10 @@ def open_jpeg(content: bytes, *, path: Path | str) -> Jpeg | None:
     """
     if not content.startswith(b"\xff\xd8"):
         return None
-    _refuse(find_excess(content), path)
+    _refuse(find_excess(content), where)
     try:
         with Image.open(io.BytesIO(content), formats=("JPEG",)) as image:
-            _refuse(find_size_excess(*image.size), path)
+            _refuse(find_size_excess(*image.size), where)
             return Jpeg(image.size, image.mode, _orientation(image))
     except (UnreadableImage, RunError):  # the latter by a signal's handler
         raise
@@ -250,7 +197,7 @@ def open_reduced_jpeg(content: bytes, factor: int, *, channels: int) -> Image.Im
         with Image.open(io.BytesIO(content), formats=("JPEG",)) as image:
             _reduce(image, factor)
             image.load()
-            return _eight_bit(image, channels=channels, path="")
+            return _eight_bit(image, channels=channels, where="")
     except RunError:
         raise
     except Exception:  # Pillow's decoders raise anything on damaged files; decode_image says what
@@ -275,10 +222,12 @@ def _orientation(image: Image.Image) -> int:
     return orientation if orientation in _TRANSPOSE else 1
 
 
-def _eight_bit(image: Image.Image, *, channels: int, path: Path | str) -> Image.Image:
+def _eight_bit(image: Image.Image, *, channels: int, where: str) -> Image.Image:
     mode = "L" if channels == 1 else "RGB"
     if image.mode == "F":
-        raise UnreadableImage(path, "its pixels are floating-point numbers of unknown range; save it with 8 or 16 bits")
+        raise UnreadableImage(
+            where, "its pixels are floating-point numbers of unknown range; save it with 8 or 16 bits"
+        )
     if image.has_transparency_data:
         return _on_white(image, mode)
     if image.mode in ("CMYK", "YCbCr", "P", "HSV"):
@@ -286,7 +235,7 @@ def _eight_bit(image: Image.Image, *, channels: int, path: Path | str) -> Image.
         return colours if mode == "RGB" else colours.convert(mode)
     if image.mode in ("1", "L", "RGB"):
         return image.convert(mode)
-    raise UnreadableImage(path, f"its colour mode {image.mode} is not accepted; save it as RGB")
+    raise UnreadableImage(where, f"its colour mode {image.mode} is not accepted; save it as RGB")
 
 
 def _is_integer(image: Image.Image) -> bool:
@@ -298,7 +247,7 @@ def _white_is_zero(image: Image.Image) -> bool:
     return isinstance(image, TiffImagePlugin.TiffImageFile) and image.tag_v2.get(_PHOTOMETRIC) == 0
 
 
-def _scale_grey(image: Image.Image, path: Path | str, *, white_is_zero: bool) -> Image.Image:
+def _scale_grey(image: Image.Image, where: str, *, white_is_zero: bool) -> Image.Image:
     """16-bit grey as 8-bit grey: 65535 becomes 255 (Pillow's own convert clips 99.6 % of a ramp to white)."""
     clear, lows, highs = image.info.get("transparency"), [], []
     grey = np.empty((image.height, image.width), dtype=np.uint8)
@@ -314,7 +263,7 @@ def _scale_grey(image: Image.Image, path: Path | str, *, white_is_zero: bool) ->
             np.subtract(255, band, out=band)
     if min(lows) < 0 or max(highs) > 65535:
         raise UnreadableImage(
-            path, f"its whole-number pixels run from {min(lows)} to {max(highs)}; 0 to 65535 is accepted"
+            where, f"its whole-number pixels run from {min(lows)} to {max(highs)}; 0 to 65535 is accepted"
         )
     return Image.fromarray(grey)
 

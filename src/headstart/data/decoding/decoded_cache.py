@@ -100,7 +100,7 @@ def open_decoded_cache(decoded: Decoded, samples: Sequence[Sample], disk_cache: 
     size = _SHAPE_BYTES + decoded.transform.cached_bytes
     facts = {
         "format": _FORMAT, "form": decoded.transform.cache_key, "page": size,
-        "images": [sample.content for sample in samples], "libraries": {name: _version(name) for name in _LIBRARIES},
+        "images": [sample.digest for sample in samples], "libraries": {name: _version(name) for name in _LIBRARIES},
     }  # fmt: skip
     key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
     known = {"model": about, "boundary": ["decoded images"], "images": len(samples), "view": 0}

@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -18,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from headstart.data.decoding.crops import Box, Frame, Size
-from headstart.data.decoding.decode import Jpeg, decode_image, open_jpeg, open_reduced_jpeg, read_bytes
+from headstart.data.decoding.decode import Jpeg, decode_image, open_jpeg, open_reduced_jpeg
 from headstart.data.decoding.interruptible import run_interruptibly
 from headstart.private_names import resize_extent
 
@@ -43,23 +42,24 @@ class _Region:
 
 
 class LazyImage:
-    """An image file's content, of which only the header has been read where it is a JPEG. ``size``: upright.
+    """An image file's content, of which only the header has been read where it is a JPEG. ``size``: upright; ``where``:
+    how errors name it.
 
     Raises:
         UnreadableImage: it gives no picture; so do the methods.
     """
 
-    def __init__(self, content: bytes, *, path: Path | str, channels: int = 3) -> None:
-        self._content, self._path, self._channels = content, path, channels
-        self._jpeg = open_jpeg(content, path=path)
-        self._whole = None if self._jpeg else decode_image(content, path=path, channels=channels)
+    def __init__(self, content: bytes, *, where: str, channels: int = 3) -> None:
+        self._content, self._where, self._channels = content, where, channels
+        self._jpeg = open_jpeg(content, where=where)
+        self._whole = None if self._jpeg else decode_image(content, where=where, channels=channels)
         size = self._jpeg.size if self._jpeg else self.whole().size
         self.size: Size = size[::-1] if self._jpeg and self._jpeg.orientation in _LYING else size
 
     def whole(self) -> Image.Image:
         """All of it, the right way up."""
         if self._whole is None:
-            self._whole = decode_image(self._content, path=self._path, channels=self._channels)
+            self._whole = decode_image(self._content, where=self._where, channels=self._channels)
         return self._whole
 
     def region(self, box: Box, *, scaled: Size, gap: float) -> _Region:
@@ -108,11 +108,6 @@ class DecodedImage:
         left, top = math.floor(left * across), math.floor(top * down)
         part = self.pixels[top : top + math.ceil(height * down), left : left + math.ceil(width * across)]
         return _Region(part, min(width * across, part.shape[1]), min(height * down, part.shape[0]))
-
-
-def open_picture(path: Path | str, *, channels: int = 3) -> LazyImage:
-    """The file, to be decoded when it is shown.  Raises: UnreadableImage: it gives no picture."""
-    return LazyImage(read_bytes(path), path=path, channels=channels)
 
 
 def _quick(content: bytes, jpeg: Jpeg, factor: int) -> Tensor | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,9 @@ from PIL import Image
 from torch import Tensor
 
 from headstart.data.decoding.decode import encode_image, printable
-from headstart.data.sources.samples import Sample, some, walk
+from headstart.data.sources.files import read_file
+from headstart.data.sources.samples import some, walk
+from headstart.data.sources.source import Record
 from headstart.errors import DataError
 
 AnyImage = str | Path | bytes | Image.Image | np.ndarray[Any, Any] | Tensor
@@ -26,33 +29,60 @@ _ACCEPTED = (
 )
 
 
-def list_images(images: AnyImages) -> tuple[Sample, ...]:
-    """One sample per image, in the order given; a folder stands for the images in it at any depth, sorted.
+@dataclass(frozen=True, kw_only=True)
+class GivenImages:
+    """Images that were given one by one, in that order: paths of files, by name, and what encodes those in memory."""
 
-    A file's key is its path as text, in which backslashes are doubled where it would be another file's. What is in
-    memory has its place as its key: ``images[2]``, or ``image`` where it was given alone.
+    listed: tuple[Record, ...]
+    paths: Mapping[str, Path]
+    encoders: Mapping[str, Callable[[], bytes]]
+    name: str = "images"
+
+    def records(self) -> Iterable[Record]:
+        """In the order in which they were given."""
+        return self.listed
+
+    def read(self, record: Record) -> bytes:
+        """The file's content, or a file of what is in memory.  Raises: UnreadableImage."""
+        path = self.paths.get(record.name)
+        return self.encoders[record.name]() if path is None else read_file(path)[0]
+
+    def where(self, record: Record) -> str:
+        """The path, or the place among what was given, such as ``images[2]``."""
+        return printable(self.paths.get(record.name, record.name))
+
+
+def list_images(images: AnyImages) -> GivenImages:
+    """One record per image, in the order given; a folder stands for the images in it at any depth, sorted.
+
+    A file's name is its path as text, in which backslashes are doubled where it would be another file's. What is in
+    memory has its place as its name: ``images[2]``, or ``image`` where it was given alone.
 
     Raises:
         DataError: an image is of no accepted kind, a path does not exist, or there is no image.
     """
     alone = isinstance(images, _KINDS) or not isinstance(images, Iterable)
     given = [images] if alone else _in_order(images)
-    found: list[tuple[Path, str]] = []
-    encoders: dict[int, Callable[[], bytes]] = {}  # by the place of an image that is in memory
+    found: list[tuple[Path | None, str]] = []
+    encoders: dict[str, Callable[[], bytes]] = {}
     for number, image in enumerate(given):
         if isinstance(image, str | Path):
             found += _list_path(Path(image))
         else:
             where = "image" if alone else f"images[{number}]"
             _check_kind(image, where)
-            encoders[len(found)] = partial(_encode, image, where)
-            found.append((Path(where), where))
+            encoders[where] = partial(_encode, image, where)
+            found.append((None, where))
     if not found:
         shown = some([printable(image) for image in given if isinstance(image, str | Path)]) or "an empty list"
         raise DataError(f"no images in {shown}; give image files, or folders that hold some")
-    return tuple(
-        Sample(path=path, key=key, index=place, target=(), encode=encoders.get(place))
-        for place, ((path, _), key) in enumerate(zip(found, _make_distinct_names(found), strict=True))
+    # a file may be called images[2]
+    named = [(path, f"./{name}" if path is not None and name in encoders else name) for path, name in found]
+    names = _make_distinct_names([name for _, name in named])
+    return GivenImages(
+        listed=tuple(Record(name=name) for name in names),
+        paths={name: path for name, (path, _) in zip(names, named, strict=True) if path is not None},
+        encoders=encoders,
     )
 
 
@@ -62,7 +92,7 @@ def _in_order(images: Any) -> list[Any]:
     return list(images)
 
 
-def _list_path(path: Path) -> list[tuple[Path, str]]:
+def _list_path(path: Path) -> list[tuple[Path | None, str]]:
     """The file, or the images in the folder, each with its name."""
     if path.is_dir():
         return [(image, f"{path}/{image.relative_to(path).as_posix()}") for image in walk(path, root=path).images]
@@ -99,14 +129,14 @@ def _encode(image: Any, where: str) -> bytes:
         image = image.detach().cpu().numpy()
     if isinstance(image, np.ndarray):
         image = Image.fromarray(np.ascontiguousarray(image))
-    return encode_image(image, path=where) if isinstance(image, Image.Image) else bytes(image)
+    return encode_image(image, where=where) if isinstance(image, Image.Image) else bytes(image)
 
 
-def _make_distinct_names(files: Sequence[tuple[Path, str]]) -> list[str]:
-    """Texts for (path, name): those of different names differ, also where one holds the letters that stand for a byte
-    of another.
+def _make_distinct_names(names: Sequence[str]) -> list[str]:
+    """The names as texts: those of different names differ, also where one holds the letters that stand for a byte of
+    another.
     """
-    texts = [printable(name) for _, name in files]
-    if len(set(texts)) == len({name for _, name in files}):
+    texts = [printable(name) for name in names]
+    if len(set(texts)) == len(set(names)):
         return texts
-    return [printable(name.replace("\\", "\\\\")) for _, name in files]
+    return [printable(name.replace("\\", "\\\\")) for name in names]

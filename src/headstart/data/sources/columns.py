@@ -22,7 +22,8 @@ from headstart.data.sources.image_paths import (
     match_cell,
     match_cells,
 )
-from headstart.data.sources.samples import Split, key_of, some
+from headstart.data.sources.samples import key_of, some
+from headstart.data.sources.source import Split
 from headstart.data.sources.split_names import is_plain_spelling, read_split
 from headstart.data.sources.tables import Table
 from headstart.errors import DataError

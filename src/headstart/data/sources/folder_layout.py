@@ -11,7 +11,6 @@ from shlex import quote
 from headstart.config.schema import Data
 from headstart.data.decoding.decode import printable
 from headstart.data.sources.samples import (
-    Split,
     check_link,
     is_image,
     is_passed_over,
@@ -19,6 +18,7 @@ from headstart.data.sources.samples import (
     subfolders,
     walk,
 )
+from headstart.data.sources.source import Split
 from headstart.data.sources.split_names import is_plain_spelling, read_split
 from headstart.errors import DataError
 

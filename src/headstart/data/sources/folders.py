@@ -8,11 +8,11 @@ from pathlib import Path
 
 from headstart.config.schema import Data
 from headstart.data.decoding.decode import FORMATS, printable
+from headstart.data.sources.files import list_as_files
 from headstart.data.sources.folder_layout import LAYOUT, TABLE_SUFFIXES, ClassFolder, read_layout
 from headstart.data.sources.groups import group_by_name
 from headstart.data.sources.names import check_count, check_names
 from headstart.data.sources.samples import (
-    Entry,
     Listing,
     is_image,
     key_of,
@@ -20,6 +20,7 @@ from headstart.data.sources.samples import (
     subfolders,
     walk,
 )
+from headstart.data.sources.source import Record
 from headstart.errors import DataError
 from headstart.tasks.classify import CLASSIFY
 from headstart.tasks.kinds import KINDS, find_kind
@@ -33,7 +34,7 @@ def list_folders(data: Data, *, source: Path, kind: str) -> Listing:
     """
     _refuse_table_options(data, source=source, kind=kind)
     layout = read_layout(source, data)
-    entries: list[Entry] = []
+    found: list[tuple[Record, Path]] = []
     notes: list[str] = list(layout.notes)
     empty: dict[str, Path] = {}
     for place in layout.classes:
@@ -41,22 +42,22 @@ def list_folders(data: Data, *, source: Path, kind: str) -> Listing:
         notes += _describe_left_out(place.folder, source=source, count=len(walked.others))
         if not walked.images:
             empty[place.label] = place.folder
-        entries += [_entry(path, place=place, source=source) for path in walked.images]
-    groups = group_by_name([entry.key for entry in entries], data.group, source=printable(source))
-    entries = [replace(entry, group=group) for entry, group in zip(entries, groups, strict=True)]
+        found += [(_record(path, place=place, source=source), path) for path in walked.images]
+    groups = group_by_name([record.name for record, _ in found], data.group, source=printable(source))
+    found = [(replace(record, group=group), path) for (record, path), group in zip(found, groups, strict=True)]
     for top in layout.tops:
         notes += _loose_images(top)
-    names = sorted({label for entry in entries for label in entry.labels})
+    names = sorted({label for record, _ in found for label in record.labels})
     where = printable(source)
     check_names({*names, *empty}, source=where, word=CLASSIFY.noun)
     _refuse_empty(empty, names=names)
     check_count(names, source=where + _hint_at_nested_folder(source, names), kind=CLASSIFY.name)
-    return Listing(source=source, kind=CLASSIFY.name, names=tuple(names), entries=tuple(entries), notes=tuple(notes))
+    files = list_as_files(found, given=source, root=source)
+    return Listing(source=files, kind=CLASSIFY.name, names=tuple(names), records=files.listed, notes=tuple(notes))
 
 
-def _entry(path: Path, *, place: ClassFolder, source: Path) -> Entry:
-    key = key_of(path, root=source)
-    return Entry(path=path, key=key, where=key, labels=(place.label,), split=place.split)
+def _record(path: Path, *, place: ClassFolder, source: Path) -> Record:
+    return Record(name=key_of(path, root=source), labels=(place.label,), split=place.split)
 
 
 def _refuse_table_options(data: Data, *, source: Path, kind: str) -> None:

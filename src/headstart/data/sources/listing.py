@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import pairwise
 from pathlib import Path
 
 from headstart.config.schema import Data
@@ -13,40 +12,37 @@ from headstart.data.decoding.decode import printable
 from headstart.data.sources.columns import find_columns, find_images
 from headstart.data.sources.csv_rows import LIST_SUFFIXES
 from headstart.data.sources.deciding import AskedKind
+from headstart.data.sources.files import Files, list_as_files
 from headstart.data.sources.folder_layout import TABLE_SUFFIXES
 from headstart.data.sources.folders import list_folders
 from headstart.data.sources.groups import describe_frames
+from headstart.data.sources.records import list_records
 from headstart.data.sources.samples import Listing, key_of, walk
+from headstart.data.sources.source import Record, Source
 from headstart.data.sources.table_listing import list_table
 from headstart.data.sources.tables import read_table
 from headstart.errors import DataError
 
 
-def list_source(data: Data, *, kind: AskedKind, known: Sequence[str] = ()) -> Listing:
-    """Every image of ``data.source`` with what is known of it, sorted by key.  known: the names of a model that is
-    there already, which its own classes, tags or targets must have.
+def list_source(data: Data, *, kind: AskedKind, known: Sequence[str] = (), given: Source | None = None) -> Listing:
+    """Every image of the source that was ``given`` in Python, else of ``data.source``, with what is known of it, sorted
+    by name.  known: the names of a model that is there already, which its own classes, tags or targets must have.
 
     Raises:
         DataError: there is no such source, or it does not say which image has which label.
     """
+    if given is not None:
+        return list_records(given, data, kind=kind)
     source = existing_source(data)
     if source.is_dir():
         listing = list_folders(data, source=source, kind=kind)
     else:
         listing = list_table(data, source=source, kind=kind, known=known)
-    ordered = tuple(sorted(listing.entries, key=lambda entry: entry.key))
-    _refuse_alike([(entry.key, entry.where) for entry in ordered])
-    notes = listing.notes
-    if data.group is None and not any(entry.split == "val" for entry in ordered):
-        notes += describe_frames([entry.key for entry in ordered], [entry.labels or entry.numbers for entry in ordered])
-    return replace(listing, entries=ordered, notes=notes)
-
-
-def _refuse_alike(files: Sequence[tuple[str, str]]) -> None:
-    """Refuse names that are one once they are written as text: each (key, how errors name it), sorted."""
-    for (one, where), (other, _) in pairwise(files):
-        if one == other:
-            raise DataError(f"{where}: two files have this name once it is written as text; rename one")
+    if data.group is not None or any(record.split == "val" for record in listing.records):
+        return listing
+    answers: list[object] = [record.labels or (*record.numbers.values(),) for record in listing.records]
+    notes = describe_frames([record.name for record in listing.records], answers)
+    return replace(listing, notes=listing.notes + notes)
 
 
 def existing_source(data: Data) -> Path:
@@ -83,21 +79,21 @@ def _near(source: Path) -> str:
     return f", did you mean {printable(source.with_name(found[0]))}?" if found else ""
 
 
-def list_files(data: Data) -> tuple[tuple[Path, str], ...]:
-    """(path, key) of every image of the source, whatever its labels; sorted by key.
+def list_unlabelled(data: Data) -> Files:
+    """Every image of the source, whatever its labels; sorted by name.
 
     Raises:
         DataError: there is no such source, or no image in it.
     """
     source = existing_source(data)
     if source.is_dir():
-        files = [(path, key_of(path, root=source)) for path in walk(source, root=source).images]
+        root = source
+        found = [(Record(name=key_of(path, root=root)), path) for path in walk(root, root=root).images]
     else:
         table = read_table(source, data)
         images = find_images(table, column=find_columns(table, data).image, data=data)
-        files = list(zip(images.paths, images.keys, strict=True))
-    if not files:
+        root = images.root
+        found = [(Record(name=key), path) for key, path in zip(images.keys, images.paths, strict=True)]
+    if not found:
         raise DataError(f"{printable(source)}: there are no images in it; give a folder or a table of images")
-    ordered = tuple(sorted(files, key=lambda file: file[1]))
-    _refuse_alike([(key, key) for _, key in ordered])
-    return ordered
+    return list_as_files(found, given=source, root=root)

@@ -7,7 +7,8 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from headstart.data.sources.numerals import normalise_number
-from headstart.data.sources.samples import Entry, Split, some
+from headstart.data.sources.samples import some
+from headstart.data.sources.source import Record, Split
 from headstart.errors import DataError
 from headstart.tasks.kinds import find_kind
 from headstart.tasks.task import TaskKind
@@ -71,20 +72,20 @@ def check_count(names: Sequence[str], *, source: str, kind: TaskKind) -> None:
         raise DataError(f"{source}: no {noun} found; give at least one image a {noun}")
 
 
-def compare_splits(entries: Sequence[Entry], *, kind: TaskKind, source: str) -> tuple[str, ...]:
+def compare_splits(records: Sequence[Record], *, kind: TaskKind, source: str) -> tuple[str, ...]:
     """Notes on classes that validation or test lack.
 
     Raises:
         DataError: a class of validation or test has no training image.
     """
     counts: dict[Split, Counter[str]] = {"train": Counter(), "val": Counter(), "test": Counter()}
-    for entry in entries:
-        if entry.split is not None:
-            counts[entry.split].update(entry.labels)
+    for record in records:
+        if record.split is not None:
+            counts[record.split].update(record.labels)
     word, notes = find_kind(kind).noun, []
     for split in ("val", "test"):
         held_out = counts[split]
-        if not any(entry.split == split for entry in entries):
+        if not any(record.split == split for record in records):
             continue
         strange = sorted(set(held_out) - set(counts["train"]))
         if strange:

@@ -1,19 +1,18 @@
-"""The files and what is known of them: entries as found, samples as trained on."""
+"""What a source lists, and what of it is trained on."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from headstart.data.decoding.decode import printable
+from headstart.data.sources.source import Record, Source, Split, Stamp
 from headstart.errors import DataError
 from headstart.tasks.kinds import find_kind
 from headstart.tasks.task import Target, TaskKind, TaskSpec
 
-Split = Literal["train", "val", "test"]
 SPLITS: dict[str, Split] = {
     "train": "train",
     "training": "train",
@@ -34,46 +33,39 @@ _PASSED_OVER = frozenset({"__macosx", "@eadir", "__pycache__", "lost+found", "th
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
-    """One image of a split. ``index`` is its place among the sorted keys of all readable images, whatever the split.
+    """One image of a split. ``index`` is its place among the sorted names of all readable images, whatever the split.
 
-    ``target``: the class's number, 0/1 per tag, numbers in original units, or () when there is none; ``content``: the
-    file's SHA-256, where it was scanned, and ``stamp`` what it then had as its size, times and inode (see
-    ``headstart.data.reading``). ``encode``: gives the image as a file's bytes where it is in memory; ``path`` then only
-    names it.
+    ``target``: the class's number, 0/1 per tag, numbers in original units, or () when there is none; ``stamp``: what
+    the source said of the image when it was scanned (see ``headstart.data.reading``).
     """
 
-    path: Path
-    key: str
+    record: Record
     index: int
     target: Target
-    content: str = ""
-    stamp: tuple[int, ...] = ()
-    encode: Callable[[], bytes] | None = None
+    stamp: Stamp = ()
 
+    @property
+    def key(self) -> str:
+        """The record's name."""
+        return self.record.name
 
-@dataclass(frozen=True, kw_only=True)
-class Entry:
-    """One image as the source lists it; ``where`` is how errors name it."""
-
-    path: Path
-    key: str
-    where: str
-    labels: tuple[str, ...] = ()
-    numbers: tuple[float, ...] = ()
-    split: Split | None = None
-    group: str | None = None
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the image's bytes, where they were scanned."""
+        return self.record.digest
 
 
 @dataclass(frozen=True, kw_only=True)
 class Listing:
-    """What a source says, before an image is opened. ``names``: classes, tags or targets, in output order;
-    ``by_column``: a table has a column for each of them, so that one without a column was not asked about.
+    """What a source says, before an image is opened: its records sorted by name. ``names``: classes, tags or targets,
+    in output order; ``by_column``: a table has a column for each of them, so that one without a column was not asked
+    about.
     """
 
-    source: Path
+    source: Source
     kind: TaskKind
     names: tuple[str, ...]
-    entries: tuple[Entry, ...]
+    records: tuple[Record, ...]
     notes: tuple[str, ...]
     by_column: bool = False
 
@@ -86,10 +78,9 @@ class Walked:
     others: tuple[Path, ...]
 
 
-def make_target(entry: Entry, names: Sequence[str], task: TaskSpec) -> Target:
-    """What the image answers, as the task's outputs have it.  names: of the entry's numbers, in order."""
-    numbers = dict(zip(names, entry.numbers, strict=False))  # a labelled entry has none
-    return find_kind(task.kind).make_target(task, entry.labels, numbers)
+def make_target(record: Record, task: TaskSpec) -> Target:
+    """What the image answers, as the task's outputs have it."""
+    return find_kind(task.kind).make_target(task, record.labels, dict(record.numbers))
 
 
 def key_of(path: Path, *, root: Path) -> str:

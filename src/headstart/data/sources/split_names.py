@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from headstart.data.sources.samples import Split
+from headstart.data.sources.source import Split
 
 SPLIT_WORDS: dict[str, Split] = {
     **dict.fromkeys(("train", "training", "trainset", "trn"), "train"),

@@ -9,10 +9,12 @@ from headstart.config.schema import Data
 from headstart.data.decoding.decode import printable
 from headstart.data.sources.columns import describe_splits, find_columns, find_images, read_groups, read_splits
 from headstart.data.sources.deciding import AskedKind
+from headstart.data.sources.files import list_as_files
 from headstart.data.sources.groups import group_by_name
 from headstart.data.sources.missing import settle_missing
 from headstart.data.sources.names import check_count, check_names
-from headstart.data.sources.samples import Entry, Listing
+from headstart.data.sources.samples import Listing
+from headstart.data.sources.source import Record
 from headstart.data.sources.tables import read_table
 from headstart.data.sources.targets import choose_target_columns, read_targets
 from headstart.errors import DataError
@@ -20,7 +22,7 @@ from headstart.tasks.kinds import find_kind
 
 
 def list_table(data: Data, *, source: Path, kind: AskedKind, known: Sequence[str] = ()) -> Listing:
-    """Every row as an entry, with what the columns say of it.  known: the names of a model that is there already.
+    """Every row as a record, with what the columns say of it.  known: the names of a model that is there already.
 
     Raises:
         DataError: the table does not say which image has which label.
@@ -40,18 +42,22 @@ def list_table(data: Data, *, source: Path, kind: AskedKind, known: Sequence[str
         groups = group_by_name(images.keys, data.group, source=printable(source))
     else:
         groups = read_groups(table, columns.group)
-    entries = tuple(
-        Entry(
-            path=images.paths[row],
-            key=images.keys[row],
-            where=table.where(row),
+    found = [
+        Record(
+            name=images.keys[row],
             labels=targets.labels[row],
-            numbers=targets.numbers[row],
+            numbers=dict(zip(targets.names, targets.numbers[row], strict=False)),  # where there are labels, none
             split=splits[row],
             group=groups[row],
         )
         for row in range(len(table.rows))
+    ]
+    files = list_as_files(zip(found, images.paths, strict=True), given=source, root=images.root)
+    return Listing(
+        source=files,
+        kind=targets.kind,
+        names=targets.names,
+        records=files.listed,
+        notes=(*table.notes, *columns.notes, *targets.notes, *images.notes, *describe_splits(table, columns.split)),
+        by_column=targets.by_column,
     )
-    notes = (*table.notes, *columns.notes, *targets.notes, *images.notes, *describe_splits(table, columns.split))
-    kind, names = targets.kind, targets.names
-    return Listing(source=source, kind=kind, names=names, entries=entries, notes=notes, by_column=targets.by_column)
