@@ -101,6 +101,7 @@ def test_two_spellings_in_one_column_are_named_and_not_mixed(write: Write) -> No
     )
     text = ask(write(*columns(["$1,200", "€900", "$8", "€7"], mark=";")))
     assert "numbers with different signs ('$', '€')" in text and "--task.kind classify" in text
+    assert "different signs ('M', 'k')" in ask(write(*columns(["12k", "1.5M", "8k", "7k"], mark=";")))
     assert "signs ('kg' and some without)" in ask(write(*columns(["12 kg", "900", "8 kg", "7"], mark=";")))
 
 
@@ -148,8 +149,16 @@ NAMES: Mapping[str, Sequence[str]] = {
     "pairs": ("a|b", "c|d", "a|b", "c|d"),
     "snake case": ("apple_pie", "ice_cream", "apple_pie", "ice_cream"),
     "species": ("Rosa canina", "Rosa rugosa", "Rosa canina", "Rosa rugosa"),
+    "attributes": (*(f"{colour} {thing}" for colour in "abcdef" for thing in "uvwxyz"), "a u"),
     "parentheses": ("(a)", "(b)", "(a)", "(b)"),
 }
+
+
+def test_tags_between_blanks_that_always_stand_in_one_order_are_found_by_their_number(write: Write) -> None:
+    names = ("clear", "cultivation", "primary", "road", "water")
+    sets = [[tag for place, tag in enumerate(names) if number >> place & 1] for number in range(1, 32)]
+    listing = read(write(*columns([" ".join(tags) for tags in sets] * 2)))
+    assert (listing.kind, listing.names) == ("multilabel", names)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -186,6 +195,7 @@ def test_the_kind_that_is_given_always_wins_and_a_list_of_several_is_no_class(wr
 
 def test_lists_without_names_or_with_a_stranger_are_refused(write: Write) -> None:
     assert "lists of 3 zeros and ones" in ask(write(*columns(['"[0, 1, 0]"', "[1 1 0]", '"[0,0,1]"'])))
+    assert "holds mappings (\"{'sea': 1}\")" in ask(write(*columns(["{'sea': 1}", "{'sun': 1}", "{'sea': 1}"])))
     assert "lists of 2 numbers" in ask(write(*columns(['"[0.5, 1.5]"', '"[0.25, 2.5]"', '"[0.75, 1.0]"'])))
     assert "rows.csv line 4: 'tree' in target column 'y' is no list in brackets" in ask(
         write(*columns(["['sea']", "\"['sea', 'sun']\"", "tree"]))
@@ -266,6 +276,7 @@ def test_numbers_that_are_equal_are_one_class_and_said(write: Write) -> None:
     assert listing.names == ("1", "10", "2")
     assert [row for (row,) in labels(listing).values()] == ["1", "1", "1", "2", "2", "10"]
     assert "'01', '1', '1.0' are one number, and one class: '1'" in listing.notes
+    assert read(write(*columns(["1", "1.0", "2", "2.0"])), "classify").names == ("1", "2")  # no cell twice
     alike = write(*columns(["007", "012", "007", "012"]))
     assert read(alike, "classify").names == ("007", "012")
     assert read(alike, "classify", ("7", "12")).names == ("12", "7")  # the model's own spelling

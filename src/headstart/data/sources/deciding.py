@@ -13,7 +13,7 @@ from headstart.data.sources.numerals import Numbers, name_signs, read_numbers
 from headstart.data.sources.one_hot import are_flags, are_shares, marks_one_each
 from headstart.data.sources.samples import some
 from headstart.data.sources.tables import Table
-from headstart.data.sources.tag_cells import find_tags, is_list_column, read_list, split_cell
+from headstart.data.sources.tag_cells import find_tags, is_list_column, is_mapping, read_list, split_cell
 from headstart.errors import DataError
 from headstart.tasks.classify import CLASSIFY
 from headstart.tasks.multilabel import MULTILABEL
@@ -164,6 +164,11 @@ def _decide_text(table: Table, name: str, cells: Sequence[str], *, data: Data) -
         if any(len(split_cell(cell, data.tags_separator)) > 1 for cell in cells):
             return MULTILABEL, f"several tags separated by {data.tags_separator!r}"
         return CLASSIFY, "one text label per image"
+    if all(map(is_mapping, cells)):
+        raise DataError(
+            f"data.target: column {name!r} of {printable(table.path.name)} holds mappings ({cells[0]!r}); give each of "
+            f"their names a column of its own, or take the cells for names: --task.kind classify"
+        )
     lists = sum(read_list(cell) is not None for cell in cells)
     if 2 * lists >= len(cells):
         row = next(row for row, cell in enumerate(cells) if cell and read_list(cell) is None)

@@ -30,12 +30,12 @@ def read_class_cells(table: Table, column: str, *, known: Sequence[str]) -> tupl
             )
     if is_list_column(cells):
         cells = _unwrap(table, column, cells)
+    cells, notes = merge_equal_numbers(cells, known=known)
     if len(set(cells)) == len(cells) > 2:
         raise DataError(
             f"data.target: column {column!r} has a different label in each of its {len(cells)} rows, so nothing "
             f"can be learned from it; choose the column with the classes: --data.target COLUMN"
         )
-    cells, notes = merge_equal_numbers(cells, known=known)
     names = None if known and set(cells) <= set(known) else read_names(table, cells)
     if names is None:
         return cells, notes

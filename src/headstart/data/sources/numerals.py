@@ -13,7 +13,7 @@ _SIGNS = "$ € £ ¥ ₹ ₽ ₩ US$ USD EUR GBP CHF JPY CNY INR kr R$"
 _CURRENCIES = _SIGNS.split()
 _NAMES = (
     "% ‰ ° °C °F px MP nm µm μm um mm cm dm m km in ft mi mm2 cm2 m2 km2 mm² cm² m² km² m³ ml cl l L mg g kg t lb lbs "
-    "oz ms s sec min h hrs Hz kHz MHz V W kW A K Pa hPa ha year years day days"
+    "oz ms s sec min h hrs Hz kHz MHz V W kW A K Pa hPa ha year years day days k K M Mio Mrd bn"
 )
 _UNITS = _NAMES.split()
 _NUMBER = re.compile(

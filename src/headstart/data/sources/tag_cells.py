@@ -71,6 +71,11 @@ def _read_items(inside: str) -> list[str] | None:
     return [item for item in items if item]
 
 
+def is_mapping(cell: str) -> bool:
+    """Whether the cell is a mapping in braces, as JSON and Python write it: names with values, no list."""
+    return re.match(r"\{\s*['\"]?[^{}'\",:]+['\"]?\s*:", cell) is not None
+
+
 def _bare_items(text: str) -> list[str]:
     """One name, or the numbers that NumPy writes with blanks between them."""
     return text.split() if _NUMBERS.fullmatch(text) else [text] * (text != "None")
@@ -110,6 +115,7 @@ def judge_mark(cells: Sequence[str], mark: str) -> TagReading | None:
         touched=len(touched) / len(several),
         is_turned=bool(turned),
         is_alone=not alone.isdisjoint(names),
+        varies=len({len(parts) for parts in values}) > 1,
     )
     certain, possible = (_judge_strong if mark in STRONG_MARKS else _judge_weak)(evidence, mark)
     shown = next(iter([*turned, *explained, *touched]), several[0])
@@ -120,7 +126,8 @@ def judge_mark(cells: Sequence[str], mark: str) -> TagReading | None:
 @dataclass(frozen=True, kw_only=True)
 class _Evidence:
     """Of the distinct cells with several parts: how many they are, and how many parts; the share whose parts all stand
-    in other cells too, and the share of which one does; whether a set stands in two orders, and a part alone.
+    in other cells too, and the share of which one does; whether a set stands in two orders, a part alone, and whether
+    the number of parts varies.
     """
 
     several: int
@@ -129,6 +136,7 @@ class _Evidence:
     touched: float
     is_turned: bool
     is_alone: bool
+    varies: bool
 
 
 def _judge_strong(seen: _Evidence, mark: str) -> tuple[bool, bool]:
@@ -140,7 +148,7 @@ def _judge_strong(seen: _Evidence, mark: str) -> tuple[bool, bool]:
 def _judge_weak(seen: _Evidence, mark: str) -> tuple[bool, bool]:
     """As for strong marks, where class names of several words (``red car``, ``blue car``) recombine as well."""
     is_turned = seen.is_turned and seen.explained >= 0.5
-    is_everywhere = seen.explained >= 0.9
+    is_everywhere = seen.explained >= 0.9 and seen.varies  # six colours of six things are 36 names of two words
     certain = (is_turned and seen.is_alone) or (is_everywhere and seen.several >= 8 and seen.names * 3 <= seen.several)
     possible = is_turned or (is_everywhere and seen.is_alone and seen.several >= 2)
     return certain and mark not in ("_", "-"), certain or possible  # en-de and de-en may be two classes
