@@ -59,7 +59,7 @@ def test_the_best_epoch_so_far_is_the_model_until_the_run_goes_on(options, capsy
     whole = hs.train(options("whole")).path
     run = stop(options("run"), epochs=2)
     best = max(read_record(run).epochs, key=lambda epoch: epoch["metrics"]["accuracy"])
-    with pytest.raises(ModelError, match=r"or take the best epoch of a run that was stopped: headstart finish run$"):
+    with pytest.raises(ModelError, match=r"go on with --resume; or take the best epoch so far: headstart finish run$"):
         hs.open_run(run)
 
     assert main(["finish", "run"]) == 0

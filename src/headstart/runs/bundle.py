@@ -190,9 +190,10 @@ def describe_trained(run: Path, model: nn.Module) -> OpenedRun:
 def _bundle_folder(run: Path) -> Path:
     folder = run if (run / BUNDLE).is_file() else run / "model"
     if not (folder / BUNDLE).is_file():
+        stopped = (run / "checkpoints").is_dir()
+        best = f"; or take the best epoch so far: headstart finish {run}" if stopped else ""
         raise ModelError(
-            f"{run}: no finished run is there (no model/headstart.json); train it, go on with --resume, or take "
-            f"the best epoch of a run that was stopped: headstart finish {run}"
+            f"{run}: no finished run is there (no model/headstart.json); train it, or go on with --resume{best}"
         )
     return folder
 
