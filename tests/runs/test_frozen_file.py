@@ -156,6 +156,18 @@ def test_a_file_that_was_changed_is_not_named_again(large, tmp_path, change) -> 
     assert len(set(inodes(tmp_path))) == 3
 
 
+def test_a_file_that_is_gone_is_written_anew(large, tmp_path) -> None:
+    state = large()
+    for step in (1, 2):
+        state.step = step
+        hs.save(state, tmp_path, keep=9)
+    (tmp_path / "step-00000001" / "frozen.safetensors").unlink()
+    state.step = 3
+    saved = hs.save(state, tmp_path, keep=9)
+    assert torch.equal(frozen(saved)["0.weight"], state.model[0].weight)
+    assert len(set(inodes(tmp_path))) == 2
+
+
 def test_every_block_of_a_large_file_counts(tmp_path) -> None:
     """Tensors of more than one block, of which one byte in one block is another one."""
     model = nn.Sequential(nn.Linear(500, 700), nn.Linear(700, 2))

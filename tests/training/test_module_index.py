@@ -97,6 +97,13 @@ def test_a_model_is_looked_up_again_within_a_process_group(net) -> None:
         dist.destroy_process_group()
 
 
+def test_the_norm_of_nothing_is_zero(net) -> None:
+    index = index_of(sgd(net()))
+    assert index.gradients() == []
+    assert [float(value) for value in index.norms([])] == [0.0]
+    assert [float(value) for value in index.norms([torch.tensor([3.0, -4.0]), torch.tensor([[2.0]])])] == [5.0, 2.0]
+
+
 @pytest.mark.parametrize("outside", [False, True])
 def test_a_single_parameter_trains_also_where_it_is_the_losss_own(noise, outside: bool) -> None:
     scale, batch = nn.Parameter(torch.ones(3)), noise(8)
@@ -160,11 +167,12 @@ def test_what_the_users_own_code_draws_is_a_function_of_the_step(net, noise, nam
 
 
 class Counting(nn.Module):
-    """Counts its calls in a buffer and a list, and is always in evaluation mode."""
+    """Counts its calls in a buffer, a list and a plain tensor, and is always in evaluation mode."""
 
     def __init__(self) -> None:
         super().__init__()
         self.seen: list[int] = []
+        self.plain = torch.zeros(1)
         self.register_buffer("calls", torch.zeros(()))
 
     def train(self, mode: bool = True) -> nn.Module:
@@ -173,6 +181,7 @@ class Counting(nn.Module):
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         self.calls += 1
         self.seen.append(len(images))
+        self.plain.add_(1)
         return images
 
 
@@ -185,7 +194,7 @@ def test_a_step_that_is_not_taken_leaves_statistics_and_parts_in_eval_as_they_we
         assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
         train_step(state, noise(8), rules=RULES)
         assert any(not torch.equal(value, before[name]) for name, value in model.named_buffers())
-    assert (model[0].calls, model[0].seen) == (1, [8])
+    assert (model[0].calls, model[0].plain, model[0].seen) == (1, 1, [8])
 
 
 def count_in_forward(model: nn.Module, calls: list[int]) -> None:
@@ -227,6 +236,15 @@ def test_a_snapshot_holds_what_own_code_reaches_and_nothing_of_libraries(net, no
     assert any(value is model[0] for value in held) and ["own"] in [value for value in held if type(value) is list]
     others = [*model[1].modules(), *model.parameters(), *model.buffers(), model[1].conv1.around]
     assert not any(value is other for value in held for other in others)
+
+
+def test_a_snapshot_copies_tensors_that_own_code_reaches_but_not_its_parameters(net) -> None:
+    """These are moved by the optimizer, and a copy of each would cost their memory."""
+    model = nn.Sequential(Counting(), net())
+    model[0].hidden = [nn.Parameter(torch.zeros(3))]
+    own = take_snapshot(index_of(sgd(model)), "cross_entropy").own
+    assert torch.equal(own[id(model[0].plain)].own.copied, model[0].plain)
+    assert own[id(model[0].hidden[0])].own.copied is None
 
 
 def test_parameters_are_copied_until_a_step_has_shown_which_are_written_to(net, noise) -> None:

@@ -203,7 +203,7 @@ def _same(before: Sequence[object], now: Sequence[object]) -> bool:
 
 def is_known(code: object) -> bool:
     """Whether a function, or an object's class, is a library's, which draws from torch's generators only; of a
-    ``functools.partial`` the function that it calls.
+    ``functools.partial`` the function that it calls. A name is known.
     """
     while isinstance(code, partial):
         code = code.func
@@ -247,7 +247,7 @@ def take_snapshot(index: ModuleIndex, loss: object) -> Snapshot:
     the user's own all buffers, whatever that code reaches, and the parameters that it writes to; and what a ``loss`` of
     the user's own reaches.
     """
-    others = [] if isinstance(loss, str) or is_known(loss) else [loss]
+    others = [] if is_known(loss) else [loss]
     modules = [part for part in index.modules if part.training or index.by_others]
     tensors = [(part._buffers, name, value) for part in modules for name, value in part._buffers.items()]
     buffers = [(home, name, value, value.clone()) for home, name, value in tensors if value is not None]
