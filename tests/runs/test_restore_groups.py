@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -142,6 +143,31 @@ def test_state_that_nobody_has_any_more_does_not_hide_the_others(make, noise, tm
     for name, values in theirs.items():
         assert values.keys() == ours[name].keys() > {"exp_avg"}
         assert all(torch.equal(value, ours[name][key]) for key, value in values.items())
+
+
+def test_what_is_no_tensor_in_a_parameters_state_comes_back_too(make, noise, tmp_path) -> None:
+    """As the numbers that some optimizers of timm count; parameters without any are not listed."""
+    state = train(make(), noise)
+    state.optimizer.state[state.model.fc.weight]["mine"] = 3
+    place = hs.save(state, tmp_path)
+    assert json.loads((place / "state.json").read_text())["optimizer"]["plain"] == {"fc.weight": {"mine": 3}}
+    again = make()
+    hs.restore(again, tmp_path)
+    assert again.optimizer.state[again.model.fc.weight]["mine"] == 3
+
+
+def test_a_tensor_of_the_parameters_shape_comes_back_in_its_order_and_one_of_another_as_it_was(make, noise, tmp_path):
+    """Averages of rows, for one, which Adafactor holds."""
+    states = make(), make()
+    for each in states:
+        each.model.to(memory_format=torch.channels_last)
+    state, again = states
+    train(state, noise).optimizer.state[state.model.conv2.weight]["rows"] = torch.arange(3.0)
+    hs.save(state, tmp_path)
+    hs.restore(again, tmp_path)
+    ours, theirs = (one.optimizer.state[one.model.conv2.weight] for one in (again, state))
+    assert ours["exp_avg"].is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(ours["exp_avg"], theirs["exp_avg"]) and torch.equal(ours["rows"], theirs["rows"])
 
 
 def test_a_state_without_steps_leaves_nothing_of_the_ones_that_were_done(make, noise, tmp_path) -> None:
