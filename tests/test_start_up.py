@@ -53,6 +53,39 @@ def test_help_imports_no_torch(words: tuple[str, ...]) -> None:
     assert not modules & {"torch", "numpy", "timm", "torchvision", "PIL"}
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("train", "nowhere"),
+        ("plan", "nowhere.csv"),
+        ("train", ".", "--model", "timm/resnet500"),
+        ("train", ".", "--model", "torchvision/resnet5"),
+        ("train", ".", "--model", "resnet18"),
+        ("train", ".", "--weights", "nothing.pth"),
+        ("describe", "timm/vitt"),
+        ("predict", "nowhere", "a.jpg"),
+        ("evaluate", "nowhere", "."),
+    ],
+)
+def test_a_name_of_what_is_not_there_is_answered_without_torch(words: tuple[str, ...]) -> None:
+    code, modules = after(*words)
+    assert code == 2
+    assert not modules & {"torch", "timm", "torchvision"}
+
+
+@pytest.mark.parametrize("library", ["timm", "torchvision"])
+def test_the_names_read_from_a_librarys_files_are_those_that_it_has(library: str) -> None:
+    import timm
+    import torchvision
+
+    from headstart.models.known_names import _REGISTERED, _read_sources, refuse_unknown
+    from headstart.models.spec import parse_spec
+
+    there = timm.list_models() if library == "timm" else torchvision.models.list_models(module=torchvision.models)
+    assert set(_REGISTERED[library].findall(_read_sources(library))) == set(there)
+    refuse_unknown(parse_spec("timm/convnext_tiny_in22ft1k"))  # an old name that timm still takes
+
+
 def test_what_was_put_off_is_there_when_it_is_asked_for() -> None:
     """torchvision's question to the compiler, and a function that timm marks as not to be compiled."""
     code = (

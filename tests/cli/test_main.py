@@ -127,8 +127,9 @@ sys.exit(edge.main([]))
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGHUP, 129)])
-def test_a_signal_in_the_middle_of_an_import_ends_with_one_line(number: int, code: int) -> None:
+def test_a_signal_in_the_middle_of_an_import_ends_with_one_line(number: int, code: int, tmp_path: Path) -> None:
     """Where an exception can be swallowed, or turned into another."""
+    (tmp_path / "a b").mkdir()  # what is not there is answered before the import
     program = f"""
 import os, signal, sys
 signal.signal({int(number)}, signal.SIG_DFL)
@@ -144,7 +145,7 @@ sys.argv = ["headstart.py", "train", "a b", "--out", "it's"]
 from headstart.cli.main import main
 sys.exit(main())
 """
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == code
     again = f"{sys.executable} -m headstart.cli.main train 'a b' --out 'it'\"'\"'s' --resume"
     assert done.stderr == f"headstart: stopped by {signal.Signals(number).name}; go on with: {again}\n"

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from headstart.cli.models import parameters
-from headstart.cli.output import table, to_csv, to_json
+from headstart.cli.output import cell, table, to_csv, to_json
 from headstart.cli.plan import format_plan
 from headstart.cli.predict import render
 from headstart.errors import ConfigError
@@ -97,9 +97,39 @@ def test_a_plan_shows_decisions_phases_and_groups() -> None:
         "groups": [group],
     }
     text = format_plan({"decisions": [{"name": "precision", "value": "fp32", "reason": "auto"}], "phases": [phase]})
-    assert "precision  fp32  auto" in text
+    assert "precision: fp32  (auto)" in text
     assert "phase 1 probe: 3 epochs, 1,200 steps; frozen: backbone; 30 parameters train, 5,000 are frozen" in text
     assert text.splitlines()[-1].split() == ["head", "0.0010", "0.0200", "30"]
+
+
+def test_a_plan_fits_into_the_terminal(monkeypatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    reason = "measured in trial steps: fp32 took 1.2 times as long, " * 4
+    text = format_plan({"decisions": [{"name": "precision", "value": "bf16", "reason": reason}], "phases": []})
+    assert max(map(len, text.splitlines())) <= 80
+    assert text.startswith("precision: bf16  (measured")
+    assert " ".join(text.split()) == f"precision: bf16 ({reason.strip()} )".replace(", )", ", )")
+
+
+@pytest.mark.parametrize(
+    ("number", "text"),
+    [
+        (224_900.0, "224,900"),
+        (-1_234_567.8, "-1,234,568"),
+        (1234.56, "1,234.6"),
+        (12.3456, "12.3456"),
+        (0.97312, "0.9731"),
+        (0.0, "0.0000"),
+        (1e-4, "0.0001"),
+        (2.5e-5, "2.5e-5"),
+        (3e-12, "3e-12"),
+        (1e20, "1e+20"),
+        (float("nan"), "nan"),
+        (float("inf"), "inf"),
+    ],
+)
+def test_numbers_are_written_as_people_write_them(number: float, text: str) -> None:
+    assert cell(number) == text
 
 
 @pytest.mark.parametrize(("text", "count"), [("5M", 5_000_000), ("300k", 300_000), ("1.5B", 1_500_000_000), ("7", 7)])

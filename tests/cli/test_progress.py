@@ -86,7 +86,16 @@ def test_a_resumed_phase_counts_from_where_it_is(monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.parametrize(
-    ("seconds", "text"), [(0, "0 s"), (59.4, "59 s"), (59.6, "1 min 00 s"), (200, "3 min 20 s"), (7500, "2 h 05 min")]
+    ("seconds", "text"),
+    [
+        (0, "0 s"),
+        (0.14, "140 ms"),
+        (0.96, "1 s"),
+        (59.4, "59 s"),
+        (59.6, "1 min 00 s"),
+        (200, "3 min 20 s"),
+        (7500, "2 h 05 min"),
+    ],
 )
 def test_durations_are_short(seconds: float, text: str) -> None:
     assert duration(seconds) == text

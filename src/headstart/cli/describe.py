@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
+from headstart.cli.configured import check_model
 from headstart.cli.output import cell, table, to_json, wrap_lines, write
 from headstart.config.flags import parse_args, value_of
 from headstart.config.leaves import leaves
@@ -68,6 +69,7 @@ def run(argv: Sequence[str]) -> int:
     except ConfigError as error:
         raise ConfigError(f"--freeze: {error}") from error
     config = _config(args, rule)
+    check_model(args.spec)
     from headstart.models.describe import describe  # imports torch
 
     opened = _open_described_model(args)

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated
 
 import tyro
 
-from headstart.cli.configured import read_command_config
+from headstart.cli.configured import check_data, check_run, read_command_config
 from headstart.cli.output import result, write
 from headstart.config.flags import parse_args
 from headstart.errors import ConfigError
@@ -36,8 +35,10 @@ def run(argv: Sequence[str]) -> int:
     if idle:
         raise ConfigError(f"{', '.join(idle)}: has no meaning for evaluate, which splits nothing; leave it out")
     config = read_command_config(args.data, None, flags)
+    run = check_run(args.run)
+    check_data(config.data)
     from headstart.predictor import evaluate_run  # imports torch
 
-    done = evaluate_run(Path(args.run), config.data, device=args.device)
+    done = evaluate_run(run, config.data, device=args.device)
     write(result(done, as_json=args.json))
     return 0

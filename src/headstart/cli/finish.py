@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated
 
 import tyro
@@ -12,6 +11,7 @@ import tyro
 from headstart.cli.output import list_places, result, write
 from headstart.cli.progress import Progress
 from headstart.config.flags import parse_args
+from headstart.config.home import expand_home
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +32,7 @@ def run(argv: Sequence[str]) -> int:
     from headstart import app  # imports torch
 
     with Progress() as progress:
-        done = app.finish(Path(args.run), device=args.device, watch=progress)
+        done = app.finish(expand_home(args.run), device=args.device, watch=progress)
     write(result(done, as_json=args.json))
     if not args.json:
         write("\n" + list_places(done.path))

@@ -20,7 +20,7 @@ def wants_processes(config: Config) -> int:
         return 1
     if isinstance(config.devices, int):
         return config.devices
-    if config.device not in ("auto", "cuda", "xpu"):
+    if config.device.lower() not in ("auto", "cuda", "xpu", "gpu"):
         return 1
     import torch
 
@@ -29,7 +29,8 @@ def wants_processes(config: Config) -> int:
 
 def check_there(config: Config, processes: int) -> None:
     """Refuse more processes than devices, once and before any is started.  Raises: ConfigError."""
-    kind = config.device.partition(":")[0]
+    kind = config.device.lower().partition(":")[0]
+    kind = "auto" if kind == "gpu" else kind
     if kind == "cpu":
         return
     import torch

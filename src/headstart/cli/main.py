@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import shlex
 import sys
 import traceback
 from collections.abc import Sequence
@@ -11,6 +12,9 @@ from importlib import import_module, metadata
 
 from headstart.cli.leaving import leave_at_once, leaving_on_signals, to_go_on
 from headstart.cli.output import cell, write
+from headstart.config.home import expand_home
+from headstart.config.synonyms import VERB_ADVICE
+from headstart.config.synonyms import VERBS as SYNONYMS
 from headstart.errors import Error, Interrupted, OthersFailed
 
 VERBS = {  # a verb's module is imported when it is called
@@ -77,10 +81,22 @@ def _dispatch(words: list[str]) -> int:
         write(f"headstart {metadata.version('headstart')}")
         return 0
     if words[0] not in VERBS:
-        near = difflib.get_close_matches(words[0], VERBS, n=1)
-        ask = f"; did you mean {near[0]}?" if near else ""
-        raise Error(f"{words[0]!r} is no command of headstart{ask} (commands: {', '.join(VERBS)})")
+        raise Error(_explain_verb(words[0]))
     return int(import_module(f"headstart.cli.{words[0]}").run(words[1:]))
+
+
+def _explain_verb(word: str) -> str:
+    """The sentence for a word that is no command: what other tools call one, a near name, or a folder."""
+    plain = word.lower().lstrip("-")
+    commands = f"(commands: {', '.join(VERBS)})"
+    if plain in VERB_ADVICE:
+        return f"{word!r} is no command of headstart; {VERB_ADVICE[plain]} {commands}"
+    if word not in (".", "..") and expand_home(word).exists():
+        command = shlex.join(["headstart", "train", word])
+        return f"{word!r} is no command of headstart; did you mean train? Then type {command} {commands}"
+    near = SYNONYMS.get(plain) or next(iter(difflib.get_close_matches(plain, VERBS, n=1)), None)
+    ask = f"; did you mean {near}?" if near else ""
+    return f"{word!r} is no command of headstart{ask} {commands}"
 
 
 def overview() -> str:

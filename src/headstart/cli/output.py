@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import sys
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
@@ -43,16 +44,27 @@ def wrap_lines(lines: Iterable[str], *, width: int = 100) -> str:
 
 
 def cell(value: object) -> str:
-    """One value: numbers to 4 digits, control characters (terminal escapes in names) made visible."""
+    """One value: numbers as people write them (224,900; 0.9731; 2.5e-5), control characters made visible."""
     if value is None:
         return "-"
     if isinstance(value, float):
-        return f"{value:.4g}" if abs(value) >= 1e4 or 0 < abs(value) < 1e-3 else f"{value:.4f}"
+        return _write_number(value)
     if isinstance(value, int) and not isinstance(value, bool):
         return f"{value:,}"
     return "".join(
         c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode() for c in str(value)
     )
+
+
+def _write_number(value: float) -> str:
+    size = abs(value)
+    if not math.isfinite(value) or size >= 1e15:
+        return f"{value:.4g}"
+    if size >= 1e3:
+        return f"{value:,.0f}" if size >= 1e4 else f"{value:,.1f}"
+    if 0 < size < 1e-3:
+        return re.sub(r"e([-+])0*", lambda match: f"e{match[1].replace('+', '')}", f"{value:.4g}")
+    return f"{value:.4f}"
 
 
 def to_json(value: object) -> str:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Annotated, Any
 
 import tyro
 
-from headstart.cli.configured import read_command_config
-from headstart.cli.output import table, to_json, write
+from headstart.cli.configured import check_names, read_command_config
+from headstart.cli.output import cell, table, to_json, wrap_lines, write
 from headstart.cli.progress import Progress
 from headstart.config.flags import EVERY, parse_args
 
@@ -30,6 +31,7 @@ def run(argv: Sequence[str]) -> int:
     """Print the plan: decisions, phases, groups of parameters and their rates."""
     args, flags = parse_args(Plan, argv, prog="headstart plan", sections=EVERY)
     config = read_command_config(args.data, args.config, flags)
+    check_names(config)
     from headstart import app  # imports torch
 
     with Progress(decisions=False) as progress:
@@ -41,11 +43,14 @@ def run(argv: Sequence[str]) -> int:
 
 def format_plan(plan: dict[str, Any]) -> str:
     """A plan (the content of plan.json) as text."""
-    parts = [table([(d["name"], d["value"], d["reason"]) for d in plan["decisions"]])]
+    width = min(shutil.get_terminal_size((100, 24)).columns, 120)
+    lines = (f"{cell(d['name'])}: {cell(d['value'])}  ({cell(d['reason'])})" for d in plan["decisions"])
+    parts = [wrap_lines(lines, width=width)]
     for index, phase in enumerate(plan["phases"], start=1):
         trained, frozen = phase["trainable_parameters"], phase["frozen_parameters"]
         head = f"phase {index} {phase['name']}: {phase['epochs']} epochs, {phase['steps']:,} steps"
-        parts.append(f"{head}; frozen: {phase['freeze']}; {trained:,} parameters train, {frozen:,} are frozen")
+        text = f"{head}; frozen: {phase['freeze']}; {trained:,} parameters train, {frozen:,} are frozen"
+        parts.append(wrap_lines([text], width=width))
         rows = [(g["name"], g["lr"], g["weight_decay"], g["parameters"]) for g in phase["groups"]]
         parts.append(table(rows, header=("group", "lr", "weight decay", "parameters")))
     return "\n\n".join(parts)

@@ -6,13 +6,14 @@ import gc
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
 
+from headstart.cli.configured import check_run
 from headstart.cli.output import cell, table, to_csv, to_json, write
 from headstart.config.flags import parse_args
+from headstart.config.home import expand_home
 from headstart.errors import ConfigError, DataError
 from headstart.tasks.tags import join_tags
 
@@ -49,6 +50,11 @@ def run(argv: Sequence[str]) -> int:
             raise ConfigError(f"{flag}: {number} is not positive; give at least 1, e.g. {flag} 5")
     if not args.paths:
         raise ConfigError("PATH is missing; give images or folders, e.g. headstart predict runs/photos new/")
+    run = check_run(args.run)
+    paths = [expand_home(path) for path in args.paths]
+    missing = next((path for path in paths if not path.exists()), None)
+    if missing is not None:
+        raise DataError(f"{cell(missing.absolute())}: there is no such file or folder")
     from headstart.lazy_imports import collector_paused, load_libraries
 
     with collector_paused():
@@ -57,8 +63,8 @@ def run(argv: Sequence[str]) -> int:
 
         gc.freeze()  # the modules stay to the end: one look at all of them costs 0.2 s
 
-    opened = open_on(Path(args.run), args.device)
-    found = predict_paths(opened, [Path(path) for path in args.paths], batch_size=args.batch_size)
+    opened = open_on(run, args.device)
+    found = predict_paths(opened, paths, batch_size=args.batch_size)
     unreadable = [prediction for prediction in found if prediction.error is not None]
     for prediction in unreadable:
         sys.stderr.write(f"headstart: {cell(prediction.path)}: {cell(prediction.error)}\n")

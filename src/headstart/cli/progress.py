@@ -159,7 +159,9 @@ def _format_metrics(metrics: Mapping[str, float]) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Seconds as 5 s, 3 min 20 s or 2 h 05 min."""
+    """Seconds as 140 ms, 5 s, 3 min 20 s or 2 h 05 min."""
+    if 0 < seconds < 0.95:
+        return f"{1000 * seconds:.0f} ms"
     whole = round(seconds)
     if whole < 60:
         return f"{whole} s"

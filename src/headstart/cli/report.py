@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated
 
 import tyro
 
 from headstart.cli.output import write
 from headstart.config.flags import parse_args
+from headstart.config.home import expand_home
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,5 +26,5 @@ def run(argv: Sequence[str]) -> int:
     args, _ = parse_args(Report, argv, prog="headstart report")
     from headstart.reports.report import write_report  # imports matplotlib
 
-    write(str(write_report(Path(args.run))))
+    write(str(write_report(expand_home(args.run))))
     return 0

@@ -5,16 +5,16 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated
 
 import tyro
 
-from headstart.cli.configured import read_command_config
+from headstart.cli.configured import check_names, read_command_config
 from headstart.cli.launch import check_there, launch, wants_processes
 from headstart.cli.output import list_places, result, write
 from headstart.cli.progress import Progress
 from headstart.config.flags import EVERY, parse_args
+from headstart.config.home import expand_home
 from headstart.config.load import is_of_run
 from headstart.config.schema import Config
 from headstart.errors import ConfigError, Error, OthersFailed
@@ -43,9 +43,11 @@ def run(argv: Sequence[str]) -> int:
     args, flags = parse_args(Train, argv, prog="headstart train", sections=EVERY)
     first = os.environ.get("RANK", "0") == "0"
     try:
-        if args.resume and args.config and "out" not in flags and is_of_run(Path(args.config)):
-            flags["out"] = str(Path(args.config).parent)  # the run is where its record is
+        if args.resume and args.config and "out" not in flags and is_of_run(expand_home(args.config)):
+            flags["out"] = str(expand_home(args.config).parent)  # the run is where its record is
         config = _read_config(args, flags)
+        if not args.resume:  # a finished run is answered without its data
+            check_names(config)
     except Error as error:
         raise error if first else OthersFailed(exit_code=error.exit_code) from error  # said once
     if (processes := wants_processes(config)) > 1:
@@ -80,4 +82,4 @@ def _read_config(args: Train, flags: Mapping[str, object]) -> Config:
             )
     from headstart.runs.repeat import repeat_config  # imports torch
 
-    return repeat_config(Path(args.repeat), data=args.data, flags=flags)
+    return repeat_config(expand_home(args.repeat), data=args.data, flags=flags)

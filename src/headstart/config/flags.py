@@ -10,11 +10,11 @@ from typing import Annotated, Any, get_args, get_origin
 
 import tyro
 
+from headstart.config.foreign_words import refuse_foreign, with_main_fields
 from headstart.config.leaves import FLAT, Leaf, Option, default_kinds, hints, leaves, members, options
-from headstart.config.problems import SYNONYMS, bounds
+from headstart.config.problems import bounds
 from headstart.config.schema import But, Config, Names, Stages, Until
 from headstart.config.yaml import dump_yaml, parse_yaml, scalar
-from headstart.errors import ConfigError
 
 EVERY = ("", *hints(Config))  # sections to have flags for; "": the options outside sections
 _NOT_FLAGS = ("data.source",)  # the positional DATA
@@ -32,7 +32,9 @@ def parse_args(
     Raises: ConfigError: a flag's value cannot be read.  SystemExit: --help (0), unknown or missing arguments (2).
     """
     if sections == EVERY:
-        _refuse_synonyms(argv)
+        argv = with_main_fields(argv)
+    own = [item.name for item in fields(verb) if "Positional" not in str(item.type)]
+    refuse_foreign(argv, own=own, prog=prog, all_options=sections == EVERY)
     args: Any = tyro.cli(
         _arguments(verb, sections),
         args=_with_true(argv) if sections else argv,
@@ -173,16 +175,3 @@ def _with_true(argv: Sequence[str]) -> list[str]:
         if word.replace("_", "-") in switches and (after.startswith("-") or os.path.lexists(after)):
             completed.append("true")
     return completed
-
-
-def _refuse_synonyms(argv: Sequence[str]) -> None:
-    """Other tools' names, which are too far from ours for a spelling suggestion."""
-    known = {leaf.flag for leaf in leaves().values()}
-    found = []
-    for word in argv:
-        flag = word.partition("=")[0].replace("_", "-")
-        path = SYNONYMS.get(flag[2:].replace("-", "_")) if flag.startswith("--") and flag not in known else None
-        if path:
-            found.append(f"{flag}: unknown option; did you mean {leaves()[path].flag}?")
-    if found:
-        raise ConfigError("\n".join(found))

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from headstart.config import peft
-from headstart.config.leaves import FLAT, default_kinds, hints, is_section
+from headstart.config.home import expand_home
+from headstart.config.leaves import FLAT, default_kinds, hints, is_section, leaves, options
 from headstart.config.problems import format_value, place_of, sentence, suggest_option
 from headstart.config.rules import freeze_rule
 from headstart.config.schema import Config
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from pydantic import TypeAdapter
 
 Tree = dict[str, Any]
+_PATHS = ("data.source", "data.images", "model.name", "model.weights", "out")
 
 
 def load_config(
@@ -53,7 +55,8 @@ def load_config(
         given = source
     else:
         where = f"{source}: "
-        given = _at_home(read_yaml(Path(source)), Path(source))
+        file = expand_home(source)
+        given = _at_home(read_yaml(file), file)
     given = {} if given is None else given
     if not isinstance(given, Mapping):
         raise ConfigError(f"{where}{format_value(given)} is no configuration; write NAME: VALUE lines, e.g. epochs: 5")
@@ -152,11 +155,28 @@ def _validate(tree: Tree) -> tuple[Config | None, dict[str, str]]:
     for name, kind in default_kinds().items():
         if isinstance(tree.get(name), dict):
             tree[name] = {"kind": kind, **tree[name]}
+    _write_as_meant(tree)
     problems |= _freeze_forms(tree)
     config, found = _build_config(tree)
     for path, text in (found | _contradictions(tree) | peft.contradictions(tree)).items():
         problems.setdefault(path, text)
     return (None if problems else config), problems
+
+
+def _write_as_meant(tree: Tree) -> None:
+    """In place: words of a choice in any case (AdamW, BF16), and the home folder for ``~``."""
+    for path, leaf in leaves().items():
+        section, _, name = path.rpartition(".")
+        holder = tree.get(section) if section else tree
+        value = holder.get(name) if isinstance(holder, dict) else None
+        if not isinstance(value, str):
+            continue
+        if path in _PATHS and value.startswith("~"):
+            holder[name] = str(expand_home(value))  # type: ignore[index]  # value came from it
+        choices = options(leaf.annotation)
+        words = {str(word).lower(): word for choice in choices for word in choice.values}
+        if not any(choice.type is str for choice in choices) and value.lower() in words:
+            holder[name] = words[value.lower()]  # type: ignore[index]
 
 
 def _build_config(tree: Tree) -> tuple[Config | None, dict[str, str]]:

@@ -12,45 +12,8 @@ from annotated_types import Ge, Gt, Le, Lt
 from headstart.config.leaves import Leaf, Option, hints, leaves, members, options
 from headstart.config.rules import ACCEPTED as FREEZE_RULES
 from headstart.config.schema import Config, Names
+from headstart.config.synonyms import ADVICE, SYNONYMS
 
-SYNONYMS = {  # what other tools call it
-    "learning_rate": "optimizer.lr",
-    "base_lr": "optimizer.lr",
-    "lr0": "optimizer.lr",
-    "backbone_lr": "optimizer.lr",
-    "num_train_epochs": "epochs",
-    "num_epochs": "epochs",
-    "n_epochs": "epochs",
-    "max_epochs": "epochs",
-    "per_device_train_batch_size": "batch.size",
-    "train_batch_size": "batch.size",
-    "batch_size": "batch.size",
-    "bs": "batch.size",
-    "gradient_accumulation_steps": "batch.accumulate",
-    "max_grad_norm": "batch.clip_norm",
-    "clip_grad": "batch.clip_norm",
-    "wd": "optimizer.weight_decay",
-    "opt": "optimizer.kind",
-    "lr_scheduler": "schedule.kind",
-    "sched": "schedule.kind",
-    "warmup_ratio": "schedule.warmup",
-    "smoothing": "loss.label_smoothing",
-    "drop": "head.dropout",
-    "img_size": "model.image_size",
-    "image_size": "model.image_size",
-    "imgsz": "model.image_size",
-    "backbone": "model.name",
-    "arch": "model.name",
-    "pretrained": "model.weights",
-    "amp": "precision",
-    "torch_compile": "compile",
-    "torchcompile": "compile",
-    "dtype": "precision",
-    "num_workers": "workers",
-    "output_dir": "out",
-    "val_split": "data.val",
-    "freeze_until": "freeze",
-}
 EXAMPLES = {
     "epochs": "5",
     "optimizer.lr": "1e-4",
@@ -140,7 +103,10 @@ def wrong_kind(place: Place, value: object) -> str:
     """The sentence for a ``kind`` that does not exist."""
     kind = value.get("kind") if isinstance(value, Mapping) else value
     kinds = list(members(place.annotation))
-    return f"{place.path}.kind: {format_value(kind)} is unknown{_near(kind, kinds)} (accepted: {', '.join(kinds)})"
+    near = _near(kind, kinds)
+    timms = "; timm's others: --optimizer.kind timm --optimizer.name lamb --lr 1e-3"
+    more = timms if place.path == "optimizer" and not near else ""
+    return f"{place.path}.kind: {format_value(kind)} is unknown{near} (accepted: {', '.join(kinds)}{more})"
 
 
 def unknown(place: Place) -> str:
@@ -151,6 +117,8 @@ def unknown(place: Place) -> str:
         kinds = leaf.kinds
         return f"{place.path}: {place.kind} has no {name}; it belongs to {_and(kinds)} (--{section}.kind {kinds[0]})"
     known = fields_of(place.section)
+    if name.lower() in ADVICE and name.lower() not in SYNONYMS:
+        return f"{place.path}: unknown; {ADVICE[name.lower()]} (accepted: {', '.join(known)})"
     meant = suggest_option(name, siblings=known)
     ask = f"; did you mean {meant}?" if meant else ";"
     return f"{place.path}: unknown{ask} (accepted: {', '.join(known)})".replace(";;", ";").replace("; (", " (")
@@ -158,7 +126,7 @@ def unknown(place: Place) -> str:
 
 def suggest_option(name: str, *, siblings: Sequence[str] = ()) -> str | None:
     """The option that was probably meant: a synonym, the same name in another section, or a near name."""
-    name = name.replace("-", "_")
+    name = name.replace("-", "_").lower()
     tail = name.rpartition(".")[2]
     synonym = SYNONYMS.get(tail)
     if synonym:
@@ -274,7 +242,7 @@ def _out_of(number: Option, value: float) -> str:
 
 
 def _near(value: object, words: Sequence[str]) -> str:
-    near = difflib.get_close_matches(str(value), words, n=1, cutoff=0.6)
+    near = difflib.get_close_matches(str(value).lower(), words, n=1, cutoff=0.6)
     return f"; did you mean {near[0]}?" if near else ""
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Literal, get_args
@@ -11,6 +12,8 @@ from pydantic import Field
 
 from headstart.errors import ConfigError
 
+_ALL = ("all", "true", "yes", "body", "base", "encoder", "features", "everything", "all_but_head")
+_LAYER = re.compile(r"[A-Za-z_]\w*(\.\w+)*(\d|\.\w+)")  # layer2, blocks.3, features.denseblock4
 WORDS = ("none", "backbone", "conv", "norm")
 ACCEPTED = "none, backbone, conv, norm, except:bias, except:norm, except:lora, until:NAME, stages:N or names:GLOB,..."
 
@@ -61,12 +64,12 @@ def freeze_rule(value: object) -> FreezeRule:
     if isinstance(value, Until | Stages | Names | But):
         value = dict(vars(value))
     if isinstance(value, str):
-        if value in WORDS:
-            return value  # type: ignore[return-value]
+        if value.lower() in WORDS:
+            return value.lower()  # type: ignore[return-value]
         name, colon, rest = value.partition(":")
         value = {name.strip(): rest.strip()} if colon else value
     if not isinstance(value, Mapping) or len(value) != 1:
-        raise ConfigError(f"{_format_value(value)} is no freeze rule; give {ACCEPTED}")
+        raise ConfigError(f"{_format_value(value)} is no freeze rule; give {ACCEPTED}{_hint(value)}")
     ((name, argument),) = value.items()
     if name == "until" and isinstance(argument, str) and argument:
         return Until(until=argument)
@@ -76,7 +79,7 @@ def freeze_rule(value: object) -> FreezeRule:
         return Names(names=globs)
     if name in ("except", "but") and argument in get_args(PeftKind):
         return But(but=argument)
-    raise ConfigError(f"{_format_value(value)} is no freeze rule; give {ACCEPTED}")
+    raise ConfigError(f"{_format_value(value)} is no freeze rule; give {ACCEPTED}{_hint(value)}")
 
 
 def freeze_text(rule: FreezeRule) -> str:
@@ -91,6 +94,20 @@ def freeze_text(rule: FreezeRule) -> str:
         case But(but=kind):
             return f"except:{kind}"
     return rule
+
+
+def _hint(value: object) -> str:
+    """What was probably meant: a number of stages, a layer, everything but the head."""
+    text = str(value).strip() if isinstance(value, str | int) and not isinstance(value, bool) else ""
+    if value is True or text.lower() in _ALL:
+        return " (backbone freezes all but the head)"
+    if value is False or text.lower() in ("false", "no", "nothing", "0"):
+        return " (none freezes nothing)"
+    if text.isascii() and text.isdigit():
+        return f" (stages:{text} freezes the first {text} stages)"
+    if _LAYER.fullmatch(text):
+        return f" (until:{text} freezes all up to it, names:{text}.* it alone)"
+    return ""
 
 
 def _whole(argument: object) -> bool:

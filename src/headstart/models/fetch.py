@@ -15,6 +15,7 @@ from typing import TypeVar
 
 import torch
 
+from headstart.config.home import expand_home
 from headstart.errors import ModelError
 from headstart.models.weights import Digest, check_digest, hash_prefix, list_names
 from headstart.storage.durable import write_file
@@ -100,11 +101,11 @@ def url_file(url: str) -> Fetched:
 def hub_cache() -> Path:
     """The hub's cache, from HF_HUB_CACHE, HF_HOME or the default, read at each call."""
     if os.environ.get("HF_HUB_CACHE"):
-        return Path(os.environ["HF_HUB_CACHE"]).expanduser()
+        return expand_home(os.environ["HF_HUB_CACHE"])
     home = os.environ.get("HF_HOME")
     if not home:
         home = str(Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface")
-    return Path(home).expanduser() / "hub"
+    return expand_home(home) / "hub"
 
 
 def torch_cache() -> Path:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from importlib.resources import files
@@ -16,6 +15,7 @@ from headstart.errors import ModelError
 from headstart.models import fetch
 from headstart.models.factory import Architecture
 from headstart.models.folder import CONFIG, WEIGHTS, parse_json, read_architecture, read_json_file, weights_file
+from headstart.models.known_names import explain_unknown, list_near
 from headstart.models.preprocess import Preprocess, from_pretrained_cfg, from_torchvision
 from headstart.models.spec import FolderSpec, HubSpec, StarterSpec, TimmSpec, TorchvisionSpec
 from headstart.models.weights import TensorFile, list_names, read_safetensors, read_weights
@@ -72,11 +72,11 @@ def find_origin(
 def _timm_origin(name: str, *, weights: str, options: Mapping[str, object]) -> Origin:
     bare, _, tag = name.partition(".")
     if not timm.is_model(bare):
-        raise ModelError(f"timm has no model {bare!r}; {_near(bare, timm.list_models(), 'timm/')}")
+        raise ModelError(explain_unknown("timm", bare, timm.list_models()))
     tags = sorted(key.partition(".")[2] for key in get_arch_pretrained_cfgs(bare))
     if tag and tag not in tags:
         known = f"its tags: {list_names(tags, 30)}" if any(tags) else "it has no tags"
-        raise ModelError(f"timm/{bare} has no weights tagged {tag!r}; {_near(tag, tags, f'timm/{bare}.')}; {known}")
+        raise ModelError(f"timm/{bare} has no weights tagged {tag!r}; {list_near(tag, tags, f'timm/{bare}.')}; {known}")
     cfg = get_pretrained_cfg(name) or PretrainedCfg(architecture=bare)
     full = f"{bare}.{cfg.tag}" if cfg.tag else bare
     architecture = Architecture(library="timm", name=bare, options=dict(options), cfg=_plain_cfg(cfg, bare))
@@ -127,9 +127,7 @@ def torchvision_names() -> list[str]:
 def _torchvision_origin(name: str, *, weights: str, options: Mapping[str, object]) -> Origin:
     bare, _, tag = name.partition(".")
     if bare not in torchvision_names():
-        raise ModelError(
-            f"torchvision has no classification model {bare!r}; {_near(bare, torchvision_names(), 'torchvision/')}"
-        )
+        raise ModelError(explain_unknown("torchvision", bare, torchvision_names()))
     tags = torchvision.models.get_model_weights(bare)
     names = [entry.name for entry in tags]
     if tag and tag not in (*names, "DEFAULT"):
@@ -203,10 +201,3 @@ def _channels(options: Mapping[str, object]) -> int:
     if not isinstance(channels, int) or isinstance(channels, bool) or not 1 <= channels <= 1024:
         raise ModelError(f"model.options.in_chans: {channels!r} is not a number of channels")
     return channels
-
-
-def _near(name: str, names: list[str], prefix: str) -> str:
-    near = difflib.get_close_matches(name, names, n=5, cutoff=0.5)
-    if near:
-        return "did you mean " + " or ".join(prefix + found for found in near) + "?"
-    return "headstart models PATTERN lists the names"

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, Literal, cast
 
 import timm
 from torch import Tensor, nn
 
+from headstart.config.home import expand_home
 from headstart.config.schema import ImageFormat
 from headstart.errors import ModelError
 from headstart.isolation import own_arithmetic
@@ -147,7 +147,7 @@ def open_model(
     """
     options = dict(options or {})
     if weights not in ("pretrained", "none"):
-        refuse_format(Path(weights).expanduser())
+        refuse_format(expand_home(weights))
     elif weights_part != "auto":
         raise ModelError(
             f"model.weights_part: {weights_part} is of weights from a file, and model.weights is {weights}; leave it "
@@ -245,8 +245,8 @@ def _read(origin: Origin, chosen: _Chosen) -> tuple[TensorFile | None, WeightsSo
         assert origin.pretrained is not None, origin.spec
         file = origin.pretrained.read()
         return file, WeightsSource("pretrained", origin.pretrained.where, file.sha256, origin.pretrained.licence)
-    file = read_weights(Path(weights).expanduser(), part=chosen.part)
-    return file, WeightsSource("file", str(Path(weights).expanduser()), file.sha256, None)
+    file = read_weights(expand_home(weights), part=chosen.part)
+    return file, WeightsSource("file", str(expand_home(weights)), file.sha256, None)
 
 
 def _fit_file(
@@ -403,7 +403,7 @@ def _open_own(
 def _fill_own(module: nn.Module, chosen: _Chosen) -> tuple[Coverage, WeightsSource]:
     """Load a file's weights into a module of the user's."""
     where = chosen.weights
-    file = read_weights(Path(where).expanduser(), part=chosen.part)
+    file = read_weights(expand_home(where), part=chosen.part)
     expected = read_saved_tensors(module)
     names, coverage = fit_names(
         file.tensors,

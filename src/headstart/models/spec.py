@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from headstart.config.home import expand_home
 from headstart.errors import ModelError
 
 ACCEPTED = (
@@ -93,7 +94,7 @@ def _match_form(pattern: re.Pattern[str], name: str, text: str, form: str) -> st
 
 
 def _folder(text: str) -> FolderSpec:
-    path = Path(text).expanduser()
+    path = expand_home(text)
     if text and path.is_dir():
         return FolderSpec(path)
     if path.is_file():

@@ -25,6 +25,7 @@ from headstart.models.weights import read_own_tensors
 from headstart.private_names import find_config_writer
 from headstart.reports.model_card import model_card
 from headstart.runs.own_file import own_files, restore_own
+from headstart.runs.places import find_bundle
 from headstart.storage.buffers import Content
 from headstart.storage.durable import explain_os_errors, json_bytes, write_folder
 from headstart.storage.tensors import make_buffers
@@ -167,7 +168,7 @@ def open_run(path: str | Path, *, model: nn.Module | InPlace | None = None) -> O
         >>> opened.task.classes, opened.model.training
         (('cat', 'dog'), False)
     """
-    folder = _bundle_folder(Path(path))
+    folder = find_bundle(Path(path))
     with own_arithmetic(), keep_generators():
         if model is not None:
             return _onto(folder, model.module if isinstance(model, InPlace) else _copy_model(model))
@@ -181,21 +182,10 @@ def describe_trained(run: Path, model: nn.Module) -> OpenedRun:
 
     Raises: ModelError: no finished run is there. StorageError: a file is damaged.
     """
-    folder = _bundle_folder(run)
+    folder = find_bundle(run)
     bundle = read_bundle(folder)
     assert bundle is not None
     return _open_with_weights(folder, model, bundle.facts)
-
-
-def _bundle_folder(run: Path) -> Path:
-    folder = run if (run / BUNDLE).is_file() else run / "model"
-    if not (folder / BUNDLE).is_file():
-        stopped = (run / "checkpoints").is_dir()
-        best = f"; or take the best epoch so far: headstart finish {run}" if stopped else ""
-        raise ModelError(
-            f"{run}: no finished run is there (no model/headstart.json); train it, or go on with --resume{best}"
-        )
-    return folder
 
 
 def _copy_model(model: nn.Module) -> nn.Module:

@@ -70,6 +70,21 @@ def keep_kernels() -> Iterator[None]:
             cudnn.benchmark, cudnn.deterministic, cudnn.allow_tf32, matmul.allow_tf32 = before
 
 
+def _find_device(name: str, found: torch.device | None) -> torch.device:
+    """The device of a name; ``gpu`` and a number alone are this machine's accelerator, whatever its kind.
+
+    Raises: RuntimeError: there is no such device.
+    """
+    plain = name.strip().lower()
+    if plain == "gpu" or plain.isdigit():
+        if found is None:
+            raise RuntimeError("no accelerator is found")
+        return torch.device(found.type, int(plain)) if plain.isdigit() else found
+    if plain.replace(",", "").isdigit():
+        raise RuntimeError(f"for several, leave it out and write --devices {plain.count(',') + 1}")
+    return torch.device(plain)
+
+
 def usable_device(wanted: str) -> torch.device:
     """The device that ``auto`` means (the accelerator if there is one), or the one named, set to exact arithmetic.
 
@@ -79,7 +94,7 @@ def usable_device(wanted: str) -> torch.device:
     """
     found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     try:
-        device = (found or torch.device("cpu")) if wanted == "auto" else torch.device(wanted)
+        device = (found or torch.device("cpu")) if wanted == "auto" else _find_device(wanted, found)
         ours = in_environment()
         if ours.is_distributed and ":" not in str(device) and device.type != "cpu":
             device = torch.device(device.type, ours.local_rank)

@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
+from headstart.config.home import expand_home
 from headstart.data.decoding.decode import encode_image, printable
 from headstart.data.sources.files import read_file
 from headstart.data.sources.samples import some, walk
@@ -94,6 +95,7 @@ def _in_order(images: Any) -> list[Any]:
 
 def _list_path(path: Path) -> list[tuple[Path | None, str]]:
     """The file, or the images in the folder, each with its name."""
+    path = expand_home(path)
     if path.is_dir():
         return [(image, f"{path}/{image.relative_to(path).as_posix()}") for image in walk(path, root=path).images]
     if path.exists():

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from headstart.data.decoding.decode import printable
+from headstart.data.sources.existing import LIST_SUFFIXES
 from headstart.data.sources.samples import IMAGE_SUFFIXES, some
 from headstart.errors import DataError
 
-LIST_SUFFIXES = frozenset({".txt", ".lst"})
 """Lists of files, as data sets of research have them: blanks may separate the cells, and a header is not usual."""
 Row = tuple[int, tuple[str, ...]]
 """The line on which a row starts, and its stripped cells."""

@@ -10,6 +10,7 @@ from shlex import quote
 
 from headstart.config.schema import Data
 from headstart.data.decoding.decode import printable
+from headstart.data.sources.existing import TABLE_SUFFIXES
 from headstart.data.sources.samples import (
     check_link,
     is_image,
@@ -22,7 +23,6 @@ from headstart.data.sources.source import Split
 from headstart.data.sources.split_names import is_plain_spelling, read_split
 from headstart.errors import DataError
 
-TABLE_SUFFIXES = frozenset({".csv", ".tsv", ".parquet", ".pq"})
 LAYOUT = "accepted: SOURCE/CLASS/IMAGE, SOURCE/train/CLASS/IMAGE with SOURCE/val/CLASS/IMAGE, or a CSV or Parquet table"
 _UNLABELLED = ("pred", "predict", "prediction", "unlabeled", "unlabelled", "unsup", "submission", "sample_submission")
 

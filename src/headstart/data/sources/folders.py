@@ -8,8 +8,9 @@ from pathlib import Path
 
 from headstart.config.schema import Data
 from headstart.data.decoding.decode import FORMATS, printable
+from headstart.data.sources.existing import TABLE_SUFFIXES
 from headstart.data.sources.files import list_as_files
-from headstart.data.sources.folder_layout import LAYOUT, TABLE_SUFFIXES, ClassFolder, read_layout
+from headstart.data.sources.folder_layout import LAYOUT, ClassFolder, read_layout
 from headstart.data.sources.groups import group_by_name
 from headstart.data.sources.names import check_count, check_names
 from headstart.data.sources.samples import (

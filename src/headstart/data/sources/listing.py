@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 
 from headstart.config.schema import Data
 from headstart.data.decoding.decode import printable
 from headstart.data.sources.columns import find_columns, find_images
-from headstart.data.sources.csv_rows import LIST_SUFFIXES
 from headstart.data.sources.deciding import AskedKind
+from headstart.data.sources.existing import existing_source
 from headstart.data.sources.files import Files, list_as_files
-from headstart.data.sources.folder_layout import TABLE_SUFFIXES
 from headstart.data.sources.folders import list_folders
 from headstart.data.sources.groups import describe_frames
 from headstart.data.sources.records import list_records
@@ -43,40 +40,6 @@ def list_source(data: Data, *, kind: AskedKind, known: Sequence[str] = (), given
     answers: list[object] = [record.labels or (*record.numbers.values(),) for record in listing.records]
     notes = describe_frames([record.name for record in listing.records], answers)
     return replace(listing, notes=listing.notes + notes)
-
-
-def existing_source(data: Data) -> Path:
-    """The folder or table that ``data.source`` names.
-
-    Raises:
-        DataError: it is missing, or neither.
-    """
-    if data.source is None:
-        raise DataError("data.source: no data given; give a folder of class folders or a table: headstart train DATA")
-    source = Path(data.source)
-    if not source.exists():
-        raise DataError(
-            f"data.source: there is no {printable(source.absolute())}{_near(source)}; give a folder of class folders, "
-            f"or a CSV or Parquet table"
-        )
-    if not source.is_dir() and not source.is_file():
-        raise DataError(
-            f"data.source: {printable(source)} is a pipe or a device; give a folder of class folders, or a CSV or "
-            f"Parquet table"
-        )
-    if not source.is_dir() and source.suffix.lower() not in TABLE_SUFFIXES | LIST_SUFFIXES:
-        raise DataError(
-            f"data.source: {printable(source)} is neither a folder nor a table; accepted: a folder of class folders, "
-            f"{', '.join(sorted(TABLE_SUFFIXES | LIST_SUFFIXES))}"
-        )
-    return source
-
-
-def _near(source: Path) -> str:
-    """The name beside it that was probably meant."""
-    beside = [path.name for path in source.absolute().parent.glob("*") if not path.name.startswith(".")]
-    found = difflib.get_close_matches(source.name, beside, n=1, cutoff=0.7)
-    return f", did you mean {printable(source.with_name(found[0]))}?" if found else ""
 
 
 def list_unlabelled(data: Data) -> Files:

@@ -10,7 +10,8 @@ from typing import Any
 
 from headstart.config.schema import Data
 from headstart.data.decoding.decode import printable
-from headstart.data.sources.csv_rows import LIST_SUFFIXES, read_text_rows
+from headstart.data.sources.csv_rows import read_text_rows
+from headstart.data.sources.existing import LIST_SUFFIXES
 from headstart.data.sources.samples import some
 from headstart.errors import DataError
 
