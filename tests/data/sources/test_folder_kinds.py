@@ -67,6 +67,7 @@ SPLITS: Mapping[str, dict[str, set[str]]] = {
     "trainval/a trainval/b test/a test/b": {"train": AB, "test": AB},
     "train/train/a train/train/b val/val/a val/val/b": {"train": AB, "val": AB},
     "train/a train/b test1": {"train": AB},
+    "train/a train/b unlabeled": {"train": AB},
     "train/a train/b val/a val/b notes.": {"train": AB, "val": AB},
     "a/train a/val b/train b/val": {"train": AB, "val": AB},
     "cats/Train cats/Test dogs/Train dogs/Test": {"train": {"cats", "dogs"}, "test": {"cats", "dogs"}},
@@ -85,7 +86,8 @@ def test_splits_are_taken_as_they_are_meant_and_other_spellings_are_said(make: M
 
 CLASSES: Mapping[str, set[str]] = {
     "train bus car": {"train", "bus", "car"},
-    "train/inside train/outside bus/inside2 bus/outside2": {"train", "bus"},
+    "train train/inside train/outside bus": {"train", "bus"},
+    "a/img b/img c/img": {"a", "b", "c"},
     "bullet_train night_train": {"bullet_train", "night_train"},
     "test_tube flask": {"test_tube", "flask"},
     "plants plants/rose plants/daisy stones": {"plants", "stones"},
@@ -124,6 +126,12 @@ def test_folders_that_hold_the_same_folders_are_never_silently_the_classes(make:
     upper = {name.split("/")[0] for name in folders.split()}
     assert sides(read(source, class_folders="upper")) == {"None": upper}
     assert sides(read(source, class_folders="lower")) == {"None": AB}
+
+
+def test_a_folder_called_train_that_holds_folders_alone_is_asked_about(make: Make) -> None:
+    source = make("train/a train/b spare")
+    assert "'train' holds no images, but folders ('a', 'b'): is it a split? Then move 'spare' away" in ask(source)
+    assert sides(read(source, class_folders="upper")) == {"None": {"train", "spare"}}
 
 
 def test_the_level_is_asked_about_within_splits_too(make: Make) -> None:

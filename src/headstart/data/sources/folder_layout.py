@@ -60,7 +60,7 @@ def read_layout(source: Path, data: Data) -> Layout:
     Raises:
         DataError: there is none, or the folders can be read in two ways; the message has the option that says which.
     """
-    tops, notes = _split_folders(source)
+    tops, notes = _split_folders(source, data)
     classes: list[ClassFolder] = []
     for split, top in tops:
         check_link(top, root=source)
@@ -70,13 +70,14 @@ def read_layout(source: Path, data: Data) -> Layout:
     return Layout(classes=tuple(classes), tops=tuple(top for _, top in tops), notes=tuple(notes))
 
 
-def _split_folders(source: Path) -> tuple[list[tuple[Split | None, Path]], list[str]]:
+def _split_folders(source: Path, data: Data) -> tuple[list[tuple[Split | None, Path]], list[str]]:
     """Each split with its folder, and notes; the source itself, with no split, where its folders are classes."""
     splits = _Splits()
     for folder in subfolders(source):
         split = read_split(folder.name)
         (splits.others if split is None else splits.found[split]).append(folder)
-    if not _are_splits(splits):
+    if not _are_splits(splits, source):
+        _refuse_train_as_class(splits, source, data)
         return [(None, source)], []
     _leave_out_unlabelled(splits, source)
     found, shown = splits.found, some([same[0].name for same in splits.found.values()])
@@ -99,7 +100,33 @@ def _split_folders(source: Path) -> tuple[list[tuple[Split | None, Path]], list[
     return [(split, _unwrap(folder, split, splits.notes)) for split, folder in tops], splits.notes
 
 
-def _are_splits(splits: _Splits) -> bool:
+def _refuse_train_as_class(splits: _Splits, source: Path, data: Data) -> None:
+    """Refuse a folder called train that holds folders alone, beside folders that name no split.
+
+    Raises: DataError: asks which it is.
+    """
+    for folder in splits.found.get("train", []):
+        inner = subfolders(folder)
+        beside = [other.name for other in splits.others]
+        if (
+            data.class_folders == "auto"
+            and len(inner) > 1
+            and not _has_images(folder)
+            and not _have_common(folder, splits)
+        ):
+            raise DataError(
+                f"{printable(source)}: {folder.name!r} holds no images, but folders "
+                f"({some([one.name for one in inner])}): is it a split? Then move {some(beside)} away, or call it val; "
+                f"if it is a class: --data.class-folders upper"
+            )
+
+
+def _have_common(folder: Path, splits: _Splits) -> bool:
+    """Whether another folder holds the same folders: then it is asked which level the classes are."""
+    return bool(_find_common_names({one: subfolders(one) for one in (folder, *splits.others)}))
+
+
+def _are_splits(splits: _Splits, source: Path) -> bool:
     """Whether the folders that name splits are some, and no classes called so (a class may be called train)."""
     found = splits.found
     if not found or ("train" not in found and splits.others):
@@ -108,7 +135,8 @@ def _are_splits(splits: _Splits) -> bool:
         return True
     train = found["train"][0]
     if set(found) == {"train"}:
-        return not splits.others and bool(subfolders(train))
+        labelled = [one for one in splits.others if not _is_unlabelled(one) and walk(one, root=source).images]
+        return not labelled and bool(subfolders(train)) and not _has_images(train)
     odd = [folder for same in found.values() for folder in same if not is_plain_spelling(folder.name)]
     return not odd or bool(subfolders(train))
 
@@ -117,7 +145,7 @@ def _leave_out_unlabelled(splits: _Splits, source: Path) -> None:
     """Take away folders that can hold no class: without an image, or images to be labelled, as competitions have."""
     test = splits.found.get("test", [])
     unlabelled = [folder for folder in test if not _inner_folders(folder) and "train" in splits.found]
-    unlabelled += [folder for folder in splits.others if folder.name.lower().split("_")[-1] in _UNLABELLED]
+    unlabelled += [folder for folder in splits.others if _is_unlabelled(folder)]
     empty = [folder for folder in splits.others if folder not in unlabelled and not walk(folder, root=source).images]
     for folder in unlabelled:
         splits.notes.append(f"{folder.name}: its images are in no class folder, and left out")
@@ -126,6 +154,10 @@ def _leave_out_unlabelled(splits: _Splits, source: Path) -> None:
     splits.others = [folder for folder in splits.others if folder not in (*unlabelled, *empty)]
     if test and all(folder in unlabelled for folder in test):
         del splits.found["test"]
+
+
+def _is_unlabelled(folder: Path) -> bool:
+    return folder.name.lower().split("_")[-1] in _UNLABELLED
 
 
 def _inner_folders(folder: Path) -> tuple[Path, ...]:
@@ -208,7 +240,7 @@ def _find_common_names(inner: dict[Path, tuple[Path, ...]]) -> list[str]:
         return []
     counts = Counter(child.name for children in inner.values() for child in children)
     shared = sorted(name for name, count in counts.items() if count > 1)
-    return shared if 2 * len(shared) >= len(counts) else []
+    return shared if 2 * len(shared) >= len(counts) > 1 else []  # a single one is no set of classes
 
 
 def _take_lower(top: Path, inner: dict[Path, tuple[Path, ...]], *, split: Split | None) -> list[ClassFolder]:
