@@ -45,6 +45,7 @@ def test_a_layout_has_one_mapping_or_is_refused(layout: Layout, tmp_path: Path, 
     assert task == images.task
     evaluated, _ = choose_labelled_batches(
         Data(source=str(source), image="image" if layout.table else "auto"),
+        given=None,
         task=task,
         preprocess=preprocess,
         batch_size=4,
@@ -76,7 +77,7 @@ def test_a_class_that_the_new_images_lack_shifts_no_other(tmp_path: Path, load, 
     task = load(source).task
     shutil.rmtree(source / "1")
     evaluated, _ = choose_labelled_batches(
-        Data(source=str(source)), task=task, preprocess=preprocess, batch_size=4, scanned=True
+        Data(source=str(source)), given=None, task=task, preprocess=preprocess, batch_size=4, scanned=True
     )
     assert {(sample.key.split("/")[0], sample.target) for sample in evaluated.samples} == {("10", 1), ("2", 2)}
 

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
+import headstart as hs
 from headstart.config.schema import Augment, Config, Data
 from headstart.data.images import load_images
 from headstart.data.sources.sides import find_sides
-from headstart.planning.about import about_steps
 
 
 @pytest.mark.parametrize(
@@ -57,6 +57,12 @@ def test_images_named_by_sides_are_mirrored_only_when_told_and_it_is_said(
     is_decided = flip == "auto" and not mirrored
     note = "images are not mirrored, for 'left', 'right' say a side; to mirror them: --augment.flip true"
     assert (note in images.notes) == is_decided
-    (decision,) = [one for one in about_steps(config, images) if one.name == "augment"]
-    assert decision.reason.startswith("not mirrored") == (not mirrored and flip != "alternating")
-    assert ("say a side" in decision.reason) == is_decided
+
+
+def test_the_plan_says_why_images_are_not_mirrored(folders) -> None:
+    source = folders({"left": 3, "right": 3})
+    model = {"name": "timm/test_resnet", "weights": "none", "image_size": 32}
+    config = {"data": {"source": str(source)}, "model": model, "recipe": "full", "workers": 0, "device": "cpu"}
+    (decision,) = [one for one in hs.plan(hs.load_config(config)).decisions if one.name == "augment"]
+    assert decision.reason.startswith("not mirrored, for 'left', 'right' say a side")
+    assert "--augment.flip true" in decision.reason
