@@ -43,6 +43,12 @@ KEPT: dict[str, Case] = {
     "counter in a closure": _behind(B("count_closure")),
     "table of weights frozen": _frozen(B("table"), checks=RESUME),
     "table of weights behind": _behind(B("table")),
+    "table of weights that has seen tensors without values": _behind(B("table"), B("tensor_attribute")),
+    "average with another boundary": Case(
+        Spec(blocks=(B("conv"), B("attention_einsum")), container="attributes", root=("pre_hook", "user_frozen"),
+             head="embedding", stem="conv_norm"),
+        recipe="lp_ft", freeze="names:stem*", more=(("average.kind", "ema"), ("head.scores", 0)),
+    ),
     "table of images frozen": _frozen(B("table_of_images", always=True)),
     "table of images behind": _behind(B("table_of_images", always=True)),
     "generator of its own": _frozen(B("held_numpy", always=True)),
@@ -89,6 +95,10 @@ KEPT: dict[str, Case] = {
     "average and penalty in two phases": Case(
         Spec(blocks=(B("norm_group"), B("dropout"))), recipe="lp_ft", freeze="none", checks=RESUME,
         more=(("average.kind", "ema"), ("penalties.l2_start", 0.1), ("batch.accumulate", 2)),
+    ),
+    "features in micro-batches": Case(
+        Spec(blocks=(B("functional"), B("attention_plain"), B("in_place_view", k=0.8)), root=("normalise",),
+             head="mlp", stem="patches", k=0.8, seed=2), recipe="probe", more=(("batch.accumulate", 2),),
     ),
     "module without weights": Case(Spec(blocks=(B("conv"), B("randn", bare=True), B("conv"))), freeze="until:blocks.1"),
 }  # fmt: skip

@@ -183,7 +183,7 @@ class World:
                     raise Stopped
                 if event.step == copy_at:
                     shutil.copytree(outcome.path, killed(outcome.path))
-                outcome.losses.append(event.loss)
+                outcome.losses[event.step - 1 :] = [event.loss]  # made again where a cache was given up
             text = getattr(event, "text", None)
             if isinstance(text, str):
                 outcome.notes.append(text)
@@ -510,6 +510,9 @@ def _cached(case: Case, world: World, never: Outcome, known: Truth, verdict: Ver
             verdict.broken.append(Broken("state", f"never and always leave other {', '.join(differ[:4])}"))
         unused = [note for note in always.notes if "not used" in note]
         verdict.reason = unused[0] if unused else ""
+        given_up = [note for note in always.notes if "given up" in note]
+        if given_up and known.clean:
+            verdict.broken.append(Broken("reason", given_up[0]))
         return always
     text = str(always.error)
     if not isinstance(always.error, hs.Error):
@@ -609,7 +612,7 @@ def _check_model(case: Case, outcome: Outcome, verdict: Verdict) -> None:
 
 def _check_kept(case: Case, outcome: Outcome, verdict: Verdict) -> None:
     """What the rule froze is as it began, and so is what makes an output that is no score."""
-    if case.spec.head == "embedding":
+    if case.spec.head == "embedding" and "penalties.l2_start" not in dict(case.more):  # which decays it, too
         verdict.laws.append("outputs")
         if not torch.equal(build(case.spec).fc2.weight, outcome.weights["fc2.weight"]):
             verdict.broken.append(Broken("outputs", "fc2, which makes an embedding, was trained"))

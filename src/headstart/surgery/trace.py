@@ -290,20 +290,27 @@ def run_for_shapes(
     images = _images(module, example, shape)
     calls: list[Call] = []
     try:
-        with preserve_module(module), _hooks(module, names, calls):
-            for part in module.modules():
-                part.training = False
-            try:
+        try:
+            with _in_eval(module), _hooks(module, names, calls):
                 on_meta = None if values else _run_on_meta(module, images, count=count)
                 outputs, made = on_meta or (_run_for_real(module, images), None)
-            except RuntimeError:  # values are needed, or an operation has no shapes-only form
-                calls.clear()
+        except RuntimeError:  # values are needed, or an operation has no shapes-only form
+            calls.clear()
+            with _in_eval(module), _hooks(module, names, calls):  # anew: it may have kept tensors without values
                 outputs, made = _run_for_real(module, images), None
     except MODEL_FAILURES as error:
         raise ModelError(f"model: does not run on images of shape {tuple(images.shape)}: {error}") from error
     scores = read_declared_scores(module)
     outputs = outputs if scores in ("auto", "all") else pick_output(outputs, scores)
     return ShapeRun(calls=tuple(calls), outputs=_shape(outputs), multiply_adds=made)
+
+
+@contextlib.contextmanager
+def _in_eval(module: nn.Module) -> Iterator[None]:
+    with preserve_module(module):
+        for part in module.modules():
+            part.training = False
+        yield
 
 
 @contextlib.contextmanager

@@ -18,10 +18,16 @@ from headstart.surgery.boundary import Boundary
 from headstart.surgery.fixed_values import NotReplayable
 from headstart.surgery.freeze import Frozen
 from headstart.surgery.layout import iterate_tensors
-from headstart.training.activation_cache import ActivationDataset, CacheRules, open_activations
+from headstart.training.activation_cache import (
+    ActivationDataset,
+    CacheRules,
+    find_boundary_specs,
+    open_activations,
+)
 from headstart.training.boundary_proof import CacheCheck, prove_boundary
 from headstart.training.rules import StepRules
 from headstart.training.state import TrainState
+from headstart.training.step import micro_batches
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,7 +108,8 @@ def make_phase_data(
     for split in splits:
         batches = getattr(phase_data, split)
         try:
-            activations = open_activations(boundary, batches, rules=rules, where=where)
+            at_once = _images_at_once(batches, rules) if split == "train" else 0
+            activations = open_activations(boundary, batches, rules=rules, where=replace(where, batch_size=at_once))
             yield from _fill_activations(activations)
         except (StorageError, NotReplayable) as error:
             yield CacheNote(f"cache: not used for {split}, the frozen part is computed in every epoch: {error}")
@@ -113,9 +120,15 @@ def make_phase_data(
             check = CacheCheck(state.model, boundary, phase_data.train, rules)
             phase_data = replace(phase_data, suffix=boundary.train_suffix, check=check)
         else:
-            average = _of_average(state, frozen, boundary, batches, rules)
+            average = _of_average(state, frozen, boundary, batches, rules, dtype=where.dtype)
             phase_data = replace(phase_data, eval_model=boundary.eval_suffix, eval_average=average)
     return phase_data
+
+
+def _images_at_once(batches: Batches, rules: StepRules) -> int:
+    """Images that a step gives to the model at a time: kernels round by how many these are."""
+    sizes: list[int] = [part.stop - part.start for part in micro_batches(batches.batch_size, rules.accumulate)]
+    return max(sizes)
 
 
 def _fill_activations(activations: ActivationDataset) -> Iterator[CacheProgress]:
@@ -128,9 +141,11 @@ def _fill_activations(activations: ActivationDataset) -> Iterator[CacheProgress]
 
 
 def _of_average(
-    state: TrainState, frozen: Frozen, boundary: Boundary, batches: Batches, rules: StepRules
+    state: TrainState, frozen: Frozen, boundary: Boundary, batches: Batches, rules: StepRules, *, dtype: str
 ) -> nn.Module | None:
-    """The suffix of the average, where its prefix is the model's; a part that trained before may not have caught up."""
+    """The suffix of the average, where its prefix is the model's; a part that trained before may not have caught up.
+    Two places in the model's own forward are called alike: what crosses there is compared, too.
+    """
     if state.average is None:
         return None
     average = state.average.module
@@ -141,4 +156,7 @@ def _of_average(
         found = prove_boundary(average, frozen, batches, rules)
     except ModelError:
         return None
-    return found.eval_suffix if found.crossing == boundary.crossing else None
+    if found.crossing != boundary.crossing:
+        return None
+    here, there = (find_boundary_specs(each.prefix, batches, rules, dtype=dtype) for each in (boundary, found))
+    return found.eval_suffix if here == there else None
