@@ -100,7 +100,12 @@ KEPT: dict[str, Case] = {
         Spec(blocks=(B("functional"), B("attention_plain"), B("in_place_view", k=0.8)), root=("normalise",),
              head="mlp", stem="patches", k=0.8, seed=2), recipe="probe", more=(("batch.accumulate", 2),),
     ),
+    "validation of a replaced forward": Case(
+        Spec(blocks=(B("norm_layer"), B("forward_block", k=0.8), B("repeated", k=1.25), B("orthogonal")),
+             container="sequential", head="dict", stem="patches", seed=2),
+        freeze="until:blocks.2", more=(("head.scores", "logits"),),
+    ),
     "module without weights": Case(Spec(blocks=(B("conv"), B("randn", bare=True), B("conv"))), freeze="until:blocks.1"),
 }  # fmt: skip
-OPEN: tuple[str, ...] = ()
+OPEN: tuple[str, ...] = ("validation of a replaced forward",)
 """Names of cases that do not hold yet."""
