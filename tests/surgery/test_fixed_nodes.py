@@ -258,6 +258,13 @@ def test_what_is_made_with_weights_crosses_beside_its_source():
     assert_whole(module, boundary)
 
 
+def test_a_layer_within_another_is_named_by_its_path():
+    module, boundary = cut(lambda net, maps: pooled(net.drop(net.asleep[0](maps))), "conv", "asleep")
+    assert boundary.crossing == ("asleep.0",)
+    assert not boundary.mixes_in_evaluation
+    assert_whole(module, boundary)
+
+
 def test_what_is_made_from_the_images_without_weights_crosses_too():
     def change(net: Net, maps: Tensor) -> Tensor:
         return pooled(net.drop(maps))
