@@ -75,7 +75,7 @@ def test_the_best_epoch_so_far_is_the_model_until_the_run_goes_on(options, capsy
     assert len(hs.predict(run, "photos/red")) == 8
     page = (run / "report.html").read_text()
     assert "stopped after 2 of 3 epochs" in page
-    assert "headstart train" in page
+    assert "Continue this run" in page
     assert "headstart predict run" in page
 
     done = hs.train(options("run"), resume=True)
@@ -84,7 +84,7 @@ def test_the_best_epoch_so_far_is_the_model_until_the_run_goes_on(options, capsy
     assert "stopped" not in done.note
     assert (run / "result.json").read_text().count("complete") == 0
     assert hs.finish(run).metrics == done.metrics  # a finished run is given as it is
-    assert "headstart train" not in (run / "report.html").read_text()
+    assert "Continue this run" not in (run / "report.html").read_text()
 
 
 def test_while_it_goes_on_again_it_has_no_result(options) -> None:

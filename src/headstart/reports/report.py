@@ -153,11 +153,20 @@ def _tags(scores: MultilabelScores, record: RunRecord) -> Mapping[str, Any]:
 
 def _commands(record: RunRecord) -> Sequence[Mapping[str, str]]:
     """What to type next, with what it does: only what works on the run as it is now."""
-    own = bool((record.plan.get("began") or {}).get("module"))
-    go_on, finish, use = _python_commands(record) if own else _shell_commands(record)
+    objects = _list_objects(record)
+    go_on, finish, use = _python_commands(record, objects) if objects else _shell_commands(record)
     if record.result is None:
         return [go_on, *([finish] if record.epochs else [])]
     return use if record.is_complete else [go_on, *use]
+
+
+def _list_objects(record: RunRecord) -> Mapping[str, str]:
+    """What the run was given in Python, which no command has: its argument, and what that stands for."""
+    own_module = bool((record.plan.get("began") or {}).get("module"))
+    data = record.config.get("data")
+    own_data = not (isinstance(data, dict) and data.get("source"))
+    module = {"model=net": "net: the module as it was given to hs.train"} if own_module else {}
+    return module | ({"data=images": "images: as they were given to hs.train"} if own_data else {})
 
 
 Command = Mapping[str, str]
@@ -182,15 +191,18 @@ def _shell_commands(record: RunRecord) -> tuple[Command, Command, Sequence[Comma
     return go_on, finish, use
 
 
-def _python_commands(record: RunRecord) -> tuple[Command, Command, Sequence[Command]]:
-    """As ``_shell_commands``, for a run of a module of the user's own, which no command can make."""
-    run, net = str(_shorten_path(record.path)), "the module as it was given to hs.train"
-    config = str(_shorten_path(record.path) / "config.yaml")
-    go_on = {"says": f"{_GO_ON}; net: {net}", "line": f"hs.train(hs.load_config({config!r}), model=net, resume=True)"}
-    finish = {"says": f"{_FINISH}; net: {net}", "line": f"hs.finish({run!r}, model=net)"}
-    opened = f"hs.open_run({run!r}, model=net)"
+def _python_commands(record: RunRecord, objects: Mapping[str, str]) -> tuple[Command, Command, Sequence[Command]]:
+    """As ``_shell_commands``, for a run that was given objects of Python, which no command can make."""
+    run = str(_shorten_path(record.path))
+    config = f"hs.load_config({str(_shorten_path(record.path) / 'config.yaml')!r})"
+    given, meaning = ", ".join(objects), "; ".join(objects.values())
+    module = ", model=net" if "model=net" in objects else ""
+    opened = f"hs.open_run({run!r}{module})"
+    net = f"; {objects['model=net']}" if module else ""
+    go_on = {"says": f"{_GO_ON}; {meaning}", "line": f"hs.train({config}, {given}, resume=True)"}
+    finish = {"says": f"{_FINISH}; {meaning}", "line": f"hs.finish({run!r}, {given})"}
     use = [
-        {"says": f"{_PREDICT}; net: {net}", "line": f"hs.predict({opened}, IMAGES)"},
+        {"says": f"{_PREDICT}{net}", "line": f"hs.predict({opened}, IMAGES)"},
         {"says": _EVALUATE, "line": f"hs.evaluate({opened}, DATA)"},
     ]
     return go_on, finish, use

@@ -109,6 +109,8 @@ def test_members_of_a_tar_train_the_very_model_that_the_files_train(config, tar,
     facts = json.loads((ours.path / "plan.json").read_text())["data"]
     assert (facts["source"], facts["root"]) == ("colours.tar", None)
     report = (ours.path / "report.html").read_text()
+    assert "headstart evaluate" not in report
+    assert "hs.evaluate(hs.open_run(" in report
     assert report.count("data:image/jpeg") == (files.path / "report.html").read_text().count("data:image/jpeg") > 0
     assert hs.evaluate(ours, tar).metrics == hs.evaluate(ours, colours).metrics
 
