@@ -151,12 +151,12 @@ def limit(config: Config, chosen: dict[str, Any]) -> dict[str, float]:
     the arithmetic and the batches that were chosen.
     """
     ready = prepare(config, module=None, loss=None, emit=lambda _: None, recorded=chosen)
-    course, phase = ready.course, ready.course.phases[0]
+    training_plan, phase = ready.training_plan, ready.training_plan.phases[0]
     frozen = freeze_phase(ready.opened.module, phase)
     prefix = find_boundary(ready.opened.module, frozen).prefix
     laps, features = Laps(), []
     train, val = (
-        replace(split, batch_size=course.cache.batch_size) for split in (ready.images.train, ready.images.val)
+        replace(split, batch_size=training_plan.cache.batch_size) for split in (ready.images.train, ready.images.val)
     )
     for batches, view in [*((train, view) for view in range(phase.views)), (val, 0)]:
         order = list(range(len(batches.samples)))
@@ -167,7 +167,7 @@ def limit(config: Config, chosen: dict[str, Any]) -> dict[str, float]:
             if batch is None:
                 break
             laps.lap("decode")
-            features.append(through_prefix(prefix, batch, course.rules)[0].float()[: batch.size])
+            features.append(through_prefix(prefix, batch, training_plan.rules)[0].float()[: batch.size])
             laps.lap("forward")
     size, count = ready.images.train.batch_size, len(train.samples) * phase.views
     rows = torch.cat(features)

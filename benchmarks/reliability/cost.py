@@ -105,7 +105,7 @@ def _costs(prepared: Prepared, run: Path, again: Path) -> dict[str, float]:
     state, _ = begin(run, prepared)
     found = read_checkpoint(run / "checkpoints")
     assert found is not None
-    enter_phase(state, prepared.course, found.counters["phase"])
+    enter_phase(state, prepared.training_plan, found.counters["phase"])
     restore_checkpoint(state, found)
     disk = Timed()
     events = (run / "events.jsonl").open("a")
@@ -124,7 +124,7 @@ def _costs(prepared: Prepared, run: Path, again: Path) -> dict[str, float]:
     fsyncs = statistics.median(saved() for _ in range(REPEATS)) + _seconds(synced)
     hashes = _seconds(lambda: json_bytes([hashlib.sha256(data).hexdigest() for data in found.files.values()]))
     events.close()
-    frozen = freeze_phase(state.model, prepared.course.phases[0])
+    frozen = freeze_phase(state.model, prepared.training_plan.phases[0])
     return {
         "hashes": hashes, "fsyncs": fsyncs, "frozen digests": _seconds(lambda: frozen_digest(state.model, frozen)),
         "finite weights": _seconds(lambda: _all_finite(state)),

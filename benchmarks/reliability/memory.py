@@ -45,14 +45,14 @@ def one(name: str, *, batch: int, size: int, optimizer: str) -> dict[str, float]
         tree["model"] = {"name": f"timm/{name}", "weights": "none", "image_size": size}
         config = hs.load_config(tree)
         ready = prepare(config, module=None, loss=None, emit=lambda _: None)
-        need = measure(config, ready.opened.module, ready.course, ready.opened.preprocess)
+        need = measure(config, ready.opened.module, ready.training_plan, ready.opened.preprocess)
         state = TrainState(ready.opened.module, torch.optim.SGD(ready.opened.module.parameters(), lr=0.0))
-        enter_phase(state, ready.course, 0)
+        enter_phase(state, ready.training_plan, 0)
         images = next(iter(ready.images.train.epoch(0)))
     Path("/proc/self/clear_refs").write_text("5")  # the highest resident set counts from now on
     before = resident("VmRSS")
     for _ in range(3):
-        train_step(state, images, rules=ready.course.rules)
+        train_step(state, images, rules=ready.training_plan.rules)
     return {"least": need.at_least(batch), "about": need.about(batch), "real": resident("VmHWM") - before}
 
 

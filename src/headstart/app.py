@@ -226,7 +226,7 @@ def _train_to_report(run: Path, prepared: Prepared, changed: tuple[str, ...], *,
             saver = Saver(run, prepared.config.checkpoint, log=log, interrupted=interrupted, watch=emit)
             for note in notes:
                 saver.note(note)
-            for event in train_phases(state, prepared.course, prepared.images.train, prepared.images.val):
+            for event in train_phases(state, prepared.training_plan, prepared.images.train, prepared.images.val):
                 saver.after(event, state)
             return complete_run(run, state, prepared, log=log, started=started)
 

@@ -92,7 +92,7 @@ HALF = {"val": 0.5}  # of 36 images
 
 def test_a_short_run_evaluates_as_it_trains(settings) -> None:
     made = ready(settings, data=HALF)
-    assert (made.images.val.batch_size, made.course.cache.batch_size) == (SIZE, SIZE)
+    assert (made.images.val.batch_size, made.training_plan.cache.batch_size) == (SIZE, SIZE)
     assert "evaluation" not in told(made)
 
 
@@ -102,7 +102,7 @@ def test_no_more_are_evaluated_at_a_time_than_there_are(settings, evaluation, va
     made = ready(settings, batch={"size": 100_000, "evaluation": evaluation}, data={"val": val})
     images = made.images
     assert images.val.batch_size == max(8, len(images.val.samples)) < 20
-    assert made.course.cache.batch_size == len(images.train.samples)
+    assert made.training_plan.cache.batch_size == len(images.train.samples)
     assert [len(batch.pixels) for batch in images.val.epoch(0)] == [images.val.batch_size]
     if evaluation == "auto":
         assert "evaluation" not in told(made)
@@ -113,7 +113,7 @@ def test_no_more_are_evaluated_at_a_time_than_there_are(settings, evaluation, va
 def test_no_more_are_evaluated_at_a_time_than_there_is_memory_for(settings, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(evaluation, "has_room_for", lambda _, images: images <= 5)
     made = ready(settings, data=HALF)
-    assert (made.images.val.batch_size, made.course.cache.batch_size) == (4, 4)
+    assert (made.images.val.batch_size, made.training_plan.cache.batch_size) == (4, 4)
     assert told(made)["evaluation"] == ("4 images at a time", "auto: there is too little memory for more")
     with pytest.raises(
         ConfigError, match=r"too little memory to evaluate 12 images at a time; give --batch\.evaluation 3"
@@ -126,7 +126,7 @@ def test_a_run_that_began_with_larger_batches_goes_on_with_them(settings) -> Non
     recorded = {"evaluation": {"size": 50, "precision": None, "why": ""}}
     config = hs.load_config(settings(recipe="full", batch={"size": SIZE}))
     again = prepare(config, module=None, loss=None, emit=lambda _: None, recorded=recorded)
-    assert (again.images.val.batch_size, again.course.cache.batch_size) == (50, 50)
+    assert (again.images.val.batch_size, again.training_plan.cache.batch_size) == (50, 50)
 
 
 def test_what_is_asked_for_is_done_and_changes_no_step(settings, tmp_path: Path) -> None:
@@ -237,7 +237,7 @@ def test_what_trains_in_fp32_may_be_evaluated_in_bf16(settings, tmp_path: Path) 
     value, reason = told(made)["evaluation"]
     assert value.endswith(", bf16") and "ms an image in bf16" in reason and "outputs 0.1% off" in reason
     again = prepare(made.config, module=Halved(), loss=None, emit=lambda _: None, recorded=made.document["choices"])
-    assert again.course.rules.evaluated_in == "bf16" and again.course.rules.precision == "fp32"
+    assert again.training_plan.rules.evaluated_in == "bf16" and again.training_plan.rules.precision == "fp32"
     model = {"model": {"image_size": 32}}
     config = settings(recipe="full", batch={"size": SIZE}, cache={"use": "never"}, out=str(tmp_path / "run"))
     run = hs.train(hs.load_config(config | model), model=module)
@@ -255,7 +255,7 @@ def test_numbers_are_not_evaluated_in_bf16(settings, colours, tmp_path: Path) ->
     source = {"source": str(tmp_path / "table.csv"), "images": str(colours), "image": "image", "target": "size"}
     config = settings(recipe="full", cache={"use": "never"}, data=source) | {"model": {"image_size": 32}}
     made = prepare(hs.load_config(config), module=Halved(), loss=None, emit=lambda _: None)
-    assert made.images.task.kind == "regress" and made.course.rules.evaluated_in == "fp32"
+    assert made.images.task.kind == "regress" and made.training_plan.rules.evaluated_in == "fp32"
 
 
 @pytest.mark.usefixtures("pays")
@@ -275,5 +275,5 @@ def test_bf16_is_not_taken_where_it_does_not_fit(settings, module, sections) -> 
     config = settings(**({"recipe": "full", "batch": {"size": SIZE}, "cache": kept} | sections))
     model = {"model": {"image_size": 32}}
     made = prepare(hs.load_config(config | model), module=module, loss=None, emit=lambda _: None)
-    assert made.course.rules.evaluated_in == "fp32"
-    assert any(phase.cached for phase in made.course.phases) == ("recipe" in sections)
+    assert made.training_plan.rules.evaluated_in == "fp32"
+    assert any(phase.cached for phase in made.training_plan.phases) == ("recipe" in sections)

@@ -71,8 +71,8 @@ def test_no_more_than_can_hand_over_their_batches(monkeypatch: pytest.MonkeyPatc
             raise ConfigError("too little")
 
     monkeypatch.setattr(loading, "check_room", check_room)
-    assert loading._with_room(8, 100) == 3
-    assert loading._with_room(8, 1000) == 0
+    assert loading._limit_to_room(8, 100) == 3
+    assert loading._limit_to_room(8, 1000) == 0
 
 
 class Halved(nn.Module):
@@ -94,7 +94,7 @@ def test_it_is_trainings_arithmetic_that_counts(settings, monkeypatch: pytest.Mo
     kept = settings(recipe="full", workers="auto", cache={"use": "never"}) | {"model": {"image_size": 32}}
     recorded = {"evaluation": {"size": 8, "precision": "bf16", "why": "as it was"}}
     made = prepare(hs.load_config(kept), module=Halved(), loss=None, emit=lambda _: None, recorded=recorded)
-    assert made.course.rules.evaluated_in == "bf16"
+    assert made.training_plan.rules.evaluated_in == "bf16"
     (told,) = (one for one in made.plan.decisions if one.name == "workers")
     milliseconds = float(told.reason.partition("the model ")[2].partition(" ms")[0])
     assert milliseconds > 10  # three passes of 0.2 s for 16 images or so; in bf16 4 ms

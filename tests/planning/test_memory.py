@@ -36,7 +36,7 @@ def ready(settings, module: nn.Module | None = None, **sections):
 
 
 def measured(made) -> memory.MemoryNeed:
-    return memory.measure(made.config, made.opened.module, made.course, made.opened.preprocess)
+    return memory.measure(made.config, made.opened.module, made.training_plan, made.opened.preprocess)
 
 
 def test_what_is_kept_is_every_layers_input_once(settings) -> None:

@@ -33,11 +33,11 @@ def pays(monkeypatch: pytest.MonkeyPatch) -> None:
 def draft_of(made: Prepared, config: hs.Config, module: nn.Module | None = None, **changes: Any) -> Draft:
     """The draft of a run as it is before its arithmetic is chosen, perhaps with another module or other phases."""
     opened = made.opened if module is None else replace(made.opened, module=module)
-    rules = replace(made.course.rules, precision="fp32", memory_format="contiguous", attention="fused")
-    course = replace(made.course, rules=rules, **changes)
+    rules = replace(made.training_plan.rules, precision="fp32", memory_format="contiguous", attention="fused")
+    training_plan = replace(made.training_plan, rules=rules, **changes)
     return Draft(
-        config=config, emit=lambda _: None, device=made.device, opened=opened, images=made.images, course=course,
-        loss=made.course.rules.loss_function(),
+        config=config, emit=lambda _: None, device=made.device, opened=opened, images=made.images,
+        training_plan=training_plan, loss=made.training_plan.rules.loss_function(),
     )  # fmt: skip
 
 
@@ -198,7 +198,9 @@ def test_one_spoiled_moment_decides_nothing(settings) -> None:
     torch.manual_seed(0)
     Fast.steps.clear()
     config = hs.load_config(settings(memory_format="contiguous"))
-    draft = draft_of(made, config, Spoiled(wrong=False), phases=(replace(made.course.phases[-1], freeze="none"),))
+    draft = draft_of(
+        made, config, Spoiled(wrong=False), phases=(replace(made.training_plan.phases[-1], freeze="none"),)
+    )
     found = choose_arithmetic(replace(draft, loss=cross_entropy))
     assert found.rules.precision == "bf16", found.decisions[0].reason
 
@@ -208,7 +210,7 @@ def test_one_spoiled_moment_decides_nothing(settings) -> None:
 def test_the_fastest_is_taken_if_it_gives_the_same(settings, wrong: bool):
     config = hs.load_config(settings(memory_format="contiguous"))
     made = prepare(hs.load_config(settings(precision="fp32")), module=None, loss=None, emit=lambda _: None)
-    draft = draft_of(made, config, Fast(wrong=wrong), phases=(replace(made.course.phases[-1], freeze="none"),))
+    draft = draft_of(made, config, Fast(wrong=wrong), phases=(replace(made.training_plan.phases[-1], freeze="none"),))
     torch.manual_seed(0)
     Fast.steps.clear()
     found = choose_arithmetic(replace(draft, loss=cross_entropy))

@@ -43,7 +43,7 @@ def ready(settings) -> Callable[..., Prepared]:
 def saved(run: Path, prepared: Prepared, *, phase: int = 0, step: int = 3, name: str | None = None) -> TrainState:
     """A checkpoint of the run, after which its weights are others again."""
     state, _ = begin(run / "nothing", prepared)
-    enter_phase(state, prepared.course, min(max(phase, 0), 1))
+    enter_phase(state, prepared.training_plan, min(max(phase, 0), 1))
     state.phase, state.step = phase, step
     with torch.no_grad():
         for value in state.model.parameters():
@@ -75,7 +75,7 @@ def test_the_average_and_the_start_of_a_penalty_are_made_as_the_plan_says(ready,
     """The half-life is a share of all phases' steps; the head, which is new, is not pulled anywhere."""
     prepared = ready(average={"kind": "ema", "half_life": 0.5}, penalties={"l2_start": 0.1}, epochs=4)
     state, _ = begin(tmp_path, prepared)
-    steps = sum(phase.epochs for phase in prepared.course.phases) * len(prepared.images.train)
+    steps = sum(phase.epochs for phase in prepared.training_plan.phases) * len(prepared.images.train)
     assert steps > 12
     assert state.average.decay == 0.5 ** (1 / (steps / 2))
     named = {name: value for name, value in state.model.named_parameters() if not name.startswith("fc.")}
@@ -137,8 +137,8 @@ def test_a_boundary_that_was_proved_before_is_proved_anew_on_the_restored_state(
     saved(tmp_path, prepared)
 
     def proved() -> object:
-        frozen = enter_phase(TrainState(module, torch.optim.SGD(module.parameters())), prepared.course, 0)
-        return prove_boundary(module, frozen, prepared.images.train, prepared.course.rules)
+        frozen = enter_phase(TrainState(module, torch.optim.SGD(module.parameters())), prepared.training_plan, 0)
+        return prove_boundary(module, frozen, prepared.images.train, prepared.training_plan.rules)
 
     module = prepared.opened.module
     first = proved()

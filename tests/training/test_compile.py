@@ -87,7 +87,10 @@ def test_what_the_compiler_cannot_do_is_one_sentence(net, noise) -> None:
 
 def test_a_cpu_does_not_compile_by_itself(settings) -> None:
     made = ready(settings)
-    assert made.course.rules.compile == "never" and made.document["choices"]["compile"] == {"how": "never", "why": ""}
+    assert made.training_plan.rules.compile == "never" and made.document["choices"]["compile"] == {
+        "how": "never",
+        "why": "",
+    }
     assert "compile" not in [one.name for one in made.plan.decisions]
 
 
@@ -99,11 +102,11 @@ def test_it_is_measured_whether_it_pays_and_kept_by_a_resume(settings, monkeypat
     monkeypatch.setattr(compiling, "_MARGIN", margin)
     made = ready(settings)
     (told,) = (one for one in made.plan.decisions if one.name == "compile")
-    assert told.value == made.course.rules.compile == how
+    assert told.value == made.training_plan.rules.compile == how
     assert "auto: a step takes" in told.reason and "compiling took" in told.reason
     monkeypatch.setattr(compiling, "_measure_compile", lambda *_: pytest.fail("measured again"))
     again = prepare(made.config, module=Noting(), loss=None, emit=lambda _: None, recorded=made.document["choices"])
-    assert again.course.rules.compile == how
+    assert again.training_plan.rules.compile == how
 
 
 def test_few_steps_are_not_worth_a_compiler(settings, monkeypatch) -> None:

@@ -26,7 +26,7 @@ def about_data(images: Images) -> tuple[Decision, ...]:
 
 
 def describe_steps(draft: Draft) -> Draft:
-    """With what is said of optimizer, schedule, batch, random changes, penalties and when to stop."""
+    """The draft with decisions about optimizer, schedule, batch, random changes, penalties and when to stop."""
     config, images = draft.config, draft.images
     chosen, augment = config.optimizer, config.augment
     exempt = "norms, biases and adapters" if wants_lora(config) else "norms and biases"
@@ -78,7 +78,7 @@ def _format_flips(augment: Augment, images: Images) -> str:
 
 
 def _decide_decoded_cache(images: Images) -> tuple[Decision, ...]:
-    """Where decoded images are kept."""
+    """The decision on decoded images, where they are kept."""
     kept = [split.images.decoded.transform for split in (images.train, images.val) if split.images.decoded is not None]
     if not kept:
         return ()
@@ -89,18 +89,20 @@ def _decide_decoded_cache(images: Images) -> tuple[Decision, ...]:
 
 def _penalties_and_stop(draft: Draft) -> tuple[Decision, ...]:
     penalties, patience = draft.config.penalties, draft.config.stop.patience
-    found = []
+    decisions = []
     if penalties.l1 or penalties.l2_start:
         on = f" on {_plain(penalties.l1_on)}" if penalties.l1 else ""
         shown = f"l1 {penalties.l1:g}{on}, l2_start {penalties.l2_start:g}"
-        found.append(Decision("penalties", shown, "once per optimizer step"))
-    if 0 < patience < draft.course.phases[-1].epochs:
-        found.append(Decision("stop", f"after {patience} epochs of the last phase without a better one", "as asked"))
-    return tuple(found)
+        decisions.append(Decision("penalties", shown, "once per optimizer step"))
+    if 0 < patience < draft.training_plan.phases[-1].epochs:
+        decisions.append(
+            Decision("stop", f"after {patience} epochs of the last phase without a better one", "as asked")
+        )
+    return tuple(decisions)
 
 
 def details(chosen: object, *, but: tuple[str, ...] = ()) -> str:
-    """What of a choice is not as by default, e.g. ``, label_smoothing 0.1``."""
+    """The options of a choice that differ from their defaults, e.g. ``, label_smoothing 0.1``."""
     assert is_dataclass(chosen) and not isinstance(chosen, type)
     shown = [field for field in fields(chosen) if field.name not in ("kind", "at", *but)]
     changed = [field.name for field in shown if getattr(chosen, field.name) != field.default or field.name == "hidden"]
@@ -112,5 +114,5 @@ def _plain(value: object) -> str:
 
 
 def outputs_text(count: int) -> str:
-    """``1 output``, ``1,000 outputs``."""
+    """The number with its noun: ``1 output``, ``1,000 outputs``."""
     return f"{count:,} output{'s' * (count != 1)}"

@@ -33,7 +33,7 @@ _WORTH = 0.1  # of the time that the passes take
 
 @dataclass(frozen=True, kw_only=True)
 class FrozenCost:
-    """Of the part before the boundary, per image: seconds to decode and compute it, bytes of what it gives."""
+    """The cost per image of the part before the boundary: seconds to decode and compute it, bytes of what it gives."""
 
     seconds: float
     nbytes: int
@@ -49,49 +49,50 @@ class _Passes:
     views: int
 
     def seconds(self, cost: FrozenCost) -> tuple[float, float]:
-        """Computed every time, and read from a cache."""
-        each = cost.nbytes / _WRITTEN + cost.seconds
-        cached = self.views * each + self.needed * cost.nbytes / _READ
+        """Seconds where all is computed every time, and where it is read from a cache."""
+        filling = cost.nbytes / _WRITTEN + cost.seconds
+        cached = self.views * filling + self.needed * cost.nbytes / _READ
         return self.images * self.needed * cost.seconds, self.images * cached
 
 
 def choose_cache(draft: Draft) -> Draft:
-    """With what each phase reads from the cache, and how many views an image has.
+    """The draft with what each phase reads from the cache, and how many views an image has.
 
-    Raises: ConfigError: ``always``, and nothing can be cached.
+    Raises: ConfigError: the cache is to be used ``always``, and nothing can be cached.
     """
-    config, module, course, images = draft.config, draft.module, draft.course, draft.images
+    config, module, training_plan, images = draft.config, draft.module, draft.training_plan, draft.images
     recorded = draft.recorded.get("cache")
     choices = [dict(choice) for choice in recorded or ()]
-    if len(choices) != len(course.phases):
+    if len(choices) != len(training_plan.phases):
         why = "each process holds a share of every layer"
-        found = [(phase, why) for phase in course.phases]
+        chosen = [(phase, why) for phase in training_plan.phases]
         if not draft.sharded:
-            found = [_choose_cache(config, module, phase, course.rules, images) for phase in course.phases]
+            rules = training_plan.rules
+            chosen = [_choose_cache(config, module, phase, rules, images) for phase in training_plan.phases]
         choices = broadcast_object(
-            [{"views": phase.views, "cached": list(phase.cached), "why": why} for phase, why in found]
+            [{"views": phase.views, "cached": list(phase.cached), "why": why} for phase, why in chosen]
         )
     phases = tuple(
         replace(phase, views=choice["views"], cached=tuple(choice["cached"]))
-        for phase, choice in zip(course.phases, choices, strict=True)
+        for phase, choice in zip(training_plan.phases, choices, strict=True)
     )
     if not recorded and config.cache.use == "always" and not any(phase.cached for phase in phases):
         raise ConfigError(f"cache.use: nothing can be cached: {choices[0]['why']}; give --cache.use auto")
-    shown = "; ".join(f"{phase.name}: {_text(phase)}" for phase in phases)
+    shown = "; ".join(f"{phase.name}: {_format_cached(phase)}" for phase in phases)
     why = "; ".join(dict.fromkeys(choice["why"] for choice in choices))
     if config.cache.decoded or any(phase.cached for phase in phases):
         check_cache_folder(asked=config.cache.use == "always")
     draft = draft.choose("cache", choices)
-    return replace(draft.decide(Decision("cache", shown, why)), course=replace(course, phases=phases))
+    return replace(draft.decide(Decision("cache", shown, why)), training_plan=replace(training_plan, phases=phases))
 
 
-def _text(phase: PhasePlan) -> str:
+def _format_cached(phase: PhasePlan) -> str:
     views = f" ({phase.views} views)" if phase.views > 1 else ""
     return " and ".join(phase.cached) + views if phase.cached else f"none{views}"
 
 
 def usual_views(config: Config, images: Images, phase: PhasePlan) -> int:
-    """Of each training image, where they are cached."""
+    """How many views each training image has where training images are cached."""
     augmentation, asked = images.train.augmentation, config.cache.views
     assert augmentation is not None
     if not augmentation.random:
@@ -102,18 +103,18 @@ def usual_views(config: Config, images: Images, phase: PhasePlan) -> int:
 def _choose_cache(
     config: Config, module: nn.Module, phase: PhasePlan, rules: StepRules, images: Images
 ) -> tuple[PhasePlan, str]:
-    """The phase with views and cached splits, and why."""
+    """The phase with its views and cached splits, and why they are these."""
     wanted, augmentation = config.cache, images.train.augmentation
     assert augmentation is not None
     asked = 0 if wanted.views == "auto" else wanted.views
     views = asked if augmentation.random else 1
     if wanted.use == "never":
         return replace(phase, views=views), "as asked"
-    possible = 0 if augmentation.mixes else usual_views(config, images, phase)
-    passes = _passes(config, phase, images, views=possible)
-    spared = sum(one.images * (one.needed - one.views) for one in passes)
-    if wanted.use == "auto" and spared < _FEW:
-        return replace(phase, views=views), f"auto: it would spare {max(0, spared):,} passes through the frozen part"
+    usual = 0 if augmentation.mixes else usual_views(config, images, phase)
+    passes = _list_passes(config, phase, images, views=usual)
+    fewer = sum(split_passes.images * (split_passes.needed - split_passes.views) for split_passes in passes)
+    if wanted.use == "auto" and fewer < _FEW:
+        return replace(phase, views=views), f"auto: it would spare {max(0, fewer):,} passes through the frozen part"
     try:
         boundary = prove_boundary(module, freeze_phase(module, phase), images.train, rules)
         if next(boundary.prefix.parameters(), None) is None:
@@ -122,44 +123,44 @@ def _choose_cache(
     except ModelError as error:  # with more images than were looked at it may take another way
         return replace(phase, views=views), str(error)
     if boundary.mixes_in_evaluation:  # then a score depends on what fills its batch up
-        passes = [one for one in passes if one.split != "val"]
-        alone = "; not for val: in evaluation a score depends on the other images of its batch"
+        passes = [split_passes for split_passes in passes if split_passes.split != "val"]
+        not_val = "; not for val: in evaluation a score depends on the other images of its batch"
     else:
-        alone = ""
-    found, why = _weigh_cache(config, phase, passes, cost, views=views)
+        not_val = ""
+    chosen, why = _weigh_cache(config, phase, passes, cost, views=views)
     refused = f"; not further: {boundary.refused[0]}" if boundary.refused else ""
-    why += alone
-    return found, f"{why}, up to {' and '.join(dict.fromkeys(boundary.crossing))}{refused}" if refused else why
+    why += not_val
+    return chosen, f"{why}, up to {' and '.join(dict.fromkeys(boundary.crossing))}{refused}" if refused else why
 
 
-def _passes(config: Config, phase: PhasePlan, images: Images, *, views: int) -> list[_Passes]:
-    """``views`` 0: training images are not cached."""
+def _list_passes(config: Config, phase: PhasePlan, images: Images, *, views: int) -> list[_Passes]:
+    """The passes of validation, and of training where its images can be cached (``views`` is not 0)."""
     epochs = phase.epochs
-    judged = epochs * (2 if config.average.kind == "ema" else 1)
-    found = [_Passes(split="val", images=len(images.val.samples), needed=judged, views=1)]
+    evaluations = epochs * (2 if config.average.kind == "ema" else 1)
+    passes = [_Passes(split="val", images=len(images.val.samples), needed=evaluations, views=1)]
     if views:
         train = _Passes(split="train", images=len(images.train.samples), needed=epochs, views=min(views, epochs))
-        found.insert(0, train)
-    return found
+        passes.insert(0, train)
+    return passes
 
 
 def _weigh_cache(
     config: Config, phase: PhasePlan, passes: Sequence[_Passes], cost: FrozenCost, *, views: int
 ) -> tuple[PhasePlan, str]:
-    """What is worth it, or with ``always`` all that can be."""
+    """The phase with the splits that are worth caching, or with ``always`` all that fit, and why."""
     always, limit = config.cache.use == "always", int(config.cache.limit_gb * 1e9)
     chosen: list[_Passes] = []
     computed = read = 0.0
     size = 0
-    for one in passes:
-        plain, cached = one.seconds(cost)
-        need = one.images * one.views * cost.nbytes
-        if size + need <= limit and (always or plain - cached > _WORTH * plain):
-            chosen.append(one)
-            computed, read, size = computed + plain, read + cached, size + need
-    cached_splits = tuple(one.split for one in chosen)
+    for split_passes in passes:
+        uncached, cached = split_passes.seconds(cost)
+        need = split_passes.images * split_passes.views * cost.nbytes
+        if size + need <= limit and (always or uncached - cached > _WORTH * uncached):
+            chosen.append(split_passes)
+            computed, read, size = computed + uncached, read + cached, size + need
+    cached_splits = tuple(split_passes.split for split_passes in chosen)
     if "train" in cached_splits and not views:
-        views = next(one.views for one in passes if one.split == "train")
+        views = next(split_passes.views for split_passes in passes if split_passes.split == "train")
     each = f"{1000 * cost.seconds:.2g} ms and {cost.nbytes / 1024:,.1f} KiB an image before the boundary"
     if not chosen:
         return replace(phase, views=views), f"{each}: recomputed, that is no slower or would not fit in the limit"
@@ -169,7 +170,7 @@ def _weigh_cache(
 
 
 def measure_frozen_cost(boundary: Boundary, batches: Batches, rules: StepRules, *, as_bf16: bool) -> FrozenCost:
-    """Seconds and bytes per image, on a few of them; the proof has run before, so nothing is slow for being first."""
+    """Seconds and bytes per image, measured on a few; the proof has run before, so nothing is slow for being first."""
     count = min(_MEASURED, batches.batch_size, len(batches.samples))
     values: list[Tensor] = []
 

@@ -9,7 +9,7 @@ from headstart.training.activation_checkpointing import find_blocks
 
 
 def check_recompute(draft: Draft) -> Draft:
-    """With what is said of it where it is asked for.  Raises: ConfigError: the model has no blocks."""
+    """The draft with the decision on it where it is asked for.  Raises: ConfigError: the model has no blocks."""
     if not draft.config.activation_checkpointing:
         return draft
     count = len(find_blocks(draft.module))

@@ -16,7 +16,7 @@ from headstart.tasks.losses import LossFunction
 
 
 class _Holder(nn.Module):
-    """A module around what is to be looked at: a loss may be a function, a partial, or any object with a call."""
+    """A module that holds what is looked at: a loss may be a function, a partial, or any object that can be called."""
 
     def __init__(self, held: object) -> None:
         super().__init__()
@@ -36,8 +36,8 @@ def about_weights(opened: OpenedModel) -> str:
 
 
 def began_with(opened: OpenedModel, *, own: bool, loss: LossFunction | None) -> dict[str, str | None]:
-    """SHA-256 of the weights, of a module's own code and of a loss's, before anything is replaced; None: not the
-    user's own, or random by the run's seed.
+    """SHA-256 of the weights, of a module's own code and of a loss's, before anything is replaced; None for what is not
+    the user's own, or is random by the run's seed.
     """
     return {
         "weights": opened.weights.sha256,
@@ -47,13 +47,13 @@ def began_with(opened: OpenedModel, *, own: bool, loss: LossFunction | None) -> 
 
 
 def _module_digest(module: nn.Module) -> str:
-    """Of its code and of which of its parameters train."""
+    """SHA-256 of a module's code and of which of its parameters train."""
     frozen = [name for name, parameter in module.named_parameters() if not parameter.requires_grad]
     return hashlib.sha256(f"{code_digest(module)} {frozen}".encode()).hexdigest()
 
 
 def _loss_digest(loss: LossFunction) -> str:
-    """Of its code, defaults, closure, attributes, and the values of its tensors."""
+    """SHA-256 of a loss's code, defaults, closure, attributes, and the values of its tensors."""
     holder = _Holder(loss)
     contents = read_graph(holder, Copying(values=False, parameters=False)).values()
     tensors = [content for content in contents if content.kind == "tensor" and "gradient of" not in content.name]
@@ -62,7 +62,7 @@ def _loss_digest(loss: LossFunction) -> str:
 
 
 def tensors_digest(tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 of tensors: names, types, shapes, values."""
+    """SHA-256 of tensors: their names, types, shapes and values."""
     digest = hashlib.sha256()
     for name, value in sorted(tensors.items()):
         if nn.parameter.is_lazy(value) or value.is_meta:

@@ -33,14 +33,14 @@ _MARGIN = 1.5  # times what compiling took has to be saved: the run compiles onc
 
 @dataclass(frozen=True, kw_only=True)
 class _Choice:
-    """As plan.json keeps it; ``why`` is empty where there is nothing to say."""
+    """The choice as plan.json keeps it; ``why`` is empty where there is nothing to say."""
 
     how: Compile
     why: str = ""
 
 
 def choose_compile(draft: Draft) -> Draft:
-    """With the mode of torch.compile.
+    """The draft with the mode of torch.compile.
 
     Raises: ConfigError: it is asked for beside something that it does not go with.
     """
@@ -52,13 +52,15 @@ def choose_compile(draft: Draft) -> Draft:
         choice = _Choice(how=recorded["how"], why=recorded["why"])
     elif asked == "auto" and not draft.sharded and _may_pay(draft.device) and not _in_the_way(draft):
         choice = _Choice(**broadcast_object(asdict(_measure_compile(draft))))
-    said = (Decision("compile", choice.how, choice.why),) if choice.why else ()
-    return draft.decide(*said).set_rules(replace(draft.rules, compile=choice.how)).choose("compile", asdict(choice))
+    decisions = (Decision("compile", choice.how, choice.why),) if choice.why else ()
+    return (
+        draft.decide(*decisions).set_rules(replace(draft.rules, compile=choice.how)).choose("compile", asdict(choice))
+    )
 
 
 def _check(draft: Draft) -> None:
     if draft.sharded:
-        raise ConfigError("compile: not with a model that is shared out (parallel.kind fsdp); give --compile never")
+        raise ConfigError("compile: not with a sharded model (parallel.kind fsdp); give --compile never")
     if draft.config.activation_checkpointing:
         raise ConfigError("compile: not with activation_checkpointing; leave one of them out")
 
@@ -68,14 +70,14 @@ def _may_pay(device: torch.device) -> bool:
 
 
 def _in_the_way(draft: Draft) -> bool:
-    """Several processes, activations computed again, or a head that trains on a cache alone."""
-    cached = any("train" in phase.cached for phase in draft.course.phases)
+    """Whether steps are not compiled: of several processes, with activations computed again, or on a cache alone."""
+    cached = any("train" in phase.cached for phase in draft.training_plan.phases)
     return current().is_distributed or draft.config.activation_checkpointing or cached
 
 
 def _measure_compile(draft: Draft) -> _Choice:
-    """By steps of the last phase on a copy of the model."""
-    steps = draft.course.phases[-1].epochs * len(draft.images.train)
+    """The choice, measured by steps of the last phase on a copy of the model."""
+    steps = draft.training_plan.phases[-1].epochs * len(draft.images.train)
     try:
         usual, _ = _time_steps(draft, "never")
         if usual * steps < _SHORT_SECONDS:
@@ -84,8 +86,8 @@ def _measure_compile(draft: Draft) -> _Choice:
     except (ModelError, RunError) as error:
         return _Choice(how="never", why=f"auto: {error}")
     saved = steps * (usual - faster)
-    told = f"a step takes {1e3 * faster:.3g} ms compiled, {1e3 * usual:.3g} as it is; compiling took {compiling:.0f} s"
-    return _Choice(how="default" if saved > _MARGIN * compiling else "never", why=f"auto: {told}")
+    times = f"a step takes {1e3 * faster:.3g} ms compiled, {1e3 * usual:.3g} as it is; compiling took {compiling:.0f} s"
+    return _Choice(how="default" if saved > _MARGIN * compiling else "never", why=f"auto: {times}")
 
 
 def _time_steps(draft: Draft, how: Compile) -> tuple[float, float]:
@@ -93,12 +95,12 @@ def _time_steps(draft: Draft, how: Compile) -> tuple[float, float]:
 
     Raises: RunError: there is too little memory for it, or it cannot be compiled.
     """
-    module, course, images = draft.module, draft.course, draft.images
-    copied, phase = copy_module(module, free_bytes=None, instead="nothing is compiled"), course.phases[-1]
+    module, training_plan, images = draft.module, draft.training_plan, draft.images
+    copied, phase = copy_module(module, free_bytes=None, instead="nothing is compiled"), training_plan.phases[-1]
     freeze_phase(copied, phase)
-    rules: StepRules = replace(course.rules, compile=how)
+    rules: StepRules = replace(training_plan.rules, compile=how)
     scaler = make_scaler(device_of(copied), rules.precision)
-    state = TrainState(copied, phase_optimizer(copied, phase, course.optimizer), scaler=scaler)
+    state = TrainState(copied, phase_optimizer(copied, phase, training_plan.optimizer), scaler=scaler)
     copied.to(memory_format=MEMORY_FORMATS[rules.memory_format])
     batch = images.train.example_batch(images.train.largest_batch)
     looks = Looks(warm=_WARM, least=_STEPS)

@@ -16,13 +16,13 @@ from headstart.planning.draft import Draft
 
 
 def list_images(draft: Draft) -> Draft:
-    """As it was, once there are images with labels.  Raises: DataError."""
+    """The draft as it was, once it is known that there are images with labels.  Raises: DataError."""
     list_source(draft.config.data, kind=draft.config.task.kind, given=draft.own_data)
     return draft
 
 
 def read_images(draft: Draft) -> Draft:
-    """With every image decoded once, split and labelled, and room for what loading processes hand over.
+    """The draft with every image decoded once, split and labelled, where loading processes have room for their batches.
 
     Raises: DataError: images cannot be read, or there are too few.
     """
@@ -39,7 +39,7 @@ def read_images(draft: Draft) -> Draft:
 
 
 def _for_accelerator(images: Images, device: torch.device) -> Images:
-    """CUDA copies from pinned memory; every accelerator makes random changes of whole batches itself."""
+    """The images for an accelerator, which makes random changes of whole batches itself; CUDA copies pinned memory."""
     pinned = device.type == "cuda"
     dataset = replace(images.train.images, augment_on_device=True)
     train, val = replace(images.train, dataset=dataset, pinned=pinned), replace(images.val, pinned=pinned)
@@ -47,6 +47,6 @@ def _for_accelerator(images: Images, device: torch.device) -> Images:
 
 
 def _batch_bytes(batches: Batches) -> int:
-    """Of the pixels that a loading process hands over at once, 8 bits each."""
+    """Bytes of the pixels that a loading process hands over at once, 8 bits each."""
     shape = batches.preprocess
     return batches.batch_size * shape.channels * shape.height * shape.width

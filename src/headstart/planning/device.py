@@ -18,7 +18,7 @@ TCMALLOC_SAVES = "with it training all of a ResNet-50 takes 3.9 GB in place of 4
 
 
 def choose_device(draft: Draft) -> Draft:
-    """With the device to train on.  Raises: ConfigError: it is not there, or cannot compute as asked."""
+    """The draft with the device to train on.  Raises: ConfigError: it is not there, or cannot compute as asked."""
     device = usable_device(draft.config.device)
     check_precision(draft.config, device)
     found = "an accelerator is there" if device.type != "cpu" else "no accelerator is there"
@@ -28,12 +28,12 @@ def choose_device(draft: Draft) -> Draft:
 
 
 def choose_allocator(draft: Draft) -> Draft:
-    """With what allocates the machine's memory, where that is not the system's malloc, or need not be it."""
+    """The draft with what allocates memory, where that is not the system's malloc, or need not be."""
     return draft.decide(*about_allocator(draft.device))
 
 
 def about_allocator(device: torch.device) -> tuple[Decision, ...]:
-    """What to say of the allocator; nothing where it is the system's and no other one is there."""
+    """The decision on the allocator; none where it is the system's and no other one is there."""
     if has_tcmalloc():
         gain = ": a step takes less memory" if device.type == "cpu" else ""
         why = f"{os.environ.get(PRELOAD) or 'it'} is loaded{gain}; {PRELOAD}= does without"
@@ -46,7 +46,7 @@ def about_allocator(device: torch.device) -> tuple[Decision, ...]:
 
 
 def check_precision(config: Config, device: torch.device) -> str:
-    """What to say of a precision that is asked for.  Raises: ConfigError: the device cannot do it."""
+    """The reason that the plan gives for a precision that is asked for.  Raises: ConfigError: the device cannot do it."""
     if config.precision == "bf16" and not has_bf16(device):
         raise ConfigError(
             f"precision: {torch.cuda.get_device_name(device)} has no bf16; give fp16 or fp32, e.g. --precision fp16"

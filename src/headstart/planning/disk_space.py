@@ -58,16 +58,16 @@ def refuse_small_disk(run: Path, prepared: Prepared) -> None:
 
 def run_space(prepared: Prepared) -> Space:
     """What the run will hold at most, if every save that may come does come."""
-    config, module, course = prepared.config, prepared.opened.module, prepared.course
+    config, module, training_plan = prepared.config, prepared.opened.module, prepared.training_plan
     own = read_own_state(module)
     model = _count_stored_bytes(read_saved_tensors(module) | own.tensors) + len(json_bytes(own.values))
     copies = 1 + (config.average.kind == "ema") + (config.penalties.l2_start > 0)
     steps = len(prepared.images.train)
     checkpoints: list[int] = []
-    for phase in course.phases:
-        size = copies * model + _optimizer_size(module, phase, course.optimizer)
+    for phase in training_plan.phases:
+        size = copies * model + _optimizer_size(module, phase, training_plan.optimizer)
         checkpoints += [size] * _saves(phase.epochs, steps, config.checkpoint)
-    samples, epochs = prepared.images.val.samples, sum(phase.epochs for phase in course.phases)
+    samples, epochs = prepared.images.val.samples, sum(phase.epochs for phase in training_plan.phases)
     rows = sum(len(sample.key) + _PER_OUTPUT * (1 + prepared.images.task.num_outputs) for sample in samples)
     rest = _REST + 2 * len(json_bytes(prepared.document)) + rows + epochs * (steps * _PER_STEP + _PER_EPOCH)
     return Space(

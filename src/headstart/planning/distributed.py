@@ -1,4 +1,4 @@
-"""How a model is trained by several processes: whole on each, or shared out."""
+"""How a model is trained by several processes: whole on each, or sharded."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _MOST = 0.8  # of a GPU's memory for weights, gradients and the optimizer; the r
 
 
 def check_parallel(draft: Draft) -> Draft:
-    """As it was.  Raises: ConfigError: the options of several processes do not go together."""
+    """The draft as it was.  Raises: ConfigError: the options of several processes do not go together."""
     config, chosen = draft.config, draft.config.parallel
     if chosen.kind == "fsdp" and not can_shard():
         raise ConfigError(
@@ -34,7 +34,7 @@ def check_parallel(draft: Draft) -> Draft:
 
 
 def choose_parallel(draft: Draft) -> Draft:
-    """With the module on its device; and with whether each process holds a part of every parameter."""
+    """The draft with the module on its device, and with whether each process holds a part of every parameter."""
     ours, config, chosen, device = current(), draft.config, draft.config.parallel, draft.device
     draft.module.to(device)
     if not ours.is_distributed:
@@ -43,9 +43,9 @@ def choose_parallel(draft: Draft) -> Draft:
     needed = int(weights * (2 + state_share(config.optimizer)))  # where all train
     fits = device.type != "cuda" or needed <= _MOST * torch.cuda.mem_get_info(device)[1]
     can = config.average.kind == "none" and config.precision != "fp16" and can_shard()
-    shared = chosen.kind == "fsdp" or (chosen.kind == "auto" and not fits and can)
-    kind = "fsdp: each holds a part of every parameter" if shared else "ddp: each holds the whole model"
+    sharded = chosen.kind == "fsdp" or (chosen.kind == "auto" and not fits and can)
+    kind = "fsdp: each holds a part of every parameter" if sharded else "ddp: each holds the whole model"
     why = f"{chosen.kind}: to train it all takes {needed / 2**20:,.0f} MiB besides the activations"
     norm = "over all processes" if chosen.sync_norm else "of the first process's part of each batch"
-    said = Decision("parallel", f"{ours.world_size} processes, {kind}", f"{why}; BatchNorm's statistics are {norm}")
-    return replace(draft.decide(said), sharded=shared)
+    decision = Decision("parallel", f"{ours.world_size} processes, {kind}", f"{why}; BatchNorm's statistics are {norm}")
+    return replace(draft.decide(decision), sharded=sharded)

@@ -16,7 +16,7 @@ from headstart.training.phases import PhasePlan, TrainingPlan, freeze_phase, pha
 
 def make_document(draft: Draft) -> dict[str, Any]:
     """The content of plan.json."""
-    opened, images, course = draft.opened, draft.images, draft.course
+    opened, images, training_plan = draft.opened, draft.images, draft.training_plan
     steps = len(images.train)
     splits = {"train": images.train, "val": images.val, "test": images.test}
     return {
@@ -28,16 +28,16 @@ def make_document(draft: Draft) -> dict[str, Any]:
             "parameters": sum(part.numel() for part in opened.module.parameters()) - adapter_size(opened.module),
         },
         "preprocess": opened.preprocess.to_dict(),
-        "phases": [_phase_document(opened.module, course, phase, steps) for phase in course.phases],
+        "phases": [_phase_document(opened.module, training_plan, phase, steps) for phase in training_plan.phases],
         "data": {
             "source": images.place, "root": str(images.root.absolute()) if images.root else None,
             "digest": _data_digest(images), "notes": list(images.notes),
             **{name: len(split.samples) if split else 0 for name, split in splits.items()},
             "class_counts": {name: split.class_counts() for name, split in splits.items() if split},
-            "unreadable": [{"path": one.key, "reason": one.reason} for one in images.scan.unreadable],
+            "unreadable": [{"path": image.key, "reason": image.reason} for image in images.scan.unreadable],
             "duplicates": [list(keys) for keys in images.scan.duplicates],
         },
-        "steps_per_epoch": steps, "batch_size": images.train.batch_size, "precision": course.rules.precision,
+        "steps_per_epoch": steps, "batch_size": images.train.batch_size, "precision": training_plan.rules.precision,
         "seed": draft.config.seed, "choices": dict(draft.choices), **draft.document,
     }  # fmt: skip
 
@@ -51,9 +51,9 @@ def _data_digest(images: Images) -> str:
     return digest.hexdigest()
 
 
-def _phase_document(module: nn.Module, course: TrainingPlan, phase: PhasePlan, steps: int) -> dict[str, Any]:
+def _phase_document(module: nn.Module, training_plan: TrainingPlan, phase: PhasePlan, steps: int) -> dict[str, Any]:
     frozen = freeze_phase(module, phase)
-    groups = phase_optimizer(module, phase, course.optimizer).param_groups  # made here, so that mistakes are found here
+    optimizer = phase_optimizer(module, phase, training_plan.optimizer)  # made, so that mistakes are found here
     return {
         "name": phase.name, "freeze": freeze_text(phase.freeze), "epochs": phase.epochs,
         "first_step": phase.first_epoch * steps, "steps": phase.epochs * steps,
@@ -64,6 +64,6 @@ def _phase_document(module: nn.Module, course: TrainingPlan, phase: PhasePlan, s
         "groups": [
             {"name": group["name"], "lr": group["lr"], "weight_decay": group["weight_decay"],
              "parameters": sum(parameter.numel() for parameter in group["params"])}
-            for group in groups
+            for group in optimizer.param_groups
         ],
     }  # fmt: skip

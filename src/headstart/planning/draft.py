@@ -1,4 +1,4 @@
-"""A run half planned: what every step of the planning takes and gives."""
+"""``Draft``: a run half planned, which every step of the planning takes and gives."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class Draft:
         ``loss``: The loss per image.
         ``swap``: What the head was, and is.
         ``fixed``: What of the module was frozen before.
-        ``course``: Phases, optimizer, and the rules of a step, as decided so far.
+        ``training_plan``: Phases, optimizer, and the rules of a step, as decided so far.
         ``sharded``: Each process holds a share of every layer, so that nothing can be tried.
         ``need``: The memory of a step, where it could be measured.
         ``need_in``: The precision and the attention that ``need`` was measured with.
@@ -80,7 +80,7 @@ class Draft:
     loss: LossFunction = _LATER
     swap: HeadSwap = _LATER
     fixed: Fixed = _LATER
-    course: TrainingPlan = _LATER
+    training_plan: TrainingPlan = _LATER
     sharded: bool = False
     need: MemoryNeed | None = None
     need_in: tuple[str, str] = ("", "")
@@ -94,7 +94,7 @@ class Draft:
     @property
     def rules(self) -> StepRules:
         """How a step is made, as decided so far."""
-        return self.course.rules
+        return self.training_plan.rules
 
     @property
     def batch_size(self) -> int:
@@ -108,7 +108,7 @@ class Draft:
 
     @property
     def micro_batches(self) -> int:
-        """How many a step is really cut into: none is of a single image (see ``training/step.py``)."""
+        """How many micro-batches a step really has: none is of a single image (see ``training/step.py``)."""
         return max(1, min(self.config.batch.accumulate, self._share // 2))
 
     @property
@@ -117,7 +117,7 @@ class Draft:
         return math.ceil(self.batch_size / current().world_size)
 
     def decide(self, *decisions: Decision) -> Draft:
-        """The draft with these decisions said."""
+        """The draft with these further decisions."""
         return replace(self, decisions=(*self.decisions, *decisions))
 
     def choose(self, name: str, choice: object) -> Draft:
@@ -130,4 +130,4 @@ class Draft:
 
     def set_rules(self, rules: StepRules) -> Draft:
         """The draft with these rules of a step."""
-        return replace(self, course=replace(self.course, rules=rules))
+        return replace(self, training_plan=replace(self.training_plan, rules=rules))

@@ -1,5 +1,5 @@
-"""How many images at a time are evaluated, and go through what is frozen into the cache: as few as are fast. And
-whether that is done in bf16 where training is faster in fp32.
+"""How many images at a time are evaluated, and go through frozen layers into the cache: as few as are fast. And whether
+evaluation is in bf16 where training is faster in fp32.
 
 On a CPU fewer are often faster, since their tensors stay in its caches, and take less memory: EfficientNet-B0 took 30
 ms an image at 8 and 71 at 64, MobileNetV3-large 14 and 43, ResNet-50 128 at 8 and 190 at 32 (one thread, fp32, 224
@@ -40,8 +40,8 @@ _FAR = 0.05  # relative difference of the outputs from fp32's that is too large
 
 @dataclass(frozen=True, kw_only=True)
 class _Choice:
-    """As plan.json keeps it; ``precision``: None for training's; ``cached``: training images that go through what is
-    frozen at a time, 0: as many as are evaluated.
+    """The choice as plan.json keeps it. ``precision`` None is training's; ``cached``: how many training images go
+    through what is frozen at a time, 0 for as many as are evaluated.
     """
 
     size: int
@@ -54,7 +54,7 @@ class _Choice:
 
 
 def choose_evaluation(draft: Draft) -> Draft:
-    """With how many images are evaluated at a time, and in which precision."""
+    """The draft with how many images are evaluated at a time, and in which precision."""
     recorded, images = draft.recorded.get("evaluation"), draft.images
     if recorded:
         choice = _Choice(
@@ -68,15 +68,15 @@ def choose_evaluation(draft: Draft) -> Draft:
     size = choice.size
     test = None if images.test is None else replace(images.test, batch_size=size)
     images = replace(images, val=replace(images.val, batch_size=size), test=test)
-    course = replace(draft.course, cache=replace(draft.course.cache, batch_size=choice.cached or size))
-    said = (Decision("evaluation", str(choice), choice.why),) if choice.why else ()
-    draft = replace(draft.decide(*said), images=images, course=course)
+    cache = replace(draft.training_plan.cache, batch_size=choice.cached or size)
+    decisions = (Decision("evaluation", str(choice), choice.why),) if choice.why else ()
+    draft = replace(draft.decide(*decisions), images=images, training_plan=replace(draft.training_plan, cache=cache))
     draft = draft.set_rules(replace(draft.rules, evaluation_precision=choice.precision))
     return draft.choose("evaluation", asdict(choice))
 
 
 def _without_measuring(draft: Draft) -> _Choice:
-    """As many as asked for, or as are trained at a time; never more than there are, and than there is memory for.
+    """As many as asked for, or as are trained at a time; never more than there are, or than there is memory for.
 
     Raises: ConfigError: there is no memory for what is asked for.
     """
@@ -100,30 +100,30 @@ def _without_measuring(draft: Draft) -> _Choice:
 
 
 def _measure_evaluation(draft: Draft, asked: _Choice) -> _Choice:
-    images, usual, passes = draft.images, asked.size, _passes(draft.course, draft.images)
+    images, usual, passes = draft.images, asked.size, _count_passes(draft.training_plan, draft.images)
     sizes = [*(size for size in _SIZES if size < usual), usual] if asked.why == "" else [usual]
     exact = find_kind(images.task.kind).gives_numbers  # which lose digits in bf16
-    half = not exact and _may_be_bf16(draft.config, draft.module, draft.course)
+    half = not exact and _may_be_bf16(draft.config, draft.module, draft.training_plan)
     if (len(sizes) == 1 and not half) or sum(sizes) > _SHARE * passes:
         return asked
     trial = _Trial(draft.module, draft.images.train, draft.rules)
     best, *larger = sizes
     with in_eval(draft.module):
-        found = {best: trial.time(best)}
-        if found[best].failure or found[best].median * passes < _SHORT_SECONDS:
+        timings = {best: trial.time(best)}
+        if timings[best].failure or timings[best].median * passes < _SHORT_SECONDS:
             return asked
         for size in larger:
             if not has_room_for(draft, size):
-                found[size] = Timing(failure="there is too little memory for it")
+                timings[size] = Timing(failure="there is too little memory for it")
                 break
-            found |= trial.compare(best, size, known=found[best])
-            if not found[size].failure and found[size].median * passes < _SHORT_SECONDS:
+            timings |= trial.compare(best, size, known=timings[best])
+            if not timings[size].failure and timings[size].median * passes < _SHORT_SECONDS:
                 return asked
-            if not is_faster(found[size], found[best], margin=_MARGIN):
+            if not is_faster(timings[size], timings[best], margin=_MARGIN):
                 break
             best = size
-        precision, about = _choose_precision(trial, best, found[best]) if half else (None, "")
-    shown = ", ".join(_format_size(size, timing) for size, timing in found.items())
+        precision, about = _choose_precision(trial, best, timings[best]) if half else (None, "")
+    shown = ", ".join(_format_size(size, timing) for size, timing in timings.items())
     fewer = "" if len(sizes) == 1 or best == usual else f"auto: more are not faster; {shown}"
     why = "; ".join(filter(None, (asked.why, fewer, about)))
     return _Choice(size=best, precision=precision, why=why, cached=asked.cached if best == usual else 0)
@@ -133,17 +133,17 @@ def _format_size(size: int, timing: Timing) -> str:
     return f"{timing.failure} at {size}" if timing.failure else f"{1000 * timing.median:.3g} ms an image at {size}"
 
 
-def _may_be_bf16(config: Config, module: nn.Module, course: TrainingPlan) -> bool:
-    """Where training was left the choice and took fp32, and nothing comes from a cache, which is filled in that."""
-    left_open = config.precision == "auto" and course.rules.precision == "fp32"
-    return left_open and has_bf16(device_of(module)) and not any(phase.cached for phase in course.phases)
+def _may_be_bf16(config: Config, module: nn.Module, training_plan: TrainingPlan) -> bool:
+    """Whether the precision was left open and is fp32, and nothing comes from a cache, which is filled in that."""
+    left_open = config.precision == "auto" and training_plan.rules.precision == "fp32"
+    return left_open and has_bf16(device_of(module)) and not any(phase.cached for phase in training_plan.phases)
 
 
 def _choose_precision(trial: _Trial, size: int, usual: Timing) -> tuple[Precision | None, str]:
     """bf16 where it is faster than the usual seconds an image and its outputs agree; and why."""
     half = replace(trial, rules=replace(trial.rules, evaluation_precision="bf16"))
-    found = half.time(size)
-    if found.failure or not is_faster(found, usual, margin=_MARGIN):
+    timing = half.time(size)
+    if timing.failure or not is_faster(timing, usual, margin=_MARGIN):
         return None, ""
     few, order = trial.batches.example_batch(size), trial.rules.memory_format
     exact, rounded = (
@@ -152,18 +152,18 @@ def _choose_precision(trial: _Trial, size: int, usual: Timing) -> tuple[Precisio
     off = float((rounded - exact).norm() / exact.norm().clamp(min=1e-30))
     if not off <= _FAR:
         return None, ""
-    times = f"{1000 * found.median:.3g} ms an image in bf16, {1000 * usual.median:.3g} in fp32"
+    times = f"{1000 * timing.median:.3g} ms an image in bf16, {1000 * usual.median:.3g} in fp32"
     return "bf16", f"auto: {times}, outputs {off:.1%} off"
 
 
-def _passes(course: TrainingPlan, images: Images) -> int:
-    """Images that are evaluated or go into the cache."""
+def _count_passes(training_plan: TrainingPlan, images: Images) -> int:
+    """How many images are evaluated or go into the cache in the whole run."""
     train, val = len(images.train.samples), len(images.val.samples)
-    found = 0
-    for phase in course.phases:
-        found += val if "val" in phase.cached else val * phase.epochs
-        found += train * phase.views if "train" in phase.cached else 0
-    return found
+    count = 0
+    for phase in training_plan.phases:
+        count += val if "val" in phase.cached else val * phase.epochs
+        count += train * phase.views if "train" in phase.cached else 0
+    return count
 
 
 @dataclass(frozen=True)
@@ -175,12 +175,12 @@ class _Trial:
     rules: StepRules
 
     def time(self, size: int) -> Timing:
-        """Of each of ``size`` images at a time, after a pass that warms up."""
+        """The time of an image in a pass of ``size``, after one that warms up."""
         return time_passes(self.module, {size: self.batches.example_batch(size)}, self.rules, warm=1)[size]
 
     def compare(self, best: int, size: int, *, known: Timing) -> dict[int, Timing]:
-        """Of both numbers of images in turns; of ``size`` alone where the passes of the other one are long ones: on a
-        CPU a first long one at another size is not much slower.
+        """The times of an image at both sizes, in turns; at ``size`` alone where passes of the other one are long: on a
+        CPU a first long one is not much slower.
         """
         brief = known.median * best < _BRIEF_SECONDS
         few = {each: self.batches.example_batch(each) for each in ((best, size) if brief else (size,))}
@@ -191,7 +191,7 @@ class _Trial:
 def time_passes(
     module: nn.Module, batches: Mapping[int, Batch], rules: StepRules, *, warm: int, clock: Clock | None = None
 ) -> dict[int, Timing]:
-    """Of a forward pass of each batch, per image; short passes are timed again. ``clock`` None: the device's."""
+    """The time of a forward pass of each batch, per image; short passes are timed again. ``clock`` None: the device's."""
     device = device_of(module)
 
     def run(arguments: Arguments) -> None:

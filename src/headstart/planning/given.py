@@ -1,4 +1,4 @@
-"""A module of the user's own: a copy of it is what is worked on, or itself, once."""
+"""A module of the user's own: a run works on a copy of it, or on the module itself, once."""
 
 from __future__ import annotations
 
@@ -57,13 +57,13 @@ def _refuse_wrapper(module: nn.Module) -> None:
 
 
 def mark_changed(module: nn.Module) -> None:
-    """From now on ``copy_given`` refuses this module: it is no longer as it was given."""
+    """Have ``copy_given`` refuse this module from now on: it is no longer as it was given."""
     _changed[:] = [ref for ref in _changed if ref() is not None]
     _changed.append(weakref.ref(module))
 
 
 def explain_fixed(draft: Draft) -> Draft:
-    """With what is said of parameters that stay frozen although no rule says so."""
+    """The draft with a decision on parameters that stay frozen although no rule says so."""
     parameters, fixed = draft.module.named_parameters(), draft.fixed.tensors
     names = [name for name, _ in parameters if name.replace(".base_layer.", ".") in fixed]
     if not names:

@@ -35,7 +35,7 @@ class PhaseGroups:
 
 @dataclass(frozen=True, kw_only=True)
 class PlannedGroups:
-    """All phases, and why the rates are these."""
+    """The groups of all phases, and why the rates are these."""
 
     phases: tuple[PhaseGroups, ...]
     reason: str

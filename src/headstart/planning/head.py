@@ -20,7 +20,7 @@ from headstart.surgery.whole_module import refuse_half
 
 
 def choose_head(draft: Draft) -> Draft:
-    """With a new head, a function of the seed; and with what of the rest was frozen before.
+    """The draft with a new head, a function of the seed, and with what of the rest was frozen before.
 
     Raises: ConfigError, ModelError: it is not clear what the head is.
     """

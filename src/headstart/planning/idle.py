@@ -1,4 +1,4 @@
-"""Options that are given and change nothing in this run: named, so that nobody waits for what they would do."""
+"""Options that were given and change nothing in this run: they are named, so that nobody waits for an effect."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from headstart.training.attention import has_attention
 
 
 def name_idle_options(draft: Draft) -> Draft:
-    """With what is said of options that differ from their defaults and change nothing."""
-    idle = [*_of_schedule(draft.config), *_of_sections(draft.config), *_of_phases(draft), *_of_cache(draft)]
+    """The draft with a decision that names options which differ from their defaults and change nothing."""
+    idle = [*_check_schedule(draft.config), *_check_sections(draft.config), *_check_phases(draft), *_check_cache(draft)]
     if not idle:
         return draft
     shown, reasons = zip(*idle, strict=True)
     return draft.decide(Decision("without effect", "; ".join(shown), "; ".join(reasons)))
 
 
-def _of_schedule(config: Config) -> Iterator[tuple[str, str]]:
+def _check_schedule(config: Config) -> Iterator[tuple[str, str]]:
     schedule, usual = config.schedule, Schedule()
     if schedule.kind == "one_cycle" and schedule.warmup != usual.warmup:
         yield f"schedule.warmup {schedule.warmup:g}", "one_cycle has a rise of its own, over the first 30 %"
@@ -32,7 +32,7 @@ def _of_schedule(config: Config) -> Iterator[tuple[str, str]]:
             )
 
 
-def _of_sections(config: Config) -> Iterator[tuple[str, str]]:
+def _check_sections(config: Config) -> Iterator[tuple[str, str]]:
     average, penalties = config.average, config.penalties
     if average.kind == "none" and average.half_life != Average().half_life:
         yield f"average.half_life {average.half_life:g}", "no average is kept; --average.kind ema keeps one"
@@ -41,8 +41,8 @@ def _of_sections(config: Config) -> Iterator[tuple[str, str]]:
         yield f"penalties.l1_on {on}", "there is no L1 penalty; --penalties.l1 1e-4 is one"
 
 
-def _of_phases(draft: Draft) -> Iterator[tuple[str, str]]:
-    config, phases = draft.config, draft.course.phases
+def _check_phases(draft: Draft) -> Iterator[tuple[str, str]]:
+    config, phases = draft.config, draft.training_plan.phases
     decay, patience, last = config.optimizer.layer_decay, config.stop.patience, phases[-1]
     if decay not in ("auto", 1.0) and all(phase.freeze == "backbone" for phase in phases):
         yield f"optimizer.layer_decay {decay:g}", "the head alone trains"
@@ -52,8 +52,8 @@ def _of_phases(draft: Draft) -> Iterator[tuple[str, str]]:
         yield "attention plain", "no layer of this model is known to have a choice"
 
 
-def _of_cache(draft: Draft) -> Iterator[tuple[str, str]]:
-    cache, phases, augmentation = draft.config.cache, draft.course.phases, draft.images.train.augmentation
+def _check_cache(draft: Draft) -> Iterator[tuple[str, str]]:
+    cache, phases, augmentation = draft.config.cache, draft.training_plan.phases, draft.images.train.augmentation
     if cache.dtype != Cache().dtype and not any(phase.cached for phase in phases):
         yield f"cache.dtype {cache.dtype}", "no phase reads from the cache"
     if cache.views != "auto" and augmentation is not None and not augmentation.random:

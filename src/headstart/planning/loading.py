@@ -26,45 +26,45 @@ _SHORT_SECONDS = 60.0  # of loading in the whole run: less is not worth measurin
 
 
 def choose_workers(draft: Draft) -> Draft:
-    """With so many loading processes, where it is left to us, there are cores for them, and it is worth it."""
-    module, course, images, device = draft.module, draft.course, draft.images, draft.device
+    """The draft with a number of loading processes, where it is left open, there are cores, and they are worth it."""
+    module, training_plan, images, device = draft.module, draft.training_plan, draft.images, draft.device
     cores, few = available_cores(), images_to_try(draft, min(_IMAGES, len(images.train.samples)))
     if draft.config.workers != "auto" or draft.sharded or cores <= 2 or not few:
         return draft
     read = partial(images.train.example_batch, few)
     loading = time_calls({few: read}, Looks(), clock=wall_seconds)[few].divide(few).median
-    if loading * _count_loads(course, images) < _SHORT_SECONDS:
+    if loading * _count_loads(training_plan, images) < _SHORT_SECONDS:
         return draft
     batch = read() if device.type == "cpu" else images.train.example_batch(images.train.largest_batch)
     with in_eval(module):
-        trained = replace(course.rules, evaluation_precision=None)
+        trained = replace(training_plan.rules, evaluation_precision=None)
         timing = time_passes(module, {few: batch}, trained, warm=1, clock=wall_seconds)[few]
     if timing.failure:
         return draft
     computing = timing.median
-    filling = any("train" in phase.cached for phase in course.phases)  # then each image goes forward only
+    filling = any("train" in phase.cached for phase in training_plan.phases)  # then each image goes forward only
     computing *= 1.0 if filling else _STEP_PASSES
     count = count_workers(loading, computing, cores=cores, shared=device.type == "cpu")
-    count = _with_room(count, images.train.batch_size * batch.pixels[0].nbytes)
+    count = _limit_to_room(count, images.train.batch_size * batch.pixels[0].nbytes)
     why = f"auto: loading takes {1e3 * loading:.2g} ms an image, the model {1e3 * computing:.2g} ms; {cores} cores"
-    made = replace(images, train=replace(images.train, workers=count), val=replace(images.val, workers=count))
+    loaded = replace(images, train=replace(images.train, workers=count), val=replace(images.val, workers=count))
     test = None if images.test is None else replace(images.test, workers=count)
-    return replace(draft.decide(Decision("workers", str(count), why)), images=replace(made, test=test))
+    return replace(draft.decide(Decision("workers", str(count), why)), images=replace(loaded, test=test))
 
 
 def count_workers(loading: float, computing: float, *, cores: int, shared: bool) -> int:
-    """Processes that load an image in ``loading`` seconds each, beside a model that takes ``computing`` for one.
+    """How many processes load images, each in ``loading`` seconds, beside a model that takes ``computing`` for one.
 
-    ``shared``: the model computes on the same cores, so that it gets slower by what they take; 0: loading is so small a
-    part that the main process does it in between.
+    ``shared``: the model computes on the same cores, so that it gets slower by what they take. 0 where loading is so
+    small a part that the main process does it in between.
     """
     if shared and loading <= _NEGLIGIBLE * computing:
         return 0
     return max(1, min(cores, math.ceil(_SPARE * loading / max(computing, 1e-9))))
 
 
-def _with_room(count: int, batch_bytes: int) -> int:
-    """As many as can hand over their batches."""
+def _limit_to_room(count: int, batch_bytes: int) -> int:
+    """The number of processes, or as many as have room to hand over their batches."""
     for fewer in range(count, 0, -1):
         try:
             check_room(workers=fewer, batch_bytes=batch_bytes)
@@ -74,11 +74,11 @@ def _with_room(count: int, batch_bytes: int) -> int:
     return 0
 
 
-def _count_loads(course: TrainingPlan, images: Images) -> int:
-    """Images that are decoded in the whole run."""
+def _count_loads(training_plan: TrainingPlan, images: Images) -> int:
+    """How many images are decoded in the whole run."""
     train, val = len(images.train.samples), len(images.val.samples)
     return sum(
         train * (phase.views if "train" in phase.cached else phase.epochs)
         + val * (1 if "val" in phase.cached else phase.epochs)
-        for phase in course.phases
+        for phase in training_plan.phases
     )

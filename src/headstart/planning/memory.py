@@ -44,7 +44,7 @@ class OverLimit(Exception):
 
 
 def measure_memory(draft: Draft) -> Draft:
-    """With the memory that a step needs, on the CPU, measured before anything else is tried.
+    """The draft with the memory that a step needs, on the CPU, measured before anything else is tried.
 
     Where precision is left open and fp32 does not fit, it is bf16 from here on.
 
@@ -93,20 +93,19 @@ def _refuse_too_large(draft: Draft, need: MemoryNeed, free: int) -> None:
 
 
 def _measure_need(draft: Draft, free: int) -> MemoryNeed | None:
-    """None: it cannot be measured on so few images; what is wrong, a later step says."""
+    """The memory that a step needs; None where a few images cannot be tried: a later step says what is wrong."""
     module = draft.module
     try:
         with no_trace(module) if has_own_code(module) else nullcontext():
-            return measure(
-                draft.config, module, draft.course, draft.opened.preprocess, images=draft.images_at_once, limit=free
-            )
+            preprocess, images = draft.opened.preprocess, draft.images_at_once
+            return measure(draft.config, module, draft.training_plan, preprocess, images=images, limit=free)
     except MODEL_FAILURES:
         return None
 
 
 def check_memory(draft: Draft) -> Draft:
-    """With whether there is room for what is freed and kept, too; and with a warning where training may not fit into
-    this machine's memory.
+    """The draft with whether freed memory can be kept as well, and with a warning where training may not fit into this
+    machine's memory.
 
     Raises: ConfigError: it cannot; the message names a number of micro-batches that does.
     """
@@ -126,13 +125,13 @@ def check_memory(draft: Draft) -> Draft:
     _refuse_too_large(draft, need, free)
     remedy = _remedy(need, free, batch_size=draft.batch_size)
     why = f"{images} images at once, measured on {min(images, _PROBES[-1])}; it may not fit: {remedy}"
-    said = Decision("memory", f"about {_gib(about)}, {_gib(free)} are free", why)
-    return replace(draft.decide(said), can_retain_memory=False)
+    decision = Decision("memory", f"about {_gib(about)}, {_gib(free)} are free", why)
+    return replace(draft.decide(decision), can_retain_memory=False)
 
 
 def images_to_try(draft: Draft, wanted: int) -> int:
-    """At most so many images that a step of them fits into memory, and no more than the run's own steps have; 0: not
-    one.
+    """How many images a trial step may have: those that fit into memory, and no more than the run's own steps have; 0
+    where not even one fits.
     """
     most, need, free = min(wanted, draft.images_at_once), draft.need, available_bytes()
     if need is None or free is None:
@@ -147,28 +146,28 @@ def has_room_for(draft: Draft, images: int) -> bool:
 
 
 def measure(
-    config: Config, module: nn.Module, course: TrainingPlan, preprocess: Preprocess, *, images: int = _PROBES[-1],
-    limit: int = _NO_LIMIT,
+    config: Config, module: nn.Module, training_plan: TrainingPlan, preprocess: Preprocess, *,
+    images: int = _PROBES[-1], limit: int = _NO_LIMIT,
 ) -> MemoryNeed:  # fmt: skip
-    """What the phase that trains most takes, by steps of a few images, at most ``images``; the model is left as the
-    last phase has it.
+    """The memory that the phase that trains most takes, measured by steps of a few images, at most ``images``; the
+    model is left as the last phase has it.
 
     Raises: OverLimit: even these take more than ``limit`` bytes.
     """
-    frozen = [freeze_phase(module, phase).parameters for phase in course.phases]
-    freeze_phase(module, course.phases[frozen.index(min(frozen))])
+    frozen = [freeze_phase(module, phase).parameters for phase in training_plan.phases]
+    freeze_phase(module, training_plan.phases[frozen.index(min(frozen))])
     trained = sum(value.nbytes for value in module.parameters() if value.requires_grad)
     own = sum(value.nbytes for value in (*module.parameters(), *module.buffers()))
     optimizer, average = int(trained * state_share(config.optimizer)), own if config.average.kind == "ema" else 0
     first, *further = [count for count in _PROBES if count <= images] or [images]
     rest = limit - optimizer - average - trained
-    few, largest = _measure_retained(module, preprocess, course.rules, images=first, limit=rest)
+    few, largest = _measure_retained(module, preprocess, training_plan.rules, images=first, limit=rest)
     per_image = few // first
     with suppress(OverLimit):  # then all of the first ones counts as the images' own
         for count in further:
-            more, _ = _measure_retained(module, preprocess, course.rules, images=count, limit=rest)
+            more, _ = _measure_retained(module, preprocess, training_plan.rules, images=count, limit=rest)
             per_image = max(0, more - few) // (count - first)
-    freeze_phase(module, course.phases[-1])
+    freeze_phase(module, training_plan.phases[-1])
     return MemoryNeed(
         gradients=trained,
         optimizer=optimizer,
@@ -192,7 +191,7 @@ def _measure_retained(
     total = largest = 0
 
     def note(value: Tensor) -> None:
-        """The graph does not get the value: one that it has made itself, given back to it, would never be freed."""
+        """Count the value, and give the graph none: one that it has made itself, given back, would never be freed."""
         nonlocal total, largest
         storage = value.untyped_storage()
         address, size = storage.data_ptr(), storage.nbytes()

@@ -25,21 +25,21 @@ _MODES = (True, True, False, False)  # of the calls: what a first one sets and a
 
 
 def check_own_state(draft: Draft) -> Draft:
-    """With the buffers that move in each phase although nothing of them trains; what is said of state that forward
-    changes; and the names of what no checkpoint can hold.
+    """The draft with the buffers that move in each phase although nothing around them trains, a decision on state that
+    forward changes, and the names of what no checkpoint can hold.
 
     A module without code or hooks of the user's own is not run.
 
     Raises: ModelError: forward changes a buffer of a module that a phase freezes, or something cannot be saved.
     """
-    module, course, images = draft.module, draft.course, draft.images
+    module, training_plan, images = draft.module, draft.training_plan, draft.images
     read_saved_tensors(module)
     if not has_own_code(module):
         return draft
-    given, found, phases = example_images(images.train, module, course.rules), dict[str, None](), []
-    for phase in course.phases:
+    given, found, phases = example_images(images.train, module, training_plan.rules), dict[str, None](), []
+    for phase in training_plan.phases:
         frozen = freeze_phase(module, phase)
-        names = _find_changes_by_forward(module, course, given, outputs=images.task.num_outputs)
+        names = _find_changes_by_forward(module, training_plan, given, outputs=images.task.num_outputs)
         for name in names:
             _refuse_frozen_in_eval(frozen, name)
         still = [name for name in map(_tensor_name, names) if name in frozen.tensors]
@@ -49,14 +49,14 @@ def check_own_state(draft: Draft) -> Draft:
     persistent = {f"{kind} {name}" for name in module.state_dict() for kind in ("buffer", "parameter")}
     kept = [name for name in found if name not in persistent and covers(state, name)]
     lost = tuple(name for name in found if name not in persistent and not covers(state, name))
-    said = []
+    decisions = []
     if kept:
-        said.append(Decision("own state", ", ".join(kept), "changed by forward, saved with every checkpoint"))
+        decisions.append(Decision("own state", ", ".join(kept), "changed by forward, saved with every checkpoint"))
     if lost:
         why = "changed by forward and not saved, not in the bundle: a resume and predictions begin with its first value"
-        said.append(Decision("own state", ", ".join(lost), why))
+        decisions.append(Decision("own state", ", ".join(lost), why))
     draft = draft.choose("unsaved_state", list(lost)) if lost else draft
-    return replace(draft.decide(*said), course=replace(course, phases=tuple(phases)))
+    return replace(draft.decide(*decisions), training_plan=replace(training_plan, phases=tuple(phases)))
 
 
 def _refuse_frozen_in_eval(frozen: Frozen, name: str) -> None:
@@ -80,12 +80,12 @@ def _check_columns(scores: torch.Tensor, outputs: int, *, training: bool) -> Non
 
 
 def _tensor_name(name: str) -> str:
-    """Of a buffer or parameter, as ``differences`` names it."""
+    """The name of a buffer or parameter, without the kind that ``differences`` puts before it."""
     return name.removeprefix("buffer ").removeprefix("parameter ")
 
 
 def _find_changes_by_forward(
-    module: nn.Module, course: TrainingPlan, images: torch.Tensor, *, outputs: int
+    module: nn.Module, training_plan: TrainingPlan, images: torch.Tensor, *, outputs: int
 ) -> list[str]:
     """Names of what is not as before after calls in both modes, without the generators of random numbers.
 
@@ -93,7 +93,7 @@ def _find_changes_by_forward(
     """
     modes = [part.training for part in module.modules()]
     members = member_names(module)
-    before, arithmetic = read_before(module), partial(autocast, device_of(module), course.rules.precision)
+    before, arithmetic = read_before(module), partial(autocast, device_of(module), training_plan.rules.precision)
     try:
         for training in _MODES:
             module.train(training)

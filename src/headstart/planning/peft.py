@@ -1,4 +1,4 @@
-"""Parameter-efficient fine-tuning in the plan: adapters put in, and what is said of them."""
+"""Parameter-efficient fine-tuning in the plan: adapters put in, and the decision on them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from headstart.surgery.lora_targets import LoraPlan, SkippedLayer
 
 
 def add_adapters(draft: Draft) -> Draft:
-    """With the adapters that the configuration asks for put into the module.
+    """The draft with the adapters that the configuration asks for, put into its module.
 
     Raises: ConfigError: peft is not there, or no layer fits what was asked.
     """
@@ -24,8 +24,8 @@ def add_adapters(draft: Draft) -> Draft:
     plan = add_lora(draft.module, rank=lora.rank, alpha=lora.alpha, dropout=lora.dropout, targets=lora.targets)
     left_out = f"; {len(plan.skipped)} skipped: {_summary(plan.skipped)}" if plan.skipped else ""
     why = "auto: every layer that they fit" if lora.targets == "auto" else "as asked"
-    said = Decision("lora", f"rank {plan.rank} on {_format_layers(plan.layers)}{left_out}", why)
-    return draft.decide(said).record("lora", _lora_document(draft.config, plan))
+    decision = Decision("lora", f"rank {plan.rank} on {_format_layers(plan.layers)}{left_out}", why)
+    return draft.decide(decision).record("lora", _lora_document(draft.config, plan))
 
 
 def _lora_document(config: Config, plan: LoraPlan) -> dict[str, Any]:

@@ -55,7 +55,7 @@ class Rates:
 
 
 def choose_phases(draft: Draft) -> Draft:
-    """With the run's phases, their rates, and the rules of a step as far as they are asked for.
+    """The draft with the run's phases, their rates, and the rules of a step as far as they are asked for.
 
     Raises: ConfigError: recipe, epochs and freezing do not fit together; ``penalties.l1_on`` matches nothing.
     """
@@ -64,17 +64,17 @@ def choose_phases(draft: Draft) -> Draft:
     phases, decisions = make_phases(config, module, batch_size=draft.batch_size, pretrained=pretrained)
     select_l1_parameters(module, config.penalties)
     limit = int(config.cache.limit_gb * 1e9)
-    course = TrainingPlan(
+    training_plan = TrainingPlan(
         phases=tuple(replace(phase, fixed=draft.fixed) for phase in phases),
         optimizer=config.optimizer, schedule=config.schedule, rules=_make_rules(config, draft.loss),
         patience=config.stop.patience,
         cache=CacheRules(folder=cache_folder(), model=draft.opened.spec, dtype=config.cache.dtype, limit_bytes=limit),
     )  # fmt: skip
-    return replace(draft.decide(*decisions), course=course)
+    return replace(draft.decide(*decisions), training_plan=training_plan)
 
 
 def _make_rules(config: Config, loss: LossFunction) -> StepRules:
-    """As asked; for what is left open, fp32 in torch's usual order."""
+    """The rules of a step as asked, and fp32 in torch's usual memory order for what is left open."""
     batch = config.batch
     return StepRules(
         loss=loss, penalties=config.penalties, accumulate=batch.accumulate, clip_norm=batch.clip_norm,
@@ -90,20 +90,20 @@ def make_phases(
 ) -> tuple[tuple[PhasePlan, ...], tuple[Decision, ...]]:
     """The run's phases, and what was decided about recipe and rates.  Raises: ConfigError: they do not fit together."""
     rates = auto_rates(module, config.optimizer, batch_size=batch_size)
-    named, decision = _recipe(config, module, pretrained=pretrained)
+    named, decision = _choose_recipe(config, module, pretrained=pretrained)
     kinds = [_kind(phase, place == 0, pretrained) for place, (_, phase) in enumerate(named)]
-    statistics, why = _norm_statistics(config, kinds, batch_size // config.batch.accumulate)
+    statistics, why = _choose_norm_statistics(config, kinds, batch_size // config.batch.accumulate)
     plans, first = [], 0
     for (name, phase), kind in zip(named, kinds, strict=True):
         if phase.norm_statistics == "auto":
             phase = replace(phase, norm_statistics="frozen" if isinstance(phase.freeze, But) else statistics)
         plans.append(_with_rates(config.optimizer, name, phase, rates, first=first, kind=kind))
         first += phase.epochs
-    shown = "; ".join(f"{plan.name} {_rate_text(plan)}" for plan in plans)
+    shown = "; ".join(f"{plan.name} {_format_rates(plan)}" for plan in plans)
     return tuple(plans), (decision, Decision("rates", shown, rates.reason), *_about_norms(module, plans, why))
 
 
-def _norm_statistics(config: Config, kinds: Sequence[str], batch: int) -> tuple[NormStatistics, str]:
+def _choose_norm_statistics(config: Config, kinds: Sequence[str], batch: int) -> tuple[NormStatistics, str]:
     """What BatchNorm layers that train normalise with, over ``batch`` images at a time, and why."""
     noisy = f"{batch} images at a time make noisy statistics"
     if config.norm_statistics != "auto":
@@ -144,14 +144,14 @@ def auto_rates(module: nn.Module, optimizer: Optimizer, *, batch_size: int) -> R
     return Rates(probe=probe, body=body, scratch=new, peft=new, layer_decay=decay, reason=reason)
 
 
-def _recipe(config: Config, module: nn.Module, *, pretrained: bool) -> tuple[list[tuple[str, Phase]], Decision]:
+def _choose_recipe(config: Config, module: nn.Module, *, pretrained: bool) -> tuple[list[tuple[str, Phase]], Decision]:
     if config.phases:
         named = [(freeze_text(phase.freeze), phase) for phase in config.phases]
         return named, Decision("recipe", f"{len(named)} phases", "as asked")
     last: FreezeRule = "none" if config.freeze == "auto" else config.freeze
     recipe, why = config.recipe, "as asked"
     if recipe == "auto":
-        recipe, why = _auto_recipe(last, pretrained, config.epochs)
+        recipe, why = _choose_auto_recipe(last, pretrained, config.epochs)
     if recipe == "gradual" and config.freeze != "auto":
         raise ConfigError(
             f"freeze: {freeze_text(last)} does not apply to the recipe gradual, which unfreezes step by step; use "
@@ -159,14 +159,16 @@ def _recipe(config: Config, module: nn.Module, *, pretrained: bool) -> tuple[lis
         )
     if recipe in peft.RECIPES and not pretrained:
         raise ConfigError(peft.explain_unpretrained(recipe))
-    phases = _phases(recipe, config.epochs, last, module)
+    phases = _make_named_phases(recipe, config.epochs, last, module)
     if recipe == "probe" and not pretrained:
         why += "; the weights are random, and so are the features that the head learns on: --recipe full trains them"
     shown = ", ".join(f"{name} {phase.epochs} epoch{'s' * (phase.epochs != 1)}" for name, phase in phases)
     return phases, Decision("recipe", f"{recipe} ({shown})", why)
 
 
-def _auto_recipe(last: FreezeRule, pretrained: bool, epochs: int) -> tuple[Literal["probe", "full", "lp_ft"], str]:
+def _choose_auto_recipe(
+    last: FreezeRule, pretrained: bool, epochs: int
+) -> tuple[Literal["probe", "full", "lp_ft"], str]:
     if not pretrained:
         return "full", "auto: random weights have no features to probe"
     if last == "backbone":
@@ -176,7 +178,7 @@ def _auto_recipe(last: FreezeRule, pretrained: bool, epochs: int) -> tuple[Liter
     return "lp_ft", "auto: a trained head first, so that the first steps do not damage the backbone (Kumar et al. 2022)"
 
 
-def _phases(recipe: str, epochs: int, last: FreezeRule, module: nn.Module) -> list[tuple[str, Phase]]:
+def _make_named_phases(recipe: str, epochs: int, last: FreezeRule, module: nn.Module) -> list[tuple[str, Phase]]:
     match recipe:
         case "probe":
             return [("probe", Phase(epochs=epochs, freeze="backbone"))]
@@ -189,15 +191,15 @@ def _phases(recipe: str, epochs: int, last: FreezeRule, module: nn.Module) -> li
                 ("finetune", Phase(epochs=epochs - probe, freeze=last)),
             ]
         case "gradual":
-            return _gradual(epochs, len(find_layout(module).stages))
+            return _unfreeze_gradually(epochs, len(find_layout(module).stages))
         case "lora" | "bias" | "norm":
             return [(recipe, Phase(epochs=epochs, freeze=But(but=recipe)))]
         case _:
             return [("full", Phase(epochs=epochs, freeze=last))]
 
 
-def _gradual(epochs: int, stages: int) -> list[tuple[str, Phase]]:
-    """Head first, then ever more stages from the output down; epochs shared evenly, the rest to the last phase."""
+def _unfreeze_gradually(epochs: int, stages: int) -> list[tuple[str, Phase]]:
+    """Phases that train the head first, then ever more stages from the output down; the last has the epochs left over."""
     count = min(epochs, stages + 1, _MOST_GRADUAL_PHASES)
     if count < 2:
         raise ConfigError(f"epochs: gradual needs at least 2, not {epochs}; give --epochs 4 or --recipe probe")
@@ -226,7 +228,7 @@ def _kind(phase: Phase, head_is_new: bool, pretrained: bool) -> str:
 
 
 def _with_rates(optimizer: Optimizer, name: str, phase: Phase, rates: Rates, *, first: int, kind: str) -> PhasePlan:
-    """The phase's own rates, else the optimizer's, else what ``auto`` means for its kind."""
+    """The plan of a phase with its own rates, else the optimizer's, else what ``auto`` means for its kind."""
     wanted_lr = phase.lr if phase.lr != "auto" else optimizer.lr
     wanted_head = phase.head_lr if phase.head_lr != "auto" else optimizer.head_lr
     wanted_decay = phase.layer_decay if phase.layer_decay != "auto" else optimizer.layer_decay
@@ -234,8 +236,8 @@ def _with_rates(optimizer: Optimizer, name: str, phase: Phase, rates: Rates, *, 
     if wanted_head != "auto":
         body = min(body, wanted_head)  # rates do not rise from output to input
     lr = body if wanted_lr == "auto" else wanted_lr
-    given = isinstance(optimizer, TimmOptimizer) or wanted_lr != "auto"
-    head = lr * _NEW_HEAD if kind == "joint" or (kind == "probe" and given and phase.lr == "auto") else lr
+    is_given = isinstance(optimizer, TimmOptimizer) or wanted_lr != "auto"
+    head = lr * _NEW_HEAD if kind == "joint" or (kind == "probe" and is_given and phase.lr == "auto") else lr
     if kind == "peft" and first == 0:
         head = lr * rates.probe / rates.peft
     return PhasePlan(
@@ -250,7 +252,7 @@ def _decay(kind: str, rates: Rates) -> float:
     return 1.0 if kind in ("scratch", "peft") else rates.layer_decay
 
 
-def _rate_text(plan: PhasePlan) -> str:
+def _format_rates(plan: PhasePlan) -> str:
     if plan.freeze == "backbone":
         return f"head {plan.head_lr:.2g}"
     decay = f", x{plan.layer_decay:g} per stage towards the input" if plan.layer_decay != 1 else ""

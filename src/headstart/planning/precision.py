@@ -81,21 +81,21 @@ _PARTS = ("precision", "memory_format", "attention")
 
 
 def count_passes(draft: Draft) -> int:
-    """Images that go through the model, those of a frozen backbone once per view where it may be cached."""
+    """How many images go through the model, those of a frozen backbone once per view where it may be cached."""
     images, wanted = draft.images, draft.config.cache
     augmentation, train, val = images.train.augmentation, len(images.train.samples), len(images.val.samples)
-    may = wanted.use != "never" and augmentation is not None and not augmentation.mixes
-    found = 0
-    for phase in draft.course.phases:
-        once = may and phase.freeze == "backbone"
+    may_cache = wanted.use != "never" and augmentation is not None and not augmentation.mixes
+    count = 0
+    for phase in draft.training_plan.phases:
+        once = may_cache and phase.freeze == "backbone"
         views = usual_views(draft.config, images, phase) if once else phase.epochs
-        found += train * views + val * (1 if once else phase.epochs)
-    return found
+        count += train * views + val * (1 if once else phase.epochs)
+    return count
 
 
 def choose_arithmetic(draft: Draft) -> Draft:
-    """With precision, memory format and attention as asked, or for ``auto`` the fastest that agrees with fp32; the
-    weights are in that order of memory.
+    """The draft with precision, memory format and attention as asked, or for ``auto`` the fastest that agrees with
+    fp32; the weights are in that memory order.
 
     Raises: ConfigError: the device cannot do what is asked.
     """
@@ -103,9 +103,9 @@ def choose_arithmetic(draft: Draft) -> Draft:
     asked_why = check_precision(config, device_of(module))
     choice = dict(draft.recorded.get("arithmetic") or {})
     if not choice:
-        chosen, why = (_read_asked(draft), "the model is shared out") if draft.sharded else _measure_precision(draft)
+        chosen, why = (_read_asked(draft), "the model is sharded") if draft.sharded else _measure_precision(draft)
         choice = broadcast_object(asdict(chosen) | {"why": why})
-    found = Arithmetic(**{name: choice[name] for name in _PARTS if name in choice})
+    arithmetic = Arithmetic(**{name: choice[name] for name in _PARTS if name in choice})
     left_open = [name for name in _PARTS if getattr(config, name) == "auto"]
     reasons = {name: asked_why if name == "precision" else "as asked" for name in _PARTS}
     if config.attention == "plain" and not has_attention(module):
@@ -113,15 +113,15 @@ def choose_arithmetic(draft: Draft) -> Draft:
     if left_open:
         first, *others = left_open
         reasons |= {first: f"auto: {choice['why']}"} | dict.fromkeys(others, f"auto: see {first}")
-    usual = config.attention == "auto" and found.attention == "fused"  # not worth a line
+    usual = config.attention == "auto" and arithmetic.attention == "fused"  # not worth a line
     shown = [name for name in _PARTS if not (name == "attention" and usual)]
-    module.to(memory_format=MEMORY_FORMATS[found.memory_format])
-    draft = draft.decide(*(Decision(name, getattr(found, name), reasons[name]) for name in shown))
-    return draft.choose("arithmetic", choice).set_rules(replace(draft.rules, **asdict(found)))
+    module.to(memory_format=MEMORY_FORMATS[arithmetic.memory_format])
+    draft = draft.decide(*(Decision(name, getattr(arithmetic, name), reasons[name]) for name in shown))
+    return draft.choose("arithmetic", choice).set_rules(replace(draft.rules, **asdict(arithmetic)))
 
 
 def _read_asked(draft: Draft) -> Arithmetic:
-    """As asked; what is left open is in the rules of a step by now."""
+    """The arithmetic that was asked for; the rules of a step have a value for what is left open."""
     rules = draft.rules
     return Arithmetic(precision=rules.precision, memory_format=rules.memory_format, attention=rules.attention)
 
@@ -138,7 +138,7 @@ def _measure_precision(draft: Draft) -> tuple[Arithmetic, str]:
     if not images_to_try(draft, 1):
         return asked, "there is too little memory to try others"
     try:
-        copies = _copies(draft.module, draft.course.phases[-1], candidates)
+        copies = _copy_per_order(draft.module, draft.training_plan.phases[-1], candidates)
     except ModelError as error:
         return asked, f"others cannot be measured; {error}"
     try:
@@ -159,7 +159,7 @@ def _find_fastest(
         return asked, _format_trials(first)
     if timed[asked] * passes < _SHORT_SECONDS:
         return asked, f"about {timed[asked] * passes:.0f} s of work are too few to measure others"
-    best, hopeful = min(timed.values()), _hopeful(timed)
+    best, hopeful = min(timed.values()), _choose_hopeful(timed)
     if hopeful == [asked]:
         return asked, f"the fastest of {_format_trials(first)}, {count} images at a time"
     steps = len(hopeful) * (1 + _REPEATS)
@@ -177,8 +177,8 @@ def _find_fastest(
     return chosen.arithmetic, f"the fastest that agrees of {_format_trials(trials)}, {images} images at a time"
 
 
-def _hopeful(seconds: Mapping[Arithmetic, float]) -> list[Arithmetic]:
-    """Those that may turn out to be the fastest."""
+def _choose_hopeful(seconds: Mapping[Arithmetic, float]) -> list[Arithmetic]:
+    """The candidates that may turn out to be the fastest."""
     best = min(seconds.values())
     return [candidate for candidate, value in seconds.items() if value <= _HOPELESS * best]
 
@@ -197,7 +197,7 @@ def _list_candidates(draft: Draft) -> list[Arithmetic]:
         formats = ["contiguous"]
     if not has_bf16(device_of(module)):
         precisions = [kind for kind in precisions if kind != "bf16"] or precisions
-    attentions = _attentions(config, module, draft.course.phases[-1])
+    attentions = _attentions(config, module, draft.training_plan.phases[-1])
     return [
         Arithmetic(precision=kind, memory_format=order, attention=how)
         for kind in precisions
@@ -207,7 +207,7 @@ def _list_candidates(draft: Draft) -> list[Arithmetic]:
 
 
 def _attentions(config: Config, module: nn.Module, phase: PhasePlan) -> tuple[Attention, ...]:
-    """In bf16; for fp32 the first of them."""
+    """The ways of attention that are tried in bf16; in fp32 it is the first of them."""
     if config.attention != "auto":
         return (config.attention,)
     learns = phase.freeze != "backbone" and has_attention(module)
@@ -218,7 +218,7 @@ def _try(
     draft: Draft, copies: Mapping[Arithmetic, nn.Module], candidates: list[Arithmetic], *, images: int, looks: Looks,
     compared: bool = True,
 ) -> list[_Trial]:  # fmt: skip
-    """Each candidate on its copy of the model, the same images. Not ``compared``: timed alone."""
+    """Try each candidate on its copy of the model with the same images; not ``compared``, it is only timed."""
     count, device = min(images, len(draft.images.train.samples)), device_of(copies[_USUAL])
     few = draft.images.train.example_batch(count)
     if not compared and device.type != "cpu":  # an accelerator's first step in training mode loads its kernels
@@ -236,14 +236,14 @@ def _try(
 def _compare_with_fp32(
     copies: Mapping[Arithmetic, nn.Module], few: Batch, loss: LossFunction, candidates: list[Arithmetic]
 ) -> dict[Arithmetic, dict[str, float]]:
-    """Each one's differences from fp32 in the usual order; at most two gradients are in memory at a time."""
-    usual = _gradients(copies[_USUAL], few, loss, _USUAL)
+    """Each candidate's differences from fp32 in the usual memory order; at most two gradients are in memory at a time."""
+    usual = _compute_gradients(copies[_USUAL], few, loss, _USUAL)
     others = [candidate for candidate in candidates if candidate != _USUAL]
-    return {one: _differences(_gradients(copies[one], few, loss, one), usual) for one in others}
+    return {one: _compare(_compute_gradients(copies[one], few, loss, one), usual) for one in others}
 
 
-def _differences(one: tuple[float, Tensor], usual: tuple[float, Tensor]) -> dict[str, float]:
-    """Relative, of losses and of gradients."""
+def _compare(one: tuple[float, Tensor], usual: tuple[float, Tensor]) -> dict[str, float]:
+    """The relative differences of losses and of gradients."""
     (loss, gradient), (usual_loss, usual_gradient) = one, usual
     return {
         "loss": abs(loss - usual_loss) / max(abs(usual_loss), 1e-12),
@@ -251,22 +251,22 @@ def _differences(one: tuple[float, Tensor], usual: tuple[float, Tensor]) -> dict
     }
 
 
-def _copies(module: nn.Module, phase: PhasePlan, candidates: list[Arithmetic]) -> dict[Arithmetic, nn.Module]:
+def _copy_per_order(module: nn.Module, phase: PhasePlan, candidates: list[Arithmetic]) -> dict[Arithmetic, nn.Module]:
     """The model as the phase freezes it, one per order of memory; both precisions compute with the same weights."""
-    found = {}
+    copies = {}
     freeze_phase(module, phase)  # once, and copied: each copy would be traced anew; the last phase trains most
     for order in dict.fromkeys(candidate.memory_format for candidate in (_USUAL, *candidates)):
         copied = copy_module(module, free_bytes=None, instead="precision, memory_format and attention are as asked")
-        found[order] = copied.to(memory_format=MEMORY_FORMATS[order])
-        for part in found[order].modules():
+        copies[order] = copied.to(memory_format=MEMORY_FORMATS[order])
+        for part in copies[order].modules():
             if isinstance(part, BATCH_NORMS):
                 part.momentum = 0.0  # type: ignore[assignment]  # a timed step leaves the statistics as they are
-    return {candidate: found[candidate.memory_format] for candidate in (_USUAL, *candidates)}
+    return {candidate: copies[candidate.memory_format] for candidate in (_USUAL, *candidates)}
 
 
 def empty_copies(copies: Iterable[nn.Module], *, but: nn.Module) -> None:
-    """Give back what they hold at once: a model that refers to itself waits for Python's collector, which takes as long
-    as there are objects. What a copy shares with the model itself stays.
+    """Give back at once what the copies hold: a model that refers to itself waits for Python's collector, which takes
+    as long as there are objects. What a copy shares with the model itself stays.
     """
     ours = {value.untyped_storage().data_ptr() for value in (*but.parameters(), *but.buffers())}
     for copied in copies:
@@ -275,7 +275,9 @@ def empty_copies(copies: Iterable[nn.Module], *, but: nn.Module) -> None:
                 value.data, value.grad = value.new_empty(0), None
 
 
-def _gradients(model: nn.Module, batch: Batch, loss: LossFunction, arithmetic: Arithmetic) -> tuple[float, Tensor]:
+def _compute_gradients(
+    model: nn.Module, batch: Batch, loss: LossFunction, arithmetic: Arithmetic
+) -> tuple[float, Tensor]:
     """Loss and gradient without chance or batch statistics; this also warms the kernels up."""
     model.eval()
     value = _backward(model, batch, loss, arithmetic)

@@ -74,7 +74,7 @@ TRIED: tuple[Callable[[Draft], Draft], ...] = (
     check_memory,
     name_idle_options,
 )
-"""What the model is run for, on a few images; afterwards it is as before."""
+"""What running the model on a few images decides; afterwards it is as before."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +86,7 @@ class Prepared:
     opened: OpenedModel
     swap: HeadSwap
     images: Images
-    course: TrainingPlan
+    training_plan: TrainingPlan
     device: torch.device
     sharded: bool
     can_retain_memory: bool
@@ -103,9 +103,9 @@ def prepare(
 ) -> Prepared:  # fmt: skip
     """Open the model, read every image, replace the head, decide the rest; nothing is written.
 
-    Of a module that is given a copy is prepared, unless it is ``InPlace``; the global generators are seeded in any
-    case. ``data``: a source instead of that of the config. ``recorded``: the choices that were measured when the run
-    began; they stay.
+    A module of the user's own is copied, unless it is ``InPlace``; the global generators are seeded in any case.
+    ``data``: a source instead of that of the config. ``recorded``: the choices that were measured when the run began;
+    they stay.
 
     Raises: ConfigError, ModelError, DataError: the user's mistakes.
     """
@@ -117,8 +117,9 @@ def prepare(
     plan = Plan(decisions=draft.decisions, document=make_document(draft))
     emit(Decided(plan))
     return Prepared(
-        config=config, plan=plan, opened=draft.opened, swap=draft.swap, images=draft.images, course=draft.course,
-        device=draft.device, sharded=draft.sharded, can_retain_memory=draft.can_retain_memory,
+        config=config, plan=plan, opened=draft.opened, swap=draft.swap, images=draft.images,
+        training_plan=draft.training_plan, device=draft.device, sharded=draft.sharded,
+        can_retain_memory=draft.can_retain_memory,
     )  # fmt: skip
 
 

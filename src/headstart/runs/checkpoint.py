@@ -65,7 +65,7 @@ def save(state: TrainState, folder: str | Path, *, keep: int = 2, run: str | Non
     """Write a checkpoint of a state into a folder, whole or not at all.
 
     Older checkpoints than the ``keep`` newest are removed, and the best one stays. Checkpoints of later steps are
-    removed, too: they belong to a course that was given up.
+    removed, too: they belong to a training_plan that was given up.
 
     Args:
         ``state``: The model, its optimizer and the counters.

@@ -88,7 +88,7 @@ class Ready(Protocol):
         ...
 
     @property
-    def course(self) -> TrainingPlan:
+    def training_plan(self) -> TrainingPlan:
         """Phases and rules."""
         ...
 
@@ -124,9 +124,9 @@ def complete_run(
             load_best(state, run / "checkpoints", into=model)
     broadcast_model(model)
     merge_lora(model)
-    rules, images = ready.course.rules, ready.images
+    rules, images = ready.training_plan.rules, ready.images
     assert state.best is not None
-    found = {"val": evaluate_best(model, images.val, ready.course, epoch=state.best.epoch)}
+    found = {"val": evaluate_best(model, images.val, ready.training_plan, epoch=state.best.epoch)}
     if images.test:
         with keep_own_state(model):
             found["test"] = evaluate(
@@ -143,7 +143,7 @@ def complete_run(
     if task.thresholds:
         result["thresholds"] = dict(zip(task.classes, task.thresholds, strict=True))
     if early:
-        planned = sum(phase.epochs for phase in ready.course.phases)
+        planned = sum(phase.epochs for phase in ready.training_plan.phases)
         result |= {"complete": False, "epochs_done": state.epochs_done, "epochs": planned}
     if log is None:
         return _run(run, result, _plain(model, ready))
@@ -175,7 +175,7 @@ def _with_thresholds(task: TaskSpec, evaluation: Evaluation) -> TaskSpec:
 
 def _plain(model: nn.Module, ready: Ready) -> nn.Module:
     """The model without what training has put on it: what was trainable when it was opened is, and so is the head."""
-    unfreeze(model, fixed=ready.course.phases[-1].fixed)
+    unfreeze(model, fixed=ready.training_plan.phases[-1].fixed)
     model.zero_grad(set_to_none=True)
     return model.eval()
 

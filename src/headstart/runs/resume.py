@@ -34,12 +34,13 @@ def begin(run: Path, ready: Ready, changed: Sequence[str] = ()) -> tuple[TrainSt
     found = _find_checkpoint(run)
     if found is None:
         return state, ()
-    if not 0 <= found.counters["phase"] < len(ready.course.phases):
+    phases = len(ready.training_plan.phases)
+    if not 0 <= found.counters["phase"] < phases:
         raise StorageError(
-            f"{found.path}: is in phase {found.counters['phase'] + 1} of a run with {len(ready.course.phases)}; remove "
-            "it, or start a new run with another --out"
+            f"{found.path}: is in phase {found.counters['phase'] + 1} of a run with {phases}; remove it, or start a "
+            "new run with another --out"
         )
-    enter_phase(state, ready.course, found.counters["phase"])
+    enter_phase(state, ready.training_plan, found.counters["phase"])
     restore_checkpoint(state, found)
     forget_boundary(state.model)
     passed_over = tuple(Note(f"passed over: {why}") for why in found.skipped)
@@ -64,7 +65,7 @@ def _find_checkpoint(run: Path) -> FoundCheckpoint | None:
 
 
 def _first_state(ready: Ready) -> TrainState:
-    module, course, average = ready.opened.module, ready.course, ready.config.average
+    module, training_plan, average = ready.opened.module, ready.training_plan, ready.config.average
     plain = None
     if ready.config.parallel.sync_norm and current().is_distributed:
         convert_sync_batchnorm(module)  # type: ignore[no-untyped-call]
@@ -72,11 +73,13 @@ def _first_state(ready: Ready) -> TrainState:
         plain = copy.deepcopy(module).cpu()  # for the end: a model that is shared out is not put together again
         shard(module, ready.device)
     optimizer = optim.SGD(module.parameters(), lr=0.0)  # until the first phase makes its own
-    state = TrainState(module, optimizer, scaler=make_scaler(ready.device, course.rules.precision), unsharded=plain)
-    if course.rules.penalties.l2_start:
+    state = TrainState(
+        module, optimizer, scaler=make_scaler(ready.device, training_plan.rules.precision), unsharded=plain
+    )
+    if training_plan.rules.penalties.l2_start:
         heads = set(head_parameters(module))
         state.start = {name: value.detach().clone() for name, value in module.named_parameters() if name not in heads}
     if average.kind == "ema":
-        total = len(ready.images.train) * sum(phase.epochs for phase in course.phases)
+        total = len(ready.images.train) * sum(phase.epochs for phase in training_plan.phases)
         state.average = make_average(module, half_life=average.half_life, total_steps=total)
     return state

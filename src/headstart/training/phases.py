@@ -81,12 +81,12 @@ class TrainingPlan:
     cache: CacheRules
 
 
-def enter_phase(state: TrainState, course: TrainingPlan, index: int) -> Frozen:
+def enter_phase(state: TrainState, training_plan: TrainingPlan, index: int) -> Frozen:
     """Set what is frozen and the optimizer's groups; state of parameters that stay trainable is kept."""
-    phase = course.phases[index]
+    phase = training_plan.phases[index]
     frozen = freeze_phase(state.model, phase)
     before = state.optimizer
-    state.optimizer = phase_optimizer(state.model, phase, course.optimizer)
+    state.optimizer = phase_optimizer(state.model, phase, training_plan.optimizer)
     old_groups = {group.get("name"): group for group in before.param_groups}
     for group in state.optimizer.param_groups:
         kept = [parameter for parameter in group["params"] if parameter in before.state]
@@ -118,25 +118,27 @@ class CacheRefuted(Exception):
     """What a phase reads from the cache is not what its model computes; says why."""
 
 
-def train_phases(state: TrainState, course: TrainingPlan, train: Batches, val: Batches) -> Iterator[TrainingEvent]:
-    """All that is left of the course; after an epoch its metrics, and whether it is the best so far.
+def train_phases(
+    state: TrainState, training_plan: TrainingPlan, train: Batches, val: Batches
+) -> Iterator[TrainingEvent]:
+    """Train what is left of the plan; an epoch's event has its metrics, and whether it is the best so far.
 
     Raises: NonFiniteError: see ``fit``.
     """
     with (
-        open_image_cache(train, where=course.cache) as (train, one),
-        open_image_cache(val, where=course.cache) as (val, other),
+        open_image_cache(train, where=training_plan.cache) as (train, one),
+        open_image_cache(val, where=training_plan.cache) as (val, other),
     ):
         yield from filter(None, (one, other))
-        yield from _phases(state, course, train, val)
+        yield from _phases(state, training_plan, train, val)
 
 
-def _phases(state: TrainState, course: TrainingPlan, train: Batches, val: Batches) -> Iterator[TrainingEvent]:
-    for index in range(len(course.phases)):
-        phase = course.phases[index]  # of the course as it is by now: without a cache that was given up
+def _phases(state: TrainState, training_plan: TrainingPlan, train: Batches, val: Batches) -> Iterator[TrainingEvent]:
+    for index in range(len(training_plan.phases)):
+        phase = training_plan.phases[index]  # as the plan is by now: without a cache that was given up
         if state.epochs_done >= phase.first_epoch + phase.epochs or _is_over(state):
             continue
-        frozen = enter_phase(state, course, index) if state.phase != index else freeze_phase(state.model, phase)
+        frozen = enter_phase(state, training_plan, index) if state.phase != index else freeze_phase(state.model, phase)
         yield PhaseStarted(
             index=index,
             name=phase.name,
@@ -146,34 +148,36 @@ def _phases(state: TrainState, course: TrainingPlan, train: Batches, val: Batche
         )
         plain = PhaseData(train=_with_views(train, phase), val=val)
         phase_data = yield from make_phase_data(
-            state, frozen, plain, splits=phase.cached, rules=course.rules, where=course.cache
+            state, frozen, plain, splits=phase.cached, rules=training_plan.rules, where=training_plan.cache
         )
         yield from report_changed_files(phase_data.train)
         state.suffix = phase_data.suffix
         start = copy_state(state) if phase_data.suffix is not None or phase_data.eval_model is not None else None
         try:
-            why = yield from _train_until_refuted(state, course, phase, frozen, phase_data)
+            why = yield from _train_until_refuted(state, training_plan, phase, frozen, phase_data)
             if why is not None:
                 assert start is not None, why
                 _give_up(state, start, phase_data, why)
                 phase_data = plain
-                course = replace(course, phases=tuple(replace(each, cached=()) for each in course.phases))
+                training_plan = replace(
+                    training_plan, phases=tuple(replace(each, cached=()) for each in training_plan.phases)
+                )
                 yield CacheGivenUp(state.step, f"cache: given up, {why}; all since step {state.step} is trained again")
-                yield from _train_phase(state, course, course.phases[index], frozen, phase_data)
+                yield from _train_phase(state, training_plan, training_plan.phases[index], frozen, phase_data)
         finally:
             state.suffix = None
             phase_data.close()
 
 
 def _train_until_refuted(
-    state: TrainState, course: TrainingPlan, phase: PhasePlan, frozen: Frozen, phase_data: PhaseData
+    state: TrainState, training_plan: TrainingPlan, phase: PhasePlan, frozen: Frozen, phase_data: PhaseData
 ) -> Generator[TrainingEvent, None, str | None]:
     """Train the phase; why what is read from the cache is not what the model computes, where that is found.
 
     The error goes no further: its frames hold the model across processes, beside which there can be no second one.
     """
     try:
-        yield from _train_phase(state, course, phase, frozen, phase_data)
+        yield from _train_phase(state, training_plan, phase, frozen, phase_data)
     except (CacheRefuted, NotReplayable) as error:
         if phase_data.suffix is None and phase_data.eval_model is None:  # nothing is read from a cache
             raise
@@ -190,15 +194,15 @@ def _give_up(state: TrainState, start: StateCopy, phase_data: PhaseData, why: st
 
 
 def _train_phase(
-    state: TrainState, course: TrainingPlan, phase: PhasePlan, frozen: Frozen, phase_data: PhaseData
+    state: TrainState, training_plan: TrainingPlan, phase: PhasePlan, frozen: Frozen, phase_data: PhaseData
 ) -> Iterator[TrainingEvent]:
     proof = frozen_digest(state.model, frozen)
     for event in fit(
         state,
         phase_data.train,
-        rules=course.rules,
+        rules=training_plan.rules,
         epochs=phase.epochs,
-        schedule=course.schedule,
+        schedule=training_plan.schedule,
         first_epoch=phase.first_epoch,
     ):
         if isinstance(event, StepDone):
@@ -217,7 +221,7 @@ def _train_phase(
                 "it besides the optimizer: forward, a hook, or what watches the run"
             )
         _check_equal(state.model)
-        validated = _validate(state, course, replace(event, phase=state.phase), phase_data)
+        validated = _validate(state, training_plan, replace(event, phase=state.phase), phase_data)
         yield from phase_data.iterate_damage_notes()
         yield from report_changed_files(phase_data.train)
         yield validated
@@ -250,10 +254,13 @@ def _with_views(train: Batches, phase: PhasePlan) -> Batches:
     return replace(train, dataset=replace(train.images, augmentation=augmentation))
 
 
-def _validate(state: TrainState, course: TrainingPlan, event: EpochDone, phase_data: PhaseData) -> EpochDone:
-    val, found = phase_data.val, {"trained": _metrics(state.model, phase_data.eval_model, phase_data.val, course.rules)}
+def _validate(state: TrainState, training_plan: TrainingPlan, event: EpochDone, phase_data: PhaseData) -> EpochDone:
+    val, found = (
+        phase_data.val,
+        {"trained": _metrics(state.model, phase_data.eval_model, phase_data.val, training_plan.rules)},
+    )
     if state.average is not None:
-        found["average"] = _metrics(state.average.module, phase_data.eval_average, phase_data.val, course.rules)
+        found["average"] = _metrics(state.average.module, phase_data.eval_average, phase_data.val, training_plan.rules)
     found = broadcast_object(found)  # the same choice everywhere, whatever the last bit of a machine is
     metrics = found["trained"]
     keys = {name: selection_key(val.task, values) for name, values in found.items()}
@@ -261,9 +268,9 @@ def _validate(state: TrainState, course: TrainingPlan, event: EpochDone, phase_d
     better = state.best is None or value > state.best.score
     if better:
         state.best = Best(score=value, step=state.step, epoch=state.epochs_done, weights=name)
-    in_last = state.phase == len(course.phases) - 1
+    in_last = state.phase == len(training_plan.phases) - 1
     state.stale_epochs = 0 if better or not in_last else state.stale_epochs + 1
-    state.stopped = 0 < course.patience <= state.stale_epochs
+    state.stopped = 0 < training_plan.patience <= state.stale_epochs
     return replace(event, metrics=metrics, average_metrics=found.get("average", {}))
 
 
@@ -275,12 +282,14 @@ def _metrics(model: nn.Module, suffix: nn.Module | None, val: Batches, rules: St
         return evaluate(eval_model, batches, precision=rules.evaluated_in, memory_format=rules.memory_format).metrics
 
 
-def evaluate_best(model: nn.Module, val: Batches, course: TrainingPlan, *, epoch: int) -> Evaluation:
+def evaluate_best(model: nn.Module, val: Batches, training_plan: TrainingPlan, *, epoch: int) -> Evaluation:
     """The evaluation of this epoch's model; from the cache where validation was read from it, once a batch of that,
     computed again by this very model, was found to be the same bits.
     """
-    rules = course.rules
-    phase = next(phase for phase in course.phases if phase.first_epoch < epoch <= phase.first_epoch + phase.epochs)
+    rules = training_plan.rules
+    phase = next(
+        phase for phase in training_plan.phases if phase.first_epoch < epoch <= phase.first_epoch + phase.epochs
+    )
     eval_model, batches = model, val
     with keep_own_state(model), ExitStack() as stack:
         if "val" in phase.cached:
@@ -288,7 +297,7 @@ def evaluate_best(model: nn.Module, val: Batches, course: TrainingPlan, *, epoch
             frozen = _without_moving(frozen, phase)
             with suppress(StorageError, ModelError):
                 boundary = _prove_traced_boundary(model, frozen, val, rules)
-                opened = open_activations(boundary, val, rules=rules, where=course.cache)
+                opened = open_activations(boundary, val, rules=rules, where=training_plan.cache)
                 deque(stack.enter_context(closing(opened)).fill(), maxlen=0)
                 eval_model, batches = boundary.eval_suffix, replace(val, dataset=opened)
         return evaluate(eval_model, batches, precision=rules.evaluated_in, memory_format=rules.memory_format)
