@@ -46,7 +46,7 @@ def about_allocator(device: torch.device) -> tuple[Decision, ...]:
 
 
 def check_precision(config: Config, device: torch.device) -> str:
-    """The reason that the plan gives for a precision that is asked for.  Raises: ConfigError: the device cannot do it."""
+    """The reason that the plan gives for a precision that is asked for.  Raises: ConfigError: it cannot be had."""
     if config.precision == "bf16" and not has_bf16(device):
         raise ConfigError(
             f"precision: {torch.cuda.get_device_name(device)} has no bf16; give fp16 or fp32, e.g. --precision fp16"

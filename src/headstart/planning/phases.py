@@ -199,7 +199,7 @@ def _make_named_phases(recipe: str, epochs: int, last: FreezeRule, module: nn.Mo
 
 
 def _unfreeze_gradually(epochs: int, stages: int) -> list[tuple[str, Phase]]:
-    """Phases that train the head first, then ever more stages from the output down; the last has the epochs left over."""
+    """Phases that train the head first, then ever more stages from the output down; the last has the epochs left."""
     count = min(epochs, stages + 1, _MOST_GRADUAL_PHASES)
     if count < 2:
         raise ConfigError(f"epochs: gradual needs at least 2, not {epochs}; give --epochs 4 or --recipe probe")

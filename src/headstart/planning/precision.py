@@ -236,7 +236,7 @@ def _try(
 def _compare_with_fp32(
     copies: Mapping[Arithmetic, nn.Module], few: Batch, loss: LossFunction, candidates: list[Arithmetic]
 ) -> dict[Arithmetic, dict[str, float]]:
-    """Each candidate's differences from fp32 in the usual memory order; at most two gradients are in memory at a time."""
+    """Each candidate's differences from fp32 in the usual order; at most two gradients are in memory at a time."""
     usual = _compute_gradients(copies[_USUAL], few, loss, _USUAL)
     others = [candidate for candidate in candidates if candidate != _USUAL]
     return {one: _compare(_compute_gradients(copies[one], few, loss, one), usual) for one in others}

@@ -65,7 +65,7 @@ def _again(block: nn.Module, forward: Callable[..., Any], *args: Any, **kwargs: 
 
 
 def _moving(block: nn.Module) -> _Buffers:
-    """Buffers that a forward pass may write to: those of modules in training mode."""
+    """The buffers that a forward pass may write to: those of modules in training mode."""
     return [
         (part, name, value)
         for part in block.modules()

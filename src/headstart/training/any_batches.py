@@ -15,7 +15,7 @@ class TrainingBatches(Protocol):
     """Batches of which the same epoch number gives the same, from any first one on."""
 
     def __len__(self) -> int:
-        """Batches, that is optimizer steps, per epoch."""
+        """How many batches, that is optimizer steps, an epoch has."""
 
     def epoch(self, epoch: int, *, first: int = 0) -> Iterator[Batch]:
         """The batches of an epoch (0-based), from batch ``first`` on."""
@@ -28,14 +28,14 @@ class IterableBatches:
         self._batches = batches
 
     def __len__(self) -> int:
-        """Batches per epoch; 0 where the iterable does not say."""
+        """How many batches an epoch has; 0 where the iterable does not say."""
         try:
             return len(self._batches) if isinstance(self._batches, Sized) else 0
         except TypeError:  # a DataLoader has a length, which a dataset that is only iterable does not give it
             return 0
 
     def epoch(self, epoch: int, *, first: int = 0) -> Iterator[Batch]:
-        """A pass over the iterable without its ``first`` batches; samplers that want to know hear of the epoch."""
+        """A pass over the iterable without its ``first`` batches; a sampler with ``set_epoch`` is told the epoch."""
         set_epoch = getattr(getattr(self._batches, "sampler", None), "set_epoch", None)
         if callable(set_epoch):
             set_epoch(epoch)
@@ -59,10 +59,10 @@ def as_training_batches(batches: object, *, epochs: int, must_count: bool) -> Tr
             f"fit: type {type(batches).__name__} gives its batches only once, and {epochs} epochs need them each time; "
             "give what can be gone through again, such as a list or a torch DataLoader"
         )
-    found = IterableBatches(batches)
-    if must_count and not len(found):
+    counted = IterableBatches(batches)
+    if must_count and not len(counted):
         raise ConfigError(
             f"fit: type {type(batches).__name__} does not say how many batches it has, which a schedule needs; give "
             "one with a length, or leave schedule out and set the rates yourself"
         )
-    return found
+    return counted

@@ -20,7 +20,9 @@ _POSITIONAL = 5  # query, key, value, mask, dropout; nobody gives the rest witho
 
 
 def has_attention(module: nn.Module) -> bool:
-    """Whether timm's layers in it can do either (``fused_attn`` is timm's own switch, read when a model is built)."""
+    """Whether layers of timm in it can compute attention either way (``fused_attn`` is timm's own switch, read when a
+    model is built).
+    """
     return any(getattr(part, "fused_attn", False) is True for part in module.modules())
 
 

@@ -63,13 +63,13 @@ def update_average(average: ModelEmaV3, model: nn.Module, *, step: int) -> None:
 
 
 def _tensors(module: nn.Module) -> dict[str, Tensor]:
-    """What the module is saved with; of names for the same memory the first."""
-    found: dict[object, tuple[str, Tensor]] = {}
+    """The tensors that a module is saved with; of several names for the same memory the first."""
+    by_place: dict[object, tuple[str, Tensor]] = {}
     for name, value in module.state_dict().items():
         if isinstance(value, Tensor):
             place = (value.data_ptr(), value.shape, value.stride()) if value.numel() else name
-            found.setdefault(place, (name, value))
-    return dict(found.values())
+            by_place.setdefault(place, (name, value))
+    return dict(by_place.values())
 
 
 def _check_alike(own: dict[str, Tensor], trained: dict[str, Tensor]) -> None:
@@ -95,7 +95,9 @@ def _mix(average: ModelEmaV3, pairs: list[tuple[Tensor, Tensor]], *, weight: flo
 
 
 def _mix_bfloat16(pairs: list[tuple[Tensor, Tensor]], *, weight: float, step: int) -> None:
-    """Rounded up or down at random, so that small changes add up; the numbers are a function of the step."""
+    """Mix in float32 and round up or down at random, so that small changes add up; the numbers are a function of the
+    step.
+    """
     draw = torch.Generator(pairs[0][0].device).manual_seed(derive_seed("average", step))
     for own, value in pairs:
         exact = torch.lerp(own.float(), value.to(own.device).float(), weight).contiguous()

@@ -76,9 +76,7 @@ def prove_boundary(module: nn.Module, frozen: Frozen, batches: Batches, rules: S
     known = _PROVED.get(module)
     if known is None or known.of != what:
         known = _prove(module, frozen, example_images(batches, module, rules), rules, what)
-        refused = next(
-            (why for why in all_gather_object(known.why) if why), ""
-        )  # by one process: none of them may use it
+        refused = next((why for why in all_gather_object(known.why) if why), "")  # one refuses for all processes
         if known.boundary is not None:
             share_scores(module, known.boundary.train_suffix, known.boundary.eval_suffix)
         known = _PROVED[module] = replace(known, boundary=None if refused else known.boundary, why=refused)
@@ -115,7 +113,7 @@ def refute_boundary(module: nn.Module, why: str) -> None:
 
 @own_turn()  # it seeds and draws
 def _prove(module: nn.Module, frozen: Frozen, images: Tensor, rules: StepRules, what: object) -> _Proved:
-    """By the traced graph, which costs nothing at a step; else by the module's own code."""
+    """Prove the halves of the traced graph, which cost nothing at a step; else those of the module's own code."""
     try:
         with no_trace(module), redirect_stderr(StringIO()):  # torch.fx prints what a graph that fails raises, too
             return _Proved(of=what, boundary=_trace_boundary(module, frozen, images, rules), why="")
@@ -149,15 +147,18 @@ def _trace_boundary(module: nn.Module, frozen: Frozen, images: Tensor, rules: St
 
 
 def _replay_boundary(module: nn.Module, frozen: Frozen, images: Tensor, rules: StepRules) -> Boundary:
-    """The module itself, run until everything fixed is there, and run from that.  Raises: ModelError: it cannot be."""
+    """The module itself as both halves: run until everything fixed is there, and run from that.
+
+    Raises: ModelError: it cannot be cut.
+    """
     with autocast(device_of(module), rules.precision):
-        found = find_replay(module, images, frozen.tensors)
+        replay = find_replay(module, images, frozen.tensors)
     boundary = Boundary(
-        prefix=found.prefix,
-        train_suffix=found.suffix,
-        eval_suffix=found.suffix,
-        crossing=found.crossing,
-        refused=tuple(map(str, found.obstacles)),
+        prefix=replay.prefix,
+        train_suffix=replay.suffix,
+        eval_suffix=replay.suffix,
+        crossing=replay.crossing,
+        refused=tuple(map(str, replay.obstacles)),
     )
     together = compute_crossing(boundary.prefix, images, nullcontext)
     mixing = find_mixing(boundary.prefix, images, together)
@@ -193,13 +194,13 @@ def example_images(batches: Batches, module: nn.Module, rules: StepRules) -> Ten
     pixels = batch.pixels.clone()
     for place in range(_IMAGES):
         if any(torch.equal(pixels[place], pixels[other]) for other in range(place)) or place >= len(places):
-            made = torch.Generator().manual_seed(place)
-            pixels[place] = torch.randint(0, 256, pixels[place].shape, generator=made, dtype=torch.uint8)
+            generator = torch.Generator().manual_seed(place)
+            pixels[place] = torch.randint(0, 256, pixels[place].shape, generator=generator, dtype=torch.uint8)
     return inputs_of(replace(batch, pixels=pixels), module, rules)
 
 
 def _in_pixels(batches: Batches, *, count: int) -> Batches:
-    """Batches of so many images, read here, with all random changes made."""
+    """Batches of so many images, read by this process, with all random changes made."""
     images = replace(batches.images, augment_on_device=False)
     return replace(batches, dataset=images, batch_size=count, workers=0)
 
@@ -207,7 +208,7 @@ def _in_pixels(batches: Batches, *, count: int) -> Batches:
 class CacheCheck:
     """Looks now and then whether what a phase reads from the cache still is what its model computes.
 
-    ``due``: after the first step, and then when all looks together took at most half a percent of the time since; of
+    It is due after the first step, and then when all looks together took at most half a percent of the time since; of
     several processes, which must look at once, after the first step and at the end of each epoch.
     """
 
@@ -231,37 +232,35 @@ class CacheCheck:
         """What differs, as a clause, for two images of this epoch, in training and in evaluation mode by turns."""
         started = time.monotonic()
         try:
-            found = self._difference(epoch)
+            why_here = self._find_difference_here(epoch)
         except NotReplayable as error:
-            found = str(error).removeprefix("model: ")
+            why_here = str(error).removeprefix("model: ")
         self._looks += 1
         self._spent += time.monotonic() - started
-        return next((why for why in all_gather_object(found) if why), None)
+        return next((why for why in all_gather_object(why_here) if why), None)
 
-    def _difference(self, epoch: int) -> str | None:
+    def _find_difference_here(self, epoch: int) -> str | None:
         rules = self._rules
         count = len(self._batches.samples)
         places = sorted({(self._looks * 7919) % count, (self._looks * 7919 + count // 2) % count})
         pixels = _in_pixels(self._batches, count=len(places))
         images = inputs_of(next(pixels.pad_batches([places], epoch=epoch)), self._module, rules)
         arithmetic = partial(autocast, device_of(self._module), rules.precision)
-        made = compute_crossing(self._boundary.prefix, images, arithmetic)
+        computed = compute_crossing(self._boundary.prefix, images, arithmetic)
         (rows,) = self._cached.read_batches([places], epoch=epoch)
         as_stored = [getattr(torch, crossing.stored) for crossing in self._crossings]
-        pairs = zip(rows, made, as_stored, strict=True)
+        pairs = zip(rows, computed, as_stored, strict=True)
         same = [is_close(row.to(value.device), value, stored=kind) for row, value, kind in pairs]
         if not all(same):
             label = self._boundary.crossing[same.index(False)]
             return f"what is read for an image is not what the frozen part up to {label} makes of it"
         calls = Calls(modes=(self._looks % 2 == 0,), seed=self._looks)
         why = find_difference(
-            self._module, self._boundary, images, arithmetic=arithmetic, crossing=made, rounds=(calls,)
+            self._module, self._boundary, images, arithmetic=arithmetic, crossing=computed, rounds=(calls,)
         )
-        if (
-            why is None or self._batches.processes.is_distributed
-        ):  # its layers may wait for those of the other processes
+        if why is None or self._batches.processes.is_distributed:  # a layer may wait for those of other processes
             return why
-        where = find_culprit(self._module, self._boundary, images, made, arithmetic=arithmetic, calls=calls)
+        where = find_culprit(self._module, self._boundary, images, computed, arithmetic=arithmetic, calls=calls)
         return f"{why}, first seen in {where}"
 
 

@@ -28,19 +28,19 @@ class BoundarySpec:
 
     @property
     def size(self) -> int:
-        """Bytes of one image."""
+        """How many bytes the tensor of one image has as it is stored."""
         count = 1
         for side in self.shape:
             count *= side
         return count * _dtype(self.stored).itemsize
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values."""
+        """Return the fields as plain JSON values."""
         return asdict(self)
 
 
 def make_boundary_spec(value: Tensor, *, as_bf16: bool) -> BoundarySpec:
-    """What has to be known of a tensor (B, ...); ``as_bf16``: fp32 is stored in half its size."""
+    """The spec of a tensor (B, ...); with ``as_bf16`` fp32 is stored in half its size."""
     strides = value.stride()
     order = sorted(range(value.ndim), key=lambda place: (-strides[place], place))
     name = str(value.dtype).removeprefix("torch.")
@@ -48,46 +48,46 @@ def make_boundary_spec(value: Tensor, *, as_bf16: bool) -> BoundarySpec:
     return BoundarySpec(shape=tuple(value.shape[1:]), dtype=name, stored=stored, order=tuple(order))
 
 
-def record_bytes(crossings: Sequence[BoundarySpec]) -> int:
-    """Of one image."""
-    return sum(crossing.size for crossing in crossings)
+def record_bytes(specs: Sequence[BoundarySpec]) -> int:
+    """How many bytes a record, the tensors of one image, has."""
+    return sum(spec.size for spec in specs)
 
 
-def pack_records(values: Tensors, crossings: Sequence[BoundarySpec]) -> Tensor:
-    """Bytes (B, page_bytes) on the CPU."""
+def pack_records(values: Tensors, specs: Sequence[BoundarySpec]) -> Tensor:
+    """The records of a batch, bytes (B, record_bytes) on the CPU."""
     parts = []
-    for value, crossing in zip(values, crossings, strict=True):
-        plain = value.detach().to("cpu", _dtype(crossing.stored)).contiguous()
+    for value, spec in zip(values, specs, strict=True):
+        plain = value.detach().to("cpu", _dtype(spec.stored)).contiguous()
         parts.append(plain.view(len(plain), -1).view(torch.uint8))
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
 
-def unpack_records(pages: Tensor, crossings: Sequence[BoundarySpec]) -> Tensors:
-    """The tensors of pages (B, page_bytes), as the model made them."""
+def unpack_records(records: Tensor, specs: Sequence[BoundarySpec]) -> Tensors:
+    """The tensors in records (B, record_bytes), as the model made them."""
     values, start = [], 0
-    for crossing in crossings:
-        part = pages[:, start : start + crossing.size].contiguous()
-        start += crossing.size
-        plain = part.view(_dtype(crossing.stored)).view(len(pages), *crossing.shape)
-        shape = (len(pages), *crossing.shape)
-        if crossing.order == tuple(range(len(shape))) and crossing.stored == crossing.dtype:
+    for spec in specs:
+        cut = records[:, start : start + spec.size].contiguous()
+        start += spec.size
+        plain = cut.view(_dtype(spec.stored)).view(len(records), *spec.shape)
+        shape = (len(records), *spec.shape)
+        if spec.order == tuple(range(len(shape))) and spec.stored == spec.dtype:
             values.append(plain)
             continue
-        values.append(torch.empty_permuted(shape, crossing.order, dtype=_dtype(crossing.dtype)).copy_(plain))
+        values.append(torch.empty_permuted(shape, spec.order, dtype=_dtype(spec.dtype)).copy_(plain))
     return tuple(values)
 
 
-def rounding(values: Tensors, crossings: Sequence[BoundarySpec]) -> float:
-    """Relative error of storing them, in the Euclidean norm; 0 where they are stored as computed."""
-    if all(crossing.stored == crossing.dtype for crossing in crossings):
+def rounding(values: Tensors, specs: Sequence[BoundarySpec]) -> float:
+    """The relative error of storing tensors, in the Euclidean norm; 0 where they are stored as computed."""
+    if all(spec.stored == spec.dtype for spec in specs):
         return 0.0
-    wrong = whole = 0.0
-    for value, crossing in zip(values, crossings, strict=True):
-        if crossing.stored != crossing.dtype:
-            again = value.to(_dtype(crossing.stored)).to(value.dtype)
-            wrong += float((value - again).double().square().sum())
+    lost = whole = 0.0
+    for value, spec in zip(values, specs, strict=True):
+        if spec.stored != spec.dtype:
+            stored = value.to(_dtype(spec.stored)).to(value.dtype)
+            lost += float((value - stored).double().square().sum())
         whole += float(value.double().square().sum()) if value.is_floating_point() else 0.0
-    return float((wrong / whole) ** 0.5) if wrong and whole else 0.0
+    return float((lost / whole) ** 0.5) if lost and whole else 0.0
 
 
 def _dtype(name: str) -> torch.dtype:

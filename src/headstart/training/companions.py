@@ -32,7 +32,7 @@ def make_companions(
     precision: Precision,
     average_steps: float | None,
 ) -> None:
-    """Make what is missing; what is there stays. ``before``: the parts that the step before had.
+    """Make what is missing; what is there stays. ``before``: the model and parameters that the step before had.
 
     Raises: ConfigError: L2-SP leaves the head out, and it is not clear which layers that is.
     """
@@ -52,12 +52,12 @@ def copy_pretrained_values(model: nn.Module) -> dict[str, Tensor]:
 
 
 def _keep_start(state: TrainState, named: dict[str, nn.Parameter], before: Index | None) -> None:
-    """The start of L2-SP: the values that parameters have now, or had when they came into the model."""
+    """Keep the start of L2-SP: the values that parameters have now, or had when they came into the model."""
     unknown = sorted(state.start.keys() - named.keys())
     if before is None and unknown:
         raise ConfigError(f"state.start: the model has no parameter {name_some(unknown)}; leave out what it has not")
-    came = {name for name in named if _is_new(state, name, named[name], before)}
-    if state.start and not came and not unknown:
+    new = {name for name in named if _is_new(state, name, named[name], before)}
+    if state.start and not new and not unknown:
         return
     try:
         now = copy_pretrained_values(state.model)
@@ -69,8 +69,8 @@ def _keep_start(state: TrainState, named: dict[str, nn.Parameter], before: Index
     if not state.start:
         state.start = now
         return
-    stay = {name: value for name, value in state.start.items() if name in named and name not in came}
-    state.start = stay | {name: value for name, value in now.items() if name in came}
+    old = {name: value for name, value in state.start.items() if name in named and name not in new}
+    state.start = old | {name: value for name, value in now.items() if name in new}
 
 
 def _is_new(state: TrainState, name: str, parameter: nn.Parameter, before: Index | None) -> bool:

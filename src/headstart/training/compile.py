@@ -34,12 +34,12 @@ def compile_module(module: nn.Module, before: Compiled | None, how: Compile) -> 
     if how == "never":
         return Compiled(module, how, module)
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # it warns of a missing CUDA on a CPU
-    made = torch.compile(module, mode=None if how == "default" else how, dynamic=False)
-    return Compiled(module, how, _mark_cudagraph_steps(made) if how == "reduce-overhead" else made)
+    call = torch.compile(module, mode=None if how == "default" else how, dynamic=False)
+    return Compiled(module, how, _mark_cudagraph_steps(call) if how == "reduce-overhead" else call)
 
 
 def _mark_cudagraph_steps(call: Callable[..., Any]) -> Callable[..., Any]:
-    """CUDA graphs write each batch's outputs where the last one's were: they have to know that these are done with."""
+    """Mark each call's begin: CUDA graphs write outputs where the last ones were, once these are done with."""
 
     def call_marked(*arguments: Any) -> Any:
         torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
@@ -50,7 +50,7 @@ def _mark_cudagraph_steps(call: Callable[..., Any]) -> Callable[..., Any]:
 
 @contextmanager
 def compiler_errors(how: Compile) -> Iterator[None]:
-    """Within, what the compiler cannot do is an error that says so.  Raises: RunError."""
+    """Within, an error of the compiler says that it was one, and what to type.  Raises: RunError."""
     if how == "never":
         yield
         return

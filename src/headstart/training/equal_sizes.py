@@ -1,6 +1,6 @@
 """Which smaller batches give an image the very bits of a whole one: tried on a run's own images.
 
-So that one photo does not cost the pass of a whole batch. On a CPU in fp32 it is often the head's product that has
+With them one photo does not cost the pass of a whole batch. On a CPU in fp32 it is often the head's product that has
 other bits below 16 images; in bf16 a single one has the same (measured on five architectures of timm).
 """
 
@@ -36,15 +36,15 @@ def find_equal_sizes(
 
         def is_equal(size: int) -> bool:
             parts = _cut(batch, size, count=max(1, _COMPARED // size))
-            made = [compute_logits(model, part, precision=precision, memory_format=memory_format) for part in parts]
-            rows = torch.cat(made)
+            logits = [compute_logits(model, part, precision=precision, memory_format=memory_format) for part in parts]
+            rows = torch.cat(logits)
             return torch.equal(rows, whole[: len(rows)])
 
         return tuple(filter(is_equal, sizes))
 
 
 def _cut(batch: Batch, size: int, *, count: int) -> list[Batch]:
-    """The first batches of this size, the last one padded as the whole is."""
+    """The first images of a batch as batches of this size, the last one padded as the whole is."""
     starts = range(0, min(batch.size, count * size), size)
     return [
         replace(batch, pixels=batch.pixels[start : start + size], size=min(size, batch.size - start))

@@ -91,7 +91,9 @@ class Evaluation:
 
 @contextmanager
 def in_eval(model: nn.Module) -> Iterator[None]:
-    """Eval mode, no autograd and none of the caller's arithmetic; every module's own mode is put back afterwards."""
+    """Within, eval mode, no autograd and none of the caller's arithmetic; every module's own mode is put back
+    afterwards.
+    """
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
@@ -105,9 +107,9 @@ def in_eval(model: nn.Module) -> Iterator[None]:
 def compute_logits(
     model: nn.Module, batch: Batch, *, precision: Precision = "fp32", memory_format: str = "contiguous"
 ) -> Tensor:
-    """What the model gives for the real images of a padded batch.
+    """The logits (B, K) of the real images of a padded batch, float32 on the CPU.
 
-    (B, K) float32 on the CPU; call it within ``in_eval``.
+    Call it within ``in_eval``.
     """
     device = device_of(model)
     with autocast(device, precision):
@@ -172,7 +174,7 @@ def evaluate_iterable(
         if not isinstance(task, TaskSpec):
             task = make_unnamed_task(task or guess_kind(answers), outputs=joined.shape[1])
         truth = check_truth(task, answers)
-        predictions = _predictions(task, joined, tuple(keys))
+        predictions = _make_predictions(task, joined, tuple(keys))
         metrics = measure(task, predictions.outputs, truth)
     return Evaluation(predictions=predictions, truth=truth, metrics=metrics)
 
@@ -182,13 +184,13 @@ def _run(model: nn.Module, batches: Batches, *, precision: Precision, memory_for
     keys = tuple(sample.key for sample in batches.samples)
     with in_eval(model), keep_freed_memory():
         with raise_together(NotReplayable) if isinstance(model, Suffix) else nullcontext():
-            outputs = _outputs(model, batches, precision=precision, memory_format=memory_format)
+            outputs = _compute_own_logits(model, batches, precision=precision, memory_format=memory_format)
         part_again(model)
         joined = _join_outputs(outputs, batches) if batches.processes.is_distributed else torch.cat(outputs)
-        return _predictions(batches.task, joined, keys)
+        return _make_predictions(batches.task, joined, keys)
 
 
-def _predictions(task: TaskSpec, logits: Tensor, keys: tuple[str, ...]) -> Predictions:
+def _make_predictions(task: TaskSpec, logits: Tensor, keys: tuple[str, ...]) -> Predictions:
     """What the model says, from its logits (N, K).  Raises: NonFiniteError."""
     finite = torch.isfinite(logits).flatten(1).all(1).tolist()
     damaged = [key for key, fine in zip(keys, finite, strict=True) if not fine]
@@ -204,10 +206,12 @@ def _has_own_code(model: nn.Module) -> bool:
     return has_own_code(model) or isinstance(model, fx.GraphModule | Suffix)
 
 
-def _outputs(model: nn.Module, batches: Batches, *, precision: Precision, memory_format: str) -> list[Tensor]:
-    """The scores of this process's batches."""
+def _compute_own_logits(
+    model: nn.Module, batches: Batches, *, precision: Precision, memory_format: str
+) -> list[Tensor]:
+    """The logits of this process's batches."""
     outputs, ours, own = [], batches.processes, _has_own_code(model)
-    for number, batch in enumerate(_level(batches.epoch(0), batches, everywhere=is_sharded(model))):
+    for number, batch in enumerate(_even_out(batches.epoch(0), batches, everywhere=is_sharded(model))):
         with _drawing(number * ours.world_size + ours.rank, device_of(model)) if own else beside_others():
             outputs.append(compute_logits(model, batch, precision=precision, memory_format=memory_format))
     return outputs
@@ -215,7 +219,7 @@ def _outputs(model: nn.Module, batches: Batches, *, precision: Precision, memory
 
 @contextmanager
 def _drawing(seed: int, device: torch.device) -> Iterator[None]:
-    """For a model with code of the user's own, which may draw in evaluation: the same numbers each time."""
+    """Within, code of the user's own, which may draw in evaluation, draws the same numbers each time."""
     with own_turn(), seeded(seed, device=device, everywhere=True):
         yield
 
@@ -233,12 +237,12 @@ def keep_own_state(model: nn.Module) -> Iterator[None]:
             restore_state(model, before)
 
 
-def _level(made: Iterator[Batch], batches: Batches, *, everywhere: bool) -> Iterator[Batch]:
-    """The batches; with ``everywhere`` then empty ones, until every process has had as many: a model that is shared
-    out is put together for each forward pass by all of them.
+def _even_out(own: Iterator[Batch], batches: Batches, *, everywhere: bool) -> Iterator[Batch]:
+    """The batches; with ``everywhere`` then empty ones, until every process has had as many: a sharded model is put
+    together for each forward pass by all of them.
     """
     count = 0
-    for count, batch in enumerate(made, start=1):  # noqa: B007
+    for count, batch in enumerate(own, start=1):  # noqa: B007
         yield batch
     missing = -(-len(batches) // batches.processes.world_size) - count if everywhere else 0
     preprocess, rows = batches.preprocess, batches.batch_size

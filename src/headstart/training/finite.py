@@ -27,7 +27,7 @@ def refuse_rates(state: TrainState, batch: Batch) -> NoReturn:
 
 
 def refuse_weights(state: TrainState, batch: Batch) -> None:
-    """After a step whose weights have no finite norm.
+    """Refuse a step after which the weights have no finite norm.
 
     Raises: NonFiniteError: a weight or a batch statistic is not finite; names them and the files.
     """
@@ -36,16 +36,17 @@ def refuse_weights(state: TrainState, batch: Batch) -> None:
         return
     raise NonFiniteError(
         f"step {state.step + 1}: not finite after it: {name_some(wrong)}; nothing of it is saved. "
-        f"{_of_groups(state, by_gradient=False)}Images: {names(batch)}. Rates: {_rates(state)}. Try a lower rate (--lr)"
+        f"{_name_groups(state, by_gradient=False)}Images: {names(batch)}. Rates: {_rates(state)}. Try a lower rate "
+        "(--lr)"
     )
 
 
 def norms(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """The 2-norm of each tensor, of all of it where it is shared out."""
+    """The 2-norm of each tensor, of the whole of it where it is sharded."""
     if not tensors:
         return [torch.zeros(())]
-    found = foreach_norm([*tensors], 2.0)
-    return list(whole(torch.stack(found)).unbind() if is_sharded_tensor(found[0]) else found)
+    each = foreach_norm([*tensors], 2.0)
+    return list(whole(torch.stack(each)).unbind() if is_sharded_tensor(each[0]) else each)
 
 
 def find_damaged(model: nn.Module) -> list[str]:
@@ -61,7 +62,7 @@ def find_damaged(model: nn.Module) -> list[str]:
 
 
 def check_before_saving(state: TrainState) -> None:
-    """Raises: NonFiniteError: a weight, a batch statistic or a number of a group is not finite: not to be kept."""
+    """Raises: NonFiniteError: a weight, a batch statistic or a number of a group is not finite."""
     wrong = find_damaged(state.model) + [
         f"{key} of group {name}"
         for name, group in _groups(state).items()
@@ -73,10 +74,10 @@ def check_before_saving(state: TrainState) -> None:
 
 
 def complaint(state: TrainState, batch: Batch, loss: float, grad_norm: float) -> str:
-    """What to say of a step that cannot be taken."""
+    """The message on a step that cannot be taken."""
     return (
         f"step {state.step + 1}: loss {loss}, gradient norm {grad_norm}: not finite, so the step was not taken. "
-        f"{_of_groups(state, by_gradient=True)}Images: {names(batch)}. Rates: {_rates(state)}. Try a lower rate "
+        f"{_name_groups(state, by_gradient=True)}Images: {names(batch)}. Rates: {_rates(state)}. Try a lower rate "
         "(--lr), clipping (--batch.clip_norm 1.0) or --precision fp32"
     )
 
@@ -95,14 +96,14 @@ def _groups(state: TrainState) -> Mapping[str, dict[str, Any]]:
     return {str(group.get("name", f"number {number}")): group for number, group in enumerate(groups)}
 
 
-def _of_groups(state: TrainState, *, by_gradient: bool) -> str:
-    """``Weights of: GROUP, GROUP. ``, those with one (or a gradient) that is not finite."""
-    found = []
+def _name_groups(state: TrainState, *, by_gradient: bool) -> str:
+    """The clause ``Weights of: GROUP, GROUP. `` (or Gradients) on groups with a value that is not finite."""
+    damaged = []
     for name, group in _groups(state).items():
         values = [parameter.grad if by_gradient else parameter for parameter in group["params"]]
         if any(not bool(torch.isfinite(local(value)).all()) for value in values if value is not None):
-            found.append(name)
-    return f"{'Gradients' if by_gradient else 'Weights'} of: {name_some(found)}. " if found else ""
+            damaged.append(name)
+    return f"{'Gradients' if by_gradient else 'Weights'} of: {name_some(damaged)}. " if damaged else ""
 
 
 def _rates(state: TrainState) -> str:

@@ -76,8 +76,8 @@ def fit(
         ['StepDone', 'StepDone', 'StepDone', 'EpochDone']
     """
     first = state.epochs_done if first_epoch is None else first_epoch
-    found = as_training_batches(batches, epochs=epochs, must_count=schedule is not None)
-    yield from each_in_own_arithmetic(_epochs(state, found, rules, schedule, range(first, first + epochs)))
+    countable = as_training_batches(batches, epochs=epochs, must_count=schedule is not None)
+    yield from each_in_own_arithmetic(_epochs(state, countable, rules, schedule, range(first, first + epochs)))
 
 
 def _epochs(
@@ -88,10 +88,10 @@ def _epochs(
     with keep_freed_memory():
         for epoch in range(state.epochs_done, first + epochs):
             started, images = time.monotonic(), 0
-            made = Timed(batches.epoch(epoch, first=state.epoch_step), waiting=_waiting(batches))
-            for batch in made:
-                done_here = (epoch - first) * per_epoch + state.epoch_step
-                _follow(schedule, state, done_here, total=epochs * per_epoch, before=rates)
+            timed = Timed(batches.epoch(epoch, first=state.epoch_step), waiting=_waiting(batches))
+            for batch in timed:
+                steps_before = (epoch - first) * per_epoch + state.epoch_step
+                _follow(schedule, state, steps_before, total=epochs * per_epoch, before=rates)
                 done = train_step(state, batch, rules=rules, steps_in_epoch=per_epoch)
                 state.epoch_step += 1
                 state.epoch_loss += done.loss * done.weight
@@ -104,17 +104,17 @@ def _epochs(
                     f"epoch {epoch + 1}: fit was given no batch; give an iterable that begins anew each time"
                 )
             closed = _close_epoch(state, images, time.monotonic() - started)
-            copied = made.copying(device_of(state.model)) * images / current().world_size
-            yield replace(closed, input_seconds=made.seconds, copy_seconds=copied)
+            copied = timed.copying(device_of(state.model)) * images / current().world_size
+            yield replace(closed, input_seconds=timed.seconds, copy_seconds=copied)
 
 
 def _waiting(batches: TrainingBatches) -> Callable[[], AbstractContextManager[None]]:
-    """Within what they are awaited: a signal is heard at once."""
+    """The context in which batches are awaited: from images, one in which a signal is heard at once."""
     return waiting_for_data if isinstance(batches, Batches) else nullcontext
 
 
 class Timed(Iterator[Batch]):
-    """The batches, and the seconds that were spent in getting them."""
+    """An iterator over batches that counts the seconds spent in getting them."""
 
     def __init__(
         self, batches: Iterator[Batch], *, waiting: Callable[[], AbstractContextManager[None]] = nullcontext
@@ -134,18 +134,20 @@ class Timed(Iterator[Batch]):
             self.seconds += time.monotonic() - started
 
     def copying(self, device: torch.device) -> float:
-        """Seconds of copying an image to an accelerator, by the largest batch; 0 on a CPU, where nothing is copied."""
+        """Seconds that copying an image to an accelerator takes, by the largest batch; 0 on a CPU, where nothing is
+        copied.
+        """
         if self._largest is None or device.type == "cpu":
             return 0.0
-        copied, seconds = self._largest.activations or (self._largest.pixels,), 0.0
+        tensors, seconds = self._largest.activations or (self._largest.pixels,), 0.0
         for _ in range(2):  # the first copy makes room for them there
             torch.accelerator.synchronize(device)
             started = time.monotonic()
-            for values in copied:
+            for values in tensors:
                 values.to(device, non_blocking=True)
             torch.accelerator.synchronize(device)
             seconds = time.monotonic() - started
-        return seconds / max(1, len(copied[0]))  # a process may have no image of an epoch
+        return seconds / max(1, len(tensors[0]))  # a process may have no image of an epoch
 
 
 def _follow(schedule: Schedule | None, state: TrainState, step: int, *, total: int, before: Rates) -> None:
@@ -166,16 +168,16 @@ def _follow(schedule: Schedule | None, state: TrainState, step: int, *, total: i
 
 
 def set_rates(state: TrainState, factor: float) -> None:
-    """Every group's rate: its own full one times ``factor``."""
+    """Set every group's rate to its own full one times ``factor``."""
     for group in state.optimizer.param_groups:
         group["lr"] = group.setdefault("initial_lr", group["lr"]) * factor
 
 
 def _close_epoch(state: TrainState, images: int, seconds: float) -> EpochDone:
-    wrong = find_damaged(state.model)
-    if wrong:
+    damaged = find_damaged(state.model)
+    if damaged:
         raise NonFiniteError(
-            f"epoch {state.epochs_done + 1}: {', '.join(wrong[:5])}: not finite after step {state.step}; try a "
+            f"epoch {state.epochs_done + 1}: {', '.join(damaged[:5])}: not finite after step {state.step}; try a "
             "lower rate (--lr)"
         )
     loss = state.epoch_loss / state.epoch_weight

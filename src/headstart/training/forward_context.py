@@ -26,7 +26,7 @@ Forward = Callable[..., object]
 
 @contextmanager
 def forward_context(state: TrainState, model: nn.Module, rules: StepRules, *, calls: int) -> Iterator[Forward]:
-    """What a step calls ``calls`` times in place of ``model``, as the rules say; backward passes belong within, too.
+    """Within, what a step calls ``calls`` times in place of ``model``, as the rules say; backward passes belong within.
 
     Over several processes the gradients are averaged in the backward pass that follows the last call.
 
@@ -35,19 +35,19 @@ def forward_context(state: TrainState, model: nn.Module, rules: StepRules, *, ca
     forward = _across_processes(state, model)
     how: Compile = "never" if isinstance(forward, Suffix) else rules.compile  # its stand-ins are not the compiler's
     state.compiled = compile_module(forward, state.compiled, how)
-    call, device, left, calling = state.compiled.call, device_of(state.model), calls, False
+    call, device, calls_left, calling = state.compiled.call, device_of(state.model), calls, False
 
     def call_in_context(*arguments: Tensor) -> object:
-        nonlocal left, calling
-        left, calling = left - 1, True
-        with reducing(forward, last=left == 0), _refuse_together(state), autocast(device, rules.precision):
+        nonlocal calls_left, calling
+        calls_left, calling = calls_left - 1, True
+        with reducing(forward, last=calls_left == 0), _refuse_together(state), autocast(device, rules.precision):
             outputs = call(*arguments)
         calling = False
         return outputs
 
-    again = rules.recompute and state.suffix is None
+    recompute = rules.recompute and state.suffix is None
     try:
-        with attending(rules.attention), recomputing(state.model, wanted=again), compiler_errors(rules.compile):
+        with attending(rules.attention), recomputing(state.model, wanted=recompute), compiler_errors(rules.compile):
             yield call_in_context
     except NotReplayable as error:
         if calling or not current().is_distributed:

@@ -1,4 +1,4 @@
-"""What a phase is fed with: pictures for the whole model, or the tensors at its boundary for the part behind it."""
+"""What a phase trains on: pictures for the whole model, or tensors at its boundary for the part behind it."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class PhaseData:
     eval_average: nn.Module | None = None
 
     def iterate_damage_notes(self) -> Iterator[CacheNote]:
-        """What was computed again since this was last asked."""
+        """Notes on activations that were damaged and computed again since this was last asked."""
         for batches in (self.train, self.val):
             keys = batches.dataset.take_mended() if isinstance(batches.dataset, ActivationDataset) else ()
             if keys:
@@ -67,7 +67,7 @@ class PhaseData:
 
 @contextmanager
 def open_image_cache(batches: Batches, *, where: CacheRules) -> Iterator[tuple[Batches, CacheNote | None]]:
-    """Within, batches that go by way of decoded images have their file; where there is no room for it, a note."""
+    """Within, the batches with a file for their decoded images, where they keep some; without room for it, a note."""
     images = batches.images
     if images.decoded is None:
         yield batches, None
@@ -91,7 +91,7 @@ def make_phase_data(
     rules: StepRules,
     where: CacheRules,
 ) -> Generator[CacheProgress | CacheNote, None, PhaseData]:
-    """The feed with the ``splits`` (train, val) that are to be cached, once their activations are there.
+    """The data of a phase with the ``splits`` (train, val) that are to be cached, once their activations are there.
 
     What cannot be cached stays as it is, and a note says why.
     """
@@ -120,19 +120,19 @@ def make_phase_data(
             check = CacheCheck(state.model, boundary, phase_data.train, rules)
             phase_data = replace(phase_data, suffix=boundary.train_suffix, check=check)
         else:
-            average = _of_average(state, frozen, boundary, batches, rules, dtype=where.dtype)
+            average = _find_average_suffix(state, frozen, boundary, batches, rules, dtype=where.dtype)
             phase_data = replace(phase_data, eval_model=boundary.eval_suffix, eval_average=average)
     return phase_data
 
 
 def _images_at_once(batches: Batches, rules: StepRules) -> int:
-    """Images that a step gives to the model at a time: kernels round by how many these are."""
+    """How many images a step gives to the model at a time: kernels round by that number."""
     sizes: list[int] = [part.stop - part.start for part in micro_batches(batches.batch_size, rules.accumulate)]
     return max(sizes)
 
 
 def _fill_activations(activations: ActivationDataset) -> Iterator[CacheProgress]:
-    """As its own ``fill``; closed where they cannot be."""
+    """Fill the dataset, or close it where it cannot be filled."""
     try:
         yield from activations.fill()
     except (StorageError, NotReplayable):
@@ -140,7 +140,7 @@ def _fill_activations(activations: ActivationDataset) -> Iterator[CacheProgress]
         raise
 
 
-def _of_average(
+def _find_average_suffix(
     state: TrainState, frozen: Frozen, boundary: Boundary, batches: Batches, rules: StepRules, *, dtype: str
 ) -> nn.Module | None:
     """The suffix of the average, where its prefix is the model's; a part that trained before may not have caught up.
@@ -153,10 +153,12 @@ def _of_average(
     if not all(torch.equal(ours[name], theirs[name]) for name in frozen.tensors):
         return None
     try:
-        found = prove_boundary(average, frozen, batches, rules)
+        own_boundary = prove_boundary(average, frozen, batches, rules)
     except ModelError:
         return None
-    if found.crossing != boundary.crossing:
+    if own_boundary.crossing != boundary.crossing:
         return None
-    here, there = (find_boundary_specs(each.prefix, batches, rules, dtype=dtype) for each in (boundary, found))
-    return found.eval_suffix if here == there else None
+    specs, own_specs = (
+        find_boundary_specs(each.prefix, batches, rules, dtype=dtype) for each in (boundary, own_boundary)
+    )
+    return own_boundary.eval_suffix if specs == own_specs else None

@@ -126,10 +126,10 @@ def train_phases(
     Raises: NonFiniteError: see ``fit``.
     """
     with (
-        open_image_cache(train, where=training_plan.cache) as (train, one),
-        open_image_cache(val, where=training_plan.cache) as (val, other),
+        open_image_cache(train, where=training_plan.cache) as (train, train_note),
+        open_image_cache(val, where=training_plan.cache) as (val, val_note),
     ):
-        yield from filter(None, (one, other))
+        yield from filter(None, (train_note, val_note))
         yield from _phases(state, training_plan, train, val)
 
 
@@ -172,7 +172,7 @@ def _phases(state: TrainState, training_plan: TrainingPlan, train: Batches, val:
 def _train_until_refuted(
     state: TrainState, training_plan: TrainingPlan, phase: PhasePlan, frozen: Frozen, phase_data: PhaseData
 ) -> Generator[TrainingEvent, None, str | None]:
-    """Train the phase; why what is read from the cache is not what the model computes, where that is found.
+    """Train the phase; return why what is read from the cache is not what the model computes, where it is not.
 
     The error goes no further: its frames hold the model across processes, beside which there can be no second one.
     """
@@ -186,7 +186,7 @@ def _train_until_refuted(
 
 
 def _give_up(state: TrainState, start: StateCopy, phase_data: PhaseData, why: str) -> None:
-    """The state as it was at the phase's start, to go on without the cache, of which nothing is kept."""
+    """Put the state back to the phase's start, to go on without the cache, of which nothing is kept."""
     put_back(state, start)
     refute_boundary(state.model, why)
     phase_data.discard()
@@ -230,14 +230,14 @@ def _train_phase(
 
 
 def report_changed_files(batches: Batches) -> Iterator[DataNote]:
-    """Files that any process has found changed since this was last asked; of training, validation and test."""
+    """Notes on files that any process has found changed since this was last asked; of all splits."""
     if batches.images.changed is not None:
         for text in sorted({text for news in all_gather_object(batches.images.changed.news()) for text in news}):
             yield DataNote(text)
 
 
 def _look_at_cache(state: TrainState, phase_data: PhaseData, *, epoch_ends: bool, phase_ends: bool) -> None:
-    """After the first step, the last one, and now and then between them.
+    """Compare the cache with the model after the first step, the last one, and now and then between them.
 
     Raises: CacheRefuted: what is read is not what the model computes.
     """
@@ -255,15 +255,13 @@ def _with_views(train: Batches, phase: PhasePlan) -> Batches:
 
 
 def _validate(state: TrainState, training_plan: TrainingPlan, event: EpochDone, phase_data: PhaseData) -> EpochDone:
-    val, found = (
-        phase_data.val,
-        {"trained": _metrics(state.model, phase_data.eval_model, phase_data.val, training_plan.rules)},
-    )
+    val, rules = phase_data.val, training_plan.rules
+    by_weights = {"trained": _metrics(state.model, phase_data.eval_model, val, rules)}
     if state.average is not None:
-        found["average"] = _metrics(state.average.module, phase_data.eval_average, phase_data.val, training_plan.rules)
-    found = broadcast_object(found)  # the same choice everywhere, whatever the last bit of a machine is
-    metrics = found["trained"]
-    keys = {name: selection_key(val.task, values) for name, values in found.items()}
+        by_weights["average"] = _metrics(state.average.module, phase_data.eval_average, val, rules)
+    by_weights = broadcast_object(by_weights)  # the same choice everywhere, whatever the last bit of a machine is
+    metrics = by_weights["trained"]
+    keys = {name: selection_key(val.task, values) for name, values in by_weights.items()}
     name, value = max(keys.items(), key=lambda pair: pair[1])
     better = state.best is None or value > state.best.score
     if better:
@@ -271,11 +269,11 @@ def _validate(state: TrainState, training_plan: TrainingPlan, event: EpochDone, 
     in_last = state.phase == len(training_plan.phases) - 1
     state.stale_epochs = 0 if better or not in_last else state.stale_epochs + 1
     state.stopped = 0 < training_plan.patience <= state.stale_epochs
-    return replace(event, metrics=metrics, average_metrics=found.get("average", {}))
+    return replace(event, metrics=metrics, average_metrics=by_weights.get("average", {}))
 
 
 def _metrics(model: nn.Module, suffix: nn.Module | None, val: Batches, rules: StepRules) -> dict[str, float]:
-    """Of the model: by its part behind the boundary where the batches begin there and it has one."""
+    """The metrics of a model: by its part behind the boundary where the batches begin there and it has one."""
     batches = val if suffix is not None else replace(val, dataset=val.images)
     eval_model = suffix or model
     with keep_own_state(eval_model):

@@ -25,8 +25,8 @@ def autocast(device: torch.device, precision: Precision) -> AbstractContextManag
 
 
 class _Autocast(torch.autocast):
-    """Forgets the weights that it has cast when it ends, also within the caller's ``torch.autocast``, where torch's
-    own keeps them: an optimizer step later they would be old.
+    """An autocast that forgets the weights that it has cast when it ends, also within the caller's ``torch.autocast``,
+    where torch's own keeps them: an optimizer step later they would be old.
     """
 
     def __exit__(self, *error: Any) -> Any:
@@ -37,7 +37,7 @@ class _Autocast(torch.autocast):
 
 
 def has_bf16(device: torch.device) -> bool:
-    """Whether the device computes in bf16 itself."""
+    """Whether the device computes in bf16 itself, without emulation."""
     return device.type != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)
 
 
@@ -60,7 +60,7 @@ def dtype_of(module: torch.nn.Module) -> torch.dtype:
 
 @contextmanager
 def keep_kernels() -> Iterator[None]:
-    """Afterwards torch chooses its kernels on CUDA as before, whatever ``usable_device`` has set within."""
+    """Within, ``usable_device`` may set how torch chooses its kernels on CUDA; afterwards it does so as before."""
     cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
     before = cudnn.benchmark, cudnn.deterministic, cudnn.allow_tf32, matmul.allow_tf32
     try:
@@ -92,9 +92,9 @@ def usable_device(wanted: str) -> torch.device:
 
     Raises: ConfigError: it is not there.
     """
-    found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     try:
-        device = (found or torch.device("cpu")) if wanted == "auto" else _find_device(wanted, found)
+        device = (accelerator or torch.device("cpu")) if wanted == "auto" else _find_device(wanted, accelerator)
         ours = in_environment()
         if ours.is_distributed and ":" not in str(device) and device.type != "cpu":
             device = torch.device(device.type, ours.local_rank)

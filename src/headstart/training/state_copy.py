@@ -14,7 +14,7 @@ from headstart.surgery.module_state import ModuleState, restore_state
 from headstart.surgery.no_trace import read_before
 from headstart.training.state import TrainState
 
-_OBJECTS = ("model", "optimizer", "average", "scaler", "unsharded", "suffix", "replica", "compiled", "parts")
+_OBJECTS = ("model", "optimizer", "average", "scaler", "unsharded", "suffix", "replica", "compiled")
 """What of a state stays the same object; everything else is a number, or is never changed in place."""
 
 
@@ -31,7 +31,7 @@ class StateCopy:
 
 
 def copy_state(state: TrainState) -> StateCopy:
-    """What ``put_back`` needs; frozen parameters, which no step changes, are not copied."""
+    """A copy of what ``put_back`` needs; frozen parameters, which no step changes, are not copied."""
     return StateCopy(
         counters={field.name: getattr(state, field.name) for field in fields(state) if field.name not in _OBJECTS}
         | {"best": replace(state.best) if state.best is not None else None},
@@ -44,7 +44,7 @@ def copy_state(state: TrainState) -> StateCopy:
 
 
 def put_back(state: TrainState, before: StateCopy) -> None:
-    """Make the state what it was, its objects the same ones."""
+    """Make the state what it was; its objects stay the same ones."""
     with torch.no_grad():
         for name, value in _list_trained(state.model).items():
             value.copy_(before.trained[name])

@@ -85,17 +85,17 @@ def train_step(state: TrainState, batch: Batch, *, rules: StepRules, steps_in_ep
     targets, sums = batch.targets.to(index.device), list[Tensor]()
 
     # Micro-batches: a forward pass, a loss per image, and the backward pass of each image's share.
-    parts = micro_batches(len(targets), max(rules.accumulate, state.micro_batches))
-    with _forward(state, index, rules, calls=len(parts)) as forward:
-        for part in parts:
-            outputs = forward(*[_cut(value, part) for value in inputs])
-            losses, weights = _losses(state, loss_function, outputs, _cut(targets, part), _cut(batch.targets, part))
-            if part.stop > batch.size:  # copies that fill a part up: they count for nothing
-                real = torch.arange(part.start, part.stop, device=index.device) < batch.size
+    slices = micro_batches(len(targets), max(rules.accumulate, state.micro_batches))
+    with _forward(state, index, rules, calls=len(slices)) as forward:
+        for rows in slices:
+            outputs = forward(*[_cut(value, rows) for value in inputs])
+            losses, weights = _losses(state, loss_function, outputs, _cut(targets, rows), _cut(batch.targets, rows))
+            if rows.stop > batch.size:  # copies that fill a micro-batch up: they count for nothing
+                real = torch.arange(rows.start, rows.stop, device=index.device) < batch.size
                 weights = real.to(losses.dtype) if weights is None else weights * real
-            share, *found = _shares(losses, weights, _images(batch) / index.processes.world_size)
+            share, *sums_here = _shares(losses, weights, _images(batch) / index.processes.world_size)
             losses.backward(state.scaler.scale(share) if state.scaler else share)  # type: ignore[no-untyped-call]
-            sums += found
+            sums += sums_here
 
     # The gradient of the mean: the sum over all images, divided by the sum of their weights; then the penalties.
     if state.scaler:
@@ -132,47 +132,48 @@ def _forward(state: TrainState, index: ModuleIndex, rules: StepRules, *, calls: 
 
 
 def micro_batches(size: int, accumulate: int) -> list[slice]:
-    """At most ``accumulate`` slices, as even as can be; none of a single image (BatchNorm cannot take it)."""
+    """At most ``accumulate`` slices of a batch, as even as can be; none has a single image (BatchNorm takes none)."""
     count = max(1, min(accumulate, size // 2))
-    return [slice(size * place // count, size * (place + 1) // count) for place in range(count)]
+    return [slice(size * number // count, size * (number + 1) // count) for number in range(count)]
 
 
-def _cut(values: Tensor, part: slice) -> Tensor:
-    return values if part.stop - part.start == values.shape[0] else values[part]
+def _cut(values: Tensor, rows: slice) -> Tensor:
+    return values if rows.stop - rows.start == values.shape[0] else values[rows]
 
 
 def _images(batch: Batch) -> int:
-    """Of the whole step, over all processes."""
+    """How many images the whole step has, over all processes."""
     return batch.total or batch.targets.shape[0]
 
 
 def _losses(
     state: TrainState, loss_function: LossFunction, outputs: object, targets: Tensor, labels: Tensor
 ) -> tuple[Tensor, Tensor | None]:
-    """Losses over all of the model's outputs, and weights by the main one, per image (B,); None: all are 1.
-    ``labels``: the targets where looking at them costs no waiting.
+    """Losses (B,) over all of the model's outputs, and weights (B,) by the main one; None where all are 1.
+
+    ``labels``: the targets on the CPU, where looking at them costs no waiting.
     """
     shares = [(1.0, outputs)] if isinstance(outputs, Tensor) else model_scores(state.model, outputs)
     check_labels(shares[0][1], labels)
     if state.step == 0:
         check_first_outputs(shares[0][1], targets)
-    made = [_per_image(loss_function(wide(scores), targets), count=targets.shape[0]) for _, scores in shares]
-    losses, weights = made[0]
+    per_output = [_per_image(loss_function(wide(scores), targets), count=targets.shape[0]) for _, scores in shares]
+    losses, weights = per_output[0]
     if len(shares) > 1:
-        losses = torch.stack([share * value for (share, _), (value, _) in zip(shares, made, strict=True)]).sum(0)
+        losses = torch.stack([share * value for (share, _), (value, _) in zip(shares, per_output, strict=True)]).sum(0)
     losses = wide(losses)
     return losses, None if weights is None else weights.detach().to(losses.dtype)
 
 
-def _per_image(made: object, *, count: int) -> tuple[Tensor, Tensor | None]:
+def _per_image(returned: object, *, count: int) -> tuple[Tensor, Tensor | None]:
     """Losses and weights (B,) from what a loss function returned."""
-    value, weights = made if isinstance(made, tuple) and len(made) == 2 else (made, None)
-    parts = (value,) if weights is None else (value, weights)
-    found = [tuple(part.shape) if isinstance(part, Tensor) else type(part).__name__ for part in parts]
-    if any(shape != (count,) for shape in found):
-        about = f" (weights {found[1]})" if len(found) > 1 else ""
+    value, weights = returned if isinstance(returned, tuple) and len(returned) == 2 else (returned, None)
+    tensors = (value,) if weights is None else (value, weights)
+    shapes = [tuple(tensor.shape) if isinstance(tensor, Tensor) else type(tensor).__name__ for tensor in tensors]
+    if any(shape != (count,) for shape in shapes):
+        about = f" (weights {shapes[1]})" if len(shapes) > 1 else ""
         raise DataError(
-            f"the loss returned {found[0]}{about} for {count} images; return one value per image, shape ({count},), "
+            f"the loss returned {shapes[0]}{about} for {count} images; return one value per image, shape ({count},), "
             "e.g. with reduction='none'"
         )
     assert isinstance(value, Tensor) and (weights is None or isinstance(weights, Tensor))
@@ -182,7 +183,7 @@ def _per_image(made: object, *, count: int) -> tuple[Tensor, Tensor | None]:
 def _shares(losses: Tensor, weights: Tensor | None, images: float) -> tuple[Tensor, Tensor, Tensor]:
     """Each image's share of the step's loss (B,), and the sums of losses and of weights.
 
-    By the images for now: the sum of weights is known only after the last micro-batch.
+    The share is by the number of images for now: the sum of weights is known only after the last micro-batch.
     """
     if weights is None:
         ones, count = _ones(len(losses), losses.dtype, losses.device)
@@ -198,7 +199,7 @@ def _ones(count: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor,
 
 
 def _mean(state: TrainState, index: ModuleIndex, batch: Batch, sums: Sequence[Tensor]) -> tuple[float, float, float]:
-    """Turn the gradient of the sum into that of the mean; the mean loss, the step's weight, the gradient's norm."""
+    """Turn the gradient of the sum into that of the mean; return the mean loss, the weight, and the gradient's norm."""
     check_foreign(state, index)
     gradients = index.gradients()
     read = torch.stack([*sums, *index.norms(gradients)]).tolist()  # the one wait for the device
@@ -214,19 +215,19 @@ def _mean(state: TrainState, index: ModuleIndex, batch: Batch, sums: Sequence[Te
 
 
 def _add_penalties(state: TrainState, index: ModuleIndex, penalties: Penalties, norm: float) -> float:
-    """Add the penalties' gradient, past the hooks that average over processes: it is the same on all; the new norm."""
-    extra = penalty(state.model, penalties, start=state.start)
-    if extra is None:
+    """Add the penalties' gradient, the same on all processes, past the hooks that average it; return the new norm."""
+    total = penalty(state.model, penalties, start=state.start)
+    if total is None:
         return norm
     trained = [parameter for parameter in index.trained if parameter.requires_grad]
-    for parameter, more in zip(trained, torch.autograd.grad(extra, trained, allow_unused=True), strict=True):
-        if more is not None:
-            parameter.grad = more if parameter.grad is None else parameter.grad.add_(more)
+    for parameter, gradient in zip(trained, torch.autograd.grad(total, trained, allow_unused=True), strict=True):
+        if gradient is not None:
+            parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
     return math.hypot(*torch.stack(index.norms(index.gradients())).tolist())
 
 
 def _clip(index: ModuleIndex, rules: StepRules, norm: float) -> None:
-    """All gradients made smaller by one factor where their norm is above ``clip_norm``; then each of their values."""
+    """Scale all gradients by one factor where their norm is above ``clip_norm``; then limit each of their values."""
     if rules.clip_norm is not None and (factor := rules.clip_norm / (norm + 1e-6)) < 1:  # as torch's clip_grad_norm_
         foreach_mul_(index.gradients(), factor)
     if rules.clip_value is not None:
@@ -234,7 +235,7 @@ def _clip(index: ModuleIndex, rules: StepRules, norm: float) -> None:
 
 
 def _move(state: TrainState, index: ModuleIndex) -> None:
-    """The optimizer's step, and the average's."""
+    """Make the optimizer's step, and the average's."""
     if state.scaler:
         state.scaler.step(state.optimizer)
         state.scaler.update()
