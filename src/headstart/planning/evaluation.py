@@ -191,7 +191,7 @@ class _Trial:
 def time_passes(
     module: nn.Module, batches: Mapping[int, Batch], rules: StepRules, *, warm: int, clock: Clock | None = None
 ) -> dict[int, Timing]:
-    """The time per image of a forward pass of each batch; short passes are timed again. ``clock`` None: the device's."""
+    """The time per image of a forward pass of each batch; short ones are timed again. ``clock`` None: the device's."""
     device = device_of(module)
 
     def run(arguments: Arguments) -> None:

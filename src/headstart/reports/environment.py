@@ -16,7 +16,7 @@ from headstart.machine import FOR_PEOPLE
 from headstart.storage.durable import json_bytes, read_json
 
 _INEXACT = "inexact"
-"""Key of what changed between the run's lives: a list of {step, changed: {fact: [before, since]}}."""
+"""Key of what changed between the run's attempts: a list of {step, changed: {fact: [before, since]}}."""
 _BEGAN = {"weights": "weights", "module": "the module's own code", "loss": "the loss's own code"}
 _UNUSUAL = {"switches": ""}  # headstart 0.1 did not record it
 _NAMED = {("model", "weights"), ("model", "coverage")}
@@ -27,35 +27,35 @@ _MOST_SHOWN = 80
 
 @dataclass(frozen=True, kw_only=True)
 class Facts:
-    """Of the machine and the versions, and of what is trained from what."""
+    """The facts about the machine and the versions, and about what is trained from what."""
 
     environment: Mapping[str, Any]
     plan: Mapping[str, Any]
 
 
 def plan_facts(plan: Mapping[str, Any]) -> dict[str, Any]:
-    """What of a plan must be as it was: one value per name; that of a section which the plan lacks is not known."""
+    """The facts of a plan that must be as they were, by name; those of a section that the plan lacks are left out."""
     plan = json.loads(json_bytes(plan))  # as it is read again: lists for tuples
     weights = _section(_section(plan, "model"), "weights").get("sha256")
-    found = {"weights": weights} if weights and "began" not in plan else {}
-    found |= {_BEGAN.get(name, name): value for name, value in _section(plan, "began").items()}
+    facts = {"weights": weights} if weights and "began" not in plan else {}
+    facts |= {_BEGAN.get(name, name): value for name, value in _section(plan, "began").items()}
     for section in ("model", "task", "preprocess", "head", "lora"):
         values = _section(plan, section)
-        found |= {f"{section}.{name}": value for name, value in values.items() if (section, name) not in _NAMED}
+        facts |= {f"{section}.{name}": value for name, value in values.items() if (section, name) not in _NAMED}
     for number, phase in enumerate(plan.get("phases") or (), 1):
-        found |= {f"phase {number}: {name}": value for name, value in phase.items() if name not in _CHOSEN}
-    return found | {name: plan[name] for name in ("steps_per_epoch", "batch_size", "precision") if name in plan}
+        facts |= {f"phase {number}: {name}": value for name, value in phase.items() if name not in _CHOSEN}
+    return facts | {name: plan[name] for name in ("steps_per_epoch", "batch_size", "precision") if name in plan}
 
 
 def _section(plan: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    found = plan.get(name)
-    return found if isinstance(found, Mapping) else {}
+    section = plan.get(name)
+    return section if isinstance(section, Mapping) else {}
 
 
 def compare(
     path: Path, now: Facts, *, before_plan: Mapping[str, Any] | None, step: int | None, allow_inexact: bool
 ) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """What environment.json (``path``) will say, and each fact that is not as it was where the run goes on, after
+    """The content for environment.json (``path``), and each fact that is not as it was where the run goes on, after
     ``step`` (None: it begins).
 
     Raises: ConfigError: there is one, and ``allow_inexact`` is not set.
@@ -67,7 +67,7 @@ def compare(
     planned, known = plan_facts(now.plan), plan_facts(before_plan or {})
     facts = {**now.environment, **{name: value for name, value in planned.items() if name in known}}
     before = _UNUSUAL | before | {name: value for name, value in known.items() if name in planned}
-    for entry in reversed([entry for entry in earlier if entry["step"] >= step]):  # nothing is left of that life
+    for entry in reversed([entry for entry in earlier if entry["step"] >= step]):  # nothing is left of that attempt
         before |= {name: values[0] for name, values in entry["changed"].items()}
     earlier = [entry for entry in earlier if entry["step"] < step]
     changed = {
@@ -75,16 +75,16 @@ def compare(
         for name, value in facts.items()
         if name not in FOR_PEOPLE and before.get(name) != value
     }
-    said = tuple(_change(name, was, value, now="is") for name, (was, value) in changed.items())
+    sentences = tuple(_change(name, was, value, now="is") for name, (was, value) in changed.items())
     if changed and not allow_inexact:
         where = path if changed.keys() & now.environment.keys() else path.with_name("plan.json")
         raise ConfigError(
-            f"{where}: the resume would not be exact to the bit ({'; '.join(said)}); go back to what the run had, or "
-            "go on all the same with --allow-inexact (in Python allow_inexact=True), and the report says so"
+            f"{where}: the resume would not be exact to the bit ({'; '.join(sentences)}); go back to what the run had, "
+            "or go on all the same with --allow-inexact (in Python allow_inexact=True), and the report says so"
         )
     if changed:
         earlier.append({"step": step, "changed": changed})
-    return {**now.environment, **({_INEXACT: earlier} if earlier else {})}, said
+    return {**now.environment, **({_INEXACT: earlier} if earlier else {})}, sentences
 
 
 def was_inexact(facts: Mapping[str, Any]) -> bool:
@@ -111,7 +111,7 @@ def _change(name: str, was: object, value: object, *, now: str) -> str:
 
 
 def format_facts(facts: Mapping[str, Any]) -> dict[str, Any]:
-    """The facts of the last life, for a table."""
+    """The facts of the last attempt, for a table."""
     return {name: value for name, value in facts.items() if name != _INEXACT}
 
 

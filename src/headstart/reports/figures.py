@@ -83,11 +83,11 @@ def step_figures(record: RunRecord) -> tuple[Chart, ...]:
 
 def target_figures(record: RunRecord, scores: Sequence[TargetScore]) -> tuple[TargetCharts, ...]:
     """Scatter and residuals of each regression target."""
-    found = latest_metrics(record)
+    latest = latest_metrics(record)
     return tuple(
         TargetCharts(
             score,
-            found.get(f"baseline_mae:{score.name}", found.get("baseline_mae") if len(scores) == 1 else None),
+            latest.get(f"baseline_mae:{score.name}", latest.get("baseline_mae") if len(scores) == 1 else None),
             scatter(score.truths, score.predictions, title=f"Truth against prediction, {len(score.truths)} images"),
             residuals(score.truths, score.predictions, title=f"Residuals, {len(score.truths)} images"),
         )
@@ -115,7 +115,7 @@ def _line(events: Events, label: str, name: str, colour: str, *, key: str | None
 def _chart(
     caption: str, lines: Sequence[Line], *, x_label: str, marks: Sequence[Mark], log: bool = False, wide: bool = False
 ) -> Chart:
-    said = [f"{line.label} from {line.y[0]:.3g} to {line.y[-1]:.3g}" for line in lines]
-    title = f"{caption}: {'; '.join(said)}"
+    ranges = [f"{line.label} from {line.y[0]:.3g} to {line.y[-1]:.3g}" for line in lines]
+    title = f"{caption}: {'; '.join(ranges)}"
     svg = curves(lines, x_label=x_label, title=title, marks=marks, log=log, wide=wide)
     return Chart(caption, svg, tuple(lines) if len(lines) > 1 else ())

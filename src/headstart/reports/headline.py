@@ -1,4 +1,4 @@
-"""The result of a run in numbers: each metric with its interval and what a guess without looking would get."""
+"""The result of a run in numbers: each metric with its interval and what guessing without an image would get."""
 
 from __future__ import annotations
 
@@ -33,23 +33,23 @@ def task_scores(record: RunRecord) -> RowScores | None:
 
 def metrics(record: RunRecord, scores: RowScores | None) -> tuple[Metric, ...]:
     """The result's metrics, the main one first; the last epoch's while the run is not finished."""
-    found = latest_metrics(record)
+    latest = latest_metrics(record)
     main = record.kind.main_metric
-    keys = [key for key in LABELS if key in found and key != main]
-    keys += sorted(key for key in found if key not in LABELS and not key.startswith("baseline") and ":" not in key)
-    return tuple(_metric(record, scores, found, key) for key in [main] * (main in found) + keys)
+    keys = [key for key in LABELS if key in latest and key != main]
+    keys += sorted(key for key in latest if key not in LABELS and not key.startswith("baseline") and ":" not in key)
+    return tuple(_metric(record, scores, latest, key) for key in [main] * (main in latest) + keys)
 
 
 def mismatch(record: RunRecord, scores: RowScores | None) -> str:
     """A sentence when predictions.csv and result.json disagree about the main metric by more than rounding, else ""."""
     key = record.kind.main_metric
-    told = latest_metrics(record).get(key) if record.result is not None else None
+    written = latest_metrics(record).get(key) if record.result is not None else None
     counted = scores.main if scores is not None else math.nan
     if math.isnan(counted):
         return ""
-    if not isinstance(told, int | float) or abs(told - counted) <= 2e-3 * max(abs(told), 1e-9):
+    if not isinstance(written, int | float) or abs(written - counted) <= 2e-3 * max(abs(written), 1e-9):
         return ""
-    return f"result.json says {told:.6g}, but predictions.csv gives {counted:.6g}: one of the two files was changed."
+    return f"result.json says {written:.6g}, but predictions.csv gives {counted:.6g}: one of the two files was changed."
 
 
 def metric_label(key: str) -> str:
@@ -64,15 +64,15 @@ def latest_metrics(record: RunRecord) -> Mapping[str, Any]:
     return (record.epochs[-1].get("metrics") or {}) if record.epochs else {}
 
 
-def _metric(record: RunRecord, scores: RowScores | None, found: Mapping[str, Any], key: str) -> Metric:
+def _metric(record: RunRecord, scores: RowScores | None, latest: Mapping[str, Any], key: str) -> Metric:
     finished = record.result is not None and scores is not None  # predictions belong to the finished run
     interval = scores.intervals.get(key) if scores is not None and finished else None
     trained = (record.plan.get("data", {}).get("class_counts") or {}).get("train") or {}
-    baseline, says = record.kind.find_baseline(key, found, scores, trained)
+    baseline, says = record.kind.find_baseline(key, latest, scores, trained)
     return Metric(
         key=key,
         label=metric_label(key),
-        value=_float(found[key]),
+        value=_float(latest[key]),
         better="lower" if is_lower_better(key) else "higher",
         interval=interval,
         baseline=baseline,

@@ -83,12 +83,12 @@ def _what(bundle: Mapping[str, Any], plan: Mapping[str, Any]) -> str:
     trained = f" on {images:,} images" if isinstance(images, int) else ""
     return (
         f"This model {says}. It is a `{_code(model['architecture'])}` of {_plain(model['library'])}, trained {started}"
-        f"{trained} with headstart{_light(plan)}."
+        f"{trained} with headstart{_describe_peft(plan)}."
     )
 
 
-def _light(plan: Mapping[str, Any]) -> str:
-    """What of the backbone was trained, where it was not simply all or nothing."""
+def _describe_peft(plan: Mapping[str, Any]) -> str:
+    """A clause on what of the backbone was trained, where it was neither all nor nothing."""
     lora = plan.get("lora")
     if lora:
         count = len(lora["layers"])
@@ -100,7 +100,7 @@ def _light(plan: Mapping[str, Any]) -> str:
 
 
 def _names(task: Mapping[str, Any]) -> str:
-    """Outputs in order as JSON, in a code block, where no name can be markup."""
+    """The outputs in order as JSON, in a code block, where no name can be markup."""
     names = list(name_outputs(task))
     text = json.dumps(names, ensure_ascii=False, indent=None if len(names) <= 20 else 0)
     word = find_kind(task["kind"]).nouns.capitalize()
@@ -134,10 +134,10 @@ def _preprocessing(facts: Mapping[str, Any]) -> str:
 
 
 def _results(bundle: Mapping[str, Any], plan: Mapping[str, Any], result: Mapping[str, Any]) -> str:
-    found = bundle.get("metrics") or result.get("metrics") or {}
+    metrics = bundle.get("metrics") or result.get("metrics") or {}
     images = plan.get("data", {}).get("val")
     head = f"On the validation images{f' ({images:,})' if isinstance(images, int) else ''}, which also chose the epoch"
-    rows = [f"| {_plain(name)} | {value:.6g} |" for name, value in found.items() if isinstance(value, int | float)]
+    rows = [f"| {_plain(name)} | {value:.6g} |" for name, value in metrics.items() if isinstance(value, int | float)]
     return f"{head}:\n\n| metric | value |\n|---|---:|\n" + "\n".join(rows)
 
 

@@ -71,13 +71,13 @@ def gallery(record: RunRecord, *, read: ReadImage | None = None) -> Gallery:
 def _pictures(
     record: RunRecord, rows: Sequence[Mapping[str, str]], readers: Sequence[ReadImage]
 ) -> tuple[Picture, ...]:
-    left = _MOST_BYTES
+    bytes_left = _MOST_BYTES
     pictures = []
     for row in rows:
         picture = _picture(record, row, readers)
-        if picture.uri and len(picture.uri) > left:
+        if picture.uri and len(picture.uri) > bytes_left:
             picture = _caption_picture(record, row, problem="left out to keep this file small")
-        left -= len(picture.uri or "")
+        bytes_left -= len(picture.uri or "")
         pictures.append(picture)
     return tuple(pictures)
 
@@ -145,6 +145,6 @@ def _roots(record: RunRecord) -> list[Path]:
     source = Path(str(record.plan.get("data", {}).get("source", "")))
     options = record.config.get("data")
     images = options.get("images") if isinstance(options, dict) else None
-    given = [Path(images)] if isinstance(images, str) and images not in ("", "null", "~") else []
-    known = [Path(root)] if isinstance(root, str) and root else []
-    return [*dict.fromkeys([*known, *given, source, source.parent, source.parent / "images"])]
+    asked = [Path(images)] if isinstance(images, str) and images not in ("", "null", "~") else []
+    recorded = [Path(root)] if isinstance(root, str) and root else []
+    return [*dict.fromkeys([*recorded, *asked, source, source.parent, source.parent / "images"])]

@@ -121,11 +121,11 @@ def render(record: RunRecord, *, read: ReadImage | None = None) -> str:
 
 
 def _training_time(record: RunRecord) -> str:
-    """Of all epochs; empty where none is told, or by a version that did not measure it."""
-    told = [
+    """Where the time of all epochs went; "" where no epoch is done, or a version that did not measure it trained."""
+    rows = [
         (epoch.get("input_seconds"), epoch.get("copy_seconds", 0.0), epoch.get("seconds")) for epoch in record.epochs
     ]
-    numbers = [row for row in told if all(isinstance(value, int | float) for value in row)]
+    numbers = [row for row in rows if all(isinstance(value, int | float) for value in row)]
     waited, copied, seconds = (sum(values) for values in zip(*numbers, strict=True)) if numbers else (0.0, 0.0, 0.0)
     return f"{time_shares(waited, seconds, copy_seconds=copied)} of {duration(seconds)}" if seconds > 0 else ""
 
@@ -182,8 +182,8 @@ def _shell_commands(record: RunRecord) -> tuple[Command, Command, Sequence[Comma
         {"says": _PREDICT, "line": f"headstart predict {run} IMAGE_OR_FOLDER"},
         {"says": _EVALUATE, "line": f"headstart evaluate {run} DATA"},
     ]
-    asked = record.config.get("head")
-    head = {"at": asked.get("at", "auto") if isinstance(asked, dict) else "auto", **record.plan.get("head", {})}
+    section = record.config.get("head")
+    head = {"at": section.get("at", "auto") if isinstance(section, dict) else "auto", **record.plan.get("head", {})}
     if loads_in_timm(record.plan.get("model", {}), head):
         bundle = _tidy(str(_shorten_path(record.path) / "model"))
         line = f"timm.create_model({'local-dir:' + bundle!r}, pretrained=True)"
@@ -229,8 +229,8 @@ def bar(value: float, *, interval: Interval | None, baseline: float | None, whol
     """Places in per cent on the scale of the headline: 0 to ``whole``, or to a little beyond the largest number."""
     high = interval.high if interval else value
     top = whole or max(value, high, baseline or 0.0) * 1.15 or 1.0
-    found = {"value": value, "low": interval.low if interval else value, "high": high, "baseline": baseline or 0.0}
-    return {name: round(100 * min(max(number / top, 0.0), 1.0), 2) for name, number in found.items()}
+    places = {"value": value, "low": interval.low if interval else value, "high": high, "baseline": baseline or 0.0}
+    return {name: round(100 * min(max(number / top, 0.0), 1.0), 2) for name, number in places.items()}
 
 
 def metric_text(value: float, key: str) -> str:

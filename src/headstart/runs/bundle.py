@@ -114,25 +114,26 @@ def bundle_facts(
 def write_bundle(
     path: Path, model: nn.Module, facts: dict[str, Any], *, plan: Mapping[str, Any], result: Mapping[str, Any]
 ) -> None:
-    """Write the bundle folder, whole or not at all.  Raises: StorageError."""
+    """Write the bundle folder, whole or not at all.  Raises: StorageError: it cannot be written."""
     tensors, own = own_files({"model": model})
     files: dict[str, Content] = tensors | {
         "model.safetensors": make_buffers(read_saved_tensors(model)),
-        "config.json": json_bytes(_config(model, facts)),
+        "config.json": json_bytes(_make_config(model, facts)),
         "headstart.json": json_bytes(facts | ({"own": own} if own else {})),
         "README.md": model_card(facts, plan=plan, result=result).encode("utf-8", "backslashreplace"),
     }
     write_folder(path, files)
 
 
-def _config(model: nn.Module, facts: dict[str, Any]) -> dict[str, Any]:
-    """config.json in timm's local-dir layout for timm's models; library and architecture for others."""
-    about, given = facts["model"], Preprocess.from_dict(facts["preprocess"])
+def _make_config(model: nn.Module, facts: dict[str, Any]) -> dict[str, Any]:
+    """The content of config.json: timm's local-dir layout for its models; library and architecture for others."""
+    about, preprocess = facts["model"], Preprocess.from_dict(facts["preprocess"])
     if about["library"] != "timm":
         return {"library": about["library"], "architecture": about["architecture"], "num_classes": facts["head"]["now"]}
     data_config = {
-        "input_size": (given.channels, given.height, given.width), "mean": given.mean, "std": given.std,
-        "interpolation": given.interpolation, "crop_pct": given.crop_pct, "crop_mode": given.crop_mode,
+        "input_size": (preprocess.channels, preprocess.height, preprocess.width),
+        "mean": preprocess.mean, "std": preprocess.std,
+        "interpolation": preprocess.interpolation, "crop_pct": preprocess.crop_pct, "crop_mode": preprocess.crop_mode,
     }  # fmt: skip
     names = list(facts["task"]["classes"] or facts["task"]["targets"])
     with explain_os_errors(Path(tempfile.gettempdir())), tempfile.TemporaryDirectory() as folder:
@@ -171,7 +172,7 @@ def open_run(path: str | Path, *, model: nn.Module | InPlace | None = None) -> O
     folder = find_bundle(Path(path))
     with own_arithmetic(), keep_generators():
         if model is not None:
-            return _onto(folder, model.module if isinstance(model, InPlace) else _copy_model(model))
+            return _load_onto(folder, model.module if isinstance(model, InPlace) else _copy_model(model))
         opened = open_model(str(folder.absolute()))  # a relative timm/NAME/model would be read as a spec
     assert opened.bundle is not None
     return _open_with_weights(folder, opened.module, opened.bundle)
@@ -193,7 +194,7 @@ def _copy_model(model: nn.Module) -> nn.Module:
     return copy_module(model, free_bytes=available_bytes(), instead=instead)
 
 
-def _onto(folder: Path, model: nn.Module) -> OpenedRun:
+def _load_onto(folder: Path, model: nn.Module) -> OpenedRun:
     bundle, fixed = read_bundle(folder), find_frozen(model)
     assert bundle is not None
     facts, head = bundle.facts, bundle.facts["head"]

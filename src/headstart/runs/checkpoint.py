@@ -4,7 +4,7 @@ checkpoints/step-00001234/{model,optimizer,average}.safetensors + state.json + M
     frozen.safetensors: what of the model does not train, from 1 MiB on; the same file (a hard link) as in the
     checkpoint before the last one while nothing of it has changed; own.safetensors: tensors that the user's own modules
     hold outside of their state dict; start.safetensors: where a penalty pulls to (L2-SP)
-    of a model that is shared out among N processes: {model,optimizer}-0000R-of-0000N.safetensors, the whole shapes in
+    of a model that is sharded among N processes: {model,optimizer}-0000R-of-0000N.safetensors, the whole shapes in
     state.json
 checkpoints/{last,best}.json name folders for people and other tools; headstart itself reads the folders
 """
@@ -65,7 +65,7 @@ def save(state: TrainState, folder: str | Path, *, keep: int = 2, run: str | Non
     """Write a checkpoint of a state into a folder, whole or not at all.
 
     Older checkpoints than the ``keep`` newest are removed, and the best one stays. Checkpoints of later steps are
-    removed, too: they belong to a training_plan that was given up.
+    removed, too: they belong to an attempt that was given up.
 
     Args:
         ``state``: The model, its optimizer and the counters.
@@ -110,7 +110,7 @@ def save(state: TrainState, folder: str | Path, *, keep: int = 2, run: str | Non
 
 
 def _contents(state: TrainState, target: Path, more: Mapping[str, str]) -> dict[str, Content | HardLink]:
-    """The files of a checkpoint; of a model that is shared out, those of this process."""
+    """The files of a checkpoint; of a sharded model, those of this process."""
     part_again(state.model)
     tensors, plain = optimizer_contents(state.model, state.optimizer)
     kinds = {"model": read_saved_tensors(state.model), "optimizer": tensors}
@@ -147,15 +147,15 @@ def _part_name(kind: str, rank: int, processes: int) -> str:
     return f"{kind}-{rank + 1:05d}-of-{processes:05d}.safetensors"
 
 
-def _tensors(found: Mapping[str, bytes], kind: str) -> dict[str, Tensor]:
+def _tensors(files: Mapping[str, bytes], kind: str) -> dict[str, Tensor]:
     """The whole tensors of one kind, from one file or from each process's part."""
-    if f"{kind}.safetensors" in found:
-        frozen = read_tensors(found[FROZEN]) if kind == "model" and FROZEN in found else {}
-        return read_tensors(found[f"{kind}.safetensors"]) | frozen
-    shared = json.loads(found["state.json"])["shared_out"]
+    if f"{kind}.safetensors" in files:
+        frozen = read_tensors(files[FROZEN]) if kind == "model" and FROZEN in files else {}
+        return read_tensors(files[f"{kind}.safetensors"]) | frozen
+    shared = json.loads(files["state.json"])["shared_out"]
     count = int(shared["processes"])
-    read = [read_tensors(found[_part_name(kind, rank, count)]) for rank in range(count)]
-    return join_parts(read, shared["shapes"][kind])
+    by_rank = [read_tensors(files[_part_name(kind, rank, count)]) for rank in range(count)]
+    return join_parts(by_rank, shared["shapes"][kind])
 
 
 def _folder_name(step: int) -> str:
@@ -285,9 +285,9 @@ def restore_checkpoint(state: TrainState, found: FoundCheckpoint) -> None:
 
 
 def _restore(state: TrainState, found: FoundCheckpoint) -> None:
-    """Everything is read and compared first, and only then put into the state, or nothing is."""
+    """Read and compare everything first, and only then put it into the state; or put nothing."""
     where, counters = found.path, found.counters
-    average, scaler = _average(state, found), _scaler(state, found)
+    average, scaler = _find_average(state, found), _find_scaler(state, found)
     modules = _modules(state.model, average)
     tensors = {kind: _tensors(found.files, kind) for kind in modules}
     for kind, module in modules.items():
@@ -295,7 +295,7 @@ def _restore(state: TrainState, found: FoundCheckpoint) -> None:
     optimizer = read_optimizer(
         state.model, state.optimizer, _tensors(found.files, "optimizer"), counters["optimizer"], where=where
     )
-    start = _start(state, found)
+    start = _read_start(state, found)
     best = counters["best"]
     best = Best(**(best | {"score": tuple(best["score"])})) if best else None
     numbers = {name: counters[name] for name in _COUNTERS}
@@ -312,7 +312,7 @@ def _restore(state: TrainState, found: FoundCheckpoint) -> None:
     state.average_decay = counters.get("average_decay")
 
 
-def _average(state: TrainState, found: FoundCheckpoint) -> ModelEmaV3 | None:
+def _find_average(state: TrainState, found: FoundCheckpoint) -> ModelEmaV3 | None:
     """The state's average; a new one where ``average_steps`` of the rules made the one that was saved."""
     saved, decay = any(name.startswith("average") for name in found.files), found.counters.get("average_decay")
     if saved and state.average is None and isinstance(decay, float):
@@ -323,7 +323,7 @@ def _average(state: TrainState, found: FoundCheckpoint) -> ModelEmaV3 | None:
     return state.average
 
 
-def _scaler(state: TrainState, found: FoundCheckpoint) -> torch.amp.GradScaler | None:
+def _find_scaler(state: TrainState, found: FoundCheckpoint) -> torch.amp.GradScaler | None:
     """The state's loss scaler; a new one where only the checkpoint has one: ``precision`` fp16 made it."""
     saved = found.counters["scaler"] is not None
     if saved and state.scaler is None:
@@ -342,8 +342,8 @@ def _check_made_alike(name: str, *, saved: bool, there: bool, where: Path) -> No
         )
 
 
-def _start(state: TrainState, found: FoundCheckpoint) -> dict[str, Tensor]:
-    """Where the run began, on the parameters' devices; the state's own where the checkpoint holds none."""
+def _read_start(state: TrainState, found: FoundCheckpoint) -> dict[str, Tensor]:
+    """The values that the run began with, on the parameters' devices; the state's own where the checkpoint has none."""
     if not any(name.startswith("start") for name in found.files):
         return state.start
     parameters, tensors = dict(state.model.named_parameters()), _tensors(found.files, "start")

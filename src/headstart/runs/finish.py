@@ -69,7 +69,7 @@ class Ready(Protocol):
 
     @property
     def config(self) -> Config:
-        """What the run was told."""
+        """The configuration of the run."""
         ...
 
     @property
@@ -79,17 +79,17 @@ class Ready(Protocol):
 
     @property
     def swap(self) -> HeadSwap:
-        """What was replaced."""
+        """What was replaced for the new head."""
         ...
 
     @property
     def images(self) -> Images:
-        """The data."""
+        """The images of the run."""
         ...
 
     @property
     def training_plan(self) -> TrainingPlan:
-        """Phases and rules."""
+        """The phases and the rules of a step."""
         ...
 
     @property
@@ -99,7 +99,7 @@ class Ready(Protocol):
 
     @property
     def device(self) -> torch.device:
-        """Where it is trained."""
+        """The device on which it is trained."""
         ...
 
     @property
@@ -116,7 +116,7 @@ def complete_run(
     ``log`` is None on all but the first of several processes: these help to evaluate, and write nothing. ``early``: not
     all epochs are done, and the run may go on afterwards.
 
-    Raises: StorageError.
+    Raises: StorageError: a checkpoint is damaged, or a file cannot be written.
     """
     model = state.model if state.unsharded is None else state.unsharded.to(ready.device)
     with collective_errors():
@@ -126,19 +126,19 @@ def complete_run(
     merge_lora(model)
     rules, images = ready.training_plan.rules, ready.images
     assert state.best is not None
-    found = {"val": evaluate_best(model, images.val, ready.training_plan, epoch=state.best.epoch)}
+    evaluations = {"val": evaluate_best(model, images.val, ready.training_plan, epoch=state.best.epoch)}
     if images.test:
         with keep_own_state(model):
-            found["test"] = evaluate(
+            evaluations["test"] = evaluate(
                 model, images.test, precision=rules.evaluated_in, memory_format=rules.memory_format
             )
     changed = [note.text for note in report_changed_files(images.val)]
     seconds = time.monotonic() - started
-    metrics = found["val"].metrics
-    task = _with_thresholds(images.task, found["val"])
+    metrics = evaluations["val"].metrics
+    task = _with_thresholds(images.task, evaluations["val"])
     result = {
         "task": task.kind, "seconds": seconds, "metrics": metrics, "epoch": state.best.epoch,
-        "weights": state.best.weights, "test_metrics": found["test"].metrics if "test" in found else None,
+        "weights": state.best.weights, "test_metrics": evaluations["test"].metrics if "test" in evaluations else None,
     }  # fmt: skip
     if task.thresholds:
         result["thresholds"] = dict(zip(task.classes, task.thresholds, strict=True))
@@ -156,7 +156,7 @@ def complete_run(
     facts = bundle_facts(ready.opened, ready.swap, ready.config, task=task, evaluated=settings, metrics=metrics)
     write_bundle(run / "model", model, facts, plan=read_json(run / "plan.json"), result=result)
     contents = {sample.key: sample.digest for sample in images.val.samples}
-    write_predictions(run / "predictions.csv", found["val"], task=task, contents=contents)
+    write_predictions(run / "predictions.csv", evaluations["val"], task=task, contents=contents)
     for text in changed:
         log.note(text)
     log.mark("finished", {"step": state.step, "seconds": seconds})
@@ -168,13 +168,13 @@ def complete_run(
 
 
 def _with_thresholds(task: TaskSpec, evaluation: Evaluation) -> TaskSpec:
-    """The task with what was chosen on the validation images."""
+    """The task with the thresholds that were chosen on the validation images."""
     chosen = find_kind(task.kind).choose_thresholds(task, evaluation.predictions.outputs, evaluation.truth)
     return replace(task, thresholds=chosen)
 
 
 def _plain(model: nn.Module, ready: Ready) -> nn.Module:
-    """The model without what training has put on it: what was trainable when it was opened is, and so is the head."""
+    """The model without what training has put on it: the head trains, and what trained when the model was opened."""
     unfreeze(model, fixed=ready.training_plan.phases[-1].fixed)
     model.zero_grad(set_to_none=True)
     return model.eval()

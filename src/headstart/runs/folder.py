@@ -46,7 +46,7 @@ def default_out(config: Config) -> Path:
 
 
 def check_free(run: Path, config: Config, *, resume: bool) -> bool:
-    """Whether the run there is finished already.
+    """Check that a run may use the folder, and return whether the run in it is finished already.
 
     Raises: ConfigError: a run is there and ``resume`` was not asked for, it had another configuration, or the folder
     is not a run's.
@@ -88,7 +88,7 @@ def is_finished(run: Path) -> bool:
 
 
 def read_config(run: Path) -> Config:
-    """What the run there was told.  Raises: ConfigError: no run is there."""
+    """The configuration of the run there.  Raises: ConfigError: no run is there."""
     if not is_of_run(run / "config.yaml"):
         raise ConfigError(f"{run}: no run is there; give the folder that headstart train wrote, e.g. runs/photos")
     return load_config(run / "config.yaml")
@@ -99,8 +99,8 @@ def check_stopped(run: Path, *, own: bool) -> None:
 
     Raises: ConfigError. StorageError: its checkpoints or records are damaged.
     """
-    found = read_checkpoint(run / "checkpoints")
-    if found is None or found.counters["best"] is None:
+    checkpoint = read_checkpoint(run / "checkpoints")
+    if checkpoint is None or checkpoint.counters["best"] is None:
         raise ConfigError(
             f"{run}: no epoch of the run has been validated, so that it has no best weights; go on with: "
             f"headstart train --config {run / 'config.yaml'} --resume"
@@ -113,17 +113,17 @@ def check_stopped(run: Path, *, own: bool) -> None:
 
 
 def list_differences(old: Path, config: Config) -> list[str]:
-    """Each option that differs, with both values; but for those that no bit depends on."""
-    before, now = (_leaves(asdict(one)) for one in (load_config(old), config))
+    """Each option that differs, with both values, leaving out those that no bit depends on."""
+    before, now = (_leaves(asdict(each)) for each in (load_config(old), config))
     changed = [name for name in {**before, **now} if before.get(name) != now.get(name) and name not in _FREE]
     return [f"{name}: the run has {before.get(name)}, now {now.get(name)}" for name in changed[:5]]
 
 
 def _leaves(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
+    leaves: dict[str, Any] = {}
     for name, value in tree.items():
-        found |= _leaves(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
-    return found
+        leaves |= _leaves(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return leaves
 
 
 def record_start(
@@ -155,7 +155,7 @@ def record_start(
     make_folder(checkpoints)
     sweep(checkpoints)
     begins = before is None or step is None
-    write_plan(run, {**plan, "run": _run_digest(config, plan)} if begins else _of_first_life(plan, before or {}))
+    write_plan(run, {**plan, "run": _run_digest(config, plan)} if begins else _keep_beginning(plan, before or {}))
     write_json(facts, now)
     return changed
 
@@ -173,7 +173,9 @@ def compare_start(run: Path, plan: Mapping[str, Any], device: torch.device) -> t
 
 
 def _check_unsaved(run: Path, plan: Mapping[str, Any], *, allow_inexact: bool) -> tuple[str, ...]:
-    """What begins with its first value again.  Raises: ConfigError: something does, and nobody allowed it."""
+    """What begins with its first value again, as sentences.  Raises: ConfigError: something does, and nobody allowed
+    it.
+    """
     names = ", ".join(plan["choices"].get("unsaved_state", ()))
     if names and not allow_inexact:
         raise ConfigError(
@@ -184,17 +186,15 @@ def _check_unsaved(run: Path, plan: Mapping[str, Any], *, allow_inexact: bool) -
     return (f"{names}: begins with its first value",) if names else ()
 
 
-def _of_first_life(plan: Mapping[str, Any], before: Mapping[str, Any]) -> dict[str, Any]:
-    """The plan of a run that goes on: it names the run, and the weights that it began with, also where others are there
-    now.
-    """
+def _keep_beginning(plan: Mapping[str, Any], before: Mapping[str, Any]) -> dict[str, Any]:
+    """The plan of a run that goes on, with the run's digest and the weights that it began with."""
     first = before.get("model") or {}
-    kept = {name: first[name] for name in ("weights", "coverage") if name in first}
-    return {**plan, "model": {**plan["model"], **kept}} | ({"run": before["run"]} if "run" in before else {})
+    beginning = {name: first[name] for name in ("weights", "coverage") if name in first}
+    return {**plan, "model": {**plan["model"], **beginning}} | ({"run": before["run"]} if "run" in before else {})
 
 
 def _run_digest(config: Config, plan: Mapping[str, Any]) -> str:
-    """By which a checkpoint is known as one of this run: SHA-256 over options, data, weights and code."""
+    """SHA-256 over options, data, weights and code, by which a checkpoint is known as one of this run."""
     options = {name: value for name, value in _leaves(asdict(config)).items() if name not in _FREE}
     return hashlib.sha256(json_bytes([options, plan["data"]["digest"], plan.get("began")])).hexdigest()
 
@@ -239,7 +239,9 @@ def _check_data(path: Path, before: Mapping[str, Any] | None, plan: Mapping[str,
 
 
 def list_data_changes(path: Path, before: Mapping[str, Any], plan: Mapping[str, Any]) -> list[str]:
-    """What of the data is not as the earlier plan (``path``) has it.  Raises: StorageError: the plan is damaged."""
+    """Each fact about the data that is not as the earlier plan (``path``) has it.  Raises: StorageError: the plan is
+    damaged.
+    """
     was, now = _section(path, before, "data"), json.loads(json_bytes(plan))["data"]
     return [
         f"{name} was {was.get(name)}, is {now[name]}"
@@ -256,8 +258,8 @@ def _section(path: Path, plan: Mapping[str, Any], name: str) -> dict[str, Any]:
 
 
 def write_predictions(path: Path, evaluation: Evaluation, *, task: TaskSpec, contents: Mapping[str, str]) -> None:
-    """predictions.csv: id, truth, prediction and SHA-256 (``contents``, by id) of every validation image; names that
-    are formulas led by ', tags joined by ";" (see ``join_tags``).
+    """Write predictions.csv: id, truth, prediction and SHA-256 (``contents``, by id) of every validation image. Names
+    that are formulas get a leading ', tags are joined by ";" (see ``join_tags``).
     """
     rows = [row | {"sha256": contents[row["id"]]} for row in _rows(evaluation, task)]
     text = csv_text(([*row.values()] for row in rows), header=list(rows[0]))
@@ -277,10 +279,10 @@ def is_complete(result: Mapping[str, Any]) -> bool:
 
 
 def read_result(run: Path) -> dict[str, Any]:
-    """result.json of a finished run.  Raises: StorageError."""
-    found: dict[str, Any] = read_json(run / "result.json")
-    match found:
+    """The content of a finished run's result.json.  Raises: StorageError: it is missing or damaged."""
+    result: dict[str, Any] = read_json(run / "result.json")
+    match result:
         case {"task": str(), "seconds": float() | int(), "metrics": dict(), "test_metrics": dict() | None}:
-            if {"epoch", "weights"} <= found.keys():
-                return dict(found)
+            if {"epoch", "weights"} <= result.keys():
+                return dict(result)
     raise StorageError(f"{run / 'result.json'}: is damaged, it is not a result; remove it, and go on with --resume")

@@ -36,22 +36,24 @@ class _Written:
 
 
 _written: WeakKeyDictionary[nn.Module, dict[str, list[_Written]]] = WeakKeyDictionary()
-"""Of a model's last two checkpoints, by the file's name."""
+"""The files of a model's last two checkpoints, by the file's name."""
 
 
 def frozen_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """What of the model's state does not train, statistics in eval mode included; nothing where that is little."""
-    still = {name: value for name, value in model.named_parameters(remove_duplicate=False) if not value.requires_grad}
+    """The tensors of a model's state that do not train, statistics in eval mode included; none where that is little."""
+    untrained = {
+        name: value for name, value in model.named_parameters(remove_duplicate=False) if not value.requires_grad
+    }
     for path, part in model.named_modules(remove_duplicate=False):
         for name, value in {} if part.training else part._buffers.items():
             if value is not None:
-                still[f"{path}.{name}" if path else name] = value
-    found = {
+                untrained[f"{path}.{name}" if path else name] = value
+    frozen = {
         name: value
         for name, value in read_saved_tensors(model).items()
-        if name in still and value.data_ptr() == still[name].data_ptr()  # a model may give others than its own
+        if name in untrained and value.data_ptr() == untrained[name].data_ptr()  # a model may give others than its own
     }
-    return found if sum(value.nbytes for value in found.values()) >= _WORTH_BYTES else {}
+    return frozen if sum(value.nbytes for value in frozen.values()) >= _WORTH_BYTES else {}
 
 
 def reuse_or_write(model: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> Content | HardLink:
@@ -59,11 +61,11 @@ def reuse_or_write(model: nn.Module, tensors: Mapping[str, Tensor], path: Path) 
     but one, or of the last one where that is written again; else the tensors anew.
     """
     content = make_buffers(tensors)
-    known = [one for one in _list_known_files(model, path) if one.path.parent.parent == path.parent.parent]
-    again = bool(known) and known[-1].path == path
-    if not again and len(known) < 2:
+    known = [file for file in _list_known_files(model, path) if file.path.parent.parent == path.parent.parent]
+    is_rewritten = bool(known) and known[-1].path == path
+    if not is_rewritten and len(known) < 2:
         return content
-    like = known[-1] if again else known[0]
+    like = known[-1] if is_rewritten else known[0]
     if not _holds(like.path, content):
         return content
     return HardLink(like=like.path, stamp=like.stamp, sha256=like.sha256, made=lambda: content)
@@ -76,7 +78,7 @@ def remember_file(model: nn.Module, path: Path, *, sha256: str) -> None:
     except OSError:  # then the next one is written anew
         _written.get(model, {}).pop(path.name, None)
         return
-    before = [one for one in _list_known_files(model, path) if one.path != path]
+    before = [file for file in _list_known_files(model, path) if file.path != path]
     _written.setdefault(model, {})[path.name] = [*before, _Written(path=path, stamp=stamp, sha256=sha256)][-2:]
 
 
@@ -94,6 +96,6 @@ def _holds(path: Path, content: Buffers) -> bool:
 
 
 def _blocks(content: Buffers) -> Iterator[memoryview]:
-    for piece in content:
-        for begin in range(0, len(piece), _READ_BYTES):
-            yield piece[begin : begin + _READ_BYTES]
+    for part in content:
+        for begin in range(0, len(part), _READ_BYTES):
+            yield part[begin : begin + _READ_BYTES]

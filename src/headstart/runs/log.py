@@ -1,4 +1,4 @@
-"""What happened, line by line: events.jsonl and metrics.csv as if nothing had interrupted, log.txt with every life."""
+"""What happened, line by line: events.jsonl and metrics.csv as of one attempt, log.txt with all of them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _LINE = 400  # bytes, about
 class RunLog:
     """Writes a run's events.
 
-    ``state`` says what is already told, and anything later (of a life that was killed) is cut off.
+    ``state`` says what is recorded already; anything later (of an attempt that was killed) is cut off.
 
     Raises: StorageError: the disk is full or read-only; so do all its functions.
     """
@@ -35,11 +35,11 @@ class RunLog:
 
     def go_back(self, state: TrainState) -> None:
         """Cut off what is later than the state."""
-        kept = list(takewhile(lambda event: _is_before(event, state), _read(self._path)))
-        write_file(self._path, "".join(json.dumps(event) + "\n" for event in kept).encode())
+        events = list(takewhile(lambda event: _is_before(event, state), _read(self._path)))
+        write_file(self._path, "".join(json.dumps(event) + "\n" for event in events).encode())
         self._micro_batches = 0
-        self._epochs = [_row(event) for event in kept if event["event"] == "epoch"]
-        self._phases = {event["phase"] for event in kept if event["event"] == "phase"}
+        self._epochs = [_row(event) for event in events if event["event"] == "epoch"]
+        self._phases = {event["phase"] for event in events if event["event"] == "phase"}
         if self._epochs:
             write_file(self._csv, _csv(self._epochs))
         if self._file >= 0:
@@ -57,7 +57,7 @@ class RunLog:
         _append(self._text, line.encode("utf-8", "backslashreplace"), path=self._path.with_name("log.txt"))
 
     def sync(self) -> None:
-        """Make everything told so far durable; called before a checkpoint that counts on it."""
+        """Make everything recorded so far durable; called before a checkpoint that counts on it."""
         with explain_os_errors(self._path, needed=_LINE):
             os.fsync(self._file)
 
@@ -79,7 +79,7 @@ class RunLog:
                 self.note(f"epoch {event.epoch}: loss {event.train_loss:.4f}  {metrics}")
             case PhaseStarted():
                 self.note(f"phase {event.name}: {event.trainable:,} parameters train, {event.frozen:,} are frozen")
-                if event.index not in self._phases:  # else a life before this one has told it
+                if event.index not in self._phases:  # else an earlier attempt has recorded it
                     self._line("phase", {"phase": event.index, "name": event.name, "trainable": event.trainable})
 
             case CacheNote() | CacheGivenUp() | DataNote():
@@ -94,7 +94,7 @@ class RunLog:
 
 
 def _append(descriptor: int, line: bytes, *, path: Path) -> None:
-    """A whole line at once and without a buffer: what a full disk refused must not fail again when it is closed."""
+    """Append a whole line at once, without a buffer: what a full disk refused must not fail again at the close."""
     with explain_os_errors(path, needed=len(line)):
         while line:
             line = line[os.write(descriptor, line) :]
@@ -106,7 +106,7 @@ def _read(path: Path) -> list[dict[str, Any]]:
 
 
 def _is_event(value: Any) -> bool:
-    """Whether it has what ``RunLog`` uses of its kind; other lines are not ours, and go."""
+    """Whether a line has what ``RunLog`` uses of its kind; lines that others wrote are dropped."""
     match value:
         case {"event": "phase", "phase": int()}:
             return True
@@ -120,7 +120,7 @@ def _is_event(value: Any) -> bool:
 
 
 def _is_before(event: dict[str, Any], state: TrainState) -> bool:
-    """Whether the state has seen it; events stand in the order in which they happened."""
+    """Whether an event happened before the state; events stand in the order in which they happened."""
     match event["event"]:
         case "phase":
             return bool(event["phase"] <= state.phase)

@@ -21,7 +21,7 @@ _PLAIN = (int, float, str, bool)
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerState:
-    """What an optimizer is to hold: of each parameter, and of each of its groups."""
+    """What an optimizer is to hold, for each parameter and for each of its groups."""
 
     parameters: Mapping[Tensor, Mapping[str, Any]]
     groups: Sequence[tuple[dict[str, Any], Mapping[str, Any]]]
@@ -36,7 +36,7 @@ class OptimizerState:
 
 
 def state_now(optimizer: torch.optim.Optimizer) -> OptimizerState:
-    """What the optimizer holds, to be put back."""
+    """The state that an optimizer has now, to be put back later."""
     return OptimizerState(
         parameters={parameter: dict(values) for parameter, values in optimizer.state.items()},
         groups=[(group, dict(group)) for group in optimizer.param_groups],
@@ -44,8 +44,8 @@ def state_now(optimizer: torch.optim.Optimizer) -> OptimizerState:
 
 
 def optimizer_contents(model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors by ``PARAMETER//KEY`` or ``//GROUP//KEY``, and what is not a tensor: per parameter, and per group, with
-    the names of the group's parameters.
+    """An optimizer's tensors by ``PARAMETER//KEY`` or ``//GROUP//KEY``, and its other values per parameter and per
+    group, with the names of the group's parameters.
 
     Raises: ConfigError: the optimizer has a parameter that is not the model's.
     """
@@ -74,8 +74,8 @@ def _names(model: nn.Module) -> dict[Tensor, str]:
 
 
 def _is_row(value: object) -> bool:
-    """Whether it is a tuple of numbers, as betas are."""
-    return isinstance(value, tuple) and all(isinstance(one, int | float) for one in value)
+    """Whether a value is a tuple of numbers, as betas are."""
+    return isinstance(value, tuple) and all(isinstance(number, int | float) for number in value)
 
 
 def _check_names(optimizer: torch.optim.Optimizer, names: Mapping[Tensor, str]) -> None:
@@ -97,7 +97,7 @@ def read_optimizer(
     *,
     where: Path,
 ) -> OptimizerState:
-    """What ``optimizer_contents`` gave, for this optimizer over this model, into which nothing is put yet.
+    """The state in what ``optimizer_contents`` gave, for this optimizer over this model; nothing is put into it yet.
 
     Raises: StorageError: the parameters or the optimizer are others, or groups that differed are one group now.
     """
@@ -105,21 +105,23 @@ def read_optimizer(
     if rest.get("class", kind) != kind:
         raise StorageError(f"{where}: was saved with the optimizer {rest['class']}, and the state's is {kind}")
     by_name = dict(model.named_parameters())
-    found: dict[Tensor, dict[str, Any]] = {}
+    by_parameter: dict[Tensor, dict[str, Any]] = {}
     saved = [dict(group) for group in rest["groups"]]
     for full, value in tensors.items():
         name, _, key = full.rpartition("//")
         if name.startswith("//"):
             saved[int(name[2:])][key] = value
         else:
-            found.setdefault(by_name[name], {})[key] = value if key == _STEP else place_like(value, like=by_name[name])
+            by_parameter.setdefault(by_name[name], {})[key] = (
+                value if key == _STEP else place_like(value, like=by_name[name])
+            )
     for name, values in rest["plain"].items():
-        found.setdefault(by_name[name], {}).update(values)
+        by_parameter.setdefault(by_name[name], {}).update(values)
     groups = [
         (group, _values(group, [saved[number] for number in sources], where=where))
         for group, sources in _sources(model, optimizer, saved, where)
     ]
-    return OptimizerState(parameters=found, groups=groups)
+    return OptimizerState(parameters=by_parameter, groups=groups)
 
 
 def _sources(
@@ -152,7 +154,7 @@ def _list_names(word: str, names: Sequence[str]) -> str:
 
 
 def _values(group: Mapping[str, Any], sources: Sequence[Mapping[str, Any]], *, where: Path) -> dict[str, Any]:
-    """Rates and counters of the saved groups that became this one; they were the same in all."""
+    """The rates and counters of the saved groups that became this one; they were the same in all."""
     if not sources:
         return {}
     shared = [{key: value for key, value in one.items() if key not in _OWN} for one in sources]
@@ -179,14 +181,14 @@ def _equal(one: object, other: object) -> bool:
 
 
 def _own_copy(value: object) -> object:
-    """A tensor of the group's own; what JSON made a list of was a tuple."""
+    """The value as a group's own: a tensor is copied, a list is the tuple that JSON made a list of."""
     if isinstance(value, Tensor):
         return value.clone()
     return tuple(value) if isinstance(value, list) else value
 
 
 def place_like(value: Tensor, *, like: Tensor) -> Tensor:
-    """On the device of its parameter, shared out as that is, and in its memory order."""
+    """The value on the device of its parameter, sharded as that is, and in its memory order."""
     if value.shape != like.shape:
         return value.to(like.device)
     if is_sharded_tensor(like):

@@ -15,7 +15,7 @@ _SEAL = "digest"
 
 
 def write_plan(run: Path, plan: Mapping[str, Any]) -> None:
-    """Write a plan, with its digest, into the run's folder.  Raises: StorageError."""
+    """Write a plan, with its digest, into the run's folder.  Raises: StorageError: it cannot be written."""
     plan = {name: value for name, value in plan.items() if name != _SEAL}
     write_json(run / "plan.json", {**plan, _SEAL: hashlib.sha256(json_bytes(plan)).hexdigest()})
 
@@ -28,15 +28,15 @@ def read_plan(run: Path) -> dict[str, Any] | None:
     path = run / "plan.json"
     if not os.path.lexists(path):
         return None
-    found = read_json(path)
-    if not isinstance(found, dict):
+    plan = read_json(path)
+    if not isinstance(plan, dict):
         raise StorageError(f"{path}: is damaged, it is not a plan; start a new run with another --out")
-    seal = found.pop(_SEAL, None)  # plans of headstart 0.1 have none
-    if seal is not None and seal != hashlib.sha256(json_bytes(found)).hexdigest():
+    seal = plan.pop(_SEAL, None)  # plans of headstart 0.1 have none
+    if seal is not None and seal != hashlib.sha256(json_bytes(plan)).hexdigest():
         raise StorageError(
             f"{path}: was edited since the run wrote it; put it back, or start a new run with another --out"
         )
-    return found
+    return plan
 
 
 def read_run_digest(run: Path) -> str | None:
@@ -44,5 +44,5 @@ def read_run_digest(run: Path) -> str | None:
 
     Raises: StorageError: plan.json is damaged, or was edited.
     """
-    found = (read_plan(run) or {}).get("run")
-    return found if isinstance(found, str) else None
+    digest = (read_plan(run) or {}).get("run")
+    return digest if isinstance(digest, str) else None

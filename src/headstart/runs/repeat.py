@@ -26,8 +26,8 @@ def repeat_config(run: Path, *, data: str | None = None, flags: Mapping[str, obj
     file = run / "config.yaml"
     if not file.is_file() or not (run / "plan.json").is_file():
         raise ConfigError(f"repeat: {run} holds no run; give the folder that headstart train wrote, e.g. runs/photos")
-    named = {"data.source": data} if data is not None else {}
-    config = load_config(file, flags={"out": f"{run}-repeat", **(flags or {}), **named})
+    source = {"data.source": data} if data is not None else {}
+    config = load_config(file, flags={"out": f"{run}-repeat", **(flags or {}), **source})
     refuse_other_options(run, config)
     return config
 
@@ -57,15 +57,15 @@ def check_repeat(
         )
     file = run / "environment.json"
     if not file.is_file():
-        said: tuple[str, ...] = (f"{file} is missing, so that nothing says what the run had",)
+        differences: tuple[str, ...] = (f"{file} is missing, so that nothing says what the run had",)
     else:
         facts = Facts(environment=environment(device), plan=plan)
-        _, said = compare(file, facts, before_plan=before, step=0, allow_inexact=True)
+        _, differences = compare(file, facts, before_plan=before, step=0, allow_inexact=True)
         if was_inexact(json.loads(file.read_text(encoding="utf-8"))):
-            said = (*said, "the run itself went on after a change, see its report")
-    if said and not allow_inexact:
+            differences = (*differences, "the run itself went on after a change, see its report")
+    if differences and not allow_inexact:
         raise ConfigError(
-            f"repeat: the bits would not be those of {run} ({'; '.join(said)}); go back to what it had, or train all "
-            "the same with --allow-inexact (in Python allow_inexact=True)"
+            f"repeat: the bits would not be those of {run} ({'; '.join(differences)}); go back to what it had, or "
+            "train all the same with --allow-inexact (in Python allow_inexact=True)"
         )
-    return said
+    return differences

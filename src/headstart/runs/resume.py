@@ -26,11 +26,11 @@ from headstart.training.state import TrainState, make_average
 
 
 def begin(run: Path, ready: Ready, changed: Sequence[str] = ()) -> tuple[TrainState, tuple[Note, ...]]:
-    """The state before the first step, or that of the run's last good checkpoint, and what to say of it.
+    """The state before the first step, or that of the run's last good checkpoint, and notes on it.
 
     Raises: StorageError: there are checkpoints, and all are damaged, or the newest is another run's.
     """
-    state = _first_state(ready)
+    state = _make_first_state(ready)
     found = _find_checkpoint(run)
     if found is None:
         return state, ()
@@ -50,7 +50,7 @@ def begin(run: Path, ready: Ready, changed: Sequence[str] = ()) -> tuple[TrainSt
 
 
 def _find_checkpoint(run: Path) -> FoundCheckpoint | None:
-    """Read by the first process and sent to the others, which may not see its disk."""
+    """The checkpoint to go on from: the first process reads it and sends it to the others, which may not see its disk."""
     ours, folder = current(), run / "checkpoints"
     with collective_errors():
         found = read_checkpoint(folder) if ours.is_first else None
@@ -64,13 +64,13 @@ def _find_checkpoint(run: Path) -> FoundCheckpoint | None:
     return FoundCheckpoint(folder, files, json.loads(files["state.json"]), ())
 
 
-def _first_state(ready: Ready) -> TrainState:
+def _make_first_state(ready: Ready) -> TrainState:
     module, training_plan, average = ready.opened.module, ready.training_plan, ready.config.average
     plain = None
     if ready.config.parallel.sync_norm and current().is_distributed:
         convert_sync_batchnorm(module)  # type: ignore[no-untyped-call]
     if ready.sharded:
-        plain = copy.deepcopy(module).cpu()  # for the end: a model that is shared out is not put together again
+        plain = copy.deepcopy(module).cpu()  # for the end: a sharded model is not put together again
         shard(module, ready.device)
     optimizer = optim.SGD(module.parameters(), lr=0.0)  # until the first phase makes its own
     state = TrainState(

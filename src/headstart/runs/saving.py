@@ -1,4 +1,4 @@
-"""When a run is saved, and how it ends when it is told to: step done, state saved, the command that goes on printed."""
+"""When a run is saved, and how it ends when a signal asks: step done, state saved, the command that goes on printed."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def _leave_early(number: int) -> NoReturn:
 class Interruption:
     """The signal that asked the run to stop, if one did, and what is done the moment it comes.
 
-    ``at_once`` None: nothing, the step is finished first; while images are awaited, ``between_steps``.
+    Where ``at_once`` is None the step is finished first; ``between_steps`` is what is done while images are awaited.
     """
 
     signals: list[int] = field(default_factory=list)
@@ -104,7 +104,7 @@ def interruptible() -> Iterator[Interruption]:
 
 
 class Saver:
-    """Tells the log and the watcher of every event, and saves the state when it is due; ``log`` is None on all but the
+    """Gives every event to the log and the watcher, and saves the state when it is due; ``log`` is None on all but the
     first of several processes.
     """
 
@@ -123,7 +123,7 @@ class Saver:
         self._name = read_run_digest(run) if log is not None else None
 
     def note(self, note: Note) -> None:
-        """Tell the log and the watcher a sentence."""
+        """Write a sentence to the log, and give it to the watcher."""
         if self._log is not None:
             self._log.note(note.text)
         self._watch(note)
@@ -131,11 +131,11 @@ class Saver:
     def after(self, event: TrainingEvent, state: TrainState) -> None:
         """Record the event; save when it is time.
 
-        A signal within an epoch waits for its step, but not for its images; during
-        validation and after the last epoch it is obeyed at once, since nothing can be lost.
+        A signal within an epoch waits for its step, but not for its images; during validation and after the last epoch
+        it is obeyed at once, since nothing can be lost.
 
-        Raises: Interrupted: a signal asked for it, and the state is saved. StorageError: it cannot be
-        saved. NonFiniteError: it must not be.
+        Raises: Interrupted: a signal asked for it, and the state is saved. StorageError: it cannot be saved.
+        NonFiniteError: it must not be.
         """
         self._interrupted.at_once = self._interrupted.between_steps = None
         if isinstance(event, CacheGivenUp):
@@ -163,7 +163,7 @@ class Saver:
             self._stop(state)
 
     def _go_back(self, state: TrainState) -> None:
-        """Nothing that was computed from a cache that proved wrong stays: checkpoints, history, and the choice."""
+        """Drop all that was computed from a cache that proved wrong: checkpoints, history, and the choice."""
         self._unsaved = None
         if self._log is None:
             return
@@ -191,12 +191,12 @@ class Saver:
         return by_steps or (by_time and current().is_first)  # of several clocks one counts
 
     def _save(self, state: TrainState) -> None:
-        """By the first process; the others have the same state."""
+        """Save the state, as the first process; the others have the same one."""
         check_before_saving(state)  # a watcher may have changed it
         if self._log is not None:
-            self._log.mark("saved", {"step": state.step})  # before: a life that goes on from here finds it told
+            self._log.mark("saved", {"step": state.step})  # before: an attempt that goes on from here finds it there
             self._log.sync()
-        if self._log is not None or is_sharded(state.model):  # a model that is shared out is gathered from all
+        if self._log is not None or is_sharded(state.model):  # a sharded model is gathered from all
             save(state, self._run / "checkpoints", keep=self._rules.keep, run=self._name)
         if self._log is not None:
             self._log.note(f"saved: step {state.step}")
