@@ -50,7 +50,7 @@ def begin(run: Path, ready: Ready, changed: Sequence[str] = ()) -> tuple[TrainSt
 
 
 def _find_checkpoint(run: Path) -> FoundCheckpoint | None:
-    """The checkpoint to go on from: the first process reads it and sends it to the others, which may not see its disk."""
+    """The checkpoint to go on from: the first process reads it and sends it to others, which may not see the disk."""
     ours, folder = current(), run / "checkpoints"
     with collective_errors():
         found = read_checkpoint(folder) if ours.is_first else None

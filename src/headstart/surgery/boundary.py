@@ -42,7 +42,7 @@ class Boundary:
     mixes_in_evaluation: bool = False
     """Whether the suffix mixes the images of a batch in evaluation mode: then validation must not begin here."""
     keys: Mapping[str, str] = field(default_factory=dict, repr=False)
-    """The name in the search of what each node of ``prefix`` computes."""
+    """By node of ``prefix`` the key under which a search knows what it computes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,8 +70,8 @@ def find_boundary(
     """
     images = torch.zeros(_BATCH, *(example.shape[1:] if example is not None else input_shape(module)))
     seen = Search() if search is None else search
-    training = _half(module, frozen, seen, images, training=True)
-    evaluation = _half(module, frozen, seen, images, training=False, known=set(training.fixed.values()))
+    training = _make_half(module, frozen, seen, images, training=True)
+    evaluation = _make_half(module, frozen, seen, images, training=False, known=set(training.fixed.values()))
     crossing = tuple(dict.fromkeys((*training.crossing, *evaluation.crossing)))
     images_alone = {training.fixed.get(next(iter(training.graph.nodes)))}  # the graph begins with them
     if not set(crossing) - images_alone:
@@ -80,11 +80,11 @@ def find_boundary(
         raise ModelError(
             f"freeze {frozen.rule}: nothing that is frozen executes before what trains, so there is no boundary{why}"
         )
-    prefix, keys = _prefix(module, training, crossing)
+    prefix, keys = _make_prefix(module, training, crossing)
     return Boundary(
         prefix=prefix,
-        train_suffix=_suffix(module, training, crossing, seen),
-        eval_suffix=_suffix(module, evaluation, crossing, seen),
+        train_suffix=_make_suffix(module, training, crossing, seen),
+        eval_suffix=_make_suffix(module, evaluation, crossing, seen),
         crossing=_labels(training, crossing),
         refused=tuple(dict.fromkeys(seen.refused.values())),
         keys=keys,
@@ -96,7 +96,7 @@ def refuse_computation(boundary: Boundary, node: fx.Node, why: str, *, search: S
     search.refused[boundary.keys[node.name]] = f"{describe_node(node)} {why}"
 
 
-def _half(
+def _make_half(
     module: nn.Module,
     frozen: Frozen,
     seen: Search,
@@ -105,7 +105,10 @@ def _half(
     training: bool,
     known: Collection[str] | None = None,
 ) -> _Half:
-    """``known``: keys of what is fixed in training; what is fixed in evaluation alone belongs to the suffix."""
+    """A half: its graph, and what in it is fixed.
+
+    ``known``: keys of what is fixed in training; what is fixed in evaluation alone belongs to the suffix.
+    """
     graph, constants = _trace_module(module, set(frozen.modules) if training else None)
     with preserve_module(module):
         for name, value in constants.items():
@@ -128,7 +131,7 @@ def _half(
 
 
 def _trace_module(module: nn.Module, eval_modules: Collection[str] | None) -> tuple[fx.Graph, Mapping[str, Tensor]]:
-    """The graph in training but for what is asleep, or in evaluation (None), with its constants."""
+    """The graph in training but for ``eval_modules``, or in evaluation where these are None, with its constants."""
     trace = find_trace(module)
     reason = trace.reason
     if trace.graph is not None:
@@ -147,11 +150,11 @@ def _sources(nodes: Iterable[fx.Node], *, until: Container[fx.Node]) -> Iterator
     """The nodes, and all that they are made from, each once; not what is in ``until`` nor what only that needs."""
     waiting, seen = list(nodes), set[fx.Node]()
     while waiting:
-        here = waiting.pop()
-        if here not in seen and here not in until:
-            seen.add(here)
-            yield here
-            waiting += here.all_input_nodes
+        node = waiting.pop()
+        if node not in seen and node not in until:
+            seen.add(node)
+            yield node
+            waiting += node.all_input_nodes
 
 
 def _is_cheap(module: nn.Module, node: fx.Node, others: Collection[fx.Node]) -> bool:
@@ -183,7 +186,7 @@ class _Look(fx.Interpreter):
         return value.to(self.device) if isinstance(value, Tensor) else value
 
     def run_node(self, n: fx.Node) -> Any:
-        """The node's value, of the fixed part only."""
+        """Run a node of the fixed part, and return its value."""
         if n not in self.fixed or any(source not in self._run for source in n.all_input_nodes):
             return None
         with OperationWatch() as watch:
@@ -213,12 +216,12 @@ class _Run(nn.Module):
         self.module, self.look = module, look
 
     def forward(self, images: Tensor) -> Any:
-        """What the graph gives."""
+        """Return what the graph gives."""
         return self.look.run(images)
 
 
 def _look(module: nn.Module, graph: fx.Graph, fixed: Mapping[fx.Node, str], seen: Search, images: Tensor) -> None:
-    """A run on ``meta``, or where that fails for real."""
+    """Look at a run on ``meta``, or at a real one where that fails."""
     for part in module.modules():
         part.training = False  # statistics stay
     copies, dtype = meta_copies(module)
@@ -232,16 +235,16 @@ def _look(module: nn.Module, graph: fx.Graph, fixed: Mapping[fx.Node, str], seen
         look.run(images.to(device=look.device, dtype=dtype))
 
 
-def _prefix(module: nn.Module, half: _Half, crossing: tuple[str, ...]) -> tuple[fx.GraphModule, Mapping[str, str]]:
+def _make_prefix(module: nn.Module, half: _Half, crossing: tuple[str, ...]) -> tuple[fx.GraphModule, Mapping[str, str]]:
     """The prefix, and the key of what each of its nodes computes."""
-    graph, made = fx.Graph(), dict[fx.Node, fx.Node]()
+    graph, copies = fx.Graph(), dict[fx.Node, fx.Node]()
     for node in half.graph.nodes:
         if node in half.fixed:
-            made[node] = graph.node_copy(node, lambda source: made[source])
-    by_key = {half.fixed[node]: copied for node, copied in made.items()}
+            copies[node] = graph.node_copy(node, lambda source: copies[source])
+    by_key = {half.fixed[node]: copied for node, copied in copies.items()}
     graph.output(tuple(by_key[key] for key in crossing))
     graph.eliminate_dead_code(is_impure_node=_writes)
-    keys = {copied.name: half.fixed[node] for node, copied in made.items()}
+    keys = {copied.name: half.fixed[node] for node, copied in copies.items()}
     return _as_module(module, graph, half), keys
 
 
@@ -250,17 +253,17 @@ def _writes(node: fx.Node) -> bool:
     return node.op in ("output", "call_module") or writes(node)
 
 
-def _suffix(module: nn.Module, half: _Half, crossing: tuple[str, ...], seen: Search) -> fx.GraphModule:
+def _make_suffix(module: nn.Module, half: _Half, crossing: tuple[str, ...], seen: Search) -> fx.GraphModule:
     graph = fx.Graph()
-    placed = {key: graph.placeholder(f"crossing_{place}") for place, key in enumerate(crossing)}
-    made = {node: placed[key] for node, key in half.fixed.items() if key in placed}
-    count = graph.call_method("size", (placed[crossing[0]], 0))
-    made |= {node: count for node, key in half.fixed.items() if key in seen.counts}
+    inputs = {key: graph.placeholder(f"crossing_{number}") for number, key in enumerate(crossing)}
+    copies = {node: inputs[key] for node, key in half.fixed.items() if key in inputs}
+    count = graph.call_method("size", (inputs[crossing[0]], 0))
+    copies |= {node: count for node, key in half.fixed.items() if key in seen.counts}
     for node in half.graph.nodes:
         if node not in half.fixed:
-            for source in sorted(_sources(node.all_input_nodes, until=made)):
-                made[source] = graph.node_copy(source, lambda other: made[other])
-            made[node] = graph.node_copy(node, lambda other: made[other])
+            for source in sorted(_sources(node.all_input_nodes, until=copies)):
+                copies[source] = graph.node_copy(source, lambda other: copies[other])
+            copies[node] = graph.node_copy(node, lambda other: copies[other])
     return _as_module(module, graph, half)
 
 

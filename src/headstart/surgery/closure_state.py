@@ -19,7 +19,7 @@ from headstart.surgery.values import GENERATORS
 _PLAIN = (type(None), bool, int, float, complex, str, bytes, bytearray, np.generic, torch.dtype, torch.device)
 _DEEPEST, _WIDEST = 8, 1000
 EMPTY = object()
-"""What a closure's cell holds that nothing was put in yet."""
+"""Stands for the content of a closure's cell that nothing was put in yet."""
 
 
 def is_data(value: object) -> bool:
@@ -28,11 +28,11 @@ def is_data(value: object) -> bool:
     """
     waiting, seen = [(value, 0)], dict[int, object]()
     while waiting:
-        one, depth = waiting.pop()
-        if id(one) in seen or isinstance(one, (*_PLAIN, *GENERATORS)):
+        part, depth = waiting.pop()
+        if id(part) in seen or isinstance(part, (*_PLAIN, *GENERATORS)):
             continue
-        seen[id(one)] = one
-        inner = _parts(one)
+        seen[id(part)] = part
+        inner = _parts(part)
         if inner is None or depth == _DEEPEST or len(seen) > _WIDEST:
             return False
         waiting += [(other, depth + 1) for other in inner]
@@ -57,7 +57,7 @@ def _parts(value: object) -> list[Any] | None:
 
 
 def iterate_contents(function: FunctionType) -> Iterator[Any]:
-    """What a function keeps: its closure's contents, defaults, and attributes."""
+    """Iterate over what a function keeps: its closure's contents, defaults, and attributes."""
     yield from map(content_of, function.__closure__ or ())
     yield from function.__defaults__ or ()
     yield from (function.__kwdefaults__ or {}).values()
@@ -70,22 +70,22 @@ def keeps_data(value: object) -> bool:
     """
     waiting, seen = [(value, 0)], dict[int, object]()
     while waiting:
-        one, depth = waiting.pop()
-        if id(one) in seen or depth > _DEEPEST:
+        part, depth = waiting.pop()
+        if id(part) in seen or depth > _DEEPEST:
             continue
-        seen[id(one)] = one
-        match one:
+        seen[id(part)] = part
+        match part:
             case FunctionType():
-                held = list(iterate_contents(one)) if is_users_function(one) else []
+                held = list(iterate_contents(part)) if is_users_function(part) else []
                 if any(map(is_data, held)):
                     return True
                 waiting += [(other, depth + 1) for other in held]
             case MethodType():
-                waiting.append((one.__func__, depth + 1))
+                waiting.append((part.__func__, depth + 1))
             case partial():
-                waiting += [(other, depth + 1) for other in (one.func, *one.args, *one.keywords.values())]
-            case list() | tuple() if type(one) in (list, tuple) and len(one) <= _WIDEST:
-                waiting += [(other, depth + 1) for other in one]
+                waiting += [(other, depth + 1) for other in (part.func, *part.args, *part.keywords.values())]
+            case list() | tuple() if type(part) in (list, tuple) and len(part) <= _WIDEST:
+                waiting += [(other, depth + 1) for other in part]
     return False
 
 

@@ -75,7 +75,7 @@ class _Digest:
         self.hash.update(struct.pack("<I", len(text)) + text)
 
     def _parts(self, content: Content) -> list[Any]:
-        """What is in an object, in order: texts, and values that have contents of their own."""
+        """The contents of an object, in order: texts, and values that have contents of their own."""
         parts: list[Any] = [_Text(f"{content.kind} {len(content.labels)}".encode())]
         match content.kind:
             case "module" | "object":
@@ -101,7 +101,9 @@ class _Digest:
         return parts
 
     def _of_attributes(self, content: Content) -> list[Any]:
-        """Of a module or another object, by name; a module's tensors as shapes, its hooks in their order."""
+        """The attributes of a module or another object, by name; a module's tensors as shapes, its hooks in their
+        order.
+        """
         parts: list[Any] = []
         held = {str(label): value for label, value in zip(content.labels, content.values, strict=True)}
         places = _hook_places(held) if content.kind == "module" else {}

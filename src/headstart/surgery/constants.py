@@ -28,7 +28,7 @@ def add_constant(book: Book, value: Tensor, content: int | None = None) -> int:
 
 
 def _forms(book: Book, value: Tensor, *, cheaply: bool) -> list[tuple[tuple[Any, ...], Tensor]]:
-    """A constant as a whole, and as the rows that every image has the same of."""
+    """The forms of a constant: the whole, and its row where every image has the same one."""
     forms: list[tuple[tuple[Any, ...], Tensor]] = [(("whole", value.dtype, tuple(value.shape)), value)]
     if not value.ndim or value.shape[0] % book.batch or not value.numel():
         return forms

@@ -21,7 +21,7 @@ from headstart.surgery.recording import FAILURES
 
 @dataclass(frozen=True)
 class _Call:
-    """A call of a part: what it was given and what it gave, None for what is no tensor or was not computed."""
+    """A call of a part: its input and its output, None for what is no tensor or was not computed."""
 
     path: str
     given: Tensor | None

@@ -49,19 +49,19 @@ class Cut:
                 self.tainted.add(content)
 
     def obstacles(self) -> tuple[Obstacle, ...]:
-        """Why what is behind them is not kept."""
+        """The operations behind which nothing is kept, and why."""
         noted = dict.fromkeys(o for recordings in self.found for recording in recordings for o in recording.obstacles)
         made = self.book.made
         roots = [c for c in sorted(self.mixing) if not any(ref.content in self.tainted for ref in made[c].refs())]
         mixing = [Obstacle(made[c].label, self._why_mixing(made[c])) for c in roots if self._matters(c)]
-        found = tuple(dict.fromkeys((*noted, *mixing)))
-        return found or self._changing()
+        obstacles = tuple(dict.fromkeys((*noted, *mixing)))
+        return obstacles or self._find_changing()
 
     def _why_mixing(self, call: Call) -> str:
         return _SPLITS if self._takes_some(call) else "it mixes the images of a batch"
 
     def _takes_some(self, call: Call) -> bool:
-        """Whether it is given some of a batch's images and not the others."""
+        """Whether a call takes some of a batch's images and not the others."""
         for ref in call.refs():
             whole = self.book.made[ref.content].base.geometry.size if ref.content in self.book.made else None
             rows, rest = ref.geometry.size[:1], ref.geometry.size[1:]
@@ -70,8 +70,8 @@ class Cut:
                 return True
         return False
 
-    def _changing(self) -> tuple[Obstacle, ...]:
-        """The first computation that is another one in another call, where something frozen follows."""
+    def _find_changing(self) -> tuple[Obstacle, ...]:
+        """The first computation that differs from call to call, where something frozen follows."""
         for content, call in sorted(self.book.made.items()):
             is_same = content in self.seen and content in self.pairs.ours
             if content in self.book.of_images - self.tainted and not is_same and self._matters(content):
@@ -82,7 +82,7 @@ class Cut:
         return ()
 
     def _matters(self, root: int) -> bool:
-        """Whether something frozen is computed at every step because of it."""
+        """Whether something frozen is computed at every step because this content is."""
         behind = {root}
         if not self.book.of_images.issuperset(ref.content for ref in self.book.made[root].refs()):
             return True
@@ -113,7 +113,7 @@ class Cut:
         return tuple(kept for content in chosen for kept in self._parts(content, list(parts[content])))
 
     def _check_reads(self, crossing: Collection[int]) -> None:
-        """Raises: NotReplayable: Python is told what cannot be known without the images."""
+        """Raises: NotReplayable: Python reads a value that cannot be known without the images."""
         for content, place in (
             (c, p) for recordings in self.found for found in recordings for c, p in found.reads.items()
         ):
@@ -140,13 +140,13 @@ class Cut:
         return content in self.seen and content in self.pairs.rows and content not in self.tainted
 
     def _is_cheap(self, content: int, others: Collection[int]) -> bool:
-        """Whether it is made without weights from others that cross too."""
+        """Whether a content is made without weights from others that cross too."""
         waiting, seen = [content], {content}
         while waiting:
-            here = waiting.pop()
-            if here == IMAGES:
+            source = waiting.pop()
+            if source == IMAGES:
                 return False
-            for ref in self.book.made[here].refs():
+            for ref in self.book.made[source].refs():
                 if ref.content not in self.book.of_images and ref.content not in self.book.made:
                     return False
                 if ref.content not in others and ref.content not in seen:

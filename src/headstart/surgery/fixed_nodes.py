@@ -82,7 +82,7 @@ def _refuse_writes(node: fx.Node) -> None:
 
 
 def drop_refused(fixed: Mapping[fx.Node, str], search: Search) -> dict[fx.Node, str]:
-    """What is left where computations were refused, with all that is made from them."""
+    """The fixed nodes without those whose computation was refused, and without all that is made from them."""
     left: dict[fx.Node, str] = {}
     for node, key in fixed.items():  # in order of execution
         if key not in search.refused and all(source in left for source in node.all_input_nodes):
@@ -147,12 +147,12 @@ def _is_random(node: fx.Node) -> bool:
 
 
 def name_of(node: fx.Node) -> str:
-    """Of a function or method."""
+    """The name of the function or method that a node calls."""
     return str(getattr(node.target, "__name__", node.target))
 
 
 def _argument(node: fx.Node, position: int, name: str) -> object:
-    """None where it is not given."""
+    """An argument of a node, by position or name; None where it is not given."""
     return node.kwargs.get(name, next(iter(node.args[position:]), None))
 
 

@@ -198,11 +198,11 @@ def _check_head_trains(layout: Layout, rule: FreezeRule, chosen: set[str]) -> No
 
 def _with_statistics(module: nn.Module) -> dict[str, list[str]]:
     """Modules that keep running statistics, with the names of these."""
-    found = {}
+    statistics = {}
     for path, part in module.named_modules():
         if isinstance(part, NORMS_WITH_STATISTICS) and part.track_running_stats:
-            found[path] = [f"{path}.{name}" for name, _ in part.named_buffers()]
-    return found
+            statistics[path] = [f"{path}.{name}" for name, _ in part.named_buffers()]
+    return statistics
 
 
 def _plain(rule: str) -> FreezeRule:
@@ -220,18 +220,18 @@ def _choose_by_rule(module: nn.Module, layout: Layout, rule: FreezeRule) -> set[
             find_head(module)  # says which layers could be the head when it is not clear
             return {place.name for place in layout.tensors if place.kind != "head"}
         case "conv" | "norm":
-            return _of_kind(layout, rule)
+            return _choose_kind(layout, rule)
         case Until(until=name):
-            return _until(module, layout, name)
+            return _choose_until(module, layout, name)
         case Stages(stages=count):
-            return _first_stages(layout, count)
+            return _choose_stages(layout, count)
         case Names(names=globs):
             return _match_globs(module, layout, globs)
         case But(but=kind):
-            return _all_but(module, layout, kind)
+            return _choose_all_but(module, layout, kind)
 
 
-def _of_kind(layout: Layout, kind: str) -> set[str]:
+def _choose_kind(layout: Layout, kind: str) -> set[str]:
     chosen = {place.name for place in layout.tensors if place.kind == kind}
     if not chosen:
         kinds = ", ".join(sorted({place.kind for place in layout.tensors}))
@@ -239,18 +239,18 @@ def _of_kind(layout: Layout, kind: str) -> set[str]:
     return chosen
 
 
-def _all_but(module: nn.Module, layout: Layout, kind: str) -> set[str]:
-    """Everything but the head and, in the backbone, all biases, the norms' weights and biases, or the adapters."""
+def _choose_all_but(module: nn.Module, layout: Layout, kind: str) -> set[str]:
+    """The names of all tensors but the head's and, in the backbone, biases, norms' weights and biases, or adapters."""
     find_head(module)
-    kept = {place.name for place in layout.tensors if not place.is_buffer and _trains(place, kind)}
-    if not kept and kind == "lora":
+    trained = {place.name for place in layout.tensors if not place.is_buffer and _trains(place, kind)}
+    if not trained and kind == "lora":
         raise ModelError("freeze except:lora: the model has no adapters; add them with add_lora, or --recipe lora")
-    if not kept:
+    if not trained:
         word = {"bias": "biases", "norm": "norm layers with weights"}[kind]
         raise ModelError(
             f"freeze except:{kind}: the model's backbone has no {word}; use --recipe probe or --recipe lora"
         )
-    return {place.name for place in layout.tensors if place.kind != "head" and place.name not in kept}
+    return {place.name for place in layout.tensors if place.kind != "head" and place.name not in trained}
 
 
 def _trains(place: TensorPlace, kind: str) -> bool:
@@ -263,7 +263,7 @@ def _trains(place: TensorPlace, kind: str) -> bool:
             return place.kind == "adapter"
 
 
-def _first_stages(layout: Layout, count: int) -> set[str]:
+def _choose_stages(layout: Layout, count: int) -> set[str]:
     known = len(layout.stages)
     if not 1 <= count <= known:
         names = ", ".join(stage.name for stage in layout.stages)
@@ -271,7 +271,7 @@ def _first_stages(layout: Layout, count: int) -> set[str]:
     return {place.name for place in layout.tensors if place.stage < count}
 
 
-def _until(module: nn.Module, layout: Layout, name: str) -> set[str]:
+def _choose_until(module: nn.Module, layout: Layout, name: str) -> set[str]:
     if any(f"{name}.".startswith(f"{head}.") for head in layout.heads):
         last_stage = f"until:{layout.stages[-1].name}" if layout.stages else "backbone"
         raise ModelError(
@@ -280,7 +280,7 @@ def _until(module: nn.Module, layout: Layout, name: str) -> set[str]:
         )
     for stage in layout.stages:
         if stage.name == name:
-            return _first_stages(layout, stage.index + 1)
+            return _choose_stages(layout, stage.index + 1)
     inside = [place for place in layout.tensors if place.name == name or place.name.startswith(name + ".")]
     if inside:
         last = max(place.order for place in inside)
@@ -311,7 +311,7 @@ def _match_globs(module: nn.Module, layout: Layout, globs: Sequence[str]) -> set
 
 
 def near_names(name: str, known: Sequence[str]) -> str:
-    """What to say after a name that the model does not have."""
+    """A hint to follow a name that the model does not have."""
     unique = list(dict.fromkeys(known))
     near = difflib.get_close_matches(name, unique, n=4, cutoff=0.5)
     if near:
@@ -320,7 +320,7 @@ def near_names(name: str, known: Sequence[str]) -> str:
 
 
 def _boundary(layout: Layout, rule: FreezeRule, chosen: set[str]) -> int:
-    """Up to where in the execution nothing is random any more; 0 for rules that are not about a prefix."""
+    """The position in the execution up to which nothing is random any more; 0 for rules that are not about a prefix."""
     if rule == "backbone" or isinstance(rule, (Until, Stages)):
         return max((place.order for place in layout.tensors if place.name in chosen), default=0)
     return 0
@@ -363,7 +363,7 @@ def unfreeze(module: nn.Module, *, fixed: Fixed = NOTHING_FIXED) -> None:
 
 
 def _pin(part: nn.Module) -> functools.partial[nn.Module] | None:
-    """What ``freeze_by`` has put in the place of the module's ``train``; None: nothing."""
+    """What ``freeze_by`` has put in the place of the module's ``train``; None where it has not."""
     found = vars(part).get("train")
     return found if isinstance(found, functools.partial) and found.func is stay_in_eval else None
 

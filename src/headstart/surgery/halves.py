@@ -46,27 +46,29 @@ class Known:
     frozen: frozenset[str]
 
     def book(self, batch: int) -> Book:
-        """A new one for a number of images."""
+        """A new book for a number of images."""
         return Book(self.contents, batch, names=self.pairs.names(batch))
 
 
-class _AllThere(BaseException):
+class _AllMade(BaseException):
     """Everything that crosses has been made."""
 
 
 class _KeepingRun(RealRun):
+    """A forward pass that ends once everything that crosses has been made."""
+
     def __init__(self, book: Book, frozen: Mapping[int, Memory], module: nn.Module, known: Known) -> None:
         super().__init__(book, frozen, module)
         self.kept = frozenset(each.content for each in known.kept)
-        self.there: dict[int, Tensor] = {}
+        self.crossed: dict[int, Tensor] = {}
 
     def receive(self, memory: Memory) -> None:
         content = memory.content
-        if content in self.kept and content not in self.there:
+        if content in self.kept and content not in self.crossed:
             assert content is not None and memory.real is not None
-            self.there[content] = memory.real
-            if self.kept <= self.there.keys():
-                raise _AllThere
+            self.crossed[content] = memory.real
+            if self.kept <= self.crossed.keys():
+                raise _AllMade
 
 
 class Prefix(nn.Module):
@@ -84,7 +86,7 @@ class Prefix(nn.Module):
         return self._known.frozen
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        """The tensors that cross.  Raises: NotReplayable: the module took another way than before."""
+        """Return the tensors that cross.  Raises: NotReplayable: the module took another way than before."""
         known = self._known
         if len(images) == 1:  # alone it may take another way, e.g. where sizes of 1 are left out
             return tuple(value[:1] for value in self.forward(images.expand(2, *images.shape[1:]).clone()))
@@ -94,22 +96,22 @@ class Prefix(nn.Module):
         book = self._books.get(len(images)) or known.book(len(images))
         self._books[len(images)] = book
         run = _KeepingRun(book, self._sources.read(self.module, book), self.module, known)
-        run.there = {IMAGES: images} if IMAGES in run.kept else {}
+        run.crossed = {IMAGES: images} if IMAGES in run.kept else {}
         try:
             with run:
                 self.module(run.image(images))
-        except _AllThere:
+        except _AllMade:
             pass
         except FAILURES as error:
             raise run.failure or error from None
         finally:
             settle(self.module)
-        missing = [each.label for each in known.kept if each.content not in run.there]
+        missing = [each.label for each in known.kept if each.content not in run.crossed]
         if missing:
             raise NotReplayable(f"model: with {len(images)} images {missing[0]} is not computed as it was before")
         return tuple(
-            run.there[each.content] if each.part is None
-            else run.there[each.content].as_strided(*fill_in_batch(each.part, len(images)))
+            run.crossed[each.content] if each.part is None
+            else run.crossed[each.content].as_strided(*fill_in_batch(each.part, len(images)))
             for each in known.kept
         )  # fmt: skip
 
@@ -172,17 +174,17 @@ class _ReplayingRun(Run):
         value = self._parts[content, kept]
         if tuple(value.shape) != kept.size:
             raise self.fail(f"what it keeps has the shape {tuple(value.shape)}, and {kept.size} is needed")
-        laid = value
+        in_layout = value
         if value.stride() != kept.stride or value.storage_offset():
-            laid = torch.empty_strided(kept.size, kept.stride, dtype=value.dtype, device=value.device).copy_(value)
-            self._parts[content, kept] = laid
-        return laid.as_strided(wanted.size, wanted.stride, wanted.offset - kept.offset)
+            in_layout = torch.empty_strided(kept.size, kept.stride, dtype=value.dtype, device=value.device).copy_(value)
+            self._parts[content, kept] = in_layout
+        return in_layout.as_strided(wanted.size, wanted.stride, wanted.offset - kept.offset)
 
     def _whole(self, content: int, base: Geometry) -> Tensor:
-        """All numbers of a content: kept, or computed from what is."""
+        """All numbers of a content: those that were kept, or computed from such."""
         if content not in self._wholes:
-            given = self._given.get(content)
-            self._wholes[content] = self._make(content) if given is None else self._lay_out(given, base)
+            kept = self._given.get(content)
+            self._wholes[content] = self._make(content) if kept is None else self._lay_out(kept, base)
         return self._wholes[content]
 
     def _lay_out(self, value: Tensor, base: Geometry) -> Tensor:
@@ -205,9 +207,9 @@ class _ReplayingRun(Run):
                 call.func(whole.as_strided(*first.geometry), *args[1:], **kwargs)
                 return whole
             outs = call.func(*args, **kwargs)
-        found = outs[call.place] if isinstance(outs, (tuple, list)) else outs
-        assert isinstance(found, Tensor)
-        return found
+        result = outs[call.place] if isinstance(outs, (tuple, list)) else outs
+        assert isinstance(result, Tensor)
+        return result
 
     def _ref(self, value: Any) -> Any:
         if not isinstance(value, Ref):
@@ -236,7 +238,7 @@ class Suffix(nn.Module):
         self._sources = Sources(known.frozen, known.contents)
 
     def forward(self, *crossing: Tensor) -> Any:
-        """What the module gives.  Raises: NotReplayable: it needs a fixed value that was not kept."""
+        """Return what the module gives.  Raises: NotReplayable: it needs a fixed value that was not kept."""
         known, batch = self._known, len(crossing[0])
         book = self._books.get(batch) or known.book(batch)
         self._books[batch] = book

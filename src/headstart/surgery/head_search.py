@@ -1,6 +1,6 @@
-"""Which layers make a model's output: its own word (timm), else a walk from the traced output backwards.
+"""Which layers make a model's output: what it says of itself (timm), else a walk from the traced output backwards.
 
-Two answers that are not equals, or none, are a problem told in words, never a guess.
+Two answers that are not equals, or none, are a problem put in words, never a guess.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ _PROBABILITY_FUNCTIONS = frozenset({"softmax", "log_softmax", "sigmoid", "sigmoi
 
 @dataclass(frozen=True, kw_only=True)
 class HeadSearch:
-    """``paths``: the main head, then its equals; ``activations``: parameterless ones that follow the head."""
+    """What a search found. ``paths``: the main head, then its equals; ``activations``: those that follow the head."""
 
     paths: tuple[str, ...] = ()
     problem: str | None = None
@@ -84,20 +84,20 @@ def search_head(module: nn.Module, trace: Trace) -> HeadSearch:
     """The head's layers, or why they are not clear."""
     scores = read_declared_scores(module)
     graph = trace.graph
-    walk = _without_graph(module, trace, scores) if graph is None else _walk_back(module, trace, graph, scores)
+    walk = _walk_makers(module, trace, scores) if graph is None else _walk_back(module, trace, graph, scores)
     auxiliary: list[str] = []
     if trace.train_graph is not None and _may_have_auxiliary(module, trace.train_graph, scores):
         auxiliary = _walk_back(module, trace, trace.train_graph, scores).found
-    told = _ask_timm(module)
-    main = told or tuple(walk.found)
-    problem = None if told else _judge(module, walk) or _several(module, trace, walk, scores)
-    if problem is None and told and not _equal_outputs(module, told):
-        problem = f"it names heads with different numbers of outputs: {_format_sizes(module, told)}"
-    put_in = _put_in(module) if problem is not None else ()
+    declared = _ask_timm(module)
+    main = declared or tuple(walk.found)
+    problem = None if declared else _judge(module, walk) or _explain_several(module, trace, walk, scores)
+    if problem is None and declared and not _equal_outputs(module, declared):
+        problem = f"it names heads with different numbers of outputs: {_format_sizes(module, declared)}"
+    put_in = _find_put_in(module) if problem is not None else ()
     if put_in:
         main, problem = put_in, None
     activations = walk.activations if set(main) & set(walk.found) else []
-    if walk.emptied and not told and not put_in and (problem is not None or walk.activations[walk.behind :]):
+    if walk.emptied and not declared and not put_in and (problem is not None or walk.activations[walk.behind :]):
         main, problem, activations = (walk.emptied,), None, walk.activations[: walk.behind]
     if problem is not None:
         listed = _format_sizes(module, _candidates(module, trace))
@@ -113,19 +113,21 @@ def search_head(module: nn.Module, trace: Trace) -> HeadSearch:
 
 
 def _ask_for_output(trace: Trace) -> str:
-    found = list(trace.makers if trace.graph is None else name_outputs(_outputs(trace.graph)))
-    return f"; if one of the outputs is the scores, say which with --head.scores {found[0]}" if len(found) > 1 else ""
+    outputs = list(trace.makers if trace.graph is None else name_outputs(_outputs(trace.graph)))
+    return (
+        f"; if one of the outputs is the scores, say which with --head.scores {outputs[0]}" if len(outputs) > 1 else ""
+    )
 
 
 def is_layer(part: nn.Module) -> bool:
-    """Whether it can be a head: linear, a 1x1 convolution, or a head that was put in before."""
+    """Whether a module can be a head: linear, a 1x1 convolution, or a head that was put in before."""
     if isinstance(part, nn.Conv2d):
         return tuple(part.kernel_size) == (1, 1)
     return isinstance(part, (nn.Linear, MlpHead))
 
 
 def layer_sizes(part: nn.Module) -> tuple[HeadKind, int, int]:
-    """(kind, inputs, outputs) of a layer that can be a head."""
+    """Kind, inputs and outputs of a layer that can be a head."""
     if isinstance(part, MlpHead):
         (kind, inputs, _), (_, _, outputs) = layer_sizes(part[0]), layer_sizes(part[-1])
         return kind, inputs, outputs
@@ -135,7 +137,7 @@ def layer_sizes(part: nn.Module) -> tuple[HeadKind, int, int]:
     return "linear", part.in_features, part.out_features
 
 
-def _put_in(module: nn.Module) -> tuple[str, ...]:
+def _find_put_in(module: nn.Module) -> tuple[str, ...]:
     """Heads that were put in where ``head.at`` said, the main one first: they need not be found again."""
     ranks = {path: vars(part)[RANK] for path, part in module.named_modules() if RANK in vars(part)}
     return tuple(sorted(ranks, key=lambda path: int(ranks[path])))
@@ -143,9 +145,9 @@ def _put_in(module: nn.Module) -> tuple[str, ...]:
 
 def _ask_timm(module: nn.Module) -> tuple[str, ...]:
     facts = getattr(module, "pretrained_cfg", None) or {}
-    told = facts.get("classifier") or ()
+    classifier = facts.get("classifier") or ()
     paths: list[str] = []
-    for path in (told,) if isinstance(told, str) else tuple(told):
+    for path in (classifier,) if isinstance(classifier, str) else tuple(classifier):
         try:
             part = module.get_submodule(path)
         except AttributeError:
@@ -160,27 +162,27 @@ def _ask_timm(module: nn.Module) -> tuple[str, ...]:
 
 def _outputs(graph: fx.Graph) -> Any:
     """What the graph returns: a node, or a tuple, list or dictionary of nodes."""
-    made: Any = next(node for node in reversed(graph.nodes) if node.op == "output").args[0]
-    kind = made.target if isinstance(made, fx.Node) else None
+    returned: Any = next(node for node in reversed(graph.nodes) if node.op == "output").args[0]
+    kind = returned.target if isinstance(returned, fx.Node) else None
     if isinstance(kind, type) and (hasattr(kind, "_fields") or dataclasses.is_dataclass(kind)):
-        return kind(*made.args, **made.kwargs)
-    return made
+        return kind(*returned.args, **returned.kwargs)
+    return returned
 
 
 def _may_have_auxiliary(module: nn.Module, graph: fx.Graph, scores: str | int) -> bool:
-    """Whether layers that make outputs in training only are heads: a library's are, others where it was said."""
+    """Whether layers that make outputs in training only are heads: a library's are, others where it was declared."""
     return scores == "all" or (
         scores == "auto" and (is_library(type(module).__module__) or is_auxiliary(_outputs(graph)))
     )
 
 
-def _several(module: nn.Module, trace: Trace, walk: _Walk, scores: str | int) -> str | None:
-    """Why the layers behind several outputs are not all heads: nobody said so."""
-    found = trace.makers if trace.graph is None else name_outputs(_outputs(trace.graph))
+def _explain_several(module: nn.Module, trace: Trace, walk: _Walk, scores: str | int) -> str | None:
+    """Why the layers behind several outputs are not all heads, or None: only a declaration makes them so."""
+    outputs = trace.makers if trace.graph is None else name_outputs(_outputs(trace.graph))
     known = scores != "auto" or is_library(type(module).__module__)
-    if known or len(walk.found) < 2 or len(found) < 2 or (trace.graph and is_auxiliary(_outputs(trace.graph))):
+    if known or len(walk.found) < 2 or len(outputs) < 2 or (trace.graph and is_auxiliary(_outputs(trace.graph))):
         return None
-    return f"the model gives {len(found)} outputs, from {_format_sizes(module, walk.found)}"
+    return f"the model gives {len(outputs)} outputs, from {_format_sizes(module, walk.found)}"
 
 
 def _walk_back(module: nn.Module, trace: Trace, graph: fx.Graph, scores: str | int) -> _Walk:
@@ -204,7 +206,7 @@ def _is_identity(module: nn.Module, node: fx.Node) -> bool:
 
 
 def calls_inside(module: nn.Module, trace: Trace, paths: Sequence[str]) -> set[str]:
-    """Those of the head's layers that are also called where what they give is no output but goes into other layers."""
+    """The layers of the head that are also called where what they give goes into other layers."""
     inside = set[str]()
     for graph in (graph for graph in (trace.graph, trace.train_graph) if graph is not None):
         last = _walk_back(module, trace, graph, "auto").nodes
@@ -237,26 +239,28 @@ def _step_back(module: nn.Module, node: fx.Node, walk: _Walk) -> Iterable[fx.Nod
 
 def _is_number(node: fx.Node, numbers: Collection[str]) -> bool:
     """Whether the value is made of single numbers and of what forward makes itself: a scale, noise, a temperature."""
-    waiting, seen, found = [node], set[fx.Node](), False
+    waiting, seen, has_tensor = [node], set[fx.Node](), False
     while waiting:
-        here = waiting.pop()
-        if here.op in ("placeholder", "call_module") or (here.op == "get_attr" and str(here.target) not in numbers):
+        reached = waiting.pop()
+        if reached.op in ("placeholder", "call_module") or (
+            reached.op == "get_attr" and str(reached.target) not in numbers
+        ):
             return False
-        seen.add(here)
-        found = found or here.op == "get_attr"
-        waiting += [source for source in here.all_input_nodes if source not in seen]
-    return found
+        seen.add(reached)
+        has_tensor = has_tensor or reached.op == "get_attr"
+        waiting += [source for source in reached.all_input_nodes if source not in seen]
+    return has_tensor
 
 
 def _of_weights_alone(node: fx.Node) -> bool:
     """Whether the value does not depend on the image: the model's own mixing weights, softmaxed."""
     waiting, seen = [node], set[fx.Node]()
     while waiting:
-        here = waiting.pop()
-        if here.op in ("placeholder", "call_module"):
+        reached = waiting.pop()
+        if reached.op in ("placeholder", "call_module"):
             return False
-        seen.add(here)
-        waiting += [source for source in here.all_input_nodes if source not in seen]
+        seen.add(reached)
+        waiting += [source for source in reached.all_input_nodes if source not in seen]
     return True
 
 
@@ -274,8 +278,8 @@ def _step_back_module(module: nn.Module, node: fx.Node, walk: _Walk) -> Iterable
     return node.all_input_nodes
 
 
-def _without_graph(module: nn.Module, trace: Trace, scores: str | int) -> _Walk:
-    """The layers behind the output that is asked for, as the gradient's graph has them; else the last one executed."""
+def _walk_makers(module: nn.Module, trace: Trace, scores: str | int) -> _Walk:
+    """The walk to the layers behind the output, by the gradient's graph; else to the last layer executed."""
     last = _last_call(module, trace)
     makers = trace.makers
     chosen = makers if scores in ("auto", "all") or "" in makers else {"": pick_output(makers, scores)}
@@ -296,7 +300,7 @@ def _without_graph(module: nn.Module, trace: Trace, scores: str | int) -> _Walk:
 
 
 def _last_call(module: nn.Module, trace: Trace) -> _Walk:
-    """The last layer that was executed, and what followed it."""
+    """The walk to the last layer that was executed, past what followed it."""
     walk = _Walk()
     for path in reversed(trace.calls):
         part = module.get_submodule(path)

@@ -89,7 +89,7 @@ def _put_in(content: Content, label: Any, new: nn.Module) -> None:
 
 
 def move_hooks(old: nn.Module, new: nn.Module) -> None:
-    """Hooks of the user's own go on: they stay in the dictionaries that their handles know, and leave with these."""
+    """Move the user's own hooks: they stay in the dictionaries that their handles know, and leave with these."""
     for name, hooks in vars(old).items():
         is_filled = bool(HOOKS.match(name)) and isinstance(hooks, dict) and bool(hooks)
         if is_filled and name in vars(new) and not any(is_librarys_hook(hook) for hook in hooks.values()):

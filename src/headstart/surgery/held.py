@@ -13,7 +13,7 @@ from headstart.surgery.fixed_values import Book, Contents, Fixed, Memory, map_ne
 
 
 def list_named_tensors(module: nn.Module) -> list[tuple[str, Tensor]]:
-    """Parameters and buffers by every name that they have."""
+    """The parameters and buffers by every name that they have."""
     parameters = module.named_parameters(remove_duplicate=False)
     return [*parameters, *module.named_buffers(remove_duplicate=False)]
 
@@ -30,7 +30,7 @@ class Sources:
         return Sources(self._names, copy.deepcopy(self._contents, memo))
 
     def read(self, module: nn.Module, book: Book) -> dict[int, Memory]:
-        """What they are now, each as it was known, and what the module keeps of what is made of them."""
+        """The memories of the frozen tensors by id, and of what the module keeps that was made of them."""
         if self._module is not module or not all(
             held.get(name) is value and value.data_ptr() == where and not value.requires_grad
             for held, name, value, where, _, _ in self._held
@@ -38,14 +38,14 @@ class Sources:
             self._module, self._held = module, list(self._find(module))
         for _, _, _, _, memory, content in self._held:
             memory.content = content
-        found = {id(value): memory for _, _, value, _, memory, _ in self._held}
+        memories = {id(value): memory for _, _, value, _, memory, _ in self._held}
         for path, name in self._contents.places:
             for value in leaves(vars(module.get_submodule(path)).get(name)):
                 is_plain = type(value) is Tensor and not value.requires_grad
                 known = find_constant(book, value) if is_plain else None
                 if known is not None:
-                    found[id(value)] = Memory(known, value, value.detach(), source=True)
-        return found
+                    memories[id(value)] = Memory(known, value, value.detach(), source=True)
+        return memories
 
     def _find(self, module: nn.Module) -> Iterator[tuple[dict[str, Any], str, Tensor, int, Memory, int]]:
         seen, known = dict[int, Memory](), self._contents.frozen
@@ -75,7 +75,7 @@ def plain_outputs(value: Any) -> Any:
 
 
 def plain_tensor(value: Fixed) -> Tensor:
-    """The numbers; what has a gradient keeps it."""
+    """The numbers of a stand-in; what has a gradient keeps it."""
     return value.clone() if value.requires_grad or value.memory.content is None else value.run.need(value)
 
 
@@ -104,7 +104,7 @@ def _holds(name: str, value: Any) -> bool:
 
 
 def leaves(value: Any) -> list[Any]:
-    """What nested tuples, lists and dicts hold."""
-    found: list[Any] = []
-    map_nested(value, found.append)
-    return found
+    """The values that nested tuples, lists and dicts hold."""
+    values: list[Any] = []
+    map_nested(value, values.append)
+    return values

@@ -47,7 +47,7 @@ class Stage:
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """What tracing found. Only names: it keeps no module alive."""
+    """What tracing found, by names alone: it keeps no module alive."""
 
     tensors: tuple[TensorPlace, ...]
     stages: tuple[Stage, ...]
@@ -67,14 +67,14 @@ class Layout:
     """Why torch.fx could not trace it; empty when it could."""
 
     def place(self, name: str) -> TensorPlace:
-        """The place of a parameter or buffer.  Raises: KeyError."""
+        """The place of a parameter or buffer.  Raises: KeyError: there is none of that name."""
         for place in self.tensors:
             if place.name == name:
                 return place
         raise KeyError(name)
 
     def stage_of(self, name: str) -> int:
-        """The stage of a tensor, or the last stage that a module reaches into.  Raises: KeyError."""
+        """The stage of a tensor, or the last stage that a module reaches into.  Raises: KeyError: it has none."""
         stages = [place.stage for place in self.tensors if place.name == name or place.name.startswith(name + ".")]
         if not stages:
             raise KeyError(name)
@@ -103,13 +103,13 @@ def find_layout(module: nn.Module, *, example: Tensor | None = None) -> Layout:
 
 
 def find_trace(module: nn.Module) -> Trace:
-    """What the layout was read from."""
+    """The trace that the layout was read from."""
     find_layout(module)
     return _LAYOUTS[module][2]
 
 
 def renew_layout(module: nn.Module, *, replaced: Collection[str]) -> None:
-    """After the modules at these paths were replaced by others that are called alike: no need to trace again."""
+    """Renew the layout, without a trace: modules at these paths were replaced by others called alike."""
     known = _LAYOUTS.pop(module, None)
     trace = with_new_leaves(module, known[2], replaced) if known is not None else None
     if trace is not None:
@@ -122,7 +122,7 @@ def forget_layout(module: nn.Module) -> None:
 
 
 def iterate_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor, bool]]:
-    """(name, tensor, is_buffer) of every parameter and buffer, each name of a shared one."""
+    """Iterate over (name, tensor, is_buffer) of every parameter and buffer, with each name of a shared one."""
     for name, parameter in module.named_parameters(remove_duplicate=False):
         yield name, parameter, False
     for name, buffer in module.named_buffers(remove_duplicate=False):
@@ -139,8 +139,8 @@ def _structure(module: nn.Module) -> object:
 
 
 def _ways(part: nn.Module) -> object:
-    """What may send a forward pass another way: hooks, a replaced forward, switches. Counters are no switches; hooks of
-    libraries (those that share a model out) send it the same way.
+    """What may make a forward pass take another way: hooks, a replaced forward, switches. Counters are no switches;
+    hooks of libraries (those that share a model out) send it the same way.
     """
     held = vars(part)
     filled = [hooks for name, hooks in held.items() if HOOKS.match(name) and isinstance(hooks, dict) and hooks]
@@ -152,17 +152,17 @@ def _ways(part: nn.Module) -> object:
 
 def _look(module: nn.Module, trace: Trace) -> Layout:
     search = search_head(module, trace)
-    orders = _orders(module, trace.calls)
-    owners = _owners(module)
-    units = _units(module, orders, owners, search.paths)
+    orders = _find_orders(module, trace.calls)
+    owners = _find_owners(module)
+    units = _list_units(module, orders, owners, search.paths)
     weighty = {unit: _can_start_stage(module, unit) for unit in units}
     cuts = cut_stages(units, weighty=weighty, heads=search.paths)
-    tensors = _places(module, orders, owners, cuts, search.paths)
+    tensors = _list_places(module, orders, owners, cuts, search.paths)
     parts = dict(module.named_modules())
     called = [name for name in trace.calls if name in parts]
     return Layout(
         tensors=tensors,
-        stages=_stages(module, cuts, tensors),
+        stages=_list_stages(module, cuts, tensors),
         heads=search.paths,
         head_problem=search.problem,
         head_activations=search.activations,
@@ -174,7 +174,7 @@ def _look(module: nn.Module, trace: Trace) -> Layout:
     )
 
 
-def _orders(module: nn.Module, calls: tuple[str, ...]) -> dict[str, int]:
+def _find_orders(module: nn.Module, calls: tuple[str, ...]) -> dict[str, int]:
     """Position of the first use of every tensor, by name; an unused one stands with its neighbour in the code."""
     parts, first = dict(module.named_modules()), dict[int, int]()
     by_name = {name: tensor for name, tensor, _ in iterate_tensors(module)}
@@ -193,13 +193,13 @@ def _orders(module: nn.Module, calls: tuple[str, ...]) -> dict[str, int]:
 
 
 def _in_code_order(module: nn.Module, names: Mapping[str, Tensor]) -> list[str]:
-    """A module's own tensors, then its children's, each with its buffers beside its parameters."""
+    """The names in the order of the code: a module's own tensors, then its children's; buffers beside parameters."""
     rank = {name: position for position, (name, _) in enumerate(module.named_modules(remove_duplicate=False))}
     return sorted(names, key=lambda name: rank[name.rpartition(".")[0]])
 
 
-def _owners(module: nn.Module) -> dict[str, str]:
-    """The module that every tensor belongs to: of what is in a layer with adapters, that layer."""
+def _find_owners(module: nn.Module) -> dict[str, str]:
+    """The module that each tensor belongs to; what is in a layer with adapters belongs to that layer."""
     layers, owners = find_adapted_layers(module), dict[str, str]()
     for name, _, _ in iterate_tensors(module):
         around = (layer for layer in layers if name.startswith(layer + "."))
@@ -207,7 +207,7 @@ def _owners(module: nn.Module) -> dict[str, str]:
     return owners
 
 
-def _units(
+def _list_units(
     module: nn.Module, orders: Mapping[str, int], owners: Mapping[str, str], heads: tuple[str, ...]
 ) -> list[str]:
     """Owners of tensors in order of execution, the head's left out; a container's own tensors are units themselves."""
@@ -244,7 +244,7 @@ def _can_start_stage(module: nn.Module, unit: str) -> bool:
     return any(_kind(part, name) in ("conv", "linear", "attention") for name in owned)
 
 
-def _places(
+def _list_places(
     module: nn.Module,
     orders: Mapping[str, int],
     owners: Mapping[str, str],
@@ -268,7 +268,7 @@ def _places(
     return tuple(sorted(places, key=lambda place: place.order))
 
 
-def _stages(module: nn.Module, cuts: tuple[Cut, ...], tensors: tuple[TensorPlace, ...]) -> tuple[Stage, ...]:
+def _list_stages(module: nn.Module, cuts: tuple[Cut, ...], tensors: tuple[TensorPlace, ...]) -> tuple[Stage, ...]:
     sizes = {name: parameter.numel() for name, parameter in module.named_parameters()}
     stages = []
     for index, cut in enumerate(cuts):
@@ -282,7 +282,9 @@ _EMBEDDING = re.compile(r"pos(ition)?_?emb|position|rel_pos|relative_position|_p
 
 
 def _kind(owner: nn.Module, name: str) -> Kind:
-    """By the type of the module that owns the tensor; a name decides only for bare tensors of other modules."""
+    """The kind of a tensor, by the type of the module that owns it; a name decides only for bare tensors of other
+    modules.
+    """
     local, of = name.rpartition(".")[2], type(owner).__name__
     if isinstance(owner, CONVOLUTIONS):
         return "conv"

@@ -58,16 +58,16 @@ def add_lora(
     except ImportError as error:
         raise ConfigError("recipe: lora needs peft; install it with: pip install 'headstart[lora]'") from error
     plan = find_lora_targets(module, rank=rank, targets=targets)
-    names = _names(module, plan.layers)
+    names = _list_names(module, plan.layers)
     modes = {path: module.get_submodule(path).training for path in plan.layers}
     options: dict[str, Any] = {"r": rank, "lora_alpha": alpha, "lora_dropout": dropout}
     exact = "|".join(re.escape(path) for path in plan.layers)  # a list would match the ends of other names, too
     peft.inject_adapter_in_model(peft.LoraConfig(target_modules=f"(?:{exact})", **options), module, _ADAPTER)
     for path, others in names.items():
-        made = module.get_submodule(path)
-        made.train(modes[path])
+        adapted = module.get_submodule(path)
+        adapted.train(modes[path])
         for other in others:
-            _put(module, other, made)
+            _put(module, other, adapted)
     assert set(find_adapted_layers(module)) == {name for every in names.values() for name in every}
     renew_layout(module, replaced=plan.layers)
     return plan
@@ -114,8 +114,8 @@ def adapter_size(module: nn.Module) -> int:
     )
 
 
-def _names(module: nn.Module, paths: Sequence[str]) -> dict[str, list[str]]:
-    """All names of each of these modules."""
+def _list_names(module: nn.Module, paths: Sequence[str]) -> dict[str, list[str]]:
+    """By path all the names of each of these modules."""
     by_module = {id(module.get_submodule(path)): path for path in paths}
     names: dict[str, list[str]] = {path: [] for path in paths}
     for name, part in module.named_modules(remove_duplicate=False):

@@ -31,7 +31,7 @@ class SkippedLayer:
 
 @dataclass(frozen=True, kw_only=True)
 class LoraPlan:
-    """``layers``: paths of those that get adapters of this rank, in the order of the model's modules."""
+    """Which layers get adapters of which rank. ``layers``: their paths, in the order of the model's modules."""
 
     rank: int
     layers: tuple[str, ...]
@@ -50,7 +50,7 @@ def find_lora_targets(module: nn.Module, *, rank: int, targets: Literal["auto"] 
     asked = layers if targets == "auto" else _match_globs(module, layers, targets)
     if not asked:
         raise ConfigError("lora: the model's backbone has no linear layer and no convolution; use --recipe full")
-    reasons = _unfit(module, asked)
+    reasons = _find_unfit(module, asked)
     fit = [path for path in asked if path not in reasons]
     if not fit:
         shown = "; ".join(f"{path}: {reason}" for path, reason in list(reasons.items())[:3])
@@ -78,11 +78,11 @@ def _too_large(rank: int, small: Sequence[str], sizes: dict[str, int]) -> str:
 
 
 def _backbone_layers(module: nn.Module) -> dict[str, _Layer]:
-    """Linear layers and convolutions outside the head, each under the first of its names."""
+    """The linear layers and convolutions outside the head, each under the first of its names."""
     heads = find_head(module).paths
     within = tuple(f"{path}." for path in heads)
-    found = {path: part for path, part in module.named_modules() if isinstance(part, _Layer)}
-    return {path: part for path, part in found.items() if path not in heads and not path.startswith(within)}
+    layers = {path: part for path, part in module.named_modules() if isinstance(part, _Layer)}
+    return {path: part for path, part in layers.items() if path not in heads and not path.startswith(within)}
 
 
 def _match_globs(module: nn.Module, layers: dict[str, _Layer], globs: Sequence[str]) -> dict[str, _Layer]:
@@ -93,14 +93,14 @@ def _match_globs(module: nn.Module, layers: dict[str, _Layer], globs: Sequence[s
     for glob in globs:
         parts = [path for path in chain.from_iterable(names.values()) if path and fnmatchcase(path, glob)]
         within = tuple(f"{path}." for path in parts)
-        found = {
+        matched = {
             path
             for path, part in layers.items()
             if any(name in parts or name.startswith(within) for name in names[id(part)])
         }
-        if not found:
+        if not matched:
             raise ConfigError(f"lora.targets: {glob!r} {_why_none(module, parts, list(layers), glob)}")
-        chosen |= found
+        chosen |= matched
     return {path: part for path, part in layers.items() if path in chosen}
 
 
@@ -114,9 +114,9 @@ def _why_none(module: nn.Module, parts: Sequence[str], layers: Sequence[str], gl
     return f"matches no module; {near_names(glob, layers)}"
 
 
-def _unfit(module: nn.Module, layers: dict[str, _Layer]) -> dict[str, str]:
-    """Layers that cannot have adapters, and why."""
-    found = {path: reason for path, part in layers.items() if (reason := _wrong_kind(part))}
+def _find_unfit(module: nn.Module, layers: dict[str, _Layer]) -> dict[str, str]:
+    """The layers that cannot have adapters, and why."""
+    reasons = {path: reason for path, part in layers.items() if (reason := _wrong_kind(part))}
     owners: dict[int, list[str]] = {}
     for path, part in module.named_modules():
         for _, parameter in part.named_parameters(recurse=False):
@@ -124,15 +124,15 @@ def _unfit(module: nn.Module, layers: dict[str, _Layer]) -> dict[str, str]:
     for path, part in layers.items():
         others = [other for other in owners.get(id(part.weight), ()) if other != path]
         if others:
-            found.setdefault(path, f"{others[0]} has the same weight")
-    rest = {path: part for path, part in layers.items() if path not in found}
+            reasons.setdefault(path, f"{others[0]} has the same weight")
+    rest = {path: part for path, part in layers.items() if path not in reasons}
     uses = find_uses(module, rest, tensors=lambda part: [part._parameters["weight"]])  # type: ignore[list-item]
     for path in rest:
         if path in uses.elsewhere:
-            found[path] = "its weight is used without calling the layer"
+            reasons[path] = "its weight is used without calling the layer"
         elif not uses.calls.get(path):
-            found[path] = "it is not executed as a module"
-    return found
+            reasons[path] = "it is not executed as a module"
+    return reasons
 
 
 def _size(part: _Layer) -> int:
@@ -141,7 +141,7 @@ def _size(part: _Layer) -> int:
 
 
 def _wrong_kind(part: _Layer) -> str:
-    """Why merging would not give what an adapter gives; empty where it does."""
+    """Why merging would not give what an adapter gives; "" where it does."""
     if "weight" not in part._parameters:
         return "its weight is computed from others"
     if isinstance(part, nn.Conv2d):
@@ -175,7 +175,7 @@ def _adapter_equals_merge(part: _Layer) -> bool:
 
 
 def _adapter_pair(part: _Layer) -> tuple[Any, Any]:
-    """Layers of rank 2 as peft makes them: of a convolution's own type."""
+    """The two layers of an adapter of rank 2 as peft makes them: of a convolution's own type."""
     if isinstance(part, nn.Linear):
         return nn.Linear(part.in_features, 2, bias=False), nn.Linear(2, part.out_features, bias=False)
     kind: Any = type(part)

@@ -22,7 +22,7 @@ class Maker:
 
 
 def find_makers(module: nn.Module, images: Tensor) -> dict[str, Maker]:
-    """Of each output by name, or of the only one under the empty name, in evaluation mode."""
+    """The makers of each output by name, or of the only one under the empty name, in evaluation mode."""
     made_by: dict[Any, str] = {}
 
     def hook(path: str) -> Any:

@@ -52,7 +52,7 @@ def copy_module(module: nn.Module, *, free_bytes: int | None, instead: str) -> n
             f"model: a copy of the module takes {needed / 1e9:,.1f} GB of memory, {free_bytes / 1e9:,.1f} GB are free; "
             f"{instead}"
         )
-    memo = _parameters(module)
+    memo = _copy_parameters(module)
     try:
         copied = copy.deepcopy(module, memo)
     except (TypeError, RuntimeError, AttributeError, NotImplementedError, ValueError, RecursionError) as error:
@@ -81,8 +81,8 @@ def _is_plain(value: Tensor) -> bool:
     return type(value) in (Tensor, nn.Parameter) and value.layout is torch.strided and not value.is_meta
 
 
-def _parameters(module: nn.Module) -> dict[int, Any]:
-    """deepcopy's memory with the copies of all parameters, over copied storages: what shared memory still does.
+def _copy_parameters(module: nn.Module) -> dict[int, Any]:
+    """The memo for deepcopy with copies of all parameters, over copied storages: what shared memory still does.
 
     Weights that a hook of torch's computes anew in each forward pass (old-style weight and spectral norm, pruning) come
     without their history, and tensors that were made in ``inference_mode`` can be trained with.
@@ -92,9 +92,9 @@ def _parameters(module: nn.Module) -> dict[int, Any]:
         if type(parameter) is nn.Parameter and _is_plain(parameter) and not parameter.is_quantized:
             storage = copy.deepcopy(parameter.untyped_storage(), memo)
             with torch.no_grad():
-                made = torch.empty(0, dtype=parameter.dtype, device=parameter.device)
-                made.set_(storage, parameter.storage_offset(), parameter.shape, parameter.stride())
-            memo[id(parameter)] = nn.Parameter(made, requires_grad=parameter.requires_grad)
+                copied = torch.empty(0, dtype=parameter.dtype, device=parameter.device)
+                copied.set_(storage, parameter.storage_offset(), parameter.shape, parameter.stride())
+            memo[id(parameter)] = nn.Parameter(copied, requires_grad=parameter.requires_grad)
     for part in module.modules():
         for value in (*part._buffers.values(), *vars(part).values()):
             if isinstance(value, Tensor) and _is_plain(value) and value.is_inference():
@@ -108,7 +108,7 @@ def _parameters(module: nn.Module) -> dict[int, Any]:
 
 
 def _carry_slots(part: nn.Module, copied: nn.Module, memo: dict[int, Any]) -> None:
-    """What a class of the user's keeps in slots, which a module's copy lacks."""
+    """Copy what a class of the user's keeps in slots, which a module's copy lacks."""
     for kind in type(part).__mro__:
         slots = vars(kind).get("__slots__", ())
         for name in (slots,) if isinstance(slots, str) else slots:
@@ -117,7 +117,7 @@ def _carry_slots(part: nn.Module, copied: nn.Module, memo: dict[int, Any]) -> No
 
 
 def _carry_over(parameter: nn.Parameter, copied: Tensor, move: Rewiring, name: str) -> None:
-    """Attributes of the parameter and hooks on its gradient, which deepcopy drops."""
+    """Copy the parameter's attributes and the hooks on its gradient, which deepcopy drops."""
     for key, value in vars(parameter).items():
         if key not in vars(copied):
             setattr(copied, key, move.outside(copy.deepcopy(value, move.memo), f"{name}.{key}"))

@@ -26,7 +26,7 @@ def declare_scores(model: nn.Module, scores: str | int) -> None:
     Args:
         ``model``: The model, which returns several outputs.
         ``scores``: A key of the dictionary, a field of the named tuple, or a number that counts from 0; all: each of
-            them, as equal heads; auto: forget what was said.
+            them, as equal heads; auto: forget what was declared.
 
     Example:
         >>> import headstart as hs, torch
@@ -48,13 +48,15 @@ def declare_scores(model: nn.Module, scores: str | int) -> None:
 
 
 def read_declared_scores(model: nn.Module) -> str | int:
-    """What was said, or ``auto``."""
-    found: str | int = vars(model).get(_DECLARED, "auto")
-    return found
+    """The output that was declared, or ``auto``."""
+    declared: str | int = vars(model).get(_DECLARED, "auto")
+    return declared
 
 
 def name_outputs(outputs: object) -> dict[str, Any]:
-    """What a module returned, by name or number; empty for what is neither a sequence nor a mapping nor a value."""
+    """The outputs that a module returned, by name or number; empty for what is neither a sequence nor a mapping nor a
+    value.
+    """
     if isinstance(outputs, Mapping):
         return {str(name): value for name, value in outputs.items()}
     if isinstance(outputs, tuple) and hasattr(outputs, "_fields"):
@@ -68,22 +70,22 @@ def name_outputs(outputs: object) -> dict[str, Any]:
 
 def pick_output(outputs: object, scores: str | int) -> Any:
     """The output that was declared.  Raises: ModelError: there is none of that name or number."""
-    found = name_outputs(outputs)
-    if not found:
+    named = name_outputs(outputs)
+    if not named:
         return outputs
     name = str(scores)
-    if name not in found and name.isdigit() and int(name) < len(found):
-        return list(found.values())[int(name)]
-    if name not in found:
+    if name not in named and name.isdigit() and int(name) < len(named):
+        return list(named.values())[int(name)]
+    if name not in named:
         raise ModelError(
-            f"head.scores: the model gives {_list_outputs(found)}, and none is {name!r}; name one of them, e.g. "
-            f"--head.scores {next(iter(found))}"
+            f"head.scores: the model gives {_list_outputs(named)}, and none is {name!r}; name one of them, e.g. "
+            f"--head.scores {next(iter(named))}"
         )
-    return found[name]
+    return named[name]
 
 
 def scores_of(outputs: object, *, scores: str | int = "auto", equal_heads: int = 1) -> list[tuple[float, Tensor]]:
-    """(share of the loss, scores (B, K)) of each output that is a head's, the main one first.
+    """For each output that is a head's its share of the loss and its scores (B, K), the main one first.
 
     ``scores``: what was declared; ``equal_heads``: how many the module is known to have, which it returns as a plain
     tuple in training.
@@ -94,39 +96,39 @@ def scores_of(outputs: object, *, scores: str | int = "auto", equal_heads: int =
         return [(1.0, outputs)]
     if scores not in ("auto", "all"):
         return [(1.0, _tensor(pick_output(outputs, scores), scores))]
-    found = {name: value for name, value in name_outputs(outputs).items() if isinstance(value, Tensor)}
-    tensors = list(found.values())
+    named = {name: value for name, value in name_outputs(outputs).items() if isinstance(value, Tensor)}
+    tensors = list(named.values())
     shapes = {tuple(value.shape) for value in tensors}
     if scores == "all" and tensors and len(shapes) == 1:
         return [(1 / len(tensors), value) for value in tensors]
-    if scores == "auto" and (known := _find_known(outputs, found, equal_heads=equal_heads)):
-        return known
+    if scores == "auto" and (scored := _find_known(outputs, named, equal_heads=equal_heads)):
+        return scored
     if not isinstance(outputs, tuple) or not tensors:
-        hint = f", or say which of its outputs is with {_how(found)}" if found else ""
+        hint = f", or say which of its outputs is with {_how(named)}" if named else ""
         raise DataError(
             f"the model returns {type(outputs).__name__}, not a tensor of scores; wrap it so that forward returns "
             f"(B, K){hint}"
         )
     raise DataError(
-        f"the model returns {_list_outputs(found)}; which one is the scores? Say it with {_how(found)}; the others get "
+        f"the model returns {_list_outputs(named)}; which one is the scores? Say it with {_how(named)}; the others get "
         "no loss"
     )
 
 
 def is_auxiliary(outputs: object) -> bool:
-    """Whether it is a named tuple of main and auxiliary scores, as torchvision's models return in training."""
+    """Whether outputs are a named tuple of main and auxiliary scores, as torchvision's models return in training."""
     fields = tuple(getattr(outputs, "_fields", ()))
     return len(fields) > 1 and fields[0] == "logits" and all(name.startswith("aux_logits") for name in fields[1:])
 
 
-def _find_known(outputs: object, found: Mapping[str, Tensor], *, equal_heads: int) -> list[tuple[float, Tensor]]:
-    """Of the outputs that need no word of the user: those of torchvision, transformers and known equal heads."""
-    tensors = list(found.values())
-    if any(kind.__module__.startswith("transformers.") for kind in type(outputs).__mro__) and "logits" in found:
-        return [(1.0, found["logits"])]
+def _find_known(outputs: object, named: Mapping[str, Tensor], *, equal_heads: int) -> list[tuple[float, Tensor]]:
+    """The scores that need no declaration: torchvision's, those of transformers, known equal heads."""
+    tensors = list(named.values())
+    if any(kind.__module__.startswith("transformers.") for kind in type(outputs).__mro__) and "logits" in named:
+        return [(1.0, named["logits"])]
     if not isinstance(outputs, tuple) or len({tuple(value.shape) for value in tensors}) != 1:
         return []
-    if is_auxiliary(outputs) and "logits" in found:
+    if is_auxiliary(outputs) and "logits" in named:
         return [(1.0, tensors[0]), *((_AUXILIARY_WEIGHT, value) for value in tensors[1:])]
     if len(tensors) == 1 or (len(tensors) == equal_heads and not hasattr(outputs, "_fields")):
         return [(1 / len(tensors), value) for value in tensors]
@@ -141,15 +143,15 @@ def _tensor(value: object, scores: str | int) -> Tensor:
     return value
 
 
-def _list_outputs(found: Mapping[str, Any]) -> str:
+def _list_outputs(outputs: Mapping[str, Any]) -> str:
     shown = [
         f"{name} {tuple(value.shape)}" if isinstance(value, Tensor) else f"{name} ({type(value).__name__})"
-        for name, value in found.items()
+        for name, value in outputs.items()
     ]
-    return f"{len(found)} outputs: {', '.join(shown)}"
+    return f"{len(outputs)} outputs: {', '.join(shown)}"
 
 
-def _how(found: Mapping[str, Any]) -> str:
-    first = next(iter(found))
+def _how(outputs: Mapping[str, Any]) -> str:
+    first = next(iter(outputs))
     value = first if first.isdigit() else f'"{first}"'
     return f"--head.scores {first}, or hs.declare_scores(model, {value}) in your own loop"

@@ -23,7 +23,7 @@ class Rows:
 
 
 def fill_in_batch(template: Any, batch: int) -> Any:
-    """A template for a number of images."""
+    """The template filled in for a number of images."""
     if isinstance(template, Rows):
         return template.times * batch
     if isinstance(template, tuple):
@@ -33,9 +33,9 @@ def fill_in_batch(template: Any, batch: int) -> Any:
 
 @dataclass(frozen=True)
 class Pairs:
-    """``calls``: templates of calls and the contents that these make; ``ours``: contents of the second book by those of
-    the first; ``rows``: contents that have a row for each image; ``mixed``: contents made along the images of a batch,
-    ``picked``: parts of a content that are a choice of images.
+    """The calls that two books have in common. ``calls``: their templates and the contents that these make; ``ours``:
+    contents of the second book by those of the first; ``rows``: contents that have a row for each image; ``mixed``:
+    contents made along the images of a batch, ``picked``: parts of a content that are a choice of images.
     """
 
     calls: tuple[tuple[Key, tuple[int, ...]], ...]
@@ -47,21 +47,21 @@ class Pairs:
     picked: frozenset[tuple[int, Geometry]]
 
     def names(self, batch: int) -> dict[Key, tuple[int, ...]]:
-        """What calls at a number of images make."""
+        """The contents that each call makes at a number of images."""
         return {fill_in_batch(template, batch): contents for template, contents in self.calls}
 
     def geometry(self, first: Geometry, second: Geometry) -> Any:
-        """What follows the number of images in a geometry; None where something else does."""
-        found = _template(tuple(first), tuple(second), {}, self.batches)
-        return None if found is _NOT else found
+        """The template of a geometry, sizes that follow the number of images as ``Rows``; None where others differ."""
+        template = _template(tuple(first), tuple(second), {}, self.batches)
+        return None if template is _NOT else template
 
     def part(self, content: int, geometry: Geometry) -> Any:
         """The template of a part of a content with a row for each image; None where there is none."""
         for other in self.parts.get(self.ours[content], ()):
             if geometry.size[:1] + other.size[:1] == self.batches and geometry.size[1:] == other.size[1:]:
-                found = self.geometry(geometry, other)
-                if found is not None:
-                    return found
+                template = self.geometry(geometry, other)
+                if template is not None:
+                    return template
         return None
 
 
@@ -99,18 +99,18 @@ def _same(book: Book, key: Key) -> tuple[int, ...]:
 
 
 def _find_image_picks(first: Book, second: Book, theirs: Mapping[int, int]) -> frozenset[tuple[int, Geometry]]:
-    """Views that pick images at both numbers of these."""
-    batches, found = (first.batch, second.batch), set[tuple[int, Geometry]]()
+    """The views that pick some images in both books."""
+    batches, picks = (first.batch, second.batch), set[tuple[int, Geometry]]()
     others = [key for key in second.along if key not in second.names]
     for key in (key for key in first.along if key not in first.names):
         if any(_template(key, other, theirs, batches) is not _NOT for other in others):
             step = first.steps[key]
-            found |= {(_contents(key)[0][1], output.geometry) for output in step.outputs}
-    return frozenset(found)
+            picks |= {(_contents(key)[0][1], output.geometry) for output in step.outputs}
+    return frozenset(picks)
 
 
 def _parts(book: Book) -> dict[int, tuple[Geometry, ...]]:
-    """Every geometry in which a content is an argument or a view."""
+    """By content every geometry in which it is an argument or a view."""
     found: dict[int, dict[Geometry, None]] = {}
     for key, step in book.steps.items():
         views = [output.geometry for output in step.outputs] if getattr(step, "view_of", None) is not None else []
@@ -147,7 +147,7 @@ def _size(call: Call) -> tuple[int, ...]:
 
 
 def _erase_sizes(key: Any, contents: Mapping[int, int] | None) -> Any:
-    """A call without its sizes; its contents by ``contents``, where these are others."""
+    """The key of a call without its sizes, its contents renamed by ``contents``."""
     if isinstance(key, tuple):
         if key[:1] == ("#",):
             return ("#", key[1] if contents is None else contents.get(key[1], key[1]))
@@ -156,7 +156,7 @@ def _erase_sizes(key: Any, contents: Mapping[int, int] | None) -> Any:
 
 
 def _rename_contents(key: Any, same: Mapping[int, int]) -> Any:
-    """A call in which contents that are the same have one name."""
+    """The key of a call in which contents that are the same have one name."""
     if not isinstance(key, tuple) or key[:1] == ("=",) or not same:
         return key
     if key[:1] == ("#",):
@@ -165,7 +165,7 @@ def _rename_contents(key: Any, same: Mapping[int, int]) -> Any:
 
 
 def _template(first: Any, second: Any, contents: Mapping[int, int], batches: tuple[int, int]) -> Any:
-    """What is common to two calls, sizes that follow the number of images as ``Rows``; ``_NOT``: they differ."""
+    """What two calls have in common, sizes that follow the number of images as ``Rows``; ``_NOT`` where they differ."""
     if isinstance(first, tuple) and isinstance(second, tuple):
         if first[:1] == ("=",) or len(first) != len(second):
             return first if first == second else _NOT

@@ -105,7 +105,7 @@ def is_fixed(
     no random numbers and keeps nothing.
 
     ``batch``: how many images there are; a first argument with that many rows is taken for one row per image, and
-    what goes along, picks or joins its rows is not per image. With None nothing is said of that.
+    what goes along, picks or joins its rows is not per image. With None that is not asked.
     """
     name = func._schema.name
     if name not in FIXED or _writes(func) or not _is_still(func, name, args, kwargs or {}):
@@ -151,7 +151,7 @@ def _is_still(func: Operation, name: str, args: Sequence[Any], kwargs: Mapping[s
 
 
 def _norms_one(func: Operation, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
-    """Instance norm: a batch norm of one image whose channels are all images' channels, without statistics."""
+    """Whether it is instance norm: a batch norm of one image with all images' channels, without statistics."""
     kept = [argument_of(func, name, args, kwargs) for name in ("running_mean", "running_var")]
     return kept == [None, None] and args[0].shape[0] == 1
 

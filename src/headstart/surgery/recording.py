@@ -62,8 +62,8 @@ class Need:
 @dataclass
 class Recording:
     """What a forward pass showed. ``seen``: contents made; ``prints``: two numbers per image of contents with a row for
-    each image; ``reads``: contents that Python was told, and where; ``moving``: frozen tensors that are written to;
-    ``drew``: random numbers were drawn.
+    each image; ``reads``: contents whose numbers Python read, and where; ``moving``: frozen tensors that are written
+    to; ``drew``: random numbers were drawn.
     """
 
     needs: dict[Need, None] = field(default_factory=dict)
@@ -84,20 +84,20 @@ class RealRun(Run):
 
     @property
     def computes(self) -> bool:
-        """Yes."""
+        """Always true: fixed operations are computed, too."""
         return True
 
     def need(self, value: Fixed) -> Tensor:
-        """The numbers."""
+        """Return the numbers of a fixed value."""
         return value.memory.view_at(value.geometry)
 
     def own(self, memory: Memory) -> None:
-        """Numbers that are kept stay as they are."""
+        """Let a memory be written to; numbers that are kept stay as they are, in a copy."""
         if memory.content in self.kept and memory.real is not None:
             memory.real = copy_in_layout(memory.real)
 
     def real_arguments(self, value: Any) -> Any:
-        """The numbers of a fixed argument."""
+        """Return an argument with the numbers of a fixed one."""
         if type(value) is Fixed:
             return value.memory.view_at(value.geometry)
         return value.detach() if isinstance(value, Tensor) else value
@@ -109,17 +109,17 @@ class RealRun(Run):
         return super().compute(func, args, kwargs)
 
     def constant(self, value: Tensor) -> int | None:
-        """One that is known by its bytes."""
+        """Return the content of a tensor that is known by its bytes, or None."""
         return find_constant(self.book, value)
 
     def image(self, images: Tensor) -> Fixed:
-        """The stand-in for images."""
+        """Return the stand-in for images."""
         return make_fixed(self, Memory(IMAGES, images, images), geometry_of(images))
 
 
 class RecordingRun(RealRun):
-    """Writes down what is made, what is needed, and where something ceases to be fixed. ``moving``: names of buffers
-    that a forward pass changes; the others are constants.
+    """A forward pass that writes down what is made, what is needed, and where something ceases to be fixed. ``moving``:
+    names of buffers that a forward pass changes; the others are constants.
     """
 
     def __init__(
@@ -134,7 +134,7 @@ class RecordingRun(RealRun):
         self._memory = {value.untyped_storage().data_ptr() for value in others}
 
     def need(self, value: Fixed) -> Tensor:
-        """The numbers, and a note that they were needed."""
+        """Return the numbers, and note that they were needed."""
         content = value.memory.content
         if value.run is self and content is not None and content in self.book.of_images:
             within, around = list[Geometry](), value.within
@@ -145,7 +145,7 @@ class RecordingRun(RealRun):
         return super().need(value)
 
     def stays(self, value: Fixed, place: tuple[str, str]) -> None:
-        """What the module keeps of its frozen tensors is known by its bytes in the next pass."""
+        """Remember by its bytes, for the next pass, what the module keeps of its frozen tensors."""
         content = value.memory.content
         if content is None or content in self.book.of_images or value.memory.source:
             return
@@ -158,30 +158,30 @@ class RecordingRun(RealRun):
         self.book.contents.places[place] = None
 
     def own(self, memory: Memory) -> None:
-        """All of a memory is needed to write to a part of it."""
+        """Note that all of a memory is needed: a part of it is written to."""
         if memory.content is not None and memory.content in self.book.of_images:
             self.found.needs[Need(memory.content, memory.base)] = None
         super().own(memory)
 
     def compute(self, func: Operation, args: Sequence[Any], kwargs: Values) -> Any:
-        """Without a note."""
+        """Run a fixed operation, without a note."""
         return Run.compute(self, func, args, kwargs)
 
     def constant(self, value: Tensor) -> int | None:
-        """Known by its bytes, or new; None for what trains, is random, or comes of these."""
+        """Return a tensor's content, known by its bytes or new; None for what trains, is random, or comes of these."""
         if self._cause(value) is not None or value.numel() * value.element_size() > MOST_CONSTANT_BYTES:
             return None
         known = find_constant(self.book, value)
         return add_constant(self.book, value) if known is None else known
 
     def plain(self, func: Operation, args: Sequence[Any], kwargs: Values) -> Any:
-        """Run it, and note what is live by it."""
+        """Run an operation, and note what is live by it."""
         outs = func(*args, **kwargs)
         self._mark(func, args, kwargs, outs)
         return outs
 
     def live(self, func: Operation, args: Sequence[Any], kwargs: Values, *, known: bool) -> Any:
-        """Run it, and note why it is live."""
+        """Run a live operation, and note why it is live."""
         values = [*flat((tuple(args), tuple(kwargs.values())))]
         causes = [self._cause(v) for v in values if isinstance(v, Tensor)]
         if func._schema.name in READS and self.depends(args, kwargs):
@@ -193,7 +193,7 @@ class RecordingRun(RealRun):
         return outs
 
     def moves(self, value: Tensor) -> None:
-        """A frozen tensor that is written to is not frozen."""
+        """Note a frozen tensor that is written to: it is not frozen."""
         self.frozen[id(value)].content = None
         self.found.moving |= {name for name, tensor in list_named_tensors(self.module) if tensor is value}
 
@@ -207,7 +207,7 @@ class RecordingRun(RealRun):
             self.found.prints[content] = prints(memory.real)
 
     def _is_weight(self, value: Any) -> bool:
-        """Whether it is frozen, or made of what is and of nothing else."""
+        """Whether a value is frozen, or made of frozen ones alone."""
         if type(value) is Fixed:
             return value.memory.content is not None and value.memory.content not in self.book.of_images
         return id(value) in self.frozen
@@ -222,14 +222,14 @@ class RecordingRun(RealRun):
         return "" if trains or value.untyped_storage().data_ptr() in self._memory - {0} else None
 
     def _mark(self, func: Operation, args: Sequence[Any], kwargs: Values, outs: Any, *, known: bool = False) -> None:
-        given = [v for v in flat((tuple(args), tuple(kwargs.values()))) if isinstance(v, Tensor)]
-        causes = [cause for cause in map(self._cause, given) if cause is not None]
+        tensors = [v for v in flat((tuple(args), tuple(kwargs.values()))) if isinstance(v, Tensor)]
+        causes = [cause for cause in map(self._cause, tensors) if cause is not None]
         random = torch.Tag.nondeterministic_seeded in func.tags and not is_fixed(func, args, kwargs)
         if func._schema.name in _ROOM:
             return
         if random or known:
             causes.append(Obstacle(self.place(), self._reason(func, args, random=random)))
-        if causes or any(type(value) is Fixed for value in given):
+        if causes or any(type(value) is Fixed for value in tensors):
             cause: Obstacle | Literal[""] = "" if not causes or "" in causes else causes[0]
             for value in flat(tuple(outs) if isinstance(outs, (tuple, list)) else (outs,)):
                 if isinstance(value, Tensor) and type(value) is not Fixed:
@@ -255,7 +255,7 @@ def copy_in_layout(value: Tensor) -> Tensor:
 
 
 def run_module(run: RealRun, module: nn.Module, images: Tensor, *, training: bool) -> None:
-    """A forward pass under ``run``.  Raises: NotReplayable: it cannot be followed."""
+    """Run a forward pass under ``run``.  Raises: NotReplayable: it cannot be followed."""
     modes = {part: part.training for part in module.modules()}
     module.train(training)
     try:

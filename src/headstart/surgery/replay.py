@@ -36,7 +36,8 @@ _CHANCES = 6  # more runs of a module that draws random numbers, whose way they 
 
 @dataclass(frozen=True, kw_only=True)
 class Replay:
-    """``prefix``: images (B, C, H, W) -> tensors with B first; ``suffix``: these -> what the module gives.
+    """A module cut in two. ``prefix``: images (B, C, H, W) -> tensors with B first; ``suffix``: these -> what the
+    module gives.
 
     ``crossing`` names the modules that made them; ``obstacles`` are operations behind which nothing is kept although
     all that they depend on is frozen.
@@ -66,20 +67,20 @@ def find_replay(module: nn.Module, images: Tensor, frozen_tensors: Collection[st
 
     Raises: NotReplayable: it cannot be run from kept tensors, or nothing frozen stands before what trains.
     """
-    several = _two_batches(images)
+    two_batches = _two_batches(images)
     frozen, moving = frozenset(frozen_tensors), frozenset[str]()
     while True:
         contents = Contents()
-        books = (Book(contents, len(several[0])), Book(contents, len(several[1])))
-        record = _Recorder(module, several, books, frozen - moving, moving)
-        found = [record.passes(training=training) for training in (True, False)]
+        books = (Book(contents, len(two_batches[0])), Book(contents, len(two_batches[1])))
+        recorder = _Recorder(module, two_batches, books, frozen - moving, moving)
+        found = [recorder.record_passes(training=training) for training in (True, False)]
         moved = frozenset().union(*(recording.moving for recordings in found for recording in recordings))
         if moved <= moving:
             break
         moving |= moved
     frozen -= moving
     pairs = pair(*books)
-    image = pairs.geometry(geometry_of(several[0]), geometry_of(several[1]))
+    image = pairs.geometry(geometry_of(two_batches[0]), geometry_of(two_batches[1]))
     if image is None:
         raise NotReplayable(
             "model: its images do not lie one behind the other in memory, so it does not run from a cache"
@@ -97,12 +98,12 @@ def find_replay(module: nn.Module, images: Tensor, frozen_tensors: Collection[st
 
 
 def _two_batches(images: Tensor) -> tuple[Tensor, Tensor]:
-    """The images, and in the other order one fewer of them, or of two one more; laid out alike."""
+    """The images, and a second batch in the other order with one fewer (of two images: one more), laid out alike."""
     images = images.clone()
     turned = images.flip(0)
     others = turned[:-1] if len(images) > 2 else torch.cat([turned, images[:1].flip(-1)])
-    laid = torch.empty_strided(others.shape, images.stride(), dtype=images.dtype, device=images.device)
-    return images, laid.copy_(others)
+    in_layout = torch.empty_strided(others.shape, images.stride(), dtype=images.dtype, device=images.device)
+    return images, in_layout.copy_(others)
 
 
 @dataclass(frozen=True)
@@ -115,16 +116,16 @@ class _Recorder:
     frozen: Collection[str]
     moving: Collection[str]
 
-    def passes(self, *, training: bool) -> list[Recording]:
-        """A forward pass of each batch, in a row, so that what counts them shows; of the first batch several, each from
-        the start, where random numbers decide.
+    def record_passes(self, *, training: bool) -> list[Recording]:
+        """Record a forward pass of each batch, in a row, so that what counts them shows; where random numbers decide,
+        several of the first batch, each from the start.
         """
         with self._put_back():
-            found = [self._record(place, training=training, seed=place) for place in (0, 1)]
-        while found[0].drew and len(found) < 2 + _CHANCES:
+            recordings = [self._record(place, training=training, seed=place) for place in (0, 1)]
+        while recordings[0].drew and len(recordings) < 2 + _CHANCES:
             with self._put_back():
-                found.append(self._record(0, training=training, seed=len(found)))
-        return found
+                recordings.append(self._record(0, training=training, seed=len(recordings)))
+        return recordings
 
     @contextmanager
     def _put_back(self) -> Iterator[None]:
@@ -150,7 +151,7 @@ class _Recorder:
 
 
 def _values(module: nn.Module) -> dict[str, tuple[Tensor, Tensor | None]]:
-    """Tensors by name, with copies of buffers and of what is small."""
+    """The tensors by name, with copies of buffers and of what is small."""
     buffers = {name for name, _ in module.named_buffers(remove_duplicate=False)}
     return {
         name: (value, value.detach().clone() if name in buffers or value.numel() <= _SMALL else None)

@@ -90,16 +90,16 @@ class Rewiring:
             case MethodType():
                 return MethodType(self.outside(value.__func__, where), self.outside(value.__self__, where))
             case partial():
-                func, args, keywords = (self.outside(one, where) for one in (value.func, value.args, value.keywords))
-                made = partial(func, *args, **keywords)
-                vars(made).update(vars(value))
-                return made
+                func, args, keywords = (self.outside(part, where) for part in (value.func, value.args, value.keywords))
+                renewed = partial(func, *args, **keywords)
+                vars(renewed).update(vars(value))
+                return renewed
             case weakref.ref():
                 return weakref.ref(self.outside(value(), where))
             case dict() if type(value) is dict:
-                return {key: self.outside(one, where) for key, one in value.items()}
+                return {key: self.outside(part, where) for key, part in value.items()}
             case list() | tuple() | set() | frozenset() if type(value) in (list, tuple, set, frozenset):
-                return type(value)([self.outside(one, where) for one in value])
+                return type(value)([self.outside(part, where) for part in value])
         raise self._refusal(where, f"an object ({type(value).__name__}) that holds parts of the module")
 
     def _copy_held(self, value: Any, where: str) -> Any:
@@ -113,12 +113,12 @@ class Rewiring:
         """Whether it refers to the original, itself or through what it refers to."""
         waiting, seen = [(value, 0)], dict[int, object]()
         while waiting:
-            one, depth = waiting.pop()
-            if id(one) in self.originals or self._shares_memory(one):
+            part, depth = waiting.pop()
+            if id(part) in self.originals or self._shares_memory(part):
                 return True
-            if id(one) not in seen and depth < _DEEPEST:
-                seen[id(one)] = one
-                waiting += [(other, depth + 1) for other in _list_referred(one)]
+            if id(part) not in seen and depth < _DEEPEST:
+                seen[id(part)] = part
+                waiting += [(other, depth + 1) for other in _list_referred(part)]
         return False
 
     def _shares_memory(self, value: object) -> bool:
@@ -127,10 +127,12 @@ class Rewiring:
         return value.layout is torch.strided and value.untyped_storage().data_ptr() in self.memory
 
     def _function(self, function: FunctionType, where: str) -> FunctionType:
-        """The same code with cells, defaults and attributes of its own where the original is in one of them."""
+        """A function of the same code, with cells, defaults and attributes of its own where the original is in one of
+        them.
+        """
         if id(function) in self.made:
-            made: FunctionType = self.made[id(function)][1]
-            return made
+            renewed: FunctionType = self.made[id(function)][1]
+            return renewed
         for name, value in _iterate_globals(function):
             if self._reaches(value):
                 raise self._refusal(where, f"the module or a part of it by the global name {name}")
@@ -138,16 +140,16 @@ class Rewiring:
         changed = [cell for cell in cells if id(cell) not in self.made and self._is_made_anew(cell)]
         self.made |= {id(cell): (cell, CellType()) for cell in changed}
         closure = tuple(self.made[id(cell)][1] if id(cell) in self.made else cell for cell in cells)
-        made = FunctionType(function.__code__, function.__globals__, function.__name__, None, closure)
-        self.made[id(function)] = (function, made)  # before its cells are filled: it may be in one of them
+        renewed = FunctionType(function.__code__, function.__globals__, function.__name__, None, closure)
+        self.made[id(function)] = (function, renewed)  # before its cells are filled: it may be in one of them
         for cell in changed:
             self.made[id(cell)][1].cell_contents = self._copy_held(content_of(cell), where)
         defaults, named = function.__defaults__, function.__kwdefaults__
-        made.__defaults__ = defaults and tuple([self._copy_held(value, where) for value in defaults])
-        made.__kwdefaults__ = named and {name: self._copy_held(value, where) for name, value in named.items()}
-        made.__qualname__, made.__module__ = function.__qualname__, function.__module__
-        vars(made).update({name: self._copy_held(value, where) for name, value in vars(function).items()})
-        return made
+        renewed.__defaults__ = defaults and tuple([self._copy_held(value, where) for value in defaults])
+        renewed.__kwdefaults__ = named and {name: self._copy_held(value, where) for name, value in named.items()}
+        renewed.__qualname__, renewed.__module__ = function.__qualname__, function.__module__
+        vars(renewed).update({name: self._copy_held(value, where) for name, value in vars(function).items()})
+        return renewed
 
     def _is_made_anew(self, cell: CellType) -> bool:
         """Whether what a closure's cell holds is another thing for the copy; one that is empty stays so."""
@@ -162,7 +164,9 @@ class Rewiring:
 
 
 def _list_referred(value: object) -> list[Any]:
-    """What a value refers to; modules and classes, libraries' objects and very large containers are not looked into."""
+    """The objects that a value refers to; modules and classes, libraries' objects and very large containers are not
+    looked into.
+    """
     match value:
         case nn.Module() | type() | Tensor():
             return []

@@ -47,7 +47,7 @@ def cut_stages(units: Sequence[str], *, weighty: Mapping[str, bool], heads: Sequ
 
 
 def _open_containers(units: Sequence[str], layers: Sequence[str], heads: Sequence[str]) -> set[str]:
-    """Containers that are no stages themselves."""
+    """The containers that are no stages themselves."""
     positions: defaultdict[str, list[int]] = defaultdict(list)
     for position, layer in enumerate(layers):
         for path in _ancestors(layer):

@@ -100,7 +100,9 @@ def _find_called(graphs: Sequence[fx.Graph]) -> set[str]:
 
 
 def _insides(module: nn.Module, graphs: Sequence[fx.Graph], example: Tensor | None) -> dict[str, tuple[str, ...]]:
-    """Of modules that torch.fx does not look into and that hold several layers, what they hold, as hooks see it."""
+    """By path of modules that torch.fx does not look into and that hold several layers, what they hold, as hooks see
+    it.
+    """
     held: dict[str, list[str]] = {}
     for path in sorted(_find_called(graphs)):
         part = module.get_submodule(path)
@@ -121,7 +123,7 @@ def _insides(module: nn.Module, graphs: Sequence[fx.Graph], example: Tensor | No
 
 
 def _by_call(names: Sequence[str], first: Mapping[str, int]) -> tuple[str, ...]:
-    """In order of the first call; one that is not called stays behind its neighbour in the code."""
+    """The names in order of the first call; one that is not called stays behind its neighbour in the code."""
     places, place = dict[str, int](), -1
     for name in names:
         place = places[name] = first.get(name, place)

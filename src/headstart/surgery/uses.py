@@ -34,8 +34,8 @@ def find_uses(
     tensors: Callable[[nn.Module], Iterable[Tensor]],
     others: Mapping[str, Tensor] = MappingProxyType({}),
 ) -> Uses:
-    """Of modules by path, in one forward pass; ``tensors`` gives those of a module that are looked for, ``others`` are
-    such that belong to none.
+    """The uses of modules, by path, in one forward pass; ``tensors`` gives those of a module that are looked for,
+    ``others`` are such that belong to none.
 
     Raises: ModelError: the model does not run.
     """

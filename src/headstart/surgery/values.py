@@ -70,7 +70,7 @@ def _bytes(tensor: Tensor) -> Tensor:
 
 
 def put_back_tensor(target: Tensor, value: TensorValue) -> None:
-    """Shape, dtype and values as they were, in place; nothing is written where they still are."""
+    """Put shape, dtype and values back, in place; nothing is written where they still are as they were."""
     if value.shape is None:
         if not nn.parameter.is_lazy(target):
             target.data = torch.empty(0, dtype=value.dtype, device=value.device)
@@ -85,7 +85,7 @@ def put_back_tensor(target: Tensor, value: TensorValue) -> None:
 
 
 def array_value(target: np.ndarray[Any, Any], *, copied: bool) -> np.ndarray[Any, Any]:
-    """A copy, or of a very large array itself."""
+    """A copy of an array, or the array itself where it is very large."""
     return target.copy() if copied and target.nbytes <= _MOST_BYTES else target
 
 
@@ -106,7 +106,7 @@ def generator_state(target: Any) -> Any:
 
 
 def put_back_generator(target: Any, state: Any) -> None:
-    """What ``generator_state`` gave."""
+    """Set a generator to a state that ``generator_state`` gave."""
     if isinstance(target, random.Random):
         target.setstate(state)
     elif isinstance(target, np.random.Generator):
