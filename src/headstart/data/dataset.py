@@ -83,7 +83,7 @@ class ImageDataset(Dataset[ImageRead]):
 
     @property
     def images(self) -> ImageDataset:
-        """Itself, as other datasets name the images that they stand for."""
+        """This dataset itself, as other datasets name the images that they stand for."""
         return self
 
     @cached_property
@@ -107,7 +107,7 @@ class ImageDataset(Dataset[ImageRead]):
 
     @cached_property
     def _transform(self) -> Transform:
-        """All that is not left to the device."""
+        """The transform but for what is left to the device."""
         return self.transform if self.deferred is None else self.deferred.framed
 
     @cached_property

@@ -115,12 +115,12 @@ def _take(shuffled: Sequence[Cluster], *, share: float) -> list[Cluster]:
 
 def _mend(clusters: Sequence[Cluster], held: Sequence[Cluster]) -> list[Cluster]:
     """Give back what training needs of each label; then give validation the labels that it still lacks."""
-    kept = {cluster.keys: cluster for cluster in held}
+    mended = {cluster.keys: cluster for cluster in held}
     everywhere = Counter(label for cluster in clusters for label in cluster.labels)
     inside = Counter(label for cluster in held for label in cluster.labels)
     for cluster in held:
         if any(inside[label] == everywhere[label] for label in cluster.labels):
-            del kept[cluster.keys]
+            del mended[cluster.keys]
             inside.subtract(cluster.labels)
     for label in sorted(everywhere):
         if inside[label] > 0:
@@ -132,6 +132,6 @@ def _mend(clusters: Sequence[Cluster], held: Sequence[Cluster]) -> list[Cluster]
         ]
         if movable:
             smallest = min(movable, key=lambda cluster: (len(cluster.keys), cluster.keys))
-            kept[smallest.keys] = smallest
+            mended[smallest.keys] = smallest
             inside.update(smallest.labels)
-    return [kept[keys] for keys in sorted(kept)]
+    return [mended[keys] for keys in sorted(mended)]

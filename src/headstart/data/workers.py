@@ -35,7 +35,7 @@ _CAUSES = {  # words of torch's messages: what usually is behind them, and what 
 
 
 def stay_with(parent: int) -> None:
-    """In a loading process: signals are the run's affair (a terminal sends Ctrl-C to all); it ends with the run."""
+    """Make a loading process leave signals to the run (a terminal sends Ctrl-C to all), and end with it."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     if sys.platform == "linux":
@@ -64,8 +64,8 @@ def explain_deaths() -> Iterator[None]:
 
 @contextmanager
 def kill_workers_left_over() -> Iterator[None]:
-    """What loads images for what is done within, where that is left before its end, is killed: it may be in the middle
-    of a decoder's call, for which torch would wait 5 s.
+    """Within, loading processes that are begun are killed where the block is left before its end: they may be in the
+    middle of a decoder's call, for which torch would wait 5 s.
     """
     before, done = set(multiprocessing.active_children()), False
     try:

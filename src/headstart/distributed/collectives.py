@@ -32,7 +32,7 @@ def count_messages(counter: Callable[[], None]) -> Iterator[None]:
 
 
 def all_gather_object(value: object) -> list[Any]:
-    """What every rank gave, by rank: any value that JSON can hold.
+    """The values that all ranks gave, by rank; each is any that JSON can hold.
 
     Raises: OthersFailed: a rank has sent an error instead (see ``collective_errors``).
     """
@@ -41,11 +41,11 @@ def all_gather_object(value: object) -> list[Any]:
 
 def _all_gather_object(message: Mapping[str, object]) -> list[Any]:
     data = json.dumps(message).encode("utf-8", "surrogateescape")
-    found = [json.loads(other.decode("utf-8", "surrogateescape")) for other in _exchange_bytes(data)]
-    failed = [rank for rank, other in enumerate(found) if "failed" in other]
+    messages = [json.loads(received.decode("utf-8", "surrogateescape")) for received in _exchange_bytes(data)]
+    failed = [rank for rank, received in enumerate(messages) if "failed" in received]
     if failed and current().rank != failed[0]:
-        raise OthersFailed(exit_code=found[failed[0]]["failed"])
-    return [other.get("value") for other in found]
+        raise OthersFailed(exit_code=messages[failed[0]]["failed"])
+    return [received.get("value") for received in messages]
 
 
 def _exchange_bytes(data: bytes) -> list[bytes]:
@@ -59,14 +59,14 @@ def _exchange_bytes(data: bytes) -> list[bytes]:
 
 
 def _all_gather(value: Tensor) -> list[Tensor]:
-    found = [torch.empty_like(value) for _ in range(dist.get_world_size())]
+    gathered = [torch.empty_like(value) for _ in range(dist.get_world_size())]
     _count()
-    dist.all_gather(found, value)
-    return found
+    dist.all_gather(gathered, value)
+    return gathered
 
 
 def all_gather(value: Tensor) -> list[Tensor]:
-    """The equally shaped tensors of all ranks, by rank, where this rank's is."""
+    """The equally shaped tensors of all ranks, by rank, on the device of this rank's."""
     if not current().is_distributed:
         return [value]
     return [other.to(value.device) for other in _all_gather(value.contiguous().to(_device()))]
@@ -101,13 +101,13 @@ def broadcast_files(files: Mapping[str, bytes] | None) -> dict[str, bytes] | Non
     names = broadcast_object(None if files is None else {name: len(data) for name, data in files.items()})
     if names is None:
         return None
-    found: dict[str, bytes] = {}
+    received: dict[str, bytes] = {}
     for name, size in names.items():
         data = torch.zeros(size, dtype=torch.uint8)
         if files is not None:
             data = torch.frombuffer(bytearray(files[name]), dtype=torch.uint8) if size else data
-        found[name] = _broadcast(data.to(_device())).cpu().numpy().tobytes() if size else b""
-    return found
+        received[name] = _broadcast(data.to(_device())).cpu().numpy().tobytes() if size else b""
+    return received
 
 
 def gather_files(files: Mapping[str, bytes]) -> dict[str, bytes]:
@@ -121,13 +121,13 @@ def gather_files(files: Mapping[str, bytes]) -> dict[str, bytes]:
     received = [torch.empty_like(sent) for _ in names] if first else None
     _count()
     dist.gather(sent, received, dst=0)
-    found: dict[str, bytes] = {}
+    gathered: dict[str, bytes] = {}
     for sizes, part in zip(names, received or (), strict=first):
         whole, start = part.cpu().numpy().tobytes(), 0
         for name, size in sizes.items():
-            found[name] = whole[start : start + size]
+            gathered[name] = whole[start : start + size]
             start += size
-    return found
+    return gathered
 
 
 def _broadcast(value: Tensor) -> Tensor:
@@ -137,7 +137,7 @@ def _broadcast(value: Tensor) -> Tensor:
 
 
 def broadcast_tensors(tensors: Iterable[Tensor]) -> None:
-    """Overwrite each tensor with the first rank's; in one message per kind of number."""
+    """Overwrite each tensor with the first rank's, in one message per kind of number."""
     if not current().is_distributed:
         return
     kinds: dict[torch.dtype, list[Tensor]] = {}
@@ -150,7 +150,7 @@ def broadcast_tensors(tensors: Iterable[Tensor]) -> None:
 
 
 def broadcast_model(module: nn.Module) -> None:
-    """Weights and buffers as the first rank has them; other things that a state dict may hold stay each rank's own."""
+    """Make weights and buffers those of the first rank; what else a state dict may hold stays each rank's own."""
     broadcast_tensors(value for value in module.state_dict().values() if isinstance(value, Tensor))
 
 
@@ -173,21 +173,21 @@ def collective_errors() -> Iterator[None]:
 
 @contextmanager
 def raise_together(kind: type[_E]) -> Iterator[None]:
-    """Within, an error of this ``kind``, which whoever catches it goes on after, is raised by all ranks at the end of
-    the block where any has one: they go on alike. Ranks that have none raise the first one's.
+    """Within, an error of this ``kind`` of any rank is raised by all at the end of the block, so that ranks which catch
+    it and go on do so alike. Ranks that have none raise the first one's.
     """
-    found: _E | None = None
+    own: _E | None = None
     try:
         yield
     except kind as error:
-        found = error
-    if any(any_of(found is not None)):
-        said = all_gather_object(None if found is None else str(found))
-        raise found or kind(next(text for text in said if text is not None))
+        own = error
+    if any(any_of(own is not None)):
+        texts = all_gather_object(None if own is None else str(own))
+        raise own or kind(next(text for text in texts if text is not None))
 
 
 def _device() -> torch.device:
-    """Where the group's messages have to be."""
+    """The device on which the group's messages have to be."""
     gloo = dist.get_backend() == "gloo"
     accelerator = None if gloo else torch.accelerator.current_accelerator(check_available=True)
     if accelerator is None:

@@ -62,7 +62,7 @@ def _reducing(forward: nn.Module, *, last: bool) -> Iterator[None]:
 
 
 def share_statistics(module: nn.Module) -> None:
-    """Every rank's BatchNorm statistics (and other float buffers of modules in training) as the first rank's."""
+    """Make every rank's BatchNorm statistics (and other float buffers of modules in training) those of the first."""
     broadcast_tensors(
         buffer
         for part in module.modules()

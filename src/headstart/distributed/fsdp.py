@@ -1,4 +1,4 @@
-"""A model whose parameters are shared out: each process holds a part of every one (FSDP2, ``fully_shard``).
+"""A sharded model: each process holds a part of every parameter (FSDP2, ``fully_shard``).
 
 Each parameter is cut along its first dimension into as many parts as there are processes, as ``torch.chunk`` cuts; what
 is whole here is whole on every process (buffers, counters).
@@ -25,60 +25,60 @@ _SHARE_OF_ALL = 64  # a block with at least so many-th of the parameters is gath
 
 
 def can_shard() -> bool:
-    """Whether a model whose parameters are shared out is known to train rightly with this torch."""
+    """Whether a sharded model is known to train rightly with this torch."""
     return tuple(int(number) for number in re.findall(r"\d+", torch.__version__)[:2]) >= _SHARDS_RIGHTLY
 
 
 def shard(module: nn.Module, device: torch.device) -> None:
-    """Share the parameters out, in place: block by block, so that one block is whole at a time."""
+    """Shard the parameters, in place: block by block, so that one block is whole at a time."""
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
     mesh = init_device_mesh(device.type, (current().world_size,))
-    for block in _blocks(module):
+    for block in _find_blocks(module):
         fully_shard(block, mesh=mesh)
     fully_shard(module, mesh=mesh)
 
 
-def _blocks(module: nn.Module) -> list[nn.Module]:
+def _find_blocks(module: nn.Module) -> list[nn.Module]:
     """The repeated parts: members of sequences with a good share of the parameters, none inside another."""
     least = sum(parameter.numel() for parameter in module.parameters()) / _SHARE_OF_ALL
-    found: dict[str, nn.Module] = {}
+    blocks: dict[str, nn.Module] = {}
     for path, part in module.named_modules():
         if not isinstance(part, nn.Sequential | nn.ModuleList):
             continue
         for name, child in part.named_children():
             own, size = f"{path}.{name}" if path else name, sum(p.numel() for p in child.parameters())
             if size >= least and not isinstance(child, nn.Sequential | nn.ModuleList):
-                found[own] = child
-    return [part for path, part in found.items() if not any(path.startswith(f"{other}.") for other in found)]
+                blocks[own] = child
+    return [part for path, part in blocks.items() if not any(path.startswith(f"{other}.") for other in blocks)]
 
 
 def plain_type(module: nn.Module) -> type[object]:
-    """Its class but for what several processes change of it: FSDP2 puts its own before it, SyncBatchNorm takes over."""
+    """A module's class as it is without FSDP2, which puts its own before it, and SyncBatchNorm, which replaces it."""
     if isinstance(module, BATCH_NORMS):
         return BATCH_NORMS[0]
     return next(kind for kind in type(module).__mro__ if not _is_of_fsdp(kind))
 
 
 def is_sharded(module: nn.Module) -> bool:
-    """Whether the parameters are shared out."""
+    """Whether the module's parameters are sharded."""
     return _is_of_fsdp(type(module))
 
 
 def _is_of_fsdp(kind: type[object]) -> bool:
-    fsdp = sys.modules.get("torch.distributed.fsdp")  # who shares a module out has imported it; others save 0.2 s
+    fsdp = sys.modules.get("torch.distributed.fsdp")  # who shards a module has imported it; others save 0.2 s
     return fsdp is not None and issubclass(kind, fsdp.FSDPModule)
 
 
 def is_sharded_tensor(tensor: Tensor) -> TypeGuard[DTensor]:
-    """Whether each process holds a part of it."""
+    """Whether each process holds a part of the tensor."""
     tensors = sys.modules.get("torch.distributed.tensor")  # as above
     return tensors is not None and isinstance(tensor, tensors.DTensor)
 
 
 def reduce_next(module: nn.Module, *, reduce: bool) -> None:
-    """Whether the next backward pass averages the gradients over the processes."""
+    """Set whether the next backward pass averages the gradients over the processes."""
     from torch.distributed.fsdp import FSDPModule
 
     assert isinstance(module, FSDPModule)
@@ -86,8 +86,8 @@ def reduce_next(module: nn.Module, *, reduce: bool) -> None:
 
 
 def part_again(module: nn.Module) -> None:
-    """Back to parts: a forward pass without a backward one leaves the outermost parameters whole, and their names then
-    stand for other tensors than the optimizer's.
+    """Cut the model into its parts again: a forward pass without a backward one leaves the outermost parameters whole,
+    and their names then stand for other tensors than the optimizer's.
     """
     if not is_sharded(module):
         return
@@ -104,12 +104,12 @@ def local(tensor: Tensor) -> Tensor:
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """The whole of a tensor that is shared out (all processes call it), or the tensor itself."""
+    """The whole of a sharded tensor (all processes call it), or the tensor itself."""
     return tensor.full_tensor() if is_sharded_tensor(tensor) else tensor
 
 
 def like_parameter(value: Tensor, like: Tensor) -> Tensor:
-    """A whole tensor, shared out as ``like`` is; every process has the same one, and nothing is sent."""
+    """A whole tensor, sharded as ``like`` is; every process has the same one, and nothing is sent."""
     if not is_sharded_tensor(like) or value.shape != like.shape:
         return value
     from torch.distributed.tensor import distribute_tensor
@@ -118,13 +118,13 @@ def like_parameter(value: Tensor, like: Tensor) -> Tensor:
 
 
 def put(into: Tensor, value: Tensor) -> None:
-    """Overwrite a tensor, shared out or not, with a whole one."""
+    """Overwrite a tensor, sharded or not, with a whole one."""
     with torch.no_grad():
         into.copy_(like_parameter(value, into))
 
 
 def parts(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, list[int]]]:
-    """What this process writes of them, and the whole shapes of those that are shared out.
+    """The parts of tensors that this process writes, and the whole shapes of those that are sharded.
 
     Whole tensors are written by the first process alone.
     """
@@ -137,8 +137,8 @@ def parts(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, l
 
 
 def join_parts(files: Sequence[Mapping[str, Tensor]], shapes: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Whole tensors from the parts of all processes, in their order."""
-    found = dict(files[0])
+    """The whole tensors from the parts of all processes, in their order."""
+    wholes = dict(files[0])
     for name, shape in shapes.items():
-        found[name] = torch.cat([part[name] for part in files]).reshape(shape)
-    return found
+        wholes[name] = torch.cat([part[name] for part in files]).reshape(shape)
+    return wholes

@@ -60,11 +60,11 @@ class Heartbeat:
             thread.start()
 
     def count(self) -> None:
-        """One more message that this rank takes part in."""
+        """Count one more message that this rank takes part in."""
         self._messages += 1
 
     def stop(self) -> None:
-        """No more beats. The threads are waited for: one that is within torch while Python ends makes C++ abort."""
+        """End the beats, and wait for the threads: one that is within torch while Python ends makes C++ abort."""
         self._ended.set()
         self._woken.set()
         for thread in self._threads:
@@ -78,13 +78,13 @@ class Heartbeat:
         self._reported.wait(_STILL_SECONDS)
 
     def linger(self) -> None:
-        """Where the first process holds the store it must not take it along before the others have read who failed."""
+        """Wait before the first process, which may hold the store, leaves: the others have to read who failed."""
         if self.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
             time.sleep(_LINGER_SECONDS)
 
     @property
     def others_failed(self) -> bool:
-        """Whether another rank has said that it failed."""
+        """Whether another rank has reported that it failed."""
         return any(rank != self.rank for rank in self._failed)
 
     def find_lost(self) -> Mapping[int, str]:

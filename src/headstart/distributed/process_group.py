@@ -104,7 +104,7 @@ def _open_group(found: Processes, device: torch.device, *, timeout: timedelta) -
 
 
 def _connect_again(store: Any, timeout: timedelta) -> Any:
-    """A connection of its own to the same store: on a shared one, who waits keeps the others from speaking."""
+    """A further connection to the same store: on a shared one, a thread that waits keeps others from writing."""
     if hasattr(store, "clone"):  # from torch 2.9 on
         return store.clone()
     while isinstance(store, PrefixStore):
@@ -114,7 +114,7 @@ def _connect_again(store: Any, timeout: timedelta) -> Any:
 
 @contextmanager
 def _report_errors_by_rank(found: Processes, heartbeat: Heartbeat) -> Iterator[None]:
-    """Within, what goes wrong is told to the others and said by the rank where it did, once."""
+    """Within, what goes wrong is reported to the others, and shown once, by the rank where it did."""
     why, failed = "it ended early", True
     try:
         yield
@@ -124,7 +124,7 @@ def _report_errors_by_rank(found: Processes, heartbeat: Heartbeat) -> Iterator[N
         raise
     except Interrupted as stop:
         why, failed = "", False
-        if not found.is_first:  # all are told to stop; the first one says it
+        if not found.is_first:  # all are asked to stop; the first one says it
             raise OthersFailed(exit_code=stop.exit_code) from stop
         raise
     except Error as error:
@@ -147,7 +147,7 @@ def _report_errors_by_rank(found: Processes, heartbeat: Heartbeat) -> Iterator[N
 
 
 def _finish_speaking() -> None:
-    """The launcher ends all when one has failed; what went wrong is said before that."""
+    """Print what went wrong before the launcher, which ends all processes when one has failed, ends this one."""
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
@@ -157,7 +157,7 @@ def _is_lost_contact(error: RuntimeError) -> bool:
 
 
 def _explain_loss(heartbeat: Heartbeat, error: RuntimeError) -> RunError:
-    """Who is lost: said by the first rank that is left, unless somebody has said why it failed."""
+    """An error that names who is lost, of the first rank that is left, unless a rank has reported why it failed."""
     _finish_speaking()
     gone = heartbeat.find_lost()
     left = [rank for rank in range(heartbeat.world_size) if rank not in gone]

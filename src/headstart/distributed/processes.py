@@ -26,7 +26,7 @@ class Processes:
 
     @property
     def is_distributed(self) -> bool:
-        """Whether there are others."""
+        """Whether there are other processes."""
         return self.world_size > 1
 
     def slice(self, count: int) -> range:

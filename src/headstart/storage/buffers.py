@@ -1,4 +1,4 @@
-"""What is written to a file without being put together first."""
+"""``Buffers``: parts of a file that are written without being put together first."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ class Buffers:
 
 
 Content = bytes | Buffers
-"""Of a file."""
+"""What a file contains."""
 
 
 def as_buffers(content: Content) -> Buffers:
-    """In one piece or in several."""
+    """The content as buffers, be it one piece or several."""
     return content if isinstance(content, Buffers) else Buffers(content)
 
 
 def sha256(content: Content) -> str:
-    """Its SHA-256 in hexadecimal digits."""
+    """The SHA-256 of a content in hexadecimal digits."""
     digest = hashlib.sha256()
     for part in as_buffers(content):
         digest.update(part)

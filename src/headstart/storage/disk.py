@@ -91,7 +91,7 @@ DISK = LocalDisk()
 
 @contextmanager
 def _add_path_to_error(path: Path) -> Iterator[None]:
-    """An OS error says where: writing and syncing do not by themselves."""
+    """Within, an OS error gets the path: writing and syncing do not name it by themselves."""
     try:
         yield
     except OSError as error:

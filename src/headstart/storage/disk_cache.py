@@ -26,7 +26,7 @@ from headstart.storage.durable import free_bytes, read_file, read_json, write_fi
 from headstart.storage.record_file import RecordFile, file_bytes
 
 _KEY = re.compile(r"[0-9a-f]{32}")
-_PAGES, _WHOLE, _ABOUT = "pages", "content", "about.json"
+_RECORDS, _WHOLE, _ABOUT = "pages", "content", "about.json"
 _SCANS, _SHARE_OF_SCANS = "scans", 0.05
 _SPARE_BYTES = 1 << 30  # left free on the disk: checkpoints need room, too
 
@@ -105,12 +105,12 @@ class DiskCache:
         assert _KEY.fullmatch(key), key
         place = self._folder / key
         self._make_private(self._folder)
-        if not (place / _PAGES).exists():
+        if not (place / _RECORDS).exists():
             self._make_room(file_bytes(count=count, record_bytes=record_bytes))
         self._make_private(place)
-        for path in (place / _PAGES, place / _ABOUT):
+        for path in (place / _RECORDS, place / _ABOUT):
             _refuse_other_writers(path)
-        file = RecordFile(place / _PAGES, count=count, record_bytes=record_bytes, key=key)
+        file = RecordFile(place / _RECORDS, count=count, record_bytes=record_bytes, key=key)
         if not self.is_complete(key):
             self._note(key, {**about, "complete": False})
         os.utime(place)
@@ -162,7 +162,7 @@ class DiskCache:
         os.utime(place)
 
     def _make_private(self, folder: Path) -> None:
-        """The folder is there, and nobody else can write it."""
+        """Have the folder be there, and nobody else be able to write it."""
         try:
             folder.parent.mkdir(parents=True, exist_ok=True)
             folder.mkdir(mode=0o700, exist_ok=True)
@@ -171,31 +171,31 @@ class DiskCache:
         _refuse_other_writers(folder)
 
     def is_complete(self, key: str) -> bool:
-        """Whether every page of it was written once (a damaged one is found when it is read)."""
+        """Whether every record of the key was written once (a damaged one is found when it is read)."""
         return self._about(key).get("complete") is True
 
     def complete(self, key: str, facts: Mapping[str, Any]) -> None:
-        """Every page is on the disk."""
+        """Note that every record of the key is on the disk."""
         self._note(key, {**self._about(key), **facts, "complete": True})
 
     def _note(self, key: str, about: Mapping[str, Any]) -> None:
-        """A record for people, and a shortcut for the next run: not needed, and several processes may write it."""
+        """Write a note for people, and a shortcut for the next run: not needed, and several processes may write it."""
         path = self._folder / key / _ABOUT
         with suppress(StorageError, OSError):
             write_json(path, about)
             path.chmod(0o600)
 
     def content(self) -> list[CacheEntry]:
-        """All that is there, the least recently used first."""
+        """All entries, the least recently used first."""
         folders = (
             [path for path in self._folder.iterdir() if _KEY.fullmatch(path.name)] if self._folder.is_dir() else []
         )
         return sorted((self._read_entry(path) for path in folders), key=lambda entry: (entry.used, entry.key))
 
     def remove(self, key: str) -> bool:
-        """Remove what no run has open; whether it was removed."""
+        """Remove a key's entry unless a run has it open; return whether it was removed."""
         assert _KEY.fullmatch(key), key
-        if _is_open(self._folder / key / _PAGES):
+        if _is_open(self._folder / key / _RECORDS):
             return False
         shutil.rmtree(self._folder / key, ignore_errors=True)
         return True
@@ -220,20 +220,20 @@ class DiskCache:
 
     def _read_entry(self, path: Path) -> CacheEntry:
         about = self._about(path.name)
-        pages = path / _PAGES
-        sizes = [file.stat().st_size for file in (pages, path / _WHOLE) if file.exists()]
+        records = path / _RECORDS
+        sizes = [file.stat().st_size for file in (records, path / _WHOLE) if file.exists()]
         return CacheEntry(
             key=path.name, nbytes=sum(sizes),
             used=datetime.fromtimestamp(path.stat().st_mtime, UTC), complete=about.get("complete") is True,
-            in_use=_is_open(pages), about=about,
+            in_use=_is_open(records), about=about,
         )  # fmt: skip
 
     def _about(self, key: str) -> dict[str, Any]:
         try:
-            found = read_json(self._folder / key / _ABOUT)
+            about = read_json(self._folder / key / _ABOUT)
         except StorageError:  # not there, or damaged: then not complete
             return {}
-        return found if isinstance(found, dict) else {}
+        return about if isinstance(about, dict) else {}
 
 
 @contextmanager
@@ -257,10 +257,10 @@ def _refuse_other_writers(path: Path) -> None:
         raise StorageError(shared)
 
 
-def _is_open(pages: Path) -> bool:
+def _is_open(records: Path) -> bool:
     """Whether a living process has it open: each holds a shared lock."""
     try:
-        descriptor = os.open(pages, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        descriptor = os.open(records, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     except OSError:
         return False
     try:

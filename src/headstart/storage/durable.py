@@ -60,7 +60,7 @@ class HardLink:
 
 
 def stamp_of(path: Path) -> Stamp:
-    """Place, number, size and time of a plain file's contents; another name for it changes none.  Raises: OSError."""
+    """The place, number, size and time of a plain file's contents; a further name changes none.  Raises: OSError."""
     found = path.lstat()
     if not stat.S_ISREG(found.st_mode):
         raise OSError(errno.EINVAL, "it is not a plain file", str(path))
@@ -120,7 +120,7 @@ def write_file(path: Path, data: bytes, *, disk: Disk = DISK, needed: int = 0) -
 
 
 def write_json(path: Path, value: object, *, disk: Disk = DISK, needed: int = 0) -> None:
-    """``write_file`` of indented JSON; NaN is refused (it is not JSON)."""
+    """Write a file of indented JSON, as ``write_file`` does; NaN is refused (it is not JSON)."""
     write_file(path, json_bytes(value), disk=disk, needed=needed)
 
 
@@ -143,7 +143,7 @@ def _make_folder(path: Path, *, disk: Disk) -> None:
 
 
 def write_folder(path: Path, files: Mapping[str, Content | HardLink], *, disk: Disk = DISK) -> dict[str, str]:
-    """Write a folder of files with its manifest, whole or not at all; the SHA-256 of each.
+    """Write a folder of files with its manifest, whole or not at all; return the SHA-256 of each.
 
     A folder at ``path`` is replaced.  Raises: StorageError.
     """
@@ -201,7 +201,7 @@ def _link(data: HardLink, target: Path, *, disk: Disk) -> bool:
 
 
 def _give_up(temp: Path, old: Path, path: Path, *, disk: Disk) -> None:
-    """After a failure what was moved aside comes back, and what was half-done gives its space back."""
+    """After a failure put back what was moved aside, and remove what was half-done."""
     if old.exists() and not path.exists():
         disk.rename(old, path)
     if temp.exists():
@@ -214,9 +214,9 @@ def _is_plain(name: str) -> bool:
 
 
 def _manifest(entries: Mapping[str, tuple[int, str]]) -> bytes:
-    """``entries``: size and SHA-256 of each file."""
-    told = {name: {"size": size, "sha256": digest} for name, (size, digest) in sorted(entries.items())}
-    return json_bytes({"files": told, "digest": _digest(told)})
+    """The content of a manifest of these entries, the size and SHA-256 of each file."""
+    listed = {name: {"size": size, "sha256": digest} for name, (size, digest) in sorted(entries.items())}
+    return json_bytes({"files": listed, "digest": _digest(listed)})
 
 
 def _digest(entries: object) -> str:
@@ -308,7 +308,7 @@ def refuse_links(run: Path, *names: str) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """The value in a JSON file.  Raises: StorageError: missing or not JSON."""
+    """The value in a JSON file.  Raises: StorageError: it is missing, or not JSON."""
     try:
         return json.loads(_bytes_of(path).decode("utf-8", "surrogateescape"))
     except (ValueError, RecursionError) as error:
@@ -328,7 +328,7 @@ def sweep(folder: Path, *, disk: Disk = DISK) -> None:
 
 
 def _settle(old: Path, path: Path, *, disk: Disk) -> None:
-    """What was moved aside goes when its successor is in place, else it comes back."""
+    """Remove what was moved aside when its successor is in place, else put it back."""
     if path.exists():
         disk.fsync_dir(path.parent)  # a process that was killed may not have got that far
         disk.remove(old)
@@ -344,27 +344,27 @@ def lock_folder(folder: Path, *, describe: Callable[[], str] = lambda: str(os.ge
     locks.
     """
     make_folder(folder)
-    path, said = folder / ".lock", describe().encode()
-    with explain_os_errors(path, needed=len(said)):
+    path, owner = folder / ".lock", describe().encode()
+    with explain_os_errors(path, needed=len(owner)):
         descriptor = open_plainly(str(path), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC)
     try:
         _take(descriptor, folder)
-        with explain_os_errors(path, needed=len(said)):
+        with explain_os_errors(path, needed=len(owner)):
             os.ftruncate(descriptor, 0)
-            os.pwrite(descriptor, said, 0)
+            os.pwrite(descriptor, owner, 0)
         yield
     finally:
         os.close(descriptor)
 
 
 def _take(descriptor: int, folder: Path) -> None:
-    """The lock; the loading processes that a killed run leaves behind are waited for."""
+    """Take the lock; wait for the loading processes that a killed run leaves behind."""
     patience = time.monotonic() + _ORPHANS_SECONDS
     while True:
         try:
             return fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            owner = os.pread(descriptor, 64, 0).decode(errors="replace")  # empty: it has not yet said who it is
+            owner = os.pread(descriptor, 64, 0).decode(errors="replace")  # empty: it has not yet written who it is
             if (owner and _is_alive(owner)) or time.monotonic() > patience:
                 raise StorageError(
                     f"{folder}: process {owner or 'unknown'} is using this run; wait for it or choose another --out"

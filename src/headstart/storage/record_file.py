@@ -1,11 +1,12 @@
-"""A file of pages of one size, each known to be whole and in its place or not: for what can be computed again.
+"""A file of records of one size, each known to be whole and in its place or not: for what can be computed again.
 
-Behind each page stand a digest of key, number and page, which no page made for another place has, and a checksum. The
-first time that a run reads a page it compares both, later the checksum, which sees damage in a quarter of the time.
+Behind each record stand a digest of key, number and record, which no record made for another place has, and a checksum.
+The first time that a run reads a record it compares both, later the checksum, which sees damage in a quarter of the
+time.
 
-Not durable as ``storage`` is, and needs not be: a page that a crash, a full disk or a bad sector damaged is seen when
+Not durable as ``storage`` is, and needs not be: a record that a crash, a full disk or a bad sector damaged is seen when
 it is read, and made again. Read with ``pread``: a memory map of a file that is cut short kills the process (SIGBUS).
-Several processes may write the same file at once, if equal numbers mean equal pages.
+Several processes may write the same file at once, if equal numbers mean equal records.
 """
 
 from __future__ import annotations
@@ -25,19 +26,19 @@ from typing import Any, Self, TypeVar
 from headstart.errors import StorageError
 
 _MARK = b"pag2"  # what was never written is zeros
-_DIGEST_BYTES = 16  # of SHA-256, the fastest here that nobody can find two pages for: 2.0 GB/s, BLAKE2b 1.4, CRC-32 7.0
+_DIGEST_BYTES = 16  # of SHA-256, the fastest here that no two records are known for: 2.0 GB/s, BLAKE2b 1.4, CRC-32 7.0
 _TAIL = len(_MARK) + 4 + _DIGEST_BYTES
 Buffer = bytes | bytearray | memoryview
 _T = TypeVar("_T")
 
 
 def file_bytes(*, count: int, record_bytes: int) -> int:
-    """Of a file with so many pages."""
+    """The size of a file with so many records."""
     return count * (record_bytes + _TAIL)
 
 
 class RecordFile:
-    """``count`` pages of ``record_bytes``, numbered from 0; ``key`` says of what: pages of another key are not whole.
+    """A file of ``count`` records of ``record_bytes``, numbered from 0; those of another ``key`` are not whole.
 
     A shared lock on the file says that it is in use.
 
@@ -48,11 +49,11 @@ class RecordFile:
         self.path, self.count, self.record_bytes = path, count, record_bytes
         self._key = key.encode()
         self._step = record_bytes + _TAIL
-        self._proved = mmap.mmap(-1, max(1, count))  # a byte for each page, also for loading processes that are forked
+        self._proved = mmap.mmap(-1, max(1, count))  # a byte for each record, shared with processes that are forked
         self._descriptor = _open_sized(path, size=file_bytes(count=count, record_bytes=record_bytes))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Opened again in the process that it goes to."""
+        """Pickle the path and the facts: the file is opened again in the process that it goes to."""
         return partial(type(self), count=self.count, record_bytes=self.record_bytes, key=self._key.decode()), (
             self.path,
         )
@@ -64,13 +65,13 @@ class RecordFile:
         self.close()
 
     def close(self) -> None:
-        """Close the file; the pages stay."""
+        """Close the file; the records stay."""
         os.close(self._descriptor)
         self._proved.close()
 
-    def write(self, number: int, page: Buffer) -> None:
-        """Write a page."""
-        view = memoryview(page).cast("B")
+    def write(self, number: int, record: Buffer) -> None:
+        """Write a record."""
+        view = memoryview(record).cast("B")
         assert 0 <= number < self.count and len(view) == self.record_bytes, (number, self.count, len(view))
         data: list[Buffer] = [view, _MARK + self._checksum(number, view) + self._digest(number, view)]
         written = _run_explained(self.path, lambda: os.pwritev(self._descriptor, data, number * self._step))
@@ -78,7 +79,7 @@ class RecordFile:
             raise StorageError(f"{self.path}: {written:,} of {self._step:,} bytes written; the disk is full")
 
     def read(self, number: int, into: bytearray | memoryview) -> bool:
-        """Fill ``into`` with a page; False where it was never written, is damaged or belongs elsewhere."""
+        """Fill ``into`` with a record; False where it was never written, is damaged or belongs elsewhere."""
         view, tail = memoryview(into).cast("B"), bytearray(_TAIL)
         assert 0 <= number < self.count and len(view) == self.record_bytes, (number, self.count, len(view))
         try:
@@ -93,12 +94,12 @@ class RecordFile:
         return bool(self._proved[number])
 
     def missing(self) -> list[int]:
-        """Numbers of the pages that are not whole; all are read."""
+        """The numbers of the records that are not whole; all are read."""
         room = bytearray(self.record_bytes)
         return [number for number in range(self.count) if not self.read(number, room)]
 
     def expect(self, numbers: Iterable[int]) -> None:
-        """Have the system read these pages in the background, in the order of the file."""
+        """Have the system read these records in the background, in the order of the file."""
         if not hasattr(os, "posix_fadvise"):
             return
         for number in sorted(numbers):
@@ -108,13 +109,13 @@ class RecordFile:
         """Have everything written reach the disk."""
         _run_explained(self.path, lambda: os.fsync(self._descriptor))
 
-    def _checksum(self, number: int, page: Buffer) -> bytes:
+    def _checksum(self, number: int, record: Buffer) -> bytes:
         start = zlib.crc32(b"%s %d" % (self._key, number))
-        return zlib.crc32(page, start).to_bytes(4, "little")
+        return zlib.crc32(record, start).to_bytes(4, "little")
 
-    def _digest(self, number: int, page: Buffer) -> bytes:
+    def _digest(self, number: int, record: Buffer) -> bytes:
         digest = hashlib.sha256(b"%s %d\0" % (self._key, number))
-        digest.update(page)
+        digest.update(record)
         return digest.digest()[:_DIGEST_BYTES]
 
 

@@ -31,7 +31,9 @@ class Frame:
 
 
 def central_frame(size: Size, preprocess: Preprocess) -> Frame:
-    """Shorter side to ``floor(size / crop_pct)``, centre crop, or what the crop mode says: as timm and torchvision."""
+    """The frame with the shorter side at ``floor(size / crop_pct)``, cut in the centre, or what the crop mode says: as
+    timm and torchvision.
+    """
     shown = (preprocess.width, preprocess.height)
     # 384 / (384 / 450) is 449.99999999999994: without the margin a resize given in pixels comes out one short
     targets = [math.floor(side / preprocess.crop_pct + 1e-6) for side in shown]
@@ -56,7 +58,7 @@ def central_frame(size: Size, preprocess: Preprocess) -> Frame:
 
 
 def _centre_window(scaled: int, shown: int) -> int:
-    """Where the window begins; negative: so much is filled before it."""
+    """The position at which the window begins; where it is negative, so much is filled before the picture."""
     return round((scaled - shown) / 2) if scaled >= shown else -((shown - scaled) // 2)
 
 

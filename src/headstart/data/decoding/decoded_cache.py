@@ -1,8 +1,8 @@
-"""Decoded images kept in a file, for epochs that would decode the same photos again: a page per image, read or made.
+"""Decoded images kept in a file, for epochs that would decode the same photos again: a record per image, read or made.
 
 What is kept is a function of the image and the transform alone: the finished frame where nothing is cut at random, else
-the picture at a working size that holds every crop as finely as it is shown. So a page that is missing, damaged or has
-no room on the disk changes no pixel: it is decoded again.
+the picture at a working size that holds every crop as finely as it is shown. So a record that is missing, damaged or
+has no room on the disk changes no pixel: the image is decoded again.
 """
 
 from __future__ import annotations
@@ -34,22 +34,22 @@ class CacheableTransform(Protocol):
 
     @property
     def cached_bytes(self) -> int:
-        """Of a usual photo's pixels; larger ones have no page."""
+        """How many bytes a usual photo's kept pixels take; larger ones have no record."""
 
     @property
     def cache_key(self) -> str:
         """Everything that decides the kept pixels but the image."""
 
     def keep(self, picture: LazyImage) -> DecodedImage:
-        """What to keep of it."""
+        """The pixels of a picture that are kept."""
 
     def from_cached(self, kept: DecodedImage) -> Tensor:
-        """What the transform makes of them, uint8 (C, height, width)."""
+        """The transform of kept pixels, uint8 (C, height, width)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Decoded:
-    """The kept pixels of each sample; without a ``file`` they are made each time."""
+    """The pixels that are kept of each sample; without a ``file`` they are made each time."""
 
     transform: CacheableTransform
     file: RecordFile | None = None
@@ -61,42 +61,42 @@ class Decoded:
 
         Raises: UnreadableImage: it gives no picture.
         """
-        found = self._read(position)
-        if found is None:
+        kept = self._read(position)
+        if kept is None:
             picture, is_scanned = opened()
-            found = self.transform.keep(picture)
+            kept = self.transform.keep(picture)
             if is_scanned:
-                self._write(position, found)
-        return self.transform.from_cached(found)
+                self._write(position, kept)
+        return self.transform.from_cached(kept)
 
     def close(self) -> None:
-        """Close the file; the pages stay for other runs."""
+        """Close the file; the records stay for other runs."""
         if self.file is not None:
             self.file.close()
 
     def _read(self, position: int) -> DecodedImage | None:
         if self.file is None:
             return None
-        page = torch.empty(self.file.record_bytes, dtype=torch.uint8)
-        if not self.file.read(position, page.numpy().data):
+        record = torch.empty(self.file.record_bytes, dtype=torch.uint8)
+        if not self.file.read(position, record.numpy().data):
             return None
-        *size, high, wide, channels = page[:_SHAPE_BYTES].view(torch.int32).tolist()
-        pixels = page[_SHAPE_BYTES : _SHAPE_BYTES + high * wide * channels].view(high, wide, channels)
+        *size, high, wide, channels = record[:_SHAPE_BYTES].view(torch.int32).tolist()
+        pixels = record[_SHAPE_BYTES : _SHAPE_BYTES + high * wide * channels].view(high, wide, channels)
         return DecodedImage(pixels, size=(size[0], size[1]))
 
     def _write(self, position: int, kept: DecodedImage) -> None:
         pixels = kept.pixels
         if self.file is None or pixels.numel() > self.file.record_bytes - _SHAPE_BYTES:
             return
-        page = torch.zeros(self.file.record_bytes, dtype=torch.uint8)
-        page[:_SHAPE_BYTES].view(torch.int32).copy_(torch.tensor([*kept.size, *pixels.shape], dtype=torch.int32))
-        page[_SHAPE_BYTES : _SHAPE_BYTES + pixels.numel()].view(pixels.shape).copy_(pixels)
+        record = torch.zeros(self.file.record_bytes, dtype=torch.uint8)
+        record[:_SHAPE_BYTES].view(torch.int32).copy_(torch.tensor([*kept.size, *pixels.shape], dtype=torch.int32))
+        record[_SHAPE_BYTES : _SHAPE_BYTES + pixels.numel()].view(pixels.shape).copy_(pixels)
         with suppress(StorageError):  # a full disk: it is decoded again next time
-            self.file.write(position, page.numpy().data)
+            self.file.write(position, record.numpy().data)
 
 
 def open_decoded_cache(decoded: Decoded, samples: Sequence[Sample], disk_cache: DiskCache, *, about: str) -> Decoded:
-    """With its file, new or as an earlier run left it.  Raises: StorageError: there is no room for it."""
+    """The cache with its file, new or as an earlier run left it.  Raises: StorageError: there is no room for it."""
     size = _SHAPE_BYTES + decoded.transform.cached_bytes
     facts = {
         "format": _FORMAT, "form": decoded.transform.cache_key, "page": size,

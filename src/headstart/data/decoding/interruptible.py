@@ -15,14 +15,14 @@ from queue import Empty, SimpleQueue
 from typing import Generic, TypeVar
 
 QUICK_PIXELS = 4_000_000
-"""Of a picture that is decoded in some 50 ms, so that a thread for it would be in vain."""
+"""How many pixels are decoded in some 50 ms, so that a thread for them would be in vain."""
 _LOOK_SECONDS = 0.2
 _T = TypeVar("_T")
 _Item = TypeVar("_Item")
 
 
 class _Waiting(threading.local):
-    """Of each thread: whether it waits for data, and what is called when it begins to."""
+    """What each thread knows: whether it waits for data, and what is called when it begins to."""
 
     now = False
     hear: Callable[[], None] | None = None
@@ -54,7 +54,7 @@ def hear_before_waiting(hear: Callable[[], None]) -> Iterator[None]:
 
 
 def is_waiting() -> bool:
-    """Whether this thread waits for data, and could be told to leave."""
+    """Whether this thread waits for data, so that it could leave at once."""
     return _WAITING.now
 
 
@@ -81,36 +81,38 @@ def iterate_interruptibly(items: Iterator[_T]) -> Generator[_T, None, None]:
         outcomes: SimpleQueue[_Outcome[tuple[_T, ...]]] = SimpleQueue()
         ask = partial(_Outcome.of, lambda: tuple(islice(items, 1)))
         threading.Thread(target=lambda put=outcomes.put, ask=ask: put(ask()), name="await", daemon=True).start()
-        found = _next(outcomes).value()
-        if not found:
+        taken = _next(outcomes).value()
+        if not taken:
             return
-        yield found[0]
+        yield taken[0]
 
 
 def map_in_threads(work: Callable[[_Item], _T], items: Sequence[_Item], *, threads: int) -> Generator[_T, None, None]:
-    """``work`` of each item, in order. Once this is closed, or a signal handler raises, no further item is begun."""
+    """The results of ``work`` for each item, in order. Once this is closed, or a signal handler raises, no further item
+    is begun.
+    """
     outcomes: SimpleQueue[tuple[int, _Outcome[_T]]] = SimpleQueue()
-    stopped, places = threading.Event(), count()
+    stopped, numbers = threading.Event(), count()
 
     def serve() -> None:
-        while not stopped.is_set() and (place := next(places)) < len(items):
-            outcomes.put((place, _Outcome.of(partial(work, items[place]))))
+        while not stopped.is_set() and (number := next(numbers)) < len(items):
+            outcomes.put((number, _Outcome.of(partial(work, items[number]))))
 
     for _ in range(min(threads, len(items))):
         threading.Thread(target=serve, name="scan", daemon=True).start()
     done: dict[int, _Outcome[_T]] = {}
     try:
-        for place in range(len(items)):
-            while place not in done:
-                at, outcome = _next(outcomes)
-                done[at] = outcome
-            yield done.pop(place).value()
+        for number in range(len(items)):
+            while number not in done:
+                ended, outcome = _next(outcomes)
+                done[ended] = outcome
+            yield done.pop(number).value()
     finally:
         stopped.set()
 
 
 def _next(queue: SimpleQueue[_Item]) -> _Item:
-    """Its next value. A signal that comes in the instant before the wait begins is heard at the next look."""
+    """The queue's next value. A signal that comes in the instant before the wait begins is heard at the next look."""
     while True:
         try:
             return queue.get(timeout=_LOOK_SECONDS)
@@ -127,14 +129,14 @@ class _Outcome(Generic[_T]):
 
     @classmethod
     def of(cls, work: Callable[[], _T]) -> _Outcome[_T]:
-        """Of this work, done now."""
+        """The outcome of this work, done now."""
         try:
             return cls((work(),))
         except BaseException as error:  # raised again on the thread that waits for it
             return cls((), error)
 
     def value(self) -> _T:
-        """What it returned.  Raises: what it raised."""
+        """What the work returned.  Raises: what it raised."""
         if self.error is not None:
             raise self.error
         return self.found[0]

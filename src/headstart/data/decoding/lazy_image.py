@@ -57,7 +57,7 @@ class LazyImage:
         self.size: Size = size[::-1] if self._jpeg and self._jpeg.orientation in _LYING else size
 
     def whole(self) -> Image.Image:
-        """All of it, the right way up."""
+        """The whole picture, the right way up."""
         if self._whole is None:
             self._whole = decode_image(self._content, where=self._where, channels=self._channels)
         return self._whole
@@ -158,7 +158,9 @@ def _region(image: Image.Image, box: Box) -> _Region:
 
 
 def _pixels(image: Image.Image, box: Box) -> Tensor:
-    """(height, width, C) of the box; of a large one band by band, since each copy of it may take hundreds of MB."""
+    """The pixels (height, width, C) of the box; of a large one band by band, since each copy of it may take hundreds of
+    MB.
+    """
     left, top, width, height = box
     if width * height <= _BAND_PIXELS:
         part = image if box == (0, 0, *image.size) else image.crop((left, top, left + width, top + height))

@@ -81,11 +81,11 @@ class BoundedFile(io.BytesIO):
         self.give_seconds(2.0)
 
     def give_seconds(self, seconds: float) -> None:
-        """From now on reading ends after so much time of this thread on a core."""
+        """Have reading end after so much time of this thread on a core from now on."""
         self._seconds, self._ends = seconds, time.thread_time() + seconds
 
     def read(self, size: int | None = -1, /) -> bytes:
-        """As of any file.  Raises: TooMuchWork: a bound is reached."""
+        """Read as from any file.  Raises: TooMuchWork: a bound is reached."""
         data = super().read(size)
         self._reads -= 1
         self._left -= len(data)
@@ -108,7 +108,7 @@ class TooMuchWork(Exception):
 
 @dataclass(frozen=True)
 class _JpegHeader:
-    """Up to the first scan: code of its frame's marker, its pixels and components, where the scan begins."""
+    """What stands before the first scan: its frame's marker, pixels and components, and where the scan begins."""
 
     frame: int
     pixels: int
@@ -148,7 +148,7 @@ def _jpeg_excess(content: bytes) -> str | None:
 
 
 def _jpeg_header(content: bytes) -> _JpegHeader | str | None:
-    """None where there is none, which Pillow says better; a phrase where Pillow would read it for long."""
+    """The header; None where there is none, which Pillow says better; a phrase where Pillow would read it for long."""
     frame = pixels = components = resources = between = 0
     end, exif = 2, list[bytes]()
     for number, (code, place) in enumerate(_segments(content, 2)):

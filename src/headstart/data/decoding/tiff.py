@@ -155,7 +155,7 @@ def _part_area(content: bytes, found: _Directory, wide: int, high: int) -> int:
 
 
 def _parts(content: bytes, found: _Directory) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Where the strips or tiles begin and how many bytes each has, of those in the file."""
+    """The positions at which the strips or tiles in the file begin, and how many bytes each has."""
     tiled = _TILES in found.tags
     starts = _numbers(content, found, _TILES if tiled else _STRIPS)
     sizes = _numbers(content, found, _TILE_BYTES if tiled else _STRIP_BYTES)

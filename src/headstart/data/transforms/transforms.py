@@ -32,7 +32,7 @@ _NAMES_IN_KEYS = {"EvalTransform": "Framing", "RandomResizedCrop": "Cropping", "
 _CROP_SCALE = {"light": (0.5, 1.0), "standard": (0.35, 1.0), "strong": (0.2, 1.0)}
 # how much larger than shown a photo is decoded at least; in evaluation it changes no pixel by much (see picture.py)
 _EVALUATION_GAP, _TRAINING_GAP = 2.5, 1.25
-_LONGEST = 1.5  # times the shorter side: what a kept photo's page has room for
+_LONGEST = 1.5  # times the shorter side: what a kept photo's record has room for
 
 
 def transform_key(transform: object) -> str:
@@ -63,12 +63,12 @@ class EvalTransform:
 
     @property
     def cached_bytes(self) -> int:
-        """Of a finished frame."""
+        """How many bytes a finished frame takes."""
         return self.preprocess.channels * self.preprocess.height * self.preprocess.width
 
     @property
     def cache_key(self) -> str:
-        """Of the finished frame."""
+        """The key of the finished frame."""
         return transform_key(self)
 
     def keep(self, picture: AnyImage) -> DecodedImage:
@@ -101,12 +101,12 @@ class RandomResizedCrop:
 
     @property
     def cached_bytes(self) -> int:
-        """Of a photo whose sides are as 3:2."""
+        """How many bytes a photo whose sides are as 3:2 takes."""
         return self.preprocess.channels * self._shorter * math.ceil(_LONGEST * self._shorter)
 
     @property
     def cache_key(self) -> str:
-        """Of the whole picture."""
+        """The key of the whole picture."""
         return f"pictures with a shorter side of at most {self._shorter}, {_filter(self.preprocess)}, gap {self.gap}"
 
     def keep(self, picture: AnyImage) -> DecodedImage:
@@ -118,7 +118,7 @@ class RandomResizedCrop:
         return DecodedImage(pixels.permute(1, 2, 0), size=picture.size)
 
     def from_cached(self, kept: DecodedImage) -> Tensor:
-        """A random crop of it, the one that the file would give."""
+        """A random crop of a kept picture, the one that the file would give."""
         return self(kept)
 
 
@@ -136,20 +136,20 @@ class TrainTransform:
 
     @property
     def cached_bytes(self) -> int:
-        """See what frames or crops."""
+        """How many bytes what frames or crops keeps of a photo."""
         return self.framed.cached_bytes
 
     @property
     def cache_key(self) -> str:
-        """See what frames or crops."""
+        """The key of what frames or crops."""
         return self.framed.cache_key
 
     def keep(self, picture: AnyImage) -> DecodedImage:
-        """See what frames or crops."""
+        """The picture as what frames or crops keeps it."""
         return self.framed.keep(picture)
 
     def from_cached(self, kept: DecodedImage) -> Tensor:
-        """Random changes of it."""
+        """Random changes of a kept picture."""
         return self._change(self.framed.from_cached(kept))
 
     def _change(self, pixels: Tensor) -> Tensor:
@@ -210,7 +210,7 @@ def _heads() -> bool:
 
 
 def _change_with_pillow(pixels: Tensor) -> Tensor:
-    """Through Pillow, whose 0.24 ms for 224 pixels are a third of what torchvision needs for tensors."""
+    """Change a picture with Pillow, whose 0.24 ms for 224 pixels are a third of what torchvision needs for tensors."""
     values = pixels.permute(1, 2, 0).numpy()
     changed: Image.Image = v2.TrivialAugmentWide()(Image.fromarray(values if values.shape[2] == 3 else values[:, :, 0]))
     return torch.from_numpy(np.array(changed).reshape(values.shape)).permute(2, 0, 1)
