@@ -203,13 +203,16 @@ def _train(asked: _Asked) -> Run:
 
 
 def _read_recorded(run: Path, asked: _Asked, *, resume: bool) -> Choices | None:
-    """What was measured and chosen when this run began, or the one that is made again."""
+    """The choices that were measured when this run began, or the one that is made again."""
     found = read_choices(run) if resume else None
     return read_choices(asked.repeated) if found is None and asked.repeated is not None else found
 
 
 def _check_repeat(prepared: Prepared, asked: _Asked, emit: Watch) -> None:
-    """Raises: ConfigError: the data, or what decides the bits, are not those of the run that is made again."""
+    """Check a repetition against the run that is made again, and emit what is not exact.
+
+    Raises: ConfigError: the data, or what decides the bits, are not those of that run.
+    """
     if asked.repeated is None:
         return
     for text in check_repeat(
@@ -219,7 +222,7 @@ def _check_repeat(prepared: Prepared, asked: _Asked, emit: Watch) -> None:
 
 
 def _train_to_report(run: Path, prepared: Prepared, changed: tuple[str, ...], *, emit: Watch, started: float) -> Run:
-    """From the first step, or the last good checkpoint, to the report."""
+    """Train from the first step, or the last good checkpoint, and finish with the report."""
     with explain_deaths(), interruptible() as interrupted:
         state, notes = begin(run, prepared, changed)
         with closing(RunLog(run, state)) if current().is_first else nullcontext() as log:
@@ -240,7 +243,7 @@ def _is_finished(run: Path, config: Config, *, resume: bool) -> bool:
 
 
 def _record_start(run: Path, prepared: Prepared, *, allow_inexact: bool) -> tuple[str, ...]:
-    """What has changed since the run began, once the first process has recorded its start."""
+    """Have the first process record the start of the run, and return what has changed since it began."""
     with collective_errors():
         if not current().is_first:
             return ()
@@ -264,7 +267,7 @@ def _isolate_call(what: str) -> Iterator[None]:
 
 
 def _silent(_: Event) -> None:
-    """What is said where nobody listens, and by all but the first of several processes."""
+    """Watch nothing: where nobody listens, and in all but the first of several processes."""
 
 
 def finish(

@@ -1,4 +1,4 @@
-"""What a run says while it goes on: every event that ``watch`` is called with, and that ``fit`` and the phases yield.
+"""What happens in a run: every event that ``watch`` is called with, and that ``fit`` and the phases yield.
 
 Events are values of plain numbers and texts. Match on their types::
 

@@ -165,7 +165,7 @@ class _Turns:
 
 @cache
 def _turns(_process: int) -> _Turns:
-    """Those of this process: a forked one does not inherit a turn that a thread of its parent had."""
+    """The turns of this process: a forked one does not inherit a turn that a thread of its parent had."""
     return _Turns()
 
 

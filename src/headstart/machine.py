@@ -46,12 +46,12 @@ def environment(device: torch.device) -> dict[str, Any]:
 
 @cache
 def _versions() -> dict[str, str]:
-    """Of the libraries, read once: looking through the installed packages takes 10 ms, and what is loaded stays."""
+    """The libraries' versions, read once: looking through the installed packages takes 10 ms; what is loaded stays."""
     return {name: version(name) for name in _LIBRARIES}
 
 
 def _switches() -> str:
-    """What of torch is not set as it comes, and chooses other kernels or other sums."""
+    """The switches of torch that are not as it comes, and choose other kernels or other sums."""
     cudnn, mkldnn, attention = torch.backends.cudnn, torch.backends.mkldnn, torch.backends.cuda
     usual = {
         "mkldnn.enabled": (mkldnn.enabled, True),

@@ -125,7 +125,7 @@ def _warm_up(call: Callable[[], object], count: int, clock: Clock) -> Timing:
 
 
 def _time_call(call: Callable[[], object], clock: Clock) -> tuple[tuple[float, ...], str]:
-    """Its seconds, or none and why."""
+    """The seconds of a call, or none, and why."""
     started = clock()
     try:
         call()

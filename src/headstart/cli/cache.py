@@ -30,7 +30,7 @@ class Cache:
 
 
 def run(argv: Sequence[str]) -> int:
-    """List or clear."""
+    """List or clear the caches."""
     args, _ = parse_args(Cache, argv, prog="headstart cache")
     disk_cache = DiskCache(cache_folder(), limit_bytes=int(CacheOptions().limit_gb * 1e9))
     both = (disk_cache, disk_cache.scans())

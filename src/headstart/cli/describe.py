@@ -89,10 +89,10 @@ def format_groups(groups: PlannedGroups | ModelError) -> str:
         (_short(group.name), group.lr, "yes" if group.decays else "no", group.tensors, group.parameters)
         for group in last.groups
     ]
-    said = [f"groups  phase {last.phase}, freeze {last.freeze}; rates: {groups.reason}"]
-    said += [f"        before it, phase {phase.phase}: {_in_a_line(phase)}" for phase in before]
+    lines = [f"groups  phase {last.phase}, freeze {last.freeze}; rates: {groups.reason}"]
+    lines += [f"        before it, phase {phase.phase}: {_in_a_line(phase)}" for phase in before]
     header = ("group", "rate", "weight decay", "tensors", "parameters")
-    return wrap_lines(said) + "\n" + table(rows, header=header)
+    return wrap_lines(lines) + "\n" + table(rows, header=header)
 
 
 def facts(what: Description, groups: PlannedGroups | ModelError) -> dict[str, Any]:
@@ -122,7 +122,7 @@ def _config(args: Describe, rule: FreezeRule | None) -> Config:
 
 
 def _open_described_model(args: Describe) -> OpenedModel:
-    """With random weights unless asked; a bundle with its own: its architecture includes the head that they have."""
+    """The model with random weights unless asked; a bundle with its own: its architecture includes their head."""
     from headstart.models.folder import BUNDLE, model_folder
     from headstart.models.sources import open_model
     from headstart.models.spec import FolderSpec, parse_spec

@@ -28,27 +28,31 @@ def wants_processes(config: Config) -> int:
 
 
 def check_there(config: Config, processes: int) -> None:
-    """Refuse more processes than devices, once and before any is started.  Raises: ConfigError."""
+    """Refuse more processes than devices, once and before any is started.  Raises: ConfigError: there are fewer
+    devices.
+    """
     kind = config.device.lower().partition(":")[0]
     kind = "auto" if kind == "gpu" else kind
     if kind == "cpu":
         return
     import torch
 
-    found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    if found is None and kind == "auto":
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    if accelerator is None and kind == "auto":
         return
-    there = torch.accelerator.device_count() if found is not None and kind in ("auto", found.type) else 0
-    if processes > there:
-        what = found.type if found is not None and kind == "auto" else kind
+    available = (
+        torch.accelerator.device_count() if accelerator is not None and kind in ("auto", accelerator.type) else 0
+    )
+    if processes > available:
+        what = accelerator.type if accelerator is not None and kind == "auto" else kind
         raise ConfigError(
-            f"devices: {processes} processes need as many {what} devices, and this machine has {there}; give "
-            f"{f'--devices {there}' if there else '--device cpu'}"
+            f"devices: {processes} processes need as many {what} devices, and this machine has {available}; give "
+            f"{f'--devices {available}' if available else '--device cpu'}"
         )
 
 
 def launch(argv: Sequence[str], *, processes: int) -> int:
-    """Run ``headstart train ARGV`` in so many processes; gives the exit code of the one that failed first.
+    """Run ``headstart train ARGV`` in so many processes; return the exit code of the one that failed first.
 
     Raises: RunError: one was killed by a signal.
     """
@@ -73,8 +77,8 @@ def launch(argv: Sequence[str], *, processes: int) -> int:
         if failure.exitcode < 0:
             name = signal.Signals(-failure.exitcode).name
             raise RunError(
-                f"rank {rank} of {processes} (process {failure.pid}) was killed by {name}; for SIGKILL mostly memory "
-                "ran out (see the system's log); go on with the same command and --resume"
+                f"rank {rank} of {processes} (process {failure.pid}) was killed by {name}; SIGKILL mostly means that "
+                "memory ran out (see the system's log); go on with the same command and --resume"
             ) from error
         return int(failure.exitcode)
     except SignalException as error:

@@ -29,7 +29,7 @@ def leave_at_once(code: int) -> NoReturn:
 
 
 def to_go_on(words: Sequence[str]) -> str:
-    """``; go on with: COMMAND``, ready for a shell; "" for a verb that keeps nothing."""
+    """The clause ``; go on with: COMMAND``, ready for a shell; "" for a verb that keeps nothing."""
     if not words or words[0] not in _GO_ON:
         return ""
     if "RANK" in os.environ and LAUNCHED_AS not in os.environ:
@@ -39,7 +39,7 @@ def to_go_on(words: Sequence[str]) -> str:
 
 
 def program() -> list[str]:
-    """How headstart was started."""
+    """The words with which headstart was started."""
     if LAUNCHED_AS in os.environ:  # with --devices, which started this process
         return shlex.split(os.environ[LAUNCHED_AS])
     started = Path(sys.argv[0])
@@ -53,8 +53,8 @@ def program() -> list[str]:
 def leaving_on_signals(words: Sequence[str], *, put_back: bool) -> Iterator[None]:
     """Within, Ctrl-C, SIGTERM and SIGHUP end the process at once: there is nothing to save, and no file is ever half.
 
-    An exception could be swallowed by an import or a callback. What the parent told us to ignore (nohup) stays ignored,
-    and outside the main thread nothing changes. ``put_back``: the handlers of before, afterwards.
+    An exception could be swallowed by an import or a callback. What the parent has set to be ignored (nohup) stays
+    ignored, and outside the main thread nothing changes. ``put_back``: whether afterwards the handlers are as before.
     """
     before: dict[signal.Signals, Any] = {}
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):

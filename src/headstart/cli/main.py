@@ -32,7 +32,9 @@ VERBS = {  # a verb's module is imported when it is called
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; gives 0 done, 1 failed, 2 the user's mistake, 4 storage, 129, 130 or 143 interrupted."""
+    """Run one command and return its exit code: 0 done, 1 failed, 2 the user's mistake, 4 storage, 129, 130 or 143
+    interrupted.
+    """
     code = _exit_code(list(sys.argv[1:] if argv is None else argv), ends=argv is None)
     if argv is None and code and "RANK" in os.environ:
         leave_at_once(code)
@@ -40,11 +42,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _exit_code(words: list[str], *, ends: bool) -> int:
-    """``ends``: the process ends with the command."""
+    """The exit code of a command, its error printed. ``ends``: the process ends with the command."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")  # file names that are not UTF-8
-    if "RANK" in os.environ:  # one of several processes: torch's C++ warnings would be said by each
+    if "RANK" in os.environ:  # one of several processes: torch's C++ warnings would be printed by each
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     try:
         with leaving_on_signals(words, put_back=not ends):

@@ -216,8 +216,8 @@ def _measure(args: Models, numbers: Mapping[str, Any], rows: Sequence[ModelRow])
     machine = this_machine(
         usable_device(args.device), batch_size=numbers["batch_size"] or 1, threads=numbers["threads"]
     )
-    done = measure(chosen, machine, emit=_make_emitter(len(chosen)))
-    found = verdicts(done, max_latency_ms=numbers["max_latency_ms"])
+    timed = measure(chosen, machine, emit=_make_emitter(len(chosen)))
+    found = verdicts(timed, max_latency_ms=numbers["max_latency_ms"])
     if args.json:
         write(to_json([_json_of_verdict(verdict, machine) for verdict in found]))
         return 0
@@ -245,7 +245,7 @@ def _json_of_verdict(verdict: Verdict, machine: Machine) -> dict[str, Any]:
 
 
 def _format_verdicts(found: Sequence[Verdict], machine: Machine, *, show_all: bool) -> list[str]:
-    """The table, what was not timed with its reason, and what the numbers are of."""
+    """The table, the models that were not timed with the reason, and notes on what the numbers are of."""
     shown = [verdict for verdict in found if verdict.measured.latency and (verdict.best or show_all)]
     untimed = [verdict for verdict in found if verdict.measured.latency is None]
     header = ("model", "params", "input", "top-1 %", "median ms", "p10 .. p90") + (("",) if show_all else ())
@@ -256,53 +256,55 @@ def _format_verdicts(found: Sequence[Verdict], machine: Machine, *, show_all: bo
         spread = f"{times.p10_ms:.2f} .. {times.p90_ms:.2f}"
         values = (row.spec, _millions(row.parameters), _size(row.preprocess), _top1(row), f"{times.median_ms:.2f}")
         lines.append((*values, spread, *((verdict.why or "best",) if show_all else ())))
-    said = [_outcome(found, hidden=len(found) - len(shown) - len(untimed))]
+    notes = [_outcome(found, hidden=len(found) - len(shown) - len(untimed))]
     others = sum(verdict.measured.others for verdict in shown)
     if others:
-        said.append(f"{others} other weights of these architectures and sizes take the same time")
-    said.append(f"timed on {machine}; random weights; median of at least 10 passes and 1 s")
-    said += _top1_notes([verdict.measured.row for verdict in shown])
+        notes.append(f"{others} other weights of these architectures and sizes take the same time")
+    notes.append(f"timed on {machine}; random weights; median of at least 10 passes and 1 s")
+    notes += _top1_notes([verdict.measured.row for verdict in shown])
     missing = "\n".join(f"not timed: {cell(verdict.measured.row.spec)}: {cell(verdict.why)}" for verdict in untimed)
-    return [_align_columns(lines, words=(0, 5, 6)) if shown else "", missing, wrap_lines(said)]
+    return [_align_columns(lines, words=(0, 5, 6)) if shown else "", missing, wrap_lines(notes)]
 
 
 def _outcome(found: Sequence[Verdict], *, hidden: int) -> str:
     """How many are best, or how far the fastest is from the limit; what is hidden."""
     timed = [(verdict.measured.latency.median_ms, verdict) for verdict in found if verdict.measured.latency]
     best = sum(verdict.best for verdict in found)
-    said = f"{best} of {len(found)} are best: no other one here is as fast and as accurate"
+    sentence = f"{best} of {len(found)} are best: no other one here is as fast and as accurate"
     if not best and timed:
         milliseconds, verdict = timed[0]
         name = cell(verdict.measured.row.spec)
-        said = f"none of {len(found)} is shown: the fastest, {name}, takes {milliseconds:.2f} ms"
-    return said + (f"; {hidden} beaten, too slow or without a top-1 are left out (--all shows them)" if hidden else "")
+        sentence = f"none of {len(found)} is shown: the fastest, {name}, takes {milliseconds:.2f} ms"
+    return sentence + (
+        f"; {hidden} beaten, too slow or without a top-1 are left out (--all shows them)" if hidden else ""
+    )
 
 
 def _notes(rows: Sequence[ModelRow], *, of: int) -> list[str]:
     """Lines under the list: how many, what the short words mean, and where the facts come from."""
     from headstart.models.published import sources
 
-    said = [f"{len(rows):,} of {of:,} models" if len(rows) < of else f"{of:,} model{'s' * (of != 1)}"]
+    notes = [f"{len(rows):,} of {of:,} models" if len(rows) < of else f"{of:,} model{'s' * (of != 1)}"]
     used = {_normalisation(row.preprocess) for row in rows}
     meant = [f"{name} {_pair(*_NORMALISATIONS[name])}" for name in _NORMALISATIONS if name in used]
     if meant:
-        said.append("mean/std: " + "; ".join(meant))
-    said += _top1_notes(rows)
+        notes.append("mean/std: " + "; ".join(meant))
+    notes += _top1_notes(rows)
     facts = sources()
     known = {
         "cpu": any(row.published.cpu_images_per_second for row in rows),
         "gpu": any(row.published.gpu_images_per_second for row in rows),
     }
-    return said + [f"{kind}/s: {facts[kind]}" for kind, is_known in known.items() if is_known]
+    return notes + [f"{kind}/s: {facts[kind]}" for kind, is_known in known.items() if is_known]
 
 
 def _top1_notes(rows: Sequence[ModelRow]) -> list[str]:
     from headstart.models.published import sources
 
-    said = [f"top-1: {sources()['top1']}"] if any(row.published.top1 is not None for row in rows) else []
+    notes = [f"top-1: {sources()['top1']}"] if any(row.published.top1 is not None for row in rows) else []
     if any("@" in _top1(row) for row in rows):
-        said.append("top-1 @N: at N pixels, not at the input size shown")
-    return said
+        notes.append("top-1 @N: at N pixels, not at the input size shown")
+    return notes
 
 
 def _normalisation(form: Preprocess) -> str:

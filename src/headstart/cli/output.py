@@ -78,7 +78,7 @@ def to_csv(rows: Iterable[Sequence[object]], *, header: Sequence[str]) -> str:
 
 
 def result(run: Any, *, as_json: bool) -> str:
-    """What ``train`` and ``evaluate`` print: the metrics, and of which images and weights they are."""
+    """What ``train`` and ``evaluate`` print: the metrics, and which images and weights they are of."""
     if as_json:
         facts = {"run": str(run.path), "task": run.task, "seconds": run.seconds, "metrics": dict(run.metrics)}
         test = {"test_metrics": dict(run.test_metrics)} if run.test_metrics else {}
@@ -91,7 +91,7 @@ def result(run: Any, *, as_json: bool) -> str:
 
 
 def list_places(run: Path) -> str:
-    """Where a run and its report are, as a table."""
+    """The places of a run and its report, as a table."""
     report = run / "report.html"
     return table([("run", run), *([("report", report)] if report.is_file() else [])])
 

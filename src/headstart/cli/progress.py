@@ -154,8 +154,8 @@ class Progress:
 
 def _format_metrics(metrics: Mapping[str, float]) -> str:
     """The metrics but for what does not change from epoch to epoch, and what is each target's own."""
-    kept = {name: value for name, value in metrics.items() if not name.startswith("baseline") and ":" not in name}
-    return "  ".join(f"{cell(name)} {cell(float(value))}" for name, value in kept.items())
+    shown = {name: value for name, value in metrics.items() if not name.startswith("baseline") and ":" not in name}
+    return "  ".join(f"{cell(name)} {cell(float(value))}" for name, value in shown.items())
 
 
 def duration(seconds: float) -> str:

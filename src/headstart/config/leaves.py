@@ -44,7 +44,7 @@ class Leaf:
 
     @property
     def flag(self) -> str:
-        """How it is typed on the command line, e.g. ``--lr``."""
+        """The option as it is typed on the command line, e.g. ``--lr``."""
         short = next((name for name, path in FLAT.items() if path == self.path), self.path)
         return "--" + short.replace("_", "-")
 

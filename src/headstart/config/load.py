@@ -117,7 +117,7 @@ def plain(value: object) -> Any:
 
 
 def _drop_defaults_beside_phases(tree: Tree) -> Tree:
-    """Without recipe, epochs and freeze at their defaults where phases say it all."""
+    """Drop recipe, epochs and freeze at their defaults where phases say it all."""
     if not tree.get("phases"):
         return tree
     unused = {"recipe": "auto", "epochs": Config().epochs, "freeze": "auto"}
@@ -164,7 +164,7 @@ def _validate(tree: Tree) -> tuple[Config | None, dict[str, str]]:
 
 
 def _write_as_meant(tree: Tree) -> None:
-    """In place: words of a choice in any case (AdamW, BF16), and the home folder for ``~``."""
+    """Put words of a choice in any case (AdamW, BF16) as the schema has them, and the home folder for ``~``."""
     for path, leaf in leaves().items():
         section, _, name = path.rpartition(".")
         holder = tree.get(section) if section else tree

@@ -60,10 +60,10 @@ def explain_unpretrained(recipe: str) -> str:
 
 
 def _about_statistics(holders: Mapping[str, Mapping[str, Any]], kinds: Mapping[str, str]) -> dict[str, str]:
-    said = f"batch does not go with {LONG_NAME}, which keeps BatchNorm's pretrained statistics; leave it out"
+    sentence = f"batch does not go with {LONG_NAME}, which keeps BatchNorm's pretrained statistics; leave it out"
     paths = {*kinds, ""} if kinds else set()
     return {
-        f"{path}norm_statistics": f"{path}norm_statistics: {said}"
+        f"{path}norm_statistics": f"{path}norm_statistics: {sentence}"
         for path in sorted(paths)
         if holders[path].get("norm_statistics") == "batch"
     }

@@ -40,7 +40,7 @@ _NOUNS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Place:
-    """Where in the tree a problem is: its path, and what the schema expects there (None: no such option)."""
+    """The place of a problem in the tree: its path, and what the schema expects there (None: no such option)."""
 
     path: str
     annotation: Any

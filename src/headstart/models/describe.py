@@ -120,7 +120,7 @@ def describe(model: str | OpenedModel | nn.Module, *, freeze: FreezeRule | None 
 
 
 def _open_described(spec: str) -> OpenedModel:
-    """With random weights, but for a bundle: its architecture includes the head that its weights have."""
+    """The model with random weights; a bundle with its own: its architecture includes the head that these have."""
     parsed = parse_spec(spec)
     is_bundle = isinstance(parsed, FolderSpec) and (model_folder(parsed.path) / BUNDLE).is_file()
     return open_model(spec, weights="pretrained" if is_bundle else "none")
@@ -171,7 +171,7 @@ def _row(module: nn.Module, name: str, shapes: Mapping[str, Shape | None]) -> Ro
 
 
 def _merge_equal_rows(rows: list[Row]) -> tuple[Row, ...]:
-    """Equal neighbours as one line."""
+    """The rows with equal neighbours as one."""
     grouped: list[Row] = []
     for row in rows:
         last = grouped[-1] if grouped else None
@@ -268,7 +268,7 @@ def _short(count: int) -> str:
 
 
 def _cut(text: str, width: int) -> str:
-    """At most ``width`` columns: the middle goes."""
+    """The text in at most ``width`` columns: the middle is cut out."""
     if len(text) <= width:
         return text
     kept = width - 1

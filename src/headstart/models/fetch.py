@@ -109,7 +109,7 @@ def hub_cache() -> Path:
 
 
 def torch_cache() -> Path:
-    """Where torchvision keeps weights, from TORCH_HOME or the default."""
+    """The folder in which torchvision keeps weights, from TORCH_HOME or the default."""
     return Path(torch.hub.get_dir()) / "checkpoints"
 
 

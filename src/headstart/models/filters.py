@@ -56,7 +56,9 @@ def apply_filters(rows: Sequence[ModelRow], filters: Filters) -> tuple[ModelRow,
 
 
 def order_rows(rows: Iterable[ModelRow], order: Order) -> tuple[ModelRow, ...]:
-    """By name, fewest parameters, highest top-1 or highest published speed first; what is not known comes last."""
+    """The rows by name, fewest parameters, highest top-1 or highest published speed first; what is not known comes
+    last.
+    """
 
     def key(row: ModelRow) -> tuple[bool, float, str]:
         facts = row.published
@@ -77,16 +79,16 @@ def order_rows(rows: Iterable[ModelRow], order: Order) -> tuple[ModelRow, ...]:
 
 
 def _select_filters(filters: Filters) -> list[_Filter]:
-    """Those that are asked for; parameters last, since what the table lacks has to be counted."""
-    found: list[_Filter] = []
+    """The filters that are asked for; parameters last, since what the table lacks has to be counted."""
+    selected: list[_Filter] = []
     if filters.pretrained_only:
-        found.append(_Filter("--pretrained-only", lambda row: row.pretrained, lambda _: "none has weights"))
+        selected.append(_Filter("--pretrained-only", lambda row: row.pretrained, lambda _: "none has weights"))
     if (family := filters.family) is not None:
-        found.append(_match_text("--family", family, lambda row: row.family, exact=True))
+        selected.append(_match_text("--family", family, lambda row: row.family, exact=True))
     if (tag := filters.tag) is not None:
-        found.append(_match_text("--tag", tag, lambda row: row.tag, exact=False))
+        selected.append(_match_text("--tag", tag, lambda row: row.tag, exact=False))
     if (licence := filters.licence) is not None:
-        found.append(_match_text("--licence", licence, lambda row: row.licence or "unknown", exact=False))
+        selected.append(_match_text("--licence", licence, lambda row: row.licence or "unknown", exact=False))
     at_most = (
         ("--max-image-size", filters.max_image_size, lambda row: row.image_size),
         ("--max-params", filters.max_params, lambda row: row.parameters),
@@ -97,9 +99,9 @@ def _select_filters(filters: Filters) -> list[_Filter]:
         ("--min-gpu-speed", filters.min_gpu_speed, lambda row: row.published.gpu_images_per_second),
         ("--min-params", filters.min_params, lambda row: row.parameters),
     )
-    found += [_limit_number(flag, limit, value, sign=-1) for flag, limit, value in at_most if limit is not None]
-    found += [_limit_number(flag, limit, value, sign=1) for flag, limit, value in at_least if limit is not None]
-    return sorted(found, key=lambda each: "-params" in each.typed)
+    selected += [_limit_number(flag, limit, value, sign=-1) for flag, limit, value in at_most if limit is not None]
+    selected += [_limit_number(flag, limit, value, sign=1) for flag, limit, value in at_least if limit is not None]
+    return sorted(selected, key=lambda each: "-params" in each.typed)
 
 
 def _match_text(flag: str, wanted: str, text: Callable[[ModelRow], str], *, exact: bool) -> _Filter:

@@ -22,7 +22,7 @@ def is_transformers(module: nn.Module) -> bool:
 
 def read_transformers_format(module: nn.Module, *, channels: int) -> Preprocess:
     """Preprocessing of a model of transformers: as its processor's file has it, else its config's size and ImageNet's
-    usual values, which is said.
+    usual values, which its source then says.
     """
     config = getattr(module, "config", None)
     name = str(getattr(config, "_name_or_path", "") or "")

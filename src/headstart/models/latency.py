@@ -31,7 +31,9 @@ _LOOKS = Looks(  # three passes before: allocation, thread start, kernel choice;
 
 @dataclass(frozen=True, kw_only=True)
 class Machine:
-    """Where and how was timed: fp32, inference mode, ``batch_size`` images at a time; ``load`` before, per core."""
+    """Where and how models were timed: fp32, inference mode, ``batch_size`` images at a time; ``load`` before, per
+    core.
+    """
 
     device: torch.device
     name: str
@@ -144,11 +146,11 @@ def pareto(points: Sequence[tuple[float, float]]) -> tuple[int | None, ...]:
     def beats(one: tuple[float, float], other: tuple[float, float]) -> bool:
         return one != other and one[0] <= other[0] and one[1] >= other[1]
 
-    found: list[int | None] = []
+    beaten_by: list[int | None] = []
     for point in points:
         better = [index for index, other in enumerate(points) if beats(other, point)]
-        found.append(max(better, key=lambda index: (points[index][1], -points[index][0]), default=None))
-    return tuple(found)
+        beaten_by.append(max(better, key=lambda index: (points[index][1], -points[index][0]), default=None))
+    return tuple(beaten_by)
 
 
 def verdicts(measured: Sequence[Measured], *, max_latency_ms: float | None) -> tuple[Verdict, ...]:

@@ -100,7 +100,7 @@ def _follow(stream: io.BytesIO) -> _Thing:
 
 
 def _step(stack: list[_Thing], code: Any, argument: object) -> None:
-    """Any other instruction: it takes what it takes, and what it makes is a thing of its kind."""
+    """Follow any other instruction: it takes as many values as it does, and makes a thing of a kind."""
     taken: list[_Thing] = []
     for kind in reversed(code.stack_before):
         if kind is pickletools.markobject:
@@ -109,7 +109,7 @@ def _step(stack: list[_Thing], code: Any, argument: object) -> None:
     if code.name in ("APPEND", "APPENDS", "ADDITEMS", "BUILD"):
         stack.append(taken[0])
         return
-    for made in code.stack_after:
+    for result in code.stack_after:
         if code.name == "GLOBAL":
             stack.append(_Thing(f"class {argument}"))
         elif code.name == "STACK_GLOBAL":
@@ -117,10 +117,10 @@ def _step(stack: list[_Thing], code: Any, argument: object) -> None:
         elif code.name in ("REDUCE", "NEWOBJ", "NEWOBJ_EX"):
             kind = taken[0].kind if taken[0].kind.startswith("class ") else "class of a module"  # torch's old format
             stack.append(_Thing(kind.removeprefix("class ")))
-        elif made is pickletools.pydict:
+        elif result is pickletools.pydict:
             stack.append(_Thing("dict"))
         else:
-            stack.append(_Thing(made.name, argument))
+            stack.append(_Thing(result.name, argument))
 
 
 def _pop_to_mark(stack: list[_Thing]) -> list[_Thing]:

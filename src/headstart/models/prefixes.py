@@ -65,7 +65,7 @@ def fit_names(
 
 
 def _find_prefixes(tensors: Mapping[str, Tensor], expected: frozenset[str]) -> list[str]:
-    """No prefix, and those that half as many names have as the model has, the likest first."""
+    """The empty prefix, and each that at least half as many names have as the model has, the most alike first."""
     counts: Counter[str] = Counter()
     alike: Counter[str] = Counter()
     for name in tensors:
@@ -78,7 +78,7 @@ def _find_prefixes(tensors: Mapping[str, Tensor], expected: frozenset[str]) -> l
 
 
 def _allow(prefixes: list[str], tensors: Mapping[str, Tensor], wanted: str, *, where: str) -> list[str]:
-    """Those that ``wanted`` allows.  Raises: ModelError: none."""
+    """The prefixes that ``wanted`` allows.  Raises: ModelError: it allows none."""
     is_average = _COUNTER in tensors
     if wanted == "auto" or (wanted == "averaged" and is_average):
         return prefixes

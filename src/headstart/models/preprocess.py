@@ -144,7 +144,7 @@ def adjust_preprocess(found: Preprocess, *, image_size: int | None, given: Image
 
 
 def with_channels(found: Preprocess, channels: int) -> Preprocess:
-    """For images of so many channels: mean and std averaged where these are others."""
+    """The preprocessing for images of so many channels: mean and std averaged where these are others."""
     if channels == found.channels:
         return found
     return replace(

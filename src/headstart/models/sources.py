@@ -58,7 +58,7 @@ __all__ = ["Coverage", "OpenedModel", "WeightsSource", "open_model"]
 
 @dataclass(frozen=True)
 class _Chosen:
-    """What was said of the weights: pretrained, none or a file; and which part of the file."""
+    """The weights that were asked for: pretrained, none or a file; and which part of the file."""
 
     weights: str
     part: str
@@ -66,7 +66,7 @@ class _Chosen:
 
 @dataclass(frozen=True)
 class WeightsSource:
-    """Where the weights came from."""
+    """The source of weights: what kind it is, where it lies, its SHA-256 and its licence."""
 
     kind: Literal["pretrained", "none", "file"]
     where: str
@@ -191,14 +191,16 @@ def _open_named(
 
 
 def _set_image_size(origin: Origin, *, image_size: int | None, options: Mapping[str, object]) -> Origin:
-    """The architecture told its input size where it needs to know, and the preprocessing following what it was told."""
+    """The origin whose architecture gets its input size where it takes one, and preprocessing that follows it."""
     architecture, found = origin.architecture, origin.preprocess
     key = _size_option(architecture)
-    told = options.get(key)
-    if isinstance(told, int):
-        if image_size not in (None, told):
-            raise ModelError(f"model.image_size is {image_size}, but model.options.{key} is {told}; give one of them")
-        return replace(origin, preprocess=replace(found, height=told, width=told))
+    option_size = options.get(key)
+    if isinstance(option_size, int):
+        if image_size not in (None, option_size):
+            raise ModelError(
+                f"model.image_size is {image_size}, but model.options.{key} is {option_size}; give one of them"
+            )
+        return replace(origin, preprocess=replace(found, height=option_size, width=option_size))
     if image_size is None or (image_size, image_size) == (found.height, found.width):
         return origin
     if architecture.cfg.get("fixed_input_size") or takes_option(architecture, key):
@@ -440,5 +442,5 @@ def _own_preprocess(module: nn.Module) -> Preprocess:
         return from_pretrained_cfg(cfg, channels=channels, source="the module's pretrained_cfg")
     if is_transformers(module):
         return read_transformers_format(module, channels=channels)
-    said = "assumed: ImageNet's usual mean and std at 224 px, because the module says nothing"
-    return imagenet_preprocess(channels=channels, source=said)
+    source = "assumed: ImageNet's usual mean and std at 224 px, because the module says nothing"
+    return imagenet_preprocess(channels=channels, source=source)

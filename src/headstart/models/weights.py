@@ -55,7 +55,7 @@ class Digest:
 class TensorFile:
     """The tensors of a weights file, floating ones as float32, with its SHA-256 and what was done to read it.
 
-    ``wanted``: which of the names are meant, where it was said: see ``fit_names``.
+    ``wanted``: which of the names are meant, where that was asked: see ``fit_names``.
     """
 
     tensors: Mapping[str, Tensor]

@@ -42,5 +42,5 @@ def _one_cycle(step: int, total: int) -> float:
 
 
 def _between(first: float, last: float, *, share: float) -> float:
-    """From ``first`` to ``last`` along half a cosine."""
+    """The value at a ``share`` of the way from ``first`` to ``last`` along half a cosine."""
     return last + (first - last) * 0.5 * (1 + math.cos(math.pi * share))

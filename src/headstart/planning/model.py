@@ -22,7 +22,7 @@ GPU_MODEL = "timm/convnext_tiny.in12k_ft_in1k"
 
 
 def choose_model(draft: Draft) -> Draft:
-    """With the model opened, and with what the run begins with.
+    """The draft with the model opened, and with what the run begins with.
 
     Raises: ConfigError, ModelError: there is no such model, or its weights cannot be had.
     """

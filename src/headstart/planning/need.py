@@ -15,18 +15,18 @@ class MemoryNeed:
     optimizer: int
     average: int
     kept: int
-    """For the backward pass, whatever the number of images."""
+    """Bytes kept for the backward pass whatever the number of images."""
     kept_per_image: int
     largest_per_image: int
 
     def at_least(self, images: int) -> int:
-        """All of it is alive at once when a forward pass of so many images ends, from the second step on."""
+        """Bytes that are alive at once when a forward pass of so many images ends, from the second step on."""
         return self.optimizer + self.average + self.kept + images * self.kept_per_image
 
     def about(self, images: int) -> int:
-        """With gradients and what a layer works with."""
+        """Bytes of a step of so many images, gradients and what a layer works with included."""
         return self.at_least(images) + self.gradients + images * IN_FLIGHT * self.largest_per_image
 
     def forward(self, images: int) -> int:
-        """Of an evaluation of so many images, which keeps nothing."""
+        """Bytes of an evaluation of so many images, which keeps nothing."""
         return images * IN_FLIGHT * self.largest_per_image

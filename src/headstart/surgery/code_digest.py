@@ -205,7 +205,7 @@ def plain_text(value: Any) -> bytes:
 
 @lru_cache(maxsize=8192)
 def _word_text(value: str) -> bytes:
-    """As ``plain_text``; the same names come again and again."""
+    """The same as ``plain_text``, kept for words: the same names come again and again."""
     text = repr(value)
     return b"builtins.str" if " at 0x" in text else f"str {text}".encode("utf-8", "surrogatepass")
 

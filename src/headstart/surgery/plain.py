@@ -81,7 +81,7 @@ _LOOKED_AT: weakref.WeakKeyDictionary[type, tuple[tuple[str, ...], tuple[Any, ..
 
 
 def _users_functions(kind: type) -> dict[str, Any]:
-    """In a library's class: looked for again where one of its attributes is another object than before."""
+    """The user's functions in a library's class; looked for again where one of its attributes is another object."""
     held, known = vars(kind), _LOOKED_AT.get(kind)
     names, values = tuple(held), tuple(held.values())
     if known is None or known[0] != names or not all(map(operator.is_, known[1], values)):

@@ -152,7 +152,9 @@ _WITHOUT_ATTRIBUTES = frozenset((dict, list, tuple, set, frozenset, deque))
 
 
 def _content(target: Any, kind: str, name: Place, pairs: Pairs, own: Any = None, *, more: bool = True) -> Content:
-    """Of labelled values; with those that an instance of the user's class, or a function, has beside what it holds."""
+    """The content of labelled values, with those that an instance of the user's class, or a function, has beside what
+    it holds.
+    """
     if more and type(target) not in _WITHOUT_ATTRIBUTES and (attributes := attributes_of(target)):
         pairs = [*pairs, *((("attribute", label), value) for label, value in attributes.items())]
     labels, values = zip(*pairs, strict=True) if pairs else ((), ())
@@ -332,7 +334,7 @@ def _read_object(target: Any, name: Place) -> Content:
 
 @functools.lru_cache(maxsize=4096)
 def _slots(kind: type) -> tuple[str, ...]:
-    """Of a class and its bases."""
+    """The names of the slots of a class and its bases."""
     found = []
     for base in kind.__mro__:
         slots = vars(base).get("__slots__", ())

@@ -34,7 +34,7 @@ _WORST = sys.float_info.max
 
 @dataclass(frozen=True, kw_only=True)
 class ClassScore:
-    """One class: how many there are, how many were said, how many of both were right."""
+    """One class: how many images have it, how many were called so, and how many of these were right."""
 
     name: str
     support: int
@@ -96,9 +96,9 @@ def score_rows(rows: Sequence[Row], classes: Sequence[str]) -> ClassifyScores:
 
     Raises: StorageError: a row names a class that the task does not have.
     """
-    truth, said = (_read_labels(rows, column, classes) for column in ("truth", "prediction"))  # both (N,)
+    truth, called = (_read_labels(rows, column, classes) for column in ("truth", "prediction"))  # both (N,)
     count = len(classes)
-    cells = torch.bincount(truth * count + said, minlength=count * count)
+    cells = torch.bincount(truth * count + called, minlength=count * count)
     confusion: NDArray[np.int64] = cells.reshape(count, count).numpy()
     support, predicted, right = (
         torch.from_numpy(m.copy()) for m in (confusion.sum(1), confusion.sum(0), np.diag(confusion))
@@ -111,8 +111,8 @@ def score_rows(rows: Sequence[Row], classes: Sequence[str]) -> ClassifyScores:
         confused=_list_confusions(confusion, classes),
         correct=int(right.sum()),
         total=len(rows),
-        main=float(compute_accuracy(said, truth)),
-        macro_f1_interval=bootstrap(lambda w: compute_macro_f1(said, truth, count, w), size=len(rows), cost=5),
+        main=float(compute_accuracy(called, truth)),
+        macro_f1_interval=bootstrap(lambda w: compute_macro_f1(called, truth, count, w), size=len(rows), cost=5),
     )
 
 
@@ -130,16 +130,16 @@ def _read_labels(rows: Sequence[Row], column: str, classes: Sequence[str]) -> Te
 def _list_confusions(confusion: NDArray[np.int64], classes: Sequence[str]) -> tuple[Confused, ...]:
     """Wrong cells, the largest first."""
     off = confusion - np.diag(confusion.diagonal())
-    cells = [(int(truth), int(said)) for truth, said in np.argwhere(off > 0)]
+    cells = [(int(truth), int(predicted)) for truth, predicted in np.argwhere(off > 0)]
     cells.sort(key=lambda pair: (-int(off[pair]), int(confusion[pair[0]].sum()), pair))
     return tuple(
         Confused(
             truth=classes[truth],
-            prediction=classes[said],
-            count=int(off[truth, said]),
-            share=int(off[truth, said]) / int(confusion[truth].sum()),
+            prediction=classes[predicted],
+            count=int(off[truth, predicted]),
+            share=int(off[truth, predicted]) / int(confusion[truth].sum()),
         )
-        for truth, said in cells
+        for truth, predicted in cells
     )
 
 
@@ -204,8 +204,8 @@ def _rate_mistake(row: Row, _task: Mapping[str, Any]) -> float:
 
 
 def _describe_row(row: Row, _names: Sequence[str]) -> RowWords:
-    truth, said = cell(row, "truth"), cell(row, "prediction")
-    return truth, said, f"{100 * number(row, 'confidence'):.0f} % sure", truth == said
+    truth, predicted = cell(row, "truth"), cell(row, "prediction")
+    return truth, predicted, f"{100 * number(row, 'confidence'):.0f} % sure", truth == predicted
 
 
 CLASSIFY = Kind(

@@ -31,7 +31,7 @@ def measure(task: TaskSpec, outputs: Tensor, truth: Tensor) -> dict[str, float]:
 
 
 def measure_present(task: TaskSpec, outputs: Tensor, truth: Tensor) -> tuple[dict[str, float], tuple[str, ...]]:
-    """As :func:`measure`, but over the classes or tags that some image has; and the names of those that none has."""
+    """Metrics as of :func:`measure`, over the classes or tags that some image has; and the names of the others."""
     kind = find_kind(task.kind)
     if kind.gives_numbers:
         return measure(task, outputs, truth), ()

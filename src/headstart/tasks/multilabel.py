@@ -111,12 +111,12 @@ def _activate(_task: TaskSpec, logits: Tensor) -> Tensor:
 
 def _compute_metrics(_task: TaskSpec, probabilities: Tensor, truth: Tensor) -> dict[str, float]:
     known = truth > 0
-    said = probabilities > _USUAL_THRESHOLD
+    predicted = probabilities > _USUAL_THRESHOLD
     each = [compute_average_precision(p, t) for p, t in zip(probabilities.T, known.T, strict=True)]
     precisions = torch.stack(each)  # (K,)
     return {
         "mean_average_precision": float(precisions[known.any(0)].mean()),  # a tag without an example has none
-        "macro_f1": float(compute_f1((said & known).sum(0), known.sum(0), said.sum(0)).mean()),
+        "macro_f1": float(compute_f1((predicted & known).sum(0), known.sum(0), predicted.sum(0)).mean()),
         "nll": float(compute_tag_nll(probabilities, truth)),
     }
 
@@ -143,7 +143,7 @@ def _choose_thresholds(_task: TaskSpec, probabilities: Tensor, truth: Tensor) ->
 
 
 def _choose_threshold(probabilities: Tensor, known: Tensor) -> float:
-    """Of one tag: probabilities (N,), and whether the images have it (N,)."""
+    """The threshold of one tag, from probabilities (N,) and whether the images have it (N,)."""
     if min(int(known.sum()), int((~known).sum())) < _LEAST_IMAGES:
         return _USUAL_THRESHOLD
     values, order = probabilities.sort(descending=True, stable=True)
@@ -180,19 +180,19 @@ def _find_baseline(
 
 def _rate_mistake(row: Row, task: Mapping[str, Any]) -> float:
     """The surprise at the true tags, summed: minus the logarithm of their probabilities."""
-    true, said = (set(split_tags(cell(row, column))) for column in ("truth", "prediction"))
-    if true == said:
+    true, predicted = (set(split_tags(cell(row, column))) for column in ("truth", "prediction"))
+    if true == predicted:
         return 0.0
     probabilities = {tag: number(row, f"p:{tag}") for tag in task.get("classes", ())}
     return sum(-math.log(max(p if tag in true else 1 - p, 1e-12)) for tag, p in probabilities.items())
 
 
 def _describe_row(row: Row, _names: Sequence[str]) -> RowWords:
-    true, said = (split_tags(cell(row, column)) for column in ("truth", "prediction"))
-    missed = [tag for tag in true if tag not in said]
-    extra = [tag for tag in said if tag not in true]
+    true, predicted = (split_tags(cell(row, column)) for column in ("truth", "prediction"))
+    missed = [tag for tag in true if tag not in predicted]
+    extra = [tag for tag in predicted if tag not in true]
     note = [f"missed {', '.join(missed)}"] * bool(missed) + [f"extra {', '.join(extra)}"] * bool(extra)
-    return ", ".join(true) or "none", ", ".join(said) or "none", "; ".join(note), not note
+    return ", ".join(true) or "none", ", ".join(predicted) or "none", "; ".join(note), not note
 
 
 MULTILABEL = Kind(

@@ -110,7 +110,7 @@ def _make_target(task: TaskSpec, _labels: Sequence[str], numbers: Mapping[str, f
 
 
 def _read_truth(_task: TaskSpec, targets: Sequence[Target]) -> Tensor:
-    """As given: there and back through the scaling they would be rounded."""
+    """The targets as given: there and back through the scaling they would be rounded."""
     return torch.tensor(targets, dtype=torch.float64)
 
 
@@ -202,10 +202,10 @@ def _rate_mistake(row: Row, task: Mapping[str, Any]) -> float:
 
 
 def _find_error(row: Row, target: str, *, log: bool) -> float:
-    truth, said = number(row, f"truth:{target}"), number(row, f"prediction:{target}")
-    if log and truth > 0 and said > 0:
-        return math.log10(said / truth)
-    return said - truth
+    truth, predicted = number(row, f"truth:{target}"), number(row, f"prediction:{target}")
+    if log and truth > 0 and predicted > 0:
+        return math.log10(predicted / truth)
+    return predicted - truth
 
 
 def _describe_row(row: Row, names: Sequence[str]) -> RowWords:

@@ -231,7 +231,9 @@ def _check_groups(state: TrainState, trained: Sequence[nn.Parameter]) -> None:
 
 
 def check_foreign(state: TrainState, index: ModuleIndex) -> None:
-    """After a backward pass.  Raises: ConfigError: parameters in groups that are not the model's have no gradient."""
+    """Check after a backward pass.  Raises: ConfigError: parameters in groups that are not the model's have no
+    gradient.
+    """
     idle = [str(tuple(parameter.shape)) for parameter in index.foreign if parameter.grad is None]
     if idle:
         raise ConfigError(
@@ -278,25 +280,25 @@ def _is_own(part: nn.Module) -> bool:
 
 
 def _own_parameters(index: ModuleIndex) -> list[nn.Parameter]:
-    """All of the model's, unless they are too many to be copied or shared out among processes."""
+    """All parameters of the model, or none where they are too many to be copied, or sharded."""
     found = [*{id(value): value for value in index.held if type(value) is nn.Parameter}.values()]  # not lazy ones
     return found if sum(value.nbytes for value in found) <= _MOST_BYTES else []
 
 
 def _copy_to_cpu(value: nn.Parameter) -> Tensor:
-    """Beside the accelerator, whose memory the step needs."""
+    """A copy on the CPU: the step needs an accelerator's memory itself."""
     return value.detach().clone() if value.is_cpu else value.detach().cpu()
 
 
 def mark_written(index: ModuleIndex, snapshot: Snapshot) -> None:
-    """After the first forward passes: which parameters these have written to, so that only they are copied again."""
+    """Note which parameters the first forward passes wrote to, so that only these are copied again."""
     if index.written is None and index.may_draw:
         pairs = [(value, value.detach().cpu(), copy) for value, copy in snapshot.parameters]
         index.written = tuple(value for value, now, copy in pairs if not same_bytes(now, copy))
 
 
 def restore_snapshot(snapshot: Snapshot) -> None:
-    """All as it was, also where other objects were put in its place: a step that is not taken leaves no trace."""
+    """Put all back, also where other objects were put in its place: a step that is not taken leaves no trace."""
     restore_contents(snapshot.own)
     with torch.no_grad():
         for home, name, buffer, value in snapshot.buffers:
@@ -372,7 +374,7 @@ def _try(
 def _go_back(
     state: TrainState, index: ModuleIndex, batch: Batch, rules: StepRules, error: torch.OutOfMemoryError | Overflow
 ) -> None:
-    """To where the step began, ready for another try.  Raises: ``error``, where the weights are moving already."""
+    """Go back to where the step began, ready for another try.  Raises: ``error``, where weights are moving already."""
     if index.snapshot is None:
         raise error
     restore_snapshot(index.snapshot)
@@ -402,14 +404,14 @@ def _step_seed(state: TrainState, index: ModuleIndex, rules: StepRules) -> int:
 
 
 def take_for_good(index: ModuleIndex) -> None:
-    """From here on the step counts: what its forward passes wrote stays."""
+    """Have the step count from here on: what its forward passes wrote stays."""
     if index.snapshot is not None:
         mark_written(index, index.snapshot)
     index.snapshot = None
 
 
 def refuse_or_retry(state: TrainState, batch: Batch, loss: float, grad_norm: float) -> NoReturn:
-    """Of a step whose loss or gradient is not finite.
+    """End a step whose loss or gradient is not finite.
 
     Raises: Overflow: fp16 may do with a lower scale. NonFiniteError: else, and after 20 halvings.
     """
