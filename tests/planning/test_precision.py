@@ -129,14 +129,14 @@ def test_measuring_leaves_model_and_chance_as_they_were(settings):
 def test_copies_hold_nothing_afterwards_though_they_may_live_on(settings, monkeypatch: pytest.MonkeyPatch):
     """timm's models refer to themselves: only Python's collector, some time later, would free the copies."""
     kept: list[nn.Module] = []
-    make = arithmetic._copies
+    make = arithmetic._copy_per_order
 
     def copies(*arguments: Any) -> Any:
         found = make(*arguments)
         kept.extend(found.values())
         return found
 
-    monkeypatch.setattr(arithmetic, "_copies", copies)
+    monkeypatch.setattr(arithmetic, "_copy_per_order", copies)
     made = prepare(hs.load_config(settings(recipe="full")), module=None, loss=None, emit=lambda _: None)
     assert kept
     values = [value for model in kept for value in (*model.parameters(), *model.buffers())]
