@@ -76,7 +76,7 @@ class TrainState:
     epoch_loss: float = 0.0  # sum of losses of the running epoch, float64
     epoch_weight: float = 0.0
     micro_batches: int = 0  # that a step is cut into since memory ran out; 0: as the rules say
-    unsharded: nn.Module | None = None  # the same model whole, where the trained one is shared out among processes
+    unsharded: nn.Module | None = None  # the same model whole, where the trained one is sharded
     suffix: nn.Module | None = None  # what of the model computes, where batches hold tensors at its boundary
     replica: Replica | None = None  # the model across processes, where there are several
     compiled: Compiled | None = field(default=None, repr=False, compare=False)  # what steps call in place of the model
