@@ -30,7 +30,7 @@ from benchmarks.speed_job import CROP, FROZEN, MEAN, SIZE, STD, Job, Laps, cpu_s
 from headstart.allocator import keep_freed_memory
 from headstart.app import plan
 from headstart.config.schema import Config, Data
-from headstart.data.labelled import choose_labelled_batches
+from headstart.data.labelled import Subject, choose_labelled_batches
 from headstart.data.loader import Batches
 from headstart.events import CacheProgress, Decided, ScanProgress, StepDone
 from headstart.planning.preflight import Prepared, prepare
@@ -232,7 +232,11 @@ def run_evaluate(job: Job, folder: Path) -> None:
     opened = open_run(done.path)  # outside the clock, as the peers' model is
     how, laps = opened.evaluated, Laps()
     batches, note = choose_labelled_batches(
-        Data(source=job.data), task=opened.task, preprocess=opened.preprocess, batch_size=size, scanned=False
+        Data(source=job.data),
+        given=None,
+        subject=Subject(task=opened.task, preprocess=opened.preprocess, used=None),
+        batch_size=size,
+        scanned=False,
     )
     found = evaluate(opened.model, batches, precision=how.precision, memory_format=how.memory_format)
     laps.lap("eval")

@@ -16,8 +16,10 @@ import headstart as hs
 from headstart.config.schema import Data
 from headstart.data import labelled
 from headstart.data.scan import scan_records
+from headstart.data.used_images import USED_IMAGES
 from headstart.predictor import evaluate_run, predict_paths
 from headstart.runs.finish import Run
+from headstart.storage.durable import read_folder, write_folder
 
 
 @pytest.fixture(scope="module")
@@ -242,8 +244,70 @@ def test_the_calls_on_a_module_stay_and_what_belongs_to_the_other_form_is_refuse
         (lambda: hs.evaluate(run, images.val), "type Batches holds no labelled images for a run"),
         (lambda: hs.predict(run, colours, precision="bf16"), "precision: not accepted with a run"),
         (lambda: hs.predict(opened.model, images.val, device="cpu"), "device: not accepted with a module"),
+        (lambda: hs.evaluate(opened.model, images.val, include_trained=True), "include_trained: not accepted with a m"),
         (lambda: hs.predict(run, colours, batch_size=0), "batch_size: 0 is not positive"),
         (lambda: hs.predict(3, colours), "type int is no run"),
     ):
         with pytest.raises(hs.Error, match=message):
             call()
+
+
+def test_on_the_source_of_its_training_a_run_gets_its_own_validation_metrics(run, colours) -> None:
+    again = hs.evaluate(run, colours)
+    assert again.metrics == run.metrics
+    rows = validation_pictures(run)
+    assert sorted(again.predictions.keys) == sorted(row["id"] for row in rows)
+    assert again.note == (
+        f"{len(rows)} validation images of {colours}, the run's own; left out: {36 - len(rows)} that it was trained on"
+    )
+
+
+def test_images_that_a_run_was_trained_on_are_left_out_among_others_and_named(run, colours, tmp_path) -> None:
+    held = {row["id"] for row in validation_pictures(run)}
+    free = {name: sorted({f"{name}/{index:02}.png" for index in range(12)} - held) for name in ("blue", "red")}
+    seen = free["blue"][:3] + free["red"][:2]
+    for key in seen:
+        (tmp_path / Path(key).parent).mkdir(exist_ok=True)
+        shutil.copy(colours / key, tmp_path / key)
+    with pytest.raises(hs.Error, match=r"was trained on all 5 images.*--include-trained \(include_trained=True"):
+        hs.evaluate(run, tmp_path)
+    everything = hs.evaluate(run, tmp_path, include_trained=True)
+    shown = ", ".join(map(repr, seen[:3]))
+    assert f"{tmp_path}; the run was trained on 5 of them ({shown} and 2 more); no image has " in everything.note
+    Image.new("RGB", (40, 40), (250, 10, 20)).save(tmp_path / Path(seen[-1]).parent / "new.png")
+    others = hs.evaluate(run, tmp_path)
+    assert others.predictions.keys == (f"{Path(seen[-1]).parent}/new.png",)
+    left_out = f"left out: 5 that the run was trained on ({shown} and 2 more); no image has "
+    assert others.note.startswith(f"1 labelled images of {tmp_path}; {left_out}")
+
+
+def test_images_that_a_run_was_trained_on_are_left_out_of_a_scanned_source_too(run, colours, tmp_path) -> None:
+    source = shutil.copytree(colours, tmp_path / "again")
+    (source / "red" / "broken.png").write_bytes(b"no picture")
+    (source / "red" / "torn.png").write_bytes(b"")  # no bytes: then everything is looked at in advance
+    skipped = hs.evaluate(run, Data(source=str(source), unreadable="skip", unreadable_share=0.5))
+    assert skipped.metrics == run.metrics
+    assert skipped.note.endswith("that it was trained on, 2 unreadable left out")
+
+
+def test_a_run_with_test_images_of_its_own_is_evaluated_on_these(settings, colours) -> None:
+    data = {"source": str(colours), "val": 0.25, "test": 0.25}
+    done = hs.train(hs.load_config(settings(data=data, recipe="probe", epochs=1)))
+    again = hs.evaluate(done, colours)
+    assert again.metrics == done.test_metrics
+    left_out = "18 that it was trained on, 9 of its validation"
+    assert again.note == f"9 test images of {colours}, the run's own; left out: {left_out}"
+
+
+def test_a_bundle_that_does_not_say_what_it_was_trained_on_is_used_and_that_is_said(run, colours, tmp_path) -> None:
+    files = read_folder(run.path / "model")
+    del files[USED_IMAGES]
+    write_folder(tmp_path / "model", files)
+    found = hs.evaluate(tmp_path / "model", colours)
+    assert len(found.truth) == 36
+    assert found.note.endswith("; which images the run was trained on is not in its bundle, so these may be among them")
+    (tmp_path / "model" / USED_IMAGES).touch()  # what the manifest does not list is no part of it
+    assert hs.evaluate(tmp_path / "model", colours).note == found.note
+    write_folder(tmp_path / "model", files | {USED_IMAGES: b"something else"})
+    with pytest.raises(hs.Error, match=rf"{USED_IMAGES}: .*; not a bundle that this headstart wrote"):
+        hs.evaluate(tmp_path / "model", colours)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import overload
 
@@ -17,13 +18,13 @@ from headstart.config.schema import Data
 from headstart.data.batch import Batch, Pair
 from headstart.data.decoding.decode import UnreadableImage, check_image, printable
 from headstart.data.images import image_batches
-from headstart.data.labelled import choose_labelled_batches
+from headstart.data.labelled import Subject, choose_labelled_batches
 from headstart.data.loader import Batches
 from headstart.data.sources.as_given import AnyImages
 from headstart.data.sources.samples import some
 from headstart.data.sources.source import Source, read_content
 from headstart.errors import ConfigError, DataError, ModelError
-from headstart.runs.bundle import OpenedRun, describe_trained, open_run
+from headstart.runs.bundle import OpenedRun, describe_trained, open_run, read_used_images
 from headstart.runs.finish import Run
 from headstart.tasks.kinds import find_kind, measure_present
 from headstart.tasks.task import TaskKind, TaskSpec
@@ -63,7 +64,7 @@ class Prediction:
     error: str | None = None
 
 
-def evaluate_run(run: AnyRun, data: Data, *, device: str = "auto") -> Run:
+def evaluate_run(run: AnyRun, data: Data, *, device: str = "auto", include_trained: bool = False) -> Run:
     """Metrics of a run's model on the images of ``data`` (see ``hs.evaluate``), with the time that they took.
 
     A table's columns are those of training where ``data`` does not name any.
@@ -72,7 +73,7 @@ def evaluate_run(run: AnyRun, data: Data, *, device: str = "auto") -> Run:
     """
     started = time.monotonic()
     opened = open_on(run, device)
-    found = _evaluate_source(opened, data)
+    found = _evaluate_source(opened, data, include_trained=include_trained)
     return Run(
         path=opened.path if not isinstance(run, str | Path | Run) else run.path if isinstance(run, Run) else Path(run),
         task=opened.task.kind,
@@ -180,7 +181,9 @@ def evaluate(
 
 
 @overload
-def evaluate(run: AnyRun, source: str | Path | Data | Source, /, *, device: str = ...) -> Evaluation: ...
+def evaluate(
+    run: AnyRun, source: str | Path | Data | Source, /, *, device: str = ..., include_trained: bool = ...
+) -> Evaluation: ...
 
 
 def evaluate(
@@ -191,6 +194,7 @@ def evaluate(
     precision: Precision | None = None,
     memory_format: str | None = None,
     device: str = "auto",
+    include_trained: bool = False,
 ) -> Evaluation:
     """Return the metrics of a finished run (``hs.evaluate(run, source)``) or a module (``hs.evaluate(model,
     batches)``).
@@ -206,6 +210,8 @@ def evaluate(
         ``batches``: With a run, as the second argument, labelled images: a folder of class folders or a table, or the
             ``data`` section of a config (columns that it leaves open are those of training), or a source in Python,
             such as ``hs.label_images(images, labels)``. Its test images count, else its validation images, else all.
+            Where the run was trained on some of these, it is the run's own test or validation images that count if more
+            than half of them are there, else all but those that it was trained on.
             With a module, batches such as ``hs.open_images(...).val``, or an iterable of ``hs.Batch`` or of pairs
             (images, targets), whose images are floats that go into the model as they are.
         ``task``: With an iterable only, what the targets are: classify, multilabel, regress (in the units of the
@@ -215,13 +221,16 @@ def evaluate(
         ``memory_format``: With a module only, contiguous (the default) or channels_last.
         ``device``: With a run only, cpu, cuda, ...; auto takes the accelerator if there is one, and leaves a model that
             is open already where it is.
+        ``include_trained``: With a run only, whether images that it was trained on count as well; the note says how
+            many. They are known by their bytes: a copy that was saved again is another image.
 
     Returns:
         The ``metrics`` by name, the ``predictions``, the ``truth`` beside them ((N,) labels, (N, K) tags or (N, T)
         numbers), and with a run a ``note`` on which images these are.
 
     Raises:
-        DataError: The source has classes or targets that the model does not know, or images that cannot be read.
+        DataError: The source has classes or targets that the model does not know, images that cannot be read, or none
+            but images that the run was trained on.
         ModelError: There is no finished run.
         ConfigError: An option does not belong to what was given.
         NonFiniteError: The outputs are NaN or infinite.
@@ -230,10 +239,17 @@ def evaluate(
         >>> import headstart as hs
         >>> found = hs.evaluate("runs/photos", "photos")
         >>> sorted(found.metrics), len(found.truth)
-        (['accuracy', 'macro_f1', 'nll'], 16)
+        (['accuracy', 'macro_f1', 'nll'], 4)
+        >>> found.note
+        "4 validation images of photos, the run's own; left out: 12 that it was trained on"
     """
     if isinstance(model, nn.Module):
-        _refuse_options("hs.evaluate", "module", device=None if device == "auto" else device)
+        _refuse_options(
+            "hs.evaluate",
+            "module",
+            device=None if device == "auto" else device,
+            include_trained=include_trained or None,
+        )
         how, layout = precision or "fp32", memory_format or "contiguous"
         if isinstance(batches, Iterable) and not isinstance(batches, Batches | str | bytes):
             return evaluate_iterable(model, batches, task=task, precision=how, memory_format=layout)
@@ -248,7 +264,7 @@ def evaluate(
             f"hs.evaluate: type {type(batches).__name__} holds no labelled images for a run; accepted are a folder of "
             'class folders or a table, as a path, hs.load_config({"data": {...}}).data, and hs.label_images(...)'
         )
-    return _evaluate_source(open_on(model, device), batches)
+    return _evaluate_source(open_on(model, device), batches, include_trained=include_trained)
 
 
 def _check_batches(batches: object, name: str) -> Batches:
@@ -309,10 +325,10 @@ def _predict_images(opened: OpenedRun, images: AnyImages, *, batch_size: int | N
     ]
 
 
-def _evaluate_source(opened: OpenedRun, data: Data | Source) -> Evaluation:
+def _evaluate_source(opened: OpenedRun, data: Data | Source, *, include_trained: bool) -> Evaluation:
     """Metrics on the test images of ``data``, else its validation images, else all; ``note`` says which."""
     if not isinstance(data, Data):
-        return _evaluate_readable(opened, Data(log=opened.task.log), given=data)
+        return _evaluate_readable(opened, Data(log=opened.task.log), given=data, include_trained=include_trained)
     columns = opened.facts.get("columns", {})
     as_trained = {
         "image": "auto",
@@ -324,26 +340,31 @@ def _evaluate_source(opened: OpenedRun, data: Data | Source) -> Evaluation:
     }
     if "target" in known and isinstance(known["target"], list):
         known["target"] = tuple(known["target"])
-    return _evaluate_readable(opened, replace(data, log=opened.task.log, **known), given=None)
+    data = replace(data, log=opened.task.log, **known)
+    return _evaluate_readable(opened, data, given=None, include_trained=include_trained)
 
 
-def _evaluate_readable(opened: OpenedRun, data: Data, *, given: Source | None) -> Evaluation:
-    try:
-        return _evaluate_labelled(opened, data, given=given, scanned=False)
-    except UnreadableImage:  # then all of them are told, or left out
-        return _evaluate_labelled(opened, data, given=given, scanned=True)
-
-
-def _evaluate_labelled(opened: OpenedRun, data: Data, *, given: Source | None, scanned: bool) -> Evaluation:
-    settings = opened.evaluated
-    batches, which = choose_labelled_batches(
+def _evaluate_readable(opened: OpenedRun, data: Data, *, given: Source | None, include_trained: bool) -> Evaluation:
+    choose = partial(
+        choose_labelled_batches,
         data,
         given=given,
-        task=opened.task,
-        preprocess=opened.preprocess,
-        batch_size=settings.batch_size,
-        scanned=scanned,
+        subject=Subject(
+            task=opened.task,
+            preprocess=opened.preprocess,
+            used=read_used_images(opened.path),
+            include_trained=include_trained,
+        ),
+        batch_size=opened.evaluated.batch_size,
     )
+    try:
+        return _evaluate_labelled(opened, *choose(scanned=False))
+    except UnreadableImage:  # then all of them are told, or left out
+        return _evaluate_labelled(opened, *choose(scanned=True))
+
+
+def _evaluate_labelled(opened: OpenedRun, batches: Batches, which: str) -> Evaluation:
+    settings = opened.evaluated
     batches = replace(batches, batch_size=settings.size_for(len(batches.samples)))
     found = evaluate_module(opened.model, batches, precision=settings.precision, memory_format=settings.memory_format)
     metrics, absent = measure_present(opened.task, found.predictions.outputs, found.truth)

@@ -1,7 +1,10 @@
 """The verbs on a small real folder: what goes to stdout and to stderr, and the exit codes."""
 
+import csv
 import json
 import random
+import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -90,8 +93,27 @@ def test_report_prints_its_path(run: Path, capsys) -> None:
 def test_evaluate_gives_the_metrics_of_labelled_images(run: Path, photos: Path, capsys) -> None:
     assert main(["evaluate", str(run), str(photos), "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
-    assert result["task"] == "classify"
-    assert 0 <= result["metrics"]["accuracy"] <= 1
+    own = json.loads((run / "result.json").read_text())
+    assert (result["task"], result["metrics"]) == ("classify", own["metrics"])
+    note = r"validation images of .*, the run's own; left out: (\d+) that it was trained on$"
+    trained = re.search(note, result["note"])
+    assert trained is not None, result["note"]
+    assert main(["evaluate", str(run), str(photos), "--include-trained", "--json"]) == 0
+    everything = json.loads(capsys.readouterr().out)
+    assert f"; the run was trained on {trained[1]} of them" in everything["note"]
+
+
+def test_images_that_the_run_was_trained_on_are_no_test_of_it(run: Path, photos: Path, tmp_path: Path, capsys) -> None:
+    with (run / "predictions.csv").open(newline="") as file:
+        held = {row["id"].lstrip("'") for row in csv.DictReader(file)}
+    for path in photos.glob("*/*.png"):
+        if path.relative_to(photos).as_posix() not in held:
+            (tmp_path / path.parent.name).mkdir(exist_ok=True)
+            shutil.copy(path, tmp_path / path.parent.name / path.name)
+    assert main(["evaluate", str(run), str(tmp_path)]) == 2
+    said = capsys.readouterr()
+    assert said.out == "" and "the run was trained on all" in said.err and "--include-trained" in said.err
+    assert main(["evaluate", str(run), str(tmp_path), "--include-trained"]) == 0
 
 
 def test_predict_keeps_unreadable_images_with_their_reason(run: Path, photos: Path, tmp_path: Path, capsys) -> None:

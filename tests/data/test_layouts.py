@@ -12,7 +12,7 @@ import pytest
 
 from headstart.cli.main import main
 from headstart.config.schema import Data
-from headstart.data.labelled import choose_labelled_batches
+from headstart.data.labelled import Subject, choose_labelled_batches
 from headstart.errors import DataError
 from headstart.storage.durable import json_bytes
 from headstart.tasks.task import TaskSpec
@@ -46,8 +46,7 @@ def test_a_layout_has_one_mapping_or_is_refused(layout: Layout, tmp_path: Path, 
     evaluated, _ = choose_labelled_batches(
         Data(source=str(source), image="image" if layout.table else "auto"),
         given=None,
-        task=task,
-        preprocess=preprocess,
+        subject=Subject(task=task, preprocess=preprocess, used=None),
         batch_size=4,
         scanned=True,
     )
@@ -77,7 +76,11 @@ def test_a_class_that_the_new_images_lack_shifts_no_other(tmp_path: Path, load, 
     task = load(source).task
     shutil.rmtree(source / "1")
     evaluated, _ = choose_labelled_batches(
-        Data(source=str(source)), given=None, task=task, preprocess=preprocess, batch_size=4, scanned=True
+        Data(source=str(source)),
+        given=None,
+        subject=Subject(task=task, preprocess=preprocess, used=None),
+        batch_size=4,
+        scanned=True,
     )
     assert {(sample.key.split("/")[0], sample.target) for sample in evaluated.samples} == {("10", 1), ("2", 2)}
 

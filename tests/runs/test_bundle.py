@@ -83,7 +83,9 @@ def test_predictions_are_validations_bit_for_bit_in_any_order_and_company(run, s
 
 def test_evaluating_the_same_images_gives_the_same_metrics(run, source) -> None:
     result = json.loads((run.path / "result.json").read_text())
-    assert evaluate_run(run.path, Data(source=str(source))).metrics == run.metrics == result["metrics"]
+    again = evaluate_run(run.path, Data(source=str(source)))
+    assert again.metrics == run.metrics == result["metrics"]
+    assert "; the run was trained on " in again.note  # pictures of val are copies of those of train
     truth = {key: row["truth"] for key, row in validation(run).items()}
     assert truth == {key: Path(key).parent.name for key in truth}
 

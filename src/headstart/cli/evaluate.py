@@ -16,7 +16,11 @@ from headstart.errors import ConfigError
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluate:
-    """Metrics of a finished run's model on labelled images: those of a test split, else of a val split, else all."""
+    """Metrics of a finished run's model on labelled images: those of a test split, else of a val split, else all.
+
+    Where the run was trained on some of them, its own test or validation images are taken if most of these are there,
+    else all but those that it was trained on; what was left out is said.
+    """
 
     run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN", help_behavior_hint="")]
     """Run folder, or the bundle in it."""
@@ -24,6 +28,8 @@ class Evaluate:
     """Folder of class folders, or a table."""
     device: str = "auto"
     """cpu, cuda, mps, xpu, ...; auto: the accelerator if there is one."""
+    include_trained: Annotated[bool, tyro.conf.arg(help_behavior_hint="")] = False
+    """Evaluate images that the run was trained on as well (exact copies count as the same image)."""
     json: Annotated[bool, tyro.conf.arg(help_behavior_hint="")] = False
     """Print the result as one JSON object."""
 
@@ -39,6 +45,6 @@ def run(argv: Sequence[str]) -> int:
     check_data(config.data)
     from headstart.predictor import evaluate_run  # imports torch
 
-    done = evaluate_run(run, config.data, device=args.device)
+    done = evaluate_run(run, config.data, device=args.device, include_trained=args.include_trained)
     write(result(done, as_json=args.json))
     return 0

@@ -3,67 +3,92 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
-from headstart.config.schema import Data
+from headstart.config.schema import Cache, Data
 from headstart.data.loader import Batches, available_cores, make_evaluation_batches, worker_count
-from headstart.data.scan import refuse_unreadable, scan_records
+from headstart.data.scan import hash_records, refuse_unreadable, scan_records
 from headstart.data.sources.listing import list_source
 from headstart.data.sources.samples import Listing, Sample, make_target, some
-from headstart.data.sources.source import Source
+from headstart.data.sources.source import Record, Source
+from headstart.data.used_images import Unseen, UsedImages, choose_unseen
 from headstart.errors import DataError
 from headstart.models.preprocess import Preprocess
+from headstart.storage.disk_cache import DiskCache, cache_folder
 from headstart.tasks.kinds import find_kind
 from headstart.tasks.task import TaskSpec
 
 
+@dataclass(frozen=True, kw_only=True)
+class Subject:
+    """The model that is evaluated. ``used``: the images of its run. Those that it was trained on are left out (see
+    ``choose_unseen``) unless ``include_trained``; None: which these are is not known, and that is said.
+    """
+
+    task: TaskSpec
+    preprocess: Preprocess
+    used: UsedImages | None
+    include_trained: bool = False
+
+
 def choose_labelled_batches(
-    data: Data,
-    *,
-    given: Source | None,
-    task: TaskSpec,
-    preprocess: Preprocess,
-    batch_size: int,
-    scanned: bool,
+    data: Data, *, given: Source | None, subject: Subject, batch_size: int, scanned: bool
 ) -> tuple[Batches, str]:
-    """The source's test images, else its validation images, else all of it, and which they are.
+    """The source's test images, else its validation images, else all of it, without those that the model was trained
+    on, and which they are.
 
     ``scanned``: every image was looked at before; else unreadable ones are named while batches are read.
 
-    Raises: DataError: a class that the model does not know, other targets, or an image that cannot be read.
+    Raises: DataError: a class that the model does not know, other targets, an image that cannot be read, or none that
+    the model was not trained on. UnreadableImage: not ``scanned``, and an image has no bytes.
     """
+    task = subject.task
     listing = list_source(data, kind=task.kind, known=task.names, given=given)
     _check_names(listing, task)
     found = Counter(record.split for record in listing.records)
     split = "test" if found["test"] else "val" if found["val"] else None
     records = [record for record in listing.records if split is None or record.split == split]
-    digests, stamps = dict.fromkeys([record.name for record in records], ""), {}
-    if scanned:
-        scan = scan_records(listing.source, records, threads=available_cores())
+    scan = scan_records(listing.source, records, threads=available_cores()) if scanned else None
+    if scan is not None:
         refuse_unreadable(scan, data)
-        digests, stamps = dict(scan.hashes), dict(scan.stamps)
+    readable = [record for record in records if scan is None or record.name in scan.hashes]
+    if not readable:
+        raise DataError(f"{listing.source.name}: none of the {len(records)} images can be read")
+    unseen = _leave_out_trained(listing.source, readable, subject, digests=None if scan is None else scan.hashes)
     samples = tuple(
         Sample(
-            record=replace(record, digest=digests[record.name]),
+            record=record if scan is None else replace(record, digest=scan.hashes[record.name]),
             index=place,
             target=make_target(record, task),
-            stamp=stamps.get(record.name, ()),
+            stamp=() if scan is None else scan.stamps.get(record.name, ()),
         )
-        for place, record in enumerate(records)
-        if record.name in digests
+        for place, record in enumerate(unseen.records)
     )
-    if not samples:
-        raise DataError(f"{listing.source.name}: none of the {len(records)} images can be read")
     batches = make_evaluation_batches(
         listing.source,
         samples,
         task=task,
-        preprocess=preprocess,
+        preprocess=subject.preprocess,
         batch_size=batch_size,
         workers=worker_count(),
     )
-    left_out = f", {len(records) - len(samples)} unreadable left out" if len(samples) < len(records) else ""
-    return batches, f"{len(samples)} {split or 'labelled'} images of {listing.source.name}{left_out}"
+    which = f"{len(samples)} {unseen.noun or split or 'labelled'} images of {listing.source.name}{unseen.note}"
+    unreadable = len(records) - len(readable)
+    return batches, f"{which}, {unreadable} unreadable left out" if unreadable else which
+
+
+def _leave_out_trained(
+    source: Source, records: Sequence[Record], subject: Subject, *, digests: Mapping[str, str] | None
+) -> Unseen:
+    """The records that the model was not trained on; ``digests``: SHA-256 by name, where they are known."""
+    if subject.used is None:
+        note = "; which images the run was trained on is not in its bundle, so these may be among them"
+        return Unseen(records=tuple(records), noun=None, note=note)
+    if digests is None:
+        scans = DiskCache(cache_folder(), limit_bytes=int(Cache().limit_gb * 1e9))
+        digests = hash_records(source, records, threads=available_cores(), disk_cache=scans)
+    return choose_unseen(records, digests, subject.used, include_trained=subject.include_trained, source=source.name)
 
 
 def _check_names(listing: Listing, task: TaskSpec) -> None:

@@ -15,6 +15,7 @@ from typing import Any, get_args
 from torch import nn
 
 from headstart.config.schema import Config, MlpHead
+from headstart.data.used_images import USED_IMAGES, UsedImages
 from headstart.errors import DataError, ModelError
 from headstart.isolation import own_arithmetic
 from headstart.machine import available_bytes
@@ -27,7 +28,7 @@ from headstart.reports.model_card import model_card
 from headstart.runs.own_file import own_files, restore_own
 from headstart.runs.places import find_bundle
 from headstart.storage.buffers import Content
-from headstart.storage.durable import explain_os_errors, json_bytes, write_folder
+from headstart.storage.durable import explain_os_errors, json_bytes, read_folder, write_folder
 from headstart.storage.tensors import make_buffers
 from headstart.surgery.freeze import find_frozen, unfreeze
 from headstart.surgery.generators import keep_generators
@@ -112,13 +113,20 @@ def bundle_facts(
 
 
 def write_bundle(
-    path: Path, model: nn.Module, facts: dict[str, Any], *, plan: Mapping[str, Any], result: Mapping[str, Any]
+    path: Path,
+    model: nn.Module,
+    facts: dict[str, Any],
+    *,
+    plan: Mapping[str, Any],
+    result: Mapping[str, Any],
+    used: UsedImages,
 ) -> None:
     """Write the bundle folder, whole or not at all.  Raises: StorageError: it cannot be written."""
     tensors, own = own_files({"model": model})
     files: dict[str, Content] = tensors | {
         "model.safetensors": make_buffers(read_saved_tensors(model)),
         "config.json": json_bytes(_make_config(model, facts)),
+        USED_IMAGES: used.to_buffers(),
         "headstart.json": json_bytes(facts | ({"own": own} if own else {})),
         "README.md": model_card(facts, plan=plan, result=result).encode("utf-8", "backslashreplace"),
     }
@@ -176,6 +184,15 @@ def open_run(path: str | Path, *, model: nn.Module | InPlace | None = None) -> O
         opened = open_model(str(folder.absolute()))  # a relative timm/NAME/model would be read as a spec
     assert opened.bundle is not None
     return _open_with_weights(folder, opened.module, opened.bundle)
+
+
+def read_used_images(bundle: Path) -> UsedImages | None:
+    """The images of the run whose bundle this is; None where an earlier headstart wrote it, which did not record them.
+
+    Raises: StorageError: the file is damaged. ModelError: it is not one that headstart wrote.
+    """
+    content = read_folder(bundle, only=USED_IMAGES).get(USED_IMAGES)
+    return None if content is None else UsedImages.from_bytes(content, where=str(bundle / USED_IMAGES))
 
 
 def describe_trained(run: Path, model: nn.Module) -> OpenedRun:

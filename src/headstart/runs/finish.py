@@ -15,6 +15,7 @@ from headstart.config.schema import Config
 from headstart.data.images import Images
 from headstart.data.loader import Batches
 from headstart.data.sources.source import read_content
+from headstart.data.used_images import UsedImages
 from headstart.distributed.collectives import broadcast_model, collective_errors
 from headstart.models.sources import OpenedModel
 from headstart.runs.bundle import Evaluated, bundle_facts, open_run, write_bundle
@@ -154,7 +155,8 @@ def complete_run(
         ),
     )  # fmt: skip
     facts = bundle_facts(ready.opened, ready.swap, ready.config, task=task, evaluated=settings, metrics=metrics)
-    write_bundle(run / "model", model, facts, plan=read_json(run / "plan.json"), result=result)
+    used = UsedImages.of(images)
+    write_bundle(run / "model", model, facts, plan=read_json(run / "plan.json"), result=result, used=used)
     contents = {sample.key: sample.digest for sample in images.val.samples}
     write_predictions(run / "predictions.csv", evaluations["val"], task=task, contents=contents)
     for text in changed:

@@ -223,8 +223,9 @@ def _digest(entries: object) -> str:
     return hashlib.sha256(json.dumps(entries, sort_keys=True).encode()).hexdigest()
 
 
-def read_folder(path: Path) -> dict[str, bytes]:
-    """All files of a folder written by ``write_folder``, after checking each against the manifest.
+def read_folder(path: Path, *, only: str | None = None) -> dict[str, bytes]:
+    """All files of a folder written by ``write_folder``, or ``only`` this one where it has it, checked against the
+    manifest.
 
     Raises: StorageError: the folder or a file is missing, damaged, or named in a way that could leave the folder.
     """
@@ -239,7 +240,8 @@ def read_folder(path: Path) -> dict[str, bytes]:
         raise StorageError(
             f"{path / MANIFEST}: does not match its own digest, or names a file outside; the folder is damaged"
         )
-    return {name: _read_checked(path / name, *fact) for name, fact in facts.items()}
+    wanted = [name for name in facts if only in (None, name)]
+    return {name: _read_checked(path / name, *facts[name]) for name in wanted}
 
 
 def _read_checked(path: Path, size: int, sha256: str) -> bytes:

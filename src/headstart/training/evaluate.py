@@ -43,7 +43,7 @@ class Predictions:
         >>> import headstart as hs
         >>> found = hs.evaluate("runs/photos", "photos").predictions
         >>> tuple(found.outputs.shape), found.task.classes, found.keys[0]
-        ((16, 2), ('cat', 'dog'), 'cat/00.png')
+        ((4, 2), ('cat', 'dog'), 'cat/00.png')
     """
 
     task: TaskSpec
@@ -65,7 +65,7 @@ class Evaluation:
         >>> import headstart as hs
         >>> found = hs.evaluate("runs/photos", "photos")
         >>> found.accuracy == found.metrics["accuracy"], tuple(found.truth.shape)
-        (True, (16,))
+        (True, (4,))
     """
 
     predictions: Predictions
