@@ -7,7 +7,7 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -96,7 +96,12 @@ def scan_records(
             outcomes.append(outcome)
             if on_decoded is not None:
                 on_decoded(min(done * ours.world_size, len(records)), len(records))
-    found = {one.name: one for some in all_gather_object(outcomes) for one in some}
+    gathered = all_gather_object([astuple(outcome) for outcome in outcomes])  # which takes what JSON can hold
+    found = {
+        name: _Outcome(name, digest, reason, tuple(stamp), known)
+        for some in gathered
+        for name, digest, reason, stamp, known in some
+    }
     ordered = [(record, found[record.name]) for record in records]
     if disk_cache is not None and problem is None and ours.local_rank == 0:
         problem = _keep_findings(source, disk_cache, [one for one in found.values() if not one.known])
