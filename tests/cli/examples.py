@@ -28,6 +28,9 @@ _NOUNS = ("run", "bundle", "reads", "wrote")  # a headstart run
 _SECTIONS = {"train": EVERY, "plan": EVERY, "evaluate": ("data",)}
 
 
+_WITH_MOMENTUM = ("--optimizer.kind", "sgd")  # what the line in question had chosen
+
+
 def refused_examples(said: str) -> list[str]:
     """The examples in a message that the command would not take."""
     if not said.startswith("headstart: "):  # the parser's own, about the shape of a line
@@ -69,7 +72,8 @@ def _verb_takes(verb: str, pairs: list[list[str]]) -> bool:
     alone = [pair for pair in pairs if len(pair) == 1 or pair[1].rstrip(".") in _PROSE.split()]
     needs = {"train": ["photos"], "plan": ["photos"], "evaluate": ["run", "photos"], "predict": ["run", "new"]}
     first = needs.get(verb, ["x"] if verb in ("describe", "report", "finish") else [])
-    if _parses(verb, [*first, *(_fill(word) for pair in pairs for word in pair)]):
+    words = [_fill(word) for pair in pairs for word in pair]
+    if _parses(verb, [*first, *words]) or (_SECTIONS.get(verb) and _parses(verb, [*first, *_WITH_MOMENTUM, *words])):
         return True
     if any(pair[0].replace("_", "-") not in _flags(verb) for pair in alone):
         return False

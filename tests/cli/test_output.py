@@ -20,6 +20,7 @@ class Predicted:
     labels: tuple[tuple[str, float], ...] = ()
     values: dict[str, float] = field(default_factory=dict)
     error: str | None = None
+    tags: tuple[str, ...] | None = None
 
 
 LABELS = [

@@ -99,7 +99,7 @@ def test_another_batch_size_changes_rounding_only(run, source) -> None:
 
 def test_the_bundle_holds_what_the_format_says_and_its_manifest_proves_it(run) -> None:
     files = read_folder(run.path / "model")
-    assert set(files) == {"model.safetensors", "config.json", "headstart.json", "README.md"}
+    assert set(files) == {"model.safetensors", "config.json", "headstart.json", "images.digests", "README.md"}
     facts = json.loads(files["headstart.json"])
     assert {"format", "task", "model", "head", "preprocess", "evaluation", "metrics", "versions"} <= set(facts)
     assert facts["metrics"] == run.metrics

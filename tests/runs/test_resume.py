@@ -320,7 +320,7 @@ def test_an_inexact_resume_that_was_allowed_is_said_and_marked_in_the_report(set
     assert f"not exact to the bit: timm was 0.9.0, is {now}" in text
     assert "going on from step" in text
     log = (run / "log.txt").read_text()
-    assert all(line in log for line in text.splitlines())
+    assert all(line in log for line in text.splitlines() if not line.startswith("data: "))  # of the plan
     assert f"timm was 0.9.0, then {now}." in (run / "report.html").read_text()
     hs.train(config, resume=True)  # it is finished: nothing is left to compare
 

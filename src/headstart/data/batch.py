@@ -76,7 +76,7 @@ class Batch:
         rows = len(self.pixels) if not self.activations else len(self.activations[0])
         if self.size < 0:
             object.__setattr__(self, "size", rows)
-        if len(self.indices) < rows:
+        if len(self.indices) == 0:  # none were given; borrowed rows of pixels have none
             object.__setattr__(self, "indices", torch.arange(rows))
         if not self.keys:
             object.__setattr__(self, "keys", tuple(f"images[{place}]" for place in range(self.size)))

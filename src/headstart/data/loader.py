@@ -133,7 +133,7 @@ class Batches:
         Raises:
             UnreadableImage: names the file that gives no picture. ChangedImage: names the one that is not as scanned.
         """
-        return each_in_own_arithmetic(self._load(self.sampler.batches(epoch, first=first), epoch=epoch))
+        return each_in_own_arithmetic(self._load_epoch(epoch, first=first))
 
     def pad_batches(self, groups: Sequence[Sequence[int]], *, epoch: int) -> Iterator[Batch]:
         """Batches of pixels of the images at these indices, each padded to ``batch_size``: as in evaluation, but with
@@ -157,6 +157,10 @@ class Batches:
     def for_evaluation(self) -> Batches:
         """The same images in order, not changed at random."""
         return self if self.augmentation is None else replace(self, dataset=self.images.for_evaluation())
+
+    def _load_epoch(self, epoch: int, *, first: int) -> Generator[Batch]:
+        """As ``epoch``; nothing is drawn before it is gone through, in arithmetic of its own."""
+        yield from self._load(self.sampler.batches(epoch, first=first), epoch=epoch)
 
     def _load(self, taken: Sequence[BatchIndices], *, epoch: int) -> Generator[Batch]:
         images, dataset, indices = self.images, self.dataset, [batch.indices for batch in taken]
