@@ -21,6 +21,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent))
 
 import torch
+from arithmetic import default_dtype
 from fuzz_laws import World, changes, generators, seed_all, snapshot
 from hypothesis import HealthCheck, Phase, Verbosity, seed, settings
 from hypothesis import strategies as st
@@ -51,19 +52,9 @@ AROUND: dict[str, Callable[[], Any]] = {
     "inference_mode": torch.inference_mode,
     "autocast": lambda: torch.autocast("cpu", torch.bfloat16),
     "device": lambda: torch.device("meta"),
-    "half": lambda: _default_dtype(torch.float16),
+    "half": lambda: default_dtype(torch.float16),
 }
 _WORLDS: list[World] = []
-
-
-@contextlib.contextmanager
-def _default_dtype(dtype: torch.dtype) -> Any:
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(before)
 
 
 class Net(nn.Module):
@@ -264,7 +255,7 @@ class Calls(RuleBasedStateMachine):
                     torch.inference_mode(False),
                     torch.enable_grad(),
                     torch.device("cpu"),
-                    _default_dtype(torch.float32),
+                    default_dtype(torch.float32),
                     torch.autocast("cpu", enabled=False),
                 ):
                     self.mirror(at, epochs * per_epoch, rules, event.loss, cosine=cosine)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shlex
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -55,7 +56,8 @@ def check_free(run: Path, config: Config, *, resume: bool) -> bool:
     source = Path(os.path.realpath(config.data.source)) if config.data.source else None  # resolve() raises on a loop
     if source is not None and source.is_dir() and source in (run.resolve(), *run.resolve().parents):
         raise ConfigError(
-            f"out: {run} is inside the data ({source}); choose another folder, e.g. --out runs/{source.name}"
+            f"out: {run} is inside the data ({source}); choose another folder, e.g. "
+            f"--out {shlex.quote(str(source.parent / 'runs' / source.name))}"
         )
     if run.exists() and not run.is_dir():
         raise ConfigError(f"out: {run} is a file; choose another run folder, e.g. --out {run}-run")
