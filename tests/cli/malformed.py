@@ -127,7 +127,7 @@ OPTIONS = _cases(
     ("train {PHOTOS} {SMALL} --data.target price", "data.target: it is for tables"),
     ("train {PHOTOS} {SMALL} --task.kind regress", "task.kind: regress", "--task.kind classify"),
     ("train {PHOTOS} {SMALL} --task.kind detect", "task.kind: 'detect'", "classify"),
-    ("train {PHOTOS} {SMALL} --out {PHOTOS}/run", "out: ", "inside the data", "--out runs/photos"),
+    ("train {PHOTOS} {SMALL} --out {PHOTOS}/run", "out: ", "inside the data", "/runs/photos"),
     ("train {PHOTOS} {SMALL} --out {RUN}", "a run is in", "--resume"),
     ("train {PHOTOS} {SMALL} --out {W}/c.yaml", "is a file", "--out"),
     ("train {PHOTOS} {SMALL} --out {W}/photos2", "holds other files", "--out runs/"),
