@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -65,11 +66,11 @@ class Trained:
     said: list[str]
 
     def bits(self) -> dict[str, Any]:
-        """Everything that training gave, clocks aside."""
+        """Everything that training gave, clocks aside; tensors by digests, which can be shown where they differ."""
         last = json.loads((self.run / "checkpoints" / "last.json").read_text())
         folder = next(path for path in (self.run / "checkpoints").iterdir() if path.name in json.dumps(last))
         tensors = {
-            f"{path.name} {name}": value.numpy().tobytes()
+            f"{path.name} {name}": sha256(value.numpy().tobytes()).hexdigest()
             for path in [*folder.glob("*.safetensors"), self.run / "model" / "model.safetensors"]
             for name, value in load_file(path).items()
         }
