@@ -10,6 +10,7 @@ from torch import Tensor
 from headstart.config.schema import Augment, Cache, Config, Data
 from headstart.config.schema import Batch as BatchOptions
 from headstart.data.batch import Batch
+from headstart.data.collate import pad_rows
 from headstart.data.decoding.decode import UnreadableImage
 from headstart.data.images import Images, audit, image_batches, load_images, open_images
 from headstart.data.loader import Batches
@@ -110,6 +111,13 @@ def test_training_sees_every_image_once_and_keeps_the_remainder(images: Images, 
     assert [len(batch.pixels) for batch in batches] == sizes
     assert len(replace(images.train, batch_size=size)) == len(sizes)
     assert sorted(key for batch in batches for key in batch.keys) == [sample.key for sample in images.train.samples]
+
+
+def test_padding_keeps_the_order_in_memory() -> None:
+    rows = torch.arange(2 * 3 * 4 * 5.0).reshape(2, 4, 5, 3).permute(0, 3, 1, 2)
+    padded = pad_rows(rows, 5)
+    assert padded.stride() == torch.empty(5, 4, 5, 3).permute(0, 3, 1, 2).stride()
+    assert torch.equal(padded, torch.cat([rows, torch.zeros(3, 3, 4, 5)]))
 
 
 def test_evaluation_is_in_order_and_padded_with_zeros(images: Images) -> None:

@@ -52,11 +52,14 @@ def collate_activations(taken: BatchIndices, values: Arguments, *, dataset: Imag
 
 
 def pad_rows(values: Tensor, size: int) -> Tensor:
-    """The rows, and rows of zeros up to ``size``; nothing stays nothing."""
-    missing = size - len(values)
-    if missing == 0 or values.numel() == 0:
+    """The rows, and rows of zeros up to ``size``, in the same order in memory; nothing stays nothing."""
+    if len(values) == size or values.numel() == 0:
         return values
-    return torch.cat([values, values.new_zeros((missing, *values.shape[1:]))])
+    order = sorted(range(values.ndim), key=lambda place: -values.stride(place))  # a layer's last bits depend on it
+    rows = torch.empty_permuted((size, *values.shape[1:]), order, dtype=values.dtype, device=values.device)
+    rows[: len(values)] = values
+    rows[len(values) :] = 0
+    return rows
 
 
 def _batch(
