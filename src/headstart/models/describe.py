@@ -12,6 +12,7 @@ from headstart.config.schema import FreezeRule, Until
 from headstart.errors import ModelError
 from headstart.models.folder import BUNDLE, model_folder
 from headstart.models.preprocess import Preprocess
+from headstart.models.sizes import refuse_size
 from headstart.models.sources import OpenedModel, open_model
 from headstart.models.spec import FolderSpec, parse_spec
 from headstart.surgery.freeze import Frozen, what_freezes
@@ -98,7 +99,8 @@ def describe(model: str | OpenedModel | nn.Module, *, freeze: FreezeRule | None 
     layout = find_layout(module)
     preprocess = None if isinstance(opened, nn.Module) else opened.preprocess
     images = input_shape(module)
-    if preprocess is not None:
+    if preprocess is not None and not isinstance(opened, nn.Module):
+        refuse_size(opened)
         images = (preprocess.channels, preprocess.height, preprocess.width)
     names = [name for name, _ in module.named_modules()]
     run = run_for_shapes(module, names=names, shape=images, count=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import timm
 from torch import Tensor, nn
@@ -33,9 +33,11 @@ from headstart.models.folder import (
     read_bundle,
 )
 from headstart.models.hugging_face import count_labels, is_transformers, read_transformers_format
+from headstart.models.opened import OpenedModel, WeightsSource
 from headstart.models.origins import Origin, find_origin, torchvision_names
 from headstart.models.prefixes import Names, fit_names
 from headstart.models.preprocess import Preprocess, adjust_preprocess, from_pretrained_cfg, imagenet_preprocess
+from headstart.models.sizes import set_image_size, size_option
 from headstart.models.spec import FolderSpec, parse_spec
 from headstart.models.weights import (
     Coverage,
@@ -62,51 +64,6 @@ class _Chosen:
 
     weights: str
     part: str
-
-
-@dataclass(frozen=True)
-class WeightsSource:
-    """The source of weights: what kind it is, where it lies, its SHA-256 and its licence."""
-
-    kind: Literal["pretrained", "none", "file"]
-    where: str
-    sha256: str | None
-    licence: str | None
-
-
-@dataclass(frozen=True, kw_only=True)
-class OpenedModel:
-    """A module on the CPU in float32, and everything known about it.
-
-    Attributes:
-        ``module``: The torch module, its head as it was.
-        ``spec``: The name by which it was asked for.
-        ``library``: Where its code is from: timm, torchvision, or own for a module that was given.
-        ``architecture``: The name of the architecture in its library; of an own module that of its class.
-        ``options``: The options of the architecture that were given.
-        ``num_outputs``: The number of classes before any head was replaced; None where that is not known.
-        ``preprocess``: How images become the model's input: size, framing, mean and standard deviation.
-        ``coverage``: How many of the module's tensors were loaded, and which were not.
-        ``weights``: Where the weights are from, with their digest and licence.
-        ``bundle``: The parsed ``headstart.json`` of a bundle; else None.
-
-    Example:
-        >>> import headstart as hs
-        >>> opened = hs.open_model("starter")
-        >>> opened.library, opened.architecture, opened.num_outputs
-        ('timm', 'resnet18d', 1000)
-    """
-
-    module: nn.Module
-    spec: str
-    library: Literal["timm", "torchvision", "own"]
-    architecture: str
-    options: Mapping[str, object]
-    num_outputs: int | None
-    preprocess: Preprocess
-    coverage: Coverage
-    weights: WeightsSource
-    bundle: Mapping[str, object] | None = None
 
 
 def open_model(
@@ -181,38 +138,13 @@ def _open_named(
             )
     origin = find_origin(parsed, weights=weights, options=options)
     check_options(origin.architecture, outputs=origin.outputs, given=options)
-    origin = _set_image_size(origin, image_size=image_size, options=options)
+    origin = set_image_size(origin, image_size=image_size, options=options)
     if weights == "pretrained" and origin.pretrained is None:
         raise ModelError(
             f"{origin.spec} has no pretrained weights; choose another model, --weights none or --weights FILE"
         )
     opened = _open_origin(origin, chosen)
     return replace(opened, preprocess=adjust_preprocess(opened.preprocess, image_size=image_size, given=preprocess))
-
-
-def _set_image_size(origin: Origin, *, image_size: int | None, options: Mapping[str, object]) -> Origin:
-    """The origin whose architecture gets its input size where it takes one, and preprocessing that follows it."""
-    architecture, found = origin.architecture, origin.preprocess
-    key = _size_option(architecture)
-    option_size = options.get(key)
-    if isinstance(option_size, int):
-        if image_size not in (None, option_size):
-            raise ModelError(
-                f"model.image_size is {image_size}, but model.options.{key} is {option_size}; give one of them"
-            )
-        return replace(origin, preprocess=replace(found, height=option_size, width=option_size))
-    if image_size is None or (image_size, image_size) == (found.height, found.width):
-        return origin
-    if architecture.cfg.get("fixed_input_size") or takes_option(architecture, key):
-        value: object = (image_size, image_size) if key == "input_size" else image_size
-        architecture = replace(architecture, options={**architecture.options, key: value})
-    return replace(origin, architecture=architecture)
-
-
-def _size_option(architecture: Architecture) -> str:
-    if architecture.library == "timm":
-        return "img_size"
-    return "input_size" if architecture.name.startswith("maxvit") else "image_size"
 
 
 def _open_origin(origin: Origin, chosen: _Chosen) -> OpenedModel:
@@ -321,7 +253,7 @@ def _open_bundle(bundle: Bundle, chosen: _Chosen, *, image_size: int | None) -> 
             raise ValueError(f"num_outputs is {outputs}")
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ModelError(f"{where}: {type(error).__name__} {error}; not a bundle that this headstart wrote") from error
-    if image_size not in (None, preprocess.height) and takes_option(architecture, _size_option(architecture)):
+    if image_size not in (None, preprocess.height) and takes_option(architecture, size_option(architecture)):
         raise ModelError(
             f"model.image_size: {bundle.path} was trained at {preprocess.height} px and takes no other size"
         )

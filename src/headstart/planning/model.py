@@ -10,6 +10,7 @@ from torch import nn
 from headstart.config.schema import Config
 from headstart.errors import ConfigError
 from headstart.events import Decision
+from headstart.models.sizes import refuse_size
 from headstart.models.sources import OpenedModel, open_model
 from headstart.planning.began import about_weights, began_with, name_weights_by_digest
 from headstart.planning.draft import Draft
@@ -27,6 +28,8 @@ def choose_model(draft: Draft) -> Draft:
     Raises: ConfigError, ModelError: there is no such model, or its weights cannot be had.
     """
     opened, chosen = _open(draft)
+    if draft.given is None and (draft.config.model.image_size != "auto" or draft.config.model.options):
+        refuse_size(opened)
     shape = opened.preprocess
     draft = draft.record("began", began_with(opened, own=draft.given is not None, loss=draft.own_loss))
     draft = draft.decide(

@@ -37,6 +37,7 @@ from headstart.planning.own_state import check_own_state
 from headstart.planning.peft import add_adapters
 from headstart.planning.phases import choose_phases
 from headstart.planning.precision import choose_arithmetic
+from headstart.planning.shapes import check_shapes
 from headstart.surgery.head import HeadSwap
 from headstart.surgery.module_copy import InPlace
 from headstart.surgery.no_trace import no_trace
@@ -65,6 +66,7 @@ OPENED: tuple[Callable[[Draft], Draft], ...] = (
 
 TRIED: tuple[Callable[[Draft], Draft], ...] = (
     measure_memory,  # before anything is tried: no trial takes more than there is
+    check_shapes,
     choose_arithmetic,
     check_own_state,
     choose_cache,
