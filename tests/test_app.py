@@ -93,7 +93,7 @@ def test_an_existing_run_is_not_touched_without_resume(settings) -> None:
     said = []
     again = hs.train(config, resume=True, watch=said.append)
     assert [event.text for event in said] == [
-        f"{run.path} is finished already; choose another folder with --out for a new run"
+        f"{run.path} is finished already; go on with more --epochs, or begin anew with another --out"
     ]
     assert again.metrics == run.metrics
     assert weights(again) == weights(run)
@@ -104,9 +104,9 @@ def test_a_run_is_resumed_with_its_own_options_only(settings) -> None:
     hs.train(hs.load_config(settings(**QUICK)))
     with pytest.raises(
         ConfigError,
-        match=r"other options \(epochs: the run has 1, now 3; seed: the run has 42, now 7\); resume it with",
+        match=r"other options \(precision: the run has auto, now fp32; seed: the run has 42, now 7\); resume it with",
     ):
-        hs.train(hs.load_config(settings(recipe="full", epochs=3, seed=7)), resume=True)
+        hs.train(hs.load_config(settings(**QUICK, precision="fp32", seed=7)), resume=True)
 
 
 def test_a_run_is_resumed_with_its_own_data_only(settings, colours, tmp_path) -> None:

@@ -180,7 +180,7 @@ def _train(asked: _Asked) -> Run:
     with _isolate_call("hs.train"), join_group(usable_device(config.device), timeout_seconds=seconds) as ours:
         emit = asked.watch if asked.watch is not None and ours.is_first else _silent
         if _is_finished(run, config, resume=resume):
-            emit(Note(f"{run} is finished already; choose another folder with --out for a new run"))
+            emit(Note(f"{run} is finished already; go on with more --epochs, or begin anew with another --out"))
             return read_finished_run(run, model=asked.model)
         started = time.monotonic()
         with collective_errors():

@@ -196,6 +196,23 @@ def test_a_run_that_shares_the_model_out_is_the_same_stopped_and_resumed(started
         torch.testing.assert_close(value, weights[1][name], rtol=1e-3, atol=1e-4)
 
 
+def test_a_sharded_run_goes_on_in_one_process_where_that_is_allowed(started, tmp_path) -> None:
+    plain = {"model": {"name": "starter"}, "recipe": "full", "epochs": 2, "batch": {"size": 8}}
+    sections = plain | {"parallel": {"kind": "fsdp"}, "checkpoint": {"every_steps": 1}}
+    child = started(sections=sections | {"devices": 2})
+    wait_for_step(tmp_path / "run", 1, child)
+    kill_all(child.mark, signal.SIGTERM)
+    child.communicate()
+    child = started(sections=sections | {"devices": 1})
+    _, said = child.communicate()
+    assert child.returncode == 2 and "world_size was 2, is 1" in said, said
+    child = started("--allow-inexact", sections=sections | {"devices": 1})
+    _, said = child.communicate()
+    assert child.returncode == 0, said
+    assert "not exact to the bit: world_size was 2, is 1" in said and "going on from step" in said
+    assert (tmp_path / "run" / "report.html").is_file()
+
+
 def test_a_killed_rank_ends_the_run_and_is_named(started, tmp_path) -> None:
     child = started(sections=EVERYTHING | {"epochs": 500})
     wait_for_step(tmp_path / "run", 2, child)

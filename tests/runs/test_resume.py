@@ -350,6 +350,19 @@ def test_the_number_of_workers_and_the_caches_limit_may_change_between_lives(set
         hs.train(dataclasses.replace(config, workers=2, seed=3), resume=True)
 
 
+def test_another_number_of_processes_is_refused_by_name_and_goes_on_where_it_is_allowed(settings) -> None:
+    """The option itself is none of the bits; a run of one process is taken for one of two, as its record says."""
+    config, run = broken_off(settings, epochs=1)
+    edited(run / "environment.json", world_size=2)
+    file = run / "config.yaml"
+    file.write_text(file.read_text().replace("\ndevices: auto\n", "\ndevices: 2\n"))
+    with pytest.raises(ConfigError, match=r"exact to the bit \(world_size was 2, is 1\); go back .* --allow-inexact"):
+        hs.train(config, resume=True)
+    hs.train(dataclasses.replace(config, devices=1), resume=True, allow_inexact=True)
+    assert "world_size was 2, then 1." in (run / "report.html").read_text()
+    assert "\ndevices: 1\n" in file.read_text()
+
+
 def test_a_run_that_was_killed_before_its_report_gets_one(settings, tmp_path) -> None:
     config = hs.load_config(settings(recipe="full", epochs=1))
     run = hs.train(config)

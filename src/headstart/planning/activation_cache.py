@@ -63,13 +63,12 @@ def choose_cache(draft: Draft) -> Draft:
     config, module, training_plan, images = draft.config, draft.module, draft.training_plan, draft.images
     recorded = draft.recorded.get("cache")
     choices = [dict(choice) for choice in recorded or ()]
-    if len(choices) != len(training_plan.phases):
+    if left := training_plan.phases[len(choices) :]:  # all of a new run, the last one of a run that is extended
         why = "each process holds a share of every layer"
-        chosen = [(phase, why) for phase in training_plan.phases]
+        chosen = [(phase, why) for phase in left]
         if not draft.sharded:
-            rules = training_plan.rules
-            chosen = [_choose_cache(config, module, phase, rules, images) for phase in training_plan.phases]
-        choices = broadcast_object(
+            chosen = [_choose_cache(config, module, phase, training_plan.rules, images) for phase in left]
+        choices += broadcast_object(
             [{"views": phase.views, "cached": list(phase.cached), "why": why} for phase, why in chosen]
         )
     phases = tuple(

@@ -27,6 +27,7 @@ from headstart.errors import ConfigError
 from headstart.events import Decision
 from headstart.optim.penalties import select_l1_parameters
 from headstart.planning.draft import Draft
+from headstart.planning.extension import extend_phases, list_ends
 from headstart.storage.disk_cache import cache_folder
 from headstart.surgery.layout import find_layout
 from headstart.tasks.losses import LossFunction
@@ -59,9 +60,12 @@ def choose_phases(draft: Draft) -> Draft:
 
     Raises: ConfigError: recipe, epochs and freezing do not fit together; ``penalties.l1_on`` matches nothing.
     """
-    config, module = draft.config, draft.module
+    config, module, ends = draft.config, draft.module, list_ends(draft)
     pretrained = draft.opened.weights.kind != "none"
-    phases, decisions = make_phases(config, module, batch_size=draft.batch_size, pretrained=pretrained)
+    began = config if config.phases else replace(config, epochs=ends[0])  # later ones change no phase
+    phases, decisions = make_phases(began, module, batch_size=draft.batch_size, pretrained=pretrained)
+    phases, extended = extend_phases(phases, ends, config)
+    draft = draft.choose("epochs", list(ends))
     select_l1_parameters(module, config.penalties)
     limit = int(config.cache.limit_gb * 1e9)
     training_plan = TrainingPlan(
@@ -70,7 +74,7 @@ def choose_phases(draft: Draft) -> Draft:
         patience=config.stop.patience,
         cache=CacheRules(folder=cache_folder(), model=draft.opened.spec, dtype=config.cache.dtype, limit_bytes=limit),
     )  # fmt: skip
-    return replace(draft.decide(*decisions), training_plan=training_plan)
+    return replace(draft.decide(*decisions, *extended), training_plan=training_plan)
 
 
 def _make_rules(config: Config, loss: LossFunction) -> StepRules:

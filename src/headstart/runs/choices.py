@@ -30,6 +30,8 @@ def _list_choices(config: Config, plan: Mapping[str, Any]) -> Iterator[tuple[str
         yield "batch.evaluation", f"{evaluation['size']}{half}"
     if config.compile == "auto":
         yield "compile", choices["compile"]["how"]
+    if len(ends := choices["epochs"]) > 1:
+        yield "epochs", f"{ends[0]}, extended to {' and '.join(map(str, ends[1:]))}"
     for phase in plan["phases"]:
         splits = " and ".join(phase["cached"]) or "nothing"
         yield f"cache in phase {phase['name']}", f"{splits}, {phase['views'] or 'new'} views"

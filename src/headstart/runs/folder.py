@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -37,7 +37,8 @@ from headstart.tasks.task import TaskSpec
 from headstart.training.evaluate import Evaluation
 
 _FREE = (  # may be others when a run goes on: a folder that moved is the same run; data are compared by their digest
-    "workers", "cache.limit_gb", "data.changed", "out", "data.source", "data.images", "data.tags_separator",
+    "workers", "cache.limit_gb", "data.changed", "out", "data.source", "data.images", "data.tags_separator", "devices",
+    "device", "parallel.timeout_seconds",
 )  # fmt: skip
 
 
@@ -74,14 +75,31 @@ def check_free(run: Path, config: Config, *, resume: bool) -> bool:
             f"out: a run is in {run} already; go on with it by --resume, or choose another folder with --out (to train "
             f"its model further: --model {run} and another --out)"
         )
+    extends = False
     if read_text(old) != write_yaml(config):
-        different = list_differences(old, config)
+        extends = is_extension(load_config(old), config)
+        different = list_differences(old, config, besides=("epochs", "phases") if extends else ())
         if different:
             raise ConfigError(
                 f"{old}: the run was made with other options ({'; '.join(different)}); "
                 "resume it with the same ones, or choose another folder with --out"
             )
-    return is_finished(run)
+    if not extends or not is_finished(run):
+        return is_finished(run)
+    if newest_step(run / "checkpoints") is None:
+        raise ConfigError(
+            f"{run / 'checkpoints'}: the run has finished, and no checkpoint is left to go on from; train its model "
+            f"further in another run: --model {run} and another --out"
+        )
+    return False
+
+
+def is_extension(before: Config, config: Config) -> bool:
+    """Whether a run is asked for more epochs than it has, and its earlier ones stay: more phases where it has some."""
+    if before.phases or config.phases:
+        count = len(before.phases)
+        return 0 < count < len(config.phases) and config.phases[:count] == before.phases
+    return config.epochs > before.epochs
 
 
 def is_finished(run: Path) -> bool:
@@ -114,10 +132,11 @@ def check_stopped(run: Path, *, own: bool) -> None:
         )
 
 
-def list_differences(old: Path, config: Config) -> list[str]:
-    """Each option that differs, with both values, leaving out those that no bit depends on."""
+def list_differences(old: Path, config: Config, *, besides: Sequence[str] = ()) -> list[str]:
+    """Each option that differs, with both values, leaving out those that no bit depends on, and ``besides``."""
     before, now = (_leaves(asdict(each)) for each in (load_config(old), config))
-    changed = [name for name in {**before, **now} if before.get(name) != now.get(name) and name not in _FREE]
+    free = (*_FREE, *besides)
+    changed = [name for name in {**before, **now} if before.get(name) != now.get(name) and name not in free]
     return [f"{name}: the run has {before.get(name)}, now {now.get(name)}" for name in changed[:5]]
 
 
@@ -207,7 +226,11 @@ def read_choices(run: Path) -> dict[str, Any] | None:
     Raises: StorageError: plan.json is damaged, or was edited.
     """
     plan = read_plan(run)
-    return None if plan is None else _section(run / "plan.json", plan, "choices")
+    if plan is None:
+        return None
+    choices = _section(run / "plan.json", plan, "choices")
+    epochs = sum(phase["epochs"] for phase in plan.get("phases") or ())
+    return {"epochs": [epochs], **choices} if epochs else choices  # headstart 0.1 did not record them
 
 
 def forget_cache(run: Path) -> None:

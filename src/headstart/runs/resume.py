@@ -80,6 +80,7 @@ def _make_first_state(ready: Ready) -> TrainState:
         heads = set(head_parameters(module))
         state.start = {name: value.detach().clone() for name, value in module.named_parameters() if name not in heads}
     if average.kind == "ema":
-        total = len(ready.images.train) * sum(phase.epochs for phase in training_plan.phases)
+        epochs = sum(phase.epochs for phase in training_plan.phases if not phase.extends)
+        total = len(ready.images.train) * epochs
         state.average = make_average(module, half_life=average.half_life, total_steps=total)
     return state

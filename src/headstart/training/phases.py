@@ -65,6 +65,8 @@ class PhasePlan:
     """Splits (train, val) that are read from the activation cache."""
     fixed: Fixed = NOTHING_FIXED
     """What was frozen in the module before, and stays so whatever ``freeze`` says."""
+    extends: bool = False
+    """Added to the run after it had begun with fewer epochs."""
     moving: frozenset[str] = frozenset()
     """Buffers that forward writes to although nothing around them trains: they are not frozen."""
 
@@ -136,7 +138,7 @@ def train_phases(
 def _phases(state: TrainState, training_plan: TrainingPlan, train: Batches, val: Batches) -> Iterator[TrainingEvent]:
     for index in range(len(training_plan.phases)):
         phase = training_plan.phases[index]  # as the plan is by now: without a cache that was given up
-        if state.epochs_done >= phase.first_epoch + phase.epochs or _is_over(state):
+        if state.epochs_done >= phase.first_epoch + phase.epochs or _is_over(state, training_plan):
             continue
         frozen = enter_phase(state, training_plan, index) if state.phase != index else freeze_phase(state.model, phase)
         yield PhaseStarted(
@@ -225,7 +227,7 @@ def _train_phase(
         yield from phase_data.iterate_damage_notes()
         yield from report_changed_files(phase_data.train)
         yield validated
-        if _is_over(state):
+        if _is_over(state, training_plan):
             return
 
 
@@ -313,8 +315,9 @@ def _prove_traced_boundary(model: nn.Module, frozen: Frozen, val: Batches, rules
     return boundary
 
 
-def _is_over(state: TrainState) -> bool:
-    return state.stopped
+def _is_over(state: TrainState, training_plan: TrainingPlan) -> bool:
+    """Whether patience ended the run; not where it stopped in what was the last phase, and was extended since."""
+    return state.stopped and state.phase == len(training_plan.phases) - 1
 
 
 def frozen_digest(model: nn.Module, frozen: Frozen) -> dict[str, int]:
