@@ -9,7 +9,9 @@ Bits depend on the processor and on torch's version; ``values.json`` says of whi
 from __future__ import annotations
 
 import argparse
+import csv
 import hashlib
+import io
 import json
 import os
 import subprocess
@@ -105,8 +107,19 @@ def read_run(run: Path) -> dict[str, Any]:
         "steps": [[event["loss"], event["grad_norm"]] for event in events if event["event"] == "step"],
         "epochs": [event["metrics"] for event in events if event["event"] == "epoch"],
         "weights": _digest(run / "model" / "model.safetensors"),
-        "predictions": _digest(run / "predictions.csv"),
+        "predictions": hashlib.sha256(_drop_probabilities(run / "predictions.csv").encode()).hexdigest(),
     }
+
+
+def _drop_probabilities(path: Path) -> str:
+    """The table without the classes' probabilities, which tables of one label did not have when values were noted."""
+    with path.open(newline="") as file:
+        rows = list(csv.reader(file, quoting=csv.QUOTE_NONNUMERIC))
+    kept = [place for place, name in enumerate(rows[0]) if "confidence" not in rows[0] or not name.startswith("p:")]
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
+    writer.writerows([row[place] for place in kept] for row in rows)
+    return text.getvalue()
 
 
 def _digest(path: Path) -> str:

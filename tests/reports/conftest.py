@@ -33,7 +33,7 @@ def fake_run(tmp_path: Path) -> FakeRun:
         (run / "config.yaml").write_text(f"data:\n  source: {json.dumps(str(source))}\nseed: 42\n", encoding="utf-8")
         _json(run / "plan.json", _plan(task, names, source, images))
         _json(run / "environment.json", {"python": "3.11.9", "torch": "2.15.0", "headstart": "0.1.0", "threads": 2})
-        events = _events(task, _final(task, names, rows))
+        events = _events(task, _final(task, names, rows), several=len(names) > 1)
         (run / "events.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events), encoding="utf-8")
         if finished:
             metrics = events[-2]["metrics"]
@@ -108,7 +108,7 @@ def _regress(names: Sequence[str], images: int) -> list[dict[str, str]]:
     return rows
 
 
-def _events(task: str, final: float) -> list[dict[str, Any]]:
+def _events(task: str, final: float, *, several: bool) -> list[dict[str, Any]]:
     events: list[dict[str, Any]] = []
     for epoch in range(1, EPOCHS + 1):
         phase = 0 if epoch <= 2 else 1
@@ -123,7 +123,8 @@ def _events(task: str, final: float) -> list[dict[str, Any]]:
             })  # fmt: skip
         events.append({
             "event": "epoch", "epoch": epoch, "step": epoch * STEPS_PER_EPOCH, "phase": phase,
-            "train_loss": 1.1 * math.exp(-epoch / 2), "metrics": _metrics(task, final, epoch), "average_metrics": None,
+            "train_loss": 1.1 * math.exp(-epoch / 2), "metrics": _metrics(task, final, epoch, several=several),
+            "average_metrics": None,
             "seconds": 8.0, "images_per_second": 64.0, "input_seconds": 6.0,
         })  # fmt: skip
     return [*events, {"event": "finished", "step": EPOCHS * STEPS_PER_EPOCH, "seconds": 73.4}]
@@ -136,19 +137,23 @@ def _final(task: str, names: Sequence[str], rows: Sequence[dict[str, str]]) -> f
     if task == "multilabel":
         truth = [[name in row["truth"].split(";") for name in names] for row in rows]
         return float(average_precision_score(truth, [[float(row[f"p:{name}"]) for name in names] for row in rows]))
-    return float(
-        np.mean([abs(float(row[f"truth:{n}"]) - float(row[f"prediction:{n}"])) for row in rows for n in names])
-    )
+    found = []
+    for name in names:
+        truth, said = (np.array([float(row[f"{column}:{name}"]) for row in rows]) for column in ("truth", "prediction"))
+        found.append(float(abs(truth - said).mean() / (abs(truth - np.median(truth)).mean() if names[1:] else 1)))
+    return float(np.mean(found))
 
 
-def _metrics(task: str, final: float, epoch: int) -> dict[str, float]:
+def _metrics(task: str, final: float, epoch: int, *, several: bool) -> dict[str, float]:
     short = math.exp(-epoch / 2) - math.exp(-EPOCHS / 2)  # 0 in the last epoch
     if task == "classify":
         return {"accuracy": final - 0.6 * short, "macro_f1": final - 0.01 - 0.6 * short, "nll": 0.2 + short}
     if task == "multilabel":
         return {"mean_average_precision": final - 0.6 * short, "macro_f1": 0.8 - 0.6 * short, "nll": 0.2 + short}
     mae = final * (1 + short)
-    return {"mae": mae, "rmse": 1.3 * mae, "r2": 0.88 - short, "baseline_mae": 2.5 * final}
+    if several:
+        return {"relative_mae": mae, "relative_rmse": 1.1 * mae, "r2": 0.88 - short, "mae:price": 1.5}
+    return {"mae": mae, "rmse": 1.3 * mae, "r2": 0.88 - short, "baseline_mae": 2.5 * final, "baseline_rmse": 3 * final}
 
 
 def _plan(task: str, names: Sequence[str], source: Path, images: int) -> dict[str, Any]:

@@ -3,13 +3,14 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import statistics
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 
 import headstart.reports.report as page
-from headstart.reports.headline import metrics, task_scores
+from headstart.reports.headline import summarise
 from headstart.reports.report import render, report, write_report
 from headstart.reports.run_record import read_record
 
@@ -101,20 +102,78 @@ def test_the_result_comes_first_with_interval_and_baseline(fake_run):
         assert said in text
 
 
-def test_the_test_images_numbers_stand_beside_the_validations(fake_run, edit_json):
+def test_the_test_images_are_the_headline_with_their_interval_predictions_and_tables(fake_run, edit_json):
     run = fake_run("classify")
     assert "on the test images" not in opened(run).text
-    edit_json(run / "result.json", lambda result: result.update(test_metrics={"accuracy": 0.8125, "nll": 0.4}))
+    edit_json(run / "result.json", lambda result: result.update(test_metrics={"accuracy": 0.75, "nll": 0.4}))
+    found = summarise(read_record(run))  # of a version that kept no test predictions: the number alone
+    assert (found.on, found.rows_on, found.metrics[0].interval) == ("test", "validation", None)
+    rows = (run / "predictions.csv").read_text().splitlines()
+    wrong = ["img004.png,bee,cat,0.8"]  # 1 of 4; beside it 5 of 45 of the validation's are wrong
+    (run / "predictions_test.csv").write_text("\n".join([*rows[:4], *wrong]) + "\n")
+    found = summarise(read_record(run))
+    assert (found.on, found.rows_on, found.scores.total) == ("test", "test", 4)
+    main = found.metrics[0]
+    assert (main.value, main.validation) == (0.75, pytest.approx(40 / 45))
+    assert (round(main.interval.low, 3), round(main.interval.high, 3)) == (0.301, 0.954)  # Wilson, 3 of 4
+    assert (main.baseline, main.baseline_says) == (0.5, "always bee")
+    assert found.headline.startswith("accuracy: 75.0 % on the test images (95 % interval 30.1 to 95.4 %; always bee")
     text = opened(run).text
-    assert "on the test images" in text
-    assert "81.2 %" in text
+    assert text.index("75.0 %") < text.index("accuracy, on the test images") < text.index("88.9 %")
+    assert "on the validation images" in text and "Other test images" in text and "img005.png" not in text
 
 
-def test_the_baseline_is_the_class_most_frequent_in_training(fake_run, edit_json):
-    run = fake_run("classify")
+def test_the_baseline_is_the_class_most_frequent_in_validation(fake_run, edit_json):
+    run = fake_run("classify", images=44)  # 15 ants, 15 bees, 14 cats
     edit_json(run / "plan.json", lambda plan: plan["data"]["class_counts"]["train"].update(cat=99))
-    record = read_record(run)
-    assert metrics(record, task_scores(record))[0].baseline_says == "always cat"
+    main = summarise(read_record(run)).metrics[0]
+    assert (main.baseline, main.baseline_says) == (15 / 44, "always ant")
+
+
+def test_a_result_that_is_no_better_than_a_guess_says_so(fake_run, edit_json):
+    run = fake_run("classify", names=("ant", "bee"), images=20)
+    assert summarise(read_record(run)).remarks == ()
+    rows = [f"img{k:03}.png,{'ant' if k % 4 else 'bee'},ant,0.9" for k in range(20)]
+    (run / "predictions.csv").write_text("\n".join(["id,truth,prediction,confidence", *rows]) + "\n")
+    edit_json(run / "result.json", lambda result: result["metrics"].update(accuracy=0.75))
+    (remark,) = summarise(read_record(run)).remarks
+    assert remark == "No better than always ant: accuracy 75.0 %, against 75.0 %."
+    assert remark in opened(run).text
+    rows[0] = "img000.png,bee,bee,0.9"
+    (run / "predictions.csv").write_text("\n".join(["id,truth,prediction,confidence", *rows]) + "\n")
+    edit_json(run / "result.json", lambda result: result["metrics"].update(accuracy=0.8))
+    (remark,) = summarise(read_record(run)).remarks
+    assert remark == "Not clearly better than always ant: the 95 % interval holds its 75.0 %."
+
+
+def test_fine_tuning_that_did_not_beat_the_probe_says_so(fake_run, edit_json):
+    run = fake_run("classify")  # 2 epochs of the head, then 4 of all layers, each better than the one before
+    assert summarise(read_record(run)).remarks == ()
+    events = [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
+    for event in events:
+        if event["event"] == "epoch" and event["phase"]:
+            event["metrics"]["accuracy"] -= 0.5
+    (run / "events.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events))
+    (remark,) = summarise(read_record(run)).remarks
+    assert remark.startswith("Fine-tuning did not beat the probe: validation accuracy ")
+    assert "with the head alone, 38.9 % at best afterwards." in remark
+    assert remark in opened(run).text
+    edit_json(run / "plan.json", lambda plan: plan["phases"][1].update(freeze="backbone"))  # a probe that was extended
+    assert summarise(read_record(run)).remarks == ()
+
+
+def test_numbers_are_named_by_their_target_and_held_against_the_median_and_the_mean(fake_run):
+    run = fake_run("regress", names=("price",))
+    found = summarise(read_record(run))
+    mae, rmse, r2 = found.metrics
+    assert [one.label for one in found.metrics] == [
+        "mean absolute error of price", "root mean squared error of price", "R² of price",
+    ]  # fmt: skip
+    truths = [float(row["truth:price"]) for row in read_record(run).predictions]
+    assert mae.baseline_says == f"always {statistics.median(truths):,.0f}, the median"
+    assert rmse.baseline_says == f"always {statistics.mean(truths):,.0f}, the mean"
+    assert (r2.baseline, r2.baseline_says) == (0.0, "always the mean")
+    assert found.headline.startswith("mean absolute error of price: ")
 
 
 def test_every_task_shows_what_belongs_to_it(fake_run, tmp_path):
@@ -124,13 +183,32 @@ def test_every_task_shows_what_belongs_to_it(fake_run, tmp_path):
     assert "Which classes it confuses" not in text
 
 
-def test_several_targets_are_told_one_by_one_in_their_units(fake_run, edit_json):
+def test_several_targets_are_told_one_by_one_in_their_units_and_together_by_their_shares(fake_run):
     run = fake_run("regress", names=("price", "area"))
-    edit_json(run / "result.json", lambda result: result["metrics"].update({"baseline_mae:area": 22.5}))
-    found = opened(run)
-    assert "Each target, in its own unit" in found.text
-    assert "22.5" in found.text
-    assert found.text.count("Truth against prediction") == 2
+    found, page = summarise(read_record(run)), opened(run)
+    main = found.metrics[0]
+    assert (main.key, main.baseline, main.baseline_says) == ("relative_mae", 1.0, "always each target's median")
+    price, area = found.scores.targets
+    shares = [target.mae / target.baseline_mae for target in (price, area)]
+    assert main.value == pytest.approx(statistics.mean(shares))
+    assert main.interval.low < main.value < main.interval.high
+    assert found.mismatch == ""
+    assert not {"mae", "rmse"} & {one.key for one in found.metrics}  # dollars and square metres have no mean
+    assert "Each target, in its own unit" in page.text
+    assert "mean absolute error, as a share of the baseline's, mean over 2 targets" in page.text
+    for target in (price, area):
+        assert f"{target.baseline_mae:.4g}" in page.text or f"{target.baseline_mae:,.0f}" in page.text
+    assert page.text.count("Truth against prediction") == 2
+    assert "Validation mean absolute error, as a share" in page.text  # what is kept is what is plotted
+
+
+def test_the_metric_that_was_asked_for_is_the_headline(fake_run):
+    run = fake_run("classify")
+    config = (run / "config.yaml").read_text()
+    (run / "config.yaml").write_text(config + "metric: macro_f1\n")
+    found = summarise(read_record(run))
+    assert found.metrics[0].key == "macro_f1"
+    assert "Validation macro F1" in opened(run).text
 
 
 def test_more_than_thirty_classes_get_the_most_confused_pairs_instead_of_a_matrix(fake_run):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import json
+import statistics
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -143,3 +145,27 @@ def test_changed_data_are_refused(options, draw_colours) -> None:
     with pytest.raises(ConfigError, match="the data have changed since the run began"):
         hs.finish(run)
     assert not (run / "result.json").exists()
+
+
+def test_a_test_split_is_the_headline_with_a_table_of_its_own(options, capsys) -> None:
+    config = options("run", metric="balanced_accuracy", epochs=2)
+    run = hs.train(config)
+    with (run.path / "predictions_test.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert {row["id"] for row in rows}.isdisjoint(row["id"] for row in read_record(run.path).predictions)
+    assert [f"p:{name}" for name in ("blue", "green", "red")] == [name for name in rows[0] if name.startswith("p:")]
+    right = {
+        name: [row["prediction"] == name for row in rows if row["truth"] == name] for name in ("blue", "green", "red")
+    }
+    recall = statistics.mean(statistics.mean(each) for each in right.values())
+    assert run.test_metrics is not None and run.test_metrics["balanced_accuracy"] == pytest.approx(recall)
+    assert run.headline.startswith(f"balanced accuracy: {100 * recall:.1f} % on the {len(rows)} test images")
+    page = (run.path / "report.html").read_text()
+    assert "balanced accuracy, on the test images" in page
+    assert all(row["id"] in page for row in rows[:3])
+    assert main(["train", "--config", "run/config.yaml", "--resume"]) == 0  # it is finished: the same is told again
+    told = capsys.readouterr().out
+    assert told.startswith(run.headline)
+    assert [line.split() for line in told.splitlines() if "validation" in line] == [["test", "validation"]]
+    assert all(remark in told for remark in run.remarks)
+    assert "On the test images" in (run.path / "model" / "README.md").read_text()

@@ -1,18 +1,32 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sklearn.metrics import average_precision_score, confusion_matrix, precision_recall_fscore_support
+from scipy import stats
+from sklearn.metrics import (
+    accuracy_score,
+    average_precision_score,
+    balanced_accuracy_score,
+    confusion_matrix,
+    log_loss,
+    precision_recall_fscore_support,
+    r2_score,
+    root_mean_squared_error,
+)
 
 from headstart.errors import StorageError
 from headstart.tasks import classify, multilabel, regress
-from headstart.tasks.intervals import Interval, bootstrap, wilson
+from headstart.tasks.intervals import Interval, bootstrap, correct_percentiles, wilson
+from headstart.tasks.kinds import find_kind
+from headstart.tasks.metrics import resample_r2
 from headstart.tasks.tags import join_tags, split_tags
+from headstart.tasks.task import TaskSpec
 
 
 def test_wilson_gives_the_published_interval():
@@ -65,8 +79,9 @@ def test_class_scores_equal_scikit_learns():
     worst = found.confused[0]
     assert worst.count == max(c for i, line in enumerate(found.confusion) for j, c in enumerate(line) if i != j)
     assert worst.share == worst.count / found.classes[classes.index(worst.truth)].support
-    assert found.macro_f1_interval is not None
-    assert found.macro_f1_interval.low < f1[:4].mean() < found.macro_f1_interval.high
+    interval = found.find_interval("macro_f1")
+    assert interval is not None
+    assert interval.low < f1[:4].mean() < interval.high
 
 
 @settings(max_examples=25, deadline=None)
@@ -84,13 +99,72 @@ def test_average_precision_equals_scikit_learns_also_with_ties(pairs: list[tuple
 def test_a_resampled_average_precision_is_that_of_the_repeated_images():
     truth, scores = np.array([1, 0, 1, 0, 1, 0] * 5), np.array([0.9, 0.8, 0.7, 0.6, 0.5, 0.1] * 5)
     rows = [{"truth": "t" * bool(t), "prediction": "", "p:t": str(p)} for t, p in zip(truth, scores, strict=True)]
-    found = multilabel.score_rows(rows, ["t"]).map_interval
-    rng, values = np.random.default_rng(0), []
-    for _ in range(1000):
-        drawn = rng.integers(30, size=30)
-        values.append(average_precision_score(truth[drawn], scores[drawn]))
+    found = multilabel.score_rows(rows, ["t"]).find_interval("mean_average_precision")
+    rng = np.random.default_rng(0)
+    draws = [rng.integers(30, size=30) for _ in range(1000)]
+    values = np.array([average_precision_score(truth[drawn], scores[drawn]) for drawn in draws])
+    expected = stats.bootstrap(
+        (np.arange(30),), lambda drawn: average_precision_score(truth[drawn], scores[drawn]), vectorized=False,
+        n_resamples=0, bootstrap_result=SimpleNamespace(bootstrap_distribution=values), method="BCa",
+    ).confidence_interval  # fmt: skip
     assert found is not None
-    assert (found.low, found.high) == pytest.approx(tuple(np.quantile(values, (0.025, 0.975))))
+    assert (found.low, found.high) == pytest.approx((expected.low, expected.high))
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_corrected_bootstrap_is_scipys(seed: int):
+    rng = np.random.default_rng(seed)
+    data = rng.lognormal(0, 1, 25)
+    reference = stats.bootstrap((data,), np.std, method="BCa", n_resamples=999, rng=rng)
+    left_out = np.array([np.std(np.delete(data, place)) for place in range(25)])
+    found = correct_percentiles(reference.bootstrap_distribution, number=float(np.std(data)), left_out=left_out)
+    assert found is not None
+    assert (found.low, found.high) == pytest.approx(tuple(reference.confidence_interval))
+
+
+@pytest.mark.parametrize("classes", [2, 30, 60])
+def test_the_interval_of_macro_f1_holds_its_number_or_is_not_given(classes: int):
+    """With three images per class, plain percentiles of the resamples lie below the number itself."""
+    names = [f"c{k}" for k in range(classes)]
+    rows = [{"truth": name, "prediction": name if k else "c0"} for name in names for k in range(3)]
+    scores = classify.score_rows(rows, names)
+    found, value = scores.find_interval("macro_f1"), scores.compute("macro_f1")
+    assert found is None or found.low <= value <= found.high
+    if classes == 2:
+        assert found is not None
+
+
+def test_resamples_that_all_lie_on_one_side_of_the_number_give_no_interval():
+    values = np.linspace(0.3, 0.5, 200)
+    assert correct_percentiles(values, number=0.7, left_out=np.zeros(0)) is None
+    assert correct_percentiles(values, number=0.499, left_out=np.zeros(0)) is None  # corrected, it lies beyond
+    perfect = correct_percentiles(np.ones(200), number=1.0, left_out=np.ones(5))
+    assert perfect == Interval(1.0, 1.0)
+
+
+def test_every_classes_probability_is_in_the_row_and_gives_scikit_learns_metrics():
+    names, rng = ("a", "b", "c"), np.random.default_rng(1)
+    task = TaskSpec(kind="classify", classes=names)
+    outputs, truth = rng.dirichlet(np.ones(3), 40), rng.integers(0, 3, 40)
+    rows = [
+        {name: str(value) for name, value in find_kind("classify").write_row(task, true, given.tolist()).items()}
+        for true, given in zip(truth, outputs, strict=True)
+    ]
+    assert list(rows[0]) == ["truth", "prediction", "confidence", "p:a", "p:b", "p:c"]
+    found = classify.score_rows(rows, names)
+    expected = {
+        "accuracy": accuracy_score(truth, outputs.argmax(1)),
+        "balanced_accuracy": balanced_accuracy_score(truth, outputs.argmax(1)),
+        "nll": log_loss(truth, outputs),
+        "mean_average_precision": average_precision_score(np.eye(3)[truth], outputs, average="macro"),
+    }
+    assert {key: found.compute(key) for key in expected} == pytest.approx(expected, rel=1e-4)
+    for key in expected:
+        interval = found.find_interval(key)
+        assert interval is not None and interval.low < expected[key] < interval.high
+    older = [{name: value for name, value in row.items() if not name.startswith("p:")} for row in rows]
+    assert math.isnan(classify.score_rows(older, names).compute("nll"))
+    assert classify.score_rows(older, names).find_interval("nll") is None
 
 
 @pytest.mark.parametrize(
@@ -120,6 +194,30 @@ def test_target_errors_are_in_the_targets_unit():
     assert found.rmse == pytest.approx(math.sqrt(500))
     assert found.r2 == pytest.approx(1 - 1000 / 5000)
     assert isinstance(found.mae_interval, Interval)
+    assert (found.median, found.mean, found.baseline_mae, found.baseline_rmse) == (150, 150, 50, 50)
+
+
+def test_resampled_metrics_of_numbers_are_those_of_the_repeated_images():
+    rng = np.random.default_rng(4)
+    truth = rng.lognormal(3, 1, (30, 2))
+    values = truth * rng.uniform(0.6, 1.5, (30, 2))
+    drawn = rng.integers(30, size=30)
+    weights = torch.from_numpy(np.bincount(drawn, minlength=30)).double()[None]
+    r2 = resample_r2(torch.from_numpy(values[:, 0]), torch.from_numpy(truth[:, 0]), weights)
+    assert float(r2) == pytest.approx(r2_score(truth[drawn, 0], values[drawn, 0]))
+    rows = [
+        {"truth:a": str(t[0]), "prediction:a": str(v[0]), "truth:b": str(t[1]), "prediction:b": str(v[1])}
+        for t, v in zip(truth, values, strict=True)
+    ]
+    one, two = regress.score_rows(rows, ["a"]), regress.score_rows(rows, ["a", "b"])
+    assert one.compute("rmse") == pytest.approx(root_mean_squared_error(truth[:, 0], values[:, 0]))
+    assert one.compute("mae_log10") == pytest.approx(abs(np.log10(truth[:, 0] / values[:, 0])).mean())
+    assert math.isnan(two.compute("mae")) and two.find_interval("mae") is None  # no common unit
+    shares = abs(truth - values).mean(0) / abs(truth - np.median(truth, 0)).mean(0)
+    assert two.compute("relative_mae") == pytest.approx(shares.mean())
+    for key in ("relative_mae", "relative_rmse", "relative_mae_log10", "r2"):
+        interval = two.find_interval(key)
+        assert interval is not None and interval.low < two.compute(key) < interval.high
 
 
 @pytest.mark.parametrize(

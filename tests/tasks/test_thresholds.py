@@ -109,4 +109,4 @@ def test_predict_and_the_report_say_above_what_a_tag_is_on(settings, tmp_path: P
         (again,) = hs.predict(run.path, tmp_path / key)
         assert set(again.tags or ()) == set(tags.split(";")) - {""}
     page = (run.path / "report.html").read_text()
-    assert "the one with the largest F1 on these validation images" in page
+    assert "the one with the largest F1 on the validation images" in page

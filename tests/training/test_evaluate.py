@@ -14,8 +14,8 @@ from torch import nn
 
 import headstart as hs
 from headstart.data.images import image_batches
-from headstart.errors import DataError
-from headstart.tasks.kinds import measure, selection_key
+from headstart.errors import ConfigError, DataError
+from headstart.tasks.kinds import measure, name_metric, selection_key
 from headstart.tasks.task import TaskSpec
 from headstart.training.evaluate import evaluate, in_eval, predict
 from headstart.training.phases import frozen_digest
@@ -116,26 +116,28 @@ def test_numbers_are_in_original_units_and_the_truth_is_exact(net, as_task, log)
     truth = np.array([sample.target for sample in val.samples])
     assert (found.truth.numpy() == truth).all()
     task, values = val.task, found.predictions.outputs.double().numpy()
-    mean = np.array(task.mean)
-    centre = 10**mean if log else mean
     for place, name in enumerate(task.targets):
         true, said = truth[:, place], values[:, place]
         expected = {
             "mae": reference.mean_absolute_error(true, said), "rmse": reference.root_mean_squared_error(true, said),
-            "r2": reference.r2_score(true, said), "baseline_mae": abs(true - centre[place]).mean(),
+            "r2": reference.r2_score(true, said), "baseline_mae": abs(true - np.median(true)).mean(),
+            "baseline_rmse": true.std(),
         }  # fmt: skip
         if log:
             expected["mae_log10"] = abs(np.log10(true) - np.log10(said)).mean()
-            expected["baseline_mae_log10"] = abs(np.log10(true) - mean[place]).mean()
+            expected["baseline_mae_log10"] = abs(np.log10(true) - np.median(np.log10(true))).mean()
         assert {key: found.metrics[f"{key}:{name}"] for key in expected} == pytest.approx(expected, rel=1e-6)
-    both = [found.metrics["mae:price"], found.metrics["mae:size"]]
-    assert found.mae == pytest.approx(np.mean(both))
+    shares = [found.metrics[f"mae:{name}"] / found.metrics[f"baseline_mae:{name}"] for name in task.targets]
+    assert found.metrics["relative_mae"] == pytest.approx(np.mean(shares))
+    assert "mae" not in found.metrics  # there is no common unit
+    with pytest.raises(DataError, match=r"2 targets have no common unit; take metrics\['mae:price'\]"):
+        _ = found.mae
 
 
 def test_one_target_has_plain_metrics_only() -> None:
     task = TaskSpec(kind="regress", targets=("x",), mean=(2.0,), std=(1.0,))
     found = measure(task, torch.tensor([[1.0], [4.0]]), torch.tensor([[2.0], [2.0]]).double())
-    assert set(found) <= {"mae", "rmse", "r2", "baseline_mae"}
+    assert set(found) <= {"mae", "rmse", "r2", "baseline_mae", "baseline_rmse"}
     assert (found["mae"], found["baseline_mae"]) == (1.5, 0.0)
 
 
@@ -195,15 +197,71 @@ def test_better_is_more_accurate_and_then_likelier() -> None:
     assert selection_key(logged, {"mae": 9.0, "mae_log10": 0.1}) > selection_key(logged, {"mae": 1.0, "mae_log10": 0.2})
 
 
-def test_better_numbers_of_several_units_are_better_by_their_share_of_the_mean_predictors_error() -> None:
+def test_better_numbers_of_several_units_are_better_by_their_share_of_the_medians_error() -> None:
     task = TaskSpec(kind="regress", targets=("price", "size"))
-    baseline = {"baseline_mae:price": 1000.0, "baseline_mae:size": 2.0}
-    one, other = ({"mae:price": price, "mae:size": size} | baseline for price, size in ((900.0, 1.0), (800.0, 1.9)))
-    assert selection_key(task, one) == pytest.approx((-0.7,))
+    truth = torch.tensor([[2000.0, 1.0], [4000.0, 5.0], [3000.0, 3.0]])
+    one, other = (
+        measure(task, truth + torch.tensor([price, size]), truth) for price, size in ((600.0, 0.5), (400.0, 1.0))
+    )
+    assert one["relative_mae"] == pytest.approx((600 / (2000 / 3) + 0.5 / (4 / 3)) / 2)
+    assert selection_key(task, one) == (-one["relative_mae"],)
     assert selection_key(task, one) > selection_key(task, other)
-    undefined = {"mae:price": 1.0, "baseline_mae:price": 1e-3, "baseline_mae:size": 1e-3}
-    assert math.isfinite(selection_key(task, undefined)[0])
-    assert selection_key(task, undefined) < selection_key(task, other)
+    equal = measure(task, truth, torch.tensor([[2000.0, 3.0]]).expand(3, 2))  # no target varies
+    assert "relative_mae" not in equal
+    assert math.isfinite(selection_key(task, equal)[0])
+    assert selection_key(task, equal) < selection_key(task, other)
+
+
+@pytest.mark.parametrize(
+    ("kind", "metric", "name"),
+    [
+        ("classify", "balanced_accuracy", "balanced_accuracy"), ("classify", "ap", "mean_average_precision"),
+        ("classify", "macro_f1", "macro_f1"), ("classify", "nll", "nll"),
+        ("multilabel", "accuracy", "accuracy"), ("multilabel", "balanced_accuracy", "balanced_accuracy"),
+        ("multilabel", "ap", "mean_average_precision"), ("multilabel", "nll", "nll"),
+    ],
+)  # fmt: skip
+def test_the_metric_that_is_asked_for_is_scikit_learns_and_decides(kind, metric, name) -> None:
+    rng = np.random.default_rng(5)
+    outputs = rng.dirichlet(np.ones(3), 50).astype(np.float32)
+    truth = rng.integers(0, 3, 50) if kind == "classify" else rng.integers(0, 2, (50, 3))
+    said = outputs.argmax(1) if kind == "classify" else outputs > 0.5
+    spec = TaskSpec(kind=kind, classes=("a", "b", "c"))
+    given = torch.from_numpy(truth) if kind == "classify" else torch.from_numpy(truth).float()
+    found = measure(spec, torch.from_numpy(outputs), given, metric=metric)
+    marks = np.eye(3)[truth] if kind == "classify" else truth
+    recalls = (
+        [reference.balanced_accuracy_score(truth[:, k], said[:, k]) for k in range(3)] if kind != "classify" else []
+    )
+    expected = {
+        "accuracy": lambda: reference.accuracy_score(truth, said),
+        "balanced_accuracy": lambda: np.mean(recalls) if recalls else reference.balanced_accuracy_score(truth, said),
+        "mean_average_precision": lambda: reference.average_precision_score(marks, outputs, average="macro"),
+        "macro_f1": lambda: reference.f1_score(truth, said, average="macro"),
+        "nll": lambda: found["nll"],
+    }[name]()  # fmt: skip
+    assert found[name] == pytest.approx(expected, rel=1e-5)
+    sign = -1 if metric == "nll" else 1
+    assert selection_key(spec, found, metric=metric)[0] == sign * found[name]
+    usual = measure(spec, torch.from_numpy(outputs), given)
+    assert set(usual) <= set(found)
+
+
+@pytest.mark.parametrize(
+    ("kind", "metric", "says"),
+    [
+        ("classify", "mae", "metric: mae has no meaning for classify; accepted: accuracy, macro_f1, balanced_accuracy"),
+        ("multilabel", "r2", "metric: r2 has no meaning for multilabel"),
+        (
+            "regress",
+            "accuracy",
+            "metric: accuracy has no meaning for regress; accepted: mae, rmse, r2; e.g. --metric rmse",
+        ),
+    ],
+)
+def test_a_metric_of_another_kind_of_task_is_refused(kind, metric, says) -> None:
+    with pytest.raises(ConfigError, match=says):
+        name_metric(TaskSpec(kind=kind, classes=("a", "b"), targets=("x",)), metric)
 
 
 def test_new_images_are_predicted_without_labels(model, images, colours) -> None:

@@ -217,6 +217,20 @@ def test_the_best_epoch_is_the_one_with_the_best_metrics_of_either_weights(net, 
             assert state.best.step == state.best.epoch * 4
 
 
+@pytest.mark.parametrize("metric", ["nll", "balanced_accuracy"])
+def test_the_best_epoch_is_the_one_that_is_best_in_the_metric_that_is_asked_for(net, images, metric: str) -> None:
+    state, found = fresh(net(norm=True)), []
+    asked = replace(course(phase("all", "none", epochs=6, lr=0.2)), metric=metric)
+    for event in train_phases(state, asked, images.train, images.val):
+        if isinstance(event, EpochDone):
+            found.append(event.metrics)
+    better = min if metric == "nll" else max
+    values = [metrics[metric] for metrics in found]
+    assert len(set(values)) > 1
+    assert state.best.score[0] == (-1 if metric == "nll" else 1) * better(values)
+    assert values[state.best.epoch - 1] == better(values)
+
+
 def test_the_average_is_the_one_written_by_hand(net, images) -> None:
     """Half counts what lies half_life of all steps back; statistics are averaged, counters are the model's own."""
     state = fresh(net(norm=True))

@@ -82,12 +82,14 @@ def result(run: Any, *, as_json: bool) -> str:
     if as_json:
         facts = {"run": str(run.path), "task": run.task, "seconds": run.seconds, "metrics": dict(run.metrics)}
         test = {"test_metrics": dict(run.test_metrics)} if run.test_metrics else {}
-        return to_json(facts | test | {"note": run.note})
+        remarks = {"headline": run.headline, "remarks": list(run.remarks)} if run.headline else {}
+        return to_json(facts | test | {"note": run.note} | remarks)
     rows: list[Sequence[object]] = [(name, value) for name, value in run.metrics.items()]
     if run.test_metrics:
-        rows = [(name, value, run.test_metrics.get(name)) for name, value in run.metrics.items()]
-    header = ("", "validation", "test") if run.test_metrics else ()
-    return table(rows, header=header) + (f"\n\n{cell(run.note)}" if run.note else "")
+        rows = [(name, run.test_metrics.get(name), value) for name, value in run.metrics.items()]
+    header = ("", "test", "validation") if run.test_metrics else ()
+    told = "\n".join(cell(text) for text in (run.headline, *run.remarks) if text)
+    return "\n\n".join(text for text in (told, table(rows, header=header), cell(run.note)) if text)
 
 
 def list_places(run: Path) -> str:

@@ -164,7 +164,7 @@ def _validate(tree: Tree) -> tuple[Config | None, dict[str, str]]:
 
 
 def _write_as_meant(tree: Tree) -> None:
-    """Put words of a choice in any case (AdamW, BF16) as the schema has them, and the home folder for ``~``."""
+    """Put words of a choice in any case (AdamW, BF16, macro-F1) as the schema has them; the home folder for ``~``."""
     for path, leaf in leaves().items():
         section, _, name = path.rpartition(".")
         holder = tree.get(section) if section else tree
@@ -174,9 +174,14 @@ def _write_as_meant(tree: Tree) -> None:
         if path in _PATHS and value.startswith("~"):
             holder[name] = str(expand_home(value))  # type: ignore[index]  # value came from it
         choices = options(leaf.annotation)
-        words = {str(word).lower(): word for choice in choices for word in choice.values}
-        if not any(choice.type is str for choice in choices) and value.lower() in words:
-            holder[name] = words[value.lower()]  # type: ignore[index]
+        words = {_fold(str(word)): word for choice in choices for word in choice.values}
+        if not any(choice.type is str for choice in choices) and _fold(value) in words:
+            holder[name] = words[_fold(value)]  # type: ignore[index]
+
+
+def _fold(word: str) -> str:
+    """A word of a choice as it is compared: ``Macro F1`` and ``macro-f1`` are ``macro_f1``."""
+    return word.lower().replace("-", "_").replace(" ", "_")
 
 
 def _build_config(tree: Tree) -> tuple[Config | None, dict[str, str]]:

@@ -378,6 +378,7 @@ class Config:
         ``parallel``: How several processes share the work.
         ``seed``: The number of which everything random is a function.
         ``out``: The run folder.
+        ``metric``: The validation metric by which an epoch is the best.
         ``cache``: What is kept between epochs: decoded images, and what frozen layers give.
         ``checkpoint``: When checkpoints are written, and how many are kept.
         ``stop``: When a run ends early.
@@ -443,6 +444,10 @@ class Config:
     """Everything random is a function of it."""
     out: str | None = None
     """Run folder; default: runs/ and the data's name."""
+    metric: Literal["auto", "accuracy", "macro_f1", "balanced_accuracy", "nll", "ap", "mae", "rmse", "r2"] = "auto"
+    """Validation metric by which an epoch is the best, which is kept and which the report shows first (ap: average
+    precision, the mean over classes or tags). auto: accuracy, ap of tags, mae of numbers (of their logarithms with
+    data.log). Of several numbers: the mean share of the error that their median, or mean, would have."""
     cache: Cache = field(default_factory=Cache)
     checkpoint: Checkpoint = field(default_factory=Checkpoint)
     stop: Stop = field(default_factory=Stop)

@@ -69,6 +69,7 @@ _NAMES = {  # ours: theirs
     "stop.patience": "early_stopping early_stopping_patience patience_epochs",
     "checkpoint.every_steps": "save_steps",
     "checkpoint.keep": "save_total_limit checkpoint_hist save_top_k",
+    "metric": "metric_for_best_model eval_metric monitor metrics early_stopping_metric best_metric",
     "recipe": "mode finetune strategy_name",
     "lora.rank": "lora_r lora_rank",
 }

@@ -32,6 +32,7 @@ from headstart.planning.idle import name_idle_options
 from headstart.planning.loading import choose_workers
 from headstart.planning.loss import choose_loss
 from headstart.planning.memory import check_memory, measure_memory
+from headstart.planning.metric import choose_metric
 from headstart.planning.model import choose_model
 from headstart.planning.own_state import check_own_state
 from headstart.planning.peft import add_adapters
@@ -54,6 +55,7 @@ OPENED: tuple[Callable[[Draft], Draft], ...] = (
     choose_model,
     read_images,
     choose_loss,
+    choose_metric,
     choose_head,
     add_adapters,
     choose_phases,

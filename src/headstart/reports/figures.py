@@ -9,7 +9,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from headstart.reports.headline import latest_metrics, metric_label
+from headstart.reports.headline import find_main, label_metric, latest_metrics
 from headstart.reports.plots import Line, Mark, curves, phase_marks, residuals, scatter
 from headstart.reports.run_record import RunRecord
 from headstart.tasks.regress import TargetScore
@@ -28,34 +28,35 @@ class Chart:
 
 @dataclass(frozen=True)
 class TargetCharts:
-    """One regression target: its scores, the mean predictor's error, truth against prediction, and residuals."""
+    """One regression target: its scores, truth against prediction, and residuals."""
 
     score: TargetScore
-    baseline: float | None
     scatter: Markup
     residuals: Markup
 
 
-def curve_figures(record: RunRecord) -> tuple[Chart, ...]:
-    """Training loss and the validation's metrics over epochs; none before the first epoch."""
+def curve_figures(record: RunRecord, *, baseline: tuple[float | None, str]) -> tuple[Chart, ...]:
+    """Training loss and the validation's main metric over epochs, with its baseline; none before the first epoch."""
     epochs = record.epochs
     if not epochs:
         return ()
     marks = phase_marks(epochs, at="epoch", names=phase_names(record))
-    main = record.kind.main_metric
+    main = find_main(record, latest_metrics(record))
     losses = [_line(epochs, "training", "train_loss", "second")]
     losses += [_line(epochs, "validation", "metrics", "accent", key="nll")]
     losses = [line for line in losses if line.x]
     scored = [_line(epochs, "trained weights", "metrics", "accent", key=main)]
     scored += [_line(epochs, "average of weights", "average_metrics", "second", key=main, dashed=True)]
-    scored += [_line(epochs, "always the training mean", "metrics", "muted", key=f"baseline_{main}", dashed=True)]
     scored = [line for line in scored if line.x]
+    guess, says = baseline
+    if scored and guess is not None and math.isfinite(guess):
+        scored.append(Line(says, scored[0].x, [guess] * len(scored[0].x), "muted", dashed=True))
     charts = []
     if losses:
         caption = "Loss" if len(losses) > 1 else "Training loss"
         charts.append(_chart(caption, losses, x_label="epoch", marks=marks))
     if scored:
-        caption = f"Validation {metric_label(main)}"
+        caption = f"Validation {label_metric(record, main)}"
         charts.append(_chart(caption, scored, x_label="epoch", marks=marks))
     return tuple(charts)
 
@@ -81,13 +82,11 @@ def step_figures(record: RunRecord) -> tuple[Chart, ...]:
     return tuple(charts)
 
 
-def target_figures(record: RunRecord, scores: Sequence[TargetScore]) -> tuple[TargetCharts, ...]:
+def target_figures(scores: Sequence[TargetScore]) -> tuple[TargetCharts, ...]:
     """Scatter and residuals of each regression target."""
-    latest = latest_metrics(record)
     return tuple(
         TargetCharts(
             score,
-            latest.get(f"baseline_mae:{score.name}", latest.get("baseline_mae") if len(scores) == 1 else None),
             scatter(score.truths, score.predictions, title=f"Truth against prediction, {len(score.truths)} images"),
             residuals(score.truths, score.predictions, title=f"Residuals, {len(score.truths)} images"),
         )

@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from headstart.reports.run_record import RunRecord
 from headstart.tasks.intervals import Interval
 from headstart.tasks.metrics import LABELS, is_lower_better
+from headstart.tasks.rows import format_amount
 from headstart.tasks.task import RowScores
+
+_OF_A_NUMBER = ("mae", "rmse", "r2", "mae_log10")  # labels that a target's name goes with
 
 
 @dataclass(frozen=True, kw_only=True)
 class Metric:
-    """One number of the result; ``better`` says which way is good."""
+    """One number of the result; ``better`` says which way is good.
+
+    ``validation`` is the number on the validation images where ``value`` is that on the test images.
+    """
 
     key: str
     label: str
@@ -24,27 +30,89 @@ class Metric:
     interval: Interval | None = None
     baseline: float | None = None
     baseline_says: str = ""
+    validation: float | None = None
+
+    @property
+    def beats_baseline(self) -> bool | None:
+        """Whether the number is better than the baseline's; None where one of them is missing."""
+        if self.baseline is None or math.isnan(self.value):
+            return None
+        return self.value < self.baseline if self.better == "lower" else self.value > self.baseline
+
+    @property
+    def clearly_beats_baseline(self) -> bool:
+        """Whether the whole interval is better than the baseline; the number itself, where there is no interval."""
+        if self.interval is None or self.baseline is None:
+            return self.beats_baseline is not False
+        low, high, guess = self.interval.low, self.interval.high, self.baseline
+        return high < guess if self.better == "lower" else low > guess
 
 
-def task_scores(record: RunRecord) -> RowScores | None:
-    """The predictions, scored as the task asks; None while there are none."""
-    return record.kind.score_rows(record.predictions, record.names) if record.predictions else None
+@dataclass(frozen=True, kw_only=True)
+class Findings:
+    """What a run's records say of its result: ``metrics`` with the main one first, and what to know beside them.
+
+    ``on`` is test or validation: the images that the metrics are of; ``rows_on`` those that the tables are of.
+    """
+
+    on: str
+    rows_on: str
+    scores: RowScores | None
+    metrics: tuple[Metric, ...]
+    validation_baseline: tuple[float | None, str]
+    headline: str
+    remarks: tuple[str, ...]
+    mismatch: str
 
 
-def metrics(record: RunRecord, scores: RowScores | None) -> tuple[Metric, ...]:
+def summarise(record: RunRecord) -> Findings:
+    """The result of a run, from its records."""
+    on, rows_on = ("test" if there else "validation" for there in (record.test_metrics, record.test_predictions))
+    scores = score_rows(record)
+    validation = scores if rows_on == "validation" else score_rows(record, on="validation")
+    numbers = list_metrics(record, scores if rows_on == on else None, on=on)
+    main = numbers[0] if numbers else None
+    baseline = record.kind.find_baseline(main.key, latest_metrics(record), validation) if main else (None, "")
+    return Findings(
+        on=on, rows_on=rows_on, scores=scores, metrics=numbers, validation_baseline=baseline,
+        headline=describe_headline(record, main, on=on) if main else "",
+        remarks=list_remarks(record, numbers) if record.result is not None else (),
+        mismatch=find_mismatch(record, validation, main),
+    )  # fmt: skip
+
+
+def score_rows(record: RunRecord, *, on: str = "test") -> RowScores | None:
+    """The predictions, scored as the task asks: of the test images, where there are some; None while there are none."""
+    rows = (record.test_predictions if on == "test" else ()) or record.predictions
+    return record.kind.score_rows(rows, record.names) if rows else None
+
+
+def list_metrics(record: RunRecord, scores: RowScores | None, *, on: str) -> tuple[Metric, ...]:
     """The result's metrics, the main one first; the last epoch's while the run is not finished."""
-    latest = latest_metrics(record)
-    main = record.kind.main_metric
+    validation = latest_metrics(record)
+    latest = record.test_metrics if on == "test" else validation
+    main = find_main(record, validation)
     keys = [key for key in LABELS if key in latest and key != main]
     keys += sorted(key for key in latest if key not in LABELS and not key.startswith("baseline") and ":" not in key)
-    return tuple(_metric(record, scores, latest, key) for key in [main] * (main in latest) + keys)
+    finished = scores if record.result is not None else None  # predictions belong to the finished run
+    rows = [_make_metric(record, finished, latest, key) for key in [main] * (main in latest) + keys]
+    if on == "test":
+        rows = [replace(row, validation=_float(validation.get(row.key))) for row in rows]
+    return tuple(rows)
 
 
-def mismatch(record: RunRecord, scores: RowScores | None) -> str:
+def find_main(record: RunRecord, metrics: Mapping[str, Any]) -> str:
+    """The metric that the best epoch was chosen by; of a run of an earlier version, what its records have."""
+    asked = record.metric
+    candidates = (asked, asked.removeprefix("relative_"), record.kind.metrics["auto"])
+    return next((key for key in candidates if key in metrics), asked)
+
+
+def find_mismatch(record: RunRecord, scores: RowScores | None, main: Metric | None) -> str:
     """A sentence when predictions.csv and result.json disagree about the main metric by more than rounding, else ""."""
-    key = record.kind.main_metric
-    written = latest_metrics(record).get(key) if record.result is not None else None
-    counted = scores.main if scores is not None else math.nan
+    if scores is None or main is None or record.result is None:
+        return ""
+    written, counted = latest_metrics(record).get(main.key), scores.compute(main.key)
     if math.isnan(counted):
         return ""
     if not isinstance(written, int | float) or abs(written - counted) <= 2e-3 * max(abs(written), 1e-9):
@@ -52,29 +120,80 @@ def mismatch(record: RunRecord, scores: RowScores | None) -> str:
     return f"result.json says {written:.6g}, but predictions.csv gives {counted:.6g}: one of the two files was changed."
 
 
-def metric_label(key: str) -> str:
-    """What a metric is called in text."""
-    return LABELS.get(key, key.replace("_", " "))
+def label_metric(record: RunRecord, key: str) -> str:
+    """What a metric is called in text, with the name of the one target that it is of."""
+    label, names = LABELS.get(key, key.replace("_", " ")), record.names
+    if not record.kind.gives_numbers:
+        return label
+    if len(names) > 1:
+        return f"{label}, mean over {len(names)} targets" if key in LABELS else label
+    if key == "mae_log10":
+        return f"mean absolute error of the logarithm (base 10) of {names[0]}"
+    return f"{label} of {names[0]}" if names and key in _OF_A_NUMBER else label
 
 
 def latest_metrics(record: RunRecord) -> Mapping[str, Any]:
-    """The finished run's metrics, or those of its last epoch so far."""
+    """The finished run's metrics on the validation images, or those of its last epoch so far."""
     if record.result is not None:
         return record.result.get("metrics") or {}
     return (record.epochs[-1].get("metrics") or {}) if record.epochs else {}
 
 
-def _metric(record: RunRecord, scores: RowScores | None, latest: Mapping[str, Any], key: str) -> Metric:
-    finished = record.result is not None and scores is not None  # predictions belong to the finished run
-    interval = scores.intervals.get(key) if scores is not None and finished else None
-    trained = (record.plan.get("data", {}).get("class_counts") or {}).get("train") or {}
-    baseline, says = record.kind.find_baseline(key, latest, scores, trained)
+def describe_headline(record: RunRecord, main: Metric, *, on: str) -> str:
+    """The main metric in a line: its value, its images, its interval and the baseline."""
+    count = record.plan.get("data", {}).get("test" if on == "test" else "val")
+    images = f" on the {count:,} {on} images" if isinstance(count, int) and count else f" on the {on} images"
+    facts = [f"95 % interval {format_interval(main.interval, main.key)}"] if main.interval else []
+    if main.baseline is not None:
+        facts.append(f"{main.baseline_says}: {format_metric(main.baseline, main.key)}")
+    told = f" ({'; '.join(facts)})" if facts else ""
+    return f"{main.label}: {format_metric(main.value, main.key)}{images}{told}"
+
+
+def list_remarks(record: RunRecord, numbers: tuple[Metric, ...]) -> tuple[str, ...]:
+    """What to know before the result is used: that it is no better than a guess, or than the probe it began with."""
+    remarks = []
+    if numbers and (main := numbers[0]).beats_baseline is not None:
+        value, guess = (format_metric(number, main.key) for number in (main.value, main.baseline or 0.0))
+        if not main.beats_baseline:
+            remarks.append(f"No better than {main.baseline_says}: {main.label} {value}, against {guess}.")
+        elif not main.clearly_beats_baseline:
+            remarks.append(f"Not clearly better than {main.baseline_says}: the 95 % interval holds its {guess}.")
+    return (*remarks, *_compare_with_probe(record))
+
+
+def _compare_with_probe(record: RunRecord) -> tuple[str, ...]:
+    """Whether no epoch that trained more than the head was better than those of a first phase that trained it alone."""
+    heads = [phase.get("freeze") == "backbone" for phase in record.plan.get("phases") or ()]
+    if not heads or not heads[0]:
+        return ()
+    key = find_main(record, latest_metrics(record))
+    probe, after = list[float](), list[float]()
+    for epoch in record.epochs:
+        values = [(epoch.get(name) or {}).get(key) for name in ("metrics", "average_metrics")]
+        of_head = epoch.get("phase") in [place for place, alone in enumerate(heads) if alone]
+        (probe if of_head else after).extend(value for value in values if isinstance(value, int | float))
+    if not probe or not after:
+        return ()
+    pick = min if is_lower_better(key) else max
+    first, last = pick(probe), pick(after)
+    if last != first and pick(first, last) == last:
+        return ()
+    name = LABELS.get(key, key)
+    return (
+        f"Fine-tuning did not beat the probe: validation {name} {format_metric(first, key)} with the head alone, "
+        f"{format_metric(last, key)} at best afterwards.",
+    )
+
+
+def _make_metric(record: RunRecord, scores: RowScores | None, latest: Mapping[str, Any], key: str) -> Metric:
+    baseline, says = record.kind.find_baseline(key, latest, scores)
     return Metric(
         key=key,
-        label=metric_label(key),
+        label=label_metric(record, key),
         value=_float(latest[key]),
         better="lower" if is_lower_better(key) else "higher",
-        interval=interval,
+        interval=scores.find_interval(key) if scores is not None else None,
         baseline=baseline,
         baseline_says=says,
     )
@@ -82,3 +201,32 @@ def _metric(record: RunRecord, scores: RowScores | None, latest: Mapping[str, An
 
 def _float(value: object) -> float:
     return float(value) if isinstance(value, int | float) else math.nan
+
+
+def format_metric(value: float, key: str) -> str:
+    """A metric's value as text: shares in per cent, scores with three digits, errors in the target's unit."""
+    if not math.isfinite(value):
+        return "–"
+    if is_share(key):
+        return format_share(value)
+    if key.startswith(("mae", "rmse")) and not key.endswith("log10"):
+        return format_amount(value)
+    return f"{value:.3f}".replace("-", "−")
+
+
+def format_interval(interval: Interval | None, key: str) -> str:
+    """An interval as text in the metric's unit, "" where there is none."""
+    if interval is None:
+        return ""
+    low, high = format_metric(interval.low, key), format_metric(interval.high, key)
+    return f"{low.removesuffix(' %') if is_share(key) else low} to {high}"
+
+
+def format_share(value: float) -> str:
+    """A share as per cent with one digit."""
+    return f"{100 * value:.1f} %" if math.isfinite(value) else "–"
+
+
+def is_share(key: str) -> bool:
+    """Whether a metric reads best in per cent."""
+    return key in ("accuracy", "balanced_accuracy") or key.startswith("relative_")

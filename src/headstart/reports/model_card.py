@@ -134,11 +134,19 @@ def _preprocessing(facts: Mapping[str, Any]) -> str:
 
 
 def _results(bundle: Mapping[str, Any], plan: Mapping[str, Any], result: Mapping[str, Any]) -> str:
-    metrics = bundle.get("metrics") or result.get("metrics") or {}
-    images = plan.get("data", {}).get("val")
-    head = f"On the validation images{f' ({images:,})' if isinstance(images, int) else ''}, which also chose the epoch"
-    rows = [f"| {_plain(name)} | {value:.6g} |" for name, value in metrics.items() if isinstance(value, int | float)]
-    return f"{head}:\n\n| metric | value |\n|---|---:|\n" + "\n".join(rows)
+    parts = []
+    found = bundle.get("metrics") or result.get("metrics") or {}
+    for name, metrics, says in (
+        ("test", result.get("test_metrics") or {}, "which chose nothing"),
+        ("val", found, "which also chose the epoch"),
+    ):
+        images = plan.get("data", {}).get(name)
+        count = f" ({images:,})" if isinstance(images, int) else ""
+        rows = [f"| {_plain(key)} | {value:.6g} |" for key, value in metrics.items() if isinstance(value, int | float)]
+        if rows or name == "val":
+            head = f"On the {'test' if name == 'test' else 'validation'} images{count}, {says}"
+            parts.append(f"{head}:\n\n| metric | value |\n|---|---:|\n" + "\n".join(rows))
+    return "\n\n".join(parts)
 
 
 def _limits(task: Mapping[str, Any], licence: str | None, *, random: bool) -> str:

@@ -1,4 +1,4 @@
-"""Which validation images a report shows, and their thumbnails as data URIs."""
+"""Which images a report shows, and their thumbnails as data URIs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from PIL import Image
 from headstart.data.decoding.decode import UnreadableImage, decode_image
 from headstart.data.sources.files import read_file
 from headstart.reports.run_record import RunRecord
-from headstart.tasks.rows import cell
+from headstart.tasks.rows import Row, cell
 
 SIDE = 160  # pixels of a thumbnail's longer side
 MOST = 12  # pictures in each of the two galleries
@@ -28,7 +28,7 @@ ReadImage = Callable[[str], bytes | None]
 
 @dataclass(frozen=True, kw_only=True)
 class Picture:
-    """One validation image: ``uri`` is None when there is a ``problem``; ``right`` is None for numbers."""
+    """One image: ``uri`` is None when there is a ``problem``; ``right`` is None for numbers."""
 
     key: str
     truth: str
@@ -49,15 +49,14 @@ class Gallery:
     samples: tuple[Picture, ...]
 
 
-def gallery(record: RunRecord, *, read: ReadImage | None = None) -> Gallery:
-    """At most 12 of the worst mistakes and 12 others, with thumbnails where the images can still be read: by ``read``,
-    else as files of the folders that the run names.
+def gallery(record: RunRecord, rows: Sequence[Row], *, read: ReadImage | None = None) -> Gallery:
+    """At most 12 of the worst mistakes of these predictions and 12 others, with thumbnails where the images can still
+    be read: by ``read``, else as files of the folders that the run names.
     """
     readers: list[ReadImage] = [
         *([] if read is None else [read]),
         *(partial(_read_file_below, root) for root in _roots(record)),
     ]
-    rows = record.predictions
     badness = [record.kind.rate_mistake(row, record.plan["task"]) for row in rows]
     wrong = [place for place in range(len(rows)) if badness[place] > 0]
     worst = sorted(wrong, key=lambda place: (-badness[place], place))[:MOST]

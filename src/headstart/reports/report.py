@@ -14,7 +14,7 @@ from headstart.errors import StorageError
 from headstart.reports.clock import time_shares
 from headstart.reports.environment import format_facts, inexact_text
 from headstart.reports.figures import curve_figures, rate_figures, step_figures, target_figures
-from headstart.reports.headline import metrics, mismatch, task_scores
+from headstart.reports.headline import Findings, format_interval, format_metric, format_share, summarise
 from headstart.reports.model_card import loads_in_timm
 from headstart.reports.pictures import ReadImage, gallery
 from headstart.reports.run_record import RunRecord, read_record
@@ -32,7 +32,6 @@ _TEMPLATES = Path(__file__).parent / "templates"
 _SHAPES = (TypeError, ValueError, KeyError, IndexError, AttributeError, ArithmeticError, TemplateError)
 _GO_ON, _FINISH = "Continue this run", "Take its best epoch so far as the model"
 _PREDICT, _EVALUATE = "Predict new images", "Measure it on other labelled images"
-_SHARES = ("accuracy",)  # metrics that read best as per cent
 
 
 def report(run: str | Path) -> Path:
@@ -61,9 +60,16 @@ def write_report(run: Path, *, read: ReadImage | None = None) -> Path:
 
     Raises: Error: there is no run in this folder. StorageError: a record is damaged, or the page cannot be written.
     """
+    write_page(run, read=read)
+    return run / "report.html"
+
+
+def write_page(run: Path, *, read: ReadImage | None = None) -> Findings:
+    """As ``write_report``, and give what the page says of the result."""
     path, record = run / "report.html", read_record(run)
     try:
-        page = render(record, read=read)
+        findings = summarise(record)
+        page = render(record, findings=findings, read=read)
     except _SHAPES as error:
         raise StorageError(
             f"{run}: a record does not have the shape that headstart writes ({type(error).__name__}: {error}); was "
@@ -71,10 +77,10 @@ def write_report(run: Path, *, read: ReadImage | None = None) -> Path:
         ) from error
     # backslashreplace: a file name that is not UTF-8 is shown as \udcff
     write_file(path, page.encode("utf-8", "backslashreplace"))
-    return path
+    return findings
 
 
-def render(record: RunRecord, *, read: ReadImage | None = None) -> str:
+def render(record: RunRecord, *, findings: Findings | None = None, read: ReadImage | None = None) -> str:
     """The page as text: no remote resource, no script, everything of the user's escaped."""
     environment = Environment(
         loader=FileSystemLoader(_TEMPLATES),
@@ -85,16 +91,17 @@ def render(record: RunRecord, *, read: ReadImage | None = None) -> str:
     )
     environment.filters.update(
         amount=format_amount,
-        share=share,
+        share=format_share,
         count=count,
         several=several,
         plain=plain,
         duration=duration,
         rate=rate,
-        metric=metric_text,
-        span=span_text,
+        metric=format_metric,
+        span=format_interval,
     )
-    scores = task_scores(record)
+    findings = findings or summarise(record)
+    scores = findings.scores
     return environment.get_template("report.html.j2").render(
         record=record,
         plan=record.plan,
@@ -103,15 +110,15 @@ def render(record: RunRecord, *, read: ReadImage | None = None) -> str:
         config_text=_tidy(record.config_text),
         source=_tidy(str(record.plan.get("data", {}).get("source", ""))),
         result=record.result,
-        metrics=metrics(record, scores),
-        mismatch=mismatch(record, scores),
+        findings=findings,
+        metrics=findings.metrics,
         inexact=inexact_text(record.environment),
         environment=format_facts(record.environment),
         classify=_classify(scores) if isinstance(scores, ClassifyScores) else None,
         tags=_tags(scores, record) if isinstance(scores, MultilabelScores) else None,
-        targets=target_figures(record, scores.targets) if isinstance(scores, RegressScores) else (),
-        gallery=gallery(record, read=read),
-        figures=curve_figures(record),
+        targets=target_figures(scores.targets) if isinstance(scores, RegressScores) else (),
+        gallery=gallery(record, record.test_predictions or record.predictions, read=read),
+        figures=curve_figures(record, baseline=findings.validation_baseline),
         rates=rate_figures(record),
         steps=step_figures(record),
         commands=_commands(record),
@@ -231,30 +238,6 @@ def bar(value: float, *, interval: Interval | None, baseline: float | None, whol
     top = whole or max(value, high, baseline or 0.0) * 1.15 or 1.0
     places = {"value": value, "low": interval.low if interval else value, "high": high, "baseline": baseline or 0.0}
     return {name: round(100 * min(max(number / top, 0.0), 1.0), 2) for name, number in places.items()}
-
-
-def metric_text(value: float, key: str) -> str:
-    """A metric's value as text: accuracy in per cent, scores with three digits, errors in the target's unit."""
-    if not math.isfinite(value):
-        return "–"
-    if key in _SHARES:
-        return share(value)
-    if key.startswith(("mae", "rmse")) and not key.endswith("log10"):
-        return format_amount(value)
-    return f"{value:.3f}".replace("-", "−")
-
-
-def span_text(interval: Interval | None, key: str) -> str:
-    """An interval as text in the metric's unit, "" where there is none."""
-    if interval is None:
-        return ""
-    low, high = metric_text(interval.low, key), metric_text(interval.high, key)
-    return f"{low.removesuffix(' %') if key in _SHARES else low} to {high}"
-
-
-def share(value: float) -> str:
-    """A share as per cent with one digit."""
-    return f"{100 * value:.1f} %" if math.isfinite(value) else "–"
 
 
 def count(value: object) -> str:

@@ -13,8 +13,10 @@ from headstart.config.yaml import parse_yaml
 from headstart.errors import ConfigError, Error, StorageError
 from headstart.reports.csv import plain_text
 from headstart.storage.durable import read_json, read_json_lines, read_text
-from headstart.tasks.kinds import KINDS, find_kind
-from headstart.tasks.task import Kind, name_outputs
+from headstart.tasks.kinds import KINDS, find_kind, name_metric
+from headstart.tasks.task import Kind, TaskSpec, name_outputs
+
+TEST_PREDICTIONS = "predictions_test.csv"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +38,8 @@ class RunRecord:
     phases: tuple[Mapping[str, Any], ...]
     predictions: tuple[Mapping[str, str], ...]
     result: Mapping[str, Any] | None
+    test_predictions: tuple[Mapping[str, str], ...] = ()
+    """Those of the test images, where the data have some; runs of 0.1 did not keep them."""
     unread_events: int = 0
     """Lines of events.jsonl that are no events (a line cut short when the process was killed)."""
 
@@ -53,6 +57,20 @@ class RunRecord:
     def kind(self) -> Kind:
         """What belongs to the kind of task."""
         return find_kind(self.task)
+
+    @property
+    def test_metrics(self) -> Mapping[str, Any]:
+        """The metrics of the test images; empty where there are none, or the run is not finished."""
+        found: Mapping[str, Any] = (self.result or {}).get("test_metrics") or {}
+        return found
+
+    @property
+    def metric(self) -> str:
+        """The name of the metric that the best epoch was chosen by."""
+        asked, names = self.config.get("metric", "auto"), tuple(self.names)
+        log = bool(self.plan["task"].get("log"))
+        spec = TaskSpec(kind=self.kind.name, classes=names, targets=names, log=log)
+        return name_metric(spec, asked if asked in self.kind.metrics else "auto")
 
     @property
     def names(self) -> Sequence[str]:
@@ -85,6 +103,7 @@ def read_record(run: Path) -> RunRecord:
         epochs=_latest(events, kind="epoch", key="epoch"),
         phases=_latest(events, kind="phase", key="phase"),
         predictions=_predictions(run / "predictions.csv"),
+        test_predictions=_predictions(run / TEST_PREDICTIONS),
         result=_json(run / "result.json") if (run / "result.json").is_file() else None,
         unread_events=unread,
     )

@@ -18,6 +18,8 @@ from headstart.data.sources.source import read_content
 from headstart.data.used_images import UsedImages
 from headstart.distributed.collectives import broadcast_model, collective_errors
 from headstart.models.sources import OpenedModel
+from headstart.reports.headline import Findings, summarise
+from headstart.reports.run_record import TEST_PREDICTIONS, read_record
 from headstart.runs.bundle import Evaluated, bundle_facts, open_run, write_bundle
 from headstart.runs.checkpoint import load_best
 from headstart.runs.folder import is_complete, read_result, write_predictions
@@ -47,6 +49,8 @@ class Run:
         ``model``: The module in evaluation mode.
         ``test_metrics``: The metrics of the test images; None where there are none.
         ``note``: Which epoch and weights were kept, or which images were evaluated.
+        ``headline``: The main metric in a line, of the test images where there are some, with interval and baseline.
+        ``remarks``: What to know before the result is used, such as that it is no better than a guess; often nothing.
 
     Example:
         >>> import headstart as hs
@@ -63,6 +67,8 @@ class Run:
     model: nn.Module = field(repr=False)
     test_metrics: dict[str, float] | None = None
     note: str = ""
+    headline: str = ""
+    remarks: tuple[str, ...] = ()
 
 
 class Ready(Protocol):
@@ -131,8 +137,9 @@ def complete_run(
     if images.test:
         with keep_own_state(model):
             evaluations["test"] = evaluate(
-                model, images.test, precision=rules.evaluated_in, memory_format=rules.memory_format
-            )
+                model, images.test, precision=rules.evaluated_in, memory_format=rules.memory_format,
+                metric=ready.training_plan.metric,
+            )  # fmt: skip
     changed = [note.text for note in report_changed_files(images.val)]
     seconds = time.monotonic() - started
     metrics = evaluations["val"].metrics
@@ -157,16 +164,19 @@ def complete_run(
     facts = bundle_facts(ready.opened, ready.swap, ready.config, task=task, evaluated=settings, metrics=metrics)
     used = UsedImages.of(images)
     write_bundle(run / "model", model, facts, plan=read_json(run / "plan.json"), result=result, used=used)
-    contents = {sample.key: sample.digest for sample in images.val.samples}
-    write_predictions(run / "predictions.csv", evaluations["val"], task=task, contents=contents)
+    for name, batches in (("predictions.csv", images.val), (TEST_PREDICTIONS, images.test)):
+        if batches:
+            contents = {sample.key: sample.digest for sample in batches.samples}
+            evaluation = evaluations["val" if batches is images.val else "test"]
+            write_predictions(run / name, evaluation, task=task, contents=contents)
     for text in changed:
         log.note(text)
     log.mark("finished", {"step": state.step, "seconds": seconds})
     log.sync()
     write_json(run / "result.json", result)
     log.note(f"finished: step {state.step}")
-    _report(run, read=_reader_of(images.val))
-    return _run(run, result, _plain(model, ready))
+    findings = _write_page(run, read=_reader_of(images.val, images.test))
+    return _run(run, result, _plain(model, ready), findings)
 
 
 def _with_thresholds(task: TaskSpec, evaluation: Evaluation) -> TaskSpec:
@@ -187,27 +197,28 @@ def read_finished_run(run: Path, *, model: nn.Module | InPlace | None) -> Run:
     result = read_result(run)
     opened = open_run(run, model=model)
     if not (run / "report.html").exists():  # killed before its last file
-        _report(run)
-    return _run(run, result, opened.model)
+        return _run(run, result, opened.model, _write_page(run))
+    return _run(run, result, opened.model, summarise(read_record(run)))
 
 
-def _reader_of(batches: Batches) -> Callable[[str], bytes | None]:
+def _reader_of(*splits: Batches | None) -> Callable[[str], bytes | None]:
     """What gives the bytes of an image by its name."""
-    records = {sample.key: sample.record for sample in batches.samples}
-    return lambda name: read_content(batches.source, records[name])[0] if name in records else None
+    found = {sample.key: (split.source, sample.record) for split in splits if split for sample in split.samples}
+    return lambda name: read_content(*found[name])[0] if name in found else None
 
 
-def _report(run: Path, *, read: Callable[[str], bytes | None] | None = None) -> None:
-    from headstart.reports.report import write_report  # imports matplotlib, 0.5 s, which nothing else needs
+def _write_page(run: Path, *, read: Callable[[str], bytes | None] | None = None) -> Findings:
+    from headstart.reports.report import write_page  # imports matplotlib, 0.5 s, which nothing else needs
 
-    write_report(run, read=read)
+    return write_page(run, read=read)
 
 
-def _run(run: Path, result: Mapping[str, Any], model: nn.Module) -> Run:
+def _run(run: Path, result: Mapping[str, Any], model: nn.Module, findings: Findings | None = None) -> Run:
     note = f"epoch {result['epoch']} ({result['weights']} weights)"
     if not is_complete(result):
         note += f"; the run was stopped after {result['epochs_done']} of {result['epochs']} epochs"
     return Run(
         path=run, task=result["task"], seconds=result["seconds"], metrics=result["metrics"], model=model,
-        test_metrics=result["test_metrics"], note=note,
+        test_metrics=result["test_metrics"], note=note, headline=findings.headline if findings else "",
+        remarks=findings.remarks if findings else (),
     )  # fmt: skip

@@ -36,6 +36,7 @@ from headstart.tasks.kinds import find_kind
 from headstart.tasks.task import TaskSpec
 from headstart.training.evaluate import Evaluation
 
+MOST_PROBABILITIES = 2_000_000
 _FREE = (  # may be others when a run goes on: a folder that moved is the same run; data are compared by their digest
     "workers", "cache.limit_gb", "data.changed", "out", "data.source", "data.images", "data.tags_separator", "devices",
     "device", "parallel.timeout_seconds",
@@ -283,10 +284,13 @@ def _section(path: Path, plan: Mapping[str, Any], name: str) -> dict[str, Any]:
 
 
 def write_predictions(path: Path, evaluation: Evaluation, *, task: TaskSpec, contents: Mapping[str, str]) -> None:
-    """Write predictions.csv: id, truth, prediction and SHA-256 (``contents``, by id) of every validation image. Names
-    that are formulas get a leading ', tags are joined by ";" (see ``join_tags``).
+    """Write predictions.csv: id, truth, prediction, probabilities, SHA-256 (``contents``, by id) of every image. Names
+    that are formulas get a leading ', tags are joined by ";" (see ``join_tags``). Of more than two million
+    probabilities of classes only each image's largest is written: the table would be larger than what it is read with.
     """
     rows = [row | {"sha256": contents[row["id"]]} for row in _rows(evaluation, task)]
+    if find_kind(task.kind).one_label and len(rows) * task.num_outputs > MOST_PROBABILITIES:
+        rows = [{name: value for name, value in row.items() if not name.startswith("p:")} for row in rows]
     text = csv_text(([*row.values()] for row in rows), header=list(rows[0]))
     write_file(path, text.encode("utf-8", "surrogateescape"))
 

@@ -6,9 +6,8 @@ N images, K classes.
 from __future__ import annotations
 
 import math
-import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -21,15 +20,15 @@ from headstart.errors import StorageError
 from headstart.tasks.intervals import Interval, bootstrap, wilson
 from headstart.tasks.metrics import (
     compute_accuracy,
+    compute_average_precision,
+    compute_balanced_accuracy,
     compute_class_nll,
     compute_f1,
     compute_macro_f1,
     compute_macro_f1_of_present,
 )
-from headstart.tasks.rows import Row, cell, number
+from headstart.tasks.rows import Row, cell, number, read_numbers
 from headstart.tasks.task import Kind, RowScores, RowWords, Target, TaskSpec, pair_probabilities
-
-_WORST = sys.float_info.max
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,13 +81,53 @@ class ClassifyScores:
     confused: tuple[Confused, ...]
     correct: int
     total: int
-    main: float
-    macro_f1_interval: Interval | None
+    outcomes: Outcomes = field(repr=False, compare=False)
 
-    @property
-    def intervals(self) -> Mapping[str, Interval | None]:
-        """Wilson's interval of the accuracy, and the bootstrap's of macro F1."""
-        return {"accuracy": wilson(self.correct, self.total), "macro_f1": self.macro_f1_interval}
+    def compute(self, key: str) -> float:
+        """The metric of this name over these rows; NaN where they do not give it."""
+        compute = _list_weighted(self.outcomes).get(key)
+        return float(compute(torch.ones(1, self.total, dtype=torch.float64))) if compute and self.total else math.nan
+
+    def find_interval(self, key: str) -> Interval | None:
+        """Wilson's interval of the accuracy, the bootstrap's of other metrics; None where the rows do not give it."""
+        if key == "accuracy":
+            return wilson(self.correct, self.total)
+        compute, classes = _list_weighted(self.outcomes).get(key), len(self.classes)
+        cost = 12 * classes if key == "mean_average_precision" else 5
+        return bootstrap(compute, size=self.total, cost=cost) if compute else None
+
+
+@dataclass(frozen=True)
+class Outcomes:
+    """Rows as tensors: the true and the called class (N,), and every class's probability (N, K), where it is there."""
+
+    truth: Tensor
+    called: Tensor
+    classes: int
+    probabilities: Tensor | None
+
+
+def _list_weighted(outcomes: Outcomes) -> dict[str, Callable[[Tensor], Tensor]]:
+    """The metrics that the rows give, as functions of how often each image is drawn, (R, N) -> (R,)."""
+    truth, called, count, probabilities = outcomes.truth, outcomes.called, outcomes.classes, outcomes.probabilities
+    hit = (called == truth).double()
+    found: dict[str, Callable[[Tensor], Tensor]] = {
+        "accuracy": lambda weights: weights @ hit / weights.sum(-1),
+        "macro_f1": lambda weights: compute_macro_f1(called, truth, count, weights),
+        "balanced_accuracy": lambda weights: compute_balanced_accuracy(called, truth, count, weights),
+    }
+    if probabilities is not None:
+        surprise = -probabilities[torch.arange(len(truth)), truth].clamp_min(1e-12).log()
+        found["nll"] = lambda weights: weights @ surprise / weights.sum(-1)
+        found["mean_average_precision"] = lambda weights: torch.stack(
+            [
+                compute_average_precision(probabilities[:, place], (truth == place).double(), weights)
+                for place in range(count)
+                if bool((truth == place).any())
+            ],
+            -1,
+        ).nanmean(-1)
+    return found
 
 
 def score_rows(rows: Sequence[Row], classes: Sequence[str]) -> ClassifyScores:
@@ -111,9 +150,14 @@ def score_rows(rows: Sequence[Row], classes: Sequence[str]) -> ClassifyScores:
         confused=_list_confusions(confusion, classes),
         correct=int(right.sum()),
         total=len(rows),
-        main=float(compute_accuracy(called, truth)),
-        macro_f1_interval=bootstrap(lambda w: compute_macro_f1(called, truth, count, w), size=len(rows), cost=5),
+        outcomes=Outcomes(truth, called, count, _read_probabilities(rows, classes)),
     )
+
+
+def _read_probabilities(rows: Sequence[Row], classes: Sequence[str]) -> Tensor | None:
+    """Every class's probability (N, K); None where the rows hold that of the most probable class alone."""
+    columns = [f"p:{name}" for name in classes]
+    return read_numbers(rows, columns) if rows and all(column in rows[0] for column in columns) else None
 
 
 def _read_labels(rows: Sequence[Row], column: str, classes: Sequence[str]) -> Tensor:
@@ -178,24 +222,40 @@ def _compute_present(task: TaskSpec, probabilities: Tensor, truth: Tensor, _pres
     return _compute_metrics(task, probabilities, truth) | {"macro_f1": float(f1)}
 
 
-def _selection_key(_task: TaskSpec, metrics: Mapping[str, float]) -> tuple[float, ...]:
-    return metrics.get("accuracy", -_WORST), -metrics.get("nll", _WORST)
+def _compute_balanced(_task: TaskSpec, probabilities: Tensor, truth: Tensor) -> float:
+    return float(compute_balanced_accuracy(probabilities.argmax(1), truth, probabilities.shape[1]))
+
+
+def _compute_precision(_task: TaskSpec, probabilities: Tensor, truth: Tensor) -> float:
+    """Mean over the classes that some image has of their average precision, each against all others."""
+    each = [compute_average_precision(probabilities[:, place], truth == place) for place in sorted(set(truth.tolist()))]
+    return float(torch.stack(each).mean()) if each else math.nan
 
 
 def _write_row(task: TaskSpec, truth: int, probabilities: Sequence[float]) -> dict[str, Any]:
     top = max(range(len(probabilities)), key=probabilities.__getitem__)
-    return {"truth": task.classes[truth], "prediction": task.classes[top], "confidence": probabilities[top]}
+    row = {"truth": task.classes[truth], "prediction": task.classes[top], "confidence": probabilities[top]}
+    each = zip(task.classes, probabilities, strict=True)
+    return row | {f"p:{name}": float(f"{probability:.6g}") for name, probability in each}
 
 
-def _find_baseline(
-    metric: str, _metrics: Mapping[str, Any], scores: RowScores | None, trained: Mapping[str, int]
-) -> tuple[float | None, str]:
-    if metric != "accuracy" or not isinstance(scores, ClassifyScores) or not scores.total:
+def _find_baseline(metric: str, _metrics: Mapping[str, Any], scores: RowScores | None) -> tuple[float | None, str]:
+    """What always giving these images' most frequent class gets: no other single class gets more."""
+    if not isinstance(scores, ClassifyScores) or not scores.total:
         return None, ""
-    support = {one.name: one.support for one in scores.classes}
-    counts = trained or support
-    majority = max(support, key=lambda name: (counts.get(name, 0), support[name]))
-    return support[majority] / scores.total, f"always {majority}"
+    present = sum(one.support > 0 for one in scores.classes)
+    majority = max(scores.classes, key=lambda one: one.support)
+    share = majority.support / scores.total
+    values = {
+        "accuracy": share,
+        "balanced_accuracy": 1 / present,
+        "macro_f1": 2 * share / (1 + share) / present,
+        "mean_average_precision": 1 / present,
+    }
+    if metric not in values:
+        return None, ""
+    ordered = "random order: the classes' mean share"
+    return values[metric], ordered if metric == "mean_average_precision" else f"always {majority.name}"
 
 
 def _rate_mistake(row: Row, _task: Mapping[str, Any]) -> float:
@@ -219,8 +279,17 @@ CLASSIFY = Kind(
     summary="says which one of {n} classes an image shows",
     limit="It always names one of its classes, also for an image that shows none of them.",
     mistakes="Wrong, and the most sure of it.",
-    interval_method="Intervals: Wilson for shares, bootstrap over images for macro F1.",
-    main_metric="accuracy",
+    interval_method="Intervals: Wilson for accuracy, BCa bootstrap over images for the others.",
+    metrics={
+        "auto": "accuracy",
+        "accuracy": "accuracy",
+        "macro_f1": "macro_f1",
+        "balanced_accuracy": "balanced_accuracy",
+        "nll": "nll",
+        "ap": "mean_average_precision",
+    },
+    ties=("nll",),
+    further_metrics={"balanced_accuracy": _compute_balanced, "mean_average_precision": _compute_precision},
     losses=(CrossEntropy, Focal),
     choose_loss=_choose_loss,
     make_spec=_make_spec,
@@ -230,7 +299,6 @@ CLASSIFY = Kind(
     activate=_activate,
     compute_metrics=_compute_metrics,
     compute_present=_compute_present,
-    selection_key=_selection_key,
     pair_outputs=pair_probabilities,
     write_row=_write_row,
     score_rows=score_rows,

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping
 
 from torch import Tensor
 
 from headstart.errors import ConfigError, DataError
 from headstart.tasks.classify import CLASSIFY
+from headstart.tasks.metrics import is_lower_better
 from headstart.tasks.multilabel import MULTILABEL
 from headstart.tasks.regress import REGRESS
 from headstart.tasks.task import Kind, TaskSpec
 
+_WORST = sys.float_info.max
 KINDS: Mapping[str, Kind] = {kind.name: kind for kind in (CLASSIFY, MULTILABEL, REGRESS)}
 
 
@@ -21,13 +24,38 @@ def find_kind(name: str) -> Kind:
     return KINDS[name]
 
 
-def measure(task: TaskSpec, outputs: Tensor, truth: Tensor) -> dict[str, float]:
+def measure(task: TaskSpec, outputs: Tensor, truth: Tensor, *, metric: str = "auto") -> dict[str, float]:
     """Metrics by name; one that these images do not define (R2 of one image), or that is infinite, is left out.
 
     outputs: (N, K) probabilities or (N, T) numbers; truth: (N,), (N, K) or (N, T); numbers in original units.
+    ``metric``: a word of ``--metric`` whose metric is to be among them.
     """
-    found = find_kind(task.kind).compute_metrics(task, outputs, truth)
+    kind = find_kind(task.kind)
+    found = kind.compute_metrics(task, outputs, truth)
+    key = name_metric(task, metric)
+    if key in kind.further_metrics:
+        found[key] = kind.further_metrics[key](task, outputs, truth)
     return {name: value for name, value in found.items() if math.isfinite(value)}
+
+
+def name_metric(task: TaskSpec, metric: str) -> str:
+    """The name, in the metrics of this task, of what a word of ``--metric`` asks for.
+
+    Numbers of several targets have no common unit: what they ask for is the mean of the errors' shares of a baseline's.
+
+    Raises: ConfigError: it has no meaning for this kind of task.
+    """
+    kind = find_kind(task.kind)
+    if metric not in kind.metrics:
+        words = [word for word in kind.metrics if word != "auto"]
+        raise ConfigError(
+            f"metric: {metric} has no meaning for {kind.name}; accepted: {', '.join(words)}; e.g. --metric {words[1]}"
+        )
+    key = kind.metrics[metric]
+    if not kind.gives_numbers:
+        return key
+    key = "mae_log10" if metric == "auto" and task.log else key
+    return f"relative_{key}" if len(task.targets) > 1 and key != "r2" else key
 
 
 def measure_present(task: TaskSpec, outputs: Tensor, truth: Tensor) -> tuple[dict[str, float], tuple[str, ...]]:
@@ -87,9 +115,14 @@ def check_truth(task: TaskSpec, targets: Tensor) -> Tensor:
     return rows.double() if kind.gives_numbers else rows.float()
 
 
-def selection_key(task: TaskSpec, metrics: Mapping[str, float]) -> tuple[float, ...]:
-    """What "better" means: the main metric, then the likelihood; larger is better, compared from the left.
+def selection_key(task: TaskSpec, metrics: Mapping[str, float], *, metric: str = "auto") -> tuple[float, ...]:
+    """What "better" means: the metric that was asked for, then the likelihood; compared from the left, more is better.
 
     One that is not there counts as the worst finite number: keys are kept as JSON, which has no infinity.
     """
-    return find_kind(task.kind).selection_key(task, metrics)
+    key = name_metric(task, metric)
+    return tuple(_rate(metrics, name) for name in (key, *(tie for tie in find_kind(task.kind).ties if tie != key)))
+
+
+def _rate(metrics: Mapping[str, float], name: str) -> float:
+    return -metrics.get(name, _WORST) if is_lower_better(name) else metrics.get(name, -_WORST)

@@ -17,18 +17,22 @@ from torch.nn import functional as F
 LABELS = {
     "accuracy": "accuracy",
     "macro_f1": "macro F1",
+    "balanced_accuracy": "balanced accuracy",
     "nll": "negative log-likelihood",
     "mean_average_precision": "mean average precision",
     "mae": "mean absolute error",
     "rmse": "root mean squared error",
     "r2": "R²",
     "mae_log10": "mean absolute error, log10",
+    "relative_mae": "mean absolute error, as a share of the baseline's",
+    "relative_rmse": "root mean squared error, as a share of the baseline's",
+    "relative_mae_log10": "mean absolute error, log10, as a share of the baseline's",
 }
 
 
 def is_lower_better(key: str) -> bool:
-    """Whether a metric is an error or a loss: ``nll``, and ``mae`` and ``rmse`` of any target."""
-    return key == "nll" or key.startswith(("mae", "rmse"))
+    """Whether a metric is an error or a loss: ``nll``, ``mae`` and ``rmse`` of any target, shares of a baseline's."""
+    return key == "nll" or key.startswith(("mae", "rmse", "relative_"))
 
 
 def compute_accuracy(predicted: Tensor, truth: Tensor) -> Tensor:
@@ -68,6 +72,15 @@ def compute_macro_f1(predicted: Tensor, truth: Tensor, classes: int, weights: Te
     return (f1 * there / there.sum(-1, keepdim=True)).sum(-1)
 
 
+def compute_balanced_accuracy(predicted: Tensor, truth: Tensor, classes: int, weights: Tensor | None = None) -> Tensor:
+    """Mean recall of the classes that some image has, a scalar or (R,).  predicted, truth: (N,)"""
+    hit = predicted == truth
+    right = count_classes(truth[hit], classes, None if weights is None else weights[:, hit])
+    true = count_classes(truth, classes, weights)
+    there = true > 0
+    return torch.where(there, right / true.clamp_min(1e-9), 0.0).sum(-1) / there.sum(-1)
+
+
 def compute_average_precision(scores: Tensor, truth: Tensor, weights: Tensor | None = None) -> Tensor:
     """Area under the steps of precision over recall, a scalar or (R,); NaN without a positive.
 
@@ -104,9 +117,10 @@ def compute_mae(values: Tensor, truth: Tensor, weights: Tensor | None = None) ->
     return errors.sum(0) / len(truth) if weights is None else weights @ errors / weights.sum(-1)
 
 
-def compute_rmse(values: Tensor, truth: Tensor) -> Tensor:
-    """Root of the mean squared error, a scalar.  Both (N,)."""
-    return (values - truth).square().mean().sqrt()
+def compute_rmse(values: Tensor, truth: Tensor, weights: Tensor | None = None) -> Tensor:
+    """Root of the mean squared error, a scalar or (R,).  values: (N,), or one number for all; truth: (N,)"""
+    errors = (values - truth).square()
+    return (errors.mean() if weights is None else weights @ errors / weights.sum(-1)).sqrt()
 
 
 def compute_r2(values: Tensor, truth: Tensor) -> float:
@@ -116,3 +130,12 @@ def compute_r2(values: Tensor, truth: Tensor) -> float:
     """
     spread = (truth - truth.mean()).square().sum()
     return float(1 - (values - truth).square().sum() / spread) if spread > 0 else math.nan
+
+
+def resample_r2(values: Tensor, truth: Tensor, weights: Tensor) -> Tensor:
+    """R² of each resample, (R,); NaN where its truth does not vary.  values, truth: (N,)"""
+    drawn = weights.sum(-1)
+    mean = weights @ truth / drawn
+    spread = (weights @ (truth - truth.mean()).square()) - drawn * (mean - truth.mean()).square()
+    left = weights @ (values - truth).square()
+    return torch.where(spread > 1e-12 * (truth - truth.mean()).square().sum(), 1 - left / spread, torch.nan)

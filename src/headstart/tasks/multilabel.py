@@ -6,9 +6,8 @@ N images, K tags.
 from __future__ import annotations
 
 import math
-import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -22,7 +21,6 @@ from headstart.tasks.rows import Row, cell, number, read_numbers
 from headstart.tasks.tags import join_tags, split_tags
 from headstart.tasks.task import Kind, RowScores, RowWords, Target, TaskSpec, pair_probabilities
 
-_WORST = sys.float_info.max
 _USUAL_THRESHOLD = 0.5
 _LEAST_IMAGES = 10  # with a tag, and without it: of fewer the best threshold is chance
 
@@ -44,18 +42,59 @@ class MultilabelScores:
 
     tags: tuple[TagScore, ...]
     total: int
-    map_interval: Interval | None
+    outcomes: Outcomes = field(repr=False, compare=False)
 
-    @property
-    def main(self) -> float:
-        """Mean average precision of the tags that have an example."""
-        defined = [tag.average_precision for tag in self.tags if tag.support]
-        return sum(defined) / len(defined) if defined else math.nan
+    def compute(self, key: str) -> float:
+        """The metric of this name over these rows; NaN where they do not give it."""
+        compute = _list_weighted(self.outcomes).get(key)
+        return float(compute(torch.ones(1, self.total, dtype=torch.float64))) if compute and self.total else math.nan
 
-    @property
-    def intervals(self) -> Mapping[str, Interval | None]:
-        """The bootstrap's interval of the mean average precision."""
-        return {"mean_average_precision": self.map_interval}
+    def find_interval(self, key: str) -> Interval | None:
+        """The bootstrap's interval of the metric of this name; None where the rows do not give it."""
+        compute = _list_weighted(self.outcomes).get(key)
+        return bootstrap(compute, size=self.total, cost=12 * max(1, len(self.tags))) if compute else None
+
+
+@dataclass(frozen=True)
+class Outcomes:
+    """Rows as tensors, (N, K) each: whether an image has a tag, and the tag's probability."""
+
+    truth: Tensor
+    probabilities: Tensor
+
+
+def _list_weighted(outcomes: Outcomes) -> dict[str, Callable[[Tensor], Tensor]]:
+    """The metrics that the rows give, as functions of how often each image is drawn, (R, N) -> (R,)."""
+    truth, probabilities = outcomes.truth, outcomes.probabilities
+    called = (probabilities > _USUAL_THRESHOLD).double()
+    right, correct = truth * called, (1 - truth) * (1 - called)
+
+    def compute_f1s(weights: Tensor) -> Tensor:
+        return compute_f1(weights @ right, weights @ truth, weights @ called).mean(-1)
+
+    def compute_balanced(weights: Tensor) -> Tensor:
+        found = weights @ right / (weights @ truth), weights @ correct / (weights @ (1 - truth))
+        return torch.stack(found).mean(0).nanmean(-1)
+
+    def compute_nll(weights: Tensor) -> Tensor:
+        sure = probabilities.clamp(1e-12, 1 - 1e-12)
+        surprise = -(truth * sure.log() + (1 - truth) * (1 - sure).log()).mean(1)
+        return weights @ surprise / weights.sum(-1)
+
+    exact = (truth == called).all(1).double()
+    return {
+        "mean_average_precision": lambda weights: _compute_precisions(probabilities, truth, weights).nanmean(-1),
+        "macro_f1": compute_f1s,
+        "balanced_accuracy": compute_balanced,
+        "nll": compute_nll,
+        "accuracy": lambda weights: weights @ exact / weights.sum(-1),
+    }
+
+
+def _compute_precisions(probabilities: Tensor, truth: Tensor, weights: Tensor) -> Tensor:
+    """The average precision of each tag, (R, K)."""
+    each = [compute_average_precision(p, t, weights) for p, t in zip(probabilities.T, truth.T, strict=True)]
+    return torch.stack(each, -1)
 
 
 def score_rows(rows: Sequence[Row], tags: Sequence[str]) -> MultilabelScores:
@@ -68,11 +107,7 @@ def score_rows(rows: Sequence[Row], tags: Sequence[str]) -> MultilabelScores:
     truth = torch.from_numpy(flags.reshape(len(rows), len(tags)))  # (N, K)
     probabilities = read_numbers(rows, [f"p:{tag}" for tag in tags])  # (N, K)
 
-    def compute_each(weights: Tensor) -> Tensor:
-        each = [compute_average_precision(p, t, weights) for p, t in zip(probabilities.T, truth.T, strict=True)]
-        return torch.stack(each, -1)  # (R, K)
-
-    precisions = compute_each(truth.new_ones(1, len(rows)))[0]
+    precisions = _compute_precisions(probabilities, truth, truth.new_ones(1, len(rows)))[0]
     return MultilabelScores(
         tags=tuple(
             TagScore(
@@ -85,7 +120,7 @@ def score_rows(rows: Sequence[Row], tags: Sequence[str]) -> MultilabelScores:
             for k, tag in enumerate(tags)
         ),
         total=len(rows),
-        map_interval=bootstrap(lambda w: compute_each(w).nanmean(-1), size=len(rows), cost=12 * max(1, len(tags))),
+        outcomes=Outcomes(truth, probabilities),
     )
 
 
@@ -128,8 +163,16 @@ def _compute_present(task: TaskSpec, probabilities: Tensor, truth: Tensor, prese
     return _compute_metrics(asked, probabilities[:, places], truth[:, places])
 
 
-def _selection_key(_task: TaskSpec, metrics: Mapping[str, float]) -> tuple[float, ...]:
-    return metrics.get("mean_average_precision", -_WORST), -metrics.get("nll", _WORST)
+def _compute_exact(_task: TaskSpec, probabilities: Tensor, truth: Tensor) -> float:
+    """Share of the images whose tags are all right."""
+    return float(((probabilities > _USUAL_THRESHOLD) == (truth > 0)).all(1).double().mean())
+
+
+def _compute_balanced(_task: TaskSpec, probabilities: Tensor, truth: Tensor) -> float:
+    """Mean over the tags that some images have and others have not of the mean of both recalls."""
+    every = torch.ones(1, len(truth), dtype=torch.float64)
+    outcomes = Outcomes((truth > 0).double(), probabilities.double())
+    return float(_list_weighted(outcomes)["balanced_accuracy"](every))
 
 
 def _list_thresholds(task: TaskSpec) -> dict[str, float]:
@@ -169,13 +212,21 @@ def _write_row(task: TaskSpec, truth: Sequence[float], probabilities: Sequence[f
     } | {f"p:{name}": probability for name, probability in scored}
 
 
-def _find_baseline(
-    metric: str, _metrics: Mapping[str, Any], scores: RowScores | None, _trained: Mapping[str, int]
-) -> tuple[float | None, str]:
-    if metric != "mean_average_precision" or not isinstance(scores, MultilabelScores):
+def _find_baseline(metric: str, _metrics: Mapping[str, Any], scores: RowScores | None) -> tuple[float | None, str]:
+    if not isinstance(scores, MultilabelScores) or not scores.total:
         return None, ""
     present = [tag.prevalence for tag in scores.tags if tag.support]
-    return (sum(present) / len(present) if present else None), "random order: the tags' mean prevalence"
+    if metric == "mean_average_precision":
+        return (sum(present) / len(present) if present else None), "random order: the tags' mean prevalence"
+    if metric == "macro_f1":
+        return sum(2 * share / (1 + share) for share in present) / len(scores.tags), "always every tag"
+    if metric == "balanced_accuracy":
+        return 0.5, "always the same tags"
+    if metric == "accuracy":
+        tags, images = torch.unique(scores.outcomes.truth, dim=0, return_counts=True)
+        names = [tag.name for tag, on in zip(scores.tags, tags[images.argmax()].tolist(), strict=True) if on]
+        return int(images.max()) / scores.total, f"always {', '.join(names) or 'no tag'}"
+    return None, ""
 
 
 def _rate_mistake(row: Row, task: Mapping[str, Any]) -> float:
@@ -205,9 +256,18 @@ MULTILABEL = Kind(
     summary="says which of {n} tags apply to an image",
     limit="It knows its tags only.",
     mistakes="Wrong, with the least probable truth.",
-    interval_method="Intervals: bootstrap over images.",
+    interval_method="Intervals: BCa bootstrap over images.",
     hub_tags=("multi-label",),
-    main_metric="mean_average_precision",
+    metrics={
+        "auto": "mean_average_precision",
+        "accuracy": "accuracy",
+        "macro_f1": "macro_f1",
+        "balanced_accuracy": "balanced_accuracy",
+        "nll": "nll",
+        "ap": "mean_average_precision",
+    },
+    ties=("nll",),
+    further_metrics={"accuracy": _compute_exact, "balanced_accuracy": _compute_balanced},
     losses=(Bce, Focal),
     choose_loss=_choose_loss,
     make_spec=_make_spec,
@@ -217,7 +277,6 @@ MULTILABEL = Kind(
     activate=_activate,
     compute_metrics=_compute_metrics,
     compute_present=_compute_present,
-    selection_key=_selection_key,
     choose_thresholds=_choose_thresholds,
     list_thresholds=_list_thresholds,
     list_tags=_list_tags,

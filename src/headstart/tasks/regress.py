@@ -7,23 +7,23 @@ from __future__ import annotations
 
 import math
 import statistics
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from headstart.config.schema import AutoLoss, Huber, Loss, Mae, Mse
 from headstart.errors import ConfigError, DataError
 from headstart.tasks.intervals import Interval, bootstrap
-from headstart.tasks.metrics import compute_mae, compute_r2, compute_rmse
+from headstart.tasks.metrics import compute_mae, compute_r2, compute_rmse, resample_r2
 from headstart.tasks.rows import Row, format_amount, number, read_numbers
 from headstart.tasks.task import Kind, RowScores, RowWords, Target, TaskSpec
 
-_WORST = sys.float_info.max
-_BASELINE_OF = {"mae": "baseline_mae", "mae_log10": "baseline_mae_log10"}
+_ERRORS = ("mae", "rmse", "mae_log10")
+"""Errors with a baseline: that of the one number, the same for all images, with which it is least."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +38,10 @@ class TargetScore:
     rmse: float
     r2: float
     bias: float
+    median: float
+    mean: float
+    baseline_mae: float
+    baseline_rmse: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,15 +50,39 @@ class RegressScores:
 
     targets: tuple[TargetScore, ...]
 
-    @property
-    def main(self) -> float:
-        """Mean over the targets of the mean absolute error."""
-        return sum(target.mae for target in self.targets) / len(self.targets) if self.targets else math.nan
+    def compute(self, key: str) -> float:
+        """The metric of this name over these rows; NaN where they do not give it."""
+        count = len(self.targets[0].truths) if self.targets else 0
+        return float(self._resample(key, torch.ones(1, count, dtype=torch.float64))) if count else math.nan
 
-    @property
-    def intervals(self) -> Mapping[str, Interval | None]:
-        """The bootstrap's interval of the mean absolute error, where there is one target."""
-        return {"mae": self.targets[0].mae_interval} if len(self.targets) == 1 else {}
+    def find_interval(self, key: str) -> Interval | None:
+        """The bootstrap's interval of the metric of this name; None where the rows do not give one."""
+        if len(self.targets) == 1 and key == "mae":
+            return self.targets[0].mae_interval
+        if not self.targets or math.isnan(self.compute(key)):
+            return None
+        size = len(self.targets[0].truths)
+        return bootstrap(lambda weights: self._resample(key, weights), size=size, cost=4 * len(self.targets))
+
+    def _resample(self, key: str, weights: Tensor) -> Tensor:
+        """A metric of each resample, (R,): of one target by itself, of several their mean; NaN where there is none."""
+        name = key.removeprefix("relative_")
+        if (name not in _ERRORS and key != "r2") or (name == key != "r2" and len(self.targets) > 1):
+            return weights.new_full((len(weights),), math.nan)
+        each = []
+        for target in self.targets:
+            values, truth = (torch.tensor(numbers).double() for numbers in (target.predictions, target.truths))
+            if key == "r2":
+                each.append(resample_r2(values, truth, weights))
+                continue
+            if name == "mae_log10":
+                values, truth = values.log10(), truth.log10()
+            compute = compute_rmse if name == "rmse" else compute_mae
+            error = compute(values, truth, weights)
+            guess = compute(_find_constant(name, truth), truth, weights)
+            each.append(error if name == key else torch.where(guess > 0, error / guess, torch.nan))
+        stacked = torch.stack(each, -1)
+        return stacked.mean(-1) if key == "r2" else stacked.nanmean(-1)
 
 
 def score_rows(rows: Sequence[Row], targets: Sequence[str]) -> RegressScores:
@@ -67,6 +95,7 @@ def score_rows(rows: Sequence[Row], targets: Sequence[str]) -> RegressScores:
 
 def _score_target(rows: Sequence[Row], name: str) -> TargetScore:
     truth, values = read_numbers(rows, [f"truth:{name}", f"prediction:{name}"]).T
+    median, mean = _find_constant("mae", truth), _find_constant("rmse", truth)
     return TargetScore(
         name=name,
         truths=tuple(truth.tolist()),
@@ -76,7 +105,16 @@ def _score_target(rows: Sequence[Row], name: str) -> TargetScore:
         rmse=float(compute_rmse(values, truth)),
         r2=compute_r2(values, truth),
         bias=float((values - truth).mean()),
+        median=float(median),
+        mean=float(mean),
+        baseline_mae=float(compute_mae(median, truth)),
+        baseline_rmse=float(compute_rmse(mean, truth)),
     )
+
+
+def _find_constant(error: str, truth: Tensor) -> Tensor:
+    """The one number with the least error of this kind, a scalar: the mean for squares, else the median."""
+    return truth.mean() if error == "rmse" else truth.new_tensor(float(np.median(truth.numpy())))
 
 
 def make_spec(names: Sequence[str], rows: Sequence[Sequence[float]], log: bool) -> TaskSpec:
@@ -123,49 +161,47 @@ def _activate(task: TaskSpec, outputs: Tensor) -> Tensor:
 
 
 def _compute_metrics(task: TaskSpec, values: Tensor, truth: Tensor) -> dict[str, float]:
-    """Plain keys are means over the targets; ``baseline_mae`` is that of always giving the training mean."""
-    middle = torch.zeros(1, len(task.targets), dtype=torch.float64)
-    centre = task.original(middle)  # the mean in the space that was learnt
+    """Metrics of one target as they are; of several each one's own after a colon, and means of what has no unit: R² and
+    errors as shares of their baselines'.
+    """
     columns = [
-        _compute_errors(values[:, place].double(), truth[:, place].double(), centre[0, place], log=task.log)
+        _compute_errors(values[:, place].double(), truth[:, place].double(), log=task.log)
         for place in range(len(task.targets))
     ]
-    means = {name: math.fsum(column[name] for column in columns) / len(columns) for name in columns[0]}
     if len(columns) == 1:
-        return means
-    each = {
-        f"{name}:{target}": value
-        for target, column in zip(task.targets, columns, strict=True)
-        for name, value in column.items()
-    }
-    return means | each
+        return columns[0]
+    found = {f"relative_{name}": _average_shares(columns, name) for name in _ERRORS if name in columns[0]}
+    found["r2"] = math.fsum(column["r2"] for column in columns) / len(columns)
+    for target, column in zip(task.targets, columns, strict=True):
+        found |= {f"{name}:{target}": value for name, value in column.items()}
+    return found
 
 
-def _compute_errors(values: Tensor, truth: Tensor, centre: Tensor, *, log: bool) -> dict[str, float]:
+def _average_shares(columns: Sequence[Mapping[str, float]], name: str) -> float:
+    """Mean over the targets of the error as a share of the baseline's; one that does not vary has none."""
+    pairs = [(column[name], column[f"baseline_{name}"]) for column in columns]
+    shares = [error / baseline for error, baseline in pairs if baseline > 0]
+    return math.fsum(shares) / len(shares) if shares and all(map(math.isfinite, shares)) else math.nan
+
+
+def _compute_errors(values: Tensor, truth: Tensor, *, log: bool) -> dict[str, float]:
+    """Errors in the target's own unit, each with that of the one number with which it is least on these images."""
     found = {
         "mae": float(compute_mae(values, truth)),
         "rmse": float(compute_rmse(values, truth)),
         "r2": compute_r2(values, truth),
-        "baseline_mae": float(compute_mae(centre, truth)),
+        "baseline_mae": float(compute_mae(_find_constant("mae", truth), truth)),
+        "baseline_rmse": float(compute_rmse(_find_constant("rmse", truth), truth)),
     }
     if log:
-        found["mae_log10"] = float(compute_mae(values.log10(), truth.log10()))
-        found["baseline_mae_log10"] = float(compute_mae(centre.log10(), truth.log10()))
+        scaled = truth.log10()
+        found["mae_log10"] = float(compute_mae(values.log10(), scaled))
+        found["baseline_mae_log10"] = float(compute_mae(_find_constant("mae_log10", scaled), scaled))
     return found
 
 
 def _compute_present(task: TaskSpec, values: Tensor, truth: Tensor, _present: Sequence[int]) -> dict[str, float]:
     return _compute_metrics(task, values, truth)
-
-
-def _selection_key(task: TaskSpec, metrics: Mapping[str, float]) -> tuple[float, ...]:
-    name = "mae_log10" if task.log else "mae"
-    if len(task.targets) == 1:
-        return (-metrics.get(name, _WORST),)
-    # several units: each target's error as a share of the mean predictor's
-    pairs = [(metrics.get(f"{name}:{one}"), metrics.get(f"baseline_{name}:{one}", 1.0)) for one in task.targets]
-    shares = [error / max(baseline, 1e-12) for error, baseline in pairs if error is not None]
-    return (-sum(shares) / len(pairs) if len(shares) == len(pairs) else -_WORST,)
 
 
 def _pair_outputs(task: TaskSpec, values: Tensor) -> tuple[tuple[str, float], ...]:
@@ -179,15 +215,23 @@ def _write_row(task: TaskSpec, truth: Sequence[float], values: Sequence[float]) 
     return row
 
 
-def _find_baseline(
-    metric: str, metrics: Mapping[str, Any], _scores: RowScores | None, _trained: Mapping[str, int]
-) -> tuple[float | None, str]:
+def _find_baseline(metric: str, metrics: Mapping[str, Any], scores: RowScores | None) -> tuple[float | None, str]:
+    """What the best single number for these images gets: their median, or their mean where errors are squared."""
     if metric == "r2":
         return 0.0, "always the mean"
-    if metric not in _BASELINE_OF or _BASELINE_OF[metric] not in metrics:
+    name = metric.removeprefix("relative_")
+    word = "mean" if name == "rmse" else "median"
+    if name != metric:
+        return 1.0, f"always each target's {word}"
+    value = metrics.get(f"baseline_{metric}")
+    if not isinstance(value, int | float):
         return None, ""
-    value = metrics[_BASELINE_OF[metric]]
-    return float(value) if isinstance(value, int | float) else math.nan, "always the training mean"
+    if "baseline_rmse" not in metrics:  # of a run of 0.1, which took the training images' mean
+        return float(value), "always the training mean"
+    if not isinstance(scores, RegressScores) or len(scores.targets) != 1:
+        return float(value), f"always the {word}"
+    (target,) = scores.targets
+    return float(value), f"always {format_amount(target.mean if word == 'mean' else target.median)}, the {word}"
 
 
 def _rate_mistake(row: Row, task: Mapping[str, Any]) -> float:
@@ -232,9 +276,9 @@ REGRESS = Kind(
     summary="predicts {n} number{s} from an image",
     limit="It is not to be trusted beyond the range of numbers that it was trained on.",
     mistakes="The largest errors.",
-    interval_method="Intervals: bootstrap over images.",
+    interval_method="Intervals: BCa bootstrap over images.",
     hub_tags=("image-regression",),
-    main_metric="mae",
+    metrics={"auto": "mae", "mae": "mae", "rmse": "rmse", "r2": "r2"},
     losses=(Mse, Huber, Mae),
     choose_loss=_choose_loss,
     make_spec=make_spec,
@@ -244,7 +288,6 @@ REGRESS = Kind(
     activate=_activate,
     compute_metrics=_compute_metrics,
     compute_present=_compute_present,
-    selection_key=_selection_key,
     pair_outputs=_pair_outputs,
     write_row=_write_row,
     score_rows=score_rows,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, Protocol, get_args
 
 import torch
@@ -89,14 +89,12 @@ class TaskSpec:
 class RowScores(Protocol):
     """What predictions.csv says when it is scored again, class by class, tag by tag or target by target."""
 
-    @property
-    def main(self) -> float:
-        """The main metric over these rows; NaN where they do not define it."""
+    def compute(self, key: str) -> float:
+        """The metric of this name over these rows; NaN where they do not give it."""
         ...
 
-    @property
-    def intervals(self) -> Mapping[str, Interval | None]:
-        """95 % intervals by the metric's name."""
+    def find_interval(self, key: str) -> Interval | None:
+        """The 95 % interval of the metric of this name; None where the rows do not give one."""
         ...
 
 
@@ -144,8 +142,10 @@ class Kind:
     """How the report's intervals were made, a sentence."""
     hub_tags: tuple[str, ...] = ()
     """Further tags of a model card."""
-    main_metric: str
-    """What the report shows first and epochs are compared by."""
+    metrics: Mapping[str, str]
+    """What ``--metric`` takes for this kind: the word and the metric's name; ``auto`` is what it means by itself."""
+    ties: tuple[str, ...] = ()
+    """Metrics that decide between epochs that are equal in the one that was asked for."""
 
     losses: tuple[type[CrossEntropy | Focal | Bce | Mse | Huber | Mae], ...]
     """The losses of the schema that fit."""
@@ -167,8 +167,8 @@ class Kind:
     """(task, activated outputs, truth) -> metrics by name; not finite where the images do not define one."""
     compute_present: Callable[[TaskSpec, Tensor, Tensor, Sequence[int]], dict[str, float]]
     """The same over the classes or tags at these places alone: those that some image has."""
-    selection_key: Callable[[TaskSpec, Mapping[str, float]], tuple[float, ...]]
-    """Metrics as a key that is larger for what is better, compared from the left; a missing one is the worst."""
+    further_metrics: Mapping[str, Callable[[TaskSpec, Tensor, Tensor], float]] = field(default_factory=dict)
+    """Those that are computed only where they are asked for, by name."""
 
     choose_thresholds: Callable[[TaskSpec, Tensor, Tensor], tuple[float, ...]] = _have_none
     """(task, activated outputs, truth) of the validation images -> above what each tag is on; () for other kinds."""
@@ -183,8 +183,8 @@ class Kind:
 
     score_rows: Callable[[Sequence[Row], Sequence[str]], RowScores]
     """Rows of predictions.csv and the outputs' names, scored.  Raises: StorageError: they do not fit together."""
-    find_baseline: Callable[[str, Mapping[str, Any], RowScores | None, Mapping[str, int]], tuple[float | None, str]]
-    """(metric, all metrics, scored rows, training images per class) -> what a guess without looking gets, and whose."""
+    find_baseline: Callable[[str, Mapping[str, Any], RowScores | None], tuple[float | None, str]]
+    """(metric, all metrics, scored rows) -> what the best answer without looking gets on these images, and which."""
     rate_mistake: Callable[[Row, Mapping[str, Any]], float]
     """How wrong a row is, above 0 where it is wrong; the mapping is the plan's task."""
     describe_row: Callable[[Row, Sequence[str]], RowWords]

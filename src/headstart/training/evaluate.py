@@ -85,7 +85,16 @@ class Evaluation:
 
     @property
     def mae(self) -> float:
-        """Mean absolute error in original units (regression)."""
+        """Mean absolute error in original units (regression of one target).
+
+        Raises: DataError: there are several targets, which have no common unit.
+        """
+        targets = self.predictions.task.targets
+        if len(targets) > 1:
+            raise DataError(
+                f"mae: {len(targets)} targets have no common unit; take metrics['mae:{targets[0]}'] of one, or "
+                "metrics['relative_mae'], the mean share of the error that each target's median would have"
+            )
         return self.metrics["mae"]
 
 
@@ -127,9 +136,16 @@ def predict(
 
 
 def evaluate(
-    model: nn.Module, batches: Batches, *, precision: Precision = "fp32", memory_format: str = "contiguous"
+    model: nn.Module,
+    batches: Batches,
+    *,
+    precision: Precision = "fp32",
+    memory_format: str = "contiguous",
+    metric: str = "auto",
 ) -> Evaluation:
     """Metrics over every image of ``batches`` exactly once, training ones without their random changes.
+
+    ``metric``: a word of ``--metric`` whose metric is to be among them.
 
     The model, its modes and its buffers are as before. The last batch is padded to the others' shape, so that an
     image's result depends on neither its batch mates nor their number. Several processes share the batches, and each
@@ -139,7 +155,7 @@ def evaluate(
         predictions = _run(model, batches, precision=precision, memory_format=memory_format)
         targets = [sample.target for sample in batches.samples]
         truth = find_kind(batches.task.kind).read_truth(batches.task, targets)
-        metrics = measure(batches.task, predictions.outputs, truth)
+        metrics = measure(batches.task, predictions.outputs, truth, metric=metric)
     return Evaluation(predictions=predictions, truth=truth, metrics=metrics)
 
 

@@ -81,6 +81,8 @@ class TrainingPlan:
     rules: StepRules
     patience: int
     cache: CacheRules
+    metric: str = "auto"
+    """The word of ``--metric``: by what an epoch is better."""
 
 
 def enter_phase(state: TrainState, training_plan: TrainingPlan, index: int) -> Frozen:
@@ -258,12 +260,13 @@ def _with_views(train: Batches, phase: PhasePlan) -> Batches:
 
 def _validate(state: TrainState, training_plan: TrainingPlan, event: EpochDone, phase_data: PhaseData) -> EpochDone:
     val, rules = phase_data.val, training_plan.rules
-    by_weights = {"trained": _metrics(state.model, phase_data.eval_model, val, rules)}
+    metric = training_plan.metric
+    by_weights = {"trained": _metrics(state.model, phase_data.eval_model, val, rules, metric)}
     if state.average is not None:
-        by_weights["average"] = _metrics(state.average.module, phase_data.eval_average, val, rules)
+        by_weights["average"] = _metrics(state.average.module, phase_data.eval_average, val, rules, metric)
     by_weights = broadcast_object(by_weights)  # the same choice everywhere, whatever the last bit of a machine is
     metrics = by_weights["trained"]
-    keys = {name: selection_key(val.task, values) for name, values in by_weights.items()}
+    keys = {name: selection_key(val.task, values, metric=metric) for name, values in by_weights.items()}
     name, value = max(keys.items(), key=lambda pair: pair[1])
     better = state.best is None or value > state.best.score
     if better:
@@ -274,12 +277,16 @@ def _validate(state: TrainState, training_plan: TrainingPlan, event: EpochDone, 
     return replace(event, metrics=metrics, average_metrics=by_weights.get("average", {}))
 
 
-def _metrics(model: nn.Module, suffix: nn.Module | None, val: Batches, rules: StepRules) -> dict[str, float]:
+def _metrics(
+    model: nn.Module, suffix: nn.Module | None, val: Batches, rules: StepRules, metric: str
+) -> dict[str, float]:
     """The metrics of a model: by its part behind the boundary where the batches begin there and it has one."""
     batches = val if suffix is not None else replace(val, dataset=val.images)
     eval_model = suffix or model
     with keep_own_state(eval_model):
-        return evaluate(eval_model, batches, precision=rules.evaluated_in, memory_format=rules.memory_format).metrics
+        return evaluate(
+            eval_model, batches, precision=rules.evaluated_in, memory_format=rules.memory_format, metric=metric
+        ).metrics
 
 
 def evaluate_best(model: nn.Module, val: Batches, training_plan: TrainingPlan, *, epoch: int) -> Evaluation:
@@ -300,7 +307,10 @@ def evaluate_best(model: nn.Module, val: Batches, training_plan: TrainingPlan, *
                 opened = open_activations(boundary, val, rules=rules, where=training_plan.cache)
                 deque(stack.enter_context(closing(opened)).fill(), maxlen=0)
                 eval_model, batches = boundary.eval_suffix, replace(val, dataset=opened)
-        return evaluate(eval_model, batches, precision=rules.evaluated_in, memory_format=rules.memory_format)
+        return evaluate(
+            eval_model, batches, precision=rules.evaluated_in, memory_format=rules.memory_format,
+            metric=training_plan.metric,
+        )  # fmt: skip
 
 
 def _prove_traced_boundary(model: nn.Module, frozen: Frozen, val: Batches, rules: StepRules) -> Boundary:
