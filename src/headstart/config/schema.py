@@ -122,6 +122,8 @@ class LinearHead:
     """Path of the layer to replace; auto: found in the traced graph."""
     scores: str | int = "auto"
     """Which of several outputs the scores are: its name or number; all: each, as equal heads; auto: there is one."""
+    keep: Auto | bool = "auto"
+    """With a run or bundle as the model: go on with its head; auto: where it answers what these images ask."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,6 +138,7 @@ class MlpHead:
     dropout: Probability = 0.5
     at: str = "auto"
     scores: str | int = "auto"
+    keep: Auto | bool = "auto"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load as read_tensors
 
 from headstart.data.images import Images
-from headstart.data.sources.samples import some
+from headstart.data.sources.samples import Sample, some
 from headstart.data.sources.source import Record
 from headstart.errors import DataError, ModelError
 from headstart.storage.buffers import Buffers
@@ -104,6 +104,11 @@ def choose_unseen(
             "images that it has not seen, or take these all the same: --include-trained (include_trained=True)"
         )
     return Unseen(records=left, noun=None, note=f"; left out: {len(trained)} that the run was trained on ({shown})")
+
+
+def list_trained(samples: Iterable[Sample], used: UsedImages) -> list[str]:
+    """The names of the images that the run was trained on."""
+    return [sample.key for sample in samples if _shorten_one(sample.digest) in used.train]
 
 
 def _shorten(digests: Iterable[str]) -> frozenset[int]:

@@ -104,7 +104,7 @@ def _penalties_and_stop(draft: Draft) -> tuple[Decision, ...]:
 def details(chosen: object, *, but: tuple[str, ...] = ()) -> str:
     """The options of a choice that differ from their defaults, e.g. ``, label_smoothing 0.1``."""
     assert is_dataclass(chosen) and not isinstance(chosen, type)
-    shown = [field for field in fields(chosen) if field.name not in ("kind", "at", *but)]
+    shown = [field for field in fields(chosen) if field.name not in ("kind", "at", "keep", *but)]
     changed = [field.name for field in shown if getattr(chosen, field.name) != field.default or field.name == "hidden"]
     return "".join(f", {name} {_plain(getattr(chosen, name))}" for name in changed)
 

@@ -11,6 +11,7 @@ from headstart.models.sources import OpenedModel
 from headstart.planning.about import details, outputs_text
 from headstart.planning.draft import Draft
 from headstart.planning.given import mark_changed
+from headstart.planning.kept_head import KEPT, NEW, find_kept_head
 from headstart.surgery.freeze import find_frozen
 from headstart.surgery.generators import seed_generators
 from headstart.surgery.head import HeadSwap, head_parameters, replace_head
@@ -20,19 +21,31 @@ from headstart.surgery.whole_module import refuse_half
 
 
 def choose_head(draft: Draft) -> Draft:
-    """The draft with a new head, a function of the seed, and with what of the rest was frozen before.
+    """The draft with a new head, a function of the seed, or that of a run which is trained further; and with what of
+    the rest was frozen before.
 
     Raises: ConfigError, ModelError: it is not clear what the head is.
     """
     seed_generators(draft.config.seed)
     fixed = find_frozen(draft.module)
-    swap = _replace(draft.opened, draft.config.head, draft.images.task.num_outputs)
+    kept, why = find_kept_head(draft)
+    draft = draft.choose("head", KEPT if kept else NEW)
+    if kept is not None:
+        draft, swap = replace(draft, config=replace(draft.config, head=kept[0])), kept[1]
+    else:
+        swap = _replace(draft.opened, draft.config.head, draft.images.task.num_outputs)
     refuse_half(draft.module)
     fixed = fixed.without(head_parameters(draft.module))
     if isinstance(draft.given, InPlace):
         mark_changed(draft.given.module)
     draft = draft.record("head", _head_document(draft.config.head, swap))
-    return replace(draft.decide(_about_head(swap, draft.config.head)), swap=swap, fixed=fixed)
+    about = _about_head(swap, draft.config.head)
+    if kept is not None:
+        value = f"{swap.path}: kept, {outputs_text(swap.now)}{details(draft.config.head)}"
+        about = Decision("head", value, f"that of {draft.opened.spec}, {why}; a new one: --head.keep false")
+    elif why:
+        about = replace(about, reason=f"{about.reason}; that of {draft.opened.spec} is not kept: {why}")
+    return replace(draft.decide(about), swap=swap, fixed=fixed)
 
 
 def _replace(opened: OpenedModel, head: Head, outputs: int) -> HeadSwap:

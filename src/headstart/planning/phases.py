@@ -28,6 +28,7 @@ from headstart.events import Decision
 from headstart.optim.penalties import select_l1_parameters
 from headstart.planning.draft import Draft
 from headstart.planning.extension import extend_phases, list_ends
+from headstart.planning.kept_head import KEPT
 from headstart.storage.disk_cache import cache_folder
 from headstart.surgery.layout import find_layout
 from headstart.tasks.losses import LossFunction
@@ -63,7 +64,10 @@ def choose_phases(draft: Draft) -> Draft:
     config, module, ends = draft.config, draft.module, list_ends(draft)
     pretrained = draft.opened.weights.kind != "none"
     began = config if config.phases else replace(config, epochs=ends[0])  # later ones change no phase
-    phases, decisions = make_phases(began, module, batch_size=draft.batch_size, pretrained=pretrained)
+    has_new_head = draft.choices.get("head") != KEPT
+    phases, decisions = make_phases(
+        began, module, batch_size=draft.batch_size, pretrained=pretrained, has_new_head=has_new_head
+    )
     phases, extended = extend_phases(phases, ends, config)
     draft = draft.choose("epochs", list(ends))
     select_l1_parameters(module, config.penalties)
@@ -90,18 +94,19 @@ def _make_rules(config: Config, loss: LossFunction) -> StepRules:
 
 
 def make_phases(
-    config: Config, module: nn.Module, *, batch_size: int, pretrained: bool
+    config: Config, module: nn.Module, *, batch_size: int, pretrained: bool, has_new_head: bool = True
 ) -> tuple[tuple[PhasePlan, ...], tuple[Decision, ...]]:
     """The run's phases, and what was decided about recipe and rates.  Raises: ConfigError: they do not fit together."""
     rates = auto_rates(module, config.optimizer, batch_size=batch_size)
-    named, decision = _choose_recipe(config, module, pretrained=pretrained)
-    kinds = [_kind(phase, place == 0, pretrained) for place, (_, phase) in enumerate(named)]
+    named, decision = _choose_recipe(config, module, pretrained=pretrained, has_new_head=has_new_head)
+    kinds = [_kind(phase, has_new_head and place == 0, pretrained) for place, (_, phase) in enumerate(named)]
     statistics, why = _choose_norm_statistics(config, kinds, batch_size // config.batch.accumulate)
     plans, first = [], 0
     for (name, phase), kind in zip(named, kinds, strict=True):
         if phase.norm_statistics == "auto":
             phase = replace(phase, norm_statistics="frozen" if isinstance(phase.freeze, But) else statistics)
-        plans.append(_with_rates(config.optimizer, name, phase, rates, first=first, kind=kind))
+        new = has_new_head and first == 0
+        plans.append(_with_rates(config.optimizer, (name, phase), rates, first=first, kind=kind, head_is_new=new))
         first += phase.epochs
     shown = "; ".join(f"{plan.name} {_format_rates(plan)}" for plan in plans)
     return tuple(plans), (decision, Decision("rates", shown, rates.reason), *_about_norms(module, plans, why))
@@ -118,7 +123,7 @@ def _choose_norm_statistics(config: Config, kinds: Sequence[str], batch: int) ->
     if set(kinds) <= {"peft", "probe"}:
         return "frozen", f"auto: {peft.LONG_NAME} leaves them as they are"
     if "joint" not in kinds:
-        return "frozen", "auto: the probe's head was trained on features that they normalise"
+        return "frozen", "auto: the head was trained on features that they normalise"
     if batch < _FEW_FOR_BATCH_NORM:
         return "frozen", f"auto: {noisy}"
     return "batch", f"auto: {batch} images at a time, and a new head that learns with them"
@@ -148,7 +153,9 @@ def auto_rates(module: nn.Module, optimizer: Optimizer, *, batch_size: int) -> R
     return Rates(probe=probe, body=body, scratch=new, peft=new, layer_decay=decay, reason=reason)
 
 
-def _choose_recipe(config: Config, module: nn.Module, *, pretrained: bool) -> tuple[list[tuple[str, Phase]], Decision]:
+def _choose_recipe(
+    config: Config, module: nn.Module, *, pretrained: bool, has_new_head: bool
+) -> tuple[list[tuple[str, Phase]], Decision]:
     if config.phases:
         named = [(freeze_text(phase.freeze), phase) for phase in config.phases]
         return named, Decision("recipe", f"{len(named)} phases", "as asked")
@@ -156,6 +163,8 @@ def _choose_recipe(config: Config, module: nn.Module, *, pretrained: bool) -> tu
     recipe, why = config.recipe, "as asked"
     if recipe == "auto":
         recipe, why = _choose_auto_recipe(last, pretrained, config.epochs)
+        if recipe == "lp_ft" and not has_new_head:
+            recipe, why = "full", "auto: the head is a trained one, and needs no phase of its own"
     if recipe == "gradual" and config.freeze != "auto":
         raise ConfigError(
             f"freeze: {freeze_text(last)} does not apply to the recipe gradual, which unfreezes step by step; use "
@@ -231,8 +240,11 @@ def _kind(phase: Phase, head_is_new: bool, pretrained: bool) -> str:
     return "joint" if head_is_new else "finetune"
 
 
-def _with_rates(optimizer: Optimizer, name: str, phase: Phase, rates: Rates, *, first: int, kind: str) -> PhasePlan:
+def _with_rates(
+    optimizer: Optimizer, named: tuple[str, Phase], rates: Rates, *, first: int, kind: str, head_is_new: bool
+) -> PhasePlan:
     """The plan of a phase with its own rates, else the optimizer's, else what ``auto`` means for its kind."""
+    name, phase = named
     wanted_lr = phase.lr if phase.lr != "auto" else optimizer.lr
     wanted_head = phase.head_lr if phase.head_lr != "auto" else optimizer.head_lr
     wanted_decay = phase.layer_decay if phase.layer_decay != "auto" else optimizer.layer_decay
@@ -242,7 +254,7 @@ def _with_rates(optimizer: Optimizer, name: str, phase: Phase, rates: Rates, *, 
     lr = body if wanted_lr == "auto" else wanted_lr
     is_given = isinstance(optimizer, TimmOptimizer) or wanted_lr != "auto"
     head = lr * _NEW_HEAD if kind == "joint" or (kind == "probe" and is_given and phase.lr == "auto") else lr
-    if kind == "peft" and first == 0:
+    if kind == "peft" and head_is_new:
         head = lr * rates.probe / rates.peft
     return PhasePlan(
         name=name, freeze=phase.freeze, first_epoch=first, epochs=phase.epochs, lr=lr,

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from headstart.config.schema import Config
+from headstart.config.schema import Config, Head
 from headstart.data.images import Images
 from headstart.data.sources.source import Source
 from headstart.errors import ConfigError
@@ -39,6 +39,7 @@ from headstart.planning.peft import add_adapters
 from headstart.planning.phases import choose_phases
 from headstart.planning.precision import choose_arithmetic
 from headstart.planning.shapes import check_shapes
+from headstart.planning.trained_before import name_trained_before
 from headstart.surgery.head import HeadSwap
 from headstart.surgery.module_copy import InPlace
 from headstart.surgery.no_trace import no_trace
@@ -54,6 +55,7 @@ OPENED: tuple[Callable[[Draft], Draft], ...] = (
     list_images,
     choose_model,
     read_images,
+    name_trained_before,
     choose_loss,
     choose_metric,
     choose_head,
@@ -83,11 +85,14 @@ TRIED: tuple[Callable[[Draft], Draft], ...] = (
 
 @dataclass(frozen=True, kw_only=True)
 class Prepared:
-    """A run ready for its first step. ``can_retain_memory``: there is memory for what is freed and kept, too."""
+    """A run ready for its first step. ``head``: as asked, or as it was kept. ``can_retain_memory``: there is memory for
+    what is freed and kept, too.
+    """
 
     config: Config
     plan: Plan
     opened: OpenedModel
+    head: Head
     swap: HeadSwap
     images: Images
     training_plan: TrainingPlan
@@ -121,7 +126,7 @@ def prepare(
     plan = Plan(decisions=draft.decisions, document=make_document(draft))
     emit(Decided(plan))
     return Prepared(
-        config=config, plan=plan, opened=draft.opened, swap=draft.swap, images=draft.images,
+        config=config, plan=plan, opened=draft.opened, head=draft.config.head, swap=draft.swap, images=draft.images,
         training_plan=draft.training_plan, device=draft.device, sharded=draft.sharded,
         can_retain_memory=draft.can_retain_memory,
     )  # fmt: skip

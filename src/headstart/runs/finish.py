@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from headstart.config.schema import Config
+from headstart.config.schema import Config, Head
 from headstart.data.images import Images
 from headstart.data.loader import Batches
 from headstart.data.sources.source import read_content
@@ -82,6 +82,11 @@ class Ready(Protocol):
     @property
     def opened(self) -> OpenedModel:
         """The model and where it came from."""
+        ...
+
+    @property
+    def head(self) -> Head:
+        """The head's options: as asked, or those of a head that was kept."""
         ...
 
     @property
@@ -161,7 +166,8 @@ def complete_run(
             model, images.val, precision=rules.evaluated_in, memory_format=rules.memory_format
         ),
     )  # fmt: skip
-    facts = bundle_facts(ready.opened, ready.swap, ready.config, task=task, evaluated=settings, metrics=metrics)
+    config = replace(ready.config, head=ready.head)
+    facts = bundle_facts(ready.opened, ready.swap, config, task=task, evaluated=settings, metrics=metrics)
     used = UsedImages.of(images)
     write_bundle(run / "model", model, facts, plan=read_json(run / "plan.json"), result=result, used=used)
     for name, batches in (("predictions.csv", images.val), (TEST_PREDICTIONS, images.test)):

@@ -1,0 +1,102 @@
+"""The head of a run or bundle that is trained further: kept where it answers what the images ask, else replaced."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields, replace
+from typing import Any, cast
+
+import torch
+from torch import nn
+
+from headstart.config.schema import Head, LinearHead, MlpHead
+from headstart.errors import ConfigError, name_some
+from headstart.planning.draft import Draft
+from headstart.surgery.head import HeadSwap, find_head
+from headstart.tasks.task import TaskSpec
+
+KEPT, NEW = "kept", "new"
+
+
+def find_kept_head(draft: Draft) -> tuple[tuple[Head, HeadSwap] | None, str]:
+    """The head that stays, as options and as what it is, or None for a new one; and the reason.
+
+    Raises: ConfigError: ``head.keep`` is true, and the head cannot stay.
+    """
+    bundle, asked = draft.opened.bundle, draft.config.head
+    if asked.keep is False:
+        return None, "" if bundle is None else "head.keep: false"
+    if bundle is None:
+        if asked.keep is True:
+            raise ConfigError(
+                f"head.keep: {draft.opened.spec} is no run of headstart, whose head is known to answer the same; leave "
+                "it out, or give a run as the model, e.g. --model runs/photos"
+            )
+        return None, ""
+    if draft.recorded and "head" not in draft.recorded and asked.keep == "auto":
+        return None, "the run began with a new one"  # as all did before heads were kept
+    there = _read_head(cast("Mapping[str, Any]", bundle["head"]), asked)
+    why = _find_obstacle(draft, bundle, there)
+    if why and asked.keep is True:
+        raise ConfigError(
+            f"head.keep: the head of {draft.opened.spec} cannot be kept: {why}; leave it out, and the head is a new one"
+        )
+    if why:
+        return None, why
+    _rescale(draft.module, there, _read_task(bundle), draft.images.task)
+    paths, outputs = find_head(draft.module, at=there.at).paths, draft.images.task.num_outputs
+    return (there, HeadSwap(path=paths[0], was=outputs, now=outputs, others=paths[1:])), "the same outputs"
+
+
+def _read_head(facts: Mapping[str, Any], asked: Head) -> Head:
+    """The options that the head was made by."""
+    shared = {"at": facts.get("at", "auto"), "scores": facts.get("scores", "auto"), "keep": asked.keep}
+    dropout = float(facts.get("dropout") or 0.0)
+    if not facts.get("hidden"):
+        return LinearHead(dropout=dropout, **shared)
+    return MlpHead(
+        hidden=tuple(facts["hidden"]), activation=facts.get("activation") or "relu", dropout=dropout, **shared
+    )
+
+
+def _read_task(bundle: Mapping[str, object]) -> TaskSpec:
+    return TaskSpec.from_dict(cast("Mapping[str, Any]", bundle["task"]))
+
+
+def _find_obstacle(draft: Draft, bundle: Mapping[str, object], there: Head) -> str:
+    """Why the head that is there cannot answer what is asked; "" where it can."""
+    was, now = _read_task(bundle), draft.images.task
+    if was.kind != now.kind:
+        return f"its task was {was.kind}, now it is {now.kind}"
+    if was.names != now.names:
+        return f"its outputs are {name_some(was.names)}; these images have {name_some(now.names)}"
+    if was.log != now.log:
+        return f"data.log was {str(was.log).lower()}, now it is {str(now.log).lower()}"
+    asked = draft.config.head
+    plain = asked == replace(LinearHead(), keep=asked.keep)  # nothing is asked of the head
+    different = [
+        field.name for field in fields(asked) if getattr(asked, field.name) != getattr(there, field.name, None)
+    ]
+    return "" if plain or not different else f"another one is asked for ({', '.join(different)})"
+
+
+def _rescale(module: nn.Module, head: Head, was: TaskSpec, now: TaskSpec) -> None:
+    """Have the outputs mean the same numbers although these images have another mean and deviation.
+
+    A number is output * std + mean, and the last layer is linear: its rows take what differs.
+    """
+    if (was.mean, was.std) == (now.mean, now.std):
+        return
+    means, deviations = (
+        torch.tensor([before, after]).double() for before, after in ((was.mean, now.mean), (was.std, now.std))
+    )
+    for path in find_head(module, at=head.at).paths:
+        layers = [part for part in module.get_submodule(path).modules() if isinstance(part, nn.Linear | nn.Conv2d)]
+        last = layers[-1]
+        assert last.bias is not None, path
+        with torch.no_grad():
+            share = (deviations[0] / deviations[1]).to(last.weight.device)
+            weight = last.weight.double() * share.view(-1, *[1] * (last.weight.ndim - 1))
+            offset = (last.bias.double().cpu() * deviations[0] + means[0] - means[1]) / deviations[1]
+            last.weight.copy_(weight)
+            last.bias.copy_(offset)
