@@ -6,6 +6,7 @@ import json
 
 import pytest
 import torch
+from torch import nn
 
 import headstart as hs
 from headstart.planning.model import CPU_MODEL, GPU_MODEL, name_model
@@ -117,6 +118,26 @@ def test_the_model_is_prepared_as_the_plan_says(settings) -> None:
     assert kinds[-1] == "Decided"
     scanned = [event for event in seen if isinstance(event, hs.ScanProgress)][-1]
     assert (scanned.done, scanned.total) == (36, 36)
+
+
+class OwnNet(nn.Module):
+    """Code of the user's own: what planning does to its weights is undone afterwards."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.fc = nn.Conv2d(3, 8, 3), nn.Linear(8, 5)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.fc(self.conv(images).mean((2, 3)))
+
+
+def test_a_module_of_ones_own_can_be_in_another_order_in_memory(settings) -> None:
+    config = hs.load_config({**settings(memory_format="channels_last"), "model": {"image_size": 32}})
+    net = OwnNet()
+    ready = prepare(config, module=net, loss=None, emit=lambda _: None).opened.module
+    assert ready.conv.weight.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(ready.conv.weight, net.conv.weight)
+    assert net.conv.weight.is_contiguous()
 
 
 def test_random_weights_are_a_function_of_the_seed(settings) -> None:

@@ -232,6 +232,17 @@ def test_equal_values_are_no_difference_and_nan_equals_nan() -> None:
     assert differences(before, read_state(net)) == ("shape[0]",)
 
 
+def test_the_order_in_memory_is_no_difference_and_is_put_back() -> None:
+    net, whole = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Linear(4, 4)), torch.randn(8, 4)
+    net[1].weight = nn.Parameter(whole[::2])  # a part of another tensor, and to stay one
+    before = read_state(net, parameters=True)
+    net.to(memory_format=torch.channels_last)
+    assert differences(before, read_state(net, parameters=True)) == ()
+    restore_state(net, before)
+    assert net[0].weight.is_contiguous()
+    assert net[1].weight.data_ptr() == whole.data_ptr()
+
+
 def test_a_copy_of_a_module_differs_in_nothing() -> None:
     net = Net()
     net.tail.change = None

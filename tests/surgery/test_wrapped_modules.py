@@ -15,6 +15,7 @@ from torch import Tensor, nn
 import headstart as hs
 from headstart.errors import ModelError
 from headstart.models.sources import open_model
+from headstart.surgery.module_state import read_state
 
 
 def compiled() -> nn.Module:
@@ -134,6 +135,8 @@ def test_what_a_module_of_transformers_says_is_taken(tmp_path: Path) -> None:
     assert (opened.preprocess.height, opened.preprocess.width, opened.num_outputs) == (48, 48, 7)
     assert opened.preprocess.source.startswith("assumed")
     assert hs.find_head(model).paths == ("classifier",)
+    assert hasattr(nn.Module, "smart_apply")  # put there by it
+    assert not read_state(nn.Linear(2, 2)).has_own_code
     model.save_pretrained(tmp_path)
     transformers.ViTImageProcessor(size={"height": 48, "width": 48}, resample=3).save_pretrained(tmp_path)
     opened = open_model(transformers.ViTForImageClassification.from_pretrained(tmp_path))

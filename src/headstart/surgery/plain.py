@@ -74,6 +74,11 @@ def find_foreign(kind: type) -> dict[str, Any]:
     return found
 
 
+_HELPERS = frozenset({"transformers.modeling_utils"})
+"""Modules that put a function into ``nn.Module`` which initializes weights (``smart_apply``) and which no ``forward``
+calls: with it every model of the process would be one with code of the user's own.
+"""
+
 _LOOKED_AT: weakref.WeakKeyDictionary[type, tuple[tuple[str, ...], tuple[Any, ...], dict[str, Any]]] = (
     weakref.WeakKeyDictionary()
 )
@@ -88,7 +93,7 @@ def _users_functions(kind: type) -> dict[str, Any]:
         found = {
             name: value
             for name, value in held.items()
-            if type(value) is types.FunctionType and is_users_function(value)
+            if type(value) is types.FunctionType and is_users_function(value) and value.__module__ not in _HELPERS
         }
         known = _LOOKED_AT[kind] = (names, values, found)
     return known[2]

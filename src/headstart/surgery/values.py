@@ -26,6 +26,7 @@ class TensorValue(NamedTuple):
     requires_grad: bool
     copied: Tensor | None
     place: tuple[int, int]
+    stride: tuple[int, ...] | None = None  # None: it has none, or none that is put back
 
 
 def tensor_value(target: Tensor, *, copied: bool) -> TensorValue:
@@ -39,7 +40,8 @@ def tensor_value(target: Tensor, *, copied: bool) -> TensorValue:
         place = (target.data_ptr(), target._version)
     except FAILURES:  # no storage, or an inference tensor
         place = (0, 0)
-    return TensorValue(tuple(target.shape), target.dtype, target.device, target.requires_grad, value, place)
+    stride = target.stride() if target.layout is torch.strided else None
+    return TensorValue(tuple(target.shape), target.dtype, target.device, target.requires_grad, value, place, stride)
 
 
 def same_tensor(one: TensorValue, other: TensorValue) -> bool:
@@ -58,19 +60,25 @@ def same_bytes(one: Tensor, other: Tensor) -> bool:
     try:
         if one.dtype in _ONE_WAY:
             return torch.equal(one, other)
+        if _is_plain(one) and _is_plain(other):  # most are; it takes less
+            return torch.equal(one.detach().view(torch.int32), other.detach().view(torch.int32))
         return torch.equal(_bytes(one), _bytes(other))
     except FAILURES:  # sparse, quantized, a subclass of somebody's
         return bool((one.to_dense() == other.to_dense()).all())
 
 
+def _is_plain(tensor: Tensor) -> bool:
+    return tensor.dtype is torch.float32 and tensor.is_contiguous() and not tensor.is_neg()
+
+
 def _bytes(tensor: Tensor) -> Tensor:
-    if tensor.dtype is torch.float32 and tensor.is_contiguous() and not tensor.is_neg():  # most are; it takes less
-        return tensor.detach().view(torch.int32)
     return tensor.detach().resolve_conj().resolve_neg().contiguous().reshape(-1).view(torch.uint8)
 
 
 def put_back_tensor(target: Tensor, value: TensorValue) -> None:
-    """Put shape, dtype and values back, in place; nothing is written where they still are as they were."""
+    """Put shape, dtype, order in memory and values back, in place; nothing is written where they still are as they
+    were.
+    """
     if value.shape is None:
         if not nn.parameter.is_lazy(target):
             target.data = torch.empty(0, dtype=value.dtype, device=value.device)
@@ -78,6 +86,10 @@ def put_back_tensor(target: Tensor, value: TensorValue) -> None:
     if (tuple(target.shape), target.dtype, target.device) != value[:3]:
         if value.copied is not None:
             target.data = value.copied.clone()
+    elif value.copied is not None and value.stride is not None and target.stride() != value.stride:
+        target.data = torch.empty_strided(target.shape, value.stride, dtype=value.dtype, device=value.device).copy_(
+            value.copied
+        )
     elif value.copied is not None and not same_bytes(target, value.copied):
         target.detach().copy_(value.copied)
     if target.is_leaf and target.requires_grad != value.requires_grad:
