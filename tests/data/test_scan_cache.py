@@ -46,13 +46,13 @@ def settled(monkeypatch: pytest.MonkeyPatch) -> None:
 def decoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The names of the images that scans decode, as they go."""
     seen: list[str] = []
-    check = scan.check_image
+    check = scan.measure_image
 
     def note(content: bytes, *, where: str) -> None:
         seen.append(Path(where).name)
         check(content, where=where)
 
-    monkeypatch.setattr(scan, "check_image", note)
+    monkeypatch.setattr(scan, "measure_image", note)
     return seen
 
 
@@ -239,7 +239,7 @@ def test_it_is_listed_and_cleared_as_the_other_caches_are(root: Path, load, caps
 def _write(folder: Path, first: int) -> None:
     disk_cache = DiskCache(folder, limit_bytes=10**9)
     for number in range(first, first + 20):
-        scan_cache.write_findings(disk_cache, "/photos", {f"{number}.png": ((1, 2, 3, number), f"{number:064}")})
+        scan_cache.write_findings(disk_cache, "/photos", {f"{number}.png": ((1, 2, 3, number), f"{number:064}", ())})
 
 
 def test_several_processes_that_write_at_once_lose_nothing(own_cache: Path) -> None:
@@ -250,5 +250,5 @@ def test_several_processes_that_write_at_once_lose_nothing(own_cache: Path) -> N
     for writer in writers:
         writer.join()
     found = scan_cache.read_findings(DiskCache(own_cache, limit_bytes=10**9), "/photos")
-    assert found == {f"{number}.png": ((1, 2, 3, number), f"{number:064}") for number in range(80)}
+    assert found == {f"{number}.png": ((1, 2, 3, number), f"{number:064}", ()) for number in range(80)}
     assert [path.name for path in own_cache.glob("scans/*/*") if path.name.startswith(".")] == []

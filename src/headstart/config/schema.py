@@ -60,6 +60,8 @@ class Data:
     """Table column; images with the same value (patient, video) stay in one split. By file name: prefix, folder.
 
     prefix: the name up to its last number (frames of a film); folder: the one that holds the image."""
+    range: Auto | tuple[float, float] = "auto"
+    """Stored values that become black and white, of images of more than 8 bits; auto: by the bits or values in use."""
     log: bool = False
     """Regression: learn the base-10 logarithm of the target."""
     unreadable: Literal["stop", "skip"] = "stop"

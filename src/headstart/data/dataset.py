@@ -125,7 +125,7 @@ class ImageDataset(Dataset[ImageRead]):
             picture, changed_digest = open_image_as_scanned(
                 self.source,
                 self.samples[index],
-                channels=self.preprocess.channels,
+                preprocess=self.preprocess,
                 stored=self.verify or (decoded is not None and decoded.file is not None),
                 stops=self.changed is None,
             )

@@ -13,6 +13,7 @@ from headstart.config.schema import Batch as BatchOptions
 from headstart.data.augmentation import Augmentation
 from headstart.data.dataset import ImageDataset
 from headstart.data.decoding.decoded_cache import Decoded
+from headstart.data.levels import choose_levels, refuse_bands
 from headstart.data.loader import Batches, available_cores, make_evaluation_batches, worker_count
 from headstart.data.reading import ChangedFiles
 from headstart.data.scan import OnDecoded, Scan, refuse_unreadable, scan_records
@@ -135,6 +136,10 @@ def load_images(
     records, split_notes = _divide(readable, scan, config)
     notes = listing.notes + skipped + split_notes + _duplicate_notes(records, scan)
     notes += compare_splits(records, kind=listing.kind, source=listing.source.name)
+    refuse_bands(scan.measured, channels=preprocess.channels, source=listing.source.name)
+    asked = None if config.data.range == "auto" else config.data.range
+    levels, range_notes = choose_levels(scan.measured, count=len(scan.hashes), asked=asked)
+    preprocess, notes = replace(preprocess, levels=levels), notes + range_notes
     task = _task(replace(readable, records=records), log=config.data.log)
     samples = {
         split: tuple(

@@ -20,6 +20,7 @@ from headstart.data.decoding.lazy_image import LazyImage, stack_images
 from headstart.data.sources.samples import Sample
 from headstart.data.sources.source import Source, read_content
 from headstart.errors import RunError
+from headstart.models.preprocess import Preprocess
 
 _SHOWN = 16  # hexadecimal digits of a SHA-256, in messages
 
@@ -79,7 +80,7 @@ def describe_change(sample: Sample, digest: str) -> str:
 
 
 def open_image_as_scanned(
-    source: Source, sample: Sample, *, channels: int, stored: bool, stops: bool
+    source: Source, sample: Sample, *, preprocess: Preprocess, stored: bool, stops: bool
 ) -> tuple[LazyImage, str]:
     """The sample's picture, and the SHA-256 of its bytes where that is not the scanned one, else "".
 
@@ -94,7 +95,8 @@ def open_image_as_scanned(
         digest = found if found != sample.digest else ""
     if digest and stops:
         raise ChangedImage(source.where(sample.record), describe_change(sample, digest))
-    return LazyImage(content, where=source.where(sample.record), channels=channels), digest
+    where = source.where(sample.record)
+    return LazyImage(content, where=where, channels=preprocess.channels, levels=preprocess.levels), digest
 
 
 def sendable(error: UnreadableImage | ChangedImage, sample: Sample) -> UnreadableImage | ChangedImage:

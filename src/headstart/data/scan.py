@@ -12,9 +12,10 @@ from functools import partial
 from pathlib import Path
 
 from headstart.config.schema import Data
-from headstart.data.decoding.decode import UnreadableImage, check_image
+from headstart.data.decoding.decode import UnreadableImage, measure_image
 from headstart.data.decoding.interruptible import map_in_threads
-from headstart.data.scan_cache import Findings, read_findings, write_findings
+from headstart.data.decoding.raster import Measured
+from headstart.data.scan_cache import NOTHING_FOUND, Findings, read_findings, write_findings
 from headstart.data.sources.source import Record, Source, Stamp, is_stamped, read_content
 from headstart.distributed.collectives import all_gather_object
 from headstart.distributed.processes import current
@@ -44,7 +45,8 @@ class Scan:
     """What the pass found. ``hashes``: SHA-256 of each readable image, by name; ``duplicates``: names of equal ones;
     ``stamps``: what the source says of each readable one (of a file size, times and inode), empty where that proves
     nothing; ``known``: how many were not decoded, since they are what an earlier scan found; ``not_kept``: why what was
-    found is not kept for later ones, as a sentence.
+    found is not kept for later ones, as a sentence; ``measured``: by name, the values of images of more than 8 bits or
+    other bands than grey and RGB, and of dark ones.
     """
 
     hashes: Mapping[str, str]
@@ -53,6 +55,7 @@ class Scan:
     stamps: Mapping[str, tuple[int, ...]] = field(default_factory=dict, repr=False)
     known: int = 0
     not_kept: str | None = None
+    measured: Mapping[str, Measured] = field(default_factory=dict, repr=False)
 
     def describe_kept(self) -> tuple[str, ...]:
         """Sentences on what was taken from earlier scans, and what cannot be kept for later ones."""
@@ -71,6 +74,7 @@ class _Outcome:
     reason: str = ""
     stamp: Stamp = ()
     known: bool = False
+    measured: tuple[int | float | str, ...] = ()
 
 
 def scan_records(
@@ -98,9 +102,9 @@ def scan_records(
                 on_decoded(min(done * ours.world_size, len(records)), len(records))
     gathered = all_gather_object([astuple(outcome) for outcome in outcomes])  # which takes what JSON can hold
     found = {
-        name: _Outcome(name, digest, reason, tuple(stamp), known)
+        name: _Outcome(name, digest, reason, tuple(stamp), known, tuple(measured))
         for some in gathered
-        for name, digest, reason, stamp, known in some
+        for name, digest, reason, stamp, known, measured in some
     }
     ordered = [(record, found[record.name]) for record in records]
     if disk_cache is not None and problem is None and ours.local_rank == 0:
@@ -117,6 +121,7 @@ def scan_records(
         stamps={name: found[name].stamp for name in hashes},
         known=sum(one.known for one in found.values()),
         not_kept=problem,
+        measured={name: Measured(*found[name].measured) for name in hashes if found[name].measured},  # type: ignore[arg-type]
     )
 
 
@@ -134,7 +139,7 @@ def hash_records(
 
 
 def _hash(source: Source, findings: Findings, record: Record) -> str:
-    stamp, digest = findings.get(record.name, ((), ""))
+    stamp, digest, _ = findings.get(record.name, NOTHING_FOUND)
     if stamp and is_stamped(source) and source.stamp(record) == stamp:
         return digest
     return hashlib.sha256(read_content(source, record)[0]).hexdigest()
@@ -152,7 +157,7 @@ def _read_findings(source: Source, disk_cache: DiskCache | None) -> tuple[Findin
 
 def _keep_findings(source: Source, disk_cache: DiskCache, outcomes: Sequence[_Outcome]) -> str | None:
     """Keep what is new and proves something for later scans; why that cannot be done."""
-    new = {one.name: (one.stamp, one.digest) for one in outcomes if one.digest is not None and one.stamp}
+    new = {one.name: (one.stamp, one.digest, one.measured) for one in outcomes if one.digest is not None and one.stamp}
     if not new or not is_stamped(source):
         return None
     try:
@@ -163,15 +168,16 @@ def _keep_findings(source: Source, disk_cache: DiskCache, outcomes: Sequence[_Ou
 
 
 def _examine(source: Source, findings: Findings, record: Record) -> _Outcome:
-    stamp, digest = findings.get(record.name, ((), ""))
+    stamp, digest, measured = findings.get(record.name, NOTHING_FOUND)
     if stamp and is_stamped(source) and source.stamp(record) == stamp:
-        return _Outcome(record.name, digest, stamp=stamp, known=True)
+        return _Outcome(record.name, digest, stamp=stamp, known=True, measured=measured)
     try:
         content, stamp = read_content(source, record)
-        check_image(content, where=source.where(record))
+        found = measure_image(content, where=source.where(record))
     except UnreadableImage as error:
         return _Outcome(record.name, reason=error.reason)
-    return _Outcome(record.name, hashlib.sha256(content).hexdigest(), stamp=stamp)
+    measured = () if found is None else astuple(found)
+    return _Outcome(record.name, hashlib.sha256(content).hexdigest(), stamp=stamp, measured=measured)
 
 
 def _duplicates(hashes: Mapping[str, str]) -> tuple[tuple[str, ...], ...]:

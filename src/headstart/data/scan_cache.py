@@ -20,8 +20,11 @@ from PIL import Image, ImageFile, features
 from headstart.data.sources.source import Stamp
 from headstart.storage.disk_cache import DiskCache
 
-Findings = Mapping[str, tuple[Stamp, str]]
-"""By name, the stamp of a readable image and the SHA-256 of its bytes."""
+Finding = tuple[Stamp, str, tuple[int | float | str, ...]]
+Findings = Mapping[str, Finding]
+"""By name, the stamp of a readable image, the SHA-256 of its bytes, and what its values were measured to be, if that
+was worth keeping (see ``Measured``)."""
+NOTHING_FOUND: Finding = ((), "", ())
 _FORMAT = 1
 _DECODERS = ("jpg", "libjpeg_turbo", "zlib", "zlib_ng", "libtiff", "webp")
 
@@ -45,13 +48,17 @@ def _parse(content: bytes | None) -> Findings:
         return {}
     try:
         rows = json.loads(zlib.decompress(content))
-        return {str(name): (tuple(map(int, stamp)), str(digest)) for name, (stamp, digest) in rows.items()}
+        return {
+            str(name): (tuple(map(int, stamp)), str(digest), tuple(more[0]) if more else ())
+            for name, (stamp, digest, *more) in rows.items()
+        }
     except (ValueError, TypeError, AttributeError, zlib.error):  # of another version
         return {}
 
 
 def _format(findings: Findings) -> bytes:
-    return zlib.compress(json.dumps(findings, separators=(",", ":")).encode(), 1)
+    rows = {name: (*first, *([measured] if measured else [])) for name, (*first, measured) in findings.items()}
+    return zlib.compress(json.dumps(rows, separators=(",", ":")).encode(), 1)
 
 
 def _key(place: str) -> str:

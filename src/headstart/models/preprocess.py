@@ -15,7 +15,7 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Preprocess:
     """Input size in pixels, per-channel mean and std of values in 0..1, resampling; ``source``: whose they are.
 
@@ -30,6 +30,8 @@ class Preprocess:
     crop_pct: float
     source: str
     crop_mode: str = "center"
+    levels: tuple[float, float] | None = None
+    """Stored values of pictures of more than 8 bits that become black and white; None: 0 and 65535."""
 
     def __post_init__(self) -> None:
         where = f"preprocessing ({self.source})"
@@ -47,6 +49,13 @@ class Preprocess:
             raise ModelError(f"{where}: crop_mode {self.crop_mode!r}; accepted: {', '.join(CROP_MODES)}")
         if not 0 < self.crop_pct <= 1:
             raise ModelError(f"{where}: crop_pct {self.crop_pct} is not in (0, 1]")
+        if self.levels is not None and not self.levels[0] < self.levels[1] < float("inf"):
+            raise ModelError(f"{where}: levels {self.levels}; the first must be below the second")
+
+    def __repr__(self) -> str:
+        """The fields by name; without ``levels`` where they are the usual ones: keys of caches are made of this."""
+        shown = [each for each in fields(self) if each.name != "levels" or self.levels is not None]
+        return f"Preprocess({', '.join(f'{each.name}={getattr(self, each.name)!r}' for each in shown)})"
 
     @property
     def channels(self) -> int:
@@ -55,14 +64,16 @@ class Preprocess:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
-        return values | {"mean": list(self.mean), "std": list(self.std)}
+        values = {each.name: getattr(self, each.name) for each in fields(self)}
+        values |= {"mean": list(self.mean), "std": list(self.std)}
+        levels = values.pop("levels")
+        return values if levels is None else values | {"levels": list(levels)}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Preprocess:
         """The inverse of ``to_dict``.  Raises: ModelError: a field is missing, unknown or of the wrong kind."""
-        names = {field.name for field in fields(cls)}
-        if set(values) != names:
+        names = {each.name for each in fields(cls)} - {"levels"}
+        if set(values) - {"levels"} != names:
             raise ModelError(f"preprocessing: fields {sorted(values)}; expected {sorted(names)}")
         try:
             return cls(
@@ -74,6 +85,7 @@ class Preprocess:
                 crop_pct=float(values["crop_pct"]),
                 source=str(values["source"]),
                 crop_mode=str(values["crop_mode"]),
+                levels=_read_levels(values.get("levels")),
             )
         except (TypeError, ValueError) as error:
             raise ModelError(f"preprocessing: {error} in {dict(values)}") from error
@@ -153,6 +165,13 @@ def with_channels(found: Preprocess, channels: int) -> Preprocess:
         std=(sum(found.std) / found.channels,) * channels,
         source=f"{found.source}; averaged over its {found.channels} channels",
     )
+
+
+def _read_levels(values: Sequence[Any] | None) -> tuple[float, float] | None:
+    if values is None:
+        return None
+    low, high = values
+    return float(low), float(high)
 
 
 def _numbers(values: Sequence[Any]) -> tuple[float, ...]:

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import torch
 
+from headstart.config.schema import Config
 from headstart.data.images import Images, load_images
 from headstart.data.loader import Batches
 from headstart.data.sources.listing import list_source
@@ -30,12 +31,23 @@ def read_images(draft: Draft) -> Draft:
     def show_progress(done: int, total: int) -> None:
         draft.emit(ScanProgress(done, total))
 
-    images = load_images(draft.config, draft.opened.preprocess, given=draft.own_data, on_decoded=show_progress)
+    images = load_images(_keep_range(draft), draft.opened.preprocess, given=draft.own_data, on_decoded=show_progress)
     for text in images.scan.describe_kept():
         draft.emit(Note(text))
     images = _for_accelerator(images, draft.device) if draft.device.type != "cpu" else images
     check_room(workers=images.train.workers, batch_bytes=_batch_bytes(images.train))
-    return replace(draft.decide(*about_data(images)), images=images)
+    opened = replace(draft.opened, preprocess=images.train.preprocess)  # with the range of values of these images
+    if opened.preprocess.levels is not None:
+        draft = draft.choose("levels", list(opened.preprocess.levels))
+    return replace(draft.decide(*about_data(images)), images=images, opened=opened)
+
+
+def _keep_range(draft: Draft) -> Config:
+    """The configuration with the range of values that the run began with: what was none had all 16 bits."""
+    if not draft.recorded or draft.config.data.range != "auto":
+        return draft.config
+    low, high = draft.recorded.get("levels") or (0, 65535)
+    return replace(draft.config, data=replace(draft.config.data, range=(float(low), float(high))))
 
 
 def _for_accelerator(images: Images, device: torch.device) -> Images:

@@ -89,11 +89,19 @@ def _picture(record: RunRecord, row: Mapping[str, str], readers: Sequence[ReadIm
             if content is None:
                 continue
             if row.get("sha256", _UNKNOWN) in (_UNKNOWN, hashlib.sha256(content).hexdigest()):
-                return _make_picture(record, row, decode_image(content, where=name))
+                return _make_picture(record, row, decode_image(content, where=name, levels=_read_levels(record)))
             problem = "another picture than it was"
         except UnreadableImage as error:
             problem = error.reason
     return _caption_picture(record, row, problem=problem)
+
+
+def _read_levels(record: RunRecord) -> tuple[float, float] | None:
+    """The stored values that became black and white, as plan.json has them."""
+    match record.plan.get("preprocess", {}):
+        case {"levels": [float() | int() as low, float() | int() as high]} if low < high:
+            return float(low), float(high)
+    return None
 
 
 def _read_file_below(root: Path, name: str) -> bytes | None:

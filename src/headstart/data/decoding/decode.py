@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, JpegImagePlugin, TiffImagePlugin, UnidentifiedImageError
 
 from headstart.data.decoding.interruptible import run_interruptibly
@@ -21,8 +24,21 @@ from headstart.data.decoding.limits import (
     find_size_excess,
     open_bounded,
 )
+from headstart.data.decoding.raster import (
+    Levels,
+    Measured,
+    NoPicture,
+    Raster,
+    measure,
+    read_deep_grey,
+    read_raster,
+    scale_raster,
+)
 from headstart.errors import DataError, RunError
 
+DARK = 31
+"""The largest value of 255 of a picture that looks black: an eighth of the range."""
+_T = TypeVar("_T")
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 _BAND_PIXELS = 2**20  # that are converted at a time where copies of the whole would take gigabytes
 _ORIENTATION, _PHOTOMETRIC = 0x0112, 0x0106  # tags of EXIF and TIFF
@@ -63,20 +79,102 @@ def printable(path: str | os.PathLike[str]) -> str:
     return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
-def decode_image(content: bytes, *, where: str, channels: int = 3, reduced: int = 1) -> Image.Image:
+def decode_image(
+    content: bytes, *, where: str, channels: int = 3, reduced: int = 1, levels: Levels | None = None
+) -> Image.Image:
     """8-bit RGB (L for one channel) picture of the file's bytes, the right way up; transparent parts are white.
 
     ``where`` is how errors name it. ``reduced`` 2, 4 or 8: a JPEG comes out at that part of its size, rounded up;
-    other formats take no notice.
+    other formats take no notice. ``levels``: stored values of more than 8 bits that become black and white; None: 0 and
+    65535.
 
     Raises:
         UnreadableImage: the bytes give no picture.
     """
+    with _explaining(content, where):
+        raster = _read_raster(content, where, all_deep=levels is not None)
+        if raster is not None:
+            values = scale_raster(raster, levels=levels, channels=channels)
+            return _upright(Image.fromarray(values if channels == 3 else values[:, :, 0]), raster.orientation)
+        finish = partial(_finish, channels=channels, where=where, levels=levels)
+        return _open_with_pillow(content, where=where, reduced=reduced, finish=finish)
+
+
+def decode_bands(content: bytes, *, where: str, channels: int, levels: Levels | None = None) -> NDArray[np.uint8]:
+    """Pixels (H, W, channels) with 8 bits of a picture that has as many bands, the right way up; see ``decode_image``.
+
+    Raises:
+        UnreadableImage: the bytes give no picture, or one of other bands.
+    """
+    with _explaining(content, where):
+        raster = _read_raster(content, where)
+        if raster is None:
+            raster = _open_with_pillow(content, where=where, reduced=1, finish=_take_bands)
+        return _turn(scale_raster(raster, levels=levels, channels=channels), raster.orientation)
+
+
+def measure_image(content: bytes, *, where: str) -> Measured | None:
+    """What the values of a picture are that has more than 8 bits or other bands than grey and RGB, or is dark; None of
+    any other. It is refused where :func:`decode_image` would refuse it for damage.
+
+    A JPEG is decoded to an eighth of its size: what is saved is arithmetic, the data are read and unpacked to the end,
+    and damage shows there (of 7,000 damaged files the two refused the same ones, for the same reasons).
+
+    Raises:
+        UnreadableImage: the bytes give no picture.
+    """
+    with _explaining(content, where):
+        raster = _read_raster(content, where)
+        if raster is not None:
+            return measure(raster)
+        return _open_with_pillow(content, where=where, reduced=8, finish=partial(_measure, where=where))
+
+
+def _read_raster(content: bytes, where: str, *, all_deep: bool = True) -> Raster | None:
+    """See ``read_raster``; within the bounds of decoding."""
+    _refuse(find_excess(content), where)
+    return run_interruptibly(partial(read_raster, content, all_deep=all_deep), pixels=len(content))
+
+
+def _measure(image: Image.Image, *, where: str) -> Measured | None:
+    deep = read_deep_grey(image)
+    if deep is not None:
+        return measure(deep)
+    picture = _eight_bit(image, channels=3, where=where)
+    most = max(high for _, high in picture.getextrema())  # type: ignore[misc]  # of three bands
+    return Measured(3, "uint8", 0.0, 0.0, most, most) if most <= DARK else None
+
+
+def _take_bands(image: Image.Image) -> Raster:
+    """All bands of a loaded picture, its opacity as one of them."""
+    deep = read_deep_grey(image)
+    if deep is not None:
+        return Raster(deep.values, _orientation(image), deep.alpha)
+    values = np.asarray(image)
+    return Raster(values.reshape(*values.shape[:2], -1), _orientation(image), alpha=image.mode in ("RGBA", "LA"))
+
+
+def _finish(image: Image.Image, *, channels: int, where: str, levels: Levels | None) -> Image.Image:
+    """A loaded picture with 8 bits, the right way up."""
+    orientation, deep = _orientation(image), None if levels is None else read_deep_grey(image)
+    if deep is not None:
+        values = scale_raster(deep, levels=levels, channels=1)[:, :, 0]
+        picture = _eight_bit(Image.fromarray(values), channels=channels, where=where)
+    else:
+        grey = _scale_grey(image, where, white_is_zero=_white_is_zero(image)) if _is_integer(image) else image
+        picture = _eight_bit(grey, channels=channels, where=where)
+    return _upright(picture, orientation)
+
+
+@contextmanager
+def _explaining(content: bytes, where: str) -> Iterator[None]:
+    """Within, whatever decoders raise becomes an UnreadableImage that says what is wrong with the bytes."""
     try:
-        picture, orientation = _open_with_pillow(content, where=where, channels=channels, reduced=reduced)
-        return _upright(picture, orientation)
+        yield
     except (UnreadableImage, RunError):  # the latter by a signal's handler
         raise
+    except NoPicture as error:
+        raise UnreadableImage(where, str(error)) from None
     except UnidentifiedImageError:
         raise UnreadableImage(where, _what_it_is(content)) from None
     except Exception as error:  # Pillow's decoders raise anything on damaged files: SyntaxError, struct.error, ...
@@ -104,22 +202,20 @@ def encode_image(image: Image.Image, *, where: str) -> bytes:
     return written.getvalue()
 
 
-def _open_with_pillow(content: bytes, *, where: str, channels: int, reduced: int) -> tuple[Image.Image, int]:
-    """The 8-bit picture as stored, and its EXIF orientation. What Pillow decoded is no longer in memory."""
+def _open_with_pillow(content: bytes, *, where: str, reduced: int, finish: Callable[[Image.Image], _T]) -> _T:
+    """What ``finish`` makes of the loaded picture. What Pillow decoded is no longer in memory."""
     _refuse(find_excess(content), where)
     with Image.open(file := open_bounded(content), formats=FORMATS) as image:
         _refuse(find_size_excess(*image.size), where)
         pixels = image.width * image.height
 
-        def load() -> tuple[Image.Image, int]:
+        def load() -> _T:
             if isinstance(file, BoundedFile):
                 file.give_seconds(_seconds(pixels))
             if reduced > 1 and isinstance(image, JpegImagePlugin.JpegImageFile):
                 _reduce(image, reduced)
             _load(image)
-            orientation = _orientation(image)
-            grey = _scale_grey(image, where, white_is_zero=_white_is_zero(image)) if _is_integer(image) else image
-            return _eight_bit(grey, channels=channels, where=where), orientation
+            return finish(image)
 
         return run_interruptibly(load, pixels=pixels)
 
@@ -150,15 +246,12 @@ def _refuse(excess: str | None, where: str) -> None:
 
 
 def check_image(content: bytes, *, where: str) -> None:
-    """Refuse what :func:`decode_image` would refuse, in less time.
-
-    A JPEG is decoded to an eighth of its size: what is saved is arithmetic, the data are read and unpacked to the end,
-    and damage shows there (of 7,000 damaged files the two refused the same ones, for the same reasons).
+    """Refuse what :func:`decode_image` would refuse for damage, in less time: see :func:`measure_image`.
 
     Raises:
         UnreadableImage: the bytes give no picture.
     """
-    decode_image(content, where=where, reduced=8)
+    measure_image(content, where=where)
 
 
 @dataclass(frozen=True)
@@ -209,6 +302,15 @@ def _reduce(image: Image.Image, factor: int) -> None:
     image.draft(image.mode, (max(1, width // factor), max(1, height // factor)))
 
 
+def _turn(pixels: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
+    """Pixels (H, W, C) the right way up."""
+    if orientation in (2, 3, 7, 8):
+        pixels = pixels[:, ::-1]
+    if orientation in (3, 4, 6, 7):
+        pixels = pixels[::-1]
+    return pixels.swapaxes(0, 1) if orientation in (5, 6, 7, 8) else pixels
+
+
 def _upright(image: Image.Image, orientation: int) -> Image.Image:
     turn = _TRANSPOSE.get(orientation)
     return image if turn is None else image.transpose(turn)
@@ -225,9 +327,7 @@ def _orientation(image: Image.Image) -> int:
 def _eight_bit(image: Image.Image, *, channels: int, where: str) -> Image.Image:
     mode = "L" if channels == 1 else "RGB"
     if image.mode == "F":
-        raise UnreadableImage(
-            where, "its pixels are floating-point numbers of unknown range; save it with 8 or 16 bits"
-        )
+        scale_raster(Raster(np.asarray(image)[:, :, None], 1, alpha=False), levels=None, channels=1)  # says its range
     if image.has_transparency_data:
         return _on_white(image, mode)
     if image.mode in ("CMYK", "YCbCr", "P", "HSV"):
@@ -263,7 +363,9 @@ def _scale_grey(image: Image.Image, where: str, *, white_is_zero: bool) -> Image
             np.subtract(255, band, out=band)
     if min(lows) < 0 or max(highs) > 65535:
         raise UnreadableImage(
-            where, f"its whole-number pixels run from {min(lows)} to {max(highs)}; 0 to 65535 is accepted"
+            where,
+            f"its whole-number pixels run from {min(lows)} to {max(highs)}; without --data.range LOW HIGH, 0 to 65535 "
+            "is accepted",
         )
     return Image.fromarray(grey)
 

@@ -19,6 +19,7 @@ from torch import Tensor
 from headstart.data.decoding.crops import Box, Frame, Size
 from headstart.data.decoding.decode import Jpeg, decode_image, open_jpeg, open_reduced_jpeg
 from headstart.data.decoding.interruptible import run_interruptibly
+from headstart.data.decoding.raster import Levels
 from headstart.private_names import resize_extent
 
 try:
@@ -49,10 +50,10 @@ class LazyImage:
         UnreadableImage: it gives no picture; so do the methods.
     """
 
-    def __init__(self, content: bytes, *, where: str, channels: int = 3) -> None:
-        self._content, self._where, self._channels = content, where, channels
+    def __init__(self, content: bytes, *, where: str, channels: int = 3, levels: Levels | None = None) -> None:
+        self._content, self._where, self._channels, self._levels = content, where, channels, levels
         self._jpeg = open_jpeg(content, where=where)
-        self._whole = None if self._jpeg else decode_image(content, where=where, channels=channels)
+        self._whole = None if self._jpeg else decode_image(content, where=where, channels=channels, levels=levels)
         size = self._jpeg.size if self._jpeg else self.whole().size
         self.size: Size = size[::-1] if self._jpeg and self._jpeg.orientation in _LYING else size
 

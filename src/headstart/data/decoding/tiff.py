@@ -26,7 +26,7 @@ _SPARE = 2**20
 
 
 @dataclass(frozen=True)
-class _Tag:
+class Tag:
     """Type of its numbers, how many, and where in the file the first of them is."""
 
     kind: int
@@ -35,18 +35,18 @@ class _Tag:
 
 
 @dataclass(frozen=True)
-class _Directory:
+class Directory:
     """The first one of a file: its tags by number, all its entries, and the bytes that reading its values reads."""
 
     order: str
-    tags: Mapping[int, _Tag]
+    tags: Mapping[int, Tag]
     entries: int
     value_bytes: int
 
 
 def find_tag_excess(content: bytes) -> str | None:
     """Why reading the values of its tags would take too much work, as a phrase; None where it would not."""
-    return _tag_excess(content, _directory(content))
+    return _tag_excess(content, read_directory(content))
 
 
 def find_tiff_excess(content: bytes, *, max_raw: int, max_scanned: int, max_scans: int) -> str | None:
@@ -55,16 +55,16 @@ def find_tiff_excess(content: bytes, *, max_raw: int, max_scanned: int, max_scan
     ``max_raw``: bytes of its pixels; ``max_scanned``: samples that all scans of JPEG strips go over; ``max_scans``: of
     one of them.
     """
-    found = _directory(content)
+    found = read_directory(content)
     excess = _tag_excess(content, found)
     if excess is not None or found is None:
         return excess
     long = next((tag for tag, one in found.tags.items() if tag in _READ and one.count > MAX_PARTS), None)
     if long is not None:
         return f"its tag {long} has {found.tags[long].count:,} numbers; at most {MAX_PARTS:,} are accepted"
-    wide, high = _first(content, found, _WIDTH, 0), _first(content, found, _HEIGHT, 0)
-    samples = _first(content, found, _SAMPLES, 1)
-    bits = int(_numbers(content, found, _BITS).max(initial=1))
+    wide, high = read_first(content, found, _WIDTH, 0), read_first(content, found, _HEIGHT, 0)
+    samples = read_first(content, found, _SAMPLES, 1)
+    bits = int(read_numbers(content, found, _BITS).max(initial=1))
     raw = wide * high * samples * bits // 8
     if raw > max_raw:
         return (
@@ -77,7 +77,7 @@ def find_tiff_excess(content: bytes, *, max_raw: int, max_scanned: int, max_scan
     starts, sizes = _parts(content, found)
     if sizes.sum() > 2 * len(content) + _SPARE:
         return "its strips are the same data again and again"
-    compression = _first(content, found, _COMPRESSION, 1)
+    compression = read_first(content, found, _COMPRESSION, 1)
     if compression == _LZMA and sizes.sum() > MAX_LZMA_BYTES:
         return f"its LZMA data take {sizes.sum() / 1e6:,.0f} MB; at most {MAX_LZMA_BYTES / 1e6:,.0f} MB are accepted"
     if compression == _OLD_JPEG:
@@ -95,7 +95,7 @@ def find_tiff_excess(content: bytes, *, max_raw: int, max_scanned: int, max_scan
     return None
 
 
-def _tag_excess(content: bytes, found: _Directory | None) -> str | None:
+def _tag_excess(content: bytes, found: Directory | None) -> str | None:
     if found is None:
         return None
     if found.entries > MAX_TAGS:
@@ -105,7 +105,7 @@ def _tag_excess(content: bytes, found: _Directory | None) -> str | None:
     return None
 
 
-def _directory(content: bytes) -> _Directory | None:
+def read_directory(content: bytes) -> Directory | None:
     """The first one; None where there is none. Later tags of the same number are left out, as decoders do."""
     if not content.startswith(MAGICS):
         return None
@@ -118,7 +118,7 @@ def _directory(content: bytes) -> _Directory | None:
     except struct.error:
         return None
     place += 8 if big else 2
-    tags: dict[int, _Tag] = {}
+    tags: dict[int, Tag] = {}
     total = 0
     for at in range(place, place + size * min(entries, MAX_TAGS), size):
         if at + size > len(content):
@@ -128,12 +128,12 @@ def _directory(content: bytes) -> _Directory | None:
         if length > number:
             (value,) = struct.unpack_from(order + offset, content, value)
             total += min(length, max(0, len(content) - value))
-        tags.setdefault(tag, _Tag(kind, count, value))
-    return _Directory(order, tags, entries, total)
+        tags.setdefault(tag, Tag(kind, count, value))
+    return Directory(order, tags, entries, total)
 
 
-def _numbers(content: bytes, found: _Directory, tag: int) -> NDArray[np.int64]:
-    """A tag's whole numbers, those that are in the file; none where it is not there."""
+def read_numbers(content: bytes, found: Directory, tag: int) -> NDArray[np.int64]:
+    """Return a tag's whole numbers, those that are in the file; none where it is not there."""
     one = found.tags.get(tag)
     if one is None or one.kind not in _NUMBERS or one.place >= len(content):
         return np.zeros(0, dtype=np.int64)
@@ -142,23 +142,24 @@ def _numbers(content: bytes, found: _Directory, tag: int) -> NDArray[np.int64]:
     return (np.minimum(values, 2**62) if one.kind == _LONGEST else values).astype(np.int64)
 
 
-def _first(content: bytes, found: _Directory, tag: int, default: int) -> int:
-    values = _numbers(content, found, tag)
+def read_first(content: bytes, found: Directory, tag: int, default: int) -> int:
+    """Return a tag's first whole number."""
+    values = read_numbers(content, found, tag)
     return int(values[0]) if len(values) else default
 
 
-def _part_area(content: bytes, found: _Directory, wide: int, high: int) -> int:
+def _part_area(content: bytes, found: Directory, wide: int, high: int) -> int:
     """Pixels of a strip, which ends with the picture, or of a tile, which may not."""
     if _TILES in found.tags:
-        return _first(content, found, _TILE_WIDTH, 0) * _first(content, found, _TILE_HEIGHT, 0)
-    return wide * min(high, _first(content, found, _ROWS, high))
+        return read_first(content, found, _TILE_WIDTH, 0) * read_first(content, found, _TILE_HEIGHT, 0)
+    return wide * min(high, read_first(content, found, _ROWS, high))
 
 
-def _parts(content: bytes, found: _Directory) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def _parts(content: bytes, found: Directory) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """The positions at which the strips or tiles in the file begin, and how many bytes each has."""
     tiled = _TILES in found.tags
-    starts = _numbers(content, found, _TILES if tiled else _STRIPS)
-    sizes = _numbers(content, found, _TILE_BYTES if tiled else _STRIP_BYTES)
+    starts = read_numbers(content, found, _TILES if tiled else _STRIPS)
+    sizes = read_numbers(content, found, _TILE_BYTES if tiled else _STRIP_BYTES)
     count = min(len(starts), len(sizes))
     starts = np.minimum(starts[:count], len(content))
     return starts, np.minimum(sizes[:count], len(content) - starts)
