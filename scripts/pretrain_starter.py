@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import save
 
 import headstart as hs
-from headstart.cli.progress import Progress
+from headstart.reports.progress import Progress
 from headstart.storage.durable import json_bytes, write_file
 
 PACKAGE = Path(hs.__file__).parent / "starter"

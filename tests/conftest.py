@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import os
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -87,6 +87,15 @@ def noise() -> Callable[..., Batch]:
         )  # fmt: skip
 
     return make
+
+
+@pytest.fixture(autouse=True)
+def flags_in_messages() -> Iterator[None]:
+    """Messages as a command gives them, which is how they are written; tests/test_wording.py looks at Python's."""
+    from headstart.wording import speaking_flags
+
+    with speaking_flags():
+        yield
 
 
 @pytest.fixture(scope="session")

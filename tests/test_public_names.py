@@ -51,7 +51,7 @@ def test_every_event_is_public_documented_and_one_of_the_union() -> None:
 
 def test_events_are_shown_without_torch() -> None:
     code = (
-        "import sys, headstart as hs; from headstart.cli.progress import Progress; Progress()(hs.Note('said'));"
+        "import sys, headstart as hs; from headstart.reports.progress import Progress; Progress()(hs.Note('said'));"
         "print(sys.modules.keys() & {'torch', 'timm', 'torchvision'})"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 from torch import nn
 
@@ -21,11 +22,12 @@ from headstart.data.workers import explain_deaths
 from headstart.distributed.collectives import broadcast_object, collective_errors
 from headstart.distributed.process_group import check_devices, join_group, was_restarted
 from headstart.distributed.processes import current
-from headstart.events import Event, Note, Plan, Watch
+from headstart.events import Note, Plan, Watch, speak_plan
 from headstart.isolation import only_run, own_arithmetic, own_turn
 from headstart.planning.disk_space import refuse_small_disk
 from headstart.planning.draft import Choices
 from headstart.planning.preflight import Prepared, prepare
+from headstart.reports.progress import open_watch
 from headstart.runs.finish import Run, complete_run, read_finished_run
 from headstart.runs.folder import (
     check_free,
@@ -57,7 +59,7 @@ def train(
     data: Source | None = None,
     resume: bool = False,
     allow_inexact: bool = False,
-    watch: Watch | None = None,
+    watch: Watch | Literal["progress"] | None = "progress",
 ) -> Run:
     """Fine-tune as ``config`` says, and leave a run folder with the model, its records and a report.
 
@@ -78,6 +80,7 @@ def train(
         ``allow_inexact``: Resume even where something that decides the bits (versions, threads, device, ...) has
             changed.
         ``watch``: A function that is called with every event of the run, such as ``hs.StepDone`` and ``hs.EpochDone``.
+            Left out, decisions and a line per epoch go to stderr, in a notebook a table below the cell; None is silent.
 
     Returns:
         The finished run: its ``path``, ``task``, ``seconds``, ``metrics`` of validation, ``test_metrics`` or None, the
@@ -114,7 +117,7 @@ def repeat(
     loss: LossFunction | None = None,
     data: Source | None = None,
     allow_inexact: bool = False,
-    watch: Watch | None = None,
+    watch: Watch | Literal["progress"] | None = "progress",
 ) -> Run:
     """Train once more what was trained in the folder ``run``, into another folder, with the same bits.
 
@@ -130,7 +133,8 @@ def repeat(
         ``loss``: The loss that the run was given, if it was given one.
         ``data``: The images that the run was given, if it was given some.
         ``allow_inexact``: Train even where something that decides the bits (versions, threads, device, ...) differs.
-        ``watch``: A function that is called with every event of the run.
+        ``watch``: A function that is called with every event of the run; left out, progress is shown, and None is
+            silent.
 
     Returns:
         The finished run, as ``hs.train`` gives it.
@@ -168,7 +172,7 @@ class _Asked:
     loss: LossFunction | None
     data: Source | None
     allow_inexact: bool
-    watch: Watch | None
+    watch: Watch | Literal["progress"] | None
     resume: bool = False
     repeated: Path | None = None
 
@@ -176,9 +180,8 @@ class _Asked:
 def _train(asked: _Asked) -> Run:
     config = check(asked.config)
     run, resume = default_out(config), asked.resume or was_restarted()
-    seconds = config.parallel.timeout_seconds
-    with _isolate_call("hs.train"), join_group(usable_device(config.device), timeout_seconds=seconds) as ours:
-        emit = asked.watch if asked.watch is not None and ours.is_first else _silent
+    joined = join_group(usable_device(config.device), timeout_seconds=config.parallel.timeout_seconds)
+    with _isolate_call("hs.train"), joined as ours, open_watch(asked.watch if ours.is_first else None) as emit:
         if _is_finished(run, config, resume=resume):
             emit(Note(f"{run} is finished already; go on with more --epochs, or begin anew with another --out"))
             return read_finished_run(run, model=asked.model)
@@ -266,10 +269,6 @@ def _isolate_call(what: str) -> Iterator[None]:
         yield
 
 
-def _silent(_: Event) -> None:
-    """Watch nothing: where nobody listens, and in all but the first of several processes."""
-
-
 def finish(
     run: str | Path,
     *,
@@ -277,7 +276,7 @@ def finish(
     loss: LossFunction | None = None,
     data: Source | None = None,
     device: str | None = None,
-    watch: Watch | None = None,
+    watch: Watch | Literal["progress"] | None = "progress",
 ) -> Run:
     """Return the model of a run that was stopped, at its best epoch so far, with a bundle and a report as at the end.
 
@@ -290,7 +289,7 @@ def finish(
         ``loss``: Your own function, if the run was given one.
         ``data``: Your own images, if the run was given them.
         ``device``: Where it is evaluated, such as cpu or cuda; None takes the run's.
-        ``watch``: A function that is called with what is found on the way.
+        ``watch``: A function that is called with what is found on the way; left out, it is shown, and None is silent.
 
     Returns:
         The run with its ``metrics`` and ``model``, and a ``note`` that says after how many epochs it was stopped. A run
@@ -308,8 +307,8 @@ def finish(
     run = Path(run)
     config = replace(read_config(run), out=str(run), devices=1)
     config = config if device is None else replace(config, device=device)
-    emit, started = watch or _silent, time.monotonic()
-    with _isolate_call("hs.finish"), lock_folder(run):
+    started = time.monotonic()
+    with _isolate_call("hs.finish"), lock_folder(run), open_watch(watch) as emit:
         if is_finished(run):
             return read_finished_run(run, model=model)
         check_stopped(run, own=model is not None)
@@ -360,5 +359,5 @@ def plan(
         >>> plan.to_dict() == plan.document
         True
     """
-    with _isolate_call("hs.plan"), own_turn():
-        return prepare(check(config), module=model, loss=loss, data=data, emit=watch or _silent).plan
+    with _isolate_call("hs.plan"), own_turn(), open_watch(watch) as emit:
+        return speak_plan(prepare(check(config), module=model, loss=loss, data=data, emit=emit).plan)

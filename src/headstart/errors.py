@@ -17,6 +17,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from headstart.wording import say
+
 _SHOWN = 8  # files, groups or tensors that a message names
 
 
@@ -39,6 +41,10 @@ class Error(Exception):
     """
 
     exit_code = 2
+
+    def __str__(self) -> str:
+        """The message, which names options as arguments, and within a command as flags."""
+        return say(super().__str__())
 
 
 class ConfigError(Error):

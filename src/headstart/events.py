@@ -20,8 +20,10 @@ goes on; then for each phase ``PhaseStarted``, ``CacheProgress`` and ``CacheNote
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
+
+from headstart.wording import say
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,11 @@ class Plan:
     """
 
     decisions: tuple[Decision, ...]
-    document: dict[str, Any]
+    document: dict[str, Any] = field(repr=False)
+
+    def __str__(self) -> str:
+        """The decisions, one per line."""
+        return "\n".join(f"{decision.name}: {decision.value}  ({decision.reason})" for decision in self.decisions)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the content of plan.json."""
@@ -314,3 +320,19 @@ Event = TrainingEvent | ScanProgress | Decided | Note | Saved
 """Any event of a run."""
 Watch = Callable[[Event], None]
 """What is called with every event."""
+
+
+def speak(event: Event) -> Event:
+    """The event with its texts as the caller speaks: options as arguments in Python, as flags within a command."""
+    match event:
+        case Note() | DataNote() | CacheNote() | CacheGivenUp():
+            return replace(event, text=say(event.text))
+        case Decided():
+            return replace(event, plan=speak_plan(event.plan))
+    return event
+
+
+def speak_plan(plan: Plan) -> Plan:
+    """The plan with its reasons as the caller speaks; what is written to the disk stays as it is."""
+    decisions = (replace(each, value=say(each.value), reason=say(each.reason)) for each in plan.decisions)
+    return replace(plan, decisions=tuple(decisions))

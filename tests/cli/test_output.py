@@ -8,10 +8,11 @@ from dataclasses import dataclass, field
 import pytest
 
 from headstart.cli.models import parameters
-from headstart.cli.output import cell, table, to_csv, to_json
+from headstart.cli.output import table, to_csv, to_json
 from headstart.cli.plan import format_plan
 from headstart.cli.predict import render
 from headstart.errors import ConfigError
+from headstart.reports.cells import cell
 
 
 @dataclass(frozen=True, kw_only=True)

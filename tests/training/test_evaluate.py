@@ -17,7 +17,7 @@ from headstart.data.images import image_batches
 from headstart.errors import ConfigError, DataError
 from headstart.tasks.kinds import measure, name_metric, selection_key
 from headstart.tasks.task import TaskSpec
-from headstart.training.evaluate import evaluate, in_eval, predict
+from headstart.training.evaluate import Evaluation, Predictions, evaluate, in_eval, predict
 from headstart.training.phases import frozen_digest
 
 CLASSES = TaskSpec(kind="classify", classes=("a", "b", "c", "d"))
@@ -315,3 +315,11 @@ def test_the_digest_of_frozen_tensors_sees_a_single_bit(net) -> None:
     assert frozen_digest(model, frozen) == before
     model.bn1.running_mean[3] += 1e-7
     assert frozen_digest(model, frozen) != before
+
+
+def test_an_evaluation_is_shown_in_two_lines() -> None:
+    task = TaskSpec(kind="classify", classes=("a", "b", "c", "d"))
+    said = Predictions(task=task, outputs=torch.ones(1234, 4), keys=tuple(map(str, range(1234))))
+    numbers = {"accuracy": 0.51237, "nll": 12.0}
+    found = Evaluation(predictions=said, truth=torch.ones(1234), metrics=numbers, note="own")
+    assert repr(found) == ("Evaluation of 1,234 images, classify (a, b, c and 1 more); own\naccuracy 0.5124  nll 12")

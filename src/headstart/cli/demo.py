@@ -10,8 +10,8 @@ from typing import Annotated
 import tyro
 
 from headstart.cli.output import result, table, write
-from headstart.cli.progress import Progress
 from headstart.config.flags import parse_args
+from headstart.reports.progress import Progress
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from headstart.cli.configured import check_model
-from headstart.cli.output import cell, table, to_json, wrap_lines, write
+from headstart.cli.output import table, to_json, wrap_lines, write
 from headstart.config.flags import parse_args, value_of
 from headstart.config.leaves import leaves
 from headstart.config.load import load_config
 from headstart.config.rules import FreezeRule, freeze_rule, freeze_text
 from headstart.errors import ConfigError, ModelError
+from headstart.reports.cells import cell
 
 if TYPE_CHECKING:
     from torch import nn

@@ -9,9 +9,9 @@ from typing import Annotated
 import tyro
 
 from headstart.cli.output import list_places, result, write
-from headstart.cli.progress import Progress
 from headstart.config.flags import parse_args
 from headstart.config.home import expand_home
+from headstart.reports.progress import Progress
 
 
 @dataclass(frozen=True, kw_only=True)

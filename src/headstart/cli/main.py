@@ -11,11 +11,13 @@ from collections.abc import Sequence
 from importlib import import_module, metadata
 
 from headstart.cli.leaving import leave_at_once, leaving_on_signals, to_go_on
-from headstart.cli.output import cell, write
+from headstart.cli.output import write
 from headstart.config.home import expand_home
 from headstart.config.synonyms import VERB_ADVICE
 from headstart.config.synonyms import VERBS as SYNONYMS
 from headstart.errors import Error, Interrupted, OthersFailed
+from headstart.reports.cells import cell
+from headstart.wording import speaking_flags
 
 VERBS = {  # a verb's module is imported when it is called
     "demo": "train the starter on handwritten digits, offline, and write a report",
@@ -35,7 +37,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code: 0 done, 1 failed, 2 the user's mistake, 4 storage, 129, 130 or 143
     interrupted.
     """
-    code = _exit_code(list(sys.argv[1:] if argv is None else argv), ends=argv is None)
+    with speaking_flags():
+        code = _exit_code(list(sys.argv[1:] if argv is None else argv), ends=argv is None)
     if argv is None and code and "RANK" in os.environ:
         leave_at_once(code)
     return code

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from headstart.cli.output import cell, to_json, wrap_lines, write
+from headstart.cli.output import to_json, wrap_lines, write
 from headstart.config.flags import parse_args
 from headstart.errors import ConfigError
+from headstart.reports.cells import cell
 
 if TYPE_CHECKING:
     from headstart.models.catalog import ModelRow

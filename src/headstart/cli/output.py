@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-import re
 import sys
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from headstart.reports.cells import cell
 from headstart.reports.csv import csv_text
 
 
@@ -41,30 +41,6 @@ def wrap_lines(lines: Iterable[str], *, width: int = 100) -> str:
         for line in lines
     )
     return "\n".join(line for parts in broken for line in parts)
-
-
-def cell(value: object) -> str:
-    """One value: numbers as people write them (224,900; 0.9731; 2.5e-5), control characters made visible."""
-    if value is None:
-        return "-"
-    if isinstance(value, float):
-        return _write_number(value)
-    if isinstance(value, int) and not isinstance(value, bool):
-        return f"{value:,}"
-    return "".join(
-        c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode() for c in str(value)
-    )
-
-
-def _write_number(value: float) -> str:
-    size = abs(value)
-    if not math.isfinite(value) or size >= 1e15:
-        return f"{value:.4g}"
-    if size >= 1e3:
-        return f"{value:,.0f}" if size >= 1e4 else f"{value:,.1f}"
-    if 0 < size < 1e-3:
-        return re.sub(r"e([-+])0*", lambda match: f"e{match[1].replace('+', '')}", f"{value:.4g}")
-    return f"{value:.4f}"
 
 
 def to_json(value: object) -> str:

@@ -10,9 +10,10 @@ from typing import Annotated, Any
 import tyro
 
 from headstart.cli.configured import check_names, read_command_config
-from headstart.cli.output import cell, table, to_json, wrap_lines, write
-from headstart.cli.progress import Progress
+from headstart.cli.output import table, to_json, wrap_lines, write
 from headstart.config.flags import EVERY, parse_args
+from headstart.reports.cells import cell
+from headstart.reports.progress import Progress
 
 
 @dataclass(frozen=True, kw_only=True)

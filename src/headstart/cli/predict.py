@@ -10,10 +10,11 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from headstart.cli.configured import check_run
-from headstart.cli.output import cell, table, to_csv, to_json, write
+from headstart.cli.output import table, to_csv, to_json, write
 from headstart.config.flags import parse_args
 from headstart.config.home import expand_home
 from headstart.errors import ConfigError, DataError
+from headstart.reports.cells import cell
 from headstart.tasks.tags import join_tags
 
 _SHOWN = 12  # thresholds that are printed

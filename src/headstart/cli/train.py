@@ -12,12 +12,12 @@ import tyro
 from headstart.cli.configured import check_names, read_command_config
 from headstart.cli.launch import check_there, launch, wants_processes
 from headstart.cli.output import list_places, result, write
-from headstart.cli.progress import Progress
 from headstart.config.flags import EVERY, parse_args
 from headstart.config.home import expand_home
 from headstart.config.load import is_of_run
 from headstart.config.schema import Config
 from headstart.errors import ConfigError, Error, OthersFailed
+from headstart.reports.progress import Progress
 
 
 @dataclass(frozen=True, kw_only=True)

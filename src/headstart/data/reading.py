@@ -32,7 +32,7 @@ class ChangedImage(RunError):
         self.where = where
         self.problem = problem
         super().__init__(
-            f"{where}: {problem}; put the file back as it was and go on with --resume (resume=True), or "
+            f"{where}: {problem}; put the file back as it was and go on with --resume, or "
             "start a new run on the files as they are now with another --out"
         )
 

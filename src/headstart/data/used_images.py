@@ -101,7 +101,7 @@ def choose_unseen(
     if not left:
         raise DataError(
             f"{source}: the run was trained on all {len(records)} images that are to be evaluated, e.g. {shown}; give "
-            "images that it has not seen, or take these all the same: --include-trained (include_trained=True)"
+            "images that it has not seen, or take these all the same: --include-trained"
         )
     return Unseen(records=left, noun=None, note=f"; left out: {len(trained)} that the run was trained on ({shown})")
 

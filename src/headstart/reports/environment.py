@@ -80,7 +80,7 @@ def compare(
         where = path if changed.keys() & now.environment.keys() else path.with_name("plan.json")
         raise ConfigError(
             f"{where}: the resume would not be exact to the bit ({'; '.join(sentences)}); go back to what the run had, "
-            "or go on all the same with --allow-inexact (in Python allow_inexact=True), and the report says so"
+            "or go on all the same with --allow-inexact, and the report says so"
         )
     if changed:
         earlier.append({"step": step, "changed": changed})

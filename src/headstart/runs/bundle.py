@@ -7,7 +7,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, get_args
@@ -76,11 +76,11 @@ class OpenedRun:
     """
 
     path: Path
-    model: nn.Module
+    model: nn.Module = field(repr=False)
     task: TaskSpec
     preprocess: Preprocess
     evaluated: Evaluated
-    facts: Mapping[str, Any]
+    facts: Mapping[str, Any] = field(repr=False)
 
 
 def bundle_facts(

@@ -203,7 +203,7 @@ def _check_unsaved(run: Path, plan: Mapping[str, Any], *, allow_inexact: bool) -
         raise ConfigError(
             f"{run}: {names}: changed by the module's own forward and saved in no checkpoint, so a resume would begin "
             "with its first value; keep it as a number, a list or a buffer of the module, or go on all the same: "
-            "--allow-inexact (in Python allow_inexact=True)"
+            "--allow-inexact"
         )
     return (f"{names}: begins with its first value",) if names else ()
 
@@ -249,7 +249,7 @@ def _check_there(*paths: Path) -> None:
         if not path.exists():
             raise ConfigError(
                 f"{path}: is missing, so that nothing says what the run began with; put it back, or go on all the same "
-                "with --allow-inexact (in Python allow_inexact=True)"
+                "with --allow-inexact"
             )
 
 

@@ -66,6 +66,6 @@ def check_repeat(
     if differences and not allow_inexact:
         raise ConfigError(
             f"repeat: the bits would not be those of {run} ({'; '.join(differences)}); go back to what it had, or "
-            "train all the same with --allow-inexact (in Python allow_inexact=True)"
+            "train all the same with --allow-inexact"
         )
     return differences

@@ -50,6 +50,12 @@ class Predictions:
     outputs: Tensor
     keys: tuple[str, ...]
 
+    def __repr__(self) -> str:
+        """One line: how many images, and what they were asked."""
+        names = self.task.names
+        shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+        return f"{len(self.keys):,} images, {self.task.kind} ({shown})"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
@@ -72,6 +78,12 @@ class Evaluation:
     truth: Tensor
     metrics: dict[str, float]
     note: str = ""
+
+    def __repr__(self) -> str:
+        """Two lines: of what, and the metrics."""
+        said = f"; {self.note}" if self.note else ""
+        values = "  ".join(f"{name} {value:.4g}" for name, value in self.metrics.items())
+        return f"Evaluation of {self.predictions!r}{said}\n{values}"
 
     @property
     def accuracy(self) -> float:

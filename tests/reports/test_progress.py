@@ -1,13 +1,17 @@
 """Progress: decisions with their reasons first, one line per epoch without a terminal, a live line with one."""
 
 import io
+import sys
 from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
 
-from headstart.cli.progress import Progress, duration
+import headstart as hs
 from headstart.events import Decided, Decision, EpochDone, Note, PhaseStarted, Plan, ScanProgress, StepDone
+from headstart.reports.cells import duration
+from headstart.reports.notebook import in_notebook
+from headstart.reports.progress import Progress, open_watch
 
 DECIDED = Decided(Plan(decisions=(Decision(name="precision", value="fp32", reason="auto: measured"),), document={}))
 
@@ -61,7 +65,7 @@ def test_without_a_terminal_there_are_plain_lines() -> None:
 
 
 def test_long_epochs_say_in_between_where_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("headstart.cli.progress._PLAIN_EVERY_SECONDS", 0.0)
+    monkeypatch.setattr("headstart.reports.progress._PLAIN_EVERY_SECONDS", 0.0)
     assert "epoch 1: step 2 of 4  loss 0.5000  4 images/s  12 s left in phase probe" in shown(terminal=False)
 
 
@@ -76,7 +80,7 @@ def test_a_plan_that_is_printed_anyway_is_not_told_twice() -> None:
 
 
 def test_a_resumed_phase_counts_from_where_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("headstart.cli.progress._PLAIN_EVERY_SECONDS", 0.0)
+    monkeypatch.setattr("headstart.reports.progress._PLAIN_EVERY_SECONDS", 0.0)
     screen = io.StringIO()
     with Progress(console=Console(file=screen, width=200)) as progress:
         progress(PhaseStarted(index=0, name="full", epochs=2, trainable=1, frozen=0))
@@ -99,3 +103,44 @@ def test_a_resumed_phase_counts_from_where_it_is(monkeypatch: pytest.MonkeyPatch
 )
 def test_durations_are_short(seconds: float, text: str) -> None:
     assert duration(seconds) == text
+
+
+def test_a_run_in_python_shows_a_line_per_epoch_unless_watch_is_none(settings, capsys) -> None:
+    config = hs.load_config(settings(recipe="full"))
+    run = hs.train(config)
+    told = capsys.readouterr()
+    lines = told.err.splitlines()
+    assert [line[:9] for line in lines if line.startswith("epoch ")] == ["epoch 1: ", "epoch 2: "]
+    assert any(line.startswith("recipe: full (full 2 epochs)") for line in lines) and told.out == ""
+    hs.train(config, resume=True, watch=None)
+    hs.plan(config)
+    assert capsys.readouterr() == ("", "")
+    hs.finish(run.path)
+    with pytest.raises(AssertionError):
+        hs.train(config, resume=True, watch="silent")
+
+
+def test_a_notebook_gets_a_table_that_grows(monkeypatch) -> None:
+    drawn: list[str] = []
+    handle = SimpleNamespace(update=lambda page: drawn.append(page))
+    display = SimpleNamespace(HTML=str, display=lambda *_, display_id: handle)
+    monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=lambda: SimpleNamespace(kernel=1)))
+    monkeypatch.setitem(sys.modules, "IPython.display", display)
+    with open_watch("progress") as watch:
+        for event in events():
+            watch(event)
+    last = drawn[-1]
+    assert last.count("<tr><td>1</td><td>0.2500</td><td>0.9000</td><td>4</td><td>1 min 01 s</td></tr>") == 1
+    assert last.startswith("<table><tr><th>epoch</th><th>loss</th><th>accuracy</th><th>images/s</th><th>time</th></tr>")
+    assert "<summary>what was decided, and why</summary><table><tr><td>precision</td><td>fp32</td>" in last
+    assert "<div>done [bold]\\x1b[31m</div>" in last and "step" not in last
+    assert len(drawn) < len(events())
+
+
+def test_a_terminal_is_no_notebook(monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=lambda: SimpleNamespace()))
+    assert not in_notebook()
+    monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=lambda: None))
+    assert not in_notebook()
+    monkeypatch.delitem(sys.modules, "IPython")
+    assert not in_notebook()

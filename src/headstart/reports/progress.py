@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, TextColumn
 from rich.progress import Progress as Bar
 
-from headstart.cli.output import cell
 from headstart.events import (
     CacheGivenUp,
     CacheNote,
@@ -26,10 +26,34 @@ from headstart.events import (
     Plan,
     ScanProgress,
     StepDone,
+    Watch,
+    speak,
 )
+from headstart.reports.cells import cell, duration, select_metrics
 from headstart.reports.clock import time_shares
+from headstart.reports.notebook import NotebookTable, draw_below_cell, in_notebook
 
 _PLAIN_EVERY_SECONDS = 30.0  # between two lines within an epoch, where there is no terminal
+
+
+@contextmanager
+def open_watch(watch: Watch | Literal["progress"] | None) -> Iterator[Watch]:
+    """What is called with every event, its texts as the caller speaks: progress on the terminal or in the notebook, the
+    caller's own function, or nothing.
+    """
+    if watch is None:
+        yield lambda _: None
+    elif watch != "progress":
+        assert callable(watch), watch
+        own = watch
+        yield lambda event: own(speak(event))
+    elif in_notebook():
+        table = NotebookTable(draw_below_cell())
+        yield lambda event: table(speak(event))
+        table.close()
+    else:
+        with Progress() as shown:
+            yield lambda event: shown(speak(event))
 
 
 class Progress:
@@ -153,17 +177,4 @@ class Progress:
 
 
 def _format_metrics(metrics: Mapping[str, float]) -> str:
-    """The metrics but for what does not change from epoch to epoch, and what is each target's own."""
-    shown = {name: value for name, value in metrics.items() if not name.startswith("baseline") and ":" not in name}
-    return "  ".join(f"{cell(name)} {cell(float(value))}" for name, value in shown.items())
-
-
-def duration(seconds: float) -> str:
-    """Seconds as 140 ms, 5 s, 3 min 20 s or 2 h 05 min."""
-    if 0 < seconds < 0.95:
-        return f"{1000 * seconds:.0f} ms"
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    minutes, rest = divmod(whole, 60)
-    return f"{minutes} min {rest:02} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02} min"
+    return "  ".join(f"{cell(name)} {cell(float(value))}" for name, value in select_metrics(metrics).items())
