@@ -305,7 +305,7 @@ def _memory_rows(table: str, models: Sequence[str], rows: Rows) -> Iterator[str]
     cells: dict[tuple[str, str, Workload], dict[str, Rows]] = {}
     for row in rows:
         if row["model"] in models:
-            key = label(row), row["arithmetic"], read_workload(row)
+            key = label(row), "auto" if row["auto"] else _arithmetic([row]), read_workload(row)
             cells.setdefault(key, {}).setdefault(row["model"], []).append(row)
     for (tool, arithmetic, done), found in cells.items():
         values = " | ".join(_memory(found.get(model, [])) for model in models)

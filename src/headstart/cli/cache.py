@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal
@@ -11,6 +12,7 @@ import tyro
 from headstart.cli.output import table, to_json, write
 from headstart.config.flags import parse_args
 from headstart.config.schema import Cache as CacheOptions
+from headstart.errors import ConfigError
 from headstart.storage.disk_cache import CacheEntry, DiskCache, cache_folder
 
 _DAY = "%Y-%m-%d %H:%M"
@@ -25,16 +27,21 @@ class Cache:
         Literal["list", "clear"], tyro.conf.Positional, tyro.conf.arg(metavar="list|clear", help_behavior_hint="")
     ]
     """list: what is there; clear: remove all that no run has open (later runs compute it again)."""
+    yes: Annotated[bool, _switch] = False
+    """clear: remove without asking."""
     json: Annotated[bool, _switch] = False
     """One line of JSON on stdout."""
 
 
 def run(argv: Sequence[str]) -> int:
-    """List or clear the caches."""
+    """List or clear the caches; clearing asks before, unless --yes is there."""
     args, _ = parse_args(Cache, argv, prog="headstart cache")
     disk_cache = DiskCache(cache_folder(), limit_bytes=int(CacheOptions().limit_gb * 1e9))
     both = (disk_cache, disk_cache.scans())
     if args.what == "clear":
+        if not args.yes and not _confirm([entry for one in both for entry in one.content()]):
+            write("nothing was removed")
+            return 0
         found = [entry for one in both for entry in one.content() if one.remove(entry.key)]
     else:
         found = sorted((entry for one in both for entry in one.content()), key=lambda entry: entry.used)
@@ -49,6 +56,26 @@ def run(argv: Sequence[str]) -> int:
     count = f"{len(found)} cache{'s' * (len(found) != 1)}"
     write(f"{'removed ' if args.what == 'clear' else ''}{count}, {size}, in {cache_folder()}")
     return 0
+
+
+def _confirm(entries: Sequence[CacheEntry]) -> bool:
+    """Whether all of it may go, as somebody at the terminal says.
+
+    Raises: ConfigError: nobody is there to be asked.
+    """
+    if not entries:
+        return True
+    caches = (
+        f"{len(entries)} cache{'s' * (len(entries) != 1)}, {sum(entry.nbytes for entry in entries) / 2**20:,.1f} MiB"
+    )
+    if not sys.stdin.isatty():
+        raise ConfigError(
+            f"cache clear: {caches} in {cache_folder()} would be removed, and nobody is at a terminal to be asked; "
+            "type headstart cache clear --yes"
+        )
+    sys.stderr.write(f"remove {caches}, in {cache_folder()}? Later runs compute them again. [y/N] ")
+    sys.stderr.flush()
+    return sys.stdin.readline().strip().lower() in ("y", "yes")
 
 
 def _row(entry: CacheEntry) -> list[object]:

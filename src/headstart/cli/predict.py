@@ -22,7 +22,7 @@ _SHOWN = 12  # thresholds that are printed
 
 @dataclass(frozen=True, kw_only=True)
 class Predict:
-    """Classes, tags or numbers for images, by a finished run's model."""
+    """Classes, tags or numbers for images, by a finished run's model; exit code 0 where any image could be read."""
 
     run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN", help_behavior_hint="")]
     """Run folder, or the bundle in it."""
