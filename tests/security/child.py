@@ -66,7 +66,7 @@ class Watch:
             return
         if event in RUNS or event in ("pickle.find_class", "socket.connect", "socket.getaddrinfo"):
             self.executed.append(f"{event} {arguments!r:.200}")
-        elif event == "compile" and arguments[0] is not None and b"marks" in _bytes(arguments[0]):
+        elif event == "compile" and arguments[0] is not None and b"/marks/" in _bytes(arguments[0]):
             self.executed.append(f"compile {arguments!r:.200}")
         elif event == "open" and _writes(arguments[1], arguments[2]):
             self._note(event, arguments[0])
@@ -186,6 +186,7 @@ def run(root: Path, parts: str = "", only: str = "", *, quick: bool = False) -> 
     os.environ.update(
         HOME=str(world.home), HF_HUB_OFFLINE="1", HF_HOME=str(root / "hf"), TORCH_HOME=str(root / "torch")
     )
+    os.environ.pop("HEADSTART_CACHE", None)  # scans are kept in the home folder
     (root / "tmp").mkdir()
     tempfile.tempdir = str(root / "tmp")
     os.chdir(root)
@@ -203,6 +204,7 @@ def run(root: Path, parts: str = "", only: str = "", *, quick: bool = False) -> 
     limit_memory()
     results = []
     keep = dict(os.environ)
+    kept_scans = world.home / ".cache" / "headstart" / "scans"
     before = snapshot(str(root))
     for place, artefact in enumerate(found):
         os.environ.update(artefact.env)
@@ -212,7 +214,7 @@ def run(root: Path, parts: str = "", only: str = "", *, quick: bool = False) -> 
             result = call(main, argv)
             watch.on = False
             after = snapshot(str(root))
-            wrong = changes(before, after, (*artefact.owns, root / "mpl", root / "tmp"))
+            wrong = changes(before, after, (*artefact.owns, root / "mpl", root / "tmp", kept_scans))
             results.append(result | {
                 "artefact": artefact.name, "argv": argv, "executed": watch.executed, "outside": watch.outside,
                 "changed": wrong, "codes": sorted(artefact.codes), "told": artefact.told,

@@ -109,7 +109,7 @@ def _image_sets(world: World) -> Iterator[Artefact]:
         image = str(root / "cat" / name)
         commands = (
             train(world, data=root),
-            ("evaluate", str(world.run), str(root)),
+            ("evaluate", str(world.run), str(root), "--include-trained"),
             ("predict", str(world.run), image),
         )
         yield Artefact(name=f"image {name}", commands=commands, codes=frozenset({2}), told=name.replace("^", r"\^"))

@@ -59,7 +59,9 @@ def _outline(data: bytes) -> _Thing | None:
     try:
         if zipfile.is_zipfile(stream):
             with zipfile.ZipFile(stream) as archive:
-                inside = next(each for each in archive.namelist() if each.rpartition("/")[2] == "data.pkl")
+                inside = next(each for each in archive.infolist() if each.filename.rpartition("/")[2] == "data.pkl")
+                if inside.compress_type != zipfile.ZIP_STORED:  # torch never packs: it may unpack to any size
+                    return None
                 return _follow(io.BytesIO(archive.read(inside)))
         stream.seek(0)
         root = _follow(stream)

@@ -157,10 +157,11 @@ def _split_off_header(body: list[Row], *, path: Path, header: bool | str) -> tup
 
 def ask_for_header(path: Path, *, line: int, cells: Sequence[str]) -> str:
     """The question what the first row is, where it looks like the others."""
-    names = ["image", *(f"label{place}" if place > 1 else "label" for place in range(1, len(cells)))]
+    names = ["image", *(f"label{place}" if place > 1 else "label" for place in range(1, min(len(cells), 12)))]
+    above = ",".join(names) + (f" and so on, {len(cells):,} names" if len(names) < len(cells) else "")
     return (
         f"{printable(path.name)} line {line}: the first row must name the columns, and ({some(cells)}) looks like an "
-        f"image with its label: put a line above it, e.g. {','.join(names)}, or say that there is no header: "
+        f"image with its label: put a line above it, e.g. {above}, or say that there is no header: "
         f"--data.header false (the columns are then called {some(name_columns(len(cells)))}); if it is one: "
         f"--data.header true"
     )
