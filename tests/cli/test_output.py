@@ -87,7 +87,8 @@ def test_predicted_numbers_in_every_form() -> None:
     assert json.loads(render(VALUES, form="json", top=5))[0] == {"path": "a.jpg", "values": {"price": 2.5, "age": -1.0}}
 
 
-def test_a_plan_shows_decisions_phases_and_groups() -> None:
+def test_a_plan_shows_decisions_phases_and_groups(monkeypatch) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
     group = {"name": "head", "lr": 1e-3, "weight_decay": 0.02, "parameters": 30}
     phase = {
         "name": "probe",
