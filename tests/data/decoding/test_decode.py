@@ -187,7 +187,9 @@ def test_what_is_no_image_is_named_for_what_it_is(tmp_path: Path) -> None:
         (b"", "the file is empty"),
         (b"<!DOCTYPE html><html><body>404", "it is a web page (HTML), not an image; accepted are JPEG, PNG"),
         (b"hello there, this is text", "it is not an image of a known format"),
-        (b"\0\0\0\x20ftypavif" + b"\0" * 40, "its format is AVIF; accepted are"),
+        (b"\0\0\0\x20ftypavif" + b"\0" * 40, "AVIF"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "it is a Git LFS pointer, not an image"),
+        (b"8BPS\0\1", "its format is Photoshop; accepted are JPEG, PNG"),
         (b"\0\0\0\x20ftypheic" + b"\0" * 40, "its format is HEIC"),
         (b"%PDF-1.7", "its format is PDF"),
         (b"<?xml version='1.0'?><svg></svg>", "its format is SVG"),
@@ -202,12 +204,34 @@ def test_missing_files_and_folders_are_named(tmp_path: Path) -> None:
     assert reason(tmp_path) == "it is not a file"
 
 
-def test_avif_is_not_decoded_although_pillow_could(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("suffix", "options"), [("ppm", {}), ("jp2", {}), ("avif", {"quality": 100})])
+def test_other_formats_give_their_pixels(tmp_path: Path, suffix: str, options: dict[str, int]) -> None:
+    path = tmp_path / f"a.{suffix}"
     try:
-        picture().save(tmp_path / "a.avif")
+        picture().save(path, **options)
     except (KeyError, OSError):
-        pytest.skip("this Pillow cannot write AVIF")
-    assert "its format is AVIF" in reason(tmp_path / "a.avif")
+        pytest.skip(f"this Pillow cannot write {suffix}")
+    off = np.abs(np.asarray(read_image(path)).astype(int) - np.asarray(picture()))
+    assert off.mean() < 3 and (suffix == "avif" or off.max() == 0)
+
+
+@pytest.mark.parametrize(
+    ("suffix", "head", "most"), [("pgm", b"P5 2 1 4095\n", 4095), ("pgm", b"P5 2 1 65535\n", 65535)]
+)
+def test_grey_maps_of_16_bits_are_shown_by_their_own_largest_value(
+    tmp_path: Path, suffix: str, head: bytes, most: int
+) -> None:
+    (tmp_path / f"a.{suffix}").write_bytes(head + struct.pack(">HH", 0, most))
+    assert np.asarray(read_image(tmp_path / f"a.{suffix}"))[0, :, 0].tolist() == [0, 255]
+
+
+def test_slow_formats_are_bounded_sooner(tmp_path: Path) -> None:
+    path = tmp_path / "a.jp2"
+    try:
+        Image.new("L", (5000, 4900)).save(path)
+    except (KeyError, OSError):
+        pytest.skip("this Pillow cannot write JPEG 2000")
+    assert reason(path) == "it has 5000 x 4900 pixels; at most 24 million are accepted"
 
 
 @pytest.mark.parametrize(("width", "height"), [(8001, 8000), (12000, 12000), (60000, 60000)])

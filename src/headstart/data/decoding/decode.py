@@ -7,13 +7,13 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, JpegImagePlugin, TiffImagePlugin, UnidentifiedImageError
+from PIL import Image, JpegImagePlugin, TiffImagePlugin, UnidentifiedImageError, features
 
 from headstart.data.decoding.interruptible import run_interruptibly
 from headstart.data.decoding.limits import (
@@ -39,7 +39,8 @@ from headstart.errors import DataError, RunError
 DARK = 31
 """The largest value of 255 of a picture that looks black: an eighth of the range."""
 _T = TypeVar("_T")
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000")
+_OPTIONAL = {"AVIF": "avif", "JPEG2000": "jpg_2000"}  # what Pillow was built with, or was not
 _BAND_PIXELS = 2**20  # that are converted at a time where copies of the whole would take gigabytes
 _ORIENTATION, _PHOTOMETRIC = 0x0112, 0x0106  # tags of EXIF and TIFF
 _PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")  # TIFF takes the others, but loses a colour key
@@ -53,8 +54,20 @@ _TRANSPOSE = {
     8: Image.Transpose.ROTATE_90,
 }
 _BRANDS = {"avif": "AVIF", "avis": "AVIF", "heic": "HEIC", "heix": "HEIC", "mif1": "HEIF", "msf1": "HEIF"}
-_MAGIC = {b"%PDF": "PDF", b"PK\x03\x04": "ZIP", b"\x1f\x8b": "gzip", b"\xff\x0a": "JPEG XL", b"8BPS": "Photoshop"}
-_DAMAGED = {b"\xff\xd8": "JPEG", b"\x89PNG": "PNG", b"GIF8": "GIF", b"RIFF": "WEBP", b"II*": "TIFF", b"MM\0*": "TIFF"}
+_MAGIC = {
+    b"%PDF": "PDF", b"PK\x03\x04": "ZIP", b"\x1f\x8b": "gzip", b"\xff\x0a": "JPEG XL", b"\0\0\0\x0cJXL ": "JPEG XL",
+    b"8BPS": "Photoshop", b"DDS ": "DDS", b"v/1\x01": "OpenEXR", b"#?RADIANCE": "Radiance HDR", b"\0\0\x01\0": "ICO",
+    b"\x89HDF": "HDF5", b"SIMPLE  =": "FITS",
+}  # fmt: skip
+_JPEG_2000 = dict.fromkeys((b"\0\0\0\x0cjP  ", b"\xff\x4f\xff\x51"), "JPEG2000")
+_DAMAGED = _JPEG_2000 | {
+    b"\xff\xd8": "JPEG",
+    b"\x89PNG": "PNG",
+    b"GIF8": "GIF",
+    b"RIFF": "WEBP",
+    b"II*": "TIFF",
+    b"MM\0*": "TIFF",
+}
 
 
 class UnreadableImage(DataError):
@@ -72,6 +85,13 @@ class UnreadableImage(DataError):
     def path(self) -> Path:
         """``where`` as a path, for scripts that know images as files."""
         return Path(self.where)
+
+
+@cache
+def list_formats() -> tuple[str, ...]:
+    """Those of ``FORMATS`` that Pillow decodes here."""
+    there = set(features.get_supported_modules() + features.get_supported_codecs())
+    return tuple(name for name in FORMATS if _OPTIONAL.get(name) in (None, *there))
 
 
 def printable(path: str | os.PathLike[str]) -> str:
@@ -205,8 +225,8 @@ def encode_image(image: Image.Image, *, where: str) -> bytes:
 def _open_with_pillow(content: bytes, *, where: str, reduced: int, finish: Callable[[Image.Image], _T]) -> _T:
     """What ``finish`` makes of the loaded picture. What Pillow decoded is no longer in memory."""
     _refuse(find_excess(content), where)
-    with Image.open(file := open_bounded(content), formats=FORMATS) as image:
-        _refuse(find_size_excess(*image.size), where)
+    with Image.open(file := open_bounded(content), formats=list_formats()) as image:
+        _refuse(find_size_excess(*image.size, kind=image.format), where)
         pixels = image.width * image.height
 
         def load() -> _T:
@@ -389,16 +409,19 @@ def _bands(image: Image.Image) -> Iterator[tuple[int, int, int, int]]:
 
 
 def _what_it_is(content: bytes) -> str:
-    accepted = "accepted are " + ", ".join(FORMATS)
+    accepted = "accepted are " + ", ".join(list_formats())
     head = content[:512].lstrip().lower()
     if head.startswith((b"<!doctype html", b"<html", b"<head")) or b"<html" in head:
         return f"it is a web page (HTML), not an image; {accepted}"
     if content[4:8] == b"ftyp":
         brand = content[8:12].decode("ascii", "replace").strip()
-        return f"its format is {_BRANDS.get(brand, brand)}; {accepted}"
+        name = _BRANDS.get(brand, brand)
+        return f"the {name} data are damaged" if name in list_formats() else f"its format is {name}; {accepted}"
     for magic, name in _MAGIC.items():
         if content.startswith(magic):
             return f"its format is {name}; {accepted}"
+    if content.startswith(b"version https://git-lfs"):
+        return "it is a Git LFS pointer, not an image; fetch the files themselves with git lfs pull"
     if b"<svg" in head:
         return f"its format is SVG; {accepted}"
     for magic, name in _DAMAGED.items():

@@ -24,8 +24,9 @@ SPLITS: dict[str, Split] = {
 }
 """Names of splits, in lower case, as folders and tables spell them."""
 
-_DECODED = {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".dib", ".tif", ".tiff"}
-_OTHER = {".avif", ".heic", ".heif", ".jxl", ".jp2", ".ppm", ".pgm", ".tga"}
+_DECODED = {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".dib", ".tif", ".tiff", ".avif"}
+_DECODED |= {".jp2", ".j2k", ".jpf", ".jpx", ".ppm", ".pgm", ".pbm", ".pnm", ".pfm"}
+_OTHER = {".heic", ".heif", ".jxl", ".tga", ".psd", ".dds", ".exr", ".hdr", ".svg", ".ico"}
 IMAGE_SUFFIXES = frozenset(_DECODED | _OTHER)
 """Files that count as images; the ones that cannot be decoded are then named with their reason, not passed over."""
 _PASSED_OVER = frozenset({"__macosx", "@eadir", "__pycache__", "lost+found", "thumbs.db", "desktop.ini"})
