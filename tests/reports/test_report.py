@@ -211,11 +211,46 @@ def test_the_metric_that_was_asked_for_is_the_headline(fake_run):
     assert "Validation macro F1" in opened(run).text
 
 
-def test_more_than_thirty_classes_get_the_most_confused_pairs_instead_of_a_matrix(fake_run):
-    text = opened(fake_run("classify", names=tuple(f"class {k}" for k in range(40)))).text
-    assert "most frequent confusions" in text
-    assert "Table of 40 classes" in text
+@pytest.mark.parametrize(("classes", "named"), [(13, True), (40, True), (120, False)])
+def test_a_matrix_of_many_classes_is_a_whole_picture_with_the_most_confused_pairs(fake_run, classes: int, named: bool):
+    run = fake_run("classify", names=tuple(f"class {k}" for k in range(classes)), images=2 * classes)
+    found = opened(run)
+    (picture,) = [attrs for attrs in found.all("svg") if attrs.get("class") == "heat"]
+    scores = summarise(read_record(run)).scores
+    assert f"{scores.correct} of {2 * classes} images on the diagonal" in str(picture["aria-label"])
+    cells = [(i, j) for i, line in enumerate(scores.confusion) for j, number in enumerate(line) if number]
+    page = (run / "report.html").read_text()
+    for i, j in cells:
+        total = sum(scores.confusion[i])
+        assert f"<title>class {i} called class {j}: {scores.confusion[i][j]} of {total}</title>" in page
+    assert page.count("<title>class ") == len(cells)
+    assert (">class 12</text>" in page) is named
+    assert "most frequent confusions" in found.text
+    assert f"Table of {classes} classes" in found.text or classes <= 15
+
+
+def test_more_classes_than_a_page_has_room_for_get_the_most_confused_pairs_alone(fake_run):
+    text = opened(fake_run("classify", names=tuple(f"class {k}" for k in range(201)), images=300)).text
+    assert "most frequent confusions of the validation images, of 3" in text
     assert "Shade: share of the row" not in text
+
+
+def test_the_page_has_its_date_and_the_line_that_repeats_the_run(fake_run, edit_json, monkeypatch):
+    run = fake_run("classify")
+    monkeypatch.chdir(run.parent)
+    assert "Date" not in opened(Path("run")).text.split("How it learned")[0]
+    lines = "2026-11-30 23:59:59 UTC  started\n2026-12-01 08:31:21 UTC  finished: step 48\n"
+    (run / "log.txt").write_text(lines)
+    text = opened(Path("run")).text
+    assert "Date 2026-12-01 08:31 UTC" in text
+    assert "headstart train --repeat run" in text
+    edit_json(
+        run / "environment.json", lambda facts: facts.update(inexact=[{"step": 8, "changed": {"torch": ["1", "2"]}}])
+    )
+    assert "--repeat" not in opened(Path("run")).text  # it would be refused
+    edit_json(run / "plan.json", lambda plan: plan.update(began={"module": "ab" * 32}))
+    edit_json(run / "environment.json", lambda facts: facts.pop("inexact"))
+    assert "hs.repeat('run', model=net)" in opened(Path("run")).text
 
 
 def test_names_that_are_markup_are_shown_and_not_run(fake_run, edit_json):
@@ -372,6 +407,25 @@ def test_a_plan_with_only_its_task_is_enough_for_a_page(fake_run):
 )
 def test_durations_read_like_a_clock(seconds: float | None, text: str):
     assert page.duration(seconds) == text
+
+
+@pytest.mark.browser
+@pytest.mark.skipif(not CHROMIUM.exists(), reason=f"{CHROMIUM} is missing")
+@pytest.mark.parametrize("width", [400, 1400])
+def test_a_matrix_is_whole_at_any_width(fake_run, width: int):
+    from playwright.sync_api import sync_playwright
+
+    path = report(fake_run("classify", names=tuple(f"a class called {k}" for k in range(34)), images=90))
+    with sync_playwright() as play:
+        browser = play.chromium.launch(executable_path=str(CHROMIUM), args=["--no-sandbox", "--disable-gpu"])
+        view = browser.new_page(viewport={"width": width, "height": 800})
+        view.goto(path.as_uri())
+        box = view.evaluate(
+            "(({left, right}) => [left, right])(document.querySelector('.heat').getBoundingClientRect())"
+        )
+        assert 0 <= box[0] < box[1] <= width
+        assert view.evaluate("document.documentElement.scrollWidth") == width
+        browser.close()
 
 
 @pytest.mark.browser

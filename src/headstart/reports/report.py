@@ -12,9 +12,10 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, TemplateError
 
 from headstart.errors import StorageError
 from headstart.reports.clock import time_shares
-from headstart.reports.environment import format_facts, inexact_text
+from headstart.reports.environment import format_facts, inexact_text, was_inexact
 from headstart.reports.figures import curve_figures, rate_figures, step_figures, target_figures
 from headstart.reports.headline import Findings, format_interval, format_metric, format_share, summarise
+from headstart.reports.matrix import draw_matrix
 from headstart.reports.model_card import loads_in_timm
 from headstart.reports.pictures import ReadImage, gallery
 from headstart.reports.run_record import RunRecord, read_record
@@ -25,13 +26,16 @@ from headstart.tasks.multilabel import MultilabelScores
 from headstart.tasks.regress import RegressScores
 from headstart.tasks.rows import format_amount
 
-_MATRIX = 30  # classes up to which the confusion matrix is shown whole
-_PAIRS = 20  # most confused pairs shown beyond
+_TABLE = 12  # classes up to which the confusion matrix is a table
+_MATRIX = 200  # classes up to which it is a picture; beyond, a cell would be less than 5 pixels
+_MANY = 30  # classes or tags beyond which the weakest go first
+_PAIRS = 20  # most confused pairs shown beside a picture, or in its place
 _TEMPLATES = Path(__file__).parent / "templates"
 # what reading a text where a mapping belongs raises: a foreign record is not checked field by field
 _SHAPES = (TypeError, ValueError, KeyError, IndexError, AttributeError, ArithmeticError, TemplateError)
 _GO_ON, _FINISH = "Continue this run", "Take its best epoch so far as the model"
 _PREDICT, _EVALUATE = "Predict new images", "Measure it on other labelled images"
+_REPEAT = "Make this run again, to the bit"
 
 
 def report(run: str | Path) -> Path:
@@ -140,19 +144,22 @@ def _training_time(record: RunRecord) -> str:
 def _classify(scores: ClassifyScores) -> Mapping[str, Any]:
     """The confusion matrix or the most confused pairs, and the classes, the weakest first when there are many."""
     rows = list(scores.classes)
-    if len(rows) > _MATRIX:
+    if len(rows) > _MANY:
         rows.sort(key=lambda row: (row.f1, row.name))
+    names = [row.name for row in scores.classes]
     return {
-        "matrix": scores.confusion if len(scores.classes) <= _MATRIX else None,
+        "matrix": scores.confusion if len(names) <= _TABLE else None,
+        "picture": draw_matrix(scores.confusion, names) if _TABLE < len(names) <= _MATRIX else None,
         "pairs": scores.confused[:_PAIRS],
+        "all_pairs": len(scores.confused),
         "rows": rows,
-        "sorted": len(scores.classes) > _MATRIX,
+        "sorted": len(names) > _MANY,
     }
 
 
 def _tags(scores: MultilabelScores, record: RunRecord) -> Mapping[str, Any]:
     rows = list(scores.tags)
-    many = len(rows) > _MATRIX
+    many = len(rows) > _MANY
     if many:
         rows.sort(key=lambda row: (math.isnan(row.average_precision), row.average_precision, row.name))
     return {"rows": rows, "sorted": many, "thresholds": (record.result or {}).get("thresholds") or {}}
@@ -162,9 +169,18 @@ def _commands(record: RunRecord) -> Sequence[Mapping[str, str]]:
     """What to type next, with what it does: only what works on the run as it is now."""
     objects = _list_objects(record)
     go_on, finish, use = _python_commands(record, objects) if objects else _shell_commands(record)
+    again = [] if was_inexact(record.environment) else [_repeat_command(record, objects)]  # else it is refused
     if record.result is None:
-        return [go_on, *([finish] if record.epochs else [])]
-    return use if record.is_complete else [go_on, *use]
+        return [go_on, *([finish] if record.epochs else []), *again]
+    return [*use, *again] if record.is_complete else [go_on, *use, *again]
+
+
+def _repeat_command(record: RunRecord, objects: Mapping[str, str]) -> Mapping[str, str]:
+    """The line that makes the run again."""
+    if not objects:
+        return {"says": _REPEAT, "line": f"headstart train --repeat {_quote(record.path)}"}
+    given = ", ".join([repr(str(_shorten_path(record.path))), *objects])
+    return {"says": f"{_REPEAT}; {'; '.join(objects.values())}", "line": f"hs.repeat({given})"}
 
 
 def _list_objects(record: RunRecord) -> Mapping[str, str]:

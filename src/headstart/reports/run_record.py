@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from headstart.tasks.kinds import KINDS, find_kind, name_metric
 from headstart.tasks.task import Kind, TaskSpec, name_outputs
 
 TEST_PREDICTIONS = "predictions_test.csv"
+_STAMP = re.compile(r"(\d{4}-\d\d-\d\d \d\d:\d\d):\d\d UTC  ")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +42,8 @@ class RunRecord:
     result: Mapping[str, Any] | None
     test_predictions: tuple[Mapping[str, str], ...] = ()
     """Those of the test images, where the data have some; runs of 0.1 did not keep them."""
+    written_at: str = ""
+    """When the last line of log.txt was written, as 2026-12-01 08:31 UTC; "" where there is none."""
     unread_events: int = 0
     """Lines of events.jsonl that are no events (a line cut short when the process was killed)."""
 
@@ -105,8 +109,15 @@ def read_record(run: Path) -> RunRecord:
         predictions=_predictions(run / "predictions.csv"),
         test_predictions=_predictions(run / TEST_PREDICTIONS),
         result=_json(run / "result.json") if (run / "result.json").is_file() else None,
+        written_at=_read_time(run / "log.txt"),
         unread_events=unread,
     )
+
+
+def _read_time(log: Path) -> str:
+    lines = read_text(log).splitlines() if log.is_file() else []
+    stamps = [found for line in lines if (found := _STAMP.match(line))]
+    return f"{stamps[-1][1]} UTC" if stamps else ""
 
 
 def _json(path: Path) -> Mapping[str, Any]:
