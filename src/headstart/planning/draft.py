@@ -58,6 +58,7 @@ class Draft:
         ``loss``: The loss per image.
         ``swap``: What the head was, and is.
         ``fixed``: What of the module was frozen before.
+        ``head_limit``: The largest rate of a head of numbers, by the size of its features; None: there is none.
         ``training_plan``: Phases, optimizer, and the rules of a step, as decided so far.
         ``sharded``: Each process holds a share of every layer, so that nothing can be tried.
         ``need``: The memory of a step, where it could be measured.
@@ -80,6 +81,7 @@ class Draft:
     loss: LossFunction = _LATER
     swap: HeadSwap = _LATER
     fixed: Fixed = _LATER
+    head_limit: float | None = None
     training_plan: TrainingPlan = _LATER
     sharded: bool = False
     need: MemoryNeed | None = None

@@ -54,6 +54,7 @@ class Rates:
     peft: float
     layer_decay: float
     reason: str
+    head_limit: float | None = None
 
 
 def choose_phases(draft: Draft) -> Draft:
@@ -66,8 +67,9 @@ def choose_phases(draft: Draft) -> Draft:
     began = config if config.phases else replace(config, epochs=ends[0])  # later ones change no phase
     has_new_head = draft.choices.get("head") != KEPT
     phases, decisions = make_phases(
-        began, module, batch_size=draft.batch_size, pretrained=pretrained, has_new_head=has_new_head
-    )
+        began, module, batch_size=draft.batch_size, pretrained=pretrained, has_new_head=has_new_head,
+        head_limit=draft.head_limit,
+    )  # fmt: skip
     phases, extended = extend_phases(phases, ends, config)
     draft = draft.choose("epochs", list(ends))
     select_l1_parameters(module, config.penalties)
@@ -94,10 +96,15 @@ def _make_rules(config: Config, loss: LossFunction) -> StepRules:
 
 
 def make_phases(
-    config: Config, module: nn.Module, *, batch_size: int, pretrained: bool, has_new_head: bool = True
-) -> tuple[tuple[PhasePlan, ...], tuple[Decision, ...]]:
-    """The run's phases, and what was decided about recipe and rates.  Raises: ConfigError: they do not fit together."""
-    rates = auto_rates(module, config.optimizer, batch_size=batch_size)
+    config: Config, module: nn.Module, *, batch_size: int, pretrained: bool, has_new_head: bool = True,
+    head_limit: float | None = None,
+) -> tuple[tuple[PhasePlan, ...], tuple[Decision, ...]]:  # fmt: skip
+    """The run's phases, and what was decided about recipe and rates; ``head_limit`` holds rates of the head that nobody
+    asked for.
+
+    Raises: ConfigError: they do not fit together.
+    """
+    rates = replace(auto_rates(module, config.optimizer, batch_size=batch_size), head_limit=head_limit)
     named, decision = _choose_recipe(config, module, pretrained=pretrained, has_new_head=has_new_head)
     kinds = [_kind(phase, has_new_head and place == 0, pretrained) for place, (_, phase) in enumerate(named)]
     statistics, why = _choose_norm_statistics(config, kinds, batch_size // config.batch.accumulate)
@@ -109,7 +116,9 @@ def make_phases(
         plans.append(_with_rates(config.optimizer, (name, phase), rates, first=first, kind=kind, head_is_new=new))
         first += phase.epochs
     shown = "; ".join(f"{plan.name} {_format_rates(plan)}" for plan in plans)
-    return tuple(plans), (decision, Decision("rates", shown, rates.reason), *_about_norms(module, plans, why))
+    held = any(plan.head_lr == head_limit for plan in plans)
+    reason = f"{rates.reason}; of a head of numbers at most {head_limit:.2g}, by its features" if held else rates.reason
+    return tuple(plans), (decision, Decision("rates", shown, reason), *_about_norms(module, plans, why))
 
 
 def _choose_norm_statistics(config: Config, kinds: Sequence[str], batch: int) -> tuple[NormStatistics, str]:
@@ -256,6 +265,8 @@ def _with_rates(
     head = lr * _NEW_HEAD if kind == "joint" or (kind == "probe" and is_given and phase.lr == "auto") else lr
     if kind == "peft" and head_is_new:
         head = lr * rates.probe / rates.peft
+    if rates.head_limit is not None and wanted_lr == "auto" and kind != "scratch":
+        head = min(head, rates.head_limit)
     return PhasePlan(
         name=name, freeze=phase.freeze, first_epoch=first, epochs=phase.epochs, lr=lr,
         head_lr=head if wanted_head == "auto" else wanted_head,

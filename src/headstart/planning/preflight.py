@@ -28,6 +28,7 @@ from headstart.planning.draft import Choices, Draft
 from headstart.planning.evaluation import choose_evaluation
 from headstart.planning.given import explain_fixed
 from headstart.planning.head import choose_head
+from headstart.planning.head_rate import limit_head_rate
 from headstart.planning.idle import name_idle_options
 from headstart.planning.loading import choose_workers
 from headstart.planning.loss import choose_loss
@@ -60,6 +61,7 @@ OPENED: tuple[Callable[[Draft], Draft], ...] = (
     choose_metric,
     choose_head,
     add_adapters,
+    limit_head_rate,
     choose_phases,
     explain_fixed,
     describe_steps,
