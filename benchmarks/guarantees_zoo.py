@@ -55,10 +55,10 @@ def judge(name: str, folder: Path, *, most: float) -> Iterator[dict[str, Any]]:
             started = time.process_time()
             try:
                 if kind == "traced":
-                    found[kind] = list(find_boundary(module, frozen, example=pixels).crossing)
+                    found[kind] = list(find_boundary(module, frozen, example=pixels).labels)
                 else:
                     boundary = prove_boundary(module, frozen, images, StepRules())
-                    found |= {kind: list(boundary.crossing), "refused": list(boundary.refused)}
+                    found |= {kind: list(boundary.labels), "refused": list(boundary.refused)}
             except Error as error:
                 found |= {kind: None, f"{kind}_why": str(error)}
             found[f"{kind}_cpu"] = round(time.process_time() - started, 3)

@@ -206,10 +206,10 @@ def check_boundary(module: nn.Module, share: float) -> None:
     if left:
         raise Refuted(f"frozen, but behind the cut: {len(left)} of {len(frozen.tensors)} tensors, e.g. {left[0]}")
     with torch.no_grad():
-        crossing = boundary.prefix.eval()(images(module))
+        activations = boundary.prefix.eval()(images(module))
         halves = (boundary.eval_suffix.eval(), boundary.train_suffix)
         for suffix in halves if share == DEPTHS["half"] else halves[:1]:
-            outputs = model_scores(module, suffix(*crossing))
+            outputs = model_scores(module, suffix(*activations))
             if any(tuple(scores.shape) != (2, HEADS["tags"]["outputs"]) for _, scores in outputs):
                 raise Refuted(f"the halves give {[tuple(scores.shape) for _, scores in outputs]}")
 

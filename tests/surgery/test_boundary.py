@@ -116,7 +116,7 @@ def test_looking_for_a_boundary_leaves_the_model_as_it_was_and_holds_its_own_lay
     assert {id(p) for p in boundary.train_suffix.parameters()} == {
         id(p) for p in module.parameters() if p.requires_grad
     }
-    assert boundary.crossing == ("layer2.0.act2",)
+    assert boundary.labels == ("layer2.0.act2",)
 
 
 class Small(nn.Module):
@@ -142,7 +142,7 @@ def test_the_number_of_images_is_taken_from_what_crosses_not_from_the_images():
         return module.norm(maps).mean((2, 3)).reshape(images.shape[0], -1)
 
     module, boundary = small(between, "conv")
-    assert boundary.crossing == ("conv",)
+    assert boundary.labels == ("conv",)
     module.eval()
     for count in (1, 2, 5):
         images = torch.randn(count, 3, 8, 8)
@@ -169,7 +169,7 @@ def test_a_sum_of_a_sum_of_itself_is_walked_once_not_every_way_there_is():
         return functional.dropout(pooled, 0.5, training=True) + functional.dropout(maps, 0.5).mean((2, 3))
 
     _, boundary = small(between, "conv")
-    assert boundary.crossing == ("conv",)  # the sums cost nothing to make again
+    assert boundary.labels == ("conv",)  # the sums cost nothing to make again
 
 
 class Masked(nn.Module):
@@ -195,7 +195,7 @@ def test_an_argument_that_is_not_given_keeps_its_default_in_the_graph():
 
 
 @pytest.mark.parametrize(
-    ("between", "crossing"),
+    ("between", "label"),
     [
         (lambda m, _, maps: m.norm(maps).mean((2, 3)), "conv"),
         (lambda m, _, maps: m.drop(maps).mean((2, 3)), "conv"),
@@ -205,17 +205,17 @@ def test_an_argument_that_is_not_given_keeps_its_default_in_the_graph():
         (lambda _, __, maps: (maps + torch.rand_like(maps)).mean((2, 3)), "conv"),
     ],
 )
-def test_the_cut_is_before_the_first_thing_that_trains_or_is_random(between: Callable, crossing: str):
+def test_the_cut_is_before_the_first_thing_that_trains_or_is_random(between: Callable, label: str):
     _, boundary = small(between, "conv")
-    assert boundary.crossing == (crossing,)
+    assert boundary.labels == (label,)
 
 
 def test_a_frozen_norm_is_before_the_cut_and_one_with_moving_statistics_is_behind_it():
     module = build("timm/test_resnet")
-    assert find_boundary(module, freeze(module, rule="conv")).crossing[0] == "conv1.0"
+    assert find_boundary(module, freeze(module, rule="conv")).labels[0] == "conv1.0"
     frozen = freeze(module, rule="conv", norm_statistics="frozen")
-    assert find_boundary(module, frozen).crossing[0] == "conv1.0"  # its weights still train
-    assert find_boundary(module, freeze(module, rule="backbone")).crossing == ("global_pool.flatten",)
+    assert find_boundary(module, frozen).labels[0] == "conv1.0"  # its weights still train
+    assert find_boundary(module, freeze(module, rule="backbone")).labels == ("global_pool.flatten",)
 
 
 def test_without_anything_frozen_before_what_trains_there_is_no_boundary():

@@ -118,10 +118,10 @@ DROPOUTS: dict[str, Callable[[Tensor, float], Tensor]] = {
 def test_a_dropout_function_ends_what_is_fixed_where_it_drops_something(name: str):
     drop = DROPOUTS[name]
     module, boundary = cut(lambda _, maps: pooled(drop(torch.relu(maps), 0.5)))
-    assert boundary.crossing[0] in ("relu", "flatten")
+    assert boundary.labels[0] in ("relu", "flatten")
     assert_whole(module, boundary)
     module, boundary = cut(lambda _, maps: pooled(drop(torch.relu(maps), 0.0)))
-    assert boundary.crossing == ("mean",)
+    assert boundary.labels == ("mean",)
     assert_whole(module, boundary)
 
 
@@ -150,7 +150,7 @@ def test_what_trains_is_not_called_random():
 def test_an_operation_that_is_not_known_is_named_with_the_module_that_calls_it():
     module = Net(lambda net, maps: pooled(net.turn(torch.sigmoid(maps))))
     boundary = find_boundary(module, freeze(module, names=["conv"]), example=EXAMPLE)
-    assert boundary.crossing == ("sigmoid",)
+    assert boundary.labels == ("sigmoid",)
     unknown = "uses aten.bernoulli.default, which is not known to give the same every time and for each image alone"
     assert boundary.refused == (f"bernoulli() in turn {unknown}",)
     _, boundary = cut(lambda _, maps: pooled(torch.sigmoid(maps).bernoulli()))
@@ -161,12 +161,12 @@ def test_what_is_refused_is_named_as_its_user_knows_it_and_the_next_search_ends_
     module = Net(lambda net, maps: pooled(net.bend(maps) * net.gain))
     frozen, search = freeze(module, names=["conv", "gain"]), Search()
     boundary = find_boundary(module, frozen, example=EXAMPLE, search=search)
-    assert boundary.crossing == ("mean",)
+    assert boundary.labels == ("mean",)
     nodes = {node.op: node for node in boundary.prefix.graph.nodes}
     for op, name, place in (("get_attr", "gain", "bend"), ("call_module", "bend", "conv")):
         refuse_computation(boundary, nodes[op], "differs", search=search)
         found = find_boundary(module, frozen, example=EXAMPLE, search=search)
-        assert found.crossing == (place,)
+        assert found.labels == (place,)
         assert found.refused[-1] == f"{name} differs"
         assert_whole(module, found)
     refuse_computation(boundary, nodes["placeholder"], "differs", search=search)
@@ -178,14 +178,14 @@ def test_what_is_refused_is_named_as_its_user_knows_it_and_the_next_search_ends_
 @pytest.mark.parametrize("layer", ["drop", "random"])
 def test_a_layer_that_does_otherwise_in_training_ends_what_is_fixed(layer: str):
     module, boundary = cut(lambda net, maps: pooled(getattr(net, layer)(torch.sigmoid(maps))))
-    assert boundary.crossing == ("sigmoid",)
+    assert boundary.labels == ("sigmoid",)
     assert_whole(module, boundary)
 
 
 @pytest.mark.parametrize("layer", ["still", "alike", "bend", "act"])
 def test_a_plain_layer_without_weights_is_fixed(layer: str):
     module, boundary = cut(lambda net, maps: pooled(getattr(net, layer)(torch.sigmoid(maps))))
-    assert boundary.crossing == ("mean",)
+    assert boundary.labels == ("mean",)
     assert_whole(module, boundary)
 
 
@@ -196,7 +196,7 @@ def test_a_layer_that_gives_what_it_gets_is_nothing_where_one_mode_passes_it_by(
         return pooled(torch.sigmoid(net.get_submodule(layer)(maps) if net.training else maps))
 
     module, boundary = cut(change, "conv", "asleep")
-    assert boundary.crossing == ("mean",), "the same in both modes"
+    assert boundary.labels == ("mean",), "the same in both modes"
     assert_whole(module, boundary)
 
 
@@ -205,13 +205,13 @@ def test_a_layer_that_gives_what_it_gets_is_nothing_where_one_mode_passes_it_by(
 )
 def test_a_dropout_function_that_is_told_not_to_train_is_fixed(drop: Callable[[Tensor], Tensor]):
     module, boundary = cut(lambda _, maps: pooled(drop(torch.sigmoid(maps))))
-    assert boundary.crossing == ("mean",)
+    assert boundary.labels == ("mean",)
     assert_whole(module, boundary)
 
 
 def test_a_dropout_function_that_drops_nothing_is_nothing_whatever_the_mode():
     module, boundary = cut(lambda net, maps: pooled(functional.dropout(torch.sigmoid(maps), 0.0, net.training)))
-    assert boundary.crossing == ("mean",)
+    assert boundary.labels == ("mean",)
     assert_whole(module, boundary)
 
 
@@ -220,7 +220,7 @@ def test_what_is_behind_something_random_in_the_order_of_execution_may_still_be_
         return pooled(functional.dropout(maps, 0.5, True)) + pooled(net.norm(maps))
 
     module, boundary = cut(change, "conv", "norm")
-    assert boundary.crossing == ("conv", "mean_1")
+    assert boundary.labels == ("conv", "mean_1")
     assert_whole(module, boundary)
 
 
@@ -229,7 +229,7 @@ def test_what_is_fixed_in_evaluation_alone_is_behind_the_cut():
         return pooled(torch.sigmoid(functional.dropout(maps, 0.5, net.training)))
 
     module, boundary = cut(change)
-    assert boundary.crossing == ("conv",)
+    assert boundary.labels == ("conv",)
     assert_whole(module, boundary)
 
 
@@ -240,7 +240,7 @@ def test_where_everything_on_the_way_is_frozen_the_scores_cross():
     names = tuple(name for name, _ in (*module.named_parameters(), *module.named_buffers()))
     frozen = type(frozen)(rule="names", tensors=names, modules=(*frozen.modules, "fc"), parameters=1, of=1)
     boundary = find_boundary(module, frozen, example=EXAMPLE)
-    assert boundary.crossing == ("fc",)
+    assert boundary.labels == ("fc",)
 
 
 # ---- what crosses, and what is made again behind
@@ -248,19 +248,19 @@ def test_where_everything_on_the_way_is_frozen_the_scores_cross():
 
 def test_what_is_made_without_weights_from_what_crosses_is_made_again():
     module, boundary = cut(lambda net, maps: pooled(net.drop(maps) + net.drop(net.bend(maps) + maps * 2)))
-    assert boundary.crossing == ("conv",)
+    assert boundary.labels == ("conv",)
     assert_whole(module, boundary)
 
 
 def test_what_is_made_with_weights_crosses_beside_its_source():
     module, boundary = cut(lambda net, maps: pooled(net.drop(maps) + net.drop(net.norm(maps))), "conv", "norm")
-    assert boundary.crossing == ("conv", "norm")
+    assert boundary.labels == ("conv", "norm")
     assert_whole(module, boundary)
 
 
 def test_a_layer_within_another_is_named_by_its_path():
     module, boundary = cut(lambda net, maps: pooled(net.drop(net.asleep[0](maps))), "conv", "asleep")
-    assert boundary.crossing == ("asleep.0",)
+    assert boundary.labels == ("asleep.0",)
     assert not boundary.mixes_in_evaluation
     assert_whole(module, boundary)
 
@@ -275,7 +275,7 @@ def test_what_is_made_from_the_images_without_weights_crosses_too():
 
     module = Beside(change)
     boundary = find_boundary(module, freeze(module, names=["conv"]), example=EXAMPLE)
-    assert boundary.crossing == ("conv", "mean_1")
+    assert boundary.labels == ("conv", "mean_1")
     assert_whole(module, boundary)
 
 
@@ -285,7 +285,7 @@ def test_tensors_of_the_module_and_constants_of_the_trace_are_on_both_sides():
         return net.drop(pooled(scaled)) * torch.tensor([1.0, 2.0, 3.0, 4.0]) + net.unused.weight[0, 0]
 
     module, boundary = cut(change, "conv", "gain")
-    assert boundary.crossing == ("mean",)
+    assert boundary.labels == ("mean",)
     assert_whole(module, boundary)
 
 
@@ -294,13 +294,13 @@ def test_a_table_with_as_many_rows_as_there_are_images_in_the_look_is_not_of_the
         return net.drop(pooled(maps) @ net.table.exp().t()) @ net.drop(net.table.exp())
 
     module, boundary = cut(change, "conv", "table")
-    assert boundary.crossing == ("matmul",)
+    assert boundary.labels == ("matmul",)
     assert_whole(module, boundary)
 
 
 def test_one_number_per_image_is_made_again_from_what_has_rows():
     module, boundary = cut(lambda net, maps: net.drop(maps.mean((1, 2, 3)))[:, None].expand(-1, 4))
-    assert boundary.crossing == ("conv",)
+    assert boundary.labels == ("conv",)
     assert_whole(module, boundary)
 
 
@@ -324,9 +324,9 @@ def test_the_number_of_images_is_that_of_what_crosses(name: str):
 
 def test_what_nobody_needs_is_not_computed():
     module, boundary = cut(lambda net, maps: pooled(net.drop(torch.sigmoid(maps) + maps.exp().sum() * 0)))
-    assert boundary.crossing == ("add",)
+    assert boundary.labels == ("add",)
     module, boundary = cut(lambda net, maps: (maps.exp(), torch.relu(maps), pooled(net.drop(maps)))[-1])
-    assert boundary.crossing == ("conv",)
+    assert boundary.labels == ("conv",)
     assert [node.name for node in boundary.prefix.graph.nodes] == ["images", "conv", "output"]
     assert_whole(module, boundary)
 
@@ -369,7 +369,7 @@ WRITES: dict[str, Callable[[Net, Tensor], object]] = {
 
 def test_what_draws_in_place_is_behind_the_cut():
     module, boundary = cut(lambda _, maps: pooled(torch.sigmoid(maps).bernoulli_()))
-    assert boundary.crossing == ("sigmoid",)
+    assert boundary.labels == ("sigmoid",)
     assert_whole(module, boundary)
 
 
@@ -386,7 +386,7 @@ def test_reading_what_the_module_holds_and_writing_to_what_a_layer_made_of_it_is
         return pooled(net.gain.view(4, 1, 1) + net.scale_ * maps + shift)
 
     module, boundary = cut(change, "conv", "gain", "scale_")
-    assert boundary.crossing == ("mean",)
+    assert boundary.labels == ("mean",)
     assert_whole(module, boundary)
 
 
@@ -401,7 +401,7 @@ def test_the_look_computes_shapes_alone_and_once():
     with counted_runs() as devices:
         boundary = find_boundary(module, frozen, example=EXAMPLE)
     assert devices == ["meta"]
-    assert boundary.crossing == ("mean",)
+    assert boundary.labels == ("mean",)
 
 
 def test_a_module_whose_shapes_depend_on_values_is_looked_at_for_real():
@@ -409,7 +409,7 @@ def test_a_module_whose_shapes_depend_on_values_is_looked_at_for_real():
         return pooled(maps * net.gain[:, 0, 0].nonzero().size(0))
 
     module, boundary = cut(change, "conv", "gain")
-    assert boundary.crossing
+    assert boundary.labels
     assert_whole(module, boundary)
 
 
@@ -426,5 +426,5 @@ def test_a_module_under_two_names_holds_its_weights_after_the_look():
     held = dict(module.named_parameters(remove_duplicate=False))
     boundary = find_boundary(module, freeze(module, names=["conv", "norm", "again"]), example=EXAMPLE)
     assert all(value is held[name] for name, value in module.named_parameters(remove_duplicate=False))
-    assert boundary.crossing == ("mean",)
+    assert boundary.labels == ("mean",)
     assert_whole(module, boundary)

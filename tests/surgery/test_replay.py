@@ -105,11 +105,11 @@ def check(module: nn.Module, frozen: Sequence[str], *, size: int = 8, bf16: bool
             plain, ours = copy.deepcopy(start), copy.deepcopy(start)
             replay.prefix.module = replay.suffix.module = ours
             with in_eval(replay.prefix), torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-                crossing = replay.prefix(images)
-            assert all(len(value) == count and type(value) is Tensor for value in crossing)
+                activations = replay.prefix(images)
+            assert all(len(value) == count and type(value) is Tensor for value in activations)
             replay.suffix.module = ours = copy.deepcopy(start)
             expected = run(plain, plain, [images], training, bf16)
-            found = run(replay.suffix, ours, crossing, training, bf16)
+            found = run(replay.suffix, ours, activations, training, bf16)
             for place, (theirs, mine) in enumerate(zip(expected, found, strict=True)):
                 assert same(theirs, mine), (("outputs and gradients", "generators", "state")[place], count, training)
     return replay
@@ -248,7 +248,7 @@ class Doubled(torch.autograd.Function):
 def test_what_trains_runs_its_own_code(name: str) -> None:
     module = Net(tail=TAILS[name]())
     replay = check(module, body_names(module))
-    assert replay.crossing in (("body.4",), ("tail",))
+    assert replay.labels in (("body.4",), ("tail",))
 
 
 @pytest.mark.parametrize("bf16", [False, True])
@@ -256,7 +256,7 @@ def test_what_trains_runs_its_own_code(name: str) -> None:
 def test_precision_and_layout(bf16: bool, last: bool) -> None:
     module = Net()
     replay = check(module, body_names(module), bf16=bf16, last=last)
-    assert len(replay.crossing) == 1
+    assert len(replay.labels) == 1
 
 
 class Attending(nn.Module):
@@ -288,7 +288,7 @@ class Recurrent(nn.Module):
 )
 def test_layers_of_torch_in_the_frozen_part(middle: Callable[[], nn.Module], last: str) -> None:
     module = Net(body=cut_body(middle()))
-    assert check(module, body_names(module)).crossing == (last,)
+    assert check(module, body_names(module)).labels == (last,)
 
 
 class CacheableTransform(nn.Module):
@@ -307,7 +307,7 @@ class CacheableTransform(nn.Module):
 def test_what_is_kept_of_frozen_weights_is_known_in_the_next_call() -> None:
     module = Net(body=cut_body(CacheableTransform()))
     replay = check(module, body_names(module))
-    assert replay.crossing == ("body.3",)
+    assert replay.labels == ("body.3",)
 
 
 class Written(nn.Module):
@@ -429,7 +429,7 @@ def test_what_is_not_fixed_is_behind_the_cut_although_it_is_frozen(middle: nn.Mo
     module = Net(body=cut_body(middle))
     names = body_names(module)
     replay = check(module, names)
-    assert replay.crossing == ("body.1",)
+    assert replay.labels == ("body.1",)
     assert not reason or reason in str(replay.obstacles[0])
 
 
@@ -452,7 +452,7 @@ class LastPart(Halved):
 def test_a_batch_that_is_split_is_said_to_be_split(middle: nn.Module) -> None:
     module = Net(body=cut_body(middle))
     replay = check(module, body_names(module))
-    assert replay.crossing == ("body.1",)
+    assert replay.labels == ("body.1",)
     assert str(replay.obstacles[0]).startswith("body.2.conv: it splits the batch")
 
 
@@ -479,7 +479,7 @@ def test_experts_chosen_by_a_mask_are_behind_a_cut_that_is_before_them(ask: bool
     torch.manual_seed(0)
     module = Net(body=cut_body(Experts(ask=ask)))
     replay = check(module, body_names(module))
-    assert set(replay.crossing) <= {"body.1", "body.2", "body.2.gate"}
+    assert set(replay.labels) <= {"body.1", "body.2", "body.2.gate"}
     assert str(replay.obstacles[0]).startswith("body.2: a mask that depends on the images picks some of them")
 
 
@@ -493,7 +493,7 @@ def test_a_mask_of_channels_is_the_same_for_every_image() -> None:
             return maps[:, self.mask].repeat(1, 2, 1, 1)
 
     module = Net(body=cut_body(Masked()))
-    assert check(module, body_names(module)).crossing == ("body.3",)
+    assert check(module, body_names(module)).labels == ("body.3",)
 
 
 def test_code_of_the_model_in_none_of_its_parts_is_called_its_own_forward() -> None:
@@ -504,7 +504,7 @@ def test_code_of_the_model_in_none_of_its_parts_is_called_its_own_forward() -> N
     module = Rooted()
     names = body_names(module)
     replay = find_replay(module, pictures(4), names)
-    assert set(replay.crossing) == {"the model's own forward"}
+    assert set(replay.labels) == {"the model's own forward"}
 
 
 class AsArray(nn.Module):
@@ -538,11 +538,11 @@ def test_another_way_than_before_is_refused_not_guessed() -> None:
     )
     replay = find_replay(module, pictures(4), body_names(module))
     with in_eval(replay.prefix):
-        crossing = replay.prefix(pictures(4))
-    replay.suffix(*crossing)
+        activations = replay.prefix(pictures(4))
+    replay.suffix(*activations)
     module.tail.other = True  # type: ignore[assignment]
     with pytest.raises(NotReplayable, match=r"body\.0|another way"):
-        replay.suffix(*crossing)
+        replay.suffix(*activations)
 
 
 def test_a_refusal_that_the_module_catches_is_raised_all_the_same() -> None:
@@ -561,11 +561,11 @@ def test_a_refusal_that_the_module_catches_is_raised_all_the_same() -> None:
     module = Catching()
     replay = find_replay(module, pictures(4), body_names(module))
     with in_eval(replay.prefix):
-        crossing = replay.prefix(pictures(4))
-        replay.suffix(*crossing)
+        activations = replay.prefix(pictures(4))
+        replay.suffix(*activations)
         module.other = True
         with pytest.raises(NotReplayable, match="another way"):
-            replay.suffix(*crossing)
+            replay.suffix(*activations)
 
 
 class Skipping(Net):
@@ -582,7 +582,7 @@ class Skipping(Net):
 def test_several_tensors_cross_and_outputs_are_plain() -> None:
     module = Skipping()
     replay = check(module, body_names(module))
-    assert replay.crossing == ("body.4", "the model's own forward")
+    assert replay.labels == ("body.4", "the model's own forward")
 
 
 class Tokens(nn.Module):

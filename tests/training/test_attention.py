@@ -82,11 +82,11 @@ def test_without_a_gradient_it_stays_fused() -> None:
 def test_the_part_behind_a_boundary_follows_too() -> None:
     model, images = small("vit"), torch.rand(11, 3, 32, 32)
     boundary = find_boundary(model, freeze(model, until="blocks.0"), example=images)
-    crossing = boundary.prefix(images)
+    activations = boundary.prefix(images)
     suffix = boundary.train_suffix.train()
     with attending("plain"):
-        assert fused_calls(lambda: suffix(*crossing)) == 0
-        ours = suffix(*crossing)
+        assert fused_calls(lambda: suffix(*activations)) == 0
+        ours = suffix(*activations)
     assert torch.equal(ours, boundary_by_timm(model, images))
 
 

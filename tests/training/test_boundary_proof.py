@@ -26,7 +26,7 @@ from headstart.surgery.boundary import find_boundary
 from headstart.surgery.culprit import find_culprit
 from headstart.surgery.freeze import freeze
 from headstart.surgery.no_trace import no_trace
-from headstart.surgery.proof import Calls, compute_crossing
+from headstart.surgery.proof import Calls, compute_activations
 from headstart.training.boundary_proof import prove_boundary
 from headstart.training.rules import StepRules
 
@@ -129,29 +129,29 @@ def proved(images: Images) -> Callable[..., tuple[str, ...]]:
 
     def prove(module: nn.Module, *, until: str = "third") -> tuple[tuple[str, ...], tuple[str, ...]]:
         boundary = prove_boundary(module, freeze(module, until=until), images.train, StepRules())
-        return boundary.crossing, boundary.refused
+        return boundary.labels, boundary.refused
 
     return prove
 
 
 @pytest.mark.parametrize("name", FIXED)
 def test_what_is_fixed_stays_before_the_boundary(proved, name: str):
-    (crossing, refused) = proved(Net(after=FIXED[name]))
-    assert len(crossing) == 1 and crossing[0] not in ("first", "second", "relu", "relu_1")
+    (labels, refused) = proved(Net(after=FIXED[name]))
+    assert len(labels) == 1 and labels[0] not in ("first", "second", "relu", "relu_1")
     assert refused == ()
 
 
 @pytest.mark.parametrize("name", MIXING)
 def test_the_boundary_ends_before_what_mixes_images(proved, name: str):
-    crossing, refused = proved(Net(after=MIXING[name]))
-    assert all(place.startswith("relu") for place in crossing), crossing
+    labels, refused = proved(Net(after=MIXING[name]))
+    assert all(place.startswith("relu") for place in labels), labels
     assert "the other images of the batch" in refused[0] or "not known" in refused[0]
 
 
 @pytest.mark.parametrize("name", [name for name in RANDOM if name not in ("Python", "NumPy")])
 def test_the_boundary_ends_before_what_is_random(proved, name: str):
-    crossing, refused = proved(Net(after=RANDOM[name]))
-    assert all(place.startswith(("relu", "abs", "log")) for place in crossing), crossing
+    labels, refused = proved(Net(after=RANDOM[name]))
+    assert all(place.startswith(("relu", "abs", "log")) for place in labels), labels
     assert len(refused) == 1
 
 
@@ -198,10 +198,10 @@ def assert_right_or_refused(module: nn.Module, batches: Any) -> None:
         return
     images, found = torch.randn(4, 3, 24, 24), []
     with no_trace(module):
-        crossing = compute_crossing(boundary.prefix, images, nullcontext)
+        activations = compute_activations(boundary.prefix, images, nullcontext)
     start = {name: value.clone() for name, value in module.state_dict().items()}
     attributes = dict(vars(module))
-    for call in (module, lambda _: boundary.train_suffix(*[value.clone() for value in crossing])):
+    for call in (module, lambda _: boundary.train_suffix(*[value.clone() for value in activations])):
         module.load_state_dict(start)
         vars(module).update({name: attributes[name] for name in ("calls", "register")})
         module.train()
@@ -281,11 +281,11 @@ def test_the_part_where_a_module_leaves_the_way_of_its_halves_is_named() -> None
     module, images = WithTail(), torch.rand(2, 3, 16, 16)
     frozen = freeze(module, until="conv")
     halves = find_boundary(module, frozen, example=images)
-    crossing = compute_crossing(halves.prefix, images, nullcontext)
+    activations = compute_activations(halves.prefix, images, nullcontext)
     options: dict[str, Any] = {"arithmetic": nullcontext, "calls": Calls(modes=(True,), seed=1)}
-    assert find_culprit(module, halves, images, crossing, **options) == "the model's own forward"  # there is none
+    assert find_culprit(module, halves, images, activations, **options) == "the model's own forward"  # there is none
     module.tail.turned = True
-    assert find_culprit(module, halves, images, crossing, **options) == "what fc is given"
+    assert find_culprit(module, halves, images, activations, **options) == "what fc is given"
     module.tail.turned = False
-    assert find_culprit(module, halves, images, (crossing[0] + 1,), **options) == "what tail.linear is given"
+    assert find_culprit(module, halves, images, (activations[0] + 1,), **options) == "what tail.linear is given"
     assert module.training and not module.fc._forward_hooks

@@ -22,28 +22,28 @@ TENSORS: dict[str, Tensor] = {
 @pytest.mark.parametrize("name", TENSORS)
 def test_what_comes_back_is_what_was_given(name: str):
     value = TENSORS[name]
-    crossings = (make_boundary_spec(value, as_bf16=False),)
-    pages = pack_records((value,), crossings)
-    assert pages.shape == (5, record_bytes(crossings))
-    (again,) = unpack_records(pages, crossings)
+    specs = (make_boundary_spec(value, as_bf16=False),)
+    pages = pack_records((value,), specs)
+    assert pages.shape == (5, record_bytes(specs))
+    (again,) = unpack_records(pages, specs)
     assert torch.equal(again, value) and again.dtype == value.dtype
     assert again.stride() == value.stride()
-    assert rounding((value,), crossings) == 0
+    assert rounding((value,), specs) == 0
 
 
 def test_several_tensors_share_an_images_page():
     values = tuple(TENSORS.values())
-    crossings = tuple(make_boundary_spec(value, as_bf16=False) for value in values)
-    pages = pack_records(values, crossings)
+    specs = tuple(make_boundary_spec(value, as_bf16=False) for value in values)
+    pages = pack_records(values, specs)
     some = [4, 0, 0]
-    for again, value in zip(unpack_records(pages[some], crossings), values, strict=True):
+    for again, value in zip(unpack_records(pages[some], specs), values, strict=True):
         assert torch.equal(again, value[some])
 
 
 def test_half_the_bytes_round_and_the_error_is_the_relative_one():
     value = TENSORS["maps"]
-    crossings = (make_boundary_spec(value, as_bf16=True),)
-    assert record_bytes(crossings) == value[0].numel() * 2
-    (again,) = unpack_records(pack_records((value,), crossings), crossings)
+    specs = (make_boundary_spec(value, as_bf16=True),)
+    assert record_bytes(specs) == value[0].numel() * 2
+    (again,) = unpack_records(pack_records((value,), specs), specs)
     assert torch.equal(again, value.bfloat16().float())
-    assert rounding((value,), crossings) == pytest.approx(float((value - again).norm() / value.norm()), rel=1e-5)
+    assert rounding((value,), specs) == pytest.approx(float((value - again).norm() / value.norm()), rel=1e-5)

@@ -407,8 +407,8 @@ class Behind(Suffix):
         nn.Module.__init__(self)
         self.module = module
 
-    def forward(self, *crossing: torch.Tensor) -> torch.Tensor:
-        return self.module(*crossing)
+    def forward(self, *activations: torch.Tensor) -> torch.Tensor:
+        return self.module(*activations)
 
 
 def test_what_replays_a_models_own_code_is_not_compiled(net, noise) -> None:

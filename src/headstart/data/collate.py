@@ -55,7 +55,8 @@ def pad_rows(values: Tensor, size: int) -> Tensor:
     """The rows, and rows of zeros up to ``size``, in the same order in memory; nothing stays nothing."""
     if len(values) == size or values.numel() == 0:
         return values
-    order = sorted(range(values.ndim), key=lambda place: -values.stride(place))  # a layer's last bits depend on it
+    strides = values.stride()
+    order = sorted(range(values.ndim), key=lambda place: -strides[place])  # a layer's last bits depend on it
     rows = torch.empty_permuted((size, *values.shape[1:]), order, dtype=values.dtype, device=values.device)
     rows[: len(values)] = values
     rows[len(values) :] = 0

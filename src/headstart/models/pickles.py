@@ -58,11 +58,7 @@ def _outline(data: bytes) -> _Thing | None:
     stream = io.BytesIO(data)
     try:
         if zipfile.is_zipfile(stream):
-            with zipfile.ZipFile(stream) as archive:
-                inside = next(each for each in archive.infolist() if each.filename.rpartition("/")[2] == "data.pkl")
-                if inside.compress_type != zipfile.ZIP_STORED:  # torch never packs: it may unpack to any size
-                    return None
-                return _follow(io.BytesIO(archive.read(inside)))
+            return _follow(io.BytesIO(_read_pickle_in_archive(stream)))
         stream.seek(0)
         root = _follow(stream)
         for _ in range(_PICKLES_BEFORE if root.value == _TORCH_MAGIC else 0):
@@ -70,6 +66,15 @@ def _outline(data: bytes) -> _Thing | None:
     except (ValueError, IndexError, KeyError, StopIteration, OSError, zipfile.BadZipFile, AttributeError):
         return None  # damaged, or made by hand
     return root
+
+
+def _read_pickle_in_archive(stream: io.BytesIO) -> bytes:
+    """Raises: ValueError: the pickle is packed, which torch never does: it may unpack to any size."""
+    with zipfile.ZipFile(stream) as archive:
+        inside = next(each for each in archive.infolist() if each.filename.rpartition("/")[2] == "data.pkl")
+        if inside.compress_type != zipfile.ZIP_STORED:
+            raise ValueError("packed")
+        return archive.read(inside)
 
 
 def _follow(stream: io.BytesIO) -> _Thing:

@@ -129,7 +129,7 @@ def _choose_cache(
     chosen, why = _weigh_cache(config, phase, passes, cost, views=views)
     refused = f"; not further: {boundary.refused[0]}" if boundary.refused else ""
     why += not_val
-    return chosen, f"{why}, up to {' and '.join(dict.fromkeys(boundary.crossing))}{refused}" if refused else why
+    return chosen, f"{why}, up to {' and '.join(dict.fromkeys(boundary.labels))}{refused}" if refused else why
 
 
 def _list_passes(config: Config, phase: PhasePlan, images: Images, *, views: int) -> list[_Passes]:

@@ -29,11 +29,11 @@ class _Call:
 
 
 def find_culprit(
-    module: nn.Module, halves: Halves, images: Tensor, crossing: Sequence[Tensor], *, arithmetic: Arithmetic,
+    module: nn.Module, halves: Halves, images: Tensor, activations: Sequence[Tensor], *, arithmetic: Arithmetic,
     calls: Calls,
 ) -> str:  # fmt: skip
-    """Words for where the module, called on ``images`` (B, C, H, W), leaves the way of its halves on ``crossing``: the
-    first part that makes something else of the same, or is given something else. ``calls``: the first of them is made.
+    """Words for where the module, called on ``images`` (B, C, H, W), leaves the way of its halves on ``activations``:
+    the first part that makes something else of the same, or is given something else. ``calls``: the first is made.
 
     The module is left as it was.
     """
@@ -49,7 +49,7 @@ def find_culprit(
         return noted
 
     try:
-        return _first_difference(run(module, images), run(suffix, *crossing))
+        return _first_difference(run(module, images), run(suffix, *activations))
     except FAILURES:  # only one of the two runs at all
         return OWN_FORWARD
     finally:

@@ -112,7 +112,7 @@ class Cut:
         chosen = [content for content in sorted(parts) if not self._is_cheap(content, set(parts) - {content})]
         return tuple(kept for content in chosen for kept in self._parts(content, list(parts[content])))
 
-    def _check_reads(self, crossing: Collection[int]) -> None:
+    def _check_reads(self, kept: Collection[int]) -> None:
         """Raises: NotReplayable: Python reads a value that cannot be known without the images."""
         for content, place in (
             (c, p) for recordings in self.found for found in recordings for c, p in found.reads.items()
@@ -125,7 +125,7 @@ class Cut:
                         f"model: {place} decides by what depends on the images of a batch before anything can be kept, "
                         "so the model does not run from a cache"
                     )
-                if here not in crossing or not self._is_storable(here):
+                if here not in kept or not self._is_storable(here):
                     waiting += [need.content for need in self._sources(here) if need.content in self.book.of_images]
 
     def _sources(self, content: int) -> list[Need]:

@@ -60,14 +60,14 @@ class _KeepingRun(RealRun):
     def __init__(self, book: Book, frozen: Mapping[int, Memory], module: nn.Module, known: Known) -> None:
         super().__init__(book, frozen, module)
         self.kept = frozenset(each.content for each in known.kept)
-        self.crossed: dict[int, Tensor] = {}
+        self.seen: dict[int, Tensor] = {}
 
     def receive(self, memory: Memory) -> None:
         content = memory.content
-        if content in self.kept and content not in self.crossed:
+        if content in self.kept and content not in self.seen:
             assert content is not None and memory.real is not None
-            self.crossed[content] = memory.real
-            if self.kept <= self.crossed.keys():
+            self.seen[content] = memory.real
+            if self.kept <= self.seen.keys():
                 raise _AllMade
 
 
@@ -96,7 +96,7 @@ class Prefix(nn.Module):
         book = self._books.get(len(images)) or known.book(len(images))
         self._books[len(images)] = book
         run = _KeepingRun(book, self._sources.read(self.module, book), self.module, known)
-        run.crossed = {IMAGES: images} if IMAGES in run.kept else {}
+        run.seen = {IMAGES: images} if IMAGES in run.kept else {}
         try:
             with run:
                 self.module(run.image(images))
@@ -106,12 +106,12 @@ class Prefix(nn.Module):
             raise run.failure or error from None
         finally:
             settle(self.module)
-        missing = [each.label for each in known.kept if each.content not in run.crossed]
+        missing = [each.label for each in known.kept if each.content not in run.seen]
         if missing:
             raise NotReplayable(f"model: with {len(images)} images {missing[0]} is not computed as it was before")
         return tuple(
-            run.crossed[each.content] if each.part is None
-            else run.crossed[each.content].as_strided(*fill_in_batch(each.part, len(images)))
+            run.seen[each.content] if each.part is None
+            else run.seen[each.content].as_strided(*fill_in_batch(each.part, len(images)))
             for each in known.kept
         )  # fmt: skip
 
@@ -124,9 +124,9 @@ class _ReplayingRun(Run):
         self._wholes: dict[int, Tensor] = {}
         self._parts: dict[tuple[int, Geometry], Tensor] = {}
 
-    def hold(self, known: Known, crossing: tuple[Tensor, ...]) -> None:
+    def hold(self, known: Known, activations: tuple[Tensor, ...]) -> None:
         """Take what crosses."""
-        for each, value in zip(known.kept, crossing, strict=True):
+        for each, value in zip(known.kept, activations, strict=True):
             if each.part is None:
                 self._wholes[each.content] = value
             else:
@@ -237,17 +237,17 @@ class Suffix(nn.Module):
         self._known, self._books = known, dict[int, Book]()
         self._sources = Sources(known.frozen, known.contents)
 
-    def forward(self, *crossing: Tensor) -> Any:
+    def forward(self, *activations: Tensor) -> Any:
         """Return what the module gives.  Raises: NotReplayable: it needs a fixed value that was not kept."""
-        known, batch = self._known, len(crossing[0])
+        known, batch = self._known, len(activations[0])
         book = self._books.get(batch) or known.book(batch)
         self._books[batch] = book
         run = _ReplayingRun(book, self._sources.read(self.module, book), self.module)
-        run.hold(known, crossing)
+        run.hold(known, activations)
         geometry = Geometry(*fill_in_batch(known.image, batch))
         like = torch.empty_strided(geometry.size, geometry.stride, dtype=known.dtype, device="meta")
         memory = Memory(IMAGES, like)
-        memory.device = crossing[0].device
+        memory.device = activations[0].device
         try:
             with run:
                 outputs = plain_outputs(self.module(make_fixed(run, memory, geometry)))

@@ -77,27 +77,27 @@ def find_difference(
     images: Tensor,
     *,
     arithmetic: Arithmetic,
-    crossing: tuple[Tensor, ...] | None = None,
+    activations: tuple[Tensor, ...] | None = None,
     rounds: Sequence[Calls] = WHOLE,
 ) -> str | None:
     """Why the halves are not the module, as a clause; None where nothing differs.
 
     The module is called, not its ``forward``; in its place then the suffix, on what the prefix made of the same images
-    (``crossing``, where that is known), from the same buffers, attributes and generators. Outputs, gradients, and all
-    that is left behind are compared to the bit. Where no random numbers are drawn, one round is as good as several.
+    (``activations``, where that is known), from the same buffers, attributes and generators. Outputs, gradients, and
+    all that is left behind are compared to the bit. Where no random numbers are drawn, one round is enough.
     The module is left as it was.
 
     ``images``: (B, C, H, W), at least two, which BatchNorm needs.
     """
     before = read_before(module)
     try:
-        crossing = crossing or compute_crossing(halves.prefix, images, arithmetic)
+        activations = activations or compute_activations(halves.prefix, images, arithmetic)
         suffixes = {True: halves.train_suffix, False: halves.eval_suffix}
         for calls in rounds:
             restore_state(module, before)
             own = _run(module, {True: module, False: module}, (images,), calls, arithmetic)
             restore_state(module, before)
-            why = _compare_outcomes(own, _run(module, suffixes, crossing, calls, arithmetic))
+            why = _compare_outcomes(own, _run(module, suffixes, activations, calls, arithmetic))
             if why or not own.drew:
                 return why
     except _MODEL_FAILURES as error:
@@ -108,7 +108,7 @@ def find_difference(
     return None
 
 
-def compute_crossing(prefix: nn.Module, images: Tensor, arithmetic: Arithmetic) -> tuple[Tensor, ...]:
+def compute_activations(prefix: nn.Module, images: Tensor, arithmetic: Arithmetic) -> tuple[Tensor, ...]:
     """What the prefix makes of the images, in evaluation mode; modes are put back and, where it runs the module's own
     code, so is all that this changes: a ``train`` of the user's may clear what forward keeps.
     """
@@ -196,7 +196,7 @@ def find_mixing(prefix: nn.Module, images: Tensor, together: tuple[Tensor, ...])
     small share. They are given again in the other order, and each alone, from different states of the generators.
     """
     try:
-        again, mates = _rearrange_images(prefix, images), _among_others(partial(_plain_crossing, prefix), (images,))
+        again, mates = _rearrange_images(prefix, images), _among_others(partial(_plain_activations, prefix), (images,))
     except _MODEL_FAILURES as error:
         return f"does not run on each image alone ({type(error).__name__}: {_first_line(error)})"
     own = all(is_close(some, whole[rows]) for rows, made in again for whole, some in zip(together, made, strict=True))
@@ -206,7 +206,7 @@ def find_mixing(prefix: nn.Module, images: Tensor, together: tuple[Tensor, ...])
     return None if own else "depends on the other images of the batch, or on chance"
 
 
-def mixes_in_evaluation(suffix: nn.Module, crossing: tuple[Tensor, ...]) -> bool:
+def mixes_in_evaluation(suffix: nn.Module, activations: tuple[Tensor, ...]) -> bool:
     """Whether a score depends on the other images of a batch behind the boundary, too, in evaluation mode.
 
     Then it depends on what fills a batch up, which is not the same before the boundary and behind it.
@@ -223,10 +223,10 @@ def mixes_in_evaluation(suffix: nn.Module, crossing: tuple[Tensor, ...]) -> bool
         finally:
             restore_state(module, before)
 
-    together = outputs(*[value.clone() for value in crossing])
+    together = outputs(*[value.clone() for value in activations])
     return not all(
         _is_same(whole[place], some[place])
-        for place, made in _among_others(outputs, crossing)
+        for place, made in _among_others(outputs, activations)
         for whole, some in zip(together, made, strict=True)
     )
 
@@ -248,8 +248,8 @@ def _among_others(
     return found
 
 
-def _plain_crossing(prefix: nn.Module, images: Tensor) -> tuple[Tensor, ...]:
-    return compute_crossing(prefix, images, nullcontext)
+def _plain_activations(prefix: nn.Module, images: Tensor) -> tuple[Tensor, ...]:
+    return compute_activations(prefix, images, nullcontext)
 
 
 def find_mixing_node(prefix: fx.GraphModule, images: Tensor) -> fx.Node | None:
@@ -320,7 +320,7 @@ def _rearrange_images(prefix: nn.Module, images: Tensor) -> list[tuple[list[int]
     found = []
     for rows in orders:
         seed_generators(len(rows))
-        found.append((rows, compute_crossing(prefix, images[rows], nullcontext)))
+        found.append((rows, compute_activations(prefix, images[rows], nullcontext)))
     return found
 
 

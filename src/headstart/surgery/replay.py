@@ -39,13 +39,13 @@ class Replay:
     """A module cut in two. ``prefix``: images (B, C, H, W) -> tensors with B first; ``suffix``: these -> what the
     module gives.
 
-    ``crossing`` names the modules that made them; ``obstacles`` are operations behind which nothing is kept although
+    ``labels`` names the modules that made them; ``obstacles`` are operations behind which nothing is kept although
     all that they depend on is frozen.
     """
 
     prefix: Prefix
     suffix: Suffix
-    crossing: tuple[str, ...]
+    labels: tuple[str, ...]
     obstacles: tuple[Obstacle, ...]
 
     @property
@@ -93,7 +93,7 @@ def find_replay(module: nn.Module, images: Tensor, frozen_tensors: Collection[st
     known = Known(contents, pairs, kept, image, images.dtype, frozen)
     return Replay(
         prefix=Prefix(module, known), suffix=Suffix(module, known),
-        crossing=tuple(each.label for each in kept), obstacles=cut.obstacles(),
+        labels=tuple(each.label for each in kept), obstacles=cut.obstacles(),
     )  # fmt: skip
 
 

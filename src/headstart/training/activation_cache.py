@@ -33,7 +33,7 @@ from headstart.surgery.fixed_values import NotReplayable
 from headstart.surgery.halves import Prefix
 from headstart.surgery.layout import iterate_tensors
 from headstart.surgery.module_state import code_digest
-from headstart.surgery.proof import compute_crossing
+from headstart.surgery.proof import compute_activations
 from headstart.training.boundary_tensors import (
     BoundarySpec,
     make_boundary_spec,
@@ -70,7 +70,7 @@ class _Facts:
     """What decides the bits at the boundary, but for the random changes."""
 
     format: int
-    crossings: list[dict[str, Any]]
+    boundary_specs: list[dict[str, Any]]
     precision: str
     memory_format: str
     batch: int
@@ -105,7 +105,7 @@ class ActivationDataset:
             batches = replace(batches, batch_size=where.batch_size or batches.batch_size)
         batches = replace(batches, dataset=images)
         self._prefix, self._batches, self._rules = boundary.prefix, batches, rules
-        self.crossings = find_boundary_specs(boundary.prefix, batches, rules, dtype=where.dtype)
+        self.boundary_specs = find_boundary_specs(boundary.prefix, batches, rules, dtype=where.dtype)
         augmentation = images.augmentation
         self._first = augmentation.first_epoch if augmentation else 0
         views = augmentation.views if augmentation else 1
@@ -115,11 +115,11 @@ class ActivationDataset:
         self._computed_pages = 0
         self._rounding = 0.0
         self._files: dict[str, RecordFile] = {}  # by key, a view each
-        count, size, facts = len(batches.samples), record_bytes(self.crossings), self._facts()
+        count, size, facts = len(batches.samples), record_bytes(self.boundary_specs), self._facts()
         try:
             for view in range(views):
                 key = _key(facts, self._changes(view))
-                about = {"model": where.model, "boundary": list(boundary.crossing), "images": count, "view": view}
+                about = {"model": where.model, "boundary": list(boundary.labels), "images": count, "view": view}
                 self._files[key] = self._shelf.open_records(key, count=count, record_bytes=size, about=about)
         except (StorageError, NotReplayable):
             self.close()
@@ -144,7 +144,7 @@ class ActivationDataset:
     def summary(self) -> str:
         """What is there, in words."""
         count, views = len(self._batches.samples), len(self._files)
-        each = record_bytes(self.crossings)
+        each = record_bytes(self.boundary_specs)
         text = f"{count:,} images{f' x {views} views' if views > 1 else ''}, {count * views * each / 2**20:,.1f} MiB"
         stored = f", stored as bf16 (relative error {self._rounding:.1e})" if self._rounding else ""
         return f"{text}{stored}; {self._computed_pages:,} computed, {count * views - self._computed_pages:,} read"
@@ -193,7 +193,7 @@ class ActivationDataset:
         return found
 
     def _read(self, view: int, part: Sequence[int]) -> Arguments:
-        size, pinned = record_bytes(self.crossings), self._batches.pinned
+        size, pinned = record_bytes(self.boundary_specs), self._batches.pinned
         pages = torch.empty(len(part), size, dtype=torch.uint8, pin_memory=pinned)
         rows, file = pages.numpy(), self._file(view)
         damaged = [place for place, position in enumerate(part) if not file.read(position, rows[place].data)]
@@ -203,7 +203,7 @@ class ActivationDataset:
             self._mended += [position for position in again if not self._is_changed(position)]
             pages[damaged] = values[[again.index(part[place]) for place in damaged]]
             self._keep(view, again, values)  # where it cannot be written, the next reader computes it again
-        return unpack_records(pages, self.crossings)
+        return unpack_records(pages, self.boundary_specs)
 
     def _make_again(self, view: int, positions: Sequence[int]) -> Tensor:
         """Pages (N, page_bytes) of damaged ones, computed anew.
@@ -248,7 +248,7 @@ class ActivationDataset:
         return [[] if self._is_proven(view) else self._all() for view in range(len(self._files))]
 
     def _is_proven(self, view: int) -> bool:
-        first, room = self._all()[: self._batches.batch_size], bytearray(record_bytes(self.crossings))
+        first, room = self._all()[: self._batches.batch_size], bytearray(record_bytes(self.boundary_specs))
         if [*self._files][view] in _PROVEN:
             return True
         pages, file = self._pages(view, first), self._file(view)
@@ -269,14 +269,14 @@ class ActivationDataset:
         coming = iter(groups)
         for batch in self._batches.pad_batches(groups, epoch=self._first + view):
             values = through_prefix(self._prefix, batch, self._rules)
-            self._rounding = max(self._rounding, rounding(values, self.crossings))
-            yield next(coming), pack_records(values, self.crossings)[: batch.size]
+            self._rounding = max(self._rounding, rounding(values, self.boundary_specs))
+            yield next(coming), pack_records(values, self.boundary_specs)[: batch.size]
 
     def _facts(self) -> _Facts:
         batches, rules = self._batches, self._rules
         machine = environment(device_of(self._prefix))
         return _Facts(
-            format=_FORMAT, crossings=[crossing.to_dict() for crossing in self.crossings],
+            format=_FORMAT, boundary_specs=[spec.to_dict() for spec in self.boundary_specs],
             precision=rules.precision, memory_format=rules.memory_format, batch=batches.batch_size,
             machine={name: value for name, value in machine.items() if name not in (*FOR_PEOPLE, "world_size")},
             prefix=prefix_digest(self._prefix), preprocess=batches.preprocess.to_dict(),
@@ -350,7 +350,7 @@ def through_prefix(prefix: nn.Module, batch: Batch, rules: StepRules) -> Argumen
 
 
 def _compute_activations(prefix: nn.Module, images: Tensor, rules: StepRules) -> Arguments:
-    return compute_crossing(prefix, images, partial(autocast, device_of(prefix), rules.precision))
+    return compute_activations(prefix, images, partial(autocast, device_of(prefix), rules.precision))
 
 
 def _key(facts: _Facts, changes: _Changes) -> str:

@@ -33,7 +33,7 @@ from headstart.surgery.no_trace import no_trace
 from headstart.surgery.origins import is_library
 from headstart.surgery.proof import (
     Calls,
-    compute_crossing,
+    compute_activations,
     find_difference,
     find_mixing,
     find_mixing_node,
@@ -136,7 +136,7 @@ def _trace_boundary(module: nn.Module, frozen: Frozen, images: Tensor, rules: St
         boundary = find_boundary(module, frozen, example=images, search=search)
         assert isinstance(boundary.prefix, fx.GraphModule)
         with in_eval(module):
-            together = compute_crossing(boundary.prefix, images, nullcontext)
+            together = compute_activations(boundary.prefix, images, nullcontext)
             mixing = find_mixing(boundary.prefix, images, together)
             node = find_mixing_node(boundary.prefix, images) if mixing else None
         if node is None:
@@ -157,10 +157,10 @@ def _replay_boundary(module: nn.Module, frozen: Frozen, images: Tensor, rules: S
         prefix=replay.prefix,
         train_suffix=replay.suffix,
         eval_suffix=replay.suffix,
-        crossing=replay.crossing,
+        labels=replay.labels,
         refused=tuple(map(str, replay.obstacles)),
     )
-    together = compute_crossing(boundary.prefix, images, nullcontext)
+    together = compute_activations(boundary.prefix, images, nullcontext)
     mixing = find_mixing(boundary.prefix, images, together)
     _check(module, boundary, images, rules, together, mixing)
     return replace(boundary, mixes_in_evaluation=mixes_in_evaluation(boundary.eval_suffix, together))
@@ -182,7 +182,7 @@ def _check(
         raise ModelError(f"model: what is frozen {mixing}")
     arithmetic = partial(autocast, device_of(module), rules.precision)
     known = together if rules.precision == "fp32" else None
-    why = find_difference(module, boundary, images, arithmetic=arithmetic, crossing=known)
+    why = find_difference(module, boundary, images, arithmetic=arithmetic, activations=known)
     if why:
         raise ModelError(f"model: {why}")
 
@@ -214,7 +214,7 @@ class CacheCheck:
 
     def __init__(self, module: nn.Module, boundary: Boundary, batches: Batches, rules: StepRules) -> None:
         assert isinstance(batches.dataset, ActivationDataset)
-        self._cached, self._crossings = batches.dataset, batches.dataset.crossings
+        self._cached, self._specs = batches.dataset, batches.dataset.boundary_specs
         self._module, self._boundary, self._batches, self._rules = module, boundary, batches, rules
         self._begun, self._spent, self._looks = time.monotonic(), 0.0, 0
 
@@ -246,17 +246,17 @@ class CacheCheck:
         pixels = _in_pixels(self._batches, count=len(places))
         images = inputs_of(next(pixels.pad_batches([places], epoch=epoch)), self._module, rules)
         arithmetic = partial(autocast, device_of(self._module), rules.precision)
-        computed = compute_crossing(self._boundary.prefix, images, arithmetic)
+        computed = compute_activations(self._boundary.prefix, images, arithmetic)
         (rows,) = self._cached.read_batches([places], epoch=epoch)
-        as_stored = [getattr(torch, crossing.stored) for crossing in self._crossings]
+        as_stored = [getattr(torch, spec.stored) for spec in self._specs]
         pairs = zip(rows, computed, as_stored, strict=True)
         same = [is_close(row.to(value.device), value, stored=kind) for row, value, kind in pairs]
         if not all(same):
-            label = self._boundary.crossing[same.index(False)]
+            label = self._boundary.labels[same.index(False)]
             return f"what is read for an image is not what the frozen part up to {label} makes of it"
         calls = Calls(modes=(self._looks % 2 == 0,), seed=self._looks)
         why = find_difference(
-            self._module, self._boundary, images, arithmetic=arithmetic, crossing=computed, rounds=(calls,)
+            self._module, self._boundary, images, arithmetic=arithmetic, activations=computed, rounds=(calls,)
         )
         if why is None or self._batches.processes.is_distributed:  # a layer may wait for those of other processes
             return why

@@ -156,7 +156,7 @@ def _find_average_suffix(
         own_boundary = prove_boundary(average, frozen, batches, rules)
     except ModelError:
         return None
-    if own_boundary.crossing != boundary.crossing:
+    if own_boundary.labels != boundary.labels:
         return None
     specs, own_specs = (
         find_boundary_specs(each.prefix, batches, rules, dtype=dtype) for each in (boundary, own_boundary)
