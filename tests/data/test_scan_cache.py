@@ -46,13 +46,13 @@ def settled(monkeypatch: pytest.MonkeyPatch) -> None:
 def decoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The names of the images that scans decode, as they go."""
     seen: list[str] = []
-    check = scan.measure_image
+    check = scan.shrink_image
 
-    def note(content: bytes, *, where: str) -> None:
+    def note(content: bytes, *, where: str) -> object:
         seen.append(Path(where).name)
-        check(content, where=where)
+        return check(content, where=where)
 
-    monkeypatch.setattr(scan, "measure_image", note)
+    monkeypatch.setattr(scan, "shrink_image", note)
     return seen
 
 
@@ -236,10 +236,20 @@ def test_it_is_listed_and_cleared_as_the_other_caches_are(root: Path, load, caps
     assert load().scan.known == 0
 
 
+def _findings(*numbers: int) -> scan_cache.Findings:
+    images = {
+        f"{number}.png": scan_cache.Finding(
+            stamp=(1, 2, 3, number), digest=f"{number:064}", fingerprint=f"{number:016}", measured=("uint16", number)
+        )
+        for number in numbers
+    }
+    return scan_cache.Findings(images, {f"{number:032}": number % 2 == 0 for number in numbers})
+
+
 def _write(folder: Path, first: int) -> None:
     disk_cache = DiskCache(folder, limit_bytes=10**9)
     for number in range(first, first + 20):
-        scan_cache.write_findings(disk_cache, "/photos", {f"{number}.png": ((1, 2, 3, number), f"{number:064}", ())})
+        scan_cache.write_findings(disk_cache, "/photos", _findings(number))
 
 
 def test_several_processes_that_write_at_once_lose_nothing(own_cache: Path) -> None:
@@ -250,5 +260,5 @@ def test_several_processes_that_write_at_once_lose_nothing(own_cache: Path) -> N
     for writer in writers:
         writer.join()
     found = scan_cache.read_findings(DiskCache(own_cache, limit_bytes=10**9), "/photos")
-    assert found == {f"{number}.png": ((1, 2, 3, number), f"{number:064}", ()) for number in range(80)}
+    assert found == _findings(*range(80))
     assert [path.name for path in own_cache.glob("scans/*/*") if path.name.startswith(".")] == []

@@ -116,7 +116,7 @@ def test_a_signal_during_the_scan_leaves_while_files_are_still_being_decoded(
         release.wait(60)
 
     monkeypatch.setenv("HEADSTART_CACHE", str(tmp_path / "cache"))  # where no scan has found these pictures
-    monkeypatch.setattr(scan, "check_image", check)
+    monkeypatch.setattr(scan, "shrink_image", check)
     before = signal.signal(signal.SIGUSR1, hear)
     try:
         with pytest.raises(Heard):

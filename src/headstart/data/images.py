@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from headstart.config.schema import Augment, Cache, Config, Data
 from headstart.config.schema import Batch as BatchOptions
 from headstart.data.augmentation import Augmentation
+from headstart.data.copies import describe_copies
 from headstart.data.dataset import ImageDataset
 from headstart.data.decoding.decoded_cache import Decoded
 from headstart.data.levels import choose_levels, refuse_bands
@@ -111,10 +112,16 @@ def open_images(
 
 
 def load_images(
-    config: Config, preprocess: Preprocess, *, given: Source | None = None, on_decoded: OnDecoded | None = None
+    config: Config,
+    preprocess: Preprocess,
+    *,
+    given: Source | None = None,
+    on_decoded: OnDecoded | None = None,
+    join_near: bool = True,
 ) -> Images:
     """All that the configuration says about data, done: listed, decoded once, split, cut into batches; of the source
-    that was ``given`` in Python, where one was.
+    that was ``given`` in Python, where one was. ``join_near``: a split that is made here keeps resized and re-encoded
+    copies on one side, as it does exact ones.
 
     Raises:
         DataError: the source is missing, unclear or damaged; the message says where and what to do.
@@ -133,8 +140,8 @@ def load_images(
     refuse_unreadable(scan, config.data)
     # among the readable ones: skipped files are as if they were not there
     indices = {record.name: index for index, record in enumerate(readable.records)}
-    records, split_notes = _divide(readable, scan, config)
-    notes = listing.notes + skipped + split_notes + _duplicate_notes(records, scan)
+    records, split_notes = _divide(readable, scan, config, join_near=join_near)
+    notes = listing.notes + skipped + split_notes + describe_copies(records, scan)
     notes += compare_splits(records, kind=listing.kind, source=listing.source.name)
     refuse_bands(scan.measured, channels=preprocess.channels, source=listing.source.name)
     asked = None if config.data.range == "auto" else config.data.range
@@ -238,7 +245,9 @@ def _without_unreadable(listing: Listing, scan: Scan) -> tuple[Listing, tuple[st
     return replace(listing, records=records), (note,)
 
 
-def _divide(listing: Listing, scan: Scan, config: Config) -> tuple[tuple[Record, ...], tuple[str, ...]]:
+def _divide(
+    listing: Listing, scan: Scan, config: Config, *, join_near: bool
+) -> tuple[tuple[Record, ...], tuple[str, ...]]:
     """Records with their splits, and how they came about."""
     given = Counter(record.split for record in listing.records)
     if given["val"] > 0:
@@ -252,7 +261,8 @@ def _divide(listing: Listing, scan: Scan, config: Config) -> tuple[tuple[Record,
     test = 0.0 if given["test"] else config.data.test
     if config.data.val + test >= 1:
         raise DataError(f"data.val, data.test: {config.data.val} and {test} leave nothing to train on; give less")
-    chosen = split_records(ours, duplicates=scan.duplicates, val=config.data.val, test=test, seed=config.seed)
+    copies = (*scan.duplicates, *scan.near_copies) if join_near else scan.duplicates
+    chosen = split_records(ours, duplicates=copies, val=config.data.val, test=test, seed=config.seed)
     counts: Counter[Split] = Counter(chosen.values())
     if not counts["val"] or (test > 0 and not counts["test"]):
         raise DataError(
@@ -260,7 +270,8 @@ def _divide(listing: Listing, scan: Scan, config: Config) -> tuple[tuple[Record,
             f"class (not copies of one picture, nor all of one group), or folders train and val"
         )
     by = find_kind(listing.kind).stratum
-    kept = "duplicates" if config.data.group is None else f"duplicates and equal {config.data.group!r}"
+    kept = f"copies ({'exact, resized or re-encoded' if join_near else 'exact ones'})"
+    kept += "" if config.data.group is None else f" and equal {config.data.group!r}"
     parts = ", ".join(f"{counts[split]} {split}" for split in ("train", "val", "test") if counts[split])
     note = f"split: made by seed {config.seed}, stratified by {by}: {parts}; {kept} stay on one side"
     records = tuple(replace(record, split=chosen.get(record.name, record.split)) for record in listing.records)
@@ -276,31 +287,6 @@ def _find_shared_groups(records: Sequence[Record]) -> tuple[str, ...]:
     cut = sorted(group for group, splits in sides.items() if len(splits) > 1)
     verb = "groups are" if len(cut) > 1 else "group is"
     return (f"{len(cut)} {verb} in more than one split as given: {some(cut)}",) if cut else ()
-
-
-def _duplicate_notes(records: Sequence[Record], scan: Scan) -> tuple[str, ...]:
-    """What exact copies mean for these splits and labels."""
-    by_name = {record.name: record for record in records}
-    groups = [[by_name[name] for name in names] for names in scan.duplicates]
-    notes = []
-    for one, other in (("train", "val"), ("train", "test"), ("val", "test")):
-        shared = [group for group in groups if {one, other} <= {str(record.split) for record in group}]
-        if shared:
-            shown = some([group[0].name for group in shared], limit=3)
-            verb = "images are" if len(shared) > 1 else "image is"
-            notes.append(f"{len(shared)} {verb} in both {one} and {other} (exact copies, e.g. {shown})")
-    torn = [group for group in groups if len({_answer(record) for record in group}) > 1]
-    if torn:
-        examples = [f"{record.name} = {record.labels or _answer(record)[1]}" for record in torn[0][:2]]
-        verb = "images have" if len(torn) > 1 else "image has"
-        notes.append(f"{len(torn)} {verb} copies with different labels, e.g. {some(examples)}")
-    if groups and not notes:
-        notes.append(f"{len(groups)} {'images have' if len(groups) > 1 else 'image has'} exact copies")
-    return tuple(notes)
-
-
-def _answer(record: Record) -> tuple[tuple[str, ...], tuple[float, ...]]:
-    return record.labels, tuple(record.numbers.values())
 
 
 def _task(listing: Listing, *, log: bool) -> TaskSpec:
@@ -335,7 +321,8 @@ def audit(source: str | Path | Source, *, on_decoded: OnDecoded | None = None) -
 
     Returns:
         The ``hashes`` (SHA-256) and ``stamps`` of the readable files, by name, the ``unreadable`` ones with reasons,
-        and the ``duplicates``: names of files that are equal to the byte.
+        the ``duplicates``: names of files that are equal to the byte, and the ``near_copies``: names of two that show
+        one picture, resized or saved again.
 
     Raises:
         DataError: There is no such source, or no image in it.

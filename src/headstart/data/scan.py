@@ -1,4 +1,4 @@
-"""One pass over every image before the first step: decoded once, hashed, damage and duplicates known."""
+"""One pass over every image before the first step: decoded once, hashed, damage and copies known."""
 
 from __future__ import annotations
 
@@ -7,21 +7,24 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import astuple, dataclass, field
+from dataclasses import astuple, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
 from headstart.config.schema import Data
-from headstart.data.decoding.decode import UnreadableImage, measure_image
+from headstart.data.decoding.decode import UnreadableImage
 from headstart.data.decoding.interruptible import map_in_threads
+from headstart.data.decoding.likeness import make_fingerprints, shrink_image
 from headstart.data.decoding.raster import Measured
-from headstart.data.scan_cache import NOTHING_FOUND, Findings, read_findings, write_findings
+from headstart.data.near_copies import Pair, find_near_copies
+from headstart.data.scan_cache import NOTHING_FOUND, Finding, Findings, read_findings, write_findings
 from headstart.data.sources.source import Record, Source, Stamp, is_stamped, read_content
 from headstart.distributed.collectives import all_gather_object
 from headstart.distributed.processes import current
 from headstart.errors import DataError, StorageError
 from headstart.storage.disk_cache import DiskCache
 
+_AT_ONCE = 4096  # images whose fingerprints are made at once
 OnDecoded = Callable[[int, int], None]
 """Called with (images done, images in all)."""
 
@@ -43,6 +46,7 @@ class Unreadable:
 @dataclass(frozen=True, kw_only=True)
 class Scan:
     """What the pass found. ``hashes``: SHA-256 of each readable image, by name; ``duplicates``: names of equal ones;
+    ``near_copies``: names of two that differ, but show one picture, resized or saved again (of equal ones the first);
     ``stamps``: what the source says of each readable one (of a file size, times and inode), empty where that proves
     nothing; ``known``: how many were not decoded, since they are what an earlier scan found; ``not_kept``: why what was
     found is not kept for later ones, as a sentence; ``measured``: by name, the values of images of more than 8 bits or
@@ -52,6 +56,7 @@ class Scan:
     hashes: Mapping[str, str]
     unreadable: tuple[Unreadable, ...]
     duplicates: tuple[tuple[str, ...], ...]
+    near_copies: tuple[tuple[str, str], ...] = ()
     stamps: Mapping[str, tuple[int, ...]] = field(default_factory=dict, repr=False)
     known: int = 0
     not_kept: str | None = None
@@ -67,7 +72,9 @@ class Scan:
 
 @dataclass(frozen=True)
 class _Outcome:
-    """Of one image: its name, SHA-256 or why it cannot be read, stamp, and whether an earlier scan found this."""
+    """Of one image: its name, SHA-256 or why it cannot be read, stamp, whether an earlier scan found this, what its
+    values are, and its fingerprint.
+    """
 
     name: str
     digest: str | None = None
@@ -75,6 +82,7 @@ class _Outcome:
     stamp: Stamp = ()
     known: bool = False
     measured: tuple[int | float | str, ...] = ()
+    fingerprint: str = ""
 
 
 def scan_records(
@@ -86,30 +94,34 @@ def scan_records(
     fresh: bool = False,
     on_decoded: OnDecoded | None = None,
 ) -> Scan:
-    """Decode the image of every record, in threads: Pillow's decoders release the interpreter's lock.
+    """Decode the image of every record, in threads (Pillow's decoders release the interpreter's lock), and find copies.
 
     Of several processes each decodes its part, and each gets the whole result. What is found is kept in ``disk_cache``,
     and what earlier scans found there of images that have not changed is taken, unless ``fresh``.
     """
     ours = current()
     findings, problem = _read_findings(source, None if fresh else disk_cache)
-    part, outcomes = records[ours.rank :: ours.world_size], list[_Outcome]()
+    part, outcomes, waiting = records[ours.rank :: ours.world_size], list[_Outcome](), list[tuple[_Outcome, bytes]]()
     examine = partial(_examine, source, findings)
     with closing(map_in_threads(examine, part, threads=threads)) as examined:
         for done, outcome in enumerate(examined, start=1):
-            outcomes.append(outcome)
+            waiting.append(outcome)
+            if len(waiting) == _AT_ONCE or done == len(part):
+                outcomes += _add_fingerprints(waiting)
+                waiting = []
             if on_decoded is not None:
                 on_decoded(min(done * ours.world_size, len(records)), len(records))
     gathered = all_gather_object([astuple(outcome) for outcome in outcomes])  # which takes what JSON can hold
     found = {
-        name: _Outcome(name, digest, reason, tuple(stamp), known, tuple(measured))
+        name: _Outcome(name, digest, reason, tuple(stamp), known, tuple(measured), fingerprint)
         for some in gathered
-        for name, digest, reason, stamp, known, measured in some
+        for name, digest, reason, stamp, known, measured, fingerprint in some
     }
     ordered = [(record, found[record.name]) for record in records]
-    if disk_cache is not None and problem is None and ours.local_rank == 0:
-        problem = _keep_findings(source, disk_cache, [one for one in found.values() if not one.known])
     hashes = {one.name: one.digest for _, one in ordered if one.digest is not None}
+    copies, verdicts = _find_near_copies(source, ordered, findings, threads=threads)
+    if disk_cache is not None and problem is None and ours.local_rank == 0:
+        problem = _keep_findings(source, disk_cache, [one for one in found.values() if not one.known], verdicts)
     return Scan(
         hashes=hashes,
         unreadable=tuple(
@@ -118,6 +130,7 @@ def scan_records(
             if one.digest is None
         ),
         duplicates=_duplicates(hashes),
+        near_copies=tuple(sorted((one.name, other.name) for one, other in copies)),
         stamps={name: found[name].stamp for name in hashes},
         known=sum(one.known for one in found.values()),
         not_kept=problem,
@@ -139,45 +152,69 @@ def hash_records(
 
 
 def _hash(source: Source, findings: Findings, record: Record) -> str:
-    stamp, digest, _ = findings.get(record.name, NOTHING_FOUND)
-    if stamp and is_stamped(source) and source.stamp(record) == stamp:
-        return digest
+    before = findings.images.get(record.name, NOTHING_FOUND)
+    if before.stamp and is_stamped(source) and source.stamp(record) == before.stamp:
+        return before.digest
     return hashlib.sha256(read_content(source, record)[0]).hexdigest()
 
 
 def _read_findings(source: Source, disk_cache: DiskCache | None) -> tuple[Findings, str | None]:
     """What earlier scans found, or why that cannot be used."""
     if disk_cache is None or not is_stamped(source):
-        return {}, None
+        return Findings(), None
     try:
         return read_findings(disk_cache, source.place), None
     except StorageError as error:
-        return {}, str(error)
+        return Findings(), str(error)
 
 
-def _keep_findings(source: Source, disk_cache: DiskCache, outcomes: Sequence[_Outcome]) -> str | None:
+def _add_fingerprints(examined: Sequence[tuple[_Outcome, bytes]]) -> list[_Outcome]:
+    made = make_fingerprints([shrunk for _, shrunk in examined])
+    return [replace(one, fingerprint=text) if text else one for (one, _), text in zip(examined, made, strict=True)]
+
+
+def _find_near_copies(
+    source: Source, outcomes: Sequence[tuple[Record, _Outcome]], findings: Findings, *, threads: int
+) -> tuple[tuple[Pair, ...], Mapping[str, bool]]:
+    """Of each content the first record, in pairs that show one picture; and what was compared for that."""
+    contents: dict[str, tuple[Record, str]] = {}
+    for record, one in sorted(outcomes, key=lambda pair: pair[0].name):
+        if one.digest is not None:
+            contents.setdefault(one.digest, (record, one.fingerprint))
+    return find_near_copies(source, contents, verdicts=findings.verdicts, threads=threads)
+
+
+def _keep_findings(
+    source: Source, disk_cache: DiskCache, outcomes: Sequence[_Outcome], verdicts: Mapping[str, bool]
+) -> str | None:
     """Keep what is new and proves something for later scans; why that cannot be done."""
-    new = {one.name: (one.stamp, one.digest, one.measured) for one in outcomes if one.digest is not None and one.stamp}
-    if not new or not is_stamped(source):
+    new = {
+        one.name: Finding(stamp=one.stamp, digest=one.digest, fingerprint=one.fingerprint, measured=one.measured)
+        for one in outcomes
+        if one.digest is not None and one.stamp
+    }
+    if not (new or verdicts) or not is_stamped(source):
         return None
     try:
-        write_findings(disk_cache, source.place, new)
+        write_findings(disk_cache, source.place, Findings(new, verdicts))
     except StorageError as error:
         return str(error)
     return None
 
 
-def _examine(source: Source, findings: Findings, record: Record) -> _Outcome:
-    stamp, digest, measured = findings.get(record.name, NOTHING_FOUND)
-    if stamp and is_stamped(source) and source.stamp(record) == stamp:
-        return _Outcome(record.name, digest, stamp=stamp, known=True, measured=measured)
+def _examine(source: Source, findings: Findings, record: Record) -> tuple[_Outcome, bytes]:
+    """The outcome, and what its fingerprint is still to be made of."""
+    name, before = record.name, findings.images.get(record.name, NOTHING_FOUND)
+    if before.stamp and is_stamped(source) and source.stamp(record) == before.stamp:
+        kept = {"measured": before.measured, "fingerprint": before.fingerprint}
+        return _Outcome(name, before.digest, stamp=before.stamp, known=True, **kept), b""  # type: ignore[arg-type]
     try:
         content, stamp = read_content(source, record)
-        found = measure_image(content, where=source.where(record))
+        shrunk, found = shrink_image(content, where=source.where(record))
     except UnreadableImage as error:
-        return _Outcome(record.name, reason=error.reason)
+        return _Outcome(name, reason=error.reason), b""
     measured = () if found is None else astuple(found)
-    return _Outcome(record.name, hashlib.sha256(content).hexdigest(), stamp=stamp, measured=measured)
+    return _Outcome(name, hashlib.sha256(content).hexdigest(), stamp=stamp, measured=measured), shrunk
 
 
 def _duplicates(hashes: Mapping[str, str]) -> tuple[tuple[str, ...], ...]:

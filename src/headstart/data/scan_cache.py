@@ -1,8 +1,9 @@
 """What earlier scans found, kept by content: a file that is the one it was then is not decoded again.
 
-Kept of each readable image are its name, its stamp (of a file size, times and inode) and its SHA-256, in one file for
-all images of one place. What was unreadable is looked at each time: the reason may have been the machine's. A stamp is
-there only where the image had been untouched for 3 s, as git's index has it, so that no later write can bear the same.
+Kept of each readable image are its name, its stamp (of a file size, times and inode), its SHA-256 and its fingerprint,
+and of each pair that was compared whether it shows one picture; in one file for all images of one place. What was
+unreadable is looked at each time: the reason may have been the machine's. A stamp is there only where the image had
+been untouched for 3 s, as git's index has it, so that no later write can bear the same.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import hashlib
 import json
 import zlib
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
@@ -20,12 +22,32 @@ from PIL import Image, ImageFile, features
 from headstart.data.sources.source import Stamp
 from headstart.storage.disk_cache import DiskCache
 
-Finding = tuple[Stamp, str, tuple[int | float | str, ...]]
-Findings = Mapping[str, Finding]
-"""By name, the stamp of a readable image, the SHA-256 of its bytes, and what its values were measured to be, if that
-was worth keeping (see ``Measured``)."""
-NOTHING_FOUND: Finding = ((), "", ())
-_FORMAT = 1
+_FORMAT = 2  # 1 had no fingerprints; it is under another key, and such places are scanned again
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """Of a readable image its stamp, the SHA-256 of its bytes, its fingerprint (see ``decoding/likeness.py``), and what
+    its values were measured to be, if that was worth keeping (see ``Measured``).
+    """
+
+    stamp: Stamp = ()
+    digest: str = ""
+    fingerprint: str = ""
+    measured: tuple[int | float | str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Findings:
+    """``images``: what was found of each, by name; ``verdicts``: whether two contents show one picture (see
+    ``near_copies.py``).
+    """
+
+    images: Mapping[str, Finding] = field(default_factory=dict)
+    verdicts: Mapping[str, bool] = field(default_factory=dict)
+
+
+NOTHING_FOUND = Finding()
 _DECODERS = ("jpg", "libjpeg_turbo", "zlib", "zlib_ng", "libtiff", "webp")
 
 
@@ -39,26 +61,40 @@ def read_findings(disk_cache: DiskCache, place: str) -> Findings:
 
 def write_findings(disk_cache: DiskCache, place: str, findings: Findings) -> None:
     """Add to what is kept of this place.  Raises: StorageError: it cannot be kept."""
-    about = {"model": "scan", "boundary": [place], "images": len(findings)}
-    disk_cache.scans().update_whole(_key(place), lambda before: _format({**_parse(before), **findings}), about=about)
+    about = {"model": "scan", "boundary": [place], "images": len(findings.images)}
+    disk_cache.scans().update_whole(_key(place), lambda before: _format(_add(_parse(before), findings)), about=about)
+
+
+def _add(before: Findings, new: Findings) -> Findings:
+    return Findings({**before.images, **new.images}, {**before.verdicts, **new.verdicts})
 
 
 def _parse(content: bytes | None) -> Findings:
     if content is None:
-        return {}
+        return Findings()
     try:
-        rows = json.loads(zlib.decompress(content))
-        return {
-            str(name): (tuple(map(int, stamp)), str(digest), tuple(more[0]) if more else ())
-            for name, (stamp, digest, *more) in rows.items()
+        kept = json.loads(zlib.decompress(content))
+        images = {
+            str(name): Finding(
+                stamp=tuple(map(int, stamp)),
+                digest=str(digest),
+                fingerprint=str(fingerprint),
+                measured=tuple(more[0]) if more else (),
+            )
+            for name, (stamp, digest, fingerprint, *more) in kept["images"].items()
         }
-    except (ValueError, TypeError, AttributeError, zlib.error):  # of another version
-        return {}
+        return Findings(images, {str(key): bool(verdict) for key, verdict in kept["verdicts"].items()})
+    except (ValueError, TypeError, KeyError, AttributeError, zlib.error):  # of another version
+        return Findings()
 
 
 def _format(findings: Findings) -> bytes:
-    rows = {name: (*first, *([measured] if measured else [])) for name, (*first, measured) in findings.items()}
-    return zlib.compress(json.dumps(rows, separators=(",", ":")).encode(), 1)
+    rows = {
+        name: (one.stamp, one.digest, one.fingerprint, *([one.measured] if one.measured else []))
+        for name, one in findings.images.items()
+    }
+    kept = {"images": rows, "verdicts": findings.verdicts}
+    return zlib.compress(json.dumps(kept, separators=(",", ":")).encode(), 1)
 
 
 def _key(place: str) -> str:

@@ -42,27 +42,34 @@ def split_records(
 
 
 def make_clusters(records: Sequence[Record], *, duplicates: Sequence[Sequence[str]]) -> list[Cluster]:
-    """Images joined by equal content or an equal group, in the order of their first keys."""
-    parent = {record.name: record.name for record in records}
-
-    def find(key: str) -> str:
-        while parent[key] != key:
-            parent[key] = parent[parent[key]]
-            key = parent[key]
-        return key
-
+    """Images joined by one content or picture, or an equal group, in the order of their first keys."""
     together: dict[str, list[str]] = defaultdict(list)
     for record in records:
         if record.group is not None:
             together[record.group].append(record.name)
-    for keys in [*together.values(), *duplicates]:
-        known = [key for key in keys if key in parent]
-        for key in known[1:]:
-            parent[find(key)] = find(known[0])
-    members: dict[str, list[Record]] = defaultdict(list)
-    for record in sorted(records, key=lambda record: record.name):
-        members[find(record.name)].append(record)
-    return [_cluster(same) for same in members.values()]
+    by_name = {record.name: record for record in sorted(records, key=lambda record: record.name)}
+    known = [[key for key in keys if key in by_name] for keys in (*together.values(), *duplicates)]
+    joined = join_names([*known, *([name] for name in by_name)])
+    return [_cluster([by_name[name] for name in names]) for names in joined]
+
+
+def join_names(groups: Sequence[Sequence[str]]) -> list[tuple[str, ...]]:
+    """Groups of which any two shared a name made one, each sorted, in the order of their first names."""
+    parent: dict[str, str] = {}
+
+    def find(name: str) -> str:
+        while parent.setdefault(name, name) != name:
+            parent[name] = parent[parent[name]]
+            name = parent[name]
+        return name
+
+    for names in groups:
+        for name in names:
+            parent[find(name)] = find(names[0])
+    members: dict[str, list[str]] = defaultdict(list)
+    for name in sorted(parent):
+        members[find(name)].append(name)
+    return [tuple(names) for names in members.values()]
 
 
 def _cluster(records: Sequence[Record]) -> Cluster:

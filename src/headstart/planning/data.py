@@ -15,6 +15,9 @@ from headstart.events import Note, ScanProgress
 from headstart.planning.about import about_data
 from headstart.planning.draft import Draft
 
+_JOIN_NEAR = "join_near_copies"
+"""The choice whether the split keeps resized and re-encoded copies on one side: a resume makes the run's own split."""
+
 
 def list_images(draft: Draft) -> Draft:
     """The draft as it was, once it is known that there are images with labels.  Raises: DataError."""
@@ -31,11 +34,15 @@ def read_images(draft: Draft) -> Draft:
     def show_progress(done: int, total: int) -> None:
         draft.emit(ScanProgress(done, total))
 
-    images = load_images(_keep_range(draft), draft.opened.preprocess, given=draft.own_data, on_decoded=show_progress)
+    join_near = bool(draft.recorded.get(_JOIN_NEAR)) if draft.recorded else True  # a run from before knows none
+    images = load_images(
+        _keep_range(draft), draft.opened.preprocess, given=draft.own_data, on_decoded=show_progress, join_near=join_near
+    )
     for text in images.scan.describe_kept():
         draft.emit(Note(text))
     images = _for_accelerator(images, draft.device) if draft.device.type != "cpu" else images
     check_room(workers=images.train.workers, batch_bytes=_batch_bytes(images.train))
+    draft = draft.choose(_JOIN_NEAR, join_near)
     opened = replace(draft.opened, preprocess=images.train.preprocess)  # with the range of values of these images
     if opened.preprocess.levels is not None:
         draft = draft.choose("levels", list(opened.preprocess.levels))

@@ -36,6 +36,7 @@ def make_document(draft: Draft) -> dict[str, Any]:
             "class_counts": {name: split.class_counts() for name, split in splits.items() if split},
             "unreadable": [{"path": image.key, "reason": image.reason} for image in images.scan.unreadable],
             "duplicates": [list(keys) for keys in images.scan.duplicates],
+            "near_copies": [list(keys) for keys in images.scan.near_copies],
         },
         "steps_per_epoch": steps, "batch_size": images.train.batch_size, "precision": training_plan.rules.precision,
         "seed": draft.config.seed, "choices": dict(draft.choices), **draft.document,

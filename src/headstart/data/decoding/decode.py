@@ -43,6 +43,7 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000
 _OPTIONAL = {"AVIF": "avif", "JPEG2000": "jpg_2000"}  # what Pillow was built with, or was not
 _BAND_PIXELS = 2**20  # that are converted at a time where copies of the whole would take gigabytes
 _ORIENTATION, _PHOTOMETRIC = 0x0112, 0x0106  # tags of EXIF and TIFF
+_LYING = (5, 6, 7, 8)  # EXIF orientations of pictures that are stored on their side
 _PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")  # TIFF takes the others, but loses a colour key
 _TRANSPOSE = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -117,7 +118,7 @@ def decode_image(
             values = scale_raster(raster, levels=levels, channels=channels)
             return _upright(Image.fromarray(values if channels == 3 else values[:, :, 0]), raster.orientation)
         finish = partial(_finish, channels=channels, where=where, levels=levels)
-        return _open_with_pillow(content, where=where, reduced=reduced, finish=finish)
+        return _open_with_pillow(content, where=where, reduced=reduced, finish=finish)[0]
 
 
 def decode_bands(content: bytes, *, where: str, channels: int, levels: Levels | None = None) -> NDArray[np.uint8]:
@@ -129,7 +130,7 @@ def decode_bands(content: bytes, *, where: str, channels: int, levels: Levels | 
     with _explaining(content, where):
         raster = _read_raster(content, where)
         if raster is None:
-            raster = _open_with_pillow(content, where=where, reduced=1, finish=_take_bands)
+            raster = _open_with_pillow(content, where=where, reduced=1, finish=_take_bands)[0]
         return _turn(scale_raster(raster, levels=levels, channels=channels), raster.orientation)
 
 
@@ -143,11 +144,50 @@ def measure_image(content: bytes, *, where: str) -> Measured | None:
     Raises:
         UnreadableImage: the bytes give no picture.
     """
+    return examine_image(content, where=where).measured
+
+
+@dataclass(frozen=True)
+class ReducedImage:
+    """An 8-bit RGB picture, the right way up, that may be smaller than its file's, of ``size`` (width, height).
+    ``extent``: how far the image goes across and down in it, for its last pixels may be padding.
+    """
+
+    picture: Image.Image
+    extent: tuple[float, float]
+    size: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Examined:
+    """What one look at an image gives: what its values are (see ``measure_image``), and its picture, but of images of
+    more than 8 bits or other bands.
+    """
+
+    measured: Measured | None
+    reduced: ReducedImage | None
+
+
+def examine_image(content: bytes, *, where: str, least: int = 1) -> Examined:
+    """What an image's values are, and its picture: of a JPEG as small as it comes with ``least`` pixels a side, down to
+    an eighth of its size.
+
+    Raises:
+        UnreadableImage: the bytes give no picture.
+    """
     with _explaining(content, where):
         raster = _read_raster(content, where)
         if raster is not None:
-            return measure(raster)
-        return _open_with_pillow(content, where=where, reduced=8, finish=partial(_measure, where=where))
+            return Examined(measure(raster), None)
+        finish = partial(_examine, where=where)
+        (measured, picture, orientation), size = _open_with_pillow(
+            content, where=where, reduced=8, finish=finish, least=least
+        )
+        if picture is None:
+            return Examined(measured, None)
+        factor = max(1, round(size[0] / picture.width))
+        (width, height), upright = size[::-1] if orientation in _LYING else size, _upright(picture, orientation)
+        return Examined(measured, ReducedImage(upright, (width / factor, height / factor), (width, height)))
 
 
 def _read_raster(content: bytes, where: str, *, all_deep: bool = True) -> Raster | None:
@@ -156,13 +196,14 @@ def _read_raster(content: bytes, where: str, *, all_deep: bool = True) -> Raster
     return run_interruptibly(partial(read_raster, content, all_deep=all_deep), pixels=len(content))
 
 
-def _measure(image: Image.Image, *, where: str) -> Measured | None:
-    deep = read_deep_grey(image)
+def _examine(image: Image.Image, *, where: str) -> tuple[Measured | None, Image.Image | None, int]:
+    """What a loaded picture's values are, the picture as stored where they have 8 bits, and its EXIF orientation."""
+    deep, orientation = read_deep_grey(image), _orientation(image)
     if deep is not None:
-        return measure(deep)
+        return measure(deep), None, orientation
     picture = _eight_bit(image, channels=3, where=where)
     most = max(high for _, high in picture.getextrema())  # type: ignore[misc]  # of three bands
-    return Measured(3, "uint8", 0.0, 0.0, most, most) if most <= DARK else None
+    return Measured(3, "uint8", 0.0, 0.0, most, most) if most <= DARK else None, picture, orientation
 
 
 def _take_bands(image: Image.Image) -> Raster:
@@ -222,22 +263,26 @@ def encode_image(image: Image.Image, *, where: str) -> bytes:
     return written.getvalue()
 
 
-def _open_with_pillow(content: bytes, *, where: str, reduced: int, finish: Callable[[Image.Image], _T]) -> _T:
-    """What ``finish`` makes of the loaded picture. What Pillow decoded is no longer in memory."""
+def _open_with_pillow(
+    content: bytes, *, where: str, reduced: int, finish: Callable[[Image.Image], _T], least: int = 1
+) -> tuple[_T, tuple[int, int]]:
+    """What ``finish`` makes of the loaded picture, and its whole size: no side is reduced to less than ``least``. What
+    Pillow decoded is no longer in memory.
+    """
     _refuse(find_excess(content), where)
     with Image.open(file := open_bounded(content), formats=list_formats()) as image:
         _refuse(find_size_excess(*image.size, kind=image.format), where)
-        pixels = image.width * image.height
+        size, pixels = image.size, image.width * image.height
 
         def load() -> _T:
             if isinstance(file, BoundedFile):
                 file.give_seconds(_seconds(pixels))
             if reduced > 1 and isinstance(image, JpegImagePlugin.JpegImageFile):
-                _reduce(image, reduced)
+                _reduce(image, min(reduced, max(1, min(size) // least)))
             _load(image)
             return finish(image)
 
-        return run_interruptibly(load, pixels=pixels)
+        return run_interruptibly(load, pixels=pixels), size
 
 
 def _load(image: Image.Image) -> None:

@@ -1,0 +1,73 @@
+"""What copies of one picture mean for the splits and labels of a run, as sentences."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from headstart.data.scan import Scan
+from headstart.data.sources.samples import some
+from headstart.data.sources.source import Record
+from headstart.data.split import join_names
+
+_SPLITS = (("train", "val"), ("train", "test"), ("val", "test"))
+
+
+def describe_copies(records: Sequence[Record], scan: Scan) -> tuple[str, ...]:
+    """Sentences on exact copies and on resized or re-encoded ones: which splits share some, and which have different
+    labels.
+    """
+    by_name = {record.name: record for record in records}
+    exact = [[by_name[name] for name in names] for names in scan.duplicates]
+    pairs = [[by_name[name] for name in names] for names in scan.near_copies]
+    shared = (*_describe_shared(exact, "exact copies"), *_describe_shared(pairs, "resized or re-encoded copies"))
+    kept = () if shared else (*_count(exact, "exact copies"), *_count(pairs, "resized or re-encoded copies"))
+    every = [[by_name[name] for name in names] for names in join_names((*scan.duplicates, *scan.near_copies))]
+    return (*shared, *kept, *_describe_torn(every))
+
+
+def _describe_shared(groups: Sequence[Sequence[Record]], what: str) -> tuple[str, ...]:
+    notes = []
+    for one, other in _SPLITS:
+        pairs = [pair for group in groups if (pair := _across(group, one, other))]
+        if pairs:
+            verb = "images are" if len(pairs) > 1 else "image is"
+            notes.append(f"{len(pairs)} {verb} in both {one} and {other} ({what}, e.g. {_show(pairs[0])})")
+    return tuple(notes)
+
+
+def _across(group: Sequence[Record], one: str, other: str) -> tuple[Record, Record] | None:
+    """The first record of each of two splits, where both have one."""
+    there = [next((record for record in group if record.split == split), None) for split in (one, other)]
+    return (there[0], there[1]) if there[0] is not None and there[1] is not None else None
+
+
+def _count(groups: Sequence[Sequence[Record]], what: str) -> tuple[str, ...]:
+    if not groups:
+        return ()
+    verb = "images have" if len(groups) > 1 else "image has"
+    return (f"{len(groups)} {verb} {what}, e.g. {_show(groups[0][:2])}",)
+
+
+def _describe_torn(groups: Sequence[Sequence[Record]]) -> tuple[str, ...]:
+    """Pictures whose copies have different labels, with two of the first that differ."""
+    torn = [group for group in groups if len({_answer(record) for record in group}) > 1]
+    if not torn:
+        return ()
+    first = torn[0][0]
+    other = next(record for record in torn[0] if _answer(record) != _answer(first))
+    verb = "images have" if len(torn) > 1 else "image has"
+    examples = " and ".join(f"{record.name!r} is {_show_answer(record)}" for record in (first, other))
+    return (f"{len(torn)} {verb} copies with different labels, e.g. {examples}",)
+
+
+def _answer(record: Record) -> tuple[tuple[str, ...], tuple[float, ...]]:
+    return tuple(sorted(record.labels)), tuple(record.numbers.values())
+
+
+def _show_answer(record: Record) -> str:
+    numbers = ", ".join(f"{name} {value:g}" for name, value in record.numbers.items())
+    return numbers or (some(sorted(record.labels)) if record.labels else "without a label")
+
+
+def _show(pair: Sequence[Record]) -> str:
+    return " and ".join(repr(record.name) for record in pair)
