@@ -62,7 +62,7 @@ def test_a_section_without_kind_keeps_the_default_kind() -> None:
         ({"workers": -1}, "workers: -1 is negative; give auto or a whole number of at least 0, e.g. --workers 4"),
         (
             {"model": {"image_size": 4}},
-            "model.image_size: 4 is too small; give auto or a whole number of at least 8 and at most 4096, e.g. --image-size 224",  # noqa: E501
+            "model.image_size: 4 is too small; give auto, a whole number of at least 8 and at most 4096 or HEIGHTxWIDTH, e.g. --image-size 224",  # noqa: E501
         ),
         ({"precision": "bf17"}, "precision: 'bf17' is unknown; did you mean bf16? (accepted: auto, fp32, bf16 or fp16)"),  # noqa: E501
         ({"data": {"target": 5}}, "data.target: 5 is not text; quote it: '5'"),

@@ -55,9 +55,9 @@ class Describe:
     ] = "auto"
     """Which of a file's weights: averaged, raw, or a key of the file or prefix of its names."""
     image_size: Annotated[
-        int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="(default: the weights' own)")
+        str | None, tyro.conf.arg(metavar="SIZE", help_behavior_hint="(default: the weights' own)")
     ] = None
-    """Pixels per side of the input."""
+    """Pixels per side of the input, or HEIGHTxWIDTH."""
     json: Annotated[bool, tyro.conf.arg(help_behavior_hint="")] = False
     """Print one JSON object."""
 

@@ -17,6 +17,7 @@ from headstart.config.leaves import FLAT, default_kinds, hints, is_section, leav
 from headstart.config.problems import format_value, place_of, sentence, suggest_option
 from headstart.config.rules import freeze_rule
 from headstart.config.schema import Config
+from headstart.config.sizes import format_size, read_size
 from headstart.config.yaml import dump_yaml, read_yaml
 from headstart.errors import ConfigError
 
@@ -156,7 +157,7 @@ def _validate(tree: Tree) -> tuple[Config | None, dict[str, str]]:
         if isinstance(tree.get(name), dict):
             tree[name] = {"kind": kind, **tree[name]}
     _write_as_meant(tree)
-    problems |= _freeze_forms(tree)
+    problems |= _freeze_forms(tree) | _size_forms(tree)
     config, found = _build_config(tree)
     for path, text in (found | _contradictions(tree) | peft.contradictions(tree)).items():
         problems.setdefault(path, text)
@@ -247,6 +248,22 @@ def _freeze_forms(tree: Tree) -> dict[str, str]:
             problems[path] = f"{path}: {error}"
             holder["freeze"] = "none"
     return problems
+
+
+def _size_forms(tree: Tree) -> dict[str, str]:
+    """A size's text in one form, in place: 224 as a number, 320x192; what is no size is a problem and becomes auto."""
+    model = tree.get("model")
+    text = model.get("image_size") if isinstance(model, dict) else None
+    if not isinstance(model, dict) or not isinstance(text, str) or text == "auto":
+        return {}
+    try:
+        size = read_size(text)
+    except ConfigError as error:
+        model["image_size"] = "auto"
+        return {"model.image_size": str(error)}
+    assert size is not None, text
+    model["image_size"] = size[0] if size[0] == size[1] else format_size(size)
+    return {}
 
 
 def _contradictions(tree: Tree) -> dict[str, str]:

@@ -12,6 +12,7 @@ from annotated_types import Ge, Gt, Le, Lt
 from headstart.config.leaves import Leaf, Option, hints, leaves, members, options
 from headstart.config.rules import ACCEPTED as FREEZE_RULES
 from headstart.config.schema import Config, Names
+from headstart.config.sizes import Form
 from headstart.config.synonyms import ADVICE, SYNONYMS
 
 EXAMPLES = {
@@ -188,7 +189,8 @@ def _words(option: Option) -> str:
         return _or(str(v) for v in option.values)
     if is_dataclass(option.type):
         return FREEZE_RULES if option.type is Names else f"a mapping ({', '.join(fields_of(option.type))})"
-    noun = _NOUNS.get(option.type)
+    form = next((bound.text for bound in option.bounds if isinstance(bound, Form)), None)
+    noun = form or _NOUNS.get(option.type)
     if noun is None:
         origin = get_origin(option.type)
         first, last = get_args(option.type)[0], get_args(option.type)[-1]

@@ -23,6 +23,7 @@ from headstart.config.rules import Names as Names
 from headstart.config.rules import NormStatistics as NormStatistics
 from headstart.config.rules import Stages as Stages
 from headstart.config.rules import Until as Until
+from headstart.config.sizes import LARGEST, SMALLEST, Form
 
 ClassWeights = Literal["none", "balanced"] | dict[str, Positive]
 _STRICT: Any = {"extra": "forbid", "use_attribute_docstrings": True}  # pydantic's: unknown names are errors
@@ -104,8 +105,8 @@ class Model:
     """pretrained, none, or a local file: .safetensors, or .pth, .pt, .bin, .ckpt as training scripts write them."""
     weights_part: str = "auto"
     """Which of a file's weights: averaged, raw, or a key of the file or prefix of its names; auto: averaged if any."""
-    image_size: Auto | Annotated[int, Ge(8), Le(4096)] = "auto"
-    """Pixels per side of the model's input; auto: the weights' own."""
+    image_size: Auto | Annotated[int, Ge(SMALLEST), Le(LARGEST)] | Annotated[str, Form("HEIGHTxWIDTH")] = "auto"
+    """Pixels per side of the model's input, or e.g. 320x192 (height x width); auto: the weights' own."""
     preprocess: Auto | ImageFormat = "auto"
     """Normalisation and resampling; auto: the weights' own."""
     options: dict[str, Any] = field(default_factory=dict)

@@ -133,7 +133,9 @@ def imagenet_preprocess(*, channels: int, source: str) -> Preprocess:
     return from_pretrained_cfg({"interpolation": "bilinear"}, channels=channels, source=source)
 
 
-def adjust_preprocess(found: Preprocess, *, image_size: int | None, given: ImageFormat | None) -> Preprocess:
+def adjust_preprocess(
+    found: Preprocess, *, image_size: tuple[int, int] | None, given: ImageFormat | None
+) -> Preprocess:
     """``found`` with the user's size and format in place of the weights' own."""
     if given is not None:
         if len(given.mean) != found.channels:
@@ -150,8 +152,8 @@ def adjust_preprocess(found: Preprocess, *, image_size: int | None, given: Image
             crop_mode="center",
             source="given as model.preprocess",
         )
-    if image_size is not None and (image_size, image_size) != (found.height, found.width):
-        found = replace(found, height=image_size, width=image_size, source=f"{found.source}; image size as given")
+    if image_size is not None and image_size != (found.height, found.width):
+        found = replace(found, height=image_size[0], width=image_size[1], source=f"{found.source}; image size as given")
     return found
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from itertools import product
 
+from headstart.config.sizes import format_size
 from headstart.errors import ModelError
 from headstart.models.factory import Architecture, sketch, takes_option
 from headstart.models.opened import OpenedModel
@@ -20,26 +21,38 @@ _STEPS = (32, 16, 14, 56)  # of which sizes are multiples: strides, patches, and
 _MOST_TRIED = 8  # passes on meta, of 0.2 s each
 
 
-def set_image_size(origin: Origin, *, image_size: int | None, options: Mapping[str, object]) -> Origin:
+def set_image_size(origin: Origin, *, image_size: Size | None, options: Mapping[str, object]) -> Origin:
     """The origin whose architecture gets its input size where it takes one, and preprocessing that follows it.
 
     Raises: ModelError: ``options`` name another size.
     """
     architecture, found = origin.architecture, origin.preprocess
     key = size_option(architecture)
-    option_size = options.get(key)
-    if isinstance(option_size, int):
-        if image_size not in (None, option_size):
-            raise ModelError(
-                f"model.image_size is {image_size}, but model.options.{key} is {option_size}; give one of them"
-            )
-        return replace(origin, preprocess=replace(found, height=option_size, width=option_size))
-    if image_size is None or (image_size, image_size) == (found.height, found.width):
+    option_size = _read_option(options.get(key))
+    if option_size is not None:
+        if image_size is not None and image_size != option_size:
+            asked, given = format_size(image_size), format_size(option_size)
+            raise ModelError(f"model.image_size is {asked}, but model.options.{key} is {given}; give one of them")
+        return replace(origin, preprocess=replace(found, height=option_size[0], width=option_size[1]))
+    if image_size is None or image_size == (found.height, found.width):
         return origin
     if architecture.cfg.get("fixed_input_size") or takes_option(architecture, key):
-        value: object = (image_size, image_size) if key == "input_size" else image_size
+        is_square = image_size[0] == image_size[1]
+        if key == "image_size" and not is_square:
+            fits = f"give e.g. --image-size {max(image_size)}"
+            raise ModelError(f"model.image_size: {origin.spec} takes square images only; {fits}")
+        value: object = image_size if key == "input_size" or not is_square else image_size[0]
         architecture = replace(architecture, options={**architecture.options, key: value})
     return replace(origin, architecture=architecture)
+
+
+def _read_option(value: object) -> Size | None:
+    """Height and width of an option's value; None where it names none."""
+    if isinstance(value, int):
+        return value, value
+    if isinstance(value, list | tuple) and len(value) == 2 and all(isinstance(side, int) for side in value):
+        return value[0], value[1]
+    return None
 
 
 def size_option(architecture: Architecture) -> str:
@@ -63,8 +76,8 @@ def refuse_size(opened: OpenedModel) -> None:
         text = f"model.image_size: {what}; give the size that it is made for, e.g. --image-size 224"
         raise ModelError(text) from failure.error
     shown = " and ".join(f"{high} x {wide}" for high, wide in sizes)
-    nearest = min(sizes, key=lambda size: abs(size[0] - shape.height))
-    text = f"model.image_size: {what}; it takes {shown}: give --image-size {nearest[0]}"
+    nearest = min(sizes, key=lambda size: abs(size[0] - shape.height) + abs(size[1] - shape.width))
+    text = f"model.image_size: {what}; it takes {shown}: give --image-size {format_size(nearest)}"
     raise ModelError(text) from failure.error
 
 
@@ -112,7 +125,7 @@ def _runs_at(opened: OpenedModel, origin: Origin | None, size: Size) -> bool:
     if origin is None:
         return find_failure(opened.module, shape) is None
     try:
-        resized = set_image_size(origin, image_size=size[0], options={})
+        resized = set_image_size(origin, image_size=size, options={})
         return runs_on_meta(sketch(resized.architecture, outputs=origin.outputs).eval(), shape)
     except ModelError:
         return False

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from headstart.config.home import expand_home
 from headstart.config.schema import ImageFormat
+from headstart.config.sizes import format_size, read_size
 from headstart.errors import ModelError
 from headstart.isolation import own_arithmetic
 from headstart.models.factory import (
@@ -37,7 +38,7 @@ from headstart.models.opened import OpenedModel, WeightsSource
 from headstart.models.origins import Origin, find_origin, torchvision_names
 from headstart.models.prefixes import Names, fit_names
 from headstart.models.preprocess import Preprocess, adjust_preprocess, from_pretrained_cfg, imagenet_preprocess
-from headstart.models.sizes import set_image_size, size_option
+from headstart.models.sizes import Size, set_image_size, size_option
 from headstart.models.spec import FolderSpec, parse_spec
 from headstart.models.weights import (
     Coverage,
@@ -71,7 +72,7 @@ def open_model(
     *,
     weights: str = "pretrained",
     weights_part: str = "auto",
-    image_size: int | None = None,
+    image_size: int | str | tuple[int, int] | None = None,
     preprocess: ImageFormat | None = None,
     options: Mapping[str, object] | None = None,
 ) -> OpenedModel:
@@ -84,7 +85,7 @@ def open_model(
             it), or the path of a local file, such as a training script's checkpoint.
         ``weights_part``: Which of a file's weights are meant: auto (an average where there is one), averaged, raw, or
             a key of the file or a prefix of its names.
-        ``image_size``: Pixels per side; None takes the size that the weights were evaluated at.
+        ``image_size``: Pixels per side, or (height, width); None takes the size that the weights were evaluated at.
         ``preprocess``: The mean, standard deviation and framing of the images where the weights do not tell them.
         ``options``: Options of the architecture, as its library names them.
 
@@ -102,7 +103,7 @@ def open_model(
         >>> opened.library, opened.num_outputs, opened.preprocess.height
         ('timm', 1000, 224)
     """
-    options = dict(options or {})
+    options, size = dict(options or {}), read_size(image_size)
     if weights not in ("pretrained", "none"):
         refuse_format(expand_home(weights))
     elif weights_part != "auto":
@@ -115,12 +116,12 @@ def open_model(
         if isinstance(spec, nn.Module):
             refuse_wrapped(spec)
             refuse_lazy(spec)
-            return _open_own(spec, chosen, image_size=image_size, preprocess=preprocess, options=options)
-        return _open_named(spec, chosen, image_size=image_size, preprocess=preprocess, options=options)
+            return _open_own(spec, chosen, image_size=size, preprocess=preprocess, options=options)
+        return _open_named(spec, chosen, image_size=size, preprocess=preprocess, options=options)
 
 
 def _open_named(
-    spec: str, chosen: _Chosen, *, image_size: int | None, preprocess: ImageFormat | None, options: dict[str, object]
+    spec: str, chosen: _Chosen, *, image_size: Size | None, preprocess: ImageFormat | None, options: dict[str, object]
 ) -> OpenedModel:
     weights = chosen.weights
     parsed = parse_spec(spec)
@@ -233,7 +234,7 @@ def _bytes(module: nn.Module) -> int:
     return 4 * sum(parameter.numel() for parameter in module.parameters())
 
 
-def _open_bundle(bundle: Bundle, chosen: _Chosen, *, image_size: int | None) -> OpenedModel:
+def _open_bundle(bundle: Bundle, chosen: _Chosen, *, image_size: Size | None) -> OpenedModel:
     where, facts = str(bundle.path / "headstart.json"), bundle.facts
     try:
         architecture = _bundle_architecture(bundle, where=where)
@@ -253,9 +254,10 @@ def _open_bundle(bundle: Bundle, chosen: _Chosen, *, image_size: int | None) -> 
             raise ValueError(f"num_outputs is {outputs}")
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ModelError(f"{where}: {type(error).__name__} {error}; not a bundle that this headstart wrote") from error
-    if image_size not in (None, preprocess.height) and takes_option(architecture, size_option(architecture)):
+    trained = (preprocess.height, preprocess.width)
+    if image_size not in (None, trained) and takes_option(architecture, size_option(architecture)):
         raise ModelError(
-            f"model.image_size: {bundle.path} was trained at {preprocess.height} px and takes no other size"
+            f"model.image_size: {bundle.path} was trained at {format_size(trained)} px and takes no other size"
         )
     check_options(architecture, outputs=outputs)
     origin = Origin(
@@ -306,7 +308,7 @@ def _open_own(
     module: nn.Module,
     chosen: _Chosen,
     *,
-    image_size: int | None,
+    image_size: Size | None,
     preprocess: ImageFormat | None,
     options: Mapping[str, object],
 ) -> OpenedModel:

@@ -8,8 +8,10 @@ import torch
 from torch import nn
 
 from headstart.config.schema import Config
+from headstart.config.sizes import read_size
 from headstart.errors import ConfigError
 from headstart.events import Decision
+from headstart.models.preprocess import Preprocess
 from headstart.models.sizes import refuse_size
 from headstart.models.sources import OpenedModel, open_model
 from headstart.planning.began import about_weights, began_with, name_weights_by_digest
@@ -35,9 +37,14 @@ def choose_model(draft: Draft) -> Draft:
     draft = draft.decide(
         chosen,
         Decision("weights", opened.weights.where, about_weights(opened)),
-        Decision("image size", f"{shape.height} x {shape.width}", shape.source),
+        Decision("image size", _format_size(shape), shape.source),
     )
     return replace(draft, opened=opened)
+
+
+def _format_size(shape: Preprocess) -> str:
+    named = "" if shape.height == shape.width else " (height x width)"
+    return f"{shape.height} x {shape.width}{named}"
 
 
 def name_model(config: Config, device: torch.device) -> tuple[str, Decision]:
@@ -53,7 +60,7 @@ def name_model(config: Config, device: torch.device) -> tuple[str, Decision]:
 
 def _open(draft: Draft) -> tuple[OpenedModel, Decision]:
     model, module = draft.config.model, draft.given
-    size = None if model.image_size == "auto" else model.image_size
+    size = read_size(model.image_size)
     given = None if model.preprocess == "auto" else model.preprocess
     seed_generators(draft.config.seed)  # random weights are a function of the seed
     if module is not None:

@@ -63,18 +63,20 @@ def _centre_window(scaled: int, shown: int) -> int:
 
 
 def random_frame(size: Size, *, shown: Size, scale: tuple[float, float]) -> Frame:
-    """A crop of ``scale`` of the area and of 3:4 to 4:3, drawn from torch's default generator.
+    """A crop of ``scale`` of the area, of the sides of ``shown`` made longer or shorter by up to 3:4 to 4:3, drawn from
+    torch's default generator.
 
     The numbers are those that torchvision's ``RandomResizedCrop`` draws.
     """
     width, height = size
+    aspect = shown[0] / shown[1]
     for _ in range(10):
         area = width * height * torch.empty(1).uniform_(*scale).item()
-        ratio = math.exp(torch.empty(1).uniform_(math.log(_RATIO[0]), math.log(_RATIO[1])).item())
+        ratio = aspect * math.exp(torch.empty(1).uniform_(math.log(_RATIO[0]), math.log(_RATIO[1])).item())
         wide, high = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
         if 0 < wide <= width and 0 < high <= height:
             top = int(torch.randint(0, height - high + 1, size=(1,)).item())
             left = int(torch.randint(0, width - wide + 1, size=(1,)).item())
             return Frame(box=(left, top, wide, high), scaled=shown, shown=shown)
-    wide, high = min(width, round(height * _RATIO[1])), min(height, round(width / _RATIO[0]))
+    wide, high = min(width, round(height * aspect * _RATIO[1])), min(height, round(width / (aspect * _RATIO[0])))
     return Frame(box=((width - wide) // 2, (height - high) // 2, wide, high), scaled=shown, shown=shown)
