@@ -16,7 +16,7 @@ from PIL import Image
 
 import headstart as hs
 from headstart.data.decoding.crops import Frame
-from headstart.data.decoding.decode import FORMATS, UnreadableImage, decode_image
+from headstart.data.decoding.decode import UnreadableImage, decode_image
 from headstart.data.decoding.lazy_image import LazyImage, render
 from tests.reliability.lives import COLOURS, facts, settings
 
@@ -88,7 +88,7 @@ def drawn(root: Path, *, count: int, splits: tuple[str, ...], draw: random.Rando
     paths = []
     for place in range(count):
         split, (name, colour) = splits[place % len(splits)], list(COLOURS.items())[place % len(COLOURS)]
-        kind = FORMATS[place % len(FORMATS)]
+        kind = list(SUFFIXES)[place % len(SUFFIXES)]
         suffix = ".png" if place % 10 == 3 else SUFFIXES[kind]
         path = root / split / name / f"{place:04}{suffix}"
         path.parent.mkdir(parents=True, exist_ok=True)
