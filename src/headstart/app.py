@@ -6,7 +6,7 @@ Each line is a public function that you can call yourself.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,6 +18,7 @@ from headstart.allocator import keep_freed_memory, keep_no_memory, release_memor
 from headstart.config.load import check
 from headstart.config.schema import Config
 from headstart.data.sources.source import Source
+from headstart.data.transforms.own import PixelFunction
 from headstart.data.workers import explain_deaths
 from headstart.distributed.collectives import broadcast_object, collective_errors
 from headstart.distributed.process_group import check_devices, join_group, was_restarted
@@ -25,7 +26,7 @@ from headstart.distributed.processes import current
 from headstart.events import Note, Plan, Watch, speak_plan
 from headstart.isolation import only_run, own_arithmetic, own_turn
 from headstart.planning.disk_space import refuse_small_disk
-from headstart.planning.draft import Choices
+from headstart.planning.draft import Choices, Own
 from headstart.planning.preflight import Prepared, prepare
 from headstart.reports.progress import open_watch
 from headstart.runs.finish import Run, complete_run, read_finished_run
@@ -47,6 +48,7 @@ from headstart.storage.durable import lock_folder
 from headstart.surgery.generators import keep_generators
 from headstart.surgery.module_copy import InPlace
 from headstart.tasks.losses import LossFunction
+from headstart.tasks.own_metrics import MetricFunction
 from headstart.training.phases import train_phases
 from headstart.training.precision import keep_kernels, usable_device
 
@@ -57,6 +59,8 @@ def train(
     model: nn.Module | InPlace | None = None,
     loss: LossFunction | None = None,
     data: Source | None = None,
+    transform: PixelFunction | None = None,
+    metrics: Mapping[str, MetricFunction] | None = None,
     resume: bool = False,
     allow_inexact: bool = False,
     watch: Watch | Literal["progress"] | None = "progress",
@@ -75,6 +79,10 @@ def train(
             takes ``config.loss``.
         ``data``: Your own images instead of ``config.data.source``: ``hs.label_images(images, labels)``, or an object
             with ``name``, ``records``, ``read`` and ``where`` as ``hs.Source`` describes it. A resume needs it again.
+        ``transform``: Your own change of each training image after headstart's: a function of pixels, uint8 (C, H, W),
+            that returns as many. What it draws from torch, NumPy or ``random`` is a function of seed, image and epoch.
+        ``metrics``: Your own metrics beside the task's, ``{"top_2": f}``: functions (outputs, truth) of one number, of
+            probabilities (N, K) and labels (N,), or of tags or numbers (N, K) both.
         ``resume``: Go on from the last good checkpoint in the run folder; the result is the same to the bit as without
             the interruption.
         ``allow_inexact``: Resume even where something that decides the bits (versions, threads, device, ...) has
@@ -102,10 +110,9 @@ def train(
         >>> sorted(run.metrics)
         ['accuracy', 'macro_f1', 'nll']
     """
+    own = Own(data=data, transform=transform, metrics=metrics or {})
     return _train(
-        _Asked(
-            config=config, model=model, loss=loss, data=data, allow_inexact=allow_inexact, watch=watch, resume=resume
-        )
+        _Asked(config=config, model=model, loss=loss, own=own, allow_inexact=allow_inexact, watch=watch, resume=resume)
     )
 
 
@@ -116,6 +123,8 @@ def repeat(
     model: nn.Module | InPlace | None = None,
     loss: LossFunction | None = None,
     data: Source | None = None,
+    transform: PixelFunction | None = None,
+    metrics: Mapping[str, MetricFunction] | None = None,
     allow_inexact: bool = False,
     watch: Watch | Literal["progress"] | None = "progress",
 ) -> Run:
@@ -132,6 +141,8 @@ def repeat(
         ``model``: The module that the run was given, if it was given one.
         ``loss``: The loss that the run was given, if it was given one.
         ``data``: The images that the run was given, if it was given some.
+        ``transform``: The transform that the run was given, if it was given one.
+        ``metrics``: Metrics of your own, as for ``hs.train``.
         ``allow_inexact``: Train even where something that decides the bits (versions, threads, device, ...) differs.
         ``watch``: A function that is called with every event of the run; left out, progress is shown, and None is
             silent.
@@ -156,8 +167,9 @@ def repeat(
     """
     repeated = Path(run)
     asked = _Asked(
-        config=config or repeat_config(repeated), model=model, loss=loss, data=data, allow_inexact=allow_inexact,
-        watch=watch, repeated=repeated,
+        config=config or repeat_config(repeated), model=model, loss=loss,
+        own=Own(data=data, transform=transform, metrics=metrics or {}),
+        allow_inexact=allow_inexact, watch=watch, repeated=repeated,
     )  # fmt: skip
     refuse_other_options(repeated, asked.config)
     return _train(asked)
@@ -170,7 +182,7 @@ class _Asked:
     config: Config
     model: nn.Module | InPlace | None
     loss: LossFunction | None
-    data: Source | None
+    own: Own
     allow_inexact: bool
     watch: Watch | Literal["progress"] | None
     resume: bool = False
@@ -190,7 +202,7 @@ def _train(asked: _Asked) -> Run:
             recorded = broadcast_object(_read_recorded(run, asked, resume=resume) if ours.is_first else None)
             with own_turn():  # what it draws, no step of another thread draws
                 prepared = prepare(
-                    config, module=asked.model, loss=asked.loss, data=asked.data, emit=emit, recorded=recorded
+                    config, module=asked.model, loss=asked.loss, own=asked.own, emit=emit, recorded=recorded
                 )
             if ours.is_first:
                 _check_repeat(prepared, asked, emit)
@@ -275,6 +287,7 @@ def finish(
     model: nn.Module | InPlace | None = None,
     loss: LossFunction | None = None,
     data: Source | None = None,
+    transform: PixelFunction | None = None,
     device: str | None = None,
     watch: Watch | Literal["progress"] | None = "progress",
 ) -> Run:
@@ -288,6 +301,7 @@ def finish(
         ``model``: For an architecture of your own, the module as it was given to ``hs.train``.
         ``loss``: Your own function, if the run was given one.
         ``data``: Your own images, if the run was given them.
+        ``transform``: Your own transform, if the run was given one.
         ``device``: Where it is evaluated, such as cpu or cuda; None takes the run's.
         ``watch``: A function that is called with what is found on the way; left out, it is shown, and None is silent.
 
@@ -313,7 +327,14 @@ def finish(
             return read_finished_run(run, model=model)
         check_stopped(run, own=model is not None)
         with own_turn():
-            prepared = prepare(config, module=model, loss=loss, data=data, emit=emit, recorded=read_choices(run))
+            prepared = prepare(
+                config,
+                module=model,
+                loss=loss,
+                own=Own(data=data, transform=transform),
+                emit=emit,
+                recorded=read_choices(run),
+            )
         changed = compare_start(run, prepared.document, prepared.device)
         state, notes = begin(run, prepared, changed)
         with closing(RunLog(run, state)) as log:
@@ -360,4 +381,4 @@ def plan(
         True
     """
     with _isolate_call("hs.plan"), own_turn(), open_watch(watch) as emit:
-        return speak_plan(prepare(check(config), module=model, loss=loss, data=data, emit=emit).plan)
+        return speak_plan(prepare(check(config), module=model, loss=loss, own=Own(data=data), emit=emit).plan)

@@ -22,6 +22,7 @@ from headstart.data.randomness import derive_seed, drawing_from
 from headstart.data.reading import ChangedFiles, ChangedImage, ImageRead, open_image_as_scanned, sendable
 from headstart.data.sources.samples import Sample
 from headstart.data.sources.source import Source
+from headstart.data.transforms.own import OwnTransform
 from headstart.data.transforms.transforms import TrainTransform, Transform, eval_transform
 from headstart.models.preprocess import Preprocess
 from headstart.tasks.kinds import find_kind
@@ -44,6 +45,7 @@ class ImageDataset(Dataset[ImageRead]):
             end the run.
         ``augment_on_device``: Whether random changes that can be made of a whole batch are left to the device (see
             ``DeviceAugment``).
+        ``own``: The user's own change of training images, after all others.
         ``verify``: Whether every file's SHA-256 is compared with the scan's, for what is made of it is kept.
     """
 
@@ -57,6 +59,7 @@ class ImageDataset(Dataset[ImageRead]):
     changed: ChangedFiles | None = None
     augment_on_device: bool = False
     verify: bool = False
+    own: OwnTransform | None = None
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -77,7 +80,10 @@ class ImageDataset(Dataset[ImageRead]):
                 pixels, digest = self._decode(index)
                 if self.deferred is not None:
                     numbers = self.deferred.draw()
-            return pixels.flip(-1) if augmentation.mirrors(sample.index, epoch) else pixels, numbers, digest
+                pixels = pixels.flip(-1) if augmentation.mirrors(sample.index, epoch) else pixels
+                if self.own is not None:
+                    pixels = self.own(pixels, seed=derive_seed("own", augmentation.seed, drawn, sample.index))
+            return pixels, numbers, digest
         except (UnreadableImage, ChangedImage) as error:
             return sendable(error, sample)
 
@@ -89,7 +95,8 @@ class ImageDataset(Dataset[ImageRead]):
     @cached_property
     def deferred(self) -> TrainTransform | None:
         """The random changes that are left to the device."""
-        transform, random = self.transform, self.augment_on_device and self.augmentation is not None
+        transform = self.transform
+        random = self.augment_on_device and self.augmentation is not None and self.own is None
         return transform if random and isinstance(transform, TrainTransform) and transform.batchwise else None
 
     def targets(self, indices: Sequence[int]) -> Tensor:
@@ -103,7 +110,7 @@ class ImageDataset(Dataset[ImageRead]):
         """The same images as they are, not changed at random."""
         if self.augmentation is None:
             return self
-        return replace(self, augmentation=None, transform=eval_transform(self.preprocess), decoded=None)
+        return replace(self, augmentation=None, transform=eval_transform(self.preprocess), decoded=None, own=None)
 
     @cached_property
     def _transform(self) -> Transform:

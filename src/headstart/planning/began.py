@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
+from headstart.data.transforms.own import PixelFunction
 from headstart.models.sources import OpenedModel
 from headstart.surgery.code_digest import code_digest
 from headstart.surgery.reach import Copying, read_graph
@@ -35,14 +36,17 @@ def about_weights(opened: OpenedModel) -> str:
     return f"{opened.coverage}; SHA-256 {sha256[:12]}" if sha256 else str(opened.coverage)
 
 
-def began_with(opened: OpenedModel, *, own: bool, loss: LossFunction | None) -> dict[str, str | None]:
-    """SHA-256 of the weights, of a module's own code and of a loss's, before anything is replaced; None for what is not
-    the user's own, or is random by the run's seed.
+def began_with(
+    opened: OpenedModel, *, own: bool, loss: LossFunction | None, transform: PixelFunction | None = None
+) -> dict[str, str | None]:
+    """SHA-256 of the weights, and of the code of a module, a loss and a transform, before anything is replaced; None
+    for what is not the user's own, or is random by the run's seed.
     """
     return {
         "weights": opened.weights.sha256,
         "module": _module_digest(opened.module) if own else None,
-        "loss": None if loss is None else _loss_digest(loss),
+        "loss": None if loss is None else digest_function(loss),
+        "transform": None if transform is None else digest_function(transform),
     }
 
 
@@ -52,9 +56,9 @@ def _module_digest(module: nn.Module) -> str:
     return hashlib.sha256(f"{code_digest(module)} {frozen}".encode()).hexdigest()
 
 
-def _loss_digest(loss: LossFunction) -> str:
-    """SHA-256 of a loss's code, defaults, closure, attributes, and the values of its tensors."""
-    holder = _Holder(loss)
+def digest_function(function: Callable[..., object]) -> str:
+    """SHA-256 of the code of a loss or transform, defaults, closure, attributes, and the values of its tensors."""
+    holder = _Holder(function)
     contents = read_graph(holder, Copying(values=False, parameters=False)).values()
     tensors = [content for content in contents if content.kind == "tensor" and "gradient of" not in content.name]
     values = tensors_digest({f"{content.name} {place}": content.target for place, content in enumerate(tensors)})

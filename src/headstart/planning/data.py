@@ -10,9 +10,11 @@ from headstart.config.schema import Config
 from headstart.data.images import Images, load_images
 from headstart.data.loader import Batches
 from headstart.data.sources.listing import list_source
+from headstart.data.transforms.own import OwnTransform, PixelFunction
 from headstart.data.workers import check_room
 from headstart.events import Note, ScanProgress
 from headstart.planning.about import about_data
+from headstart.planning.began import digest_function
 from headstart.planning.draft import Draft
 
 _JOIN_NEAR = "join_near_copies"
@@ -21,7 +23,7 @@ _JOIN_NEAR = "join_near_copies"
 
 def list_images(draft: Draft) -> Draft:
     """The draft as it was, once it is known that there are images with labels.  Raises: DataError."""
-    list_source(draft.config.data, kind=draft.config.task.kind, given=draft.own_data)
+    list_source(draft.config.data, kind=draft.config.task.kind, given=draft.own.data)
     return draft
 
 
@@ -36,10 +38,11 @@ def read_images(draft: Draft) -> Draft:
 
     join_near = bool(draft.recorded.get(_JOIN_NEAR)) if draft.recorded else True  # a run from before knows none
     images = load_images(
-        _keep_range(draft), draft.opened.preprocess, given=draft.own_data, on_decoded=show_progress, join_near=join_near
+        _keep_range(draft), draft.opened.preprocess, given=draft.own.data, on_decoded=show_progress, join_near=join_near
     )
     for text in images.scan.describe_kept():
         draft.emit(Note(text))
+    images = _change_by(draft.own.transform, images) if draft.own.transform is not None else images
     images = _for_accelerator(images, draft.device) if draft.device.type != "cpu" else images
     check_room(workers=images.train.workers, batch_bytes=_batch_bytes(images.train))
     draft = draft.choose(_JOIN_NEAR, join_near)
@@ -55,6 +58,15 @@ def _keep_range(draft: Draft) -> Config:
         return draft.config
     low, high = draft.recorded.get("levels") or (0, 65535)
     return replace(draft.config, data=replace(draft.config.data, range=(float(low), float(high))))
+
+
+def _change_by(function: PixelFunction, images: Images) -> Images:
+    """The images with the user's own change of training images after all others."""
+    own, augmentation = OwnTransform(function, digest_function(function)), images.train.images.augmentation
+    assert augmentation is not None
+    changed = replace(augmentation, random=True, distinct=0)
+    dataset = replace(images.train.images, own=own, augmentation=changed)
+    return replace(images, train=replace(images.train, dataset=dataset))
 
 
 def _for_accelerator(images: Images, device: torch.device) -> Images:

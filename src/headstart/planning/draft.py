@@ -13,6 +13,7 @@ from torch import nn
 from headstart.config.schema import Config
 from headstart.data.images import Images
 from headstart.data.sources.source import Source
+from headstart.data.transforms.own import PixelFunction
 from headstart.distributed.processes import current
 from headstart.events import Decision, Watch
 from headstart.models.sources import OpenedModel
@@ -21,6 +22,7 @@ from headstart.surgery.freeze import Fixed
 from headstart.surgery.head import HeadSwap
 from headstart.surgery.module_copy import InPlace
 from headstart.tasks.losses import LossFunction
+from headstart.tasks.own_metrics import MetricFunction
 from headstart.training.phases import TrainingPlan
 from headstart.training.rules import StepRules
 
@@ -39,6 +41,21 @@ _LATER: Any = _Later()
 
 
 @dataclass(frozen=True, kw_only=True)
+class Own:
+    """What of the user's own a run is given in Python beside a module and a loss.
+
+    Attributes:
+        ``data``: A source of images, or None.
+        ``transform``: A function that changes the pixels of a training image, or None.
+        ``metrics``: Functions of outputs and truth, by name.
+    """
+
+    data: Source | None = None
+    transform: PixelFunction | None = None
+    metrics: Mapping[str, MetricFunction] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Draft:
     """What is asked for, and what is decided so far; each step of the planning gives a further one.
 
@@ -46,7 +63,7 @@ class Draft:
         ``config``: What the user asks for.
         ``given``: A module of the user's own, or None.
         ``own_loss``: A loss function of the user's own, or None.
-        ``own_data``: A source of images of the user's own, or None.
+        ``own``: Images, a transform and metrics of the user's own.
         ``emit``: Called with what is found on the way.
         ``recorded``: The choices that were measured when the run began, which stay; empty for a new run.
         ``decisions``: Every decision so far, with its reason.
@@ -69,7 +86,7 @@ class Draft:
     config: Config
     given: nn.Module | InPlace | None = None
     own_loss: LossFunction | None = None
-    own_data: Source | None = None
+    own: Own = Own()
     emit: Watch
     recorded: Choices = field(default_factory=dict)
     decisions: tuple[Decision, ...] = ()

@@ -6,6 +6,7 @@ from headstart.events import Decision
 from headstart.planning.draft import Draft
 from headstart.tasks.kinds import name_metric
 from headstart.tasks.metrics import LABELS
+from headstart.tasks.own_metrics import check_own
 
 
 def choose_metric(draft: Draft) -> Draft:
@@ -13,6 +14,7 @@ def choose_metric(draft: Draft) -> Draft:
 
     Raises: ConfigError: the metric that is asked for has no meaning for the task.
     """
+    check_own(draft.own.metrics, taken=LABELS)
     task, asked = draft.images.task, draft.config.metric
     key = name_metric(task, asked)
     why = f"auto: the task is {task.kind}" if asked == "auto" else "as asked"

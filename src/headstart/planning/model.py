@@ -33,7 +33,8 @@ def choose_model(draft: Draft) -> Draft:
     if draft.given is None and (draft.config.model.image_size != "auto" or draft.config.model.options):
         refuse_size(opened)
     shape = opened.preprocess
-    draft = draft.record("began", began_with(opened, own=draft.given is not None, loss=draft.own_loss))
+    began = began_with(opened, own=draft.given is not None, loss=draft.own_loss, transform=draft.own.transform)
+    draft = draft.record("began", began)
     draft = draft.decide(
         chosen,
         Decision("weights", opened.weights.where, about_weights(opened)),

@@ -78,6 +78,7 @@ def choose_phases(draft: Draft) -> Draft:
         phases=tuple(replace(phase, fixed=draft.fixed) for phase in phases),
         optimizer=config.optimizer, schedule=config.schedule, rules=_make_rules(config, draft.loss),
         patience=config.stop.patience, metric=config.metric,
+        own_metrics=draft.own.metrics,
         cache=CacheRules(folder=cache_folder(), model=draft.opened.spec, dtype=config.cache.dtype, limit_bytes=limit),
     )  # fmt: skip
     return replace(draft.decide(*decisions, *extended), training_plan=training_plan)

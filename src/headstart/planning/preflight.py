@@ -12,7 +12,6 @@ from torch import nn
 
 from headstart.config.schema import Config, Head
 from headstart.data.images import Images
-from headstart.data.sources.source import Source
 from headstart.errors import ConfigError
 from headstart.events import Decided, Plan, Watch
 from headstart.models.sources import OpenedModel
@@ -24,7 +23,7 @@ from headstart.planning.data import list_images, read_images
 from headstart.planning.device import choose_allocator, choose_device
 from headstart.planning.distributed import check_parallel, choose_parallel
 from headstart.planning.document import make_document
-from headstart.planning.draft import Choices, Draft
+from headstart.planning.draft import Choices, Draft, Own
 from headstart.planning.evaluation import choose_evaluation
 from headstart.planning.given import explain_fixed
 from headstart.planning.head import choose_head
@@ -110,17 +109,17 @@ class Prepared:
 
 def prepare(
     config: Config, *, module: nn.Module | InPlace | None, loss: LossFunction | None, emit: Watch,
-    data: Source | None = None, recorded: Choices | None = None,
+    own: Own | None = None, recorded: Choices | None = None,
 ) -> Prepared:  # fmt: skip
     """Open the model, read every image, replace the head, decide the rest; nothing is written.
 
     A module of the user's own is copied, unless it is ``InPlace``; the global generators are seeded in any case.
-    ``data``: a source instead of that of the config. ``recorded``: the choices that were measured when the run began;
-    they stay.
+    ``own``: images instead of those of the config, a transform, metrics. ``recorded``: the choices that were measured
+    when the run began; they stay.
 
     Raises: ConfigError, ModelError, DataError: the user's mistakes.
     """
-    draft = Draft(config=config, given=module, own_loss=loss, own_data=data, emit=emit, recorded=recorded or {})
+    draft = Draft(config=config, given=module, own_loss=loss, own=own or Own(), emit=emit, recorded=recorded or {})
     draft = _take(OPENED, draft)
     with no_trace(draft.module):
         draft = _take(TRIED, draft)

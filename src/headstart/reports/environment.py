@@ -17,7 +17,12 @@ from headstart.storage.durable import json_bytes, read_json
 
 _INEXACT = "inexact"
 """Key of what changed between the run's attempts: a list of {step, changed: {fact: [before, since]}}."""
-_BEGAN = {"weights": "weights", "module": "the module's own code", "loss": "the loss's own code"}
+_BEGAN = {
+    "weights": "weights",
+    "module": "the module's own code",
+    "loss": "the loss's own code",
+    "transform": "the transform's own code",
+}
 _UNUSUAL = {"switches": ""}  # headstart 0.1 did not record it
 _NAMED = {("model", "weights"), ("model", "coverage")}
 _CHOSEN = ("cached",)  # where activations are kept decides no bit

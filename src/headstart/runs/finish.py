@@ -32,8 +32,8 @@ from headstart.surgery.module_copy import InPlace
 from headstart.tasks.kinds import find_kind
 from headstart.tasks.task import TaskSpec
 from headstart.training.equal_sizes import find_equal_sizes
-from headstart.training.evaluate import Evaluation, evaluate, keep_own_state
-from headstart.training.phases import TrainingPlan, evaluate_best, report_changed_files
+from headstart.training.evaluate import Evaluation, keep_own_state
+from headstart.training.phases import TrainingPlan, evaluate_as_planned, evaluate_best, report_changed_files
 from headstart.training.state import TrainState
 
 
@@ -141,10 +141,7 @@ def complete_run(
     evaluations = {"val": evaluate_best(model, images.val, ready.training_plan, epoch=state.best.epoch)}
     if images.test:
         with keep_own_state(model):
-            evaluations["test"] = evaluate(
-                model, images.test, precision=rules.evaluated_in, memory_format=rules.memory_format,
-                metric=ready.training_plan.metric,
-            )  # fmt: skip
+            evaluations["test"] = evaluate_as_planned(model, images.test, ready.training_plan)
     changed = [note.text for note in report_changed_files(images.val)]
     seconds = time.monotonic() - started
     metrics = evaluations["val"].metrics

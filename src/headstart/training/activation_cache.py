@@ -280,7 +280,7 @@ class ActivationDataset:
             precision=rules.precision, memory_format=rules.memory_format, batch=batches.batch_size,
             machine={name: value for name, value in machine.items() if name not in (*FOR_PEOPLE, "world_size")},
             prefix=prefix_digest(self._prefix), preprocess=batches.preprocess.to_dict(),
-            transform=transform_key(batches.images.transform), decoded=type(batches.images.decoded).__name__,
+            transform=_name_changes(batches.images), decoded=type(batches.images.decoded).__name__,
             images=[sample.digest for sample in batches.samples],
         )  # fmt: skip
 
@@ -359,3 +359,8 @@ def _key(facts: _Facts, changes: _Changes) -> str:
 
 def _groups(positions: Sequence[int], size: int) -> list[list[int]]:
     return [list(positions[start : start + size]) for start in range(0, len(positions), size)]
+
+
+def _name_changes(images: ImageDataset) -> str:
+    """The text that stands for an image's changes, the user's own among them by the digest of their code."""
+    return transform_key(images.transform) + (f", then {images.own.digest}" if images.own is not None else "")

@@ -8,9 +8,9 @@ from __future__ import annotations
 import hashlib
 import zlib
 from collections import deque
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import ExitStack, closing, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -37,6 +37,7 @@ from headstart.surgery.halves import Suffix
 from headstart.surgery.layout import iterate_tensors
 from headstart.surgery.replay import NotReplayable
 from headstart.tasks.kinds import selection_key
+from headstart.tasks.own_metrics import MetricFunction, measure_own
 from headstart.training.activation_cache import CacheRules, open_activations
 from headstart.training.boundary_proof import prove_boundary, refute_boundary
 from headstart.training.evaluate import Evaluation, evaluate, keep_own_state
@@ -83,6 +84,8 @@ class TrainingPlan:
     cache: CacheRules
     metric: str = "auto"
     """The word of ``--metric``: by what an epoch is better."""
+    own_metrics: Mapping[str, MetricFunction] = field(default_factory=dict)
+    """Metrics of the user's own, by name."""
 
 
 def enter_phase(state: TrainState, training_plan: TrainingPlan, index: int) -> Frozen:
@@ -259,11 +262,10 @@ def _with_views(train: Batches, phase: PhasePlan) -> Batches:
 
 
 def _validate(state: TrainState, training_plan: TrainingPlan, event: EpochDone, phase_data: PhaseData) -> EpochDone:
-    val, rules = phase_data.val, training_plan.rules
-    metric = training_plan.metric
-    by_weights = {"trained": _metrics(state.model, phase_data.eval_model, val, rules, metric)}
+    val, metric = phase_data.val, training_plan.metric
+    by_weights = {"trained": _metrics(state.model, phase_data.eval_model, val, training_plan)}
     if state.average is not None:
-        by_weights["average"] = _metrics(state.average.module, phase_data.eval_average, val, rules, metric)
+        by_weights["average"] = _metrics(state.average.module, phase_data.eval_average, val, training_plan)
     by_weights = broadcast_object(by_weights)  # the same choice everywhere, whatever the last bit of a machine is
     metrics = by_weights["trained"]
     keys = {name: selection_key(val.task, values, metric=metric) for name, values in by_weights.items()}
@@ -277,16 +279,22 @@ def _validate(state: TrainState, training_plan: TrainingPlan, event: EpochDone, 
     return replace(event, metrics=metrics, average_metrics=by_weights.get("average", {}))
 
 
-def _metrics(
-    model: nn.Module, suffix: nn.Module | None, val: Batches, rules: StepRules, metric: str
-) -> dict[str, float]:
+def _metrics(model: nn.Module, suffix: nn.Module | None, val: Batches, training_plan: TrainingPlan) -> dict[str, float]:
     """The metrics of a model: by its part behind the boundary where the batches begin there and it has one."""
     batches = val if suffix is not None else replace(val, dataset=val.images)
     eval_model = suffix or model
     with keep_own_state(eval_model):
-        return evaluate(
-            eval_model, batches, precision=rules.evaluated_in, memory_format=rules.memory_format, metric=metric
-        ).metrics
+        return evaluate_as_planned(eval_model, batches, training_plan).metrics
+
+
+def evaluate_as_planned(model: nn.Module, batches: Batches, training_plan: TrainingPlan) -> Evaluation:
+    """The evaluation in the run's arithmetic, the user's own metrics among the others."""
+    rules = training_plan.rules
+    found = evaluate(
+        model, batches, precision=rules.evaluated_in, memory_format=rules.memory_format, metric=training_plan.metric
+    )
+    own = measure_own(training_plan.own_metrics, found.predictions.outputs, found.truth)
+    return replace(found, metrics={**found.metrics, **own})
 
 
 def evaluate_best(model: nn.Module, val: Batches, training_plan: TrainingPlan, *, epoch: int) -> Evaluation:
@@ -307,10 +315,7 @@ def evaluate_best(model: nn.Module, val: Batches, training_plan: TrainingPlan, *
                 opened = open_activations(boundary, val, rules=rules, where=training_plan.cache)
                 deque(stack.enter_context(closing(opened)).fill(), maxlen=0)
                 eval_model, batches = boundary.eval_suffix, replace(val, dataset=opened)
-        return evaluate(
-            eval_model, batches, precision=rules.evaluated_in, memory_format=rules.memory_format,
-            metric=training_plan.metric,
-        )  # fmt: skip
+        return evaluate_as_planned(eval_model, batches, training_plan)
 
 
 def _prove_traced_boundary(model: nn.Module, frozen: Frozen, val: Batches, rules: StepRules) -> Boundary:
