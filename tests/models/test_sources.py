@@ -175,7 +175,7 @@ def test_an_option_changes_the_model() -> None:
         ("timm/mobilenetv2_035", {"pad_typ": "same"}, "did you mean pad_type"),
         (TINY, {"img_size": 64}, "takes no such option"),
         ("timm/test_vit", {"drop_path_rat": 0.1}, "did you mean drop_path_rate"),
-        ("torchvision/resnet18", {"in_chans": 1}, "takes images with 3 channels only"),
+        ("torchvision/resnet18", {"in_chans": 0}, "0 is not a number of channels"),
         ("torchvision/resnet18", {"zero_init": True}, "did you mean zero_init_residual"),
         (TINY, {"num_classes": 3}, "the head's size comes from the data"),
         (TINY, {"checkpoint_path": "/tmp/x.pth"}, "say --weights FILE"),

@@ -13,6 +13,7 @@ from headstart.config.schema import Batch as BatchOptions
 from headstart.data.augmentation import Augmentation
 from headstart.data.copies import describe_copies
 from headstart.data.dataset import ImageDataset
+from headstart.data.decoding.decode import UnreadableImage, decode_bands
 from headstart.data.decoding.decoded_cache import Decoded
 from headstart.data.levels import choose_levels, refuse_bands
 from headstart.data.loader import Batches, available_cores, make_evaluation_batches, worker_count
@@ -25,7 +26,7 @@ from headstart.data.sources.names import compare_splits
 from headstart.data.sources.records import list_names
 from headstart.data.sources.samples import Listing, Sample, make_target, some
 from headstart.data.sources.sides import find_sides
-from headstart.data.sources.source import Record, Source, Split
+from headstart.data.sources.source import Record, Source, Split, read_content
 from headstart.data.split import split_records
 from headstart.data.transforms.transforms import Preset, check_mixing, eval_transform, train_transform
 from headstart.distributed.processes import current
@@ -144,6 +145,8 @@ def load_images(
     notes = listing.notes + skipped + split_notes + describe_copies(records, scan)
     notes += compare_splits(records, kind=listing.kind, source=listing.source.name)
     refuse_bands(scan.measured, channels=preprocess.channels, source=listing.source.name)
+    if preprocess.channels not in (1, 3):
+        _refuse_other_bands(readable, scan, channels=preprocess.channels)
     asked = None if config.data.range == "auto" else config.data.range
     levels, range_notes = choose_levels(scan.measured, count=len(scan.hashes), asked=asked)
     preprocess, notes = replace(preprocess, levels=levels), notes + range_notes
@@ -162,6 +165,20 @@ def load_images(
         for split in ("train", "val", "test")
     }
     return _assemble(samples, config=config, preprocess=preprocess, images=(task, scan, listing.source, notes))
+
+
+def _refuse_other_bands(listing: Listing, scan: Scan, *, channels: int) -> None:
+    """Decode the images of 8 bits, of which the scan keeps no number of bands.
+
+    Raises: DataError: one does not have as many bands as the model takes.
+    """
+    for record in listing.records:
+        if record.name not in scan.measured:
+            content, where = read_content(listing.source, record)[0], listing.source.where(record)
+            try:
+                decode_bands(content, where=where, channels=channels)
+            except UnreadableImage as error:
+                raise DataError(f"{listing.source.name}: {where}: {error.reason}") from error
 
 
 def _assemble(

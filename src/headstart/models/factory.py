@@ -100,7 +100,21 @@ def build(architecture: Architecture, *, outputs: int) -> nn.Module:
         )
     builder = torchvision.models.get_model_builder(architecture.name)
     options = _TORCHVISION_FIXED.get(architecture.name, {}) | dict(architecture.options)
-    return builder(weights=None, num_classes=outputs, **options)  # type: ignore[no-any-return]
+    channels = options.pop("in_chans", 3)
+    module: nn.Module = builder(weights=None, num_classes=outputs, **options)
+    if channels != 3:
+        _replace_first_convolution(module, channels)
+    return module
+
+
+def _replace_first_convolution(module: nn.Module, channels: int) -> None:
+    """Have a module of torchvision's, whose builders know 3 channels only, take others: a new first convolution."""
+    path, old = next((path, part) for path, part in module.named_modules() if isinstance(part, nn.Conv2d))
+    new = nn.Conv2d(
+        channels, old.out_channels, old.kernel_size, old.stride, old.padding, old.dilation,  # type: ignore[arg-type]
+        bias=old.bias is not None, padding_mode=old.padding_mode,
+    )  # fmt: skip
+    module.set_submodule(path, new)
 
 
 def sketch(architecture: Architecture, *, outputs: int) -> nn.Module:
@@ -255,6 +269,10 @@ def _drop_background(found: dict[str, Tensor], expected: Mapping[str, Tensor], a
 
 def _torchvision_state(state: Mapping[str, Tensor], module: nn.Module) -> dict[str, Tensor]:
     found = {_DENSENET_NAME.sub(r"\1\2", name): value for name, value in state.items()}
+    first = next((part for part in module.modules() if isinstance(part, nn.Conv2d)), None)
+    name = next((f"{path}.weight" for path, part in module.named_modules() if part is first), "")
+    if first is not None and name in found and found[name].ndim == 4 and found[name].shape[1] != first.in_channels:
+        found[name] = adapt_input_conv(first.in_channels, found[name], base_chans=found[name].shape[1])
     positions, expected = "encoder.pos_embedding", module.state_dict()
     if positions in found and positions in expected and found[positions].shape[1] != expected[positions].shape[1]:
         from torchvision.models.vision_transformer import interpolate_embeddings
@@ -312,10 +330,6 @@ def _option_error(architecture: Architecture, error: Exception) -> ModelError:
 
 
 def _unknown_option(architecture: Architecture, name: str) -> ModelError:
-    if architecture.library == "torchvision" and name == "in_chans":
-        return ModelError(
-            f"model.options.in_chans: {architecture} takes images with 3 channels only; timm's models take in_chans"
-        )
     plain = Architecture(library=architecture.library, name=architecture.name, cfg=architecture.cfg)
     accepted = sorted(_arguments(sketch(plain, outputs=2)) - set(_NOT_OPTIONS))
     near = difflib.get_close_matches(name, accepted, n=3, cutoff=0.5)

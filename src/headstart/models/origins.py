@@ -16,7 +16,7 @@ from headstart.models import fetch
 from headstart.models.factory import Architecture
 from headstart.models.folder import CONFIG, WEIGHTS, parse_json, read_architecture, read_json_file, weights_file
 from headstart.models.known_names import explain_unknown, list_near
-from headstart.models.preprocess import Preprocess, from_pretrained_cfg, from_torchvision
+from headstart.models.preprocess import Preprocess, from_pretrained_cfg, from_torchvision, with_channels
 from headstart.models.spec import FolderSpec, HubSpec, StarterSpec, TimmSpec, TorchvisionSpec
 from headstart.models.weights import TensorFile, list_names, read_safetensors, read_weights
 
@@ -132,27 +132,27 @@ def _torchvision_origin(name: str, *, weights: str, options: Mapping[str, object
     names = [entry.name for entry in tags]
     if tag and tag not in (*names, "DEFAULT"):
         raise ModelError(f"torchvision/{bare} has no weights {tag!r}; it has {', '.join(names)}")
-    entry = tags[tag] if tag else tags.DEFAULT
+    entry, channels = tags[tag] if tag else tags.DEFAULT, _channels(options)
     if weights == "pretrained":
         source = f"torchvision/{bare}.{entry.name}"
     else:
         source = f"assumed from {bare}.{entry.name}, " + ("the named weights" if tag else "the default weights")
     architecture = Architecture(
-        library="torchvision", name=bare, options=_torchvision_defaults(bare, entry, weights) | dict(options)
+        library="torchvision", name=bare, options=_torchvision_defaults(bare, entry, weights, channels) | dict(options)
     )
     return Origin(
         spec=source if weights == "pretrained" else f"torchvision/{name}",
         architecture=architecture,
         outputs=len(entry.meta["categories"] or ()) or _DEFAULT_CLASSES,  # VGG16's feature weights have no classes
-        preprocess=from_torchvision(entry.transforms(), source=source),
+        preprocess=with_channels(from_torchvision(entry.transforms(), source=source), channels),
         pretrained=Pretrained(lambda: _read(fetch.url_file(entry.url)), entry.url, entry.meta.get("license")),
     )
 
 
-def _torchvision_defaults(name: str, entry: Any, weights: str) -> dict[str, object]:
+def _torchvision_defaults(name: str, entry: Any, weights: str, channels: int) -> dict[str, object]:
     """What torchvision's own builders set when they load weights."""
     if name in ("googlenet", "inception_v3"):
-        return {"transform_input": weights != "none"}
+        return {"transform_input": weights != "none" and channels == 3}
     if name.startswith("vit_"):  # the named weights' own size: preprocessing follows them, too
         return {"image_size": int(entry.meta["min_size"][0])}
     return {}

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
 
+import numpy as np
 from PIL import Image
 
-from headstart.data.decoding.decode import UnreadableImage, decode_image
+from headstart.data.decoding.decode import UnreadableImage, decode_bands, decode_image
 from headstart.data.sources.files import read_file
 from headstart.reports.run_record import RunRecord
 from headstart.tasks.rows import Row, cell
@@ -89,11 +90,20 @@ def _picture(record: RunRecord, row: Mapping[str, str], readers: Sequence[ReadIm
             if content is None:
                 continue
             if row.get("sha256", _UNKNOWN) in (_UNKNOWN, hashlib.sha256(content).hexdigest()):
-                return _make_picture(record, row, decode_image(content, where=name, levels=_read_levels(record)))
+                return _make_picture(record, row, _decode(content, name, record))
             problem = "another picture than it was"
         except UnreadableImage as error:
             problem = error.reason
     return _caption_picture(record, row, problem=problem)
+
+
+def _decode(content: bytes, name: str, record: RunRecord) -> Image.Image:
+    """The picture as the model saw it; of many bands the first three."""
+    means, levels = record.plan.get("preprocess", {}).get("mean", ()), _read_levels(record)
+    if not isinstance(means, list) or len(means) in (1, 3):
+        return decode_image(content, where=name, levels=levels)
+    bands = decode_bands(content, where=name, channels=len(means), levels=levels)
+    return Image.fromarray(np.ascontiguousarray(bands[:, :, :3] if len(means) > 3 else bands[:, :, 0]))
 
 
 def _read_levels(record: RunRecord) -> tuple[float, float] | None:

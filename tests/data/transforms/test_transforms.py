@@ -154,9 +154,9 @@ def test_the_generator_is_restored_after_an_error() -> None:
     assert torch.equal(torch.default_generator.get_state(), before)
 
 
-def test_models_of_four_channels_are_refused(preprocess: Preprocess) -> None:
-    with pytest.raises(DataError, match="the model takes 4 channels, and pictures have 1 or 3"):
-        eval_transform(replace(preprocess, mean=(0.0,) * 4, std=(1.0,) * 4))
+def test_strong_changes_of_colours_are_refused_for_other_bands(preprocess: Preprocess) -> None:
+    with pytest.raises(DataError, match=r"images of 4 bands have none; give --augment.preset standard, light or none"):
+        train_transform("strong", flip=True, preprocess=replace(preprocess, mean=(0.0,) * 4, std=(1.0,) * 4))
 
 
 @pytest.mark.parametrize(("mixup", "cutmix"), [(0.4, 0.0), (0.0, 1.0), (0.4, 1.0)])

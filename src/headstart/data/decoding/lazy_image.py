@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from headstart.data.decoding.crops import Box, Frame, Size
-from headstart.data.decoding.decode import Jpeg, decode_image, open_jpeg, open_reduced_jpeg
+from headstart.data.decoding.decode import Jpeg, decode_bands, decode_image, open_jpeg, open_reduced_jpeg
 from headstart.data.decoding.interruptible import run_interruptibly
 from headstart.data.decoding.raster import Levels
 from headstart.private_names import resize_extent
@@ -53,20 +53,31 @@ class LazyImage:
     def __init__(self, content: bytes, *, where: str, channels: int = 3, levels: Levels | None = None) -> None:
         self._content, self._where, self._channels, self._levels = content, where, channels, levels
         self._jpeg = open_jpeg(content, where=where)
-        self._whole = None if self._jpeg else decode_image(content, where=where, channels=channels, levels=levels)
-        size = self._jpeg.size if self._jpeg else self.whole().size
+        self._whole = self._bands = None
+        if channels not in (1, 3):
+            values = torch.from_numpy(
+                np.ascontiguousarray(decode_bands(content, where=where, channels=channels, levels=levels))
+            )
+            self._bands, self._jpeg = DecodedImage(values, size=(values.shape[1], values.shape[0])), None
+        elif not self._jpeg:
+            self._whole = decode_image(content, where=where, channels=channels, levels=levels)
+        size = self._bands.size if self._bands else self._jpeg.size if self._jpeg else self.whole().size
         self.size: Size = size[::-1] if self._jpeg and self._jpeg.orientation in _LYING else size
 
     def whole(self) -> Image.Image:
-        """The whole picture, the right way up."""
+        """The whole picture, the right way up; of 1 or 3 channels."""
         if self._whole is None:
             self._whole = decode_image(self._content, where=self._where, channels=self._channels)
         return self._whole
 
+    def whole_region(self, box: Box) -> _Region:
+        """The pixels of the box, all that the file has."""
+        return _region(self.whole(), box) if self._bands is None else self._bands.region(box)
+
     def region(self, box: Box, *, scaled: Size, gap: float) -> _Region:
         """The pixels of the box, at least ``gap`` times as many each way as ``scaled`` has, if the file has them."""
         if self._jpeg is None:
-            return _region(self.whole(), box)
+            return self.whole_region(box)
         orientation, stored = self._jpeg.orientation, self._jpeg.size
         left, top, width, height = _turn_box_to_stored(box, orientation=orientation, stored=stored)
         wide, high = scaled[::-1] if orientation in _LYING else scaled
@@ -132,14 +143,16 @@ def render(picture: LazyImage | DecodedImage | Image.Image, frame: Frame, *, int
         region = picture.region(frame.box)
     elif isinstance(picture, LazyImage) and interpolation not in _PILLOW:
         region = picture.region(frame.box, scaled=frame.scaled, gap=gap)
+    elif isinstance(picture, LazyImage):
+        region = picture.whole_region(frame.box)
     else:
-        region = _region(picture.whole() if isinstance(picture, LazyImage) else picture, frame.box)
+        region = _region(picture, frame.box)
     if interpolation in _PILLOW:
         values = region.pixels.numpy()
-        part = Image.fromarray(values if values.shape[2] == 3 else values[:, :, 0])
-        extent = (0.0, 0.0, region.width, region.height)
-        scaled = _tensor(part.resize(frame.scaled, _PILLOW[interpolation], box=extent)).permute(2, 0, 1)
-        return _window(scaled, frame)
+        parts = [values] if values.shape[2] == 3 else [values[:, :, band] for band in range(values.shape[2])]
+        extent, how = (0.0, 0.0, region.width, region.height), _PILLOW[interpolation]
+        scaled = [_tensor(Image.fromarray(part).resize(frame.scaled, how, box=extent)) for part in parts]
+        return _window(torch.cat(scaled, dim=2).permute(2, 0, 1), frame)
     return _window(_upright(_resize_region(region, frame.scaled, interpolation), region.orientation), frame)
 
 

@@ -22,7 +22,7 @@ def draw_jitter(channels: int) -> Tensor:
     """
     order = torch.randperm(4).tolist()
     factors = [torch.empty(1).uniform_(1 - _JITTER, 1 + _JITTER).item() for _ in range(3)]
-    grey = np.array(_GREY if channels == 3 else (1.0,))
+    grey = np.array(_GREY if channels == 3 else (1.0 / channels,) * channels)
     matrix, of_means = np.eye(channels), np.zeros((channels, channels))
     for which in order:
         if which == 0:  # brightness: towards black
@@ -30,7 +30,7 @@ def draw_jitter(channels: int) -> Tensor:
         elif which == 1:  # contrast: towards the mean grey of the picture so far
             middle = np.outer(np.ones(channels), grey @ (matrix + of_means))
             matrix, of_means = factors[1] * matrix, factors[1] * of_means + (1 - factors[1]) * middle
-        elif which == 2:  # saturation: towards the grey of the pixel
+        elif which == 2 and channels == 3:  # saturation: towards the grey of the pixel; other bands are no colours
             fade = factors[2] * np.eye(channels) + (1 - factors[2]) * np.outer(np.ones(channels), grey) / grey.sum()
             matrix, of_means = fade @ matrix, fade @ of_means
     return torch.from_numpy(np.stack([matrix, of_means]))

@@ -182,21 +182,21 @@ class TrainTransform:
 
 
 def eval_transform(preprocess: Preprocess) -> EvalTransform:
-    """Shorter side to ``floor(size / crop_pct)``, centre crop: what the weights were evaluated with.
-
-    Raises:
-        DataError: the model takes neither 1 nor 3 channels.
-    """
-    if preprocess.channels not in (1, 3):
-        raise DataError(
-            f"the model takes {preprocess.channels} channels, and pictures have 1 or 3; "
-            f"choose in_chans 3 in model.options, or make your own batches in Python"
-        )
+    """Shorter side to ``floor(size / crop_pct)``, centre crop: what the weights were evaluated with."""
     return EvalTransform(preprocess=preprocess)
 
 
 def train_transform(preset: Preset, *, flip: Literal["auto"] | bool, preprocess: Preprocess) -> TrainTransform:
-    """Random changes of the preset, drawn from torch's default generator; ``flip`` "auto": on, but for ``none``."""
+    """Random changes of the preset, drawn from torch's default generator; ``flip`` "auto": on, but for ``none``.
+
+    Raises:
+        DataError: the preset changes colours, and the images have other bands.
+    """
+    if preset == "strong" and preprocess.channels not in (1, 3):
+        raise DataError(
+            f"augment.preset: strong changes colours, and images of {preprocess.channels} bands have none; give "
+            "--augment.preset standard, light or none"
+        )
     framed = EvalTransform(preprocess=preprocess)
     cropped = None if preset == "none" else RandomResizedCrop(preprocess=preprocess, scale=_CROP_SCALE[preset])
     colours = _COLOURS.get(preset, "kept")
