@@ -12,6 +12,7 @@ import tyro
 from headstart.cli.configured import check_names, read_command_config
 from headstart.cli.output import table, to_json, wrap_lines, write
 from headstart.config.flags import EVERY, parse_args
+from headstart.reports.cautions import list_warnings
 from headstart.reports.cells import cell
 from headstart.reports.progress import Progress
 
@@ -47,6 +48,8 @@ def format_plan(plan: dict[str, Any]) -> str:
     width = min(shutil.get_terminal_size((100, 24)).columns, 120)
     lines = (f"{cell(d['name'])}: {cell(d['value'])}  ({cell(d['reason'])})" for d in plan["decisions"])
     parts = [wrap_lines(lines, width=width)]
+    warnings = list_warnings(plan)
+    parts += [wrap_lines(warnings, width=width)] if warnings else []
     for index, phase in enumerate(plan["phases"], start=1):
         trained, frozen = phase["trainable_parameters"], phase["frozen_parameters"]
         head = f"phase {index} {phase['name']}: {phase['epochs']} epochs, {phase['steps']:,} steps"

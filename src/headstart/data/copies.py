@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from headstart.data.scan import Scan
+from headstart.data.sources.caution import Caution
 from headstart.data.sources.samples import some
 from headstart.data.sources.source import Record
 from headstart.data.split import join_names
@@ -12,9 +13,9 @@ from headstart.data.split import join_names
 _SPLITS = (("train", "val"), ("train", "test"), ("val", "test"))
 
 
-def describe_copies(records: Sequence[Record], scan: Scan) -> tuple[str, ...]:
-    """Sentences on exact copies and on resized or re-encoded ones: which splits share some, and which have different
-    labels.
+def describe_copies(records: Sequence[Record], scan: Scan) -> tuple[tuple[str, ...], tuple[Caution, ...]]:
+    """Sentences on exact copies and on resized or re-encoded ones; and warnings of those that splits share, or that
+    have different labels.
     """
     by_name = {record.name: record for record in records}
     exact = [[by_name[name] for name in names] for names in scan.duplicates]
@@ -22,17 +23,25 @@ def describe_copies(records: Sequence[Record], scan: Scan) -> tuple[str, ...]:
     shared = (*_describe_shared(exact, "exact copies"), *_describe_shared(pairs, "resized or re-encoded copies"))
     kept = () if shared else (*_count(exact, "exact copies"), *_count(pairs, "resized or re-encoded copies"))
     every = [[by_name[name] for name in names] for names in join_names((*scan.duplicates, *scan.near_copies))]
-    return (*shared, *kept, *_describe_torn(every))
+    return kept, (*shared, *_describe_torn(every))
 
 
-def _describe_shared(groups: Sequence[Sequence[Record]], what: str) -> tuple[str, ...]:
-    notes = []
+def _describe_shared(groups: Sequence[Sequence[Record]], what: str) -> tuple[Caution, ...]:
+    cautions = []
     for one, other in _SPLITS:
         pairs = [pair for group in groups if (pair := _across(group, one, other))]
         if pairs:
-            verb = "images are" if len(pairs) > 1 else "image is"
-            notes.append(f"{len(pairs)} {verb} in both {one} and {other} ({what}, e.g. {_show(pairs[0])})")
-    return tuple(notes)
+            verb, example = "images are" if len(pairs) > 1 else "image is", _show(pairs[0])
+            cautions.append(
+                Caution(
+                    text=f"{len(pairs)} {verb} in both {one} and {other} ({what}, e.g. {example})",
+                    count=len(pairs),
+                    example=example,
+                    advice=f"metrics of {other} are too good by them; remove them from {other}, or leave the split to "
+                    "headstart, which keeps copies on one side",
+                )
+            )
+    return tuple(cautions)
 
 
 def _across(group: Sequence[Record], one: str, other: str) -> tuple[Record, Record] | None:
@@ -48,8 +57,8 @@ def _count(groups: Sequence[Sequence[Record]], what: str) -> tuple[str, ...]:
     return (f"{len(groups)} {verb} {what}, e.g. {_show(groups[0][:2])}",)
 
 
-def _describe_torn(groups: Sequence[Sequence[Record]]) -> tuple[str, ...]:
-    """Pictures whose copies have different labels, with two of the first that differ."""
+def _describe_torn(groups: Sequence[Sequence[Record]]) -> tuple[Caution, ...]:
+    """A warning of pictures whose copies have different labels, with two of the first that differ."""
     torn = [group for group in groups if len({_answer(record) for record in group}) > 1]
     if not torn:
         return ()
@@ -57,7 +66,14 @@ def _describe_torn(groups: Sequence[Sequence[Record]]) -> tuple[str, ...]:
     other = next(record for record in torn[0] if _answer(record) != _answer(first))
     verb = "images have" if len(torn) > 1 else "image has"
     examples = " and ".join(f"{record.name!r} is {_show_answer(record)}" for record in (first, other))
-    return (f"{len(torn)} {verb} copies with different labels, e.g. {examples}",)
+    return (
+        Caution(
+            text=f"{len(torn)} {verb} copies with different labels, e.g. {examples}",
+            count=len(torn),
+            example=examples,
+            advice="one of the labels is wrong, or both hold: correct it, remove a copy, or use tags",
+        ),
+    )
 
 
 def _answer(record: Record) -> tuple[tuple[str, ...], tuple[float, ...]]:

@@ -20,6 +20,7 @@ from headstart.data.loader import Batches, available_cores, make_evaluation_batc
 from headstart.data.reading import ChangedFiles
 from headstart.data.scan import OnDecoded, Scan, refuse_unreadable, scan_records
 from headstart.data.sources.as_given import AnyImages, list_images
+from headstart.data.sources.caution import Caution
 from headstart.data.sources.files import Files
 from headstart.data.sources.listing import list_source, list_unlabelled
 from headstart.data.sources.names import compare_splits
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Images:
-    """The data of a run. ``notes``: sentences on what was found and decided."""
+    """The data of a run. ``notes``: sentences on what was found and decided; ``cautions``: those that are warnings."""
 
     task: TaskSpec
     train: Batches
@@ -51,6 +52,7 @@ class Images:
     scan: Scan
     source: Source
     notes: tuple[str, ...]
+    cautions: tuple[Caution, ...] = ()
 
     @property
     def root(self) -> Path | None:
@@ -142,8 +144,10 @@ def load_images(
     # among the readable ones: skipped files are as if they were not there
     indices = {record.name: index for index, record in enumerate(readable.records)}
     records, split_notes = _divide(readable, scan, config, join_near=join_near)
-    notes = listing.notes + skipped + split_notes + describe_copies(records, scan)
-    notes += compare_splits(records, kind=listing.kind, source=listing.source.name)
+    copies, torn = describe_copies(records, scan)
+    cautions = (*listing.cautions, *skipped, *_find_shared_groups(records), *torn)
+    cautions += compare_splits(records, kind=listing.kind, source=listing.source.name)
+    notes = listing.notes + split_notes + copies
     refuse_bands(scan.measured, channels=preprocess.channels, source=listing.source.name)
     if preprocess.channels not in (1, 3):
         _refuse_other_bands(readable, scan, channels=preprocess.channels)
@@ -164,7 +168,9 @@ def load_images(
         )
         for split in ("train", "val", "test")
     }
-    return _assemble(samples, config=config, preprocess=preprocess, images=(task, scan, listing.source, notes))
+    notes += tuple(caution.text for caution in cautions)
+    images = _assemble(samples, config=config, preprocess=preprocess, images=(task, scan, listing.source, notes))
+    return replace(images, cautions=cautions)
 
 
 def _refuse_other_bands(listing: Listing, scan: Scan, *, channels: int) -> None:
@@ -242,7 +248,7 @@ def _batch_size(count: int) -> int:
     return max(8, min(64, 1 << max(0, (count // 8).bit_length() - 1)))
 
 
-def _without_unreadable(listing: Listing, scan: Scan) -> tuple[Listing, tuple[str, ...]]:
+def _without_unreadable(listing: Listing, scan: Scan) -> tuple[Listing, tuple[Caution, ...]]:
     if not scan.unreadable:
         return listing, ()
     records = tuple(record for record in listing.records if record.name in scan.hashes)
@@ -258,8 +264,10 @@ def _without_unreadable(listing: Listing, scan: Scan) -> tuple[Listing, tuple[st
         raise DataError(
             f"{where}: no image of {some(sorted(map(str, emptied)))} can be read, e.g. {shown[0]}; mend them"
         )
-    note = f"{len(shown)} unreadable {'images are' if len(shown) > 1 else 'image is'} left out: {some(shown)}"
-    return replace(listing, records=records), (note,)
+    text = f"{len(shown)} unreadable {'images are' if len(shown) > 1 else 'image is'} left out: {some(shown)}"
+    advice = "mend or remove them; the run's unreadable.csv lists all"
+    caution = Caution(text=text, count=len(shown), example=shown[0], advice=advice)
+    return replace(listing, records=records), (caution,)
 
 
 def _divide(
@@ -273,7 +281,7 @@ def _divide(
             notes.append("data.test is not used: the data have their own split")
         if config.data.val != Data().val:
             notes.append("data.val is not used: the data have their own split")
-        return listing.records, (*notes, *_find_shared_groups(listing.records))
+        return listing.records, tuple(notes)
     ours = [record for record in listing.records if record.split in (None, "train")]
     test = 0.0 if given["test"] else config.data.test
     if config.data.val + test >= 1:
@@ -292,18 +300,22 @@ def _divide(
     parts = ", ".join(f"{counts[split]} {split}" for split in ("train", "val", "test") if counts[split])
     note = f"split: made by seed {config.seed}, stratified by {by}: {parts}; {kept} stay on one side"
     records = tuple(replace(record, split=chosen.get(record.name, record.split)) for record in listing.records)
-    return records, (note, *_find_shared_groups(records))  # a given test split may cut one
+    return records, (note,)
 
 
-def _find_shared_groups(records: Sequence[Record]) -> tuple[str, ...]:
-    """Groups that a given split cuts through."""
+def _find_shared_groups(records: Sequence[Record]) -> tuple[Caution, ...]:
+    """A warning of groups that a given split cuts through; it may be the test split alone that is given."""
     sides: dict[str, set[str]] = defaultdict(set)
     for record in records:
         if record.group is not None:
             sides[record.group].add(str(record.split))
     cut = sorted(group for group, splits in sides.items() if len(splits) > 1)
     verb = "groups are" if len(cut) > 1 else "group is"
-    return (f"{len(cut)} {verb} in more than one split as given: {some(cut)}",) if cut else ()
+    if not cut:
+        return ()
+    text = f"{len(cut)} {verb} in more than one split as given: {some(cut)}"
+    advice = "give all images of a group one split, or leave the split to headstart"
+    return (Caution(text=text, count=len(cut), example=repr(cut[0]), advice=advice),)
 
 
 def _task(listing: Listing, *, log: bool) -> TaskSpec:

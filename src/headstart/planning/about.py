@@ -22,7 +22,13 @@ def about_data(images: Images) -> tuple[Decision, ...]:
     what = Decision("task", f"{task.kind}: {outputs_text(task.num_outputs)} ({names})", "from the data")
     splits = {"train": images.train, "val": images.val, "test": images.test}
     sizes = ", ".join(f"{len(split.samples)} {name}" for name, split in splits.items() if split)
-    return what, Decision("data", sizes, "; ".join(images.notes) or "every image decoded once")
+    return what, Decision("data", sizes, "; ".join(plain_notes(images)) or "every image decoded once")
+
+
+def plain_notes(images: Images) -> list[str]:
+    """The notes on the data that are no warnings: these are a block of their own."""
+    warned = {caution.text for caution in images.cautions}
+    return [note for note in images.notes if note not in warned]
 
 
 def describe_steps(draft: Draft) -> Draft:

@@ -9,6 +9,7 @@ from torch import nn
 
 from headstart.config.rules import freeze_text
 from headstart.data.images import Images
+from headstart.planning.about import plain_notes
 from headstart.planning.draft import Draft
 from headstart.surgery.lora import adapter_size
 from headstart.training.phases import PhasePlan, TrainingPlan, freeze_phase, phase_optimizer
@@ -21,6 +22,7 @@ def make_document(draft: Draft) -> dict[str, Any]:
     splits = {"train": images.train, "val": images.val, "test": images.test}
     return {
         "decisions": [vars(decision) for decision in draft.decisions],
+        "warnings": [vars(caution) for caution in images.cautions],
         "task": images.task.to_dict(),
         "model": {
             "spec": opened.spec, "library": opened.library, "architecture": opened.architecture,
@@ -31,7 +33,7 @@ def make_document(draft: Draft) -> dict[str, Any]:
         "phases": [_phase_document(opened.module, training_plan, phase, steps) for phase in training_plan.phases],
         "data": {
             "source": images.place, "root": str(images.root.absolute()) if images.root else None,
-            "digest": _data_digest(images), "notes": list(images.notes),
+            "digest": _data_digest(images), "notes": plain_notes(images),
             **{name: len(split.samples) if split else 0 for name, split in splits.items()},
             "class_counts": {name: split.class_counts() for name, split in splits.items() if split},
             "unreadable": [{"path": image.key, "reason": image.reason} for image in images.scan.unreadable],

@@ -29,6 +29,7 @@ from headstart.events import (
     Watch,
     speak,
 )
+from headstart.reports.cautions import list_warnings
 from headstart.reports.cells import cell, duration, select_metrics
 from headstart.reports.clock import time_shares
 from headstart.reports.notebook import NotebookTable, draw_below_cell, in_notebook
@@ -105,6 +106,8 @@ class Progress:
         self._close()
         for decision in plan.decisions if self._decisions else ():
             self._say(f"{cell(decision.name)}: {cell(decision.value)}  ({cell(decision.reason)})")
+        for line in list_warnings(plan.document) if self._decisions else ():
+            self._say(line)
 
     def _show_scan(self, event: ScanProgress) -> None:
         if self._live:

@@ -134,7 +134,7 @@ def _plan(path: Path) -> Mapping[str, Any]:
     if kind not in KINDS:
         raise StorageError(f"{path}: is damaged, task.kind is {kind!r}, not one of {', '.join(KINDS)}")
     wrong = [name for name in ("model", "data", "preprocess", "head") if not isinstance(plan.get(name, {}), dict)]
-    wrong += [name for name in ("decisions", "phases") if not isinstance(plan.get(name, []), list)]
+    wrong += [name for name in ("decisions", "phases", "warnings") if not isinstance(plan.get(name, []), list)]
     if wrong:
         raise StorageError(f"{path}: is damaged, {', '.join(wrong)} has the wrong shape")
     return plan

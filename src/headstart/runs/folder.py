@@ -174,6 +174,9 @@ def record_start(
     (run / "result.json").unlink(missing_ok=True)  # of ``headstart finish``: the run goes on, and will have another
     text = write_yaml(config) + describe_choices(config, plan)
     write_file(run / "config.yaml", text.encode("utf-8", "surrogateescape"))  # from here on it is a run
+    unreadable = [(image["path"], image["reason"]) for image in plan["data"]["unreadable"]]
+    if unreadable:
+        write_file(run / "unreadable.csv", csv_text(unreadable, header=("path", "reason")).encode("utf-8", "replace"))
     make_folder(checkpoints)
     sweep(checkpoints)
     begins = before is None or step is None

@@ -30,7 +30,8 @@ def first(keys: Sequence[str]) -> list[str]:
 
 @pytest.mark.parametrize("name", FRAMES)
 def test_names_of_frames_and_views_are_said_with_the_option(name: str) -> None:
-    (note,) = describe_frames(FRAMES[name], first(FRAMES[name]))
+    (found,) = describe_frames(FRAMES[name], first(FRAMES[name]))
+    note = f"{found.text}; to {found.advice}"
     assert note.startswith(f"the names look like {10 if name == 'tracks' else 8} objects or films")
     assert "--data.group prefix" in note
 

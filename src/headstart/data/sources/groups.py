@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import PurePosixPath
 
+from headstart.data.sources.caution import Caution
 from headstart.errors import DataError
 
 BY_NAME = ("prefix", "folder")
@@ -43,8 +44,8 @@ def group_by_name(keys: Sequence[str], how: str | None, *, source: str) -> tuple
     return tuple(read_group(key, how) for key in keys)
 
 
-def describe_frames(keys: Sequence[str], labels: Sequence[object]) -> tuple[str, ...]:
-    """A note where names look like frames of films or views of objects: numbered evenly, several runs per label.
+def describe_frames(keys: Sequence[str], labels: Sequence[object]) -> tuple[Caution, ...]:
+    """A warning where names look like frames of films or views of objects: numbered evenly, several runs per label.
 
     labels: of each image, whatever it is.
     """
@@ -59,11 +60,13 @@ def describe_frames(keys: Sequence[str], labels: Sequence[object]) -> tuple[str,
     if len(runs) < _LEAST_GROUPS or 2 * count < len(keys) or max(homes.values()) < 2:
         return ()
     example, frames = max(runs.items(), key=lambda run: (len(run[1]), run[0]))
-    return (
+    text = (
         f"the names look like {len(runs)} objects or films with {count / len(runs):.0f} frames each ({example}... has "
         f"{len(frames)}): where they are, a split by image has frames of one on both sides, and its metrics are too "
-        f"good; to keep them together: --data.group prefix",
+        "good"
     )
+    advice = "keep them together: --data.group prefix"
+    return (Caution(text=text, count=len(runs), example=f"{example}... has {len(frames)}", advice=advice),)
 
 
 def _is_even(frames: Sequence[tuple[int, object]]) -> bool:

@@ -38,8 +38,7 @@ def list_source(data: Data, *, kind: AskedKind, known: Sequence[str] = (), given
     if data.group is not None or any(record.split == "val" for record in listing.records):
         return listing
     answers: list[object] = [record.labels or (*record.numbers.values(),) for record in listing.records]
-    notes = describe_frames([record.name for record in listing.records], answers)
-    return replace(listing, notes=listing.notes + notes)
+    return replace(listing, cautions=describe_frames([record.name for record in listing.records], answers))
 
 
 def list_unlabelled(data: Data) -> Files:

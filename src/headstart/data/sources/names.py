@@ -6,6 +6,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
+from headstart.data.sources.caution import Caution
 from headstart.data.sources.numerals import normalise_number
 from headstart.data.sources.samples import some
 from headstart.data.sources.source import Record, Split
@@ -72,8 +73,8 @@ def check_count(names: Sequence[str], *, source: str, kind: TaskKind) -> None:
         raise DataError(f"{source}: no {noun} found; give at least one image a {noun}")
 
 
-def compare_splits(records: Sequence[Record], *, kind: TaskKind, source: str) -> tuple[str, ...]:
-    """Notes on classes that validation or test lack.
+def compare_splits(records: Sequence[Record], *, kind: TaskKind, source: str) -> tuple[Caution, ...]:
+    """Warnings of classes that validation or test lack.
 
     Raises:
         DataError: a class of validation or test has no training image.
@@ -82,7 +83,7 @@ def compare_splits(records: Sequence[Record], *, kind: TaskKind, source: str) ->
     for record in records:
         if record.split is not None:
             counts[record.split].update(record.labels)
-    word, notes = find_kind(kind).noun, []
+    word, cautions = find_kind(kind).noun, []
     for split in ("val", "test"):
         held_out = counts[split]
         if not any(record.split == split for record in records):
@@ -95,5 +96,7 @@ def compare_splits(records: Sequence[Record], *, kind: TaskKind, source: str) ->
             )
         absent = sorted(set(counts["train"]) - set(held_out))
         if absent:
-            notes.append(f"{split} has no image of {word} {some(absent)}; metrics there say nothing about it")
-    return tuple(notes)
+            text = f"{split} has no image of {word} {some(absent)}; metrics there say nothing about it"
+            advice = f"add images of it to {split}; two images of a {word}, not copies or of one group, are enough"
+            cautions.append(Caution(text=text, count=len(absent), example=repr(absent[0]), advice=advice))
+    return tuple(cautions)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from headstart.data.decoding.decode import printable
+from headstart.data.sources.caution import Caution
 from headstart.data.sources.source import Record, Source, Split, Stamp
 from headstart.errors import DataError
 from headstart.tasks.kinds import find_kind
@@ -29,6 +30,7 @@ _DECODED |= {".jp2", ".j2k", ".jpf", ".jpx", ".ppm", ".pgm", ".pbm", ".pnm", ".p
 _OTHER = {".heic", ".heif", ".jxl", ".tga", ".psd", ".dds", ".exr", ".hdr", ".svg", ".ico"}
 IMAGE_SUFFIXES = frozenset(_DECODED | _OTHER)
 """Files that count as images; the ones that cannot be decoded are then named with their reason, not passed over."""
+_BEGINNINGS = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a", b"II*\x00", b"MM\x00*")
 _PASSED_OVER = frozenset({"__macosx", "@eadir", "__pycache__", "lost+found", "thumbs.db", "desktop.ini"})
 
 
@@ -60,7 +62,7 @@ class Sample:
 class Listing:
     """What a source says, before an image is opened: its records sorted by name. ``names``: classes, tags or targets,
     in output order; ``by_column``: a table has a column for each of them, so that one without a column was not asked
-    about.
+    about; ``cautions``: warnings.
     """
 
     source: Source
@@ -69,6 +71,7 @@ class Listing:
     records: tuple[Record, ...]
     notes: tuple[str, ...]
     by_column: bool = False
+    cautions: tuple[Caution, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,8 +93,17 @@ def key_of(path: Path, *, root: Path) -> str:
 
 
 def is_image(path: Path) -> bool:
-    """Whether the name says that it is an image."""
-    return path.suffix.lower() in IMAGE_SUFFIXES
+    """Whether the name says that it is an image or, where it has no suffix, its first bytes."""
+    return path.suffix.lower() in IMAGE_SUFFIXES or (not path.suffix and path.is_file() and _begins_as_image(path))
+
+
+def _begins_as_image(path: Path) -> bool:
+    try:
+        with path.open("rb") as opened:
+            head = opened.read(12)
+    except OSError:  # named as unreadable where it is an image by its name
+        return False
+    return head.startswith(_BEGINNINGS) or (head.startswith(b"RIFF") and head.endswith(b"WEBP"))
 
 
 def is_passed_over(name: str) -> bool:
