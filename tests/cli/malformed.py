@@ -139,11 +139,7 @@ OPTIONS = _cases(
     ("train {PHOTOS} {SMALL} --out {RUN}", "a run is in", "--resume"),
     ("train {PHOTOS} {SMALL} --out {W}/c.yaml", "is a file", "--out"),
     ("train {PHOTOS} {SMALL} --out {W}/photos2", "holds other files", "--out runs/"),
-    (
-        "train {PHOTOS} {SMALL} --out {RUN} --resume --epochs 3",
-        "made with other options",
-        "epochs: the run has 1, now 3",
-    ),
+    ("train {PHOTOS} {SMALL} --out {RUN} --resume --seed 7", "made with other options", "seed: the run has 42, now 7"),
     ("predict {RUN} {PHOTOS} --top 0", "--top: 0 is not positive", "--top 5"),
     ("predict {RUN} {PHOTOS} --top many", "--top"),
     ("predict {RUN} {PHOTOS} --format xml", "xml", "csv"),
