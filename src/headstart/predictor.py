@@ -24,8 +24,10 @@ from headstart.data.sources.as_given import AnyImages
 from headstart.data.sources.samples import some
 from headstart.data.sources.source import Source, read_content
 from headstart.errors import ConfigError, DataError, ModelError
+from headstart.reports.headline import describe_evaluation
 from headstart.runs.bundle import OpenedRun, describe_trained, open_run, read_used_images
 from headstart.runs.finish import Run
+from headstart.runs.folder import write_rows
 from headstart.tasks.kinds import find_kind, measure_present
 from headstart.tasks.task import TaskKind, TaskSpec
 from headstart.training.evaluate import Evaluation, Predictions, evaluate_iterable
@@ -74,6 +76,8 @@ def evaluate_run(run: AnyRun, data: Data, *, device: str = "auto", include_train
     started = time.monotonic()
     opened = open_on(run, device)
     found = _evaluate_source(opened, data, include_trained=include_trained)
+    rows = [{name: str(value) for name, value in row.items()} for row in write_rows(found, opened.task)]
+    headline, remarks = describe_evaluation(opened.task, rows, found.metrics, metric=_read_metric(opened))
     return Run(
         path=opened.path if not isinstance(run, str | Path | Run) else run.path if isinstance(run, Run) else Path(run),
         task=opened.task.kind,
@@ -81,7 +85,15 @@ def evaluate_run(run: AnyRun, data: Data, *, device: str = "auto", include_train
         metrics=found.metrics,
         note=found.note,
         model=opened.model,
+        headline=headline,
+        remarks=remarks,
     )
+
+
+def _read_metric(opened: OpenedRun) -> str:
+    """The word of ``--metric`` that the run was made with; bundles of 0.1 do not have it."""
+    asked = opened.facts.get("metric", "auto")
+    return asked if asked in find_kind(opened.task.kind).metrics else "auto"
 
 
 def predict_paths(
@@ -367,7 +379,8 @@ def _evaluate_labelled(opened: OpenedRun, batches: Batches, which: str) -> Evalu
     settings = opened.evaluated
     batches = replace(batches, batch_size=settings.size_for(len(batches.samples)))
     found = evaluate_module(opened.model, batches, precision=settings.precision, memory_format=settings.memory_format)
-    metrics, absent = measure_present(opened.task, found.predictions.outputs, found.truth)
+    outputs, metric = found.predictions.outputs, _read_metric(opened)
+    metrics, absent = measure_present(opened.task, outputs, found.truth, metric=metric)
     nouns = find_kind(opened.task.kind).nouns
     left_out = f"; no image has {some(absent)}, left out of means over {nouns}" if absent else ""
     return replace(found, metrics=metrics, note=which + left_out)

@@ -60,7 +60,7 @@ def test_train_prints_one_object_and_tells_its_decisions_on_stderr(
     assert main(["train", str(photos), "--config", str(config), "--epochs", "1", "--json"]) == 0
     said = capsys.readouterr()
     result = json.loads(said.out)
-    assert set(result) == {"run", "task", "seconds", "metrics", "note"}
+    assert set(result) == {"run", "task", "seconds", "metrics", "note", "headline", "remarks"}
     assert result["note"] == "epoch 1 (trained weights)"
     assert {"accuracy", "macro_f1", "nll"} <= set(result["metrics"])
     assert Path(result["run"]) == Path("runs/photos")
@@ -95,6 +95,10 @@ def test_evaluate_gives_the_metrics_of_labelled_images(run: Path, photos: Path, 
     result = json.loads(capsys.readouterr().out)
     own = json.loads((run / "result.json").read_text())
     assert (result["task"], result["metrics"]) == ("classify", own["metrics"])
+    share = f"accuracy: {100 * own['metrics']['accuracy']:.1f} % on "
+    assert result["headline"].startswith(share) and "; always " in result["headline"]
+    no_better = [remark for remark in result["remarks"] if remark.startswith(("No better than ", "Not clearly better"))]
+    assert result["remarks"] == no_better
     note = r"validation images of .*, the run's own; left out: (\d+) that it was trained on$"
     trained = re.search(note, result["note"])
     assert trained is not None, result["note"]

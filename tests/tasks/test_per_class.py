@@ -14,6 +14,7 @@ from sklearn.metrics import (
     average_precision_score,
     balanced_accuracy_score,
     confusion_matrix,
+    f1_score,
     log_loss,
     precision_recall_fscore_support,
     r2_score,
@@ -21,12 +22,14 @@ from sklearn.metrics import (
 )
 
 from headstart.errors import StorageError
+from headstart.runs.folder import write_predictions
 from headstart.tasks import classify, multilabel, regress
 from headstart.tasks.intervals import Interval, bootstrap, correct_percentiles, wilson
 from headstart.tasks.kinds import find_kind
 from headstart.tasks.metrics import resample_r2
 from headstart.tasks.tags import join_tags, split_tags
 from headstart.tasks.task import TaskSpec
+from headstart.training.evaluate import Evaluation, Predictions
 
 
 def test_wilson_gives_the_published_interval():
@@ -235,3 +238,57 @@ def test_predictions_that_do_not_fit_the_plan_are_refused(row: dict[str, str], m
 def test_a_prediction_that_is_no_number_is_refused():
     with pytest.raises(StorageError, match=r"prediction:p of x.png is 'much', no number"):
         regress.score_rows([{"id": "x.png", "truth:p": "1", "prediction:p": "much"}], ["p"])
+
+
+def test_a_metric_of_tags_has_its_interval_and_a_baseline_that_no_answer_without_looking_beats():
+    rng = np.random.default_rng(3)
+    truth = (rng.random((60, 3)) < (0.7, 0.4, 0.1)).astype(int)
+    outputs = np.clip(0.5 * truth + rng.uniform(0, 0.6, truth.shape), 0, 1)
+    task = TaskSpec(kind="multilabel", classes=("a", "b", "c"))
+    kind = find_kind("multilabel")
+    rows = [
+        {name: str(value) for name, value in kind.write_row(task, true, given).items()}
+        for true, given in zip(truth.tolist(), outputs.tolist(), strict=True)
+    ]
+    found = multilabel.score_rows(rows, task.classes)
+    said = outputs > 0.5
+    sets = {tuple(row): int((truth == row).all(1).sum()) for row in truth}
+    expected = {
+        "accuracy": (accuracy_score(truth, said), max(sets.values()) / 60),
+        "macro_f1": (f1_score(truth, said, average="macro"), f1_score(truth, np.ones_like(truth), average="macro")),
+        "balanced_accuracy": (np.mean([balanced_accuracy_score(truth[:, k], said[:, k]) for k in range(3)]), 0.5),
+        "mean_average_precision": (average_precision_score(truth, outputs, average="macro"), truth.mean(0).mean()),
+    }
+    for key, (value, guess) in expected.items():
+        assert found.compute(key) == pytest.approx(value), key
+        interval = found.find_interval(key)
+        assert interval is not None and interval.low < value < interval.high
+        assert kind.find_baseline(key, {}, found)[0] == pytest.approx(guess), key
+
+
+def test_the_baselines_of_classes_are_what_always_the_most_frequent_class_gets():
+    truth = ["b"] * 5 + ["a"] * 3 + ["c"] * 2
+    rows = [{"truth": name, "prediction": "a"} for name in truth]
+    found, kind = classify.score_rows(rows, ["a", "b", "c", "d"]), find_kind("classify")
+    always = ["b"] * 10
+    expected = {
+        "accuracy": accuracy_score(truth, always),
+        "macro_f1": f1_score(truth, always, average="macro", zero_division=0),
+        "balanced_accuracy": balanced_accuracy_score(truth, always),
+    }
+    for key, value in expected.items():
+        guess, says = kind.find_baseline(key, {}, found)
+        assert (guess, says) == (pytest.approx(value), "always b")
+    assert kind.find_baseline("nll", {}, found) == (None, "")
+
+
+@pytest.mark.parametrize(("images", "named"), [(4, True), (5, False)])
+def test_a_table_of_more_probabilities_than_it_is_worth_has_the_largest_alone(tmp_path, monkeypatch, images, named):
+    monkeypatch.setattr("headstart.runs.folder.MOST_PROBABILITIES", 8)
+    task = TaskSpec(kind="classify", classes=("a", "b"))
+    keys = tuple(str(place) for place in range(images))
+    predictions = Predictions(task=task, outputs=torch.full((images, 2), 0.5), keys=keys)
+    evaluation = Evaluation(predictions=predictions, truth=torch.zeros(images, dtype=torch.int64), metrics={})
+    write_predictions(tmp_path / "p.csv", evaluation, task=task, contents=dict.fromkeys(keys, "ab"))
+    header = (tmp_path / "p.csv").read_text().splitlines()[0]
+    assert ('"p:a","p:b"' in header) is named and '"confidence"' in header and '"sha256"' in header

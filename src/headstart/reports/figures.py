@@ -56,7 +56,7 @@ def curve_figures(record: RunRecord, *, baseline: tuple[float | None, str]) -> t
         caption = "Loss" if len(losses) > 1 else "Training loss"
         charts.append(_chart(caption, losses, x_label="epoch", marks=marks))
     if scored:
-        caption = f"Validation {label_metric(record, main)}"
+        caption = f"Validation {label_metric(record.kind, record.names, main)}"
         charts.append(_chart(caption, scored, x_label="epoch", marks=marks))
     return tuple(charts)
 

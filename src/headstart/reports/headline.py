@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from headstart.reports.run_record import RunRecord
 from headstart.tasks.intervals import Interval
+from headstart.tasks.kinds import find_kind, name_metric
 from headstart.tasks.metrics import LABELS, is_lower_better
-from headstart.tasks.rows import format_amount
-from headstart.tasks.task import RowScores
+from headstart.tasks.rows import Row, format_amount
+from headstart.tasks.task import Kind, RowScores, TaskSpec
 
 _OF_A_NUMBER = ("mae", "rmse", "r2", "mae_log10")  # labels that a target's name goes with
 
@@ -65,6 +66,22 @@ class Findings:
     mismatch: str
 
 
+def describe_evaluation(
+    task: TaskSpec, rows: Sequence[Row], metrics: Mapping[str, float], *, metric: str
+) -> tuple[str, tuple[str, ...]]:
+    """The main metric of labelled images in a line, and what to know beside it; "" where they do not define it.
+
+    ``metric`` is the word of ``--metric``, ``rows`` are those of predictions.csv.
+    """
+    key = name_metric(task, metric)
+    if key not in metrics:
+        return "", ()
+    kind = find_kind(task.kind)
+    scores = kind.score_rows(rows, task.names)
+    main = _make_metric(kind, task.names, scores, metrics, key)
+    return describe_headline(_label_alone(kind, task.names, main), main, images=f"{len(rows):,} images"), _compare(main)
+
+
 def summarise(record: RunRecord) -> Findings:
     """The result of a run, from its records."""
     on, rows_on = ("test" if there else "validation" for there in (record.test_metrics, record.test_predictions))
@@ -75,7 +92,7 @@ def summarise(record: RunRecord) -> Findings:
     baseline = record.kind.find_baseline(main.key, latest_metrics(record), validation) if main else (None, "")
     return Findings(
         on=on, rows_on=rows_on, scores=scores, metrics=numbers, validation_baseline=baseline,
-        headline=describe_headline(record, main, on=on) if main else "",
+        headline=describe_headline(label_main(record, main), main, images=_count_images(record, on)) if main else "",
         remarks=list_remarks(record, numbers) if record.result is not None else (),
         mismatch=find_mismatch(record, validation, main),
     )  # fmt: skip
@@ -95,7 +112,8 @@ def list_metrics(record: RunRecord, scores: RowScores | None, *, on: str) -> tup
     keys = [key for key in LABELS if key in latest and key != main]
     keys += sorted(key for key in latest if key not in LABELS and not key.startswith("baseline") and ":" not in key)
     finished = scores if record.result is not None else None  # predictions belong to the finished run
-    rows = [_make_metric(record, finished, latest, key) for key in [main] * (main in latest) + keys]
+    keys = [main] * (main in latest) + keys
+    rows = [_make_metric(record.kind, record.names, finished, latest, key) for key in keys]
     if on == "test":
         rows = [replace(row, validation=_float(validation.get(row.key))) for row in rows]
     return tuple(rows)
@@ -120,13 +138,13 @@ def find_mismatch(record: RunRecord, scores: RowScores | None, main: Metric | No
     return f"result.json says {written:.6g}, but predictions.csv gives {counted:.6g}: one of the two files was changed."
 
 
-def label_metric(record: RunRecord, key: str) -> str:
+def label_metric(kind: Kind, names: Sequence[str], key: str) -> str:
     """What a metric is called in text, with the name of the one target that it is of."""
-    label, names = LABELS.get(key, key.replace("_", " ")), record.names
-    if not record.kind.gives_numbers:
+    label = LABELS.get(key, key.replace("_", " "))
+    if not kind.gives_numbers:
         return label
     if len(names) > 1:
-        return f"{label}, mean over {len(names)} targets" if key in LABELS else label
+        return label
     if key == "mae_log10":
         return f"mean absolute error of the logarithm (base 10) of {names[0]}"
     return f"{label} of {names[0]}" if names and key in _OF_A_NUMBER else label
@@ -139,27 +157,44 @@ def latest_metrics(record: RunRecord) -> Mapping[str, Any]:
     return (record.epochs[-1].get("metrics") or {}) if record.epochs else {}
 
 
-def describe_headline(record: RunRecord, main: Metric, *, on: str) -> str:
-    """The main metric in a line: its value, its images, its interval and the baseline."""
+def label_main(record: RunRecord, main: Metric) -> str:
+    """What the main metric is called where it stands alone."""
+    return _label_alone(record.kind, record.names, main)
+
+
+def _label_alone(kind: Kind, names: Sequence[str], main: Metric) -> str:
+    return f"{main.label}, mean over {len(names)} targets" if kind.gives_numbers and len(names) > 1 else main.label
+
+
+def _count_images(record: RunRecord, on: str) -> str:
     count = record.plan.get("data", {}).get("test" if on == "test" else "val")
-    images = f" on the {count:,} {on} images" if isinstance(count, int) and count else f" on the {on} images"
+    return f"the {count:,} {on} images" if isinstance(count, int) and count else f"the {on} images"
+
+
+def describe_headline(label: str, main: Metric, *, images: str) -> str:
+    """The main metric in a line: its value, its images, its interval and the baseline."""
     facts = [f"95 % interval {format_interval(main.interval, main.key)}"] if main.interval else []
     if main.baseline is not None:
         facts.append(f"{main.baseline_says}: {format_metric(main.baseline, main.key)}")
     told = f" ({'; '.join(facts)})" if facts else ""
-    return f"{main.label}: {format_metric(main.value, main.key)}{images}{told}"
+    return f"{label}: {format_metric(main.value, main.key)} on {images}{told}"
 
 
 def list_remarks(record: RunRecord, numbers: tuple[Metric, ...]) -> tuple[str, ...]:
     """What to know before the result is used: that it is no better than a guess, or than the probe it began with."""
-    remarks = []
-    if numbers and (main := numbers[0]).beats_baseline is not None:
-        value, guess = (format_metric(number, main.key) for number in (main.value, main.baseline or 0.0))
-        if not main.beats_baseline:
-            remarks.append(f"No better than {main.baseline_says}: {main.label} {value}, against {guess}.")
-        elif not main.clearly_beats_baseline:
-            remarks.append(f"Not clearly better than {main.baseline_says}: the 95 % interval holds its {guess}.")
-    return (*remarks, *_compare_with_probe(record))
+    return (*(_compare(numbers[0]) if numbers else ()), *_compare_with_probe(record))
+
+
+def _compare(main: Metric) -> tuple[str, ...]:
+    """A sentence where the metric is not, or not clearly, better than the baseline."""
+    if main.beats_baseline is None:
+        return ()
+    value, guess = (format_metric(number, main.key) for number in (main.value, main.baseline or 0.0))
+    if not main.beats_baseline:
+        return (f"No better than {main.baseline_says}: {main.label} {value}, against {guess}.",)
+    if not main.clearly_beats_baseline:
+        return (f"Not clearly better than {main.baseline_says}: the 95 % interval holds its {guess}.",)
+    return ()
 
 
 def _compare_with_probe(record: RunRecord) -> tuple[str, ...]:
@@ -186,11 +221,13 @@ def _compare_with_probe(record: RunRecord) -> tuple[str, ...]:
     )
 
 
-def _make_metric(record: RunRecord, scores: RowScores | None, latest: Mapping[str, Any], key: str) -> Metric:
-    baseline, says = record.kind.find_baseline(key, latest, scores)
+def _make_metric(
+    kind: Kind, names: Sequence[str], scores: RowScores | None, latest: Mapping[str, Any], key: str
+) -> Metric:
+    baseline, says = kind.find_baseline(key, latest, scores)
     return Metric(
         key=key,
-        label=label_metric(record, key),
+        label=label_metric(kind, names, key),
         value=_float(latest[key]),
         better="lower" if is_lower_better(key) else "higher",
         interval=scores.find_interval(key) if scores is not None else None,

@@ -14,7 +14,7 @@ from headstart.errors import StorageError
 from headstart.reports.clock import time_shares
 from headstart.reports.environment import format_facts, inexact_text, was_inexact
 from headstart.reports.figures import curve_figures, rate_figures, step_figures, target_figures
-from headstart.reports.headline import Findings, format_interval, format_metric, format_share, summarise
+from headstart.reports.headline import Findings, format_interval, format_metric, format_share, label_main, summarise
 from headstart.reports.matrix import draw_matrix
 from headstart.reports.model_card import loads_in_timm
 from headstart.reports.pictures import ReadImage, gallery
@@ -115,6 +115,7 @@ def render(record: RunRecord, *, findings: Findings | None = None, read: ReadIma
         source=_tidy(str(record.plan.get("data", {}).get("source", ""))),
         result=record.result,
         findings=findings,
+        main_label=label_main(record, findings.metrics[0]) if findings.metrics else "",
         metrics=findings.metrics,
         inexact=inexact_text(record.environment),
         environment=format_facts(record.environment),

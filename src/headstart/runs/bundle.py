@@ -107,7 +107,7 @@ def bundle_facts(
     return {
         "format": 1, "task": task.to_dict(), "model": model, "head": recipe, "preprocess": opened.preprocess.to_dict(),
         "columns": {"image": data.image, "target": data.target, "tags_separator": data.tags_separator},
-        "evaluation": vars(evaluated), "metrics": dict(metrics),
+        "evaluation": vars(evaluated), "metrics": dict(metrics), "metric": config.metric,
         "versions": {name: version(name) for name in ("headstart", "torch", "torchvision", "timm")},
     }  # fmt: skip
 

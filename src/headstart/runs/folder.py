@@ -291,14 +291,15 @@ def write_predictions(path: Path, evaluation: Evaluation, *, task: TaskSpec, con
     that are formulas get a leading ', tags are joined by ";" (see ``join_tags``). Of more than two million
     probabilities of classes only each image's largest is written: the table would be larger than what it is read with.
     """
-    rows = [row | {"sha256": contents[row["id"]]} for row in _rows(evaluation, task)]
+    rows = [row | {"sha256": contents[row["id"]]} for row in write_rows(evaluation, task)]
     if find_kind(task.kind).one_label and len(rows) * task.num_outputs > MOST_PROBABILITIES:
         rows = [{name: value for name, value in row.items() if not name.startswith("p:")} for row in rows]
     text = csv_text(([*row.values()] for row in rows), header=list(rows[0]))
     write_file(path, text.encode("utf-8", "surrogateescape"))
 
 
-def _rows(evaluation: Evaluation, task: TaskSpec) -> list[dict[str, Any]]:
+def write_rows(evaluation: Evaluation, task: TaskSpec) -> list[dict[str, Any]]:
+    """The rows of predictions.csv, without the images' digests."""
     outputs = evaluation.predictions.outputs.tolist()
     write_row = find_kind(task.kind).write_row
     each = zip(evaluation.predictions.keys, evaluation.truth.tolist(), outputs, strict=True)

@@ -58,16 +58,21 @@ def name_metric(task: TaskSpec, metric: str) -> str:
     return f"relative_{key}" if len(task.targets) > 1 and key != "r2" else key
 
 
-def measure_present(task: TaskSpec, outputs: Tensor, truth: Tensor) -> tuple[dict[str, float], tuple[str, ...]]:
+def measure_present(
+    task: TaskSpec, outputs: Tensor, truth: Tensor, *, metric: str = "auto"
+) -> tuple[dict[str, float], tuple[str, ...]]:
     """Metrics as of :func:`measure`, over the classes or tags that some image has; and the names of the others."""
     kind = find_kind(task.kind)
     if kind.gives_numbers:
-        return measure(task, outputs, truth), ()
+        return measure(task, outputs, truth, metric=metric), ()
     there = set(truth.tolist()) if kind.one_label else set((truth > 0).any(0).nonzero()[:, 0].tolist())
     absent = tuple(name for place, name in enumerate(task.names) if place not in there)
     if not absent or not there:
-        return measure(task, outputs, truth), absent
+        return measure(task, outputs, truth, metric=metric), absent
     found = kind.compute_present(task, outputs, truth, sorted(there))
+    key = name_metric(task, metric)
+    if key in kind.further_metrics:  # which leave out by themselves what no image has
+        found[key] = kind.further_metrics[key](task, outputs, truth)
     return {name: value for name, value in found.items() if math.isfinite(value)}, absent
 
 
