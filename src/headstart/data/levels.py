@@ -25,7 +25,7 @@ def choose_levels(
     """
     deep = {name: found for name, found in measured.items() if found.kind != "uint8"}
     if not deep:
-        return None, _tell_dark(measured, count=count, unused=asked is not None)
+        return None, _tell_dark(measured, count=count, unused=asked not in (None, _USUAL))
     how = f"{_count(deep, count)} more than 8 bits ({', '.join(sorted({found.kind for found in deep.values()}))})"
     if asked is not None:
         levels, why = asked, "as given"
