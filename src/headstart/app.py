@@ -15,6 +15,7 @@ from typing import Literal
 from torch import nn
 
 from headstart.allocator import keep_freed_memory, keep_no_memory, release_memory, return_freed_memory
+from headstart.config.home import expand_home
 from headstart.config.load import check
 from headstart.config.schema import Config
 from headstart.data.sources.source import Source
@@ -165,7 +166,7 @@ def repeat(
         >>> hs.repeat("runs/once").metrics == first.metrics
         True
     """
-    repeated = Path(run)
+    repeated = expand_home(run)
     asked = _Asked(
         config=config or repeat_config(repeated), model=model, loss=loss,
         own=Own(data=data, transform=transform, metrics=metrics or {}),
@@ -318,7 +319,7 @@ def finish(
         >>> hs.finish("runs/photos").note.startswith("epoch ")
         True
     """
-    run = Path(run)
+    run = expand_home(run)
     config = replace(read_config(run), out=str(run), devices=1)
     config = config if device is None else replace(config, device=device)
     started = time.monotonic()

@@ -10,6 +10,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, TemplateError
 
+from headstart.config.home import expand_home
 from headstart.errors import StorageError
 from headstart.reports.clock import time_shares
 from headstart.reports.environment import format_facts, inexact_text, was_inexact
@@ -56,7 +57,7 @@ def report(run: str | Path) -> Path:
         >>> hs.report("runs/photos").name
         'report.html'
     """
-    return write_report(Path(run))
+    return write_report(expand_home(run))
 
 
 def write_report(run: Path, *, read: ReadImage | None = None) -> Path:

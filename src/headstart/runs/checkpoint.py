@@ -25,6 +25,7 @@ from safetensors.torch import load as read_tensors
 from timm.utils.model_ema import ModelEmaV3
 from torch import Tensor, nn
 
+from headstart.config.home import expand_home
 from headstart.distributed.collectives import gather_files
 from headstart.distributed.fsdp import (
     is_sharded,
@@ -88,7 +89,7 @@ def save(state: TrainState, folder: str | Path, *, keep: int = 2, run: str | Non
         >>> hs.save(state, "checkpoints").is_dir()
         True
     """
-    root = Path(folder)
+    root = expand_home(folder)
     target = root / _folder_name(state.step)
     files = _contents(state, target, {} if run is None else {"run": run})
     if is_sharded(state.model):
@@ -186,7 +187,7 @@ def read_checkpoint(folder: str | Path) -> FoundCheckpoint | None:
 
     Raises: StorageError: there are some, and all are damaged.
     """
-    root = Path(folder)
+    root = expand_home(folder)
     skipped: list[str] = []
     for path in [root] if (root / MANIFEST).exists() else _by_step(root).values():
         try:

@@ -34,7 +34,9 @@ _SPARE_BYTES = 1 << 30  # left free on the disk: checkpoints need room, too
 def cache_folder() -> Path:
     """HEADSTART_CACHE, or headstart in the user's folder for caches (XDG_CACHE_HOME)."""
     home = os.environ.get("HEADSTART_CACHE")
-    return Path(home) if home else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "headstart")
+    if home:
+        return Path(os.path.expanduser(home))  # noqa: PTH111 - Path.expanduser raises for an unknown user
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "headstart")
 
 
 def check_cache_folder(*, asked: bool) -> None:
