@@ -153,7 +153,7 @@ def load_images(
         _refuse_other_bands(readable, scan, channels=preprocess.channels)
     asked = None if config.data.range == "auto" else config.data.range
     levels, range_notes = choose_levels(scan.measured, count=len(scan.hashes), asked=asked)
-    preprocess, notes = replace(preprocess, levels=levels), notes + range_notes
+    preprocess, notes = replace(preprocess, levels=levels), notes + range_notes + _complaint_notes(scan)
     task = _task(replace(readable, records=records), log=config.data.log)
     samples = {
         split: tuple(
@@ -316,6 +316,15 @@ def _find_shared_groups(records: Sequence[Record]) -> tuple[Caution, ...]:
     text = f"{len(cut)} {verb} in more than one split as given: {some(cut)}"
     advice = "give all images of a group one split, or leave the split to headstart"
     return (Caution(text=text, count=len(cut), example=repr(cut[0]), advice=advice),)
+
+
+def _complaint_notes(scan: Scan) -> tuple[str, ...]:
+    """What decoders said about files that they read all the same."""
+    if not scan.complaints:
+        return ()
+    name, said = min(scan.complaints.items())
+    many = f"{len(scan.complaints)} images are" if len(scan.complaints) > 1 else "an image is"
+    return (f"{many} read although their decoder complains, e.g. {name}: {said}",)
 
 
 def _task(listing: Listing, *, log: bool) -> TaskSpec:

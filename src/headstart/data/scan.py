@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 
 from headstart.config.schema import Data
+from headstart.data.decoding.complaints import hear_decoders, hear_warnings
 from headstart.data.decoding.decode import UnreadableImage
 from headstart.data.decoding.interruptible import map_in_threads
 from headstart.data.decoding.likeness import make_fingerprints, shrink_image
@@ -50,7 +51,8 @@ class Scan:
     ``stamps``: what the source says of each readable one (of a file size, times and inode), empty where that proves
     nothing; ``known``: how many were not decoded, since they are what an earlier scan found; ``not_kept``: why what was
     found is not kept for later ones, as a sentence; ``measured``: by name, the values of images of more than 8 bits or
-    other bands than grey and RGB, and of dark ones.
+    other bands than grey and RGB, and of dark ones; ``complaints``: what decoders said of files that they read all the
+    same.
     """
 
     hashes: Mapping[str, str]
@@ -61,6 +63,7 @@ class Scan:
     known: int = 0
     not_kept: str | None = None
     measured: Mapping[str, Measured] = field(default_factory=dict, repr=False)
+    complaints: Mapping[str, str] = field(default_factory=dict, repr=False)
 
     def describe_kept(self) -> tuple[str, ...]:
         """Sentences on what was taken from earlier scans, and what cannot be kept for later ones."""
@@ -73,7 +76,7 @@ class Scan:
 @dataclass(frozen=True)
 class _Outcome:
     """Of one image: its name, SHA-256 or why it cannot be read, stamp, whether an earlier scan found this, what its
-    values are, and its fingerprint.
+    values are, its fingerprint, and what decoders said of it.
     """
 
     name: str
@@ -83,6 +86,7 @@ class _Outcome:
     known: bool = False
     measured: tuple[int | float | str, ...] = ()
     fingerprint: str = ""
+    complaint: str = ""
 
 
 def scan_records(
@@ -103,7 +107,7 @@ def scan_records(
     findings, problem = _read_findings(source, None if fresh else disk_cache)
     part, outcomes, waiting = records[ours.rank :: ours.world_size], list[_Outcome](), list[tuple[_Outcome, bytes]]()
     examine = partial(_examine, source, findings)
-    with closing(map_in_threads(examine, part, threads=threads)) as examined:
+    with hear_warnings(), closing(map_in_threads(examine, part, threads=threads)) as examined:
         for done, outcome in enumerate(examined, start=1):
             waiting.append(outcome)
             if len(waiting) == _AT_ONCE or done == len(part):
@@ -113,9 +117,9 @@ def scan_records(
                 on_decoded(min(done * ours.world_size, len(records)), len(records))
     gathered = all_gather_object([astuple(outcome) for outcome in outcomes])  # which takes what JSON can hold
     found = {
-        name: _Outcome(name, digest, reason, tuple(stamp), known, tuple(measured), fingerprint)
+        name: _Outcome(name, digest, reason, tuple(stamp), known, tuple(measured), *texts)
         for some in gathered
-        for name, digest, reason, stamp, known, measured, fingerprint in some
+        for name, digest, reason, stamp, known, measured, *texts in some
     }
     ordered = [(record, found[record.name]) for record in records]
     hashes = {one.name: one.digest for _, one in ordered if one.digest is not None}
@@ -134,6 +138,7 @@ def scan_records(
         stamps={name: found[name].stamp for name in hashes},
         known=sum(one.known for one in found.values()),
         not_kept=problem,
+        complaints={name: found[name].complaint for name in hashes if found[name].complaint},
         measured={name: Measured(*found[name].measured) for name in hashes if found[name].measured},  # type: ignore[arg-type]
     )
 
@@ -210,11 +215,13 @@ def _examine(source: Source, findings: Findings, record: Record) -> tuple[_Outco
         return _Outcome(name, before.digest, stamp=before.stamp, known=True, **kept), b""  # type: ignore[arg-type]
     try:
         content, stamp = read_content(source, record)
-        shrunk, found = shrink_image(content, where=source.where(record))
+        with hear_decoders() as said:
+            shrunk, found = shrink_image(content, where=source.where(record))
     except UnreadableImage as error:
         return _Outcome(name, reason=error.reason), b""
     measured = () if found is None else astuple(found)
-    return _Outcome(name, hashlib.sha256(content).hexdigest(), stamp=stamp, measured=measured), shrunk
+    digest, complaint = hashlib.sha256(content).hexdigest(), "; ".join(said)
+    return _Outcome(name, digest, stamp=stamp, measured=measured, complaint=complaint), shrunk
 
 
 def _duplicates(hashes: Mapping[str, str]) -> tuple[tuple[str, ...], ...]:

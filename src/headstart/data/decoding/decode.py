@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, partial
@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, JpegImagePlugin, TiffImagePlugin, UnidentifiedImageError, features
 
+from headstart.data.decoding.complaints import hear_decoders
 from headstart.data.decoding.interruptible import run_interruptibly
 from headstart.data.decoding.limits import (
     MAX_PIXELS,
@@ -230,8 +231,10 @@ def _finish(image: Image.Image, *, channels: int, where: str, levels: Levels | N
 @contextmanager
 def _explaining(content: bytes, where: str) -> Iterator[None]:
     """Within, whatever decoders raise becomes an UnreadableImage that says what is wrong with the bytes."""
+    said = list[str]()
     try:
-        yield
+        with hear_decoders() as said:
+            yield
     except (UnreadableImage, RunError):  # the latter by a signal's handler
         raise
     except NoPicture as error:
@@ -239,7 +242,7 @@ def _explaining(content: bytes, where: str) -> Iterator[None]:
     except UnidentifiedImageError:
         raise UnreadableImage(where, _what_it_is(content)) from None
     except Exception as error:  # Pillow's decoders raise anything on damaged files: SyntaxError, struct.error, ...
-        raise UnreadableImage(where, _why(error)) from error
+        raise UnreadableImage(where, _why(error, said)) from error
 
 
 def encode_image(image: Image.Image, *, where: str) -> bytes:
@@ -475,8 +478,9 @@ def _what_it_is(content: bytes) -> str:
     return f"it is not an image of a known format; {accepted}"
 
 
-def _why(error: Exception) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
+def _why(error: Exception, said: Sequence[str] = ()) -> str:
+    """A phrase on what a decoder raised, and ``said`` before."""
+    text = "; ".join([" ".join(str(error).split()) or type(error).__name__, *said[:1]])
     if isinstance(error, TooMuchWork):
         return text
     if "truncated" in text.lower() or isinstance(error, EOFError):
