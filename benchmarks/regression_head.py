@@ -129,7 +129,8 @@ def make_table(rows: Sequence[dict[str, Any]]) -> str:
         "| set | optimizer | seeds | rate without, with | first epoch | best | last | rises | best, paired |",
         "|---|---|---:|---|---|---|---|---|---|",
     ]
-    for optimizer, what in dict.fromkeys((row["optimizer"], row["set"]) for row in rows):
+    groups = dict.fromkeys((row["optimizer"], row["set"]) for row in rows)
+    for optimizer, what in sorted(groups, key=lambda group: group[0]):
         own = [row for row in rows if (row["optimizer"], row["set"]) == (optimizer, what)]
         by_seed = [{row["limited"]: row for row in own if row["seed"] == seed} for seed in {row["seed"] for row in own}]
         pairs = [(both[False], both[True]) for both in by_seed if len(both) == 2]
