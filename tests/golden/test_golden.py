@@ -58,7 +58,7 @@ def kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_a_run_that_was_stopped_goes_on_to_the_same_weights(kept: Path) -> None:
     steps = [line for line in (kept / "stopped" / "events.jsonl").read_text().splitlines() if '"step"' in line]
     config = hs.load_config(kept / "stopped" / "config.yaml")
-    run = hs.train(config, resume=True, allow_inexact=not SAME_MACHINE)
+    run = hs.train(config, resume=True, allow_inexact=True)  # of another Python or NumPy, too
     assert run.path.resolve() == (kept / "stopped").resolve()
     assert set(steps[:4]) <= set((run.path / "events.jsonl").read_text().splitlines()), "it began anew"
     _assert_close(load_file("stopped/model/model.safetensors"), load_file("finished/model/model.safetensors"))
