@@ -36,6 +36,7 @@ from headstart.runs.folder import (
     check_stopped,
     compare_start,
     default_out,
+    describe_move,
     is_finished,
     read_choices,
     read_config,
@@ -214,7 +215,7 @@ def _train(asked: _Asked) -> Run:
         with lock_folder(run) if ours.is_first else nullcontext():
             if _is_finished(run, config, resume=resume):  # again: another process may have had it until now
                 return read_finished_run(run, model=asked.model)
-            changed = _record_start(run, prepared, allow_inexact=asked.allow_inexact)
+            changed = _record_start(run, prepared, emit, allow_inexact=asked.allow_inexact)
             return _train_to_report(run, prepared, changed, emit=emit, started=started)
 
 
@@ -258,11 +259,13 @@ def _is_finished(run: Path, config: Config, *, resume: bool) -> bool:
     return bool(broadcast_object(found))
 
 
-def _record_start(run: Path, prepared: Prepared, *, allow_inexact: bool) -> tuple[str, ...]:
+def _record_start(run: Path, prepared: Prepared, emit: Watch, *, allow_inexact: bool) -> tuple[str, ...]:
     """Have the first process record the start of the run, and return what has changed since it began."""
     with collective_errors():
         if not current().is_first:
             return ()
+        if moved := describe_move(run, prepared.document):
+            emit(Note(moved))
         return record_start(run, prepared.config, prepared.document, prepared.device, allow_inexact=allow_inexact)
 
 

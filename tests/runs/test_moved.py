@@ -64,13 +64,21 @@ def wanted(options) -> bytes:
     return weights(hs.train(hs.load_config(options(out="runs/whole", checkpoint={"every_steps": 1}))).path)
 
 
-def test_it_is_resumed_where_it_is_with_the_same_bits(stopped: Path, options, wanted: bytes, tmp_path: Path) -> None:
+def test_it_is_resumed_where_it_is_with_the_same_bits(
+    stopped: Path, options, wanted: bytes, tmp_path: Path, capsys
+) -> None:
     copies = [Path(shutil.copytree(stopped, tmp_path / name)) for name in ("by_out", "by_record", "by_command", "data")]
     hs.train(hs.load_config(options(out=str(copies[0]), checkpoint={"every_steps": 1})), resume=True)
     hs.train(hs.load_config(copies[1] / "config.yaml"), resume=True)
     assert main(["train", "--config", str(copies[2] / "config.yaml"), "--resume"]) == 0
     shutil.move("photos", "pictures")
+    capsys.readouterr()
     assert main(["train", "pictures", "--config", str(copies[3] / "config.yaml"), "--resume"]) == 0
+    here = Path.cwd()
+    said = (
+        f"the data lie in {here / 'pictures'} now, in {here / 'photos'} before: the same by names, contents and labels"
+    )
+    assert said in capsys.readouterr().err
     assert [weights(copy) == wanted for copy in copies] == [True] * 4
     assert all("going on from step 3" in (copy / "log.txt").read_text() for copy in copies)
     assert not Path("runs/a").exists()

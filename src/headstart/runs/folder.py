@@ -246,6 +246,15 @@ def forget_cache(run: Path) -> None:
     write_plan(run, plan)
 
 
+def describe_move(run: Path, plan: Mapping[str, Any]) -> str:
+    """That the data of a run which goes on lie elsewhere now, and are the same; "" where they do not."""
+    before = read_plan(run)
+    if before is None or list_data_changes(run / "plan.json", before, plan):
+        return ""
+    was, now = before["data"].get("source"), plan["data"]["source"]
+    return "" if was == now else f"the data lie in {now} now, in {was} before: the same by names, contents and labels"
+
+
 def _check_there(*paths: Path) -> None:
     """Refuse to go on without what the run wrote before its first step: what it had could not be compared."""
     for path in paths:
