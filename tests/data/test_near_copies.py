@@ -11,12 +11,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from headstart.config.load import load_config
 from headstart.config.schema import Config, Data
 from headstart.data import near_copies
 from headstart.data.images import Images, load_images
 from headstart.data.near_copies import find_like_pairs
 from headstart.data.sources import files
 from headstart.models.preprocess import Preprocess
+from headstart.planning.preflight import prepare
 from tests.data.decoding.test_likeness import draw, encode
 
 
@@ -77,6 +79,25 @@ def test_a_run_from_before_keeps_its_split(load, tmp_path: Path) -> None:
     assert any(sides(before)[one] != sides(before)[other] for one, other in before.scan.near_copies)
     assert sides(before) != sides(now)
     assert "copies (exact ones) stay on one side" in "; ".join(before.notes)
+
+
+def test_a_resume_makes_the_split_that_the_run_began_with(tmp_path: Path) -> None:
+    flat(tmp_path)
+    config = load_config(
+        {
+            "data": {"source": str(tmp_path / "data"), "val": 0.3},
+            "model": {"name": "timm/resnet18", "weights": "none", "options": {"channels": [8] * 4}, "image_size": 32},
+            "epochs": 1, "device": "cpu", "precision": "fp32", "memory_format": "contiguous", "compile": "never",
+        }
+    )  # fmt: skip
+    new = prepare(config, module=None, loss=None, emit=lambda _: None)
+    choices = {name: choice for name, choice in new.document["choices"].items() if name != "join_near_copies"}
+    assert choices != new.document["choices"]
+    old = prepare(config, module=None, loss=None, emit=lambda _: None, recorded=choices)
+    again = prepare(config, module=None, loss=None, emit=lambda _: None, recorded=new.document["choices"])
+    assert sides(old.images) != sides(new.images) == sides(again.images)
+    assert again.document["data"]["digest"] == new.document["data"]["digest"]
+    assert old.document["choices"]["join_near_copies"] is False
 
 
 def test_copies_across_given_splits_are_counted_and_named_and_stay(load, tmp_path: Path) -> None:

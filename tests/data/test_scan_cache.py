@@ -231,7 +231,7 @@ def test_it_is_listed_and_cleared_as_the_other_caches_are(root: Path, load, caps
     assert "complete  scan" in said
     assert str(root) in said
     assert "1 cache, " in said
-    assert main(["cache", "clear"]) == 0
+    assert main(["cache", "clear", "--yes"]) == 0
     assert "removed 1 cache" in capsys.readouterr().out
     assert load().scan.known == 0
 

@@ -115,7 +115,7 @@ def scan_records(
                 waiting = []
             if on_decoded is not None:
                 on_decoded(min(done * ours.world_size, len(records)), len(records))
-    gathered = all_gather_object([astuple(outcome) for outcome in outcomes])  # which takes what JSON can hold
+    gathered = all_gather_object([tuple(vars(outcome).values()) for outcome in outcomes])  # what JSON can hold
     found = {
         name: _Outcome(name, digest, reason, tuple(stamp), known, tuple(measured), *texts)
         for some in gathered

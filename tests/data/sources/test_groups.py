@@ -85,3 +85,18 @@ def test_a_table_has_groups_by_name_unless_a_column_is_called_so(table, load) ->
     images = load(table("f,label,prefix\n" + rows, pictures=20), group="prefix")
     sides = [{int(sample.key[1:-4]) // 2 for sample in part.samples} for part in (images.train, images.val)]
     assert sides[0].isdisjoint(sides[1])
+
+
+def test_a_table_without_groups_of_its_own_has_them_by_name(load, draw, tmp_path: Path) -> None:
+    names = [f"clip{film}_{frame}.png" for film in range(8) for frame in range(4)]
+    for place, name in enumerate(names):
+        draw(tmp_path / name, seed=place)
+    rows = [f"{name},{'ab'[place // 4 % 2]}" for place, name in enumerate(names)]
+    (tmp_path / "rows.csv").write_text("\n".join(["f,label", *rows]))
+    (warned,) = [caution for caution in load(tmp_path / "rows.csv").cautions if "look like 8 objects" in caution.text]
+    assert warned.count == 8
+    assert warned.advice == "keep them together: --data.group prefix"
+    images = load(tmp_path / "rows.csv", group="prefix")
+    sides = [{sample.key.partition("_")[0] for sample in part.samples} for part in (images.train, images.val)]
+    assert sides[0].isdisjoint(sides[1]) and sides[1]
+    assert images.cautions == ()
