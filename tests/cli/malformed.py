@@ -271,7 +271,7 @@ TABLES = _cases(
             ("nannumbers.csv", "", "nannumbers.csv line 3: 'nan'", "not a finite number", "--data.missing skip"),
             ("names/counted.csv", "", "could count them from 0 or from 1", "'0 rose'"),
             ("foreign.csv", "", "1 of 4 images do not exist", "foreign.csv line 5", "--data.images FOLDER"),
-            ("pixels.csv", "", "look like pixels, which are read from image files"),
+            ("pixels.csv", "", "the pixels of images", "images are read from files"),
             ("split2.csv", "", "'trian' in column 'split' is no split", "dev, eval"),
             ("labels.txt", "", "any of the columns 'column 2', 'column 3' can be the target", "--data.target COLUMN"),
             ("sep.csv", "", "sep.csv line 4: target column 'label' is empty"),

@@ -498,4 +498,12 @@ def test_public_layouts_go_through_without_a_question(write: Write, tmp_path: Pa
 
 def test_a_table_of_pixels_says_what_to_do(write: Write) -> None:
     lines = [",".join(["label", *(f"pixel{place}" for place in range(784))]), ",".join(["5", *(["0"] * 784)])]
-    assert "look like pixels, which are read from image files" in ask(write(lines))
+    assert "784 of its 785 columns hold the pixels of images, 28 x 28; images are read from files" in ask(write(lines))
+    row = ",".join(["5", *(["0"] * 784)])
+    assert "784 of its 785 columns hold the pixels of images, 28 x 28" in ask(write([row] * 3, name="b.csv"))
+    coloured = ",".join([*(f"p{place}" for place in range(192)), "label"])
+    assert "192 of its 193 columns hold the pixels of images, 8 x 8 x 3" in ask(
+        write([coloured, ",".join([*(["255"] * 192), "cat"])], name="c.csv")
+    )
+    faces = ["emotion,pixels", "0," + " ".join(["70"] * 2304), "1," + " ".join(["80"] * 2304)]
+    assert "column 'pixels' holds the pixels of images, 48 x 48" in ask(write(faces, name="d.csv"))

@@ -22,6 +22,7 @@ from headstart.data.sources.image_paths import (
     match_cell,
     match_cells,
 )
+from headstart.data.sources.pixel_columns import explain_pixels
 from headstart.data.sources.samples import key_of, some
 from headstart.data.sources.source import Split
 from headstart.data.sources.split_names import is_plain_spelling, read_split
@@ -108,6 +109,9 @@ def _image_column(table: Table, data: Data) -> str:
         named = _columns_without_endings(table, data)
     if len(named) == 1:
         return named[0]
+    pixels = explain_pixels(table.columns, table.rows)
+    if pixels:
+        raise DataError(f"{printable(table.path)}: {pixels}")
     what = (
         f"columns {some(named)} all hold image paths"
         if named
@@ -115,7 +119,7 @@ def _image_column(table: Table, data: Data) -> str:
     )
     raise DataError(
         f"{printable(table.path)}: {what}; its columns are {some(table.columns, limit=20)}: name one with "
-        f"--data.image COLUMN{_hint_at_pixels(table)}"
+        f"--data.image COLUMN"
     )
 
 
@@ -143,16 +147,6 @@ def _names_files(cells: Sequence[str], index: FileIndex) -> bool:
     sample = [cell for cell in cells[:50] if cell]
     hits = sum(match_cell(cell, index) is not None for cell in sample)
     return bool(sample) and hits >= 0.9 * len(sample) and len(set(cells)) == len(cells)
-
-
-def _hint_at_pixels(table: Table) -> str:
-    """For a table whose columns are pixels: what to do with it."""
-    if (
-        sum(re.fullmatch(r"(?:pixels?[_ ]?)?\d+(?:x\d+)?|pixels?", name.lower()) is not None for name in table.columns)
-        < 64
-    ):
-        return ""
-    return " (its columns look like pixels, which are read from image files: write each row as one, e.g. with PIL)"
 
 
 def _share_of_image_names(cells: Sequence[str]) -> float:

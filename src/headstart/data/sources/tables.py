@@ -12,6 +12,7 @@ from headstart.config.schema import Data
 from headstart.data.decoding.decode import printable
 from headstart.data.sources.csv_rows import read_text_rows
 from headstart.data.sources.existing import LIST_SUFFIXES
+from headstart.data.sources.pixel_columns import explain_pixels
 from headstart.data.sources.samples import some
 from headstart.errors import DataError
 
@@ -64,6 +65,9 @@ def read_table(path: Path, data: Data) -> Table:
     if not table.rows:
         raise DataError(f"{printable(path)}: the table has no rows; give one row per image")
     repeated = sorted({name for name in table.columns if table.columns.count(name) > 1})
+    pixels = explain_pixels(table.columns, table.rows) if repeated else ""  # of one without a header
+    if pixels:
+        raise DataError(f"{printable(path)}: {pixels}")
     if repeated:
         raise DataError(f"{printable(path)}: column {some(repeated)} occurs more than once; rename one")
     return table
