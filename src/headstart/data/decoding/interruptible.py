@@ -5,6 +5,7 @@ The threads are daemons: work that nobody waits for any more does not keep the p
 
 from __future__ import annotations
 
+import _thread
 import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
@@ -66,7 +67,7 @@ def run_interruptibly(work: Callable[[], _T], *, pixels: int) -> _T:
     if pixels <= QUICK_PIXELS or threading.current_thread() is not threading.main_thread():
         return work()
     outcomes: SimpleQueue[_Outcome[_T]] = SimpleQueue()
-    threading.Thread(target=lambda: outcomes.put(_Outcome.of(work)), name="decode", daemon=True).start()
+    _start_thread(lambda: outcomes.put(_Outcome.of(work)))
     return _next(outcomes).value()
 
 
@@ -79,12 +80,15 @@ def iterate_interruptibly(items: Iterator[_T]) -> Generator[_T, None, None]:
         return
     while True:
         outcomes: SimpleQueue[_Outcome[tuple[_T, ...]]] = SimpleQueue()
-        ask = partial(_Outcome.of, lambda: tuple(islice(items, 1)))
-        threading.Thread(target=lambda put=outcomes.put, ask=ask: put(ask()), name="await", daemon=True).start()
+        _start_thread(partial(_ask, items, outcomes))
         taken = _next(outcomes).value()
         if not taken:
             return
         yield taken[0]
+
+
+def _ask(items: Iterator[_T], outcomes: SimpleQueue[_Outcome[tuple[_T, ...]]]) -> None:
+    outcomes.put(_Outcome.of(lambda: tuple(islice(items, 1))))
 
 
 def map_in_threads(work: Callable[[_Item], _T], items: Sequence[_Item], *, threads: int) -> Generator[_T, None, None]:
@@ -99,7 +103,7 @@ def map_in_threads(work: Callable[[_Item], _T], items: Sequence[_Item], *, threa
             outcomes.put((number, _Outcome.of(partial(work, items[number]))))
 
     for _ in range(min(threads, len(items))):
-        threading.Thread(target=serve, name="scan", daemon=True).start()
+        _start_thread(serve)
     done: dict[int, _Outcome[_T]] = {}
     try:
         for number in range(len(items)):
@@ -109,6 +113,13 @@ def map_in_threads(work: Callable[[_Item], _T], items: Sequence[_Item], *, threa
             yield done.pop(number).value()
     finally:
         stopped.set()
+
+
+def _start_thread(work: Callable[[], None]) -> None:
+    """Have a daemon do the work. The start is one call of C code: a signal handler that raises within
+    ``threading.Thread.start`` leaves that in between (Python 3.13: a KeyError comes in place of what was raised).
+    """
+    _thread.start_new_thread(work, ())
 
 
 def _next(queue: SimpleQueue[_Item]) -> _Item:
