@@ -269,7 +269,7 @@ def test_images_that_a_run_was_trained_on_are_left_out_among_others_and_named(ru
     for key in seen:
         (tmp_path / Path(key).parent).mkdir(exist_ok=True)
         shutil.copy(colours / key, tmp_path / key)
-    with pytest.raises(hs.Error, match=r"was trained on all 5 images.*--include-trained \(include_trained=True"):
+    with pytest.raises(hs.Error, match=r"was trained on all 5 images.*take these all the same: --include-trained"):
         hs.evaluate(run, tmp_path)
     everything = hs.evaluate(run, tmp_path, include_trained=True)
     shown = ", ".join(map(repr, seen[:3]))

@@ -16,13 +16,13 @@ from torch import nn
 
 from headstart.config.schema import Data
 from headstart.data.batch import Batch, Pair
-from headstart.data.decoding.decode import UnreadableImage, check_image, printable
+from headstart.data.decoding.decode import UnreadableImage, printable
 from headstart.data.images import image_batches
 from headstart.data.labelled import Subject, choose_labelled_batches
 from headstart.data.loader import Batches
 from headstart.data.sources.as_given import AnyImages
 from headstart.data.sources.samples import some
-from headstart.data.sources.source import Source, read_content
+from headstart.data.sources.source import Source
 from headstart.errors import ConfigError, DataError, ModelError
 from headstart.reports.headline import describe_evaluation
 from headstart.runs.bundle import OpenedRun, describe_trained, open_run, read_used_images
@@ -394,12 +394,12 @@ def _predict_batches(opened: OpenedRun, batches: Batches) -> list[Prediction]:
 
 def _readable(batches: Batches) -> tuple[Batches, dict[int, str]]:
     """The images that can be read, and why the others cannot, by their place."""
-    errors: dict[int, str] = {}
-    for sample in batches.samples:
-        try:
-            check_image(read_content(batches.source, sample.record)[0], where=batches.source.where(sample.record))
-        except UnreadableImage as error:
-            errors[sample.index] = printable(error.reason)
+    images = batches.dataset.images
+    errors = {
+        sample.index: printable(read.reason)
+        for place, sample in enumerate(batches.samples)
+        if isinstance(read := images[0, place], UnreadableImage)
+    }
     return batches.with_samples(tuple(sample for sample in batches.samples if sample.index not in errors)), errors
 
 

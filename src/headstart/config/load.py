@@ -261,8 +261,10 @@ def _size_forms(tree: Tree) -> dict[str, str]:
     except ConfigError as error:
         model["image_size"] = "auto"
         return {"model.image_size": str(error)}
-    assert size is not None, text
-    model["image_size"] = size[0] if size[0] == size[1] else format_size(size)
+    if size is None:
+        model["image_size"] = "auto"
+    else:
+        model["image_size"] = size[0] if size[0] == size[1] else format_size(size)
     return {}
 
 

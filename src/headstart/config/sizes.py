@@ -24,7 +24,7 @@ def read_size(value: int | str | tuple[int, int] | None) -> tuple[int, int] | No
 
     Raises: ConfigError: it is no size; the text says what is accepted.
     """
-    if value is None or value == "auto":
+    if value is None or (isinstance(value, str) and value.strip().lower() == "auto"):
         return None
     pair = (value, value) if isinstance(value, int) else value
     if isinstance(pair, str):

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
-import PIL._imaging
+from PIL import Image
 
 _LONGEST = 200  # characters of a sentence
 _MOST = 20  # sentences that are kept of a file
@@ -81,10 +81,10 @@ def _hear_libtiff() -> Any:
     if (sys.platform, platform.machine()) != ("linux", "x86_64"):
         return None
     try:
-        libraries = ctypes.CDLL(PIL._imaging.__file__)
+        libraries = ctypes.CDLL(vars(Image)["core"].__file__)
         print_to = ctypes.CDLL(None).vsnprintf
         set_handler = libraries.TIFFSetErrorHandler
-    except (AttributeError, OSError, TypeError):
+    except (KeyError, AttributeError, OSError, TypeError):
         return None
 
     def handle(module: bytes | None, form: bytes | None, values: int | None) -> None:

@@ -171,9 +171,10 @@ def _find_full_range(raster: Raster) -> Levels:
     if dtype.kind != "f" and found.least >= 0 and found.most <= 65535:
         return (0.0, 65535.0)
     kind = "floating-point" if dtype.kind == "f" else "whole"
+    white = found.most if found.most > found.least else found.least + 1
     raise NoPicture(
         f"its pixels are {kind} numbers from {found.least:g} to {found.most:g} of unknown range; say which become "
-        f"black and white with --data.range {found.least:g} {found.most:g}, or save it with 8 or 16 bits"
+        f"black and white, e.g. --data.range {found.least:g} {white:g}, or save it with 8 or 16 bits"
     )
 
 
