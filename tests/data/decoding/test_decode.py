@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pickle
 import struct
+import sys
 import warnings
 import zlib
 from pathlib import Path
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from headstart.data.decoding.decode import UnreadableImage
+from headstart.data.decoding.decode import UnreadableImage, list_formats
 from headstart.data.sources.files import read_image
 
 RAMP = np.linspace(0, 255, 64).round().astype(np.uint8)
@@ -190,7 +191,7 @@ def test_what_is_no_image_is_named_for_what_it_is(tmp_path: Path) -> None:
         (b"\0\0\0\x20ftypavif" + b"\0" * 40, "AVIF"),
         (b"version https://git-lfs.github.com/spec/v1\n", "it is a Git LFS pointer, not an image"),
         (b"8BPS\0\1", "its format is Photoshop; accepted are JPEG, PNG"),
-        (b"\0\0\0\x20ftypheic" + b"\0" * 40, "its format is HEIC"),
+        (b"\0\0\0\x20ftypheic" + b"\0" * 40, "HEIF"),
         (b"%PDF-1.7", "its format is PDF"),
         (b"<?xml version='1.0'?><svg></svg>", "its format is SVG"),
         (b"\x89PNG\r\n\x1a\n" + b"\0" * 30, "PNG"),
@@ -202,6 +203,29 @@ def test_what_is_no_image_is_named_for_what_it_is(tmp_path: Path) -> None:
 def test_missing_files_and_folders_are_named(tmp_path: Path) -> None:
     assert reason(tmp_path / "none.jpg") == "there is no such file"
     assert reason(tmp_path) == "it is not a file"
+
+
+@pytest.mark.parametrize("turned", [1, 6])
+def test_photos_of_telephones_are_read_upright(tmp_path: Path, turned: int) -> None:
+    pillow_heif = pytest.importorskip("pillow_heif")
+    whole = picture()
+    exif = whole.getexif()
+    exif[0x0112] = turned
+    pillow_heif.register_heif_opener()
+    whole.save(tmp_path / "a.heic", format="HEIF", quality=-1, exif=exif.tobytes())
+    expected = whole.rotate(-90, expand=True) if turned == 6 else whole
+    off = np.abs(np.asarray(read_image(tmp_path / "a.heic")).astype(int) - np.asarray(expected))
+    assert off.mean() < 3
+    (tmp_path / "b.heic").write_bytes((tmp_path / "a.heic").read_bytes()[:-200])
+    assert "damaged" in reason(tmp_path / "b.heic") or "cut short" in reason(tmp_path / "b.heic")
+
+
+def test_without_pillow_heif_it_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    list_formats.cache_clear()
+    (tmp_path / "a.heic").write_bytes(b"\0\0\0\x20ftypheic" + b"\0" * 40)
+    assert reason(tmp_path / "a.heic").endswith("which is read with pillow-heif: pip install pillow-heif")
+    list_formats.cache_clear()
 
 
 @pytest.mark.parametrize(("suffix", "options"), [("ppm", {}), ("jp2", {}), ("avif", {"quality": 100})])

@@ -40,8 +40,8 @@ from headstart.errors import DataError, RunError
 DARK = 31
 """The largest value of 255 of a picture that looks black: an eighth of the range."""
 _T = TypeVar("_T")
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000")
-_OPTIONAL = {"AVIF": "avif", "JPEG2000": "jpg_2000"}  # what Pillow was built with, or was not
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000", "HEIF")
+_OPTIONAL = {"AVIF": "avif", "JPEG2000": "jpg_2000", "HEIF": "heif"}  # what Pillow was built with, or was not
 _BAND_PIXELS = 2**20  # that are converted at a time where copies of the whole would take gigabytes
 _ORIENTATION, _PHOTOMETRIC = 0x0112, 0x0106  # tags of EXIF and TIFF
 _LYING = (5, 6, 7, 8)  # EXIF orientations of pictures that are stored on their side
@@ -55,7 +55,7 @@ _TRANSPOSE = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-_BRANDS = {"avif": "AVIF", "avis": "AVIF", "heic": "HEIC", "heix": "HEIC", "mif1": "HEIF", "msf1": "HEIF"}
+_BRANDS = {"avif": "AVIF", "avis": "AVIF", "heic": "HEIF", "heix": "HEIF", "mif1": "HEIF", "msf1": "HEIF"}
 _MAGIC = {
     b"%PDF": "PDF", b"PK\x03\x04": "ZIP", b"\x1f\x8b": "gzip", b"\xff\x0a": "JPEG XL", b"\0\0\0\x0cJXL ": "JPEG XL",
     b"8BPS": "Photoshop", b"DDS ": "DDS", b"v/1\x01": "OpenEXR", b"#?RADIANCE": "Radiance HDR", b"\0\0\x01\0": "ICO",
@@ -91,8 +91,15 @@ class UnreadableImage(DataError):
 
 @cache
 def list_formats() -> tuple[str, ...]:
-    """Those of ``FORMATS`` that Pillow decodes here."""
-    there = set(features.get_supported_modules() + features.get_supported_codecs())
+    """Those of ``FORMATS`` that Pillow decodes here, pillow-heif's where that is installed."""
+    there = {*features.get_supported_modules(), *features.get_supported_codecs()}
+    try:
+        from pillow_heif import register_heif_opener
+
+        register_heif_opener()
+        there.add("heif")
+    except ImportError:
+        pass
     return tuple(name for name in FORMATS if _OPTIONAL.get(name) in (None, *there))
 
 
@@ -464,6 +471,8 @@ def _what_it_is(content: bytes) -> str:
     if content[4:8] == b"ftyp":
         brand = content[8:12].decode("ascii", "replace").strip()
         name = _BRANDS.get(brand, brand)
+        if name == "HEIF" and name not in list_formats():
+            return "its format is HEIF (HEIC), which is read with pillow-heif: pip install pillow-heif"
         return f"the {name} data are damaged" if name in list_formats() else f"its format is {name}; {accepted}"
     for magic, name in _MAGIC.items():
         if content.startswith(magic):

@@ -26,8 +26,8 @@ SPLITS: dict[str, Split] = {
 """Names of splits, in lower case, as folders and tables spell them."""
 
 _DECODED = {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".dib", ".tif", ".tiff", ".avif"}
-_DECODED |= {".jp2", ".j2k", ".jpf", ".jpx", ".ppm", ".pgm", ".pbm", ".pnm", ".pfm"}
-_OTHER = {".heic", ".heif", ".jxl", ".tga", ".psd", ".dds", ".exr", ".hdr", ".svg", ".ico"}
+_DECODED |= {".jp2", ".j2k", ".jpf", ".jpx", ".ppm", ".pgm", ".pbm", ".pnm", ".pfm", ".heic", ".heif"}
+_OTHER = {".jxl", ".tga", ".psd", ".dds", ".exr", ".hdr", ".svg", ".ico"}
 IMAGE_SUFFIXES = frozenset(_DECODED | _OTHER)
 """Files that count as images; the ones that cannot be decoded are then named with their reason, not passed over."""
 _BEGINNINGS = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a", b"II*\x00", b"MM\x00*")
