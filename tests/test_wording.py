@@ -50,6 +50,7 @@ def in_python() -> Callable[..., str]:
         ("`torchrun --nproc-per-node 2`, or give --devices 2", "`torchrun --nproc-per-node 2`, or give devices=2"),
         ("in a container --shm-size=4g", "in a container --shm-size=4g"),
         ("no option: a--b, ---, x -- y", "no option: a--b, ---, x -- y"),
+        ("e.g. --data.range 0 4095, or save it", "e.g. data.range=(0, 4095), or save it"),
     ],
 )  # fmt: skip
 def test_a_flag_is_an_argument_in_python(in_python, text: str, wanted: str) -> None:

@@ -13,7 +13,9 @@ from contextvars import ContextVar
 _WITH_FLAGS: ContextVar[bool] = ContextVar("headstart_flags", default=False)
 _VERBS = "train|plan|finish|evaluate|predict|describe|models|report|cache|demo"
 _COMMAND = rf"`[^`]*`|\bheadstart (?:{_VERBS})\b[^;)\n]*"  # to be typed into a shell as it is
-_FLAG = r"(?<![\w-])--(?P<name>[a-z][a-z0-9_.-]*[a-z0-9])(?: (?P<value>'[^']*'|\{[^}]*\}|[^\s;)]+))?"
+_NUMBER = r"[-+]?[0-9.]+(?:e[-+]?[0-9]+)?"
+_PAIR = rf"(?:{_NUMBER} {_NUMBER}(?![\w%])|LOW HIGH)"  # of a range
+_FLAG = r"(?<![\w-])--(?P<name>[a-z][a-z0-9_.-]*[a-z0-9])(?: (?P<value>'[^']*'|\{[^}]*\}|" + _PAIR + r"|[^\s;)]+))?"
 _PATTERN = re.compile(f"(?P<command>{_COMMAND})|{_FLAG}")
 _SWITCHES = ("resume", "allow_inexact", "include_trained")
 _OTHERS = ("shm_size", "nproc_per_node", "index_url")  # options of other programs
@@ -100,7 +102,9 @@ def _write_value(word: str) -> str:
     """A value as Python writes it: numbers, true and false, mappings; placeholders (FILE, N) as they are; else text."""
     if word in ("true", "false"):
         return word.capitalize()
-    if re.fullmatch(r"[-+]?[0-9.]+(e[-+]?[0-9]+)?", word) or word.isupper():
+    if re.fullmatch(_PAIR, word):
+        return f"({word.replace(' ', ', ')})"
+    if re.fullmatch(_NUMBER, word) or word.isupper():
         return word
     bare = word[1:-1] if word[0] == word[-1] == "'" else word
     return f'"{bare}"'
