@@ -29,7 +29,10 @@ def cost(monkeypatch: pytest.MonkeyPatch, *, seconds: float, nbytes: int) -> Non
 
 def test_a_short_run_is_not_looked_at(settings):
     found, why = planned(settings(recipe="probe", epochs=2))
-    assert (found, why) == ([(0, [])], "auto: it would spare 6 passes through the frozen part")
+    assert (found, why) == (
+        [(0, [])],
+        "auto: it would spare 6 passes of an image through the frozen part; from 256 on it is weighed",
+    )
 
 
 def test_a_long_probe_has_four_views_and_reads_both_splits(settings, monkeypatch):

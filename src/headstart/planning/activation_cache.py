@@ -78,7 +78,9 @@ def choose_cache(draft: Draft) -> Draft:
     if not recorded and config.cache.use == "always" and not any(phase.cached for phase in phases):
         raise ConfigError(f"cache.use: nothing can be cached: {choices[0]['why']}; give --cache.use auto")
     shown = "; ".join(f"{phase.name}: {_format_cached(phase)}" for phase in phases)
-    why = "; ".join(dict.fromkeys(choice["why"] for choice in choices))
+    reasons = [choice["why"] for choice in choices]
+    named = [f"{phase.name}: {why}" for phase, why in zip(phases, reasons, strict=True)]
+    why = reasons[0] if len(set(reasons)) == 1 else "; ".join(named)
     if config.cache.decoded or any(phase.cached for phase in phases):
         check_cache_folder(asked=config.cache.use == "always")
     draft = draft.choose("cache", choices)
@@ -113,7 +115,9 @@ def _choose_cache(
     passes = _list_passes(config, phase, images, views=usual)
     fewer = sum(split_passes.images * (split_passes.needed - split_passes.views) for split_passes in passes)
     if wanted.use == "auto" and fewer < _FEW:
-        return replace(phase, views=views), f"auto: it would spare {max(0, fewer):,} passes through the frozen part"
+        spared = f"auto: it would spare {max(0, fewer):,} passes of an image through the frozen part"
+        why = f"{spared}; from {_FEW:,} on it is weighed"
+        return replace(phase, views=views), why
     try:
         boundary = prove_boundary(module, freeze_phase(module, phase), images.train, rules)
         if next(boundary.prefix.parameters(), None) is None:
