@@ -202,7 +202,9 @@ def test_evaluation_of_numbers_and_tags_asks_which_they_are(net, data) -> None:
     found = hs.evaluate(model, [(images, numbers)], task="regress")
     with torch.no_grad():
         made = model.eval()(images)
-    assert found.metrics["mae"] == pytest.approx((made - numbers).abs().mean().item(), rel=1e-5)
+    for place, name in enumerate(found.predictions.task.targets):
+        expected = (made - numbers)[:, place].abs().mean().item()
+        assert found.metrics[f"mae:{name}"] == pytest.approx(expected, rel=1e-5)
     tags = hs.evaluate(model, [(images, (numbers > 0).float())], task="multilabel")
     torch.testing.assert_close(tags.predictions.outputs, made.sigmoid())
     with pytest.raises(DataError, match="1 numbers per image for 3 outputs"):
