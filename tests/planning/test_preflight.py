@@ -14,7 +14,7 @@ from headstart.planning.preflight import prepare
 
 KEYS = {
     "decisions", "task", "model", "preprocess", "phases", "data", "steps_per_epoch", "batch_size", "precision",
-    "device", "seed", "head", "lora", "choices", "began",
+    "device", "seed", "head", "lora", "choices", "began", "warnings",
 }  # fmt: skip
 
 
