@@ -86,6 +86,12 @@ def test_the_names_read_from_a_librarys_files_are_those_that_it_has(library: str
     refuse_unknown(parse_spec("timm/convnext_tiny_in22ft1k"))  # an old name that timm still takes
 
 
+def test_no_public_name_moves_pythons_generator() -> None:
+    """Libraries draw from it as they are imported, and who came first would change the caller's numbers."""
+    code = "import random, headstart as hs; before = random.getstate(); [getattr(hs, name) for name in hs.__all__]; "
+    subprocess.run([sys.executable, "-c", code + "assert random.getstate() == before"], check=True)
+
+
 def test_what_was_put_off_is_there_when_it_is_asked_for() -> None:
     """torchvision's question to the compiler, and a function that timm marks as not to be compiled."""
     code = (

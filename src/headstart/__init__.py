@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from importlib import import_module
 from typing import TYPE_CHECKING
 
@@ -155,13 +156,19 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> object:
-    """A public name from the module that defines it: ``import headstart`` alone imports no torch."""
-    for home, names in _HOMES.items():
-        if name in names:
-            if home.partition(".")[0] not in ("config", "errors", "events"):
-                import_module("headstart.lazy_imports").load_libraries()
-            return getattr(import_module(f"headstart.{home}"), name)
-    raise AttributeError(f"module 'headstart' has no attribute {name!r}")
+    """A public name from the module that defines it: ``import headstart`` alone imports no torch. What is drawn from
+    Python's generator on the way (rich does) is put back: the caller's numbers do not depend on what came first.
+    """
+    home = next((home for home, names in _HOMES.items() if name in names), None)
+    if home is None:
+        raise AttributeError(f"module 'headstart' has no attribute {name!r}")
+    drawn = random.getstate()
+    try:
+        if home.partition(".")[0] not in ("config", "errors", "events"):
+            import_module("headstart.lazy_imports").load_libraries()
+        return getattr(import_module(f"headstart.{home}"), name)
+    finally:
+        random.setstate(drawn)
 
 
 def __dir__() -> list[str]:
