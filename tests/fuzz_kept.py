@@ -109,6 +109,10 @@ KEPT: dict[str, Case] = {
         Spec(blocks=(B("norm_layer"), B("forward_partial", k=0.8), B("interpolate"), B("forward_block", k=0.8)),
              container="sequential", head="aux", seed=2), freeze="until:blocks.0", more=(("head.scores", "logits"),),
     ),
+    "kept in a trace that fails": Case(
+        Spec(blocks=(B("table", k=0.8), B("random_numpy", k=1.25, always=True)), container="attributes"),
+        recipe="probe", freeze="none", checks=(),
+    ),
     "module without weights": Case(Spec(blocks=(B("conv"), B("randn", bare=True), B("conv"))), freeze="until:blocks.1"),
 }  # fmt: skip
 OPEN: tuple[str, ...] = ()

@@ -66,23 +66,37 @@ class Trace:
 
 def trace_module(module: nn.Module, *, example: Tensor | None = None) -> Trace:
     """The order of execution. Parts that run in training only (auxiliary heads) are at their place in it."""
-    with preserve_module(module):
-        try:
-            graph = fx_graph(module, training=lambda _: False)
-        except MODEL_FAILURES as error:
-            reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+    try:
+        with preserve_module(module):
+            graph, train_graph, constants = _trace_both(module)
+    except _NotTraceable as error:
+        with preserve_module(module):  # anew: the trace may have left its own values in what the module keeps
             calls, makers = _find_hooked(module, example), _makers(module, example)
-            return Trace(how="hooks", calls=calls, makers=makers, reason=reason)
-        try:
-            train_graph = fx_graph(module, training=lambda _: True)
-        except MODEL_FAILURES:  # the order in evaluation is known
-            train_graph = None
-        constants = graph_constants(module, graph)
-        if train_graph is not None:
-            constants |= graph_constants(module, train_graph)
+        return Trace(how="hooks", calls=calls, makers=makers, reason=str(error))
     insides = _insides(module, [graph] if train_graph is None else [graph, train_graph], example)
     calls = _calls(module, graph, train_graph, insides)
     return Trace(how="fx", calls=calls, graph=graph, train_graph=train_graph, constants=constants, insides=insides)
+
+
+class _NotTraceable(Exception):
+    """Why torch.fx cannot trace a module."""
+
+
+def _trace_both(module: nn.Module) -> tuple[fx.Graph, fx.Graph | None, dict[str, Tensor]]:
+    """The graphs of evaluation and, where there is one, of training, and the tensors that tracing made.
+
+    Raises: _NotTraceable: there is none of evaluation.
+    """
+    try:
+        graph = fx_graph(module, training=lambda _: False)
+    except MODEL_FAILURES as error:
+        reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+        raise _NotTraceable(reason) from error
+    try:
+        train_graph = fx_graph(module, training=lambda _: True)
+    except MODEL_FAILURES:  # the order in evaluation is known
+        return graph, None, graph_constants(module, graph)
+    return graph, train_graph, graph_constants(module, graph) | graph_constants(module, train_graph)
 
 
 def with_new_leaves(module: nn.Module, trace: Trace, paths: Collection[str]) -> Trace | None:
