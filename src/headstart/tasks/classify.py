@@ -19,6 +19,7 @@ from headstart.config.schema import AutoLoss, CrossEntropy, Focal, Loss
 from headstart.errors import StorageError
 from headstart.tasks.intervals import Interval, bootstrap, wilson
 from headstart.tasks.metrics import (
+    CLASS_METRICS,
     compute_accuracy,
     compute_average_precision,
     compute_balanced_accuracy,
@@ -280,14 +281,7 @@ CLASSIFY = Kind(
     limit="It always names one of its classes, also for an image that shows none of them.",
     mistakes="Wrong, and the most sure of it.",
     interval_method="Intervals: Wilson for accuracy, BCa bootstrap over images for the others.",
-    metrics={
-        "auto": "accuracy",
-        "accuracy": "accuracy",
-        "macro_f1": "macro_f1",
-        "balanced_accuracy": "balanced_accuracy",
-        "nll": "nll",
-        "ap": "mean_average_precision",
-    },
+    metrics={"auto": "accuracy", **CLASS_METRICS},
     ties=("nll",),
     further_metrics={"balanced_accuracy": _compute_balanced, "mean_average_precision": _compute_precision},
     losses=(CrossEntropy, Focal),

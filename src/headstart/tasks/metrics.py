@@ -29,6 +29,15 @@ LABELS = {
     "relative_mae_log10": "mean absolute error, log10, as a share of the baseline's",
 }
 
+CLASS_METRICS = {
+    "accuracy": "accuracy",
+    "macro_f1": "macro_f1",
+    "balanced_accuracy": "balanced_accuracy",
+    "nll": "nll",
+    "ap": "mean_average_precision",
+}
+"""What ``--metric`` chooses among for classes and for tags, and the metric's own name."""
+
 
 def is_lower_better(key: str) -> bool:
     """Whether a metric is an error or a loss: ``nll``, ``mae`` and ``rmse`` of any target, shares of a baseline's."""

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from headstart.config.schema import AutoLoss, Bce, Focal, Loss
 from headstart.tasks.intervals import Interval, bootstrap
-from headstart.tasks.metrics import compute_average_precision, compute_f1, compute_tag_nll
+from headstart.tasks.metrics import CLASS_METRICS, compute_average_precision, compute_f1, compute_tag_nll
 from headstart.tasks.rows import Row, cell, number, read_numbers
 from headstart.tasks.tags import join_tags, split_tags
 from headstart.tasks.task import Kind, RowScores, RowWords, Target, TaskSpec, pair_probabilities
@@ -258,14 +258,7 @@ MULTILABEL = Kind(
     mistakes="Wrong, with the least probable truth.",
     interval_method="Intervals: BCa bootstrap over images.",
     hub_tags=("multi-label",),
-    metrics={
-        "auto": "mean_average_precision",
-        "accuracy": "accuracy",
-        "macro_f1": "macro_f1",
-        "balanced_accuracy": "balanced_accuracy",
-        "nll": "nll",
-        "ap": "mean_average_precision",
-    },
+    metrics={"auto": "mean_average_precision", **CLASS_METRICS},
     ties=("nll",),
     further_metrics={"accuracy": _compute_exact, "balanced_accuracy": _compute_balanced},
     losses=(Bce, Focal),

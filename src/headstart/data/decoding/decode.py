@@ -439,8 +439,8 @@ def _scale_grey(image: Image.Image, where: str, *, white_is_zero: bool) -> Image
     if min(lows) < 0 or max(highs) > 65535:
         raise UnreadableImage(
             where,
-            f"its whole-number pixels run from {min(lows)} to {max(highs)}; without --data.range LOW HIGH, 0 to 65535 "
-            "is accepted",
+            f"its whole-number pixels run from {min(lows)} to {max(highs)}; 0 to 65535 is accepted where the model "
+            "was trained without another range",
         )
     return Image.fromarray(grey)
 

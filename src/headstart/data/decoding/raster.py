@@ -171,10 +171,9 @@ def _find_full_range(raster: Raster) -> Levels:
     if dtype.kind != "f" and found.least >= 0 and found.most <= 65535:
         return (0.0, 65535.0)
     kind = "floating-point" if dtype.kind == "f" else "whole"
-    white = found.most if found.most > found.least else found.least + 1
     raise NoPicture(
-        f"its pixels are {kind} numbers from {found.least:g} to {found.most:g} of unknown range; say which become "
-        f"black and white, e.g. --data.range {found.least:g} {white:g}, or save it with 8 or 16 bits"
+        f"its pixels are {kind} numbers from {found.least:g} to {found.most:g}, and which are black and white is not "
+        "known (a run finds that among its training images); save it with 8 or 16 bits"
     )
 
 
