@@ -164,6 +164,7 @@ class Chosen:
 def run_tests(files: list[str], plugin: object, *more: str) -> int:
     """pytest's exit code."""
     quiet = ["-q", "-x", "-p", "no:cacheprovider", "-p", "no:randomly", "--no-header", *more]
+    quiet += ["-W", "ignore::pytest.PytestAssertRewriteWarning"]  # other packages' plugins are imported already
     return int(pytest.main([*files, *quiet], plugins=[plugin]))
 
 
