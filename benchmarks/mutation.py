@@ -221,7 +221,7 @@ def measured(files: Sequence[Path], tests: list[str]) -> list[Baseline]:
 
 def functions_of(file: Path) -> list[FunctionType]:
     """All that there are of a file. Searched once: a look at each object in each fork would copy the memory."""
-    found = [thing for thing in gc.get_objects() if isinstance(thing, FunctionType)]
+    found = [thing for thing in gc.get_objects() if type(thing) is FunctionType]
     return [function for function in found if function.__code__.co_filename == str(file)]
 
 
@@ -251,7 +251,7 @@ def put_values(mutant: Mutant, file: Path, functions: list[FunctionType]) -> boo
     for key in differing:
         for module in [module for module in sys.modules.values() if vars(module).get(key) is old[key]]:
             setattr(module, key, new[key])
-    made = [thing for thing in gc.get_objects() if isinstance(thing, FunctionType) and thing.__globals__ is new]
+    made = [thing for thing in gc.get_objects() if type(thing) is FunctionType and thing.__globals__ is new]
     defaults = {function.__code__.co_qualname: (function.__defaults__, function.__kwdefaults__) for function in made}
     done = bool(differing)
     for function in functions:
