@@ -85,6 +85,7 @@ LAYOUTS = (
     _folders("hidden and litter", {"a": 3, "b": 3, ".cache": 3, "__MACOSX": 3, "@eaDir": 3}, "a", "b"),
     _folders("nested pictures", {"a/x/y": 3, "a/z": 1, "b": 3}, "a", "b"),
     _folders("one folder around all", {"data/a": 3, "data/b": 3}, told="did you mean"),
+    _folders("two folders around all", {"data/all/a": 3, "data/all/b": 3}, told="data/all?"),
     _folders("a name that is not UTF-8", {"a\udcff": 3, "b": 3}, told="is not UTF-8"),
     _folders(
         "classes beside the splits",

@@ -256,6 +256,7 @@ def test_minus_one_and_one_are_flags(write: Write) -> None:
     listing = read(write(["image,smile,hat", "a.png,1,-1", "b.png,-1,-1", "c.png,1,1", "d.png,-1,1"], FILES))
     assert (listing.kind, listing.names) == ("multilabel", ("hat", "smile"))
     assert labels(listing)["a.png"] == ("smile",) and labels(listing)["b.png"] == ()
+    assert "-1 is off; if it means unknown, empty those cells" in " ".join(listing.notes)
 
 
 def test_a_single_column_of_0_and_1_is_two_classes(write: Write) -> None:

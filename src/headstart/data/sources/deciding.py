@@ -10,7 +10,7 @@ from headstart.config.schema import Data
 from headstart.data.decoding.decode import printable
 from headstart.data.sources.label_cells import read_names
 from headstart.data.sources.numerals import Numbers, name_signs, read_numbers
-from headstart.data.sources.one_hot import are_flags, are_shares, marks_one_each
+from headstart.data.sources.one_hot import are_flags, are_shares, describe_flags, marks_one_each
 from headstart.data.sources.samples import some
 from headstart.data.sources.tables import Table
 from headstart.data.sources.tag_cells import find_tags, is_list_column, is_mapping, read_list, split_cell
@@ -53,7 +53,7 @@ def _decide_several(table: Table, columns: tuple[str, ...], *, data: Data) -> tu
     if marks_one_each(table, columns):
         return CLASSIFY, "exactly one 1 per row: the columns are classes; if they are tags: --task.kind multilabel"
     if are_flags(table, columns):
-        return MULTILABEL, "0/1 columns"
+        return MULTILABEL, describe_flags(table, columns)
     if are_shares(table, columns):
         return CLASSIFY, (
             "shares that sum to 1 in each row: the largest is the class; to learn the shares: --task.kind regress"

@@ -109,13 +109,15 @@ def _loose_images(top: Path) -> list[str]:
 
 
 def _hint_at_nested_folder(source: Path, names: list[str]) -> str:
-    """For a source with one folder that holds the real class folders."""
+    """For a source with one folder that holds the real class folders, at any depth."""
     if len(names) != 1 or not (source / names[0]).is_dir():
         return ""
-    inner = [folder.name for folder in subfolders(source / names[0])]
+    below = source / names[0]
+    while len(inner := subfolders(below)) == 1:
+        below = inner[0]
     tables = sorted(file for file in source.iterdir() if file.suffix.lower() in TABLE_SUFFIXES)
     if tables:
         return f" (it holds a table; did you mean {printable(tables[0])}?)"
-    if len(inner) > 1:
-        return f" (it holds folders {some(inner)}; did you mean {printable(source / names[0])}?)"
+    if inner:
+        return f" (it holds folders {some([one.name for one in inner])}; did you mean {printable(below)}?)"
     return ""

@@ -26,6 +26,13 @@ def are_flags(table: Table, columns: Sequence[str]) -> bool:
     return _alphabet(table, columns) is not None
 
 
+def describe_flags(table: Table, columns: Sequence[str]) -> str:
+    """How columns of flags are read, as a phrase: -1 is not 0 to everybody (some mean that nobody looked)."""
+    if _alphabet(table, columns) is _SIGNED:
+        return "-1/1 columns: -1 is off; if it means unknown, empty those cells and add --data.missing skip"
+    return "0/1 columns"
+
+
 def measure_flags(table: Table, columns: Sequence[str]) -> float:
     """The share of the columns' cells that say yes or no, or are empty."""
     cells = [cell.lower() for name in columns for cell in table.column(name)]
