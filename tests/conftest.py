@@ -89,12 +89,12 @@ def noise() -> Callable[..., Batch]:
     return make
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(autouse=True, scope="session")
 def flags_in_messages() -> Iterator[None]:
-    """Messages as a command gives them, which is how they are written; tests/test_wording.py looks at Python's."""
-    from headstart.wording import speaking_flags
+    """Messages as a command gives them; tests/test_wording.py looks at Python's."""
+    from headstart.wording import write_options_as
 
-    with speaking_flags():
+    with write_options_as("flags"):
         yield
 
 

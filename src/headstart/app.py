@@ -24,7 +24,7 @@ from headstart.data.workers import explain_deaths
 from headstart.distributed.collectives import broadcast_object, collective_errors
 from headstart.distributed.process_group import check_devices, join_group, was_restarted
 from headstart.distributed.processes import current
-from headstart.events import Note, Plan, Watch, speak_plan
+from headstart.events import Note, Plan, Watch
 from headstart.isolation import only_run, own_arithmetic, own_turn
 from headstart.planning.disk_space import refuse_small_disk
 from headstart.planning.draft import Choices, Own
@@ -53,6 +53,7 @@ from headstart.tasks.losses import LossFunction
 from headstart.tasks.own_metrics import MetricFunction
 from headstart.training.phases import train_phases
 from headstart.training.precision import keep_kernels, usable_device
+from headstart.wording import option
 
 
 def train(
@@ -197,7 +198,8 @@ def _train(asked: _Asked) -> Run:
     joined = join_group(usable_device(config.device), timeout_seconds=config.parallel.timeout_seconds)
     with _isolate_call("hs.train"), joined as ours, open_watch(asked.watch if ours.is_first else None) as emit:
         if _is_finished(run, config, resume=resume):
-            emit(Note(f"{run} is finished already; go on with more --epochs, or begin anew with another --out"))
+            further, anew = f"more {option('epochs')}", f"another {option('out')}"
+            emit(Note(f"{run} is finished already; go on with {further}, or begin anew with {anew}"))
             return read_finished_run(run, model=asked.model)
         started = time.monotonic()
         with collective_errors():
@@ -385,4 +387,4 @@ def plan(
         True
     """
     with _isolate_call("hs.plan"), own_turn(), open_watch(watch) as emit:
-        return speak_plan(prepare(check(config), module=model, loss=loss, own=Own(data=data), emit=emit).plan)
+        return prepare(check(config), module=model, loss=loss, own=Own(data=data), emit=emit).plan

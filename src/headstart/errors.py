@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from headstart.wording import say
+from headstart.wording import switch
 
 _SHOWN = 8  # files, groups or tensors that a message names
 
@@ -41,10 +41,6 @@ class Error(Exception):
     """
 
     exit_code = 2
-
-    def __str__(self) -> str:
-        """The message, which names options as arguments, and within a command as flags."""
-        return say(super().__str__())
 
 
 class ConfigError(Error):
@@ -73,7 +69,7 @@ class Interrupted(RunError):
     """The run was asked to stop, and has saved its state; ``what`` says when, without how to go on."""
 
     def __init__(self, what: str, *, signal_number: int) -> None:
-        super().__init__(f"{what}; go on with resume=True")
+        super().__init__(f"{what}; go on with {switch('resume')}")
         self.what = what
         self.exit_code = 128 + signal_number
 

@@ -20,10 +20,8 @@ goes on; then for each phase ``PhaseStarted``, ``CacheProgress`` and ``CacheNote
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
-
-from headstart.wording import say
 
 
 @dataclass(frozen=True)
@@ -320,19 +318,3 @@ Event = TrainingEvent | ScanProgress | Decided | Note | Saved
 """Any event of a run."""
 Watch = Callable[[Event], None]
 """What is called with every event."""
-
-
-def speak(event: Event) -> Event:
-    """The event with its texts as the caller speaks: options as arguments in Python, as flags within a command."""
-    match event:
-        case Note() | DataNote() | CacheNote() | CacheGivenUp():
-            return replace(event, text=say(event.text))
-        case Decided():
-            return replace(event, plan=speak_plan(event.plan))
-    return event
-
-
-def speak_plan(plan: Plan) -> Plan:
-    """The plan with its reasons as the caller speaks; what is written to the disk stays as it is."""
-    decisions = (replace(each, value=say(each.value), reason=say(each.reason)) for each in plan.decisions)
-    return replace(plan, decisions=tuple(decisions))

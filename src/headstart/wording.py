@@ -1,110 +1,90 @@
-"""Options in messages: ``--data.group prefix`` for who types commands, ``data.group="prefix"`` for who writes Python.
+"""Options in messages: ``--batch-size 8`` for who types commands, ``batch_size=8`` for who writes Python.
 
-Messages are written with flags, and said as the caller speaks: a command of headstart sets flags for its time.
+A message names an option by ``option`` or ``switch``, which write it as the caller of this process would type it. A
+whole command (``headstart train photos --resume``) and options of other programs are text like any other.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator
+import json
+import shlex
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from contextvars import ContextVar
+from pathlib import Path
+from typing import Literal
 
-_WITH_FLAGS: ContextVar[bool] = ContextVar("headstart_flags", default=False)
-_VERBS = "train|plan|finish|evaluate|predict|describe|models|report|cache|demo"
-_COMMAND = rf"`[^`]*`|\bheadstart (?:{_VERBS})\b[^;)\n]*"  # to be typed into a shell as it is
-_NUMBER = r"[-+]?[0-9.]+(?:e[-+]?[0-9]+)?"
-_PAIR = rf"(?:{_NUMBER} {_NUMBER}(?![\w%])|LOW HIGH)"  # of a range
-_FLAG = r"(?<![\w-])--(?P<name>[a-z][a-z0-9_.-]*[a-z0-9])(?: (?P<value>'[^']*'|\{[^}]*\}|" + _PAIR + r"|[^\s;)]+))?"
-_PATTERN = re.compile(f"(?P<command>{_COMMAND})|{_FLAG}")
-_SWITCHES = ("resume", "allow_inexact", "include_trained")
-_OTHERS = ("shm_size", "nproc_per_node", "index_url")  # options of other programs
-_NO_VALUES = frozenset(
-    [
-        "again",
-        "alone",
-        "and",
-        "another",
-        "answers",
-        "are",
-        "as",
-        "at",
-        "beside",
-        "by",
-        "does",
-        "for",
-        "from",
-        "give",
-        "goes",
-        "has",
-        "in",
-        "instead",
-        "is",
-        "it",
-        "leaves",
-        "makes",
-        "names",
-        "on",
-        "one",
-        "or",
-        "out",
-        "says",
-        "so",
-        "takes",
-        "that",
-        "the",
-        "to",
-        "trains",
-        "where",
-        "which",
-        "with",
-        "you",
-    ]
-)
+Style = Literal["flags", "arguments"]
+Value = str | Path | bool | int | float | Mapping[str, object]
+
+_style: Style = "arguments"  # of the process, not of a thread: threads and loading processes write messages too
 
 
 @contextmanager
-def speaking_flags() -> Iterator[None]:
-    """Within, messages name options as they are typed on the command line."""
-    token = _WITH_FLAGS.set(True)
+def write_options_as(style: Style) -> Iterator[None]:
+    """Within, messages name options in this style: a command of headstart says ``flags`` for its time."""
+    global _style
+    before, _style = _style, style
     try:
         yield
     finally:
-        _WITH_FLAGS.reset(token)
+        _style = before
 
 
-def say(text: str) -> str:
-    """A message as the caller speaks: as it is within a command, with arguments in Python.
+def option(name: str, *values: Value, fill: str = "") -> str:
+    """An option in a message, as the caller types it: with its value, several values, or none.
 
-    ``NAME="value"`` stands for ``{"NAME": "value"}`` in ``hs.load_config(..., flags=...)``, and for the argument of
-    this name where a function has one. Whole commands of headstart stay as they are.
+    In Python ``NAME=value`` stands for ``{"NAME": value}`` in ``hs.load_config(..., flags=...)``, and for the argument
+    of this name where a function has one.
+
+    Args:
+        ``name``: The name as it is typed in Python: ``batch_size``, ``data.range``.
+        ``values``: What to give.
+        ``fill``: Words that stand for what the reader has to fill in, instead of values: ``"LOW HIGH"``.
     """
-    return text if _WITH_FLAGS.get() else _PATTERN.sub(_write_argument, text)
+    if _style == "flags":
+        return " ".join([_flag(name), *map(_type_value, values), *fill.split()])
+    words = [*map(_write_value, values), *fill.split()]
+    if len(words) > 1:
+        return f"{name}=({', '.join(words)})"
+    return "=".join([name, *words])
 
 
-def _write_argument(match: re.Match[str]) -> str:
-    if match["command"] is not None:
-        return match["command"]
-    name, value = match["name"].replace("-", "_"), match["value"]
-    if name in _OTHERS:
-        return match[0]
-    rest = f" {value}" if value is not None else ""
-    if name in _SWITCHES:
-        return f"{name}=True{rest}"
-    plain = (value or "").rstrip(",.:")
-    if not plain or plain in _NO_VALUES or plain.startswith("("):
-        return f"{name}{rest}"
-    after = (value or "")[len(plain) :]
-    return f"{name}={_write_value(plain)}{after}"
+def switch(name: str) -> str:
+    """An option that is off unless it is typed, in a message: ``--resume``, or ``resume=True``."""
+    return _flag(name) if _style == "flags" else f"{name}=True"
 
 
-def _write_value(word: str) -> str:
-    """A value as Python writes it: numbers, true and false, mappings; placeholders (FILE, N) as they are; else text."""
-    if word in ("true", "false"):
-        return word.capitalize()
-    if re.fullmatch(_PAIR, word):
-        return f"({word.replace(' ', ', ')})"
-    if re.fullmatch(_NUMBER, word) or word.isupper():
-        return word
-    bare = word[1:-1] if word[0] == word[-1] == "'" else word
-    return f'"{bare}"'
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _type_value(value: Value) -> str:
+    """A value as a shell takes it."""
+    match value:
+        case bool():
+            return str(value).lower()
+        case int() | float():
+            return _format_number(value)
+        case Mapping():
+            return shlex.quote("{" + ", ".join(f"{name}: {json.dumps(each)}" for name, each in value.items()) + "}")
+    return shlex.quote(str(value))
+
+
+def _write_value(value: Value) -> str:
+    """A value as Python takes it."""
+    match value:
+        case bool():
+            return str(value)
+        case int() | float():
+            return _format_number(value)
+        case Mapping():
+            return "{" + ", ".join(f'"{name}": {each!r}' for name, each in value.items()) + "}"
+    return json.dumps(str(value), ensure_ascii=False)
+
+
+def _format_number(value: float) -> str:
+    """The shorter of 0.0001 and 1e-4."""
+    plain = f"{value:.12g}"
+    digits, _, exponent = f"{value:.6e}".partition("e")
+    short = f"{digits.rstrip('0').rstrip('.')}e{int(exponent)}"
+    return short if abs(value) < 1 and float(short) == value and len(short) < len(plain) else plain

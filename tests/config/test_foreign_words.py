@@ -14,7 +14,7 @@ from headstart.config.flags import EVERY, parse_args
 from headstart.config.home import expand_home
 from headstart.config.leaves import leaves
 from headstart.config.rules import freeze_rule
-from headstart.config.synonyms import ADVICE, MAIN_FIELDS, SYNONYMS
+from headstart.config.synonyms import MAIN_FIELDS, SYNONYMS, list_advice
 from headstart.errors import ConfigError
 
 
@@ -60,10 +60,10 @@ def test_every_word_of_another_tool_leads_to_an_option_that_there_is() -> None:
     known = set(leaves())
     assert set(SYNONYMS.values()) <= known
     assert {f"{section}.{name}" for section, name in MAIN_FIELDS.items()} <= known
-    assert not SYNONYMS.keys() & ADVICE.keys()
+    assert not SYNONYMS.keys() & list_advice().keys()
 
 
-@pytest.mark.parametrize("word", sorted({*SYNONYMS, *ADVICE}))
+@pytest.mark.parametrize("word", sorted({*SYNONYMS, *list_advice()}))
 def test_every_word_of_another_tool_gets_one_sentence(word: str) -> None:
     flag = f"--{word.replace('_', '-')}"
     if flag in {leaf.flag for leaf in leaves().values()}:
@@ -76,7 +76,7 @@ def test_every_word_of_another_tool_gets_one_sentence(word: str) -> None:
         if word in SYNONYMS:
             assert f"did you mean {leaves()[SYNONYMS[word]].flag}?" in said
         else:
-            assert ADVICE[word] in said
+            assert list_advice()[word] in said
 
 
 def test_a_verbs_own_option_goes_first() -> None:

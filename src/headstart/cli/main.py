@@ -17,7 +17,7 @@ from headstart.config.synonyms import VERB_ADVICE
 from headstart.config.synonyms import VERBS as SYNONYMS
 from headstart.errors import Error, Interrupted, OthersFailed
 from headstart.reports.cells import cell
-from headstart.wording import speaking_flags
+from headstart.wording import write_options_as
 
 VERBS = {  # a verb's module is imported when it is called
     "demo": "train the starter on handwritten digits, offline, and write a report",
@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code: 0 done, 1 failed, 2 the user's mistake, 4 storage, 129, 130 or 143
     interrupted.
     """
-    with speaking_flags():
+    with write_options_as("flags"):
         code = _exit_code(list(sys.argv[1:] if argv is None else argv), ends=argv is None)
     if argv is None and code and "RANK" in os.environ:
         leave_at_once(code)

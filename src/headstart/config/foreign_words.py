@@ -8,7 +8,7 @@ from collections.abc import Collection, Sequence
 from functools import cache
 
 from headstart.config.leaves import FLAT, leaves
-from headstart.config.synonyms import ADVICE, MAIN_FIELDS, OTHER_VERBS, SYNONYMS
+from headstart.config.synonyms import MAIN_FIELDS, OTHER_VERBS, SYNONYMS, list_advice
 from headstart.errors import ConfigError
 
 _ASSIGNMENT = re.compile(r"([A-Za-z_][A-Za-z0-9_.-]*)=(.*)")  # as Ultralytics and Hydra have it: epochs=3
@@ -65,7 +65,7 @@ def _answer(name: str, *, own: Collection[str], all_options: bool) -> str:
     path = SYNONYMS.get(tail) or _by_last_part().get(tail)
     if path:
         return f"did you mean {leaves()[path].flag}?"
-    return ADVICE.get(tail, "")
+    return list_advice().get(tail, "")
 
 
 def _explain_assignment(name: str, value: str, prog: str) -> str:

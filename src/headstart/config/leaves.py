@@ -43,10 +43,14 @@ class Leaf:
     kinds: tuple[str, ...] = ()
 
     @property
+    def name(self) -> str:
+        """The option as people type it, without its section where that is left out: ``lr``, ``data.val``."""
+        return next((name for name, path in FLAT.items() if path == self.path), self.path)
+
+    @property
     def flag(self) -> str:
         """The option as it is typed on the command line, e.g. ``--lr``."""
-        short = next((name for name, path in FLAT.items() if path == self.path), self.path)
-        return "--" + short.replace("_", "-")
+        return "--" + self.name.replace("_", "-")
 
 
 @dataclass(frozen=True, kw_only=True)

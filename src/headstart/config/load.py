@@ -20,6 +20,7 @@ from headstart.config.schema import Config
 from headstart.config.sizes import format_size, read_size
 from headstart.config.yaml import dump_yaml, read_yaml
 from headstart.errors import ConfigError
+from headstart.wording import option
 
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
@@ -274,7 +275,10 @@ def _contradictions(tree: Tree) -> dict[str, str]:
         given = (name for name in ("recipe", "epochs", "freeze") if name in tree)
         return {name: f"{name}: {format_value(tree[name])} {clash}" for name in given}
     if tree.get("recipe") == "probe" and tree.get("freeze", "auto") != "auto":
-        return {"freeze": "freeze: recipe probe trains the head alone; leave freeze out, or use --recipe lp_ft"}
+        return {
+            "freeze": "freeze: recipe probe trains the head alone; leave freeze out, or use "
+            f"{option('recipe', 'lp_ft')}"
+        }
     return {}
 
 

@@ -9,6 +9,7 @@ from typing import Any, get_args
 from headstart.config.lora import Lora
 from headstart.config.rules import But, PeftKind
 from headstart.config.schema import Config
+from headstart.wording import option
 
 RECIPES = get_args(PeftKind)
 LONG_NAME = "parameter-efficient fine-tuning"
@@ -44,7 +45,7 @@ def _kind(holder: Mapping[str, Any]) -> str | None:
 def _about_recipe(tree: Mapping[str, Any], recipe: str) -> dict[str, str]:
     problems = {}
     if tree.get("freeze", "auto") != "auto":
-        instead = f"leave freeze out, or use --recipe lp_ft --freeze except:{recipe}"
+        instead = f"leave freeze out, or use {option('recipe', 'lp_ft')} {option('freeze', f'except:{recipe}')}"
         problems["freeze"] = f"freeze: recipe {recipe} says itself what trains; {instead}"
     model = tree.get("model")
     if isinstance(model, Mapping) and model.get("weights") == "none":
@@ -55,7 +56,8 @@ def _about_recipe(tree: Mapping[str, Any], recipe: str) -> dict[str, str]:
 def explain_unpretrained(recipe: str) -> str:
     """The sentence for parameter-efficient fine-tuning of random weights."""
     return (
-        f"recipe: {recipe} keeps the backbone's weights, and these are random; use --recipe full, or pretrained weights"
+        f"recipe: {recipe} keeps the backbone's weights, and these are random; use {option('recipe', 'full')}, or "
+        "pretrained weights"
     )
 
 
@@ -73,4 +75,4 @@ def _about_lora(section: object) -> dict[str, str]:
     if not isinstance(section, Mapping):
         return {}
     changed = [item.name for item in fields(Lora) if section.get(item.name, item.default) != item.default]
-    return {f"lora.{name}": f"lora.{name}: belongs to recipe lora (--recipe lora)" for name in changed}
+    return {f"lora.{name}": f"lora.{name}: belongs to recipe lora ({option('recipe', 'lora')})" for name in changed}

@@ -13,21 +13,22 @@ from headstart.config.leaves import Leaf, Option, hints, leaves, members, option
 from headstart.config.rules import ACCEPTED as FREEZE_RULES
 from headstart.config.schema import Config, Names
 from headstart.config.sizes import Form
-from headstart.config.synonyms import ADVICE, SYNONYMS
+from headstart.config.synonyms import SYNONYMS, list_advice
+from headstart.wording import Value, option
 
-EXAMPLES = {
-    "epochs": "5",
-    "optimizer.lr": "1e-4",
-    "optimizer.head_lr": "1e-3",
-    "optimizer.layer_decay": "0.75",
+EXAMPLES: dict[str, Value] = {
+    "epochs": 5,
+    "optimizer.lr": 1e-4,
+    "optimizer.head_lr": 1e-3,
+    "optimizer.layer_decay": 0.75,
     "optimizer.name": "lamb",
-    "model.image_size": "224",
-    "model.options": "'{drop_path_rate: 0.1}'",
+    "model.image_size": 224,
+    "model.options": {"drop_path_rate": 0.1},
     "loss.class_weights": "balanced",
-    "batch.size": "64",
-    "batch.clip_norm": "1.0",
-    "batch.clip_value": "0.5",
-    "workers": "4",
+    "batch.size": 64,
+    "batch.clip_norm": 1.0,
+    "batch.clip_value": 0.5,
+    "workers": 4,
 }
 _NOUNS = {
     int: "a whole number",
@@ -105,7 +106,9 @@ def wrong_kind(place: Place, value: object) -> str:
     kind = value.get("kind") if isinstance(value, Mapping) else value
     kinds = list(members(place.annotation))
     near = _near(kind, kinds)
-    timms = "; timm's others: --optimizer.kind timm --optimizer.name lamb --lr 1e-3"
+    timms = (
+        f"; timm's others: {option('optimizer.kind', 'timm')} {option('optimizer.name', 'lamb')} {option('lr', 1e-3)}"
+    )
     more = timms if place.path == "optimizer" and not near else ""
     return f"{place.path}.kind: {format_value(kind)} is unknown{near} (accepted: {', '.join(kinds)}{more})"
 
@@ -116,10 +119,12 @@ def unknown(place: Place) -> str:
     leaf = leaves().get(place.path)
     if leaf is not None and leaf.kinds:
         kinds = leaf.kinds
-        return f"{place.path}: {place.kind} has no {name}; it belongs to {_and(kinds)} (--{section}.kind {kinds[0]})"
+        how = option(f"{section}.kind", kinds[0])
+        return f"{place.path}: {place.kind} has no {name}; it belongs to {_and(kinds)} ({how})"
     known = fields_of(place.section)
-    if name.lower() in ADVICE and name.lower() not in SYNONYMS:
-        return f"{place.path}: unknown; {ADVICE[name.lower()]} (accepted: {', '.join(known)})"
+    advice = list_advice().get(name.lower())
+    if advice and name.lower() not in SYNONYMS:
+        return f"{place.path}: unknown; {advice} (accepted: {', '.join(known)})"
     meant = suggest_option(name, siblings=known)
     ask = f"; did you mean {meant}?" if meant else ";"
     return f"{place.path}: unknown{ask} (accepted: {', '.join(known)})".replace(";;", ";").replace("; (", " (")
@@ -149,13 +154,13 @@ def fields_of(annotation: Any) -> list[str]:
 
 def describe_accepted(annotation: object) -> str:
     """What an option takes, in words: ``auto or a number above 0``."""
-    return _or(_words(option) for option in options(annotation))
+    return _or(_words(choice) for choice in options(annotation))
 
 
-def bounds(option: Option) -> str:
+def bounds(choice: Option) -> str:
     """The range of a number in words, e.g. ``at least 1``; empty when it has none."""
-    low = next((b for b in option.bounds if isinstance(b, Ge | Gt)), None)
-    high = next((b for b in option.bounds if isinstance(b, Le | Lt)), None)
+    low = next((b for b in choice.bounds if isinstance(b, Ge | Gt)), None)
+    high = next((b for b in choice.bounds if isinstance(b, Le | Lt)), None)
     texts = []
     if isinstance(low, Gt):
         texts.append(f"above {low.gt}")
@@ -180,20 +185,20 @@ def _dataclass_in(annotation: object, value: object) -> Any:
     """The dataclass that ``value`` was validated as: the annotation itself, or a union's branch for a mapping."""
     if is_dataclass(annotation):
         return annotation
-    found = [option.type for option in options(annotation) if is_dataclass(option.type)]
+    found = [choice.type for choice in options(annotation) if is_dataclass(choice.type)]
     return found[0] if found and isinstance(value, Mapping) else None
 
 
-def _words(option: Option) -> str:
-    if option.values:
-        return _or(str(v) for v in option.values)
-    if is_dataclass(option.type):
-        return FREEZE_RULES if option.type is Names else f"a mapping ({', '.join(fields_of(option.type))})"
-    form = next((bound.text for bound in option.bounds if isinstance(bound, Form)), None)
-    noun = form or _NOUNS.get(option.type)
+def _words(choice: Option) -> str:
+    if choice.values:
+        return _or(str(v) for v in choice.values)
+    if is_dataclass(choice.type):
+        return FREEZE_RULES if choice.type is Names else f"a mapping ({', '.join(fields_of(choice.type))})"
+    form = next((bound.text for bound in choice.bounds if isinstance(bound, Form)), None)
+    noun = form or _NOUNS.get(choice.type)
     if noun is None:
-        origin = get_origin(option.type)
-        first, last = get_args(option.type)[0], get_args(option.type)[-1]
+        origin = get_origin(choice.type)
+        first, last = get_args(choice.type)[0], get_args(choice.type)[-1]
         if origin is dict:
             return "a mapping" if last is Any else f"a mapping of names to {describe_accepted(last)}"
         return (
@@ -201,7 +206,7 @@ def _words(option: Option) -> str:
             if last is Ellipsis
             else f"two values, each {describe_accepted(first)}"
         )
-    return f"{noun} {bounds(option)}".replace("number at least", "number of at least").strip()
+    return f"{noun} {bounds(choice)}".replace("number at least", "number of at least").strip()
 
 
 def _fault(annotation: object, value: object) -> str:
@@ -253,10 +258,10 @@ def _example(path: str) -> str:
     if leaf is None:
         return ""
     default = next(iter(leaf.defaults.values()), None)
-    text = EXAMPLES.get(path)
-    if text is None and isinstance(default, str | int | float) and not isinstance(default, bool):
-        text = str(default)
-    return f", e.g. {leaf.flag} {text}" if text and text != "auto" else ""
+    value = EXAMPLES.get(path)
+    if value is None and isinstance(default, str | int | float) and not isinstance(default, bool):
+        value = default
+    return f", e.g. {option(leaf.name, value)}" if value not in (None, "", "auto") else ""
 
 
 def _and(items: Sequence[str]) -> str:

@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 
 from headstart.errors import ConfigError
+from headstart.wording import option
 
 SMALLEST, LARGEST = 8, 4096
 """Pixels of a side."""
@@ -36,7 +37,7 @@ def read_size(value: int | str | tuple[int, int] | None) -> tuple[int, int] | No
     fault = f"{side} is too {'small' if side < SMALLEST else 'large'}" if side else f"{value!r:.60} is no size"
     raise ConfigError(
         f"model.image_size: {fault}; give pixels per side, or HEIGHTxWIDTH, each at least {SMALLEST} and at most "
-        f"{LARGEST}, e.g. --image-size 224 or --image-size 320x192"
+        f"{LARGEST}, e.g. {option('image_size', 224)} or {option('image_size', '320x192')}"
     )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from headstart.wording import option, switch
+
 MAIN_FIELDS = {  # of a section that is typed like an option: --optimizer sgd, --augment strong
     "task": "kind",
     "head": "kind",
@@ -74,59 +76,6 @@ _NAMES = {  # ours: theirs
     "lora.rank": "lora_r lora_rank",
 }
 SYNONYMS = {theirs: ours for ours, names in _NAMES.items() for theirs in names.split()}
-ADVICE = {  # what no single option stands for
-    "num_classes": "the number of classes comes from the data; leave it out",
-    "nb_classes": "the number of classes comes from the data; leave it out",
-    "num_labels": "the number of classes comes from the data; leave it out",
-    "classes": "the classes come from the data; leave it out",
-    "single_cls": "the classes come from the data; leave it out",
-    "fp16": "write --precision fp16",
-    "half": "write --precision fp16",
-    "bf16": "write --precision bf16",
-    "cpu": "write --device cpu",
-    "no_cuda": "write --device cpu",
-    "cosine": "write --schedule.kind cosine",
-    "drop_path": "it is an option of the architecture; write --model.options '{drop_path_rate: 0.1}'",
-    "drop_path_rate": "it is an option of the architecture; write --model.options '{drop_path_rate: 0.1}'",
-    "in_chans": "it is an option of the architecture; write --model.options '{in_chans: 1}'",
-    "channels": "it is an option of the architecture; write --model.options '{in_chans: 1}'",
-    "mean": "the weights say it; else write --model.preprocess '{mean: [0.5, 0.5, 0.5], std: [0.5, 0.5, 0.5]}'",
-    "std": "the weights say it; else write --model.preprocess '{mean: [0.5, 0.5, 0.5], std: [0.5, 0.5, 0.5]}'",
-    "resume_from_checkpoint": "write --out and the run's folder, and --resume",
-    "ckpt_path": "write --out and the run's folder, and --resume",
-    "data": "the data come without a name: headstart train photos",
-    "data_dir": "the data come without a name: headstart train photos",
-    "data_path": "the data come without a name: headstart train photos",
-    "data_source": "the data come without a name: headstart train photos",
-    "dataset": "the data come without a name: headstart train photos",
-    "dataset_name": "the data come without a name: headstart train photos",
-    "input": "the data come without a name: headstart train photos",
-    "root": "the data come without a name: headstart train photos",
-    "source": "the data come without a name: headstart train photos",
-    "train_dir": "give the folder that holds train and val: headstart train photos",
-    "val_dir": "give the folder that holds train and val: headstart train photos",
-    "validation_dir": "give the folder that holds train and val: headstart train photos",
-    "do_train": "it is the command: headstart train photos",
-    "do_eval": "every epoch ends with validation; a finished run: headstart evaluate runs/photos photos",
-    "do_predict": "it is a command of its own: headstart predict runs/photos new",
-    "eval_strategy": "every epoch ends with validation; leave it out",
-    "evaluation_strategy": "every epoch ends with validation; leave it out",
-    "load_best_model_at_end": "the best epoch is always what is left; leave it out",
-    "overwrite_output_dir": "no run is overwritten; choose another folder with --out runs/next",
-    "exist_ok": "no run is overwritten; choose another folder with --out runs/next",
-    "ignore_mismatched_sizes": "the head is always made anew; leave it out",
-    "topk": "it is an option of predict: headstart predict runs/photos new --top 5",
-    "top_k": "it is an option of predict: headstart predict runs/photos new --top 5",
-    "license": "it is an option of models: headstart models --licence apache",
-    "test_only": "it is a command of its own: headstart evaluate runs/photos photos",
-    "evaluate": "it is a command of its own: headstart evaluate runs/photos photos",
-    "max_steps": "a run is counted in passes over the images: --epochs 5",
-    "total_steps": "a run is counted in passes over the images: --epochs 5",
-    "freeze_epochs": "recipe lp_ft trains the head first: --recipe lp_ft",
-    "plots": "the report has them; leave it out",
-    "verbose": "a line is shown per epoch; leave it out",
-    "deterministic": "runs are the same to the bit without it; leave it out",
-}
 OTHER_VERBS = {  # options of predict, evaluate, describe and models
     **dict.fromkeys(("topk", "top_k", "k"), "top"),
     **dict.fromkeys(("bs", "batch", "batchsize"), "batch_size"),
@@ -152,8 +101,67 @@ _VERBS = {  # our commands: theirs
     "demo": "quickstart example tutorial",
 }
 VERBS = {theirs: ours for ours, names in _VERBS.items() for theirs in names.split()}
-VERB_ADVICE = {
+VERB_ADVICE = {  # for commands alone
     "export": "a run's folder model/ is a model of timm already, and hs.open_run('runs/photos').model is the module",
     "resume": "a run goes on with its own command and --resume: headstart train photos --out runs/photos --resume",
     "continue": "a run goes on with its own command and --resume: headstart train photos --out runs/photos --resume",
 }
+
+
+def list_advice() -> dict[str, str]:
+    """What to do about each name of other tools that no single option stands for."""
+    drop_path, in_chans = option("model.options", {"drop_path_rate": 0.1}), option("model.options", {"in_chans": 1})
+    preprocess = option("model.preprocess", {"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]})
+    return {
+        "num_classes": "the number of classes comes from the data; leave it out",
+        "nb_classes": "the number of classes comes from the data; leave it out",
+        "num_labels": "the number of classes comes from the data; leave it out",
+        "classes": "the classes come from the data; leave it out",
+        "single_cls": "the classes come from the data; leave it out",
+        "fp16": f"write {option('precision', 'fp16')}",
+        "half": f"write {option('precision', 'fp16')}",
+        "bf16": f"write {option('precision', 'bf16')}",
+        "cpu": f"write {option('device', 'cpu')}",
+        "no_cuda": f"write {option('device', 'cpu')}",
+        "cosine": f"write {option('schedule.kind', 'cosine')}",
+        "drop_path": f"it is an option of the architecture; write {drop_path}",
+        "drop_path_rate": f"it is an option of the architecture; write {drop_path}",
+        "in_chans": f"it is an option of the architecture; write {in_chans}",
+        "channels": f"it is an option of the architecture; write {in_chans}",
+        "mean": f"the weights say it; else write {preprocess}",
+        "std": f"the weights say it; else write {preprocess}",
+        "resume_from_checkpoint": f"write {option('out')} and the run's folder, and {switch('resume')}",
+        "ckpt_path": f"write {option('out')} and the run's folder, and {switch('resume')}",
+        "data": "the data come without a name: headstart train photos",
+        "data_dir": "the data come without a name: headstart train photos",
+        "data_path": "the data come without a name: headstart train photos",
+        "data_source": "the data come without a name: headstart train photos",
+        "dataset": "the data come without a name: headstart train photos",
+        "dataset_name": "the data come without a name: headstart train photos",
+        "input": "the data come without a name: headstart train photos",
+        "root": "the data come without a name: headstart train photos",
+        "source": "the data come without a name: headstart train photos",
+        "train_dir": "give the folder that holds train and val: headstart train photos",
+        "val_dir": "give the folder that holds train and val: headstart train photos",
+        "validation_dir": "give the folder that holds train and val: headstart train photos",
+        "do_train": "it is the command: headstart train photos",
+        "do_eval": "every epoch ends with validation; a finished run: headstart evaluate runs/photos photos",
+        "do_predict": "it is a command of its own: headstart predict runs/photos new",
+        "eval_strategy": "every epoch ends with validation; leave it out",
+        "evaluation_strategy": "every epoch ends with validation; leave it out",
+        "load_best_model_at_end": "the best epoch is always what is left; leave it out",
+        "overwrite_output_dir": f"no run is overwritten; choose another folder with {option('out', 'runs/next')}",
+        "exist_ok": f"no run is overwritten; choose another folder with {option('out', 'runs/next')}",
+        "ignore_mismatched_sizes": "the head is always made anew; leave it out",
+        "topk": "it is an option of predict: headstart predict runs/photos new --top 5",
+        "top_k": "it is an option of predict: headstart predict runs/photos new --top 5",
+        "license": "it is an option of models: headstart models --licence apache",
+        "test_only": "it is a command of its own: headstart evaluate runs/photos photos",
+        "evaluate": "it is a command of its own: headstart evaluate runs/photos photos",
+        "max_steps": f"a run is counted in passes over the images: {option('epochs', 5)}",
+        "total_steps": f"a run is counted in passes over the images: {option('epochs', 5)}",
+        "freeze_epochs": f"recipe lp_ft trains the head first: {option('recipe', 'lp_ft')}",
+        "plots": "the report has them; leave it out",
+        "verbose": "a line is shown per epoch; leave it out",
+        "deterministic": "runs are the same to the bit without it; leave it out",
+    }

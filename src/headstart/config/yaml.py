@@ -10,6 +10,7 @@ import yaml
 from yaml import events
 
 from headstart.errors import ConfigError
+from headstart.wording import option
 
 MAX_BYTES = 2**20
 MAX_DEPTH = 32
@@ -32,7 +33,9 @@ def read_yaml(path: Path) -> object:
         with path.open("rb") as file:
             raw = file.read(MAX_BYTES + 1)
     except OSError as error:
-        raise ConfigError(f"{path}: cannot be read ({error.strerror}); give a YAML file to --config") from error
+        raise ConfigError(
+            f"{path}: cannot be read ({error.strerror}); give a YAML file to {option('config')}"
+        ) from error
     if len(raw) > MAX_BYTES:
         raise ConfigError(f"{path}: larger than 1 MiB; a configuration is a few lines of YAML")
     try:

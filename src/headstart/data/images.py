@@ -36,6 +36,7 @@ from headstart.models.preprocess import Preprocess
 from headstart.storage.disk_cache import DiskCache, cache_folder
 from headstart.tasks.kinds import find_kind
 from headstart.tasks.task import TaskSpec
+from headstart.wording import option
 
 if TYPE_CHECKING:
     from headstart.models.sources import OpenedModel
@@ -201,7 +202,10 @@ def _assemble(
     sides = find_sides(task.names, are_numbers=find_kind(task.kind).gives_numbers) if augment.flip == "auto" else ()
     flip = False if augment.flip == "alternating" or sides else augment.flip
     if sides and augment.preset != "none":
-        notes = (*notes, f"images are not mirrored, for {some(sides)} say a side; to mirror them: --augment.flip true")
+        notes = (
+            *notes,
+            f"images are not mirrored, for {some(sides)} say a side; to mirror them: {option('augment.flip', True)}",
+        )
     changes = train_transform(augment.preset, flip=flip, preprocess=preprocess)
     val = ImageDataset(
         source=source,

@@ -9,6 +9,7 @@ from headstart.data.decoding.decode import DARK
 from headstart.data.decoding.raster import Levels, Measured, explain_bands
 from headstart.data.sources.samples import some
 from headstart.errors import DataError
+from headstart.wording import option
 
 _BITS = (8, 10, 12, 14, 16)
 _USUAL: Levels = (0.0, 65535.0)
@@ -41,8 +42,8 @@ def choose_levels(
     if len(dark) >= _HALF * len(deep):
         most = max(deep[name].high for name in dark)
         notes.append(
-            f"{_count(dark, count)} nearly all values below an eighth of that range, and look black to the model; "
-            f"a narrower one: --data.range {levels[0]:g} {most:g}"
+            f"{_count(dark, count)} nearly all values below an eighth of that range, and look black to the model; a "
+            f"narrower one: {option('data.range', levels[0], most)}"
         )
     usual = levels == _USUAL and all(found.kind == "uint16" for found in deep.values())
     return None if usual else levels, (*notes, *_tell_dark(measured, count=count, unused=False))
@@ -62,7 +63,9 @@ def _find_levels(found: Sequence[Measured]) -> tuple[Levels, str]:
         return (0.0, 255.0), "auto: nearly all values lie between 0 and 255"
     if high <= low:
         return (low, low + 1), "auto: nearly all values are the same"
-    return (low, high), "auto: nearly all values lie between these; give --data.range LOW HIGH where others matter"
+    return (low, high), (
+        f"auto: nearly all values lie between these; give {option('data.range', fill='LOW HIGH')} where others matter"
+    )
 
 
 def _quantile(values: Sequence[float], *, upper: bool) -> float:

@@ -21,6 +21,7 @@ from headstart.data.sources.samples import Sample
 from headstart.data.sources.source import Source, read_content
 from headstart.errors import RunError
 from headstart.models.preprocess import Preprocess
+from headstart.wording import option, switch
 
 _SHOWN = 16  # hexadecimal digits of a SHA-256, in messages
 
@@ -32,8 +33,8 @@ class ChangedImage(RunError):
         self.where = where
         self.problem = problem
         super().__init__(
-            f"{where}: {problem}; put the file back as it was and go on with --resume, or "
-            "start a new run on the files as they are now with another --out"
+            f"{where}: {problem}; put the file back as it was and go on with {switch('resume')}, or start a new run "
+            f"on the files as they are now with another {option('out')}"
         )
 
     def __reduce__(self) -> tuple[Any, ...]:

@@ -24,6 +24,7 @@ from headstart.distributed.collectives import all_gather_object
 from headstart.distributed.processes import current
 from headstart.errors import DataError, StorageError
 from headstart.storage.disk_cache import DiskCache
+from headstart.wording import option
 
 _AT_ONCE = 4096  # images whose fingerprints are made at once
 OnDecoded = Callable[[int, int], None]
@@ -246,6 +247,9 @@ def refuse_unreadable(scan: Scan, data: Data, *, limit: int = 20) -> None:
         lines.append(f"  and {count - limit} more")
     enough = math.ceil(1000 * count / total) / 1000
     above = f", {count / total:.1%}, more than data.unreadable_share {data.unreadable_share:g}" if skips else ""
-    remedy = f"leave out more: --data.unreadable-share {enough:g}" if skips else "go on without: --data.unreadable skip"
+    if skips:
+        remedy = f"leave out more: {option('data.unreadable_share', enough)}"
+    else:
+        remedy = f"go on without: {option('data.unreadable', 'skip')}"
     what = f"{count} of {total} images cannot be read{above}:"
     raise DataError("\n".join([what, *lines, f"Mend or remove them, or {remedy}"]))

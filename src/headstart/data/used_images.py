@@ -20,6 +20,7 @@ from headstart.data.sources.source import Record
 from headstart.errors import DataError, ModelError
 from headstart.storage.buffers import Buffers
 from headstart.storage.tensors import make_buffers
+from headstart.wording import switch
 
 USED_IMAGES = "images.digests"
 """The bundle's file: in the format of safetensors, sorted whole numbers of 64 bits for each split."""
@@ -100,8 +101,8 @@ def choose_unseen(
     left = tuple(record for record in records if short[record.name] not in used.train)
     if not left:
         raise DataError(
-            f"{source}: the run was trained on all {len(records)} images that are to be evaluated, e.g. {shown}; give "
-            "images that it has not seen, or take these all the same: --include-trained"
+            f"{source}: the run was trained on all {len(records)} images that are to be evaluated, e.g. {shown}; "
+            f"give images that it has not seen, or take these all the same: {switch('include_trained')}"
         )
     return Unseen(records=left, noun=None, note=f"; left out: {len(trained)} that the run was trained on ({shown})")
 

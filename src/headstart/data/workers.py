@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from headstart.errors import ConfigError, RunError
+from headstart.wording import option, switch
 
 _SHARED = Path("/dev/shm")  # where torch passes tensors between processes
 _PREFETCHED = 2  # batches that each process holds ready: torch's DataLoader(prefetch_factor)
@@ -24,14 +25,6 @@ _ENDING_SECONDS = 5.0  # a killed process is gone in milliseconds
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _DEATH = "DataLoader worker"  # in every message of torch about a loading process
 _HANDING_OVER = ("</torch_", "ancdata")  # in those about what it hands over: a shared memory object, a file descriptor
-_CAUSES = {  # words of torch's messages: what usually is behind them, and what helps
-    "Too many open files": ("too many files are open", "ulimit -n 65536 before the start, or fewer --workers"),
-    "ancdata": ("too many files are open", "ulimit -n 65536 before the start, or fewer --workers"),
-    "Bus error": ("shared memory (/dev/shm) is full", "fewer --workers, or in a container --shm-size=4g"),
-    "shared memory": ("shared memory (/dev/shm) is full", "fewer --workers, or in a container --shm-size=4g"),
-    "No space left": ("shared memory (/dev/shm) is full", "fewer --workers, or in a container --shm-size=4g"),
-    "": ("the system was out of memory", "fewer --workers (0: none), or a smaller --batch-size"),
-}
 
 
 def stay_with(parent: int) -> None:
@@ -55,11 +48,21 @@ def explain_deaths() -> Iterator[None]:
             raise
         _end(multiprocessing.active_children())
         what = next((line for line in text.splitlines() if _DEATH in line), text.splitlines()[-1]).strip()
-        cause, remedy = next(value for words, value in _CAUSES.items() if words in text)
+        cause, remedy = _explain(text)
         raise RunError(
-            f"a process that loads images died; usually {cause}: {remedy}; then --resume goes on from the last "
-            f"checkpoint ({what[:160]})"
+            f"a process that loads images died; usually {cause}: {remedy}; then {switch('resume')} goes on from the "
+            f"last checkpoint ({what[:160]})"
         ) from error
+
+
+def _explain(text: str) -> tuple[str, str]:
+    """What usually is behind a message of torch, and what helps."""
+    fewer = f"fewer {option('workers')}"
+    if any(words in text for words in ("Too many open files", "ancdata")):
+        return "too many files are open", f"ulimit -n 65536 before the start, or {fewer}"
+    if any(words in text for words in ("Bus error", "shared memory", "No space left")):
+        return "shared memory (/dev/shm) is full", f"{fewer}, or in a container --shm-size=4g"
+    return "the system was out of memory", f"{fewer} (0: none), or a smaller {option('batch_size')}"
 
 
 @contextmanager
@@ -105,15 +108,16 @@ def check_room(*, workers: int, batch_bytes: int, shared: Path = _SHARED) -> Non
             fit = max(0, (free // batch_bytes - 1) // _PREFETCHED)
             raise ConfigError(
                 f"workers: {workers} loading processes need {_mib(need)} of shared memory, {_mib(free)} are free in "
-                f"{shared}; give --workers {fit}, a smaller --batch-size, or in a container --shm-size=4g"
+                f"{shared}; give {option('workers', fit)}, a smaller {option('batch_size')}, or in a container "
+                "--shm-size=4g"
             )
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     files = _open_files() + workers * _FILES_EACH + _FILES_SPARE
     if limit != resource.RLIM_INFINITY and files > limit:
         fit = max(0, workers - -(-(files - limit) // _FILES_EACH))
         raise ConfigError(
-            f"workers: {workers} loading processes need about {files} open files, {limit} are allowed; give --workers "
-            f"{fit}, or raise the limit with ulimit -n {max(4096, files)} before the start"
+            f"workers: {workers} loading processes need about {files} open files, {limit} are allowed; give "
+            f"{option('workers', fit)}, or raise the limit with ulimit -n {max(4096, files)} before the start"
         )
 
 

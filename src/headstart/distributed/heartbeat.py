@@ -14,6 +14,8 @@ from collections.abc import Mapping
 
 from torch.distributed.distributed_c10d import Store
 
+from headstart.wording import switch
+
 _EVERY_SECONDS = 0.5
 _STILL_SECONDS = 2.5  # once contact is lost, a rank whose beat has not moved for so long is named
 _LINGER_SECONDS = 3.0
@@ -110,7 +112,7 @@ class Heartbeat:
         return (
             f"{who} of {self.world_size} is lost: killed by a signal (often for memory: see the system's log), cut "
             "off, or standing still for longer than parallel.timeout_seconds; all others stop. Go on from the last "
-            "checkpoint with the same command and --resume"
+            f"checkpoint with the same command and {switch('resume')}"
         )
 
     def _find_still(self) -> list[int]:

@@ -22,6 +22,7 @@ from headstart.distributed.collectives import count_messages
 from headstart.distributed.heartbeat import Heartbeat
 from headstart.distributed.processes import Processes, current, in_environment
 from headstart.errors import ConfigError, Error, Interrupted, OthersFailed, RunError
+from headstart.wording import option
 
 _BACKENDS = {"cpu": "gloo", "cuda": "nccl", "xpu": "xccl"}
 _UNEVEN_WORK = timedelta(days=7)
@@ -73,7 +74,8 @@ def _open_group(found: Processes, device: torch.device, *, timeout: timedelta) -
     backend = _BACKENDS.get(device.type)
     if backend is None:
         raise ConfigError(
-            f"device: torch has no process group for {device.type}; give --device cpu or cuda, or start one process"
+            f"device: torch has no process group for {device.type}; give {option('device', 'cpu')} or cuda, or start "
+            "one process"
         )
     heartbeat = None
     try:

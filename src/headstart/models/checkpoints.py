@@ -10,6 +10,7 @@ from torch import Tensor
 
 from headstart.errors import ModelError, name_some
 from headstart.models.foreign import ACCEPTED
+from headstart.wording import option
 
 CHOICES = ("auto", "averaged", "raw")
 _RAW = (  # what scripts call the trained weights, those of timm, torchvision, Lightning and tutorials first
@@ -58,21 +59,22 @@ def select_part(loaded: object, *, wanted: str, where: str) -> Part:
     raw = [key for key in parts if key not in averaged]
     if wanted == "raw" and not raw:
         raise ModelError(
-            f"weights {where}: it holds averaged weights alone ({', '.join(averaged)}); give --model.weights-part auto"
+            f"weights {where}: it holds averaged weights alone ({', '.join(averaged)}); give "
+            f"{option('model.weights_part', 'auto')}"
         )
     chosen = averaged if averaged and wanted != "raw" else _most_usual(raw)
     if len(chosen) > 1:
         raise ModelError(
             f"weights {where}: it holds {len(chosen)} state dicts, {name_some(chosen)}; name one of them, e.g. "
-            f"--model.weights-part {chosen[0]}"
+            f"{option('model.weights_part', chosen[0])}"
         )
     key = chosen[0]
     note = f"taken from the file's {key!r}"
     if key in averaged:
         note += ", the averaged weights"
-        note += f" (the raw ones: --model.weights-part {_most_usual(raw)[0]})" if raw else ""
+        note += f" (the raw ones: {option('model.weights_part', _most_usual(raw)[0])})" if raw else ""
     elif averaged:
-        note += f", the raw weights (the averaged ones: --model.weights-part {averaged[0]})"
+        note += f", the raw weights (the averaged ones: {option('model.weights_part', averaged[0])})"
     return Part(parts[key], "auto" if wanted == "averaged" and averaged else wanted, (note,))
 
 

@@ -26,6 +26,7 @@ from torch.overrides import TorchFunctionMode
 from headstart.errors import ModelError
 from headstart.models.weights import list_names
 from headstart.private_names import find_timm_builder, find_weights_filter
+from headstart.wording import option
 
 # what a factory raises over a user's option: the libraries have no error type of their own
 _FACTORY_ERRORS = (
@@ -38,25 +39,6 @@ _FACTORY_ERRORS = (
     AssertionError,
     ArithmeticError,
 )
-_NOT_OPTIONS = {
-    "num_classes": "the head's size comes from the data",
-    "pretrained": "say --weights pretrained, none or FILE",
-    "weights": "say --weights pretrained, none or FILE",
-    "progress": "it is not part of the architecture",
-    "checkpoint_path": "say --weights FILE",
-    "pretrained_cfg": "say model.preprocess for the normalisation",
-    "pretrained_cfg_overlay": "say model.preprocess for the normalisation",
-    "pretrained_strict": "every tensor is always counted",
-    "pretrained_filter_fn": "it is not part of the architecture",
-    "pretrained_model_args": "it is not part of the architecture",
-    "cache_dir": "set HF_HOME or TORCH_HOME",
-    "features_only": "a classifier is fine-tuned, not a feature pyramid",
-    "out_indices": "a classifier is fine-tuned, not a feature pyramid",
-    "feature_cls": "a classifier is fine-tuned, not a feature pyramid",
-    "kwargs_filter": "it is not part of the architecture",
-    "device": "say --device",
-    "dtype": "say --precision",
-}
 _TORCHVISION_FIXED: dict[str, dict[str, Any]] = {  # the auxiliary classifiers would make training's output a tuple
     "googlenet": {"aux_logits": False, "init_weights": True},
     "inception_v3": {"aux_logits": False, "init_weights": True},
@@ -130,14 +112,38 @@ def sketch(architecture: Architecture, *, outputs: int) -> nn.Module:
 
 def check_options(architecture: Architecture, *, outputs: int, given: Collection[str] = ()) -> None:
     """Raises: ModelError: an option that the architecture does not take, or one of ``given`` that has no effect."""
+    foreign = _list_foreign()
     for name in architecture.options:
-        if name in _NOT_OPTIONS:
-            raise ModelError(f"model.options.{name}: not an architecture option; {_NOT_OPTIONS[name]}")
+        if name in foreign:
+            raise ModelError(f"model.options.{name}: not an architecture option; {foreign[name]}")
     if architecture.options:
         sketch(architecture, outputs=outputs)
     for name in given:
         if _ignores(architecture, name, outputs=outputs):
             raise ModelError(f"model.options.{name}: it has no effect on {architecture}, which ignores it; drop it")
+
+
+def _list_foreign() -> dict[str, str]:
+    """Arguments of the libraries' factories that are no options of an architecture, and what to do instead."""
+    return {
+        "num_classes": "the head's size comes from the data",
+        "pretrained": f"say {option('weights', 'pretrained')}, none or FILE",
+        "weights": f"say {option('weights', 'pretrained')}, none or FILE",
+        "progress": "it is not part of the architecture",
+        "checkpoint_path": f"say {option('weights', fill='FILE')}",
+        "pretrained_cfg": "say model.preprocess for the normalisation",
+        "pretrained_cfg_overlay": "say model.preprocess for the normalisation",
+        "pretrained_strict": "every tensor is always counted",
+        "pretrained_filter_fn": "it is not part of the architecture",
+        "pretrained_model_args": "it is not part of the architecture",
+        "cache_dir": "set HF_HOME or TORCH_HOME",
+        "features_only": "a classifier is fine-tuned, not a feature pyramid",
+        "out_indices": "a classifier is fine-tuned, not a feature pyramid",
+        "feature_cls": "a classifier is fine-tuned, not a feature pyramid",
+        "kwargs_filter": "it is not part of the architecture",
+        "device": f"say {option('device')}",
+        "dtype": f"say {option('precision')}",
+    }
 
 
 def head_tensors(architecture: Architecture, *, outputs: int) -> frozenset[str]:
@@ -331,7 +337,7 @@ def _option_error(architecture: Architecture, error: Exception) -> ModelError:
 
 def _unknown_option(architecture: Architecture, name: str) -> ModelError:
     plain = Architecture(library=architecture.library, name=architecture.name, cfg=architecture.cfg)
-    accepted = sorted(_arguments(sketch(plain, outputs=2)) - set(_NOT_OPTIONS))
+    accepted = sorted(_arguments(sketch(plain, outputs=2)) - set(_list_foreign()))
     near = difflib.get_close_matches(name, accepted, n=3, cutoff=0.5)
     meant = f"did you mean {', '.join(near)}? " if near else ""
     return ModelError(

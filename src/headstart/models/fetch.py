@@ -19,6 +19,7 @@ from headstart.config.home import expand_home
 from headstart.errors import ModelError
 from headstart.models.weights import Digest, check_digest, hash_prefix, list_names
 from headstart.storage.durable import write_file
+from headstart.wording import option
 
 CONTACT_SECONDS = 8.0  # until the first answer of a server, name look-up and all its addresses included
 _USER = re.compile(r"//[^/@\s]*@")
@@ -90,7 +91,7 @@ def url_file(url: str) -> Fetched:
     if not path.is_file():
         if urllib.parse.urlparse(url).scheme != "https":
             raise ModelError(
-                f"weights {url}: only https is fetched; download the file yourself and give it as --weights"
+                f"weights {url}: only https is fetched; download the file yourself and give it as {option('weights')}"
             )
         if offline():
             raise ModelError(f"weights {name} are not in {torch_cache()} and HF_HUB_OFFLINE is set; {ways_on()}")
@@ -132,7 +133,10 @@ def ways_on() -> str:
     """What works without the network, for the end of an error message."""
     cached = list_cached_models()
     models = f"a cached model ({list_names(cached)})" if cached else "a cached model (there are none yet)"
-    return f"ways on: {models}, a local folder or weights file (--model FOLDER, --weights FILE), or --model starter"
+    return (
+        f"ways on: {models}, a local folder or weights file ({option('model', fill='FOLDER')}, "
+        f"{option('weights', fill='FILE')}), or {option('model', 'starter')}"
+    )
 
 
 def _blob_digest(path: Path) -> Digest | None:
@@ -160,7 +164,8 @@ def _fetch_digest(repo: str, filename: str, revision: str | None, *, lack: str) 
     if re.fullmatch(r"[0-9a-f]{40}", etag):
         return Digest("git", etag)
     raise ModelError(
-        f"the hub publishes no hash of {repo}/{filename} ({etag!r}); download it and give it as --weights FILE"
+        f"the hub publishes no hash of {repo}/{filename} ({etag!r}); download it and give it as "
+        f"{option('weights', fill='FILE')}"
     )
 
 
@@ -217,7 +222,8 @@ def _download(url: str, path: Path) -> None:
     with answer:
         if urllib.parse.urlparse(answer.url).scheme != "https":
             raise ModelError(
-                f"weights {url}: redirected to {answer.url}, which is not https; give the file as --weights FILE"
+                f"weights {url}: redirected to {answer.url}, which is not https; give the file as "
+                f"{option('weights', fill='FILE')}"
             )
         try:
             data = answer.read()
@@ -225,6 +231,8 @@ def _download(url: str, path: Path) -> None:
             raise ModelError(f"weights {url}: the download broke off ({error}); run again, or {ways_on()}") from error
     expected = hash_prefix(path.name)
     if expected is not None:
-        check_digest(data, expected, where=path, remedy="Nothing was kept: run again, or give the file as --weights")
+        check_digest(
+            data, expected, where=path, remedy=f"Nothing was kept: run again, or give the file as {option('weights')}"
+        )
     path.parent.mkdir(parents=True, exist_ok=True)
     write_file(path, data)

@@ -16,6 +16,7 @@ from headstart.errors import ModelError
 from headstart.models.factory import Architecture
 from headstart.models.weights import Digest, check_digest
 from headstart.storage.durable import MANIFEST, read_folder
+from headstart.wording import option
 
 CONFIG, WEIGHTS, BUNDLE = "config.json", "model.safetensors", "headstart.json"
 _PLACES = ("url", "file", "state_dict", "hf_hub_id", "hf_hub_filename", "source", "custom_load")  # timm must not fetch
@@ -44,7 +45,10 @@ def weights_file(path: Path) -> Path:
     for name in (WEIGHTS, "pytorch_model.bin"):
         if (path / name).is_file():
             return path / name
-    raise ModelError(f"{path} has a {CONFIG} but no {WEIGHTS}; add it, or say --weights none or --weights FILE")
+    raise ModelError(
+        f"{path} has a {CONFIG} but no {WEIGHTS}; add it, or say {option('weights', 'none')} or "
+        f"{option('weights', fill='FILE')}"
+    )
 
 
 def read_bundle(path: Path) -> Bundle | None:

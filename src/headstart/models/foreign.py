@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from headstart.wording import option
+
 ACCEPTED = (
     "weights are pretrained, none, or a file: .safetensors, or .pth, .pt, .bin, .ckpt as training scripts write them"
 )
@@ -41,8 +43,8 @@ def what_folder(path: Path) -> str:
             f"dcp_to_torch_save({str(path)!r}, 'weights.pth')"
         )
     inside = [name for name in IN_A_FOLDER if (path / name).is_file()]
-    file = f"its weights are {path / inside[0]} (--weights {path / inside[0]}); " if inside else ""
-    return f"a folder, not a file; {file}a model folder or run is given as the model (--model {path})"
+    file = f"its weights are {path / inside[0]} ({option('weights', path / inside[0])}); " if inside else ""
+    return f"a folder, not a file; {file}a model folder or run is given as the model ({option('model', path)})"
 
 
 def what_it_is(data: bytes, *, suffix: str) -> str | None:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from headstart.errors import ModelError, name_some
 from headstart.models.checkpoints import CHOICES, is_averaged
+from headstart.wording import option
 
 _WRAPPERS = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")  # at any place of a name
 _DEEPEST = 6  # parts of a prefix
@@ -93,8 +94,8 @@ def _allow(prefixes: list[str], tensors: Mapping[str, Tensor], wanted: str, *, w
     what = f"no {wanted} weights are in it" if wanted in CHOICES else f"there is no {wanted!r} in it"
     first = name_some(list(dict.fromkeys(name.partition(".")[0] for name in tensors)))
     raise ModelError(
-        f"weights {where}: {what}; its names begin with {first}; leave --model.weights-part out, or name a key of the "
-        "file or a prefix of its names"
+        f"weights {where}: {what}; its names begin with {first}; leave {option('model.weights_part')} out, or name a "
+        "key of the file or a prefix of its names"
     )
 
 
@@ -107,7 +108,7 @@ def _choose(fits: list[str], wanted: str, *, where: str) -> str:
     names = sorted(prefix.removesuffix(".") for prefix in fits)
     raise ModelError(
         f"weights {where}: the model's names are in it {len(names)} times, below {name_some(names)}; say which are "
-        f"meant, e.g. --model.weights-part {names[0]}"
+        f"meant, e.g. {option('model.weights_part', names[0])}"
     )
 
 
@@ -139,8 +140,8 @@ def _explain(
         inside = ", ".join(repr(wrapper) for wrapper in _WRAPPERS if any(wrapper in name for name in tensors))
         yield f"{inside} taken out of the names"
     if is_averaged(prefix):
-        yield "the averaged weights" + (" (the raw ones: --model.weights-part raw)" if others else "")
+        yield "the averaged weights" + (f" (the raw ones: {option('model.weights_part', 'raw')})" if others else "")
     elif _COUNTER in plain:
         yield f"they are an average ({_COUNTER})"
     elif others:
-        yield "the raw weights (the averaged ones: --model.weights-part averaged)"
+        yield f"the raw weights (the averaged ones: {option('model.weights_part', 'averaged')})"

@@ -13,6 +13,7 @@ from headstart.models.opened import OpenedModel
 from headstart.models.origins import Origin, find_origin
 from headstart.models.spec import parse_spec
 from headstart.models.try_run import find_failure, runs_on_meta
+from headstart.wording import option
 
 Size = tuple[int, int]
 """Height and width, in pixels."""
@@ -39,7 +40,7 @@ def set_image_size(origin: Origin, *, image_size: Size | None, options: Mapping[
     if architecture.cfg.get("fixed_input_size") or takes_option(architecture, key):
         is_square = image_size[0] == image_size[1]
         if key == "image_size" and not is_square:
-            fits = f"give e.g. --image-size {max(image_size)}"
+            fits = f"give e.g. {option('image_size', max(image_size))}"
             raise ModelError(f"model.image_size: {origin.spec} takes square images only; {fits}")
         value: object = image_size if key == "input_size" or not is_square else image_size[0]
         architecture = replace(architecture, options={**architecture.options, key: value})
@@ -73,11 +74,11 @@ def refuse_size(opened: OpenedModel) -> None:
     what = f"{opened.spec} does not run on images of {shape.height} x {shape.width} pixels: {failure}"
     sizes = _find_sizes(opened, (shape.height, shape.width))
     if not sizes:
-        text = f"model.image_size: {what}; give the size that it is made for, e.g. --image-size 224"
+        text = f"model.image_size: {what}; give the size that it is made for, e.g. {option('image_size', 224)}"
         raise ModelError(text) from failure.error
     shown = " and ".join(f"{high} x {wide}" for high, wide in sizes)
     nearest = min(sizes, key=lambda size: abs(size[0] - shape.height) + abs(size[1] - shape.width))
-    text = f"model.image_size: {what}; it takes {shown}: give --image-size {format_size(nearest)}"
+    text = f"model.image_size: {what}; it takes {shown}: give {option('image_size', format_size(nearest))}"
     raise ModelError(text) from failure.error
 
 

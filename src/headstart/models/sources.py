@@ -55,6 +55,7 @@ from headstart.surgery.head import head_parameters, replace_head
 from headstart.surgery.outputs import declare_scores
 from headstart.surgery.own_state import read_saved_tensors
 from headstart.surgery.whole_module import refuse_lazy, refuse_wrapped
+from headstart.wording import option
 
 __all__ = ["Coverage", "OpenedModel", "WeightsSource", "open_model"]
 
@@ -109,7 +110,7 @@ def open_model(
     elif weights_part != "auto":
         raise ModelError(
             f"model.weights_part: {weights_part} is of weights from a file, and model.weights is {weights}; leave it "
-            "out, or name the file, e.g. --weights last.pth"
+            f"out, or name the file, e.g. {option('weights', 'last.pth')}"
         )
     chosen = _Chosen(weights, weights_part)
     with own_arithmetic():
@@ -142,7 +143,8 @@ def _open_named(
     origin = set_image_size(origin, image_size=image_size, options=options)
     if weights == "pretrained" and origin.pretrained is None:
         raise ModelError(
-            f"{origin.spec} has no pretrained weights; choose another model, --weights none or --weights FILE"
+            f"{origin.spec} has no pretrained weights; choose another model, {option('weights', 'none')} or "
+            f"{option('weights', fill='FILE')}"
         )
     opened = _open_origin(origin, chosen)
     return replace(opened, preprocess=adjust_preprocess(opened.preprocess, image_size=image_size, given=preprocess))

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from headstart.config.home import expand_home
 from headstart.errors import ModelError
+from headstart.wording import option
 
 ACCEPTED = (
     "a model is one of: timm/NAME or timm/NAME.TAG, torchvision/NAME or torchvision/NAME.TAG, hf-hub:ORG/NAME, "
@@ -99,8 +100,8 @@ def _folder(text: str) -> FolderSpec:
         return FolderSpec(path)
     if path.is_file():
         raise ModelError(
-            f"model {text!r} is a file; name the architecture as the model and give the file as its weights, "
-            f"e.g. --model timm/resnet50 --weights {text}"
+            f"model {text!r} is a file; name the architecture as the model and give the file as its weights, e.g. "
+            f"{option('model', 'timm/resnet50')} {option('weights', text)}"
         )
     if re.fullmatch(r"[A-Za-z0-9_.]+", text) and not text.startswith("."):
         raise ModelError(

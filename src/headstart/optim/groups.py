@@ -10,6 +10,7 @@ from torch import nn
 from headstart.errors import ConfigError
 from headstart.surgery.head import head_parameters
 from headstart.surgery.layout import find_layout
+from headstart.wording import option
 
 _NEVER_DECAYED = {"norm", "token", "embedding", "adapter"}
 
@@ -68,7 +69,8 @@ def param_groups(
         groups[depth, decayed]["names"].append(name)
     if not groups:
         raise ConfigError(
-            "nothing is trainable: every parameter is frozen; choose another freeze rule, e.g. --freeze backbone"
+            "nothing is trainable: every parameter is frozen; choose another freeze rule, e.g. "
+            f"{option('freeze', 'backbone')}"
         )
     ordered = [groups[key] for key in sorted(groups)]
     _check(ordered, trainable)

@@ -13,6 +13,7 @@ from headstart.events import Decision
 from headstart.optim.optimizers import decay_kind
 from headstart.planning.draft import Draft
 from headstart.tasks.kinds import find_kind
+from headstart.wording import option
 
 
 def about_data(images: Images) -> tuple[Decision, ...]:
@@ -74,12 +75,12 @@ def _format_cuts(draft: Draft) -> str:
 
 def _format_flips(augment: Augment, images: Images) -> str:
     if augment.flip == "alternating":
-        return "mirrored in every other epoch; where left and right matter: --augment.flip false"
+        return f"mirrored in every other epoch; where left and right matter: {option('augment.flip', False)}"
     if augment.flip is True or (augment.flip == "auto" and augment.preset != "none"):
         sides = find_sides(images.task.names, are_numbers=find_kind(images.task.kind).gives_numbers)
         if augment.flip is True or not sides:
-            return "mirrored at random; where left and right matter: --augment.flip false"
-        return f"not mirrored, for {some(sides)} say a side; to mirror all the same: --augment.flip true"
+            return f"mirrored at random; where left and right matter: {option('augment.flip', False)}"
+        return f"not mirrored, for {some(sides)} say a side; to mirror all the same: {option('augment.flip', True)}"
     return "not mirrored"
 
 

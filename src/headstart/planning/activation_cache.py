@@ -23,6 +23,7 @@ from headstart.training.boundary_tensors import make_boundary_spec, record_bytes
 from headstart.training.phases import PhasePlan, freeze_phase
 from headstart.training.precision import device_of
 from headstart.training.rules import StepRules
+from headstart.wording import option
 
 AUTO_VIEWS = 4  # within noise of new changes in every epoch where it was tried (docs/measured/speed.md)
 _FEW = 256  # image passes: less is not worth a look
@@ -76,7 +77,7 @@ def choose_cache(draft: Draft) -> Draft:
         for phase, choice in zip(training_plan.phases, choices, strict=True)
     )
     if not recorded and config.cache.use == "always" and not any(phase.cached for phase in phases):
-        raise ConfigError(f"cache.use: nothing can be cached: {choices[0]['why']}; give --cache.use auto")
+        raise ConfigError(f"cache.use: nothing can be cached: {choices[0]['why']}; give {option('cache.use', 'auto')}")
     shown = "; ".join(f"{phase.name}: {_format_cached(phase)}" for phase in phases)
     reasons = [choice["why"] for choice in choices]
     named = [f"{phase.name}: {why}" for phase, why in zip(phases, reasons, strict=True)]

@@ -25,6 +25,7 @@ from headstart.training.precision import MEMORY_FORMATS, device_of, make_scaler
 from headstart.training.rules import StepRules
 from headstart.training.state import TrainState
 from headstart.training.step import train_step
+from headstart.wording import option
 
 _WARM, _STEPS = 2, 3  # steps before those that are timed; the first compiled one compiles
 _SHORT_SECONDS = 120.0  # of steps: fewer cannot pay for a compiler
@@ -60,7 +61,7 @@ def choose_compile(draft: Draft) -> Draft:
 
 def _check(draft: Draft) -> None:
     if draft.sharded:
-        raise ConfigError("compile: not with a sharded model (parallel.kind fsdp); give --compile never")
+        raise ConfigError(f"compile: not with a sharded model (parallel.kind fsdp); give {option('compile', 'never')}")
     if draft.config.activation_checkpointing:
         raise ConfigError("compile: not with activation_checkpointing; leave one of them out")
 

@@ -13,6 +13,7 @@ from headstart.errors import ConfigError
 from headstart.events import Decision
 from headstart.planning.draft import Draft
 from headstart.training.precision import has_bf16, usable_device
+from headstart.wording import option
 
 TCMALLOC_SAVES = "with it training all of a ResNet-50 takes 3.9 GB in place of 4.9"  # docs/measured/speed.md
 
@@ -49,7 +50,8 @@ def check_precision(config: Config, device: torch.device) -> str:
     """The reason that the plan gives for a precision that is asked for.  Raises: ConfigError: it cannot be had."""
     if config.precision == "bf16" and not has_bf16(device):
         raise ConfigError(
-            f"precision: {torch.cuda.get_device_name(device)} has no bf16; give fp16 or fp32, e.g. --precision fp16"
+            f"precision: {torch.cuda.get_device_name(device)} has no bf16; give fp16 or fp32, e.g. "
+            f"{option('precision', 'fp16')}"
         )
     emulated = config.precision == "fp16" and device.type == "cpu"
     return "as asked; a CPU computes fp16 many times slower than fp32 or bf16" if emulated else "as asked"

@@ -20,6 +20,7 @@ from headstart.planning.preflight import Prepared
 from headstart.storage.durable import free_bytes, json_bytes
 from headstart.surgery.own_state import read_own_state, read_saved_tensors
 from headstart.training.phases import PhasePlan, freeze_phase, phase_optimizer
+from headstart.wording import option
 
 _PER_TENSOR = 96  # its line in the header of a safetensors file, besides its name
 _PER_STEP, _PER_EPOCH = 300, 1000  # lines of events.jsonl, metrics.csv, log.txt
@@ -52,7 +53,7 @@ def refuse_small_disk(run: Path, prepared: Prepared) -> None:
             f"{run}: too little space for this run: {needed:,} bytes needed, {free:,} free; a checkpoint takes "
             f"{space.checkpoint:,}, of which {prepared.config.checkpoint.keep} and the best stay while the next is "
             f"written, and the model {space.bundle:,}; nothing was written; free some space, keep fewer checkpoints "
-            "(--checkpoint.keep 1) or choose another folder with --out"
+            f"({option('checkpoint.keep', 1)}) or choose another folder with {option('out')}"
         )
 
 

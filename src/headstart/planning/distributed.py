@@ -12,6 +12,7 @@ from headstart.errors import ConfigError
 from headstart.events import Decision
 from headstart.planning.draft import Draft
 from headstart.planning.memory import state_share
+from headstart.wording import option
 
 _MOST = 0.8  # of a GPU's memory for weights, gradients and the optimizer; the rest is for activations
 
@@ -22,12 +23,12 @@ def check_parallel(draft: Draft) -> Draft:
     if chosen.kind == "fsdp" and not can_shard():
         raise ConfigError(
             f"parallel.kind: fsdp is known to be right from torch 2.14 on, and here is {torch.__version__}; update "
-            "torch, or give --parallel.kind ddp"
+            f"torch, or give {option('parallel.kind', 'ddp')}"
         )
     if chosen.kind == "fsdp" and (config.average.kind != "none" or config.precision == "fp16"):
         field = "average.kind" if config.average.kind != "none" else "precision"
         accepted = "none" if config.average.kind != "none" else "bf16 or fp32"
-        raise ConfigError(f"{field}: with parallel.kind fsdp only {accepted}; or give --parallel.kind ddp")
+        raise ConfigError(f"{field}: with parallel.kind fsdp only {accepted}; or give {option('parallel.kind', 'ddp')}")
     if chosen.sync_norm and draft.device.type == "cpu":
         raise ConfigError("parallel.sync_norm: torch has it for accelerators only, not for the CPU; give false")
     return draft

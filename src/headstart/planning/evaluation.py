@@ -29,6 +29,7 @@ from headstart.training.evaluate import compute_logits, in_eval
 from headstart.training.phases import TrainingPlan
 from headstart.training.precision import MEMORY_FORMATS, Precision, autocast, device_of, dtype_of, has_bf16
 from headstart.training.rules import StepRules
+from headstart.wording import option
 
 _SIZES = (8, 16)  # tried before the training batch's
 _LEAST = 8  # images at a time that few images are padded to: next to nothing, and fewer would be slow for the cache
@@ -92,7 +93,7 @@ def _without_measuring(draft: Draft) -> _Choice:
     if fitting < size and asked != "auto":
         raise ConfigError(
             f"batch.evaluation: there is too little memory to evaluate {size:,} images at a time; give "
-            f"--batch.evaluation {fitting}"
+            f"{option('batch.evaluation', fitting)}"
         )
     if fitting < size:
         return _Choice(size=fitting, why="auto: there is too little memory for more")

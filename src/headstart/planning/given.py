@@ -12,6 +12,7 @@ from headstart.machine import available_bytes
 from headstart.planning.draft import Draft
 from headstart.surgery.module_copy import InPlace, copy_module
 from headstart.surgery.whole_module import refuse_wrapped
+from headstart.wording import option
 
 _INSTEAD = "train the module itself: hs.train(config, model=hs.InPlace(module))"
 _changed: list[weakref.ref[nn.Module]] = []  # no set: a module may have an equality of its own
@@ -46,12 +47,12 @@ def _refuse_wrapper(module: nn.Module) -> None:
     if isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel):
         raise ModelError(
             f"model: the module is wrapped in {type(module).__name__}; give the one inside, model=module.module "
-            "(--devices N trains it in several processes)"
+            f"({option('devices', fill='N')} trains it in several processes)"
         )
     if isinstance(getattr(module, "_orig_mod", None), nn.Module):
         raise ModelError(
-            "model: the module was compiled by torch.compile; give the one that it was made of, model=module._orig_mod "
-            "(--compile default compiles the steps)"
+            "model: the module was compiled by torch.compile; give the one that it was made of, "
+            f"model=module._orig_mod ({option('compile', 'default')} compiles the steps)"
         )
     refuse_wrapped(module)
 

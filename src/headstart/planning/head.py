@@ -18,6 +18,7 @@ from headstart.surgery.head import HeadSwap, head_parameters, replace_head
 from headstart.surgery.module_copy import InPlace
 from headstart.surgery.outputs import declare_scores
 from headstart.surgery.whole_module import refuse_half
+from headstart.wording import option
 
 
 def choose_head(draft: Draft) -> Draft:
@@ -42,7 +43,7 @@ def choose_head(draft: Draft) -> Draft:
     about = _about_head(swap, draft.config.head)
     if kept is not None:
         value = f"{swap.path}: kept, {outputs_text(swap.now)}{details(draft.config.head)}"
-        about = Decision("head", value, f"that of {draft.opened.spec}, {why}; a new one: --head.keep false")
+        about = Decision("head", value, f"that of {draft.opened.spec}, {why}; a new one: {option('head.keep', False)}")
     elif why:
         about = replace(about, reason=f"{about.reason}; that of {draft.opened.spec} is not kept: {why}")
     return replace(draft.decide(about), swap=swap, fixed=fixed)

@@ -8,6 +8,7 @@ from headstart.config.schema import Average, Cache, Config, Penalties, Schedule
 from headstart.events import Decision
 from headstart.planning.draft import Draft
 from headstart.training.attention import has_attention
+from headstart.wording import option
 
 
 def name_idle_options(draft: Draft) -> Draft:
@@ -28,17 +29,20 @@ def _check_schedule(config: Config) -> Iterator[tuple[str, str]]:
         if schedule.kind != "step" and value != getattr(usual, name):
             yield (
                 f"schedule.{name} {value:g}",
-                f"the schedule {schedule.kind} has no steps; they are --schedule.kind step",
+                f"the schedule {schedule.kind} has no steps; they are {option('schedule.kind', 'step')}",
             )
 
 
 def _check_sections(config: Config) -> Iterator[tuple[str, str]]:
     average, penalties = config.average, config.penalties
     if average.kind == "none" and average.half_life != Average().half_life:
-        yield f"average.half_life {average.half_life:g}", "no average is kept; --average.kind ema keeps one"
+        yield (
+            f"average.half_life {average.half_life:g}",
+            f"no average is kept; {option('average.kind', 'ema')} keeps one",
+        )
     if not penalties.l1 and penalties.l1_on != Penalties().l1_on:
         on = penalties.l1_on if isinstance(penalties.l1_on, str) else " ".join(penalties.l1_on)
-        yield f"penalties.l1_on {on}", "there is no L1 penalty; --penalties.l1 1e-4 is one"
+        yield f"penalties.l1_on {on}", f"there is no L1 penalty; {option('penalties.l1', 1e-4)} is one"
 
 
 def _check_phases(draft: Draft) -> Iterator[tuple[str, str]]:

@@ -14,6 +14,7 @@ from headstart.errors import ConfigError, name_some
 from headstart.planning.draft import Draft
 from headstart.surgery.head import HeadSwap, find_head
 from headstart.tasks.task import TaskSpec
+from headstart.wording import option
 
 KEPT, NEW = "kept", "new"
 
@@ -29,8 +30,8 @@ def find_kept_head(draft: Draft) -> tuple[tuple[Head, HeadSwap] | None, str]:
     if bundle is None:
         if asked.keep is True:
             raise ConfigError(
-                f"head.keep: {draft.opened.spec} is no run of headstart, whose head is known to answer the same; leave "
-                "it out, or give a run as the model, e.g. --model runs/photos"
+                f"head.keep: {draft.opened.spec} is no run of headstart, whose head is known to answer the same; "
+                f"leave it out, or give a run as the model, e.g. {option('model', 'runs/photos')}"
             )
         return None, ""
     if draft.recorded and "head" not in draft.recorded and asked.keep == "auto":

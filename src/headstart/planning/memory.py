@@ -28,11 +28,11 @@ from headstart.training.attention import attending
 from headstart.training.phases import TrainingPlan, freeze_phase
 from headstart.training.precision import autocast, device_of, dtype_of, has_bf16
 from headstart.training.rules import StepRules
+from headstart.wording import option
 
 _PROBES = (2, 3)  # images: two sizes tell what grows with the batch; BatchNorm takes no single one
 _RETAINED_SHARE = 1.5  # of a step's need, with what is freed and kept (measured: 1.2)
 _NO_LIMIT = 1 << 62  # bytes
-_SMALLER = "give a smaller --image-size or --model, or train less of it, e.g. --freeze backbone"
 
 
 class OverLimit(Exception):
@@ -78,7 +78,7 @@ def _explain_limit(draft: Draft, error: OverLimit, free: int) -> ConfigError:
     what = "one image takes" if error.images == 1 else f"{error.images} images at once take"
     return ConfigError(
         f"batch: {what} more than the {_gib(free)} of memory that are free, at {shape.height} x {shape.width} pixels; "
-        f"{_SMALLER}"
+        f"{_say_smaller()}"
     )
 
 
@@ -246,8 +246,16 @@ def _remedy(need: MemoryNeed, free: int, *, batch_size: int) -> str:
     fit = (free - need.about(0)) // cost if cost else 0
     if fit >= 2:
         accumulate = -(-batch_size // min(fit, batch_size))
-        return f"give --batch.accumulate {accumulate} or --activation-checkpointing true (the result is the same)"
-    return _SMALLER
+        return (
+            f"give {option('batch.accumulate', accumulate)} or {option('activation_checkpointing', True)} (the "
+            "result is the same)"
+        )
+    return _say_smaller()
+
+
+def _say_smaller() -> str:
+    smaller = f"{option('image_size')} or {option('model')}"
+    return f"give a smaller {smaller}, or train less of it, e.g. {option('freeze', 'backbone')}"
 
 
 def _gib(count: int) -> str:

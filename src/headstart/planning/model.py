@@ -19,6 +19,7 @@ from headstart.planning.draft import Draft
 from headstart.planning.given import copy_given
 from headstart.surgery.generators import seed_generators
 from headstart.surgery.module_copy import InPlace
+from headstart.wording import option
 
 CPU_MODEL = "timm/mobilenetv3_large_100.ra_in1k"
 GPU_MODEL = "timm/convnext_tiny.in12k_ft_in1k"
@@ -53,9 +54,9 @@ def name_model(config: Config, device: torch.device) -> tuple[str, Decision]:
     if config.model.name != "auto":
         return config.model.name, Decision("model", config.model.name, "as asked")
     if device.type == "cpu":
-        why = "auto: light enough for a CPU (75.8 % ImageNet top-1); --model names another"
+        why = f"auto: light enough for a CPU (75.8 % ImageNet top-1); {option('model')} names another"
         return CPU_MODEL, Decision("model", CPU_MODEL, why)
-    why = "auto: an accelerator carries a stronger one (84.2 % ImageNet top-1); --model names another"
+    why = f"auto: an accelerator carries a stronger one (84.2 % ImageNet top-1); {option('model')} names another"
     return GPU_MODEL, Decision("model", GPU_MODEL, why)
 
 

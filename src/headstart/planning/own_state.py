@@ -20,6 +20,7 @@ from headstart.surgery.own_state import covers, has_own_code, read_own_state, re
 from headstart.training.boundary_proof import example_images
 from headstart.training.phases import TrainingPlan, freeze_phase
 from headstart.training.precision import autocast, device_of
+from headstart.wording import option
 
 _MODES = (True, True, False, False)  # of the calls: what a first one sets and a second one changes shows
 
@@ -65,7 +66,7 @@ def _refuse_frozen_in_eval(frozen: Frozen, name: str) -> None:
     if name.startswith("buffer ") and plain in frozen.tensors and plain.rpartition(".")[0] in frozen.modules:
         raise ModelError(
             f"freeze {frozen.rule}: {plain} is frozen, but forward writes to it in evaluation mode, too; write to it "
-            "only if self.training, or train everything: --freeze none"
+            f"only if self.training, or train everything: {option('freeze', 'none')}"
         )
 
 
@@ -75,7 +76,7 @@ def _check_columns(scores: torch.Tensor, outputs: int, *, training: bool) -> Non
         raise ModelError(
             f"model: in {'training' if training else 'evaluation'} mode its scores have the shape "
             f"{tuple(scores.shape[1:])} for an image, and the head gives ({outputs},); name the output that is the "
-            "head's with head.scores, e.g. --head.scores 0"
+            f"head's with head.scores, e.g. {option('head.scores', '0')}"
         )
 
 

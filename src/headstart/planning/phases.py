@@ -35,6 +35,7 @@ from headstart.tasks.losses import LossFunction
 from headstart.training.activation_cache import CacheRules
 from headstart.training.phases import PhasePlan, TrainingPlan
 from headstart.training.rules import StepRules
+from headstart.wording import option
 
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 _FEW_FOR_BATCH_NORM = 16  # images (Wu and He 2018: the error rises fast below)
@@ -178,13 +179,16 @@ def _choose_recipe(
     if recipe == "gradual" and config.freeze != "auto":
         raise ConfigError(
             f"freeze: {freeze_text(last)} does not apply to the recipe gradual, which unfreezes step by step; use "
-            "--recipe lp_ft"
+            f"{option('recipe', 'lp_ft')}"
         )
     if recipe in peft.RECIPES and not pretrained:
         raise ConfigError(peft.explain_unpretrained(recipe))
     phases = _make_named_phases(recipe, config.epochs, last, module)
     if recipe == "probe" and not pretrained:
-        why += "; the weights are random, and so are the features that the head learns on: --recipe full trains them"
+        why += (
+            "; the weights are random, and so are the features that the head learns on: "
+            f"{option('recipe', 'full')} trains them"
+        )
     shown = ", ".join(f"{name} {phase.epochs} epoch{'s' * (phase.epochs != 1)}" for name, phase in phases)
     return phases, Decision("recipe", f"{recipe} ({shown})", why)
 
@@ -207,7 +211,10 @@ def _make_named_phases(recipe: str, epochs: int, last: FreezeRule, module: nn.Mo
             return [("probe", Phase(epochs=epochs, freeze="backbone"))]
         case "lp_ft":
             if epochs < 2:
-                raise ConfigError("epochs: lp_ft needs at least 2 (head, then all); give --epochs 2 or --recipe probe")
+                raise ConfigError(
+                    f"epochs: lp_ft needs at least 2 (head, then all); give {option('epochs', 2)} or "
+                    f"{option('recipe', 'probe')}"
+                )
             probe = max(1, min(epochs - 1, round(_PROBE_SHARE * epochs)))
             return [
                 ("probe", Phase(epochs=probe, freeze="backbone")),
@@ -225,7 +232,9 @@ def _unfreeze_gradually(epochs: int, stages: int) -> list[tuple[str, Phase]]:
     """Phases that train the head first, then ever more stages from the output down; the last has the epochs left."""
     count = min(epochs, stages + 1, _MOST_GRADUAL_PHASES)
     if count < 2:
-        raise ConfigError(f"epochs: gradual needs at least 2, not {epochs}; give --epochs 4 or --recipe probe")
+        raise ConfigError(
+            f"epochs: gradual needs at least 2, not {epochs}; give {option('epochs', 4)} or {option('recipe', 'probe')}"
+        )
     rules: list[FreezeRule] = ["backbone"]
     rules += [Stages(stages=stages - round(stages * place / (count - 1))) for place in range(1, count - 1)]
     rules.append("none")

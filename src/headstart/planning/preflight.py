@@ -47,6 +47,7 @@ from headstart.tasks.losses import LossFunction
 from headstart.timing import is_out_of_memory
 from headstart.training.phases import TrainingPlan
 from headstart.training.precision import MEMORY_FORMATS
+from headstart.wording import option
 
 OPENED: tuple[Callable[[Draft], Draft], ...] = (
     choose_device,
@@ -144,6 +145,6 @@ def _take(steps: Sequence[Callable[[Draft], Draft]], draft: Draft) -> Draft:
         if not is_out_of_memory(error):
             raise
         raise ConfigError(
-            "batch: memory ran out while the run was planned, before its first step; give a smaller --image-size, "
-            "--batch-size or --model"
+            "batch: memory ran out while the run was planned, before its first step; give a smaller "
+            f"{option('image_size')}, {option('batch_size')} or {option('model')}"
         ) from error

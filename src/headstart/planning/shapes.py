@@ -14,6 +14,7 @@ from headstart.models.try_run import Failure, find_failure
 from headstart.planning.draft import Draft
 from headstart.training.boundary_proof import example_images
 from headstart.training.phases import PhasePlan, freeze_phase
+from headstart.wording import option
 
 _FEW = 2  # images that stand for any larger number
 
@@ -64,9 +65,9 @@ def _refuse(draft: Draft, phase: PhasePlan, images: int, failure: Failure) -> No
         text = f"model: in training mode {name} does not run on {many} of {size}: {failure}"
         raise ModelError(text) from failure.error
     still = _find_failure(draft, replace(phase, norm_statistics="frozen"), images) is None
-    frozen = " or --norm-statistics frozen" if still else ""
+    frozen = f" or {option('norm_statistics', 'frozen')}" if still else ""
     least = _FEW * current().world_size
     raise ConfigError(
-        f"batch.size: {name} does not train on one image at a time of {size}: {failure}; give --batch-size {least} or "
-        f"more{frozen}"
+        f"batch.size: {name} does not train on one image at a time of {size}: {failure}; give "
+        f"{option('batch_size', least)} or more{frozen}"
     ) from failure.error

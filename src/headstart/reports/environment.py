@@ -14,6 +14,7 @@ from typing import Any
 from headstart.errors import ConfigError
 from headstart.machine import FOR_PEOPLE
 from headstart.storage.durable import json_bytes, read_json
+from headstart.wording import switch
 
 _INEXACT = "inexact"
 """Key of what changed between the run's attempts: a list of {step, changed: {fact: [before, since]}}."""
@@ -84,8 +85,8 @@ def compare(
     if changed and not allow_inexact:
         where = path if changed.keys() & now.environment.keys() else path.with_name("plan.json")
         raise ConfigError(
-            f"{where}: the resume would not be exact to the bit ({'; '.join(sentences)}); go back to what the run had, "
-            "or go on all the same with --allow-inexact, and the report says so"
+            f"{where}: the resume would not be exact to the bit ({'; '.join(sentences)}); go back to what the run "
+            f"had, or go on all the same with {switch('allow_inexact')}, and the report says so"
         )
     if changed:
         earlier.append({"step": step, "changed": changed})

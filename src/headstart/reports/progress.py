@@ -27,7 +27,6 @@ from headstart.events import (
     ScanProgress,
     StepDone,
     Watch,
-    speak,
 )
 from headstart.reports.cautions import list_warnings
 from headstart.reports.cells import cell, duration, select_metrics
@@ -39,22 +38,21 @@ _PLAIN_EVERY_SECONDS = 30.0  # between two lines within an epoch, where there is
 
 @contextmanager
 def open_watch(watch: Watch | Literal["progress"] | None) -> Iterator[Watch]:
-    """What is called with every event, its texts as the caller speaks: progress on the terminal or in the notebook, the
-    caller's own function, or nothing.
+    """What is called with every event: progress on the terminal or in the notebook, the caller's own function, or
+    nothing.
     """
     if watch is None:
         yield lambda _: None
     elif watch != "progress":
         assert callable(watch), watch
-        own = watch
-        yield lambda event: own(speak(event))
+        yield watch
     elif in_notebook():
         table = NotebookTable(draw_below_cell())
-        yield lambda event: table(speak(event))
+        yield table
         table.close()
     else:
         with Progress() as shown:
-            yield lambda event: shown(speak(event))
+            yield shown
 
 
 class Progress:

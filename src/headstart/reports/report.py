@@ -200,8 +200,8 @@ Command = Mapping[str, str]
 def _shell_commands(record: RunRecord) -> tuple[Command, Command, Sequence[Command]]:
     """The command that continues the run, the one that ends it at its best epoch, and those that use its model."""
     run, source = _quote(record.path), _quote(Path(str(record.plan.get("data", {}).get("source", "DATA"))))
-    options = f"--config {_quote(record.path / 'config.yaml')} --out {run} --resume"
-    go_on = {"says": _GO_ON, "line": f"headstart train {source} {options}"}
+    config = _quote(record.path / "config.yaml")
+    go_on = {"says": _GO_ON, "line": f"headstart train {source} --config {config} --out {run} --resume"}
     finish = {"says": _FINISH, "line": f"headstart finish {run}"}
     use = [
         {"says": _PREDICT, "line": f"headstart predict {run} IMAGE_OR_FOLDER"},

@@ -54,6 +54,7 @@ from headstart.storage.tensors import make_buffers, pack_tensors
 from headstart.surgery.own_state import load_tensors, read_own_state, read_saved_tensors, restore_own_state
 from headstart.training.precision import device_of, make_scaler
 from headstart.training.state import Best, TrainState
+from headstart.wording import option
 
 _COUNTERS = (
     "step", "epochs_done", "epoch_step", "phase", "stale_epochs", "stopped", "epoch_loss", "epoch_weight",
@@ -281,7 +282,7 @@ def restore_checkpoint(state: TrainState, found: FoundCheckpoint) -> None:
     except (KeyError, IndexError, TypeError, ValueError, AttributeError, SafetensorError) as error:
         raise StorageError(
             f"{found.path}: is not a checkpoint of this run ({type(error).__name__}: {error}); remove it, or start a "
-            "new run with another --out"
+            f"new run with another {option('out')}"
         ) from error
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -35,6 +34,7 @@ from headstart.storage.durable import (
 from headstart.tasks.kinds import find_kind
 from headstart.tasks.task import TaskSpec
 from headstart.training.evaluate import Evaluation
+from headstart.wording import option, switch
 
 MOST_PROBABILITIES = 2_000_000
 _FREE = (  # may be others when a run goes on: a folder that moved is the same run; data are compared by their digest
@@ -59,22 +59,22 @@ def check_free(run: Path, config: Config, *, resume: bool) -> bool:
     if source is not None and source.is_dir() and source in (run.resolve(), *run.resolve().parents):
         raise ConfigError(
             f"out: {run} is inside the data ({source}); choose another folder, e.g. "
-            f"--out {shlex.quote(str(source.parent / 'runs' / source.name))}"
+            f"{option('out', source.parent / 'runs' / source.name)}"
         )
     if run.exists() and not run.is_dir():
-        raise ConfigError(f"out: {run} is a file; choose another run folder, e.g. --out {run}-run")
+        raise ConfigError(f"out: {run} is a file; choose another run folder, e.g. {option('out', f'{run}-run')}")
     if not os.path.lexists(old):
         strangers = [path.name for path in run.iterdir() if not path.name.startswith(".")] if run.is_dir() else []
         if strangers:
             raise ConfigError(
                 f"out: {run} holds other files ({', '.join(sorted(strangers)[:3])}); choose another folder, e.g. "
-                f"--out runs/{run.name}"
+                f"{option('out', f'runs/{run.name}')}"
             )
         return False
     if not resume:
         raise ConfigError(
-            f"out: a run is in {run} already; go on with it by --resume, or choose another folder with --out (to train "
-            f"its model further: --model {run} and another --out)"
+            f"out: a run is in {run} already; go on with it by {switch('resume')}, or choose another folder with "
+            f"{option('out')} (to train its model further: {option('model', run)} and another {option('out')})"
         )
     extends = False
     if read_text(old) != write_yaml(config):
@@ -82,15 +82,15 @@ def check_free(run: Path, config: Config, *, resume: bool) -> bool:
         different = list_differences(old, config, besides=("epochs", "phases") if extends else ())
         if different:
             raise ConfigError(
-                f"{old}: the run was made with other options ({'; '.join(different)}); "
-                "resume it with the same ones, or choose another folder with --out"
+                f"{old}: the run was made with other options ({'; '.join(different)}); resume it with the same ones, "
+                f"or choose another folder with {option('out')}"
             )
     if not extends or not is_finished(run):
         return is_finished(run)
     if newest_step(run / "checkpoints") is None:
         raise ConfigError(
             f"{run / 'checkpoints'}: the run has finished, and no checkpoint is left to go on from; train its model "
-            f"further in another run: --model {run} and another --out"
+            f"further in another run: {option('model', run)} and another {option('out')}"
         )
     return False
 
@@ -204,9 +204,9 @@ def _check_unsaved(run: Path, plan: Mapping[str, Any], *, allow_inexact: bool) -
     names = ", ".join(plan["choices"].get("unsaved_state", ()))
     if names and not allow_inexact:
         raise ConfigError(
-            f"{run}: {names}: changed by the module's own forward and saved in no checkpoint, so a resume would begin "
-            "with its first value; keep it as a number, a list or a buffer of the module, or go on all the same: "
-            "--allow-inexact"
+            f"{run}: {names}: changed by the module's own forward and saved in no checkpoint, so a resume would "
+            "begin with its first value; keep it as a number, a list or a buffer of the module, or go on all the "
+            f"same: {switch('allow_inexact')}"
         )
     return (f"{names}: begins with its first value",) if names else ()
 
@@ -260,8 +260,8 @@ def _check_there(*paths: Path) -> None:
     for path in paths:
         if not path.exists():
             raise ConfigError(
-                f"{path}: is missing, so that nothing says what the run began with; put it back, or go on all the same "
-                "with --allow-inexact"
+                f"{path}: is missing, so that nothing says what the run began with; put it back, or go on all the "
+                f"same with {switch('allow_inexact')}"
             )
 
 
@@ -271,8 +271,8 @@ def _check_data(path: Path, before: Mapping[str, Any] | None, plan: Mapping[str,
         return
     if changed := list_data_changes(path, before, plan):
         raise ConfigError(
-            f"{path}: the data have changed since the run began ({'; '.join(changed)}); put them back, or start a new "
-            "run with another --out"
+            f"{path}: the data have changed since the run began ({'; '.join(changed)}); put them back, or start a "
+            f"new run with another {option('out')}"
         )
 
 
@@ -291,7 +291,7 @@ def list_data_changes(path: Path, before: Mapping[str, Any], plan: Mapping[str, 
 def _section(path: Path, plan: Mapping[str, Any], name: str) -> dict[str, Any]:
     section = plan.get(name)
     if not isinstance(section, dict):
-        raise StorageError(f"{path}: is damaged, {name} is missing; start a new run with another --out")
+        raise StorageError(f"{path}: is damaged, {name} is missing; start a new run with another {option('out')}")
     return section
 
 
@@ -327,4 +327,6 @@ def read_result(run: Path) -> dict[str, Any]:
         case {"task": str(), "seconds": float() | int(), "metrics": dict(), "test_metrics": dict() | None}:
             if {"epoch", "weights"} <= result.keys():
                 return dict(result)
-    raise StorageError(f"{run / 'result.json'}: is damaged, it is not a result; remove it, and go on with --resume")
+    raise StorageError(
+        f"{run / 'result.json'}: is damaged, it is not a result; remove it, and go on with {switch('resume')}"
+    )

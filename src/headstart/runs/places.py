@@ -8,6 +8,7 @@ from pathlib import Path
 
 from headstart.config.home import expand_home
 from headstart.errors import ModelError
+from headstart.wording import switch
 
 _BUNDLE = "headstart.json"
 
@@ -22,7 +23,9 @@ def find_bundle(run: Path) -> Path:
         raise ModelError(f"{run}: no finished run is there: there is no such folder{_near(run)}")
     stopped = (run / "checkpoints").is_dir()
     best = f"; or take the best epoch so far: headstart finish {shlex.quote(str(run))}" if stopped else ""
-    raise ModelError(f"{run}: no finished run is there (no model/{_BUNDLE}); train it, or go on with --resume{best}")
+    raise ModelError(
+        f"{run}: no finished run is there (no model/{_BUNDLE}); train it, or go on with {switch('resume')}{best}"
+    )
 
 
 def _near(run: Path) -> str:
@@ -31,4 +34,7 @@ def _near(run: Path) -> str:
     found = difflib.get_close_matches(run.name, beside, n=1, cutoff=0.6)
     if found:
         return f"; did you mean {run.with_name(found[0])}?"
-    return "; give the folder of a run, which headstart train prints; one that was stopped goes on with --resume"
+    return (
+        "; give the folder of a run, which headstart train prints; one that was stopped goes on with "
+        f"{switch('resume')}"
+    )

@@ -10,6 +10,7 @@ from typing import Any
 
 from headstart.errors import StorageError
 from headstart.storage.durable import json_bytes, read_json, write_json
+from headstart.wording import option
 
 _SEAL = "digest"
 
@@ -30,11 +31,11 @@ def read_plan(run: Path) -> dict[str, Any] | None:
         return None
     plan = read_json(path)
     if not isinstance(plan, dict):
-        raise StorageError(f"{path}: is damaged, it is not a plan; start a new run with another --out")
+        raise StorageError(f"{path}: is damaged, it is not a plan; start a new run with another {option('out')}")
     seal = plan.pop(_SEAL, None)  # plans of headstart 0.1 have none
     if seal is not None and seal != hashlib.sha256(json_bytes(plan)).hexdigest():
         raise StorageError(
-            f"{path}: was edited since the run wrote it; put it back, or start a new run with another --out"
+            f"{path}: was edited since the run wrote it; put it back, or start a new run with another {option('out')}"
         )
     return plan
 

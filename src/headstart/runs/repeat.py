@@ -16,6 +16,7 @@ from headstart.machine import environment
 from headstart.reports.environment import Facts, compare, was_inexact
 from headstart.runs.folder import list_data_changes, list_differences
 from headstart.runs.plan_file import read_plan
+from headstart.wording import option, switch
 
 
 def repeat_config(run: Path, *, data: str | None = None, flags: Mapping[str, object] | None = None) -> Config:
@@ -38,7 +39,7 @@ def refuse_other_options(run: Path, config: Config) -> None:
     if different:
         raise ConfigError(
             f"repeat: {run} was made with other options ({'; '.join(different)}); leave them out, or train without "
-            f"--repeat: headstart train --config {run / 'config.yaml'} --out {run}-other"
+            f"{option('repeat')}: headstart train --config {run / 'config.yaml'} --out {run}-other"
         )
 
 
@@ -66,6 +67,6 @@ def check_repeat(
     if differences and not allow_inexact:
         raise ConfigError(
             f"repeat: the bits would not be those of {run} ({'; '.join(differences)}); go back to what it had, or "
-            "train all the same with --allow-inexact"
+            f"train all the same with {switch('allow_inexact')}"
         )
     return differences

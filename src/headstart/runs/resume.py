@@ -23,6 +23,7 @@ from headstart.training.boundary_proof import forget_boundary
 from headstart.training.phases import enter_phase
 from headstart.training.precision import make_scaler
 from headstart.training.state import TrainState, make_average
+from headstart.wording import option
 
 
 def begin(run: Path, ready: Ready, changed: Sequence[str] = ()) -> tuple[TrainState, tuple[Note, ...]]:
@@ -38,7 +39,7 @@ def begin(run: Path, ready: Ready, changed: Sequence[str] = ()) -> tuple[TrainSt
     if not 0 <= found.counters["phase"] < phases:
         raise StorageError(
             f"{found.path}: is in phase {found.counters['phase'] + 1} of a run with {phases}; remove it, or start a "
-            "new run with another --out"
+            f"new run with another {option('out')}"
         )
     enter_phase(state, ready.training_plan, found.counters["phase"])
     restore_checkpoint(state, found)
@@ -56,7 +57,8 @@ def _find_checkpoint(run: Path) -> FoundCheckpoint | None:
         found = read_checkpoint(folder) if ours.is_first else None
         if found is not None and found.counters.get("run") not in (None, read_run_digest(run)):
             raise StorageError(
-                f"{found.path}: is a checkpoint of another run; remove it, or start a new run with another --out"
+                f"{found.path}: is a checkpoint of another run; remove it, or start a new run with another "
+                f"{option('out')}"
             )
     files = broadcast_files(found.files if found else None)
     if ours.is_first or files is None:

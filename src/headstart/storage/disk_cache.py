@@ -24,6 +24,7 @@ from typing import Any
 from headstart.errors import ConfigError, StorageError
 from headstart.storage.durable import free_bytes, read_file, read_json, write_file, write_json
 from headstart.storage.record_file import RecordFile, file_bytes
+from headstart.wording import option
 
 _KEY = re.compile(r"[0-9a-f]{32}")
 _RECORDS, _WHOLE, _ABOUT = "pages", "content", "about.json"
@@ -215,7 +216,7 @@ class DiskCache:
         if total + need > self._limit:
             raise StorageError(
                 f"{self._folder}: {need:,} bytes needed, {max(0, self._limit - total):,} left of the limit; give a "
-                "larger --cache.limit-gb"
+                f"larger {option('cache.limit_gb')}"
             )
         if free is not None and need + _SPARE_BYTES > free:
             raise StorageError(f"{self._folder}: {need + _SPARE_BYTES:,} bytes needed, {free:,} free on the disk")

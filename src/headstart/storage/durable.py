@@ -25,6 +25,7 @@ from typing import Any
 from headstart.errors import StorageError
 from headstart.storage.buffers import Content, sha256
 from headstart.storage.disk import DISK, Disk, open_plainly
+from headstart.wording import option
 
 MANIFEST = "MANIFEST.json"
 Stamp = tuple[int, int, int, int]
@@ -82,8 +83,8 @@ def explain_os_errors(path: Path, *, needed: int = 0, undo: Callable[[], None] =
         remedy = _REMEDIES.get(error.errno or 0, "check the folder's permissions")
         raise StorageError(
             f"{error.filename or path}: cannot be written: {error.strerror or error} "
-            f"({_space(path, needed, error.errno)}); earlier checkpoints are intact; "
-            f"{remedy} or choose another folder with --out"
+            f"({_space(path, needed, error.errno)}); earlier checkpoints are intact; {remedy} or choose another "
+            f"folder with {option('out')}"
         ) from error
 
 
@@ -369,13 +370,14 @@ def _take(descriptor: int, folder: Path) -> None:
             owner = os.pread(descriptor, 64, 0).decode(errors="replace")  # empty: it has not yet written who it is
             if (owner and _is_alive(owner)) or time.monotonic() > patience:
                 raise StorageError(
-                    f"{folder}: process {owner or 'unknown'} is using this run; wait for it or choose another --out"
+                    f"{folder}: process {owner or 'unknown'} is using this run; wait for it or choose another "
+                    f"{option('out')}"
                 ) from error
             time.sleep(0.1)
         except OSError as error:  # ENOLCK, ENOTSUP, ENOSYS: some network file systems
             raise StorageError(
                 f"{folder}: its file system cannot lock files ({error.strerror or error}), so two processes could "
-                "write this run at once; choose a folder on a local disk with --out"
+                f"write this run at once; choose a folder on a local disk with {option('out')}"
             ) from error
 
 

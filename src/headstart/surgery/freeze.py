@@ -16,6 +16,7 @@ from headstart.errors import ConfigError, ModelError
 from headstart.private_names import NORMS_WITH_STATISTICS
 from headstart.surgery.head import find_head
 from headstart.surgery.layout import Layout, TensorPlace, find_layout, iterate_tensors
+from headstart.wording import option
 
 _OWN = "own"  # under this name a pin keeps the ``train`` that the user gave the instance
 
@@ -192,7 +193,7 @@ def _check_head_trains(layout: Layout, rule: FreezeRule, chosen: set[str]) -> No
     if head and chosen.issuperset(head):
         raise ModelError(
             f"freeze {freeze_text(rule)}: freezes the head, {' and '.join(layout.heads)}, which is new and has to "
-            "train; freeze layers before it, e.g. --freeze backbone"
+            f"train; freeze layers before it, e.g. {option('freeze', 'backbone')}"
         )
 
 
@@ -244,11 +245,14 @@ def _choose_all_but(module: nn.Module, layout: Layout, kind: str) -> set[str]:
     find_head(module)
     trained = {place.name for place in layout.tensors if not place.is_buffer and _trains(place, kind)}
     if not trained and kind == "lora":
-        raise ModelError("freeze except:lora: the model has no adapters; add them with add_lora, or --recipe lora")
+        raise ModelError(
+            f"freeze except:lora: the model has no adapters; add them with add_lora, or {option('recipe', 'lora')}"
+        )
     if not trained:
         word = {"bias": "biases", "norm": "norm layers with weights"}[kind]
         raise ModelError(
-            f"freeze except:{kind}: the model's backbone has no {word}; use --recipe probe or --recipe lora"
+            f"freeze except:{kind}: the model's backbone has no {word}; use {option('recipe', 'probe')} or "
+            f"{option('recipe', 'lora')}"
         )
     return {place.name for place in layout.tensors if place.kind != "head" and place.name not in trained}
 
@@ -288,8 +292,8 @@ def _choose_until(module: nn.Module, layout: Layout, name: str) -> set[str]:
         last = layout.last_calls[name]
     elif name in dict(module.named_modules(remove_duplicate=False)):
         raise ModelError(
-            f"freeze until:{name}: it holds no weights, so nothing says where it executes; name a module with weights, "
-            f"e.g. --freeze until:{layout.tensors[0].module}"
+            f"freeze until:{name}: it holds no weights, so nothing says where it executes; name a module with "
+            f"weights, e.g. {option('freeze', f'until:{layout.tensors[0].module}')}"
         )
     else:
         known = [*(stage.name for stage in layout.stages), *(path for path, _ in module.named_modules() if path)]

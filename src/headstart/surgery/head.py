@@ -19,6 +19,7 @@ from headstart.surgery.head_uses import move_hooks, put_everywhere, refuse_other
 from headstart.surgery.layout import Layout, find_layout, find_trace, forget_layout, renew_layout
 from headstart.surgery.outputs import declare_scores, read_declared_scores, scores_of
 from headstart.surgery.trace import run_for_shapes
+from headstart.wording import option
 
 _CHEAP = 50_000_000  # parameters of a model that one image takes less than 0.3 s of
 _IN_A_HEAD = (nn.Linear, nn.Dropout, nn.Identity, nn.LayerNorm, nn.BatchNorm1d, *ACTIVATIONS.values(), nn.Hardswish)
@@ -251,7 +252,7 @@ def _how_to_name(module: nn.Module, layout: Layout) -> str:
     at = next((path for path in reversed(able) if not _find_later_layers(layout, path, ())), None)
     if at is not None:
         what = "the layer to replace" if is_layer(parts[at]) else f"where the new head goes ({at} is an Identity)"
-        return f"name {what} with head.at, e.g. --head.at {at}"
+        return f"name {what} with head.at, e.g. {option('head.at', at)}"
     last = max((place for place in layout.tensors if not place.is_buffer), key=lambda place: place.order, default=None)
     if last is None or not last.module or not run_for_shapes(module, names={last.module}).calls:
         of = f" (forward uses {last.name} without one)" if last else ""
@@ -260,9 +261,9 @@ def _how_to_name(module: nn.Module, layout: Layout) -> str:
             "__init__ and self.head(features) in forward"
         )
     return (
-        f"{last.module} ({type(parts[last.module]).__name__}) makes the scores in a way of its own, which a new layer "
-        f"would not have; where that is fine, take it out and name its place: model.set_submodule({last.module!r}, "
-        f"torch.nn.Identity()), and --head.at {last.module}"
+        f"{last.module} ({type(parts[last.module]).__name__}) makes the scores in a way of its own, which a new "
+        "layer would not have; where that is fine, take it out and name its place: "
+        f"model.set_submodule({last.module!r}, torch.nn.Identity()), and {option('head.at', last.module)}"
     )
 
 
@@ -325,14 +326,16 @@ def _check_shape(module: nn.Module, head: Head, outputs: int, *, old: Mapping[st
             raise
         if _ran_with(module, old):
             raise ModelError(
-                f"head: with {outputs} outputs at {head.paths[0]} the model does not run any more ({error}); what the "
-                "head gives is used inside the model too: call a layer of its own there, or name another head with "
-                "head.at, e.g. --head.at PATH"
+                f"head: with {outputs} outputs at {head.paths[0]} the model does not run any more ({error}); what "
+                "the head gives is used inside the model too: call a layer of its own there, or name another head "
+                f"with head.at, e.g. {option('head.at', fill='PATH')}"
             ) from error
         return
     if shape is not None and shape != (1, outputs):
         found = f"with {outputs} outputs at {head.paths[0]} the model gives {shape} for one image, not (1, {outputs})"
-        hint = _sibling(module) or "name the layer that makes scores with head.at, e.g. --head.at PATH"
+        hint = _sibling(module) or (
+            f"name the layer that makes scores with head.at, e.g. {option('head.at', fill='PATH')}"
+        )
         raise ModelError(f"head: {found}; {hint}")
 
 

@@ -17,6 +17,7 @@ from headstart.surgery.head_layers import RANK, HeadKind, MlpHead
 from headstart.surgery.origins import is_library
 from headstart.surgery.outputs import is_auxiliary, name_outputs, pick_output, read_declared_scores
 from headstart.surgery.trace import Trace
+from headstart.wording import option
 
 _PASSING = frozenset(
     (
@@ -115,7 +116,9 @@ def search_head(module: nn.Module, trace: Trace) -> HeadSearch:
 def _ask_for_output(trace: Trace) -> str:
     outputs = list(trace.makers if trace.graph is None else name_outputs(_outputs(trace.graph)))
     return (
-        f"; if one of the outputs is the scores, say which with --head.scores {outputs[0]}" if len(outputs) > 1 else ""
+        f"; if one of the outputs is the scores, say which with {option('head.scores', outputs[0])}"
+        if len(outputs) > 1
+        else ""
     )
 
 

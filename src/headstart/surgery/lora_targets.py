@@ -17,6 +17,7 @@ from headstart.surgery.freeze import near_names
 from headstart.surgery.head import find_head
 from headstart.surgery.trace import MODEL_FAILURES
 from headstart.surgery.uses import find_uses
+from headstart.wording import option
 
 _Layer = nn.Linear | nn.Conv2d
 
@@ -49,12 +50,14 @@ def find_lora_targets(module: nn.Module, *, rank: int, targets: Literal["auto"] 
     layers = _backbone_layers(module)
     asked = layers if targets == "auto" else _match_globs(module, layers, targets)
     if not asked:
-        raise ConfigError("lora: the model's backbone has no linear layer and no convolution; use --recipe full")
+        raise ConfigError(
+            f"lora: the model's backbone has no linear layer and no convolution; use {option('recipe', 'full')}"
+        )
     reasons = _find_unfit(module, asked)
     fit = [path for path in asked if path not in reasons]
     if not fit:
         shown = "; ".join(f"{path}: {reason}" for path, reason in list(reasons.items())[:3])
-        raise ConfigError(f"lora: no layer can have adapters ({shown}); use --recipe bias, norm or full")
+        raise ConfigError(f"lora: no layer can have adapters ({shown}); use {option('recipe', 'bias')}, norm or full")
     sizes = {path: _size(asked[path]) for path in fit}
     small = [path for path in fit if sizes[path] < rank]
     if len(small) == len(fit) or (small and targets != "auto"):
@@ -68,7 +71,7 @@ def _too_large(rank: int, small: Sequence[str], sizes: dict[str, int]) -> str:
     if len(small) == len(sizes):
         path = max(sizes, key=lambda path: sizes[path])
         return f"lora.rank: {rank} is above every layer's size; give at most {sizes[path]} (that of {path}), " + (
-            f"e.g. --lora.rank {min(16, sizes[path])}"
+            f"e.g. {option('lora.rank', min(16, sizes[path]))}"
         )
     path = min(small, key=lambda path: sizes[path])
     more = f" and {len(small) - 1} more" if len(small) > 1 else ""

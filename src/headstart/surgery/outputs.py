@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from headstart.errors import DataError, ModelError
+from headstart.wording import option
 
 _DECLARED = "headstart_scores"  # on a module: a name, a number or "all"
 _AUXILIARY_WEIGHT = 0.3  # of auxiliary heads, in training only (Szegedy et al. 2015, section 5)
@@ -79,7 +80,7 @@ def pick_output(outputs: object, scores: str | int) -> Any:
     if name not in named:
         raise ModelError(
             f"head.scores: the model gives {_list_outputs(named)}, and none is {name!r}; name one of them, e.g. "
-            f"--head.scores {next(iter(named))}"
+            f"{option('head.scores', next(iter(named)))}"
         )
     return named[name]
 
@@ -154,4 +155,4 @@ def _list_outputs(outputs: Mapping[str, Any]) -> str:
 def _how(outputs: Mapping[str, Any]) -> str:
     first = next(iter(outputs))
     value = first if first.isdigit() else f'"{first}"'
-    return f"--head.scores {first}, or hs.declare_scores(model, {value}) in your own loop"
+    return f"{option('head.scores', first)}, or hs.declare_scores(model, {value}) in your own loop"

@@ -11,6 +11,7 @@ from headstart.errors import ModelError
 from headstart.surgery.own_state import has_own_code
 from headstart.surgery.reach import Copying, attributes_of, read_graph
 from headstart.surgery.uses import find_uses
+from headstart.wording import option
 
 
 def refuse_lazy(module: nn.Module) -> None:
@@ -32,9 +33,9 @@ def refuse_half(module: nn.Module) -> None:
         name, kind = next(iter(found.items()))
         short = "bf16" if kind == "bfloat16" else "fp16"
         raise ModelError(
-            f"model: {len(found)} of its parameters are {kind}, e.g. {name}: updates smaller than their last digit are "
-            f"lost; call model.float() first (--precision {short}, in your own loop hs.StepRules(precision='{short}'), "
-            "computes in that precision with float32 weights)"
+            f"model: {len(found)} of its parameters are {kind}, e.g. {name}: updates smaller than their last digit "
+            f"are lost; call model.float() first ({option('precision', short)}, in your own loop "
+            f"hs.StepRules(precision='{short}'), computes in that precision with float32 weights)"
         )
 
 
@@ -44,20 +45,20 @@ def refuse_wrapped(module: nn.Module) -> None:
     """
     if isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel):
         raise ModelError(
-            f"model: the module is wrapped in {type(module).__name__}; give the one inside, module.module (--devices N "
-            "trains it in several processes)"
+            f"model: the module is wrapped in {type(module).__name__}; give the one inside, module.module "
+            f"({option('devices', fill='N')} trains it in several processes)"
         )
     if isinstance(getattr(module, "_orig_mod", None), nn.Module):
         raise ModelError(
             "model: the module was compiled by torch.compile; give the one that it was made of, module._orig_mod "
-            "(--compile default compiles the steps)"
+            f"({option('compile', 'default')} compiles the steps)"
         )
     parts = [path for path, part in module.named_modules() if isinstance(getattr(part, "_orig_mod", None), nn.Module)]
     if parts:
         raise ModelError(
             f"model: its part {parts[0]} was compiled by torch.compile, which hides its layers; put the part that it "
-            f"was made of in its place: model.set_submodule({parts[0]!r}, model.get_submodule({parts[0]!r})._orig_mod) "
-            "(--compile default compiles the steps)"
+            f"was made of in its place: model.set_submodule({parts[0]!r}, "
+            f"model.get_submodule({parts[0]!r})._orig_mod) ({option('compile', 'default')} compiles the steps)"
         )
     compiled = [path for path, part in module.named_modules() if isinstance(part, torch.jit.ScriptModule)]
     if compiled:

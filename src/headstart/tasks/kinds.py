@@ -14,6 +14,7 @@ from headstart.tasks.metrics import is_lower_better
 from headstart.tasks.multilabel import MULTILABEL
 from headstart.tasks.regress import REGRESS
 from headstart.tasks.task import Kind, TaskSpec
+from headstart.wording import option
 
 _WORST = sys.float_info.max
 KINDS: Mapping[str, Kind] = {kind.name: kind for kind in (CLASSIFY, MULTILABEL, REGRESS)}
@@ -49,7 +50,8 @@ def name_metric(task: TaskSpec, metric: str) -> str:
     if metric not in kind.metrics:
         words = [word for word in kind.metrics if word != "auto"]
         raise ConfigError(
-            f"metric: {metric} has no meaning for {kind.name}; accepted: {', '.join(words)}; e.g. --metric {words[1]}"
+            f"metric: {metric} has no meaning for {kind.name}; accepted: {', '.join(words)}; e.g. "
+            f"{option('metric', words[1])}"
         )
     key = kind.metrics[metric]
     if not kind.gives_numbers:

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from headstart.config.schema import AutoLoss, Bce, ClassWeights, CrossEntropy, Focal, Huber, Loss, Mae, Mse
 from headstart.errors import ConfigError, DataError
 from headstart.tasks.kinds import find_kind
+from headstart.wording import option
 
 LossOutput = Tensor | tuple[Tensor, Tensor]
 LossFunction = Callable[[Tensor, Tensor], LossOutput]
@@ -28,8 +29,8 @@ def resolve_loss(loss: Loss, *, task: str) -> Loss:
     if not isinstance(loss, kind.losses):
         accepted = ", ".join(fitting().kind for fitting in kind.losses)
         raise ConfigError(
-            f"loss.kind: {loss.kind} does not fit the task {task}; give one of {accepted}, e.g. --loss.kind "
-            f"{accepted.split(',')[0]}"
+            f"loss.kind: {loss.kind} does not fit the task {task}; give one of {accepted}, e.g. "
+            f"{option('loss.kind', accepted.split(',')[0])}"
         )
     return loss
 

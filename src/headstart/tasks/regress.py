@@ -21,6 +21,7 @@ from headstart.tasks.intervals import Interval, bootstrap
 from headstart.tasks.metrics import compute_mae, compute_r2, compute_rmse, resample_r2
 from headstart.tasks.rows import Row, format_amount, number, read_numbers
 from headstart.tasks.task import Kind, RowScores, RowWords, Target, TaskSpec
+from headstart.wording import option
 
 _ERRORS = ("mae", "rmse", "mae_log10")
 """Errors with a baseline: that of the one number, the same for all images, with which it is least."""
@@ -130,7 +131,7 @@ def make_spec(names: Sequence[str], rows: Sequence[Sequence[float]], log: bool) 
         if min(column) == max(column) or spread == 0:
             raise DataError(
                 f"data.target: {name!r} is {column[0]:g} in each of the {len(column)} training images, so there is "
-                f"nothing to learn; give a column that varies, e.g. --data.target NAME"
+                f"nothing to learn; give a column that varies, e.g. {option('data.target', fill='NAME')}"
             )
         mean.append(statistics.fmean(values))
         std.append(spread)

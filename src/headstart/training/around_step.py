@@ -35,6 +35,7 @@ from headstart.training.companions import make_companions
 from headstart.training.finite import complaint, norms, refuse_rates
 from headstart.training.rules import StepRules
 from headstart.training.state import TrainState
+from headstart.wording import option
 
 _MOST_BYTES = 4 << 30  # of parameters that are copied to see whether forward writes to one
 _MOST_OVERFLOWS = 20  # fp16: from 2**16 this many halvings reach 2**-4, where no healthy loss overflows
@@ -436,9 +437,9 @@ def _cut_smaller(
     images = -(-len(batch.targets) // count)
     if images <= 2 or index.is_distributed:
         raise RunError(
-            f"step {state.step + 1}: {index.device} has no memory left with {images} images at a "
-            f"time ({str(error).splitlines()[0][:120]}); give --batch.accumulate {2 * count}, a smaller "
-            "--batch-size or --image-size, or a smaller model"
+            f"step {state.step + 1}: {index.device} has no memory left with {images} images at a time "
+            f"({str(error).splitlines()[0][:120]}); give {option('batch.accumulate', 2 * count)}, a smaller "
+            f"{option('batch_size')} or {option('image_size')}, or a smaller model"
         ) from error
     torch.accelerator.empty_cache()  # does nothing where there is none
     state.micro_batches = 2 * count

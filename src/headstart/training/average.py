@@ -13,6 +13,7 @@ from headstart.distributed.fsdp import is_sharded
 from headstart.errors import ConfigError, name_some
 from headstart.private_names import foreach_lerp_
 from headstart.surgery.module_copy import copy_module
+from headstart.wording import option
 
 _LOW_BITS = 1 << 16  # of a float32 that bfloat16 does not have
 _unbounded: weakref.WeakKeyDictionary[ModelEmaV3, frozenset[str]] = weakref.WeakKeyDictionary()
@@ -29,7 +30,9 @@ def make_average(model: nn.Module, *, half_life: float, total_steps: int) -> Mod
     if is_sharded(model):
         return ModelEmaV3(model, decay=decay)
     average = ModelEmaV3(nn.ParameterList([next(model.parameters())]), decay=decay)
-    average.module = copy_module(model, free_bytes=None, instead="train without one: --average.kind none").eval()
+    average.module = copy_module(
+        model, free_bytes=None, instead=f"train without one: {option('average.kind', 'none')}"
+    ).eval()
     return average
 
 

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from headstart.errors import RunError
+from headstart.wording import option
 
 Compile = Literal["never", "default", "reduce-overhead"]
 
@@ -60,4 +61,6 @@ def compiler_errors(how: Compile) -> Iterator[None]:
         yield
     except find_compiler_errors() as error:
         first = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-        raise RunError(f"compile: torch cannot compile this model here ({first}); give --compile never") from error
+        raise RunError(
+            f"compile: torch cannot compile this model here ({first}); give {option('compile', 'never')}"
+        ) from error

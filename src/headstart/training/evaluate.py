@@ -28,6 +28,7 @@ from headstart.surgery.own_state import has_own_code
 from headstart.tasks.kinds import check_truth, find_kind, guess_kind, make_unnamed_task, measure
 from headstart.tasks.task import TaskKind, TaskSpec
 from headstart.training.precision import MEMORY_FORMATS, Precision, autocast, device_of, dtype_of
+from headstart.wording import option
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -224,8 +225,8 @@ def _make_predictions(task: TaskSpec, logits: Tensor, keys: tuple[str, ...]) -> 
     damaged = [key for key, fine in zip(keys, finite, strict=True) if not fine]
     if damaged:
         raise NonFiniteError(
-            f"the model's outputs are not finite for {len(damaged)} of {len(keys)} images, e.g. {damaged[0]}; "
-            "try a lower rate (--lr) or --precision fp32"
+            f"the model's outputs are not finite for {len(damaged)} of {len(keys)} images, e.g. {damaged[0]}; try a "
+            f"lower rate ({option('lr')}) or {option('precision', 'fp32')}"
         )
     return Predictions(task=task, outputs=find_kind(task.kind).activate(task, logits).clone(), keys=keys)
 

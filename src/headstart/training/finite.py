@@ -14,6 +14,7 @@ from headstart.distributed.fsdp import is_sharded_tensor, local, whole
 from headstart.errors import NonFiniteError, name_some
 from headstart.private_names import foreach_norm
 from headstart.training.state import TrainState
+from headstart.wording import option
 
 
 def refuse_rates(state: TrainState, batch: Batch) -> NoReturn:
@@ -22,7 +23,7 @@ def refuse_rates(state: TrainState, batch: Batch) -> NoReturn:
     name, rate = next((name, rate) for name, rate in rates.items() if not math.isfinite(rate))
     raise NonFiniteError(
         f"step {state.step + 1}: the rate of group {name} is {rate}, so the step was not taken; give a finite one "
-        f"(--lr). Images: {names(batch)}"
+        f"({option('lr')}). Images: {names(batch)}"
     )
 
 
@@ -37,7 +38,7 @@ def refuse_weights(state: TrainState, batch: Batch) -> None:
     raise NonFiniteError(
         f"step {state.step + 1}: not finite after it: {name_some(wrong)}; nothing of it is saved. "
         f"{_name_groups(state, by_gradient=False)}Images: {names(batch)}. Rates: {_rates(state)}. Try a lower rate "
-        "(--lr)"
+        f"({option('lr')})"
     )
 
 
@@ -78,7 +79,7 @@ def complaint(state: TrainState, batch: Batch, loss: float, grad_norm: float) ->
     return (
         f"step {state.step + 1}: loss {loss}, gradient norm {grad_norm}: not finite, so the step was not taken. "
         f"{_name_groups(state, by_gradient=True)}Images: {names(batch)}. Rates: {_rates(state)}. Try a lower rate "
-        "(--lr), clipping (--batch.clip_norm 1.0) or --precision fp32"
+        f"({option('lr')}), clipping ({option('batch.clip_norm', 1.0)}) or {option('precision', 'fp32')}"
     )
 
 

@@ -26,6 +26,7 @@ from headstart.training.precision import device_of
 from headstart.training.rules import StepRules
 from headstart.training.state import TrainState
 from headstart.training.step import train_step
+from headstart.wording import option
 
 Rates = list[tuple[dict[str, Any], float]]  # groups of an optimizer, and the rate that each had
 
@@ -178,7 +179,7 @@ def _close_epoch(state: TrainState, images: int, seconds: float) -> EpochDone:
     if damaged:
         raise NonFiniteError(
             f"epoch {state.epochs_done + 1}: {', '.join(damaged[:5])}: not finite after step {state.step}; try a "
-            "lower rate (--lr)"
+            f"lower rate ({option('lr')})"
         )
     loss = state.epoch_loss / state.epoch_weight
     state.epochs_done += 1

@@ -20,6 +20,7 @@ from headstart.training.compile import Compile, compile_module, compiler_errors
 from headstart.training.precision import autocast, device_of
 from headstart.training.rules import StepRules
 from headstart.training.state import TrainState
+from headstart.wording import option
 
 Forward = Callable[..., object]
 
@@ -53,7 +54,8 @@ def forward_context(state: TrainState, model: nn.Module, rules: StepRules, *, ca
         if calling or not current().is_distributed:
             raise
         raise RunError(  # in a backward pass, in which the others are on their way to a sum of gradients
-            f"step {state.step + 1}: {str(error).removeprefix('model: ')}; begin anew with --cache.use never"
+            f"step {state.step + 1}: {str(error).removeprefix('model: ')}; begin anew with "
+            f"{option('cache.use', 'never')}"
         ) from error
 
 

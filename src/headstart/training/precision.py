@@ -10,6 +10,7 @@ import torch
 
 from headstart.distributed.processes import in_environment
 from headstart.errors import ConfigError
+from headstart.wording import option
 
 Precision = Literal["fp32", "bf16", "fp16"]
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -81,7 +82,7 @@ def _find_device(name: str, found: torch.device | None) -> torch.device:
             raise RuntimeError("no accelerator is found")
         return torch.device(found.type, int(plain)) if plain.isdigit() else found
     if plain.replace(",", "").isdigit():
-        raise RuntimeError(f"for several, leave it out and write --devices {plain.count(',') + 1}")
+        raise RuntimeError(f"for several, leave it out and write {option('devices', plain.count(',') + 1)}")
     return torch.device(plain)
 
 

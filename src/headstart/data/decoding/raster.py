@@ -16,6 +16,7 @@ from PIL import Image, TiffImagePlugin
 
 from headstart.data.decoding.limits import find_size_excess, open_bounded
 from headstart.data.decoding.tiff_values import read_tiff_values
+from headstart.wording import option
 
 Levels = tuple[float, float]
 _PHOTOMETRIC = 0x0106
@@ -156,10 +157,8 @@ def scale_raster(raster: Raster, *, levels: Levels | None, channels: int) -> NDA
 
 def explain_bands(bands: int, channels: int) -> str:
     """A phrase on a picture whose bands the model does not take."""
-    return (
-        f"it has {bands} bands, and the model takes {channels}; give one that takes them: "
-        f"--model.options '{{in_chans: {bands}}}'"
-    )
+    remedy = option("model.options", {"in_chans": bands})
+    return f"it has {bands} bands, and the model takes {channels}; give one that takes them: {remedy}"
 
 
 def _find_full_range(raster: Raster) -> Levels:

@@ -28,6 +28,7 @@ from headstart.data.sources.source import Split
 from headstart.data.sources.split_names import is_plain_spelling, read_split
 from headstart.data.sources.tables import Table
 from headstart.errors import DataError
+from headstart.wording import option
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,9 +60,9 @@ def find_columns(table: Table, data: Data) -> Columns:
     """
     by_name = data.group in BY_NAME and data.group not in table.columns
     group = None if by_name else data.group
-    for option, name in (("image", data.image), ("split", data.split), ("group", group)):
+    for field, name in (("image", data.image), ("split", data.split), ("group", group)):
         if name not in (None, "auto"):
-            require(table, str(name), option=option)
+            require(table, str(name), field=field)
     image = _image_column(table, data) if data.image == "auto" else data.image
     split = _split_column(table, taken=image) if data.split == "auto" else data.split
     used = {image, split, group}
@@ -87,7 +88,7 @@ def _is_passed_over(table: Table, name: str) -> bool:
     return len(numbers) == len(cells) and ascends
 
 
-def require(table: Table, name: str, *, option: str) -> None:
+def require(table: Table, name: str, *, field: str) -> None:
     """Refuse a column that the table does not have.
 
     Raises:
@@ -95,8 +96,8 @@ def require(table: Table, name: str, *, option: str) -> None:
     """
     if name not in table.columns:
         raise DataError(
-            f"data.{option}: {printable(table.path)} has no column {name!r}; its columns are "
-            f"{some(table.columns, limit=20)}: --data.{option} COLUMN"
+            f"data.{field}: {printable(table.path)} has no column {name!r}; its columns are "
+            f"{some(table.columns, limit=20)}: {option(f'data.{field}', fill='COLUMN')}"
         )
 
 
@@ -119,7 +120,7 @@ def _image_column(table: Table, data: Data) -> str:
     )
     raise DataError(
         f"{printable(table.path)}: {what}; its columns are {some(table.columns, limit=20)}: name one with "
-        f"--data.image COLUMN"
+        f"{option('data.image', fill='COLUMN')}"
     )
 
 
@@ -166,7 +167,8 @@ def _split_column(table: Table, *, taken: str) -> str | None:
             fitting.append(name)
     if len(fitting) > 1:
         raise DataError(
-            f"{printable(table.path)}: columns {some(fitting)} all name splits; choose one with --data.split COLUMN"
+            f"{printable(table.path)}: columns {some(fitting)} all name splits; choose one with "
+            f"{option('data.split', fill='COLUMN')}"
         )
     return fitting[0] if fitting else None
 
@@ -243,7 +245,7 @@ def possible_roots(table: Table, data: Data) -> tuple[Path, ...]:
     if not root.is_dir():
         raise DataError(
             f"data.images: there is no folder {printable(root.absolute())}; give the folder that the paths in "
-            f"{printable(table.path.name)} start from: --data.images FOLDER"
+            f"{printable(table.path.name)} start from: {option('data.images', fill='FOLDER')}"
         )
     return (root,)
 
@@ -325,7 +327,7 @@ def _inside(path: Path, *, root: Path, where: str) -> Path:
     if not plain.is_relative_to(top) or not plain.resolve().is_relative_to(top.resolve()):
         raise DataError(
             f"{where}: {printable(path)} lies outside {printable(root)}; only files under the data folder are read: "
-            f"copy it there, or name a folder that holds all images with --data.images FOLDER"
+            f"copy it there, or name a folder that holds all images with {option('data.images', fill='FOLDER')}"
         )
     return root / plain.relative_to(top)
 
@@ -343,7 +345,7 @@ def _refuse_missing(table: Table, paths: Sequence[Path], *, roots: Sequence[Path
             [
                 f"{printable(table.path)}: {len(missing)} of {len(paths)} images do not exist (looked in {looked}):",
                 *lines,
-                "Mend the paths, or say where they start: --data.images FOLDER",
+                f"Mend the paths, or say where they start: {option('data.images', fill='FOLDER')}",
             ]
         )
     )

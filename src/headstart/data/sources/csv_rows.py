@@ -15,6 +15,7 @@ from headstart.data.decoding.decode import printable
 from headstart.data.sources.existing import LIST_SUFFIXES
 from headstart.data.sources.samples import IMAGE_SUFFIXES, some
 from headstart.errors import DataError
+from headstart.wording import option
 
 """Lists of files, as data sets of research have them: blanks may separate the cells, and a header is not usual."""
 Row = tuple[int, tuple[str, ...]]
@@ -162,8 +163,8 @@ def ask_for_header(path: Path, *, line: int, cells: Sequence[str]) -> str:
     return (
         f"{printable(path.name)} line {line}: the first row must name the columns, and ({some(cells)}) looks like an "
         f"image with its label: put a line above it, e.g. {above}, or say that there is no header: "
-        f"--data.header false (the columns are then called {some(name_columns(len(cells)))}); if it is one: "
-        f"--data.header true"
+        f"{option('data.header', False)} (the columns are then called {some(name_columns(len(cells)))}); if it is "
+        f"one: {option('data.header', True)}"
     )
 
 

@@ -19,6 +19,7 @@ from headstart.tasks.classify import CLASSIFY
 from headstart.tasks.multilabel import MULTILABEL
 from headstart.tasks.regress import REGRESS
 from headstart.tasks.task import Kind, TaskKind
+from headstart.wording import option
 
 AskedKind = TaskKind | Literal["auto"]
 FEW = 20
@@ -51,12 +52,15 @@ def decide(table: Table, columns: tuple[str, ...], *, data: Data) -> tuple[Kind,
 
 def _decide_several(table: Table, columns: tuple[str, ...], *, data: Data) -> tuple[Kind, str]:
     if marks_one_each(table, columns):
-        return CLASSIFY, "exactly one 1 per row: the columns are classes; if they are tags: --task.kind multilabel"
+        return CLASSIFY, (
+            f"exactly one 1 per row: the columns are classes; if they are tags: {option('task.kind', MULTILABEL.name)}"
+        )
     if are_flags(table, columns):
         return MULTILABEL, describe_flags(table, columns)
     if are_shares(table, columns):
         return CLASSIFY, (
-            "shares that sum to 1 in each row: the largest is the class; to learn the shares: --task.kind regress"
+            "shares that sum to 1 in each row: the largest is the class; to learn the shares: "
+            f"{option('task.kind', REGRESS.name)}"
         )
     numeric = [
         name
@@ -67,8 +71,8 @@ def _decide_several(table: Table, columns: tuple[str, ...], *, data: Data) -> tu
         return REGRESS, "columns of numbers"
     text = [name for name in columns if name not in numeric]
     raise DataError(
-        f"data.target: several columns must all hold numbers, or 0/1 tags, and {some(text)} holds text; "
-        f"choose one: --data.target COLUMN"
+        f"data.target: several columns must all hold numbers, or 0/1 tags, and {some(text)} holds text; choose one: "
+        f"{option('data.target', fill='COLUMN')}"
     )
 
 
@@ -86,9 +90,9 @@ def read_decimals(table: Table, name: str, *, data: Data) -> Numbers:
         comma, point = (reading.values[place] for reading in readings)
         shown = [f"{value:.15g}" if value is not None else "no number" for value in (comma, point)]
         raise DataError(
-            f"{table.where(place)}: {numbers.doubt!r} in target column {name!r} is {shown[0]} with a decimal comma and "
-            f"{shown[1]} with a decimal point, and the other cells do not tell; say which: --data.decimal comma or "
-            f"--data.decimal point"
+            f"{table.where(place)}: {numbers.doubt!r} in target column {name!r} is {shown[0]} with a decimal comma "
+            f"and {shown[1]} with a decimal point, and the other cells do not tell; say which: "
+            f"{option('data.decimal', 'comma')} or {option('data.decimal', 'point')}"
         )
     return numbers
 
@@ -107,7 +111,8 @@ def _decide_lists(table: Table, name: str, cells: Sequence[str]) -> tuple[Kind, 
     if len(lengths) == 1 and flat and all(re.fullmatch(r"[+-]?\d*\.\d+(?:e[+-]?\d+)?", item) for item in flat):
         raise DataError(
             f"data.target: column {name!r} of {printable(table.path.name)} holds lists of {min(lengths)} numbers "
-            f"({cells[0]!r}); give each a column of its own, and name them: --data.target COLUMN COLUMN"
+            f"({cells[0]!r}); give each a column of its own, and name them: "
+            f"{option('data.target', fill='COLUMN COLUMN')}"
         )
     return MULTILABEL, "lists in brackets"
 
@@ -117,7 +122,8 @@ def _decide_numbers(table: Table, name: str, numbers: Numbers, *, data: Data) ->
     if table.delimiter == "," and "decimal commas" in numbers.note and data.decimal == "auto" and _may_be_tags(cells):
         raise DataError(
             f"task.kind: column {name!r} of {printable(table.path.name)} holds {some(sorted(set(cells)))}, which may "
-            f"be numbers with decimal commas, or tags; say which: --data.decimal comma or --task.kind multilabel"
+            f"be numbers with decimal commas, or tags; say which: {option('data.decimal', 'comma')} or "
+            f"{option('task.kind', MULTILABEL.name)}"
         )
     distinct = sorted({value for value in numbers.values if value is not None})
     is_whole = all(value.is_integer() for value in distinct) and not numbers.unit
@@ -130,14 +136,15 @@ def _decide_numbers(table: Table, name: str, numbers: Numbers, *, data: Data) ->
         if _LABEL_NAMES.fullmatch(name):
             return (
                 CLASSIFY,
-                f"{len(distinct)} whole numbers in a column called {name!r}; for quantities: --task.kind regress",
+                f"{len(distinct)} whole numbers in a column called {name!r}; for quantities: "
+                f"{option('task.kind', REGRESS.name)}",
             )
     if len(distinct) <= FEW and all(value.is_integer() for value in distinct):
         shown = some(sorted({cell for cell in cells if cell}))
+        say = f"{option('task.kind', CLASSIFY.name)} or {option('task.kind', REGRESS.name)}"
         raise DataError(
             f"task.kind: column {name!r} of {printable(table.path.name)} holds {len(distinct)} distinct whole "
-            f"numbers ({shown}), which may be classes or quantities; say which: "
-            f"--task.kind classify or --task.kind regress"
+            f"numbers ({shown}), which may be classes or quantities; say which: {say}"
         )
     return REGRESS, "numbers"
 
@@ -155,7 +162,7 @@ def _refuse_mixed_signs(table: Table, name: str, cells: Sequence[str]) -> None:
         raise DataError(
             f"task.kind: column {name!r} of {printable(table.path.name)} holds numbers with different signs "
             f"({some(signs)}{' and some without' if len(signs) == 1 else ''}); write them in one unit, without its "
-            f"sign, or take them for names: --task.kind classify"
+            f"sign, or take them for names: {option('task.kind', CLASSIFY.name)}"
         )
 
 
@@ -166,15 +173,15 @@ def _decide_text(table: Table, name: str, cells: Sequence[str], *, data: Data) -
         return CLASSIFY, "one text label per image"
     if all(map(is_mapping, cells)):
         raise DataError(
-            f"data.target: column {name!r} of {printable(table.path.name)} holds mappings ({cells[0]!r}); give each of "
-            f"their names a column of its own, or take the cells for names: --task.kind classify"
+            f"data.target: column {name!r} of {printable(table.path.name)} holds mappings ({cells[0]!r}); give each "
+            f"of their names a column of its own, or take the cells for names: {option('task.kind', CLASSIFY.name)}"
         )
     lists = sum(read_list(cell) is not None for cell in cells)
     if 2 * lists >= len(cells):
         row = next(row for row, cell in enumerate(cells) if cell and read_list(cell) is None)
         raise DataError(
             f"{table.where(row)}: {cells[row]!r} in target column {name!r} is no list in brackets, as {lists} other "
-            f"cells are; mend it, or take the cells for names: --task.kind classify"
+            f"cells are; mend it, or take the cells for names: {option('task.kind', CLASSIFY.name)}"
         )
     found = find_tags(cells)
     if found is None:
@@ -182,11 +189,12 @@ def _decide_text(table: Table, name: str, cells: Sequence[str], *, data: Data) -
     if found.is_certain:
         return (
             MULTILABEL,
-            f"several tags separated by {found.mark!r}: {found.why}; if they are names: --task.kind classify",
+            f"several tags separated by {found.mark!r}: {found.why}; if they are names: "
+            f"{option('task.kind', CLASSIFY.name)}",
         )
     if found.is_possible:
         raise DataError(
             f"task.kind: in column {name!r} of {printable(table.path.name)} {found.why}: one name, or several tags? "
-            f"Say which: --task.kind classify or --task.kind multilabel"
+            f"Say which: {option('task.kind', CLASSIFY.name)} or {option('task.kind', MULTILABEL.name)}"
         )
-    return CLASSIFY, f"one text label per image: {found.why}; if they are tags: --task.kind multilabel"
+    return CLASSIFY, f"one text label per image: {found.why}; if they are tags: {option('task.kind', MULTILABEL.name)}"

@@ -9,6 +9,7 @@ from headstart.config.home import expand_home
 from headstart.config.schema import Data
 from headstart.data.decoding.decode import printable
 from headstart.errors import DataError
+from headstart.wording import option
 
 TABLE_SUFFIXES = frozenset({".csv", ".tsv", ".parquet", ".pq"})
 LIST_SUFFIXES = frozenset({".txt", ".lst"})
@@ -30,8 +31,8 @@ def existing_source(data: Data) -> Path:
         )
     if source.is_dir() and (run := _find_run(source)) is not None:
         raise DataError(
-            f"data.source: {printable(source)} is the folder of a run, not of images; give the images, and the run as "
-            f"the model that is begun with: --model {printable(run)}"
+            f"data.source: {printable(source)} is the folder of a run, not of images; give the images, and the run "
+            f"as the model that is begun with: {option('model', printable(run))}"
         )
     if not source.is_dir() and not source.is_file():
         raise DataError(

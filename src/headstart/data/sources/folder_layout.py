@@ -22,6 +22,7 @@ from headstart.data.sources.samples import (
 from headstart.data.sources.source import Split
 from headstart.data.sources.split_names import is_plain_spelling, read_split
 from headstart.errors import DataError
+from headstart.wording import option
 
 LAYOUT = "accepted: SOURCE/CLASS/IMAGE, SOURCE/train/CLASS/IMAGE with SOURCE/val/CLASS/IMAGE, or a CSV or Parquet table"
 _UNLABELLED = ("pred", "predict", "prediction", "unlabeled", "unlabelled", "unsup", "submission", "sample_submission")
@@ -116,8 +117,8 @@ def _refuse_train_as_class(splits: _Splits, source: Path, data: Data) -> None:
         ):
             raise DataError(
                 f"{printable(source)}: {folder.name!r} holds no images, but folders "
-                f"({some([one.name for one in inner])}): is it a split? Then move {some(beside)} away, or call it val; "
-                f"if it is a class: --data.class-folders upper"
+                f"({some([one.name for one in inner])}): is it a split? Then move {some(beside)} away, or call it "
+                f"val; if it is a class: {option('data.class_folders', 'upper')}"
             )
 
 
@@ -228,9 +229,9 @@ def _refuse_copies(folders: Sequence[Path]) -> None:
         if len(both) > 1 or (both and set(both) == inner):
             beside = f"headstart train {quote(printable(folder))}" if len(inner) > 1 else "move one of them"
             raise DataError(
-                f"{printable(folder)}: it lies beside folders called {some(both)} and holds folders of these names: is "
-                f"it a copy of them? Give the inner ones ({beside}) or move {folder.name!r} away; if it is a class of "
-                f"its own: --data.class-folders upper"
+                f"{printable(folder)}: it lies beside folders called {some(both)} and holds folders of these names: "
+                f"is it a copy of them? Give the inner ones ({beside}) or move {folder.name!r} away; if it is a "
+                f"class of its own: {option('data.class_folders', 'upper')}"
             )
 
 
@@ -281,6 +282,7 @@ def _ask_for_level(top: Path, folders: Sequence[Path], shared: Sequence[str]) ->
     names = [folder.name for folder in folders]
     return (
         f"{printable(top)}: the folders {some(names)} hold no images, but the same folders each ({some(shared)}): "
-        f"which are the classes? The upper ones: --data.class-folders upper; the lower ones, with a split made by "
-        f"headstart: --data.class-folders lower; if the upper ones are splits, call them train, val and test"
+        f"which are the classes? The upper ones: {option('data.class_folders', 'upper')}; the lower ones, with a "
+        f"split made by headstart: {option('data.class_folders', 'lower')}; if the upper ones are splits, call them "
+        "train, val and test"
     )

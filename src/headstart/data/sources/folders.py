@@ -25,6 +25,7 @@ from headstart.data.sources.source import Record
 from headstart.errors import DataError
 from headstart.tasks.classify import CLASSIFY
 from headstart.tasks.kinds import KINDS, find_kind
+from headstart.wording import option
 
 
 def list_folders(data: Data, *, source: Path, kind: str) -> Listing:
@@ -65,7 +66,7 @@ def _refuse_table_options(data: Data, *, source: Path, kind: str) -> None:
     if kind in KINDS and not find_kind(kind).one_label:
         raise DataError(
             f"task.kind: {kind}, but {printable(source)} is a folder, whose class folders give one label per image; "
-            f"give a CSV or Parquet table, or --task.kind classify"
+            f"give a CSV or Parquet table, or {option('task.kind', CLASSIFY.name)}"
         )
     given = {
         "images": data.images is not None,
@@ -73,10 +74,10 @@ def _refuse_table_options(data: Data, *, source: Path, kind: str) -> None:
         "target": data.target != "auto",
         "split": data.split != "auto",
     }
-    for option, is_given in given.items():
+    for field, is_given in given.items():
         if is_given:
             raise DataError(
-                f"data.{option}: it is for tables, and {printable(source)} is a folder; leave it out, or give a table"
+                f"data.{field}: it is for tables, and {printable(source)} is a folder; leave it out, or give a table"
             )
     if data.log:
         raise DataError("data.log: it is for numbers, and class folders give classes; leave it out")

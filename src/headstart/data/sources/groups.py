@@ -10,6 +10,7 @@ from pathlib import PurePosixPath
 
 from headstart.data.sources.caution import Caution
 from headstart.errors import DataError
+from headstart.wording import option
 
 BY_NAME = ("prefix", "folder")
 """Groups without a column: the name up to its last number, or the folder that holds the image."""
@@ -38,8 +39,8 @@ def group_by_name(keys: Sequence[str], how: str | None, *, source: str) -> tuple
         return (None,) * len(keys)
     if how not in BY_NAME:
         raise DataError(
-            f"data.group: {how!r} would be a column, and {source} is a folder; accepted there: prefix (the name up to "
-            f"its last number), folder (that holds the image), e.g. --data.group prefix"
+            f"data.group: {how!r} would be a column, and {source} is a folder; accepted there: prefix (the name up "
+            f"to its last number), folder (that holds the image), e.g. {option('data.group', 'prefix')}"
         )
     return tuple(read_group(key, how) for key in keys)
 
@@ -65,7 +66,7 @@ def describe_frames(keys: Sequence[str], labels: Sequence[object]) -> tuple[Caut
         f"{len(frames)}): where they are, a split by image has frames of one on both sides, and its metrics are too "
         "good"
     )
-    advice = "keep them together: --data.group prefix"
+    advice = f"keep them together: {option('data.group', 'prefix')}"
     return (Caution(text=text, count=len(runs), example=f"{example}... has {len(frames)}", advice=advice),)
 
 

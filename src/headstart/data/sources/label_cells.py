@@ -13,6 +13,8 @@ from headstart.data.sources.samples import some
 from headstart.data.sources.tables import Table
 from headstart.data.sources.tag_cells import is_list_column, read_list
 from headstart.errors import DataError
+from headstart.tasks.multilabel import MULTILABEL
+from headstart.wording import option
 
 
 def read_class_cells(table: Table, column: str, *, known: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -25,16 +27,16 @@ def read_class_cells(table: Table, column: str, *, known: Sequence[str]) -> tupl
     for row, cell in enumerate(cells):
         if not cell:
             raise DataError(
-                f"{table.where(row)}: target column {column!r} is empty; give the image its class, or leave such rows "
-                f"out: --data.missing skip"
+                f"{table.where(row)}: target column {column!r} is empty; give the image its class, or leave such "
+                f"rows out: {option('data.missing', 'skip')}"
             )
     if is_list_column(cells):
         cells = _unwrap(table, column, cells)
     cells, notes = merge_equal_numbers(cells, known=known)
     if len(set(cells)) == len(cells) > 2:
         raise DataError(
-            f"data.target: column {column!r} has a different label in each of its {len(cells)} rows, so nothing "
-            f"can be learned from it; choose the column with the classes: --data.target COLUMN"
+            f"data.target: column {column!r} has a different label in each of its {len(cells)} rows, so nothing can "
+            f"be learned from it; choose the column with the classes: {option('data.target', fill='COLUMN')}"
         )
     names = None if known and set(cells) <= set(known) else read_names(table, cells)
     if names is None:
@@ -48,7 +50,7 @@ def _unwrap(table: Table, column: str, cells: Sequence[str]) -> tuple[str, ...]:
         if len(items) != 1:
             raise DataError(
                 f"{table.where(row)}: {cells[row]!r} in target column {column!r} holds {len(items)} labels, and "
-                f"classify takes exactly one; mend it, or say --task.kind multilabel"
+                f"classify takes exactly one; mend it, or say {option('task.kind', MULTILABEL.name)}"
             )
     return tuple(items[0] for items in lists)
 

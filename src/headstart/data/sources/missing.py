@@ -12,6 +12,7 @@ from headstart.data.sources.samples import some
 from headstart.data.sources.tables import Table
 from headstart.errors import DataError
 from headstart.tasks.kinds import find_kind
+from headstart.wording import option
 
 _WORDS = (
     "nan -nan +nan null n/a na <na> #n/a #na n.a. n.a nat nil (null) <null> [null] \\n ? ?? -- --- – — #value! #ref! "
@@ -47,11 +48,11 @@ def settle_missing(table: Table, columns: Sequence[str], *, data: Data, kind: st
         what = (
             "is not a finite number" if may_be_numbers else "may mean that the label is missing, or be a class's name"
         )
-        keep = "" if may_be_numbers else ", or take it for a name: --data.missing keep"
+        keep = "" if may_be_numbers else f", or take it for a name: {option('data.missing', 'keep')}"
         counted = f"{count} {'rows have' if count > 1 else 'row has'} {some(sorted(words))}"
         raise DataError(
             f"{table.where(row)}: {word!r} in target column {some(columns)} {what} ({counted}); leave such rows out: "
-            f"--data.missing skip{keep}"
+            f"{option('data.missing', 'skip')}{keep}"
         )
     return table
 
@@ -63,7 +64,7 @@ def _leave_out(table: Table, columns: Sequence[str], words: Counter[str]) -> Tab
     if not rows:
         raise DataError(
             f"{printable(table.path)}: target column {some(columns)} is missing in all {count} rows; choose another "
-            f"column: --data.target COLUMN"
+            f"column: {option('data.target', fill='COLUMN')}"
         )
     shown = f"{some(sorted(words))} or " if words else ""
     counted = "rows are" if count > 1 else "row is"
@@ -76,6 +77,6 @@ def describe_doubtful_words(labels: Sequence[str]) -> tuple[str, ...]:
     found = Counter(label for label in labels if label.lower() in _SAID and label != "None")
     return tuple(
         f"{word!r} ({count} {'images' if count > 1 else 'image'}) is taken for the name of a class; where it means "
-        f"that the label is missing, leave the cells empty and say --data.missing skip"
+        f"that the label is missing, leave the cells empty and say {option('data.missing', 'skip')}"
         for word, count in sorted(found.items())
     )

@@ -9,6 +9,9 @@ from headstart.data.sources.numerals import read_plain_number
 from headstart.data.sources.samples import some
 from headstart.data.sources.tables import Table
 from headstart.errors import DataError
+from headstart.tasks.multilabel import MULTILABEL
+from headstart.tasks.regress import REGRESS
+from headstart.wording import option
 
 _ZERO_ONE = {"0": False, "1": True, "0.0": False, "1.0": True, "false": False, "true": True}
 _SIGNED = {"-1": False, "1": True, "-1.0": False, "1.0": True}
@@ -60,11 +63,11 @@ def _refuse(table: Table, row: int, name: str, cell: str) -> str:
     if not cell:
         return (
             f"{table.where(row)}: target column {name!r} is empty; give 0 or 1, or leave such rows out: "
-            f"--data.missing skip"
+            f"{option('data.missing', 'skip')}"
         )
     return (
-        f"{table.where(row)}: {cell!r} in target column {name!r} is neither 0 nor 1; several columns are "
-        f"0/1 tags in multilabel, numbers in regress: --task.kind regress"
+        f"{table.where(row)}: {cell!r} in target column {name!r} is neither 0 nor 1; several columns are 0/1 tags in "
+        f"multilabel, numbers in regress: {option('task.kind', REGRESS.name)}"
     )
 
 
@@ -99,8 +102,8 @@ def pick_marked(table: Table, columns: Sequence[str]) -> tuple[tuple[str, ...], 
         if len(marked) != 1:
             what = f"marks {some(marked)}" if marked else "marks no column"
             raise DataError(
-                f"{table.where(row)}: the row {what}, and classify takes exactly one class per image; mend it, or say "
-                f"--task.kind multilabel for any number of tags"
+                f"{table.where(row)}: the row {what}, and classify takes exactly one class per image; mend it, or "
+                f"say {option('task.kind', MULTILABEL.name)} for any number of tags"
             )
     return labels
 
@@ -110,7 +113,7 @@ def _pick_largest(table: Table, row: int, columns: Sequence[str]) -> str:
     largest = [name for name, share in zip(columns, shares, strict=True) if share == max(shares)]
     if len(largest) > 1:
         raise DataError(
-            f"{table.where(row)}: the shares of {some(largest)} are the largest alike, so that the image has no class; "
-            f"leave the row out, or learn the shares as numbers: --task.kind regress"
+            f"{table.where(row)}: the shares of {some(largest)} are the largest alike, so that the image has no "
+            f"class; leave the row out, or learn the shares as numbers: {option('task.kind', REGRESS.name)}"
         )
     return largest[0]

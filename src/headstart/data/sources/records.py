@@ -19,6 +19,7 @@ from headstart.tasks.kinds import find_kind
 from headstart.tasks.multilabel import MULTILABEL
 from headstart.tasks.regress import REGRESS
 from headstart.tasks.task import Kind
+from headstart.wording import option
 
 _FOR_FILES = (
     "images", "image", "target", "tags_separator", "header", "decimal", "missing", "class_folders", "split", "group",
@@ -57,10 +58,10 @@ def _refuse_options(source: Source, data: Data) -> None:
             f"data.source: {data.source} and the source {source.name} were both given; leave data.source out"
         )
     usual = Data()
-    for option in _FOR_FILES:
-        if getattr(data, option) != getattr(usual, option):
+    for field in _FOR_FILES:
+        if getattr(data, field) != getattr(usual, field):
             raise DataError(
-                f"data.{option}: it is for folders and tables, and {source.name} was given in Python, whose records "
+                f"data.{field}: it is for folders and tables, and {source.name} was given in Python, whose records "
                 "say it; leave it out"
             )
 
@@ -130,8 +131,8 @@ def _find_kind(source: Source, records: Sequence[Record], asked: AskedKind) -> K
         raise DataError(f"task.kind: {asked}, but the records of {source.name} have {what}; leave it out")
     if kind.one_label and odd is not None:
         raise DataError(
-            f"{source.where(odd)}: it has {len(odd.labels)} labels ({some(odd.labels)}), and {kind.name} takes one per "
-            "image; mend it, or say --task.kind multilabel"
+            f"{source.where(odd)}: it has {len(odd.labels)} labels ({some(odd.labels)}), and {kind.name} takes one "
+            f"per image; mend it, or say {option('task.kind', MULTILABEL.name)}"
         )
     return kind
 
@@ -148,5 +149,5 @@ def _check_numbers(source: Source, record: Record, *, names: Mapping[str, float]
         if log and value <= 0:
             raise DataError(
                 f"{source.where(record)}: {name}: {value!r} has no logarithm; data.log accepts numbers above 0: mend "
-                "it, or leave out --data.log"
+                f"it, or leave out {option('data.log')}"
             )

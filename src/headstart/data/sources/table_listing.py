@@ -19,6 +19,7 @@ from headstart.data.sources.tables import read_table
 from headstart.data.sources.targets import choose_target_columns, read_targets
 from headstart.errors import DataError
 from headstart.tasks.kinds import find_kind
+from headstart.wording import option
 
 
 def list_table(data: Data, *, source: Path, kind: AskedKind, known: Sequence[str] = ()) -> Listing:
@@ -28,7 +29,10 @@ def list_table(data: Data, *, source: Path, kind: AskedKind, known: Sequence[str
         DataError: the table does not say which image has which label.
     """
     if not data.tags_separator:
-        raise DataError("data.tags_separator: it is empty; give what stands between tags, e.g. --data.tags-separator ,")
+        raise DataError(
+            "data.tags_separator: it is empty; give what stands between tags, e.g. "
+            f"{option('data.tags_separator', ',')}"
+        )
     table = read_table(source, data)
     columns = find_columns(table, data)
     target = choose_target_columns(table, columns.others, data=data)

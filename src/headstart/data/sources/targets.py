@@ -17,8 +17,11 @@ from headstart.data.sources.samples import some
 from headstart.data.sources.tables import Table
 from headstart.data.sources.tag_cells import best_mark, is_list_column, read_list, split_cell
 from headstart.errors import DataError
+from headstart.tasks.classify import CLASSIFY
 from headstart.tasks.kinds import find_kind
+from headstart.tasks.multilabel import MULTILABEL
 from headstart.tasks.task import Kind, TaskKind
+from headstart.wording import option
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +71,7 @@ def choose_target_columns(table: Table, others: Sequence[str], *, data: Data) ->
     if data.target != "auto":
         columns = (data.target,) if isinstance(data.target, str) else tuple(dict.fromkeys(data.target))
         for name in columns:
-            require(table, name, option="target")
+            require(table, name, field="target")
         taken = [name for name in columns if name not in others]
         if taken:
             raise DataError(
@@ -84,7 +87,7 @@ def choose_target_columns(table: Table, others: Sequence[str], *, data: Data) ->
         )
     raise DataError(
         f"{printable(table.path)}: any of the columns {some(others, limit=20)} can be the target; choose with "
-        f"--data.target COLUMN (several for several numbers or 0/1 tags)"
+        f"{option('data.target', fill='COLUMN')} (several for several numbers or 0/1 tags)"
     )
 
 
@@ -112,7 +115,7 @@ def _read_one_hot(table: Table, columns: tuple[str, ...]) -> tuple[tuple[tuple[s
     if measure_flags(table, columns) < 0.5 and not are_shares(table, columns):
         raise DataError(
             f"data.target: classify takes one column of labels, and {len(columns)} are given ({some(columns)}); "
-            f"choose one, or say --task.kind multilabel for 0/1 columns"
+            f"choose one, or say {option('task.kind', MULTILABEL.name)} for 0/1 columns"
         )
     labels = pick_marked(table, columns)
     absent = [name for name in columns if name not in {row[0] for row in labels}]
@@ -140,15 +143,15 @@ def _read_numbers(
                     repr(cell) if cell else "an empty cell",
                     f" as the others (with {found.note})" * bool(found.note),
                 )
-                skip = "" if cell else ", leave such rows out: --data.missing skip"
+                skip = "" if cell else f", leave such rows out: {option('data.missing', 'skip')}"
                 raise DataError(
                     f"{table.where(row)}: {shown} in target column {name!r} is not a finite number{how}; mend "
-                    f"it{skip}, or say --task.kind classify if the column holds names"
+                    f"it{skip}, or say {option('task.kind', CLASSIFY.name)} if the column holds names"
                 )
             if data.log and value <= 0:
                 raise DataError(
                     f"{table.where(row)}: {cell!r} in target column {name!r} has no logarithm; data.log accepts "
-                    f"numbers above 0: mend it, or leave out --data.log"
+                    f"numbers above 0: mend it, or leave out {option('data.log')}"
                 )
             values.append(value)
         by_column.append(values)

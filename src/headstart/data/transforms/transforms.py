@@ -21,6 +21,7 @@ from headstart.errors import DataError
 from headstart.models.preprocess import Preprocess
 from headstart.tasks.kinds import find_kind
 from headstart.tasks.task import TaskKind
+from headstart.wording import option
 
 AnyImage = LazyImage | DecodedImage | Image.Image
 Transform = Callable[[AnyImage], Tensor]
@@ -195,7 +196,7 @@ def train_transform(preset: Preset, *, flip: Literal["auto"] | bool, preprocess:
     if preset == "strong" and preprocess.channels not in (1, 3):
         raise DataError(
             f"augment.preset: strong changes colours, and images of {preprocess.channels} bands have none; give "
-            "--augment.preset standard, light or none"
+            f"{option('augment.preset', 'standard')}, light or none"
         )
     framed = EvalTransform(preprocess=preprocess)
     cropped = None if preset == "none" else RandomResizedCrop(preprocess=preprocess, scale=_CROP_SCALE[preset])
@@ -229,7 +230,8 @@ def check_mixing(kind: TaskKind, *, cutmix: float) -> None:
     """
     if find_kind(kind).gives_numbers and cutmix > 0:
         raise DataError(
-            "augment.cutmix: a pasted patch has no share of a number; for regression give 0, i.e. --augment.cutmix 0"
+            "augment.cutmix: a pasted patch has no share of a number; for regression give 0, i.e. "
+            f"{option('augment.cutmix', 0)}"
         )
 
 
