@@ -18,7 +18,7 @@ from headstart.data import labelled
 from headstart.data.scan import scan_records
 from headstart.data.used_images import USED_IMAGES
 from headstart.predictor import evaluate_run, predict_paths
-from headstart.runs.finish import Run
+from headstart.runs.run import Run
 from headstart.storage.durable import read_folder, write_folder
 
 

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from headstart.reports.report import report
     from headstart.runs.bundle import OpenedRun, open_run
     from headstart.runs.checkpoint import restore, save
-    from headstart.runs.finish import Run
+    from headstart.runs.run import Run
     from headstart.surgery.freeze import Frozen, freeze
     from headstart.surgery.head import Head, HeadSwap, find_head, replace_head
     from headstart.surgery.lora import add_lora, merge_lora
@@ -142,7 +142,7 @@ _HOMES = {
     "optim.groups": ("param_groups",),
     "predictor": ("Prediction", "evaluate", "predict"),
     "runs.bundle": ("OpenedRun", "open_run"),
-    "runs.finish": ("Run",),
+    "runs.run": ("Run",),
     "training.evaluate": ("Evaluation", "Predictions"),
     "runs.checkpoint": ("restore", "save"),
     "reports.report": ("report",),

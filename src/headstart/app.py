@@ -30,7 +30,7 @@ from headstart.planning.disk_space import refuse_small_disk
 from headstart.planning.draft import Choices, Own
 from headstart.planning.preflight import Prepared, prepare
 from headstart.reports.progress import open_watch
-from headstart.runs.finish import Run, complete_run, read_finished_run
+from headstart.runs.finish import complete_run, read_finished_run
 from headstart.runs.folder import (
     check_free,
     check_stopped,
@@ -45,6 +45,7 @@ from headstart.runs.folder import (
 from headstart.runs.log import RunLog
 from headstart.runs.repeat import check_repeat, refuse_other_options, repeat_config
 from headstart.runs.resume import begin
+from headstart.runs.run import Run
 from headstart.runs.saving import Saver, interruptible
 from headstart.storage.durable import lock_folder
 from headstart.surgery.generators import keep_generators

@@ -10,7 +10,7 @@ from PIL import Image
 from headstart.app import train
 from headstart.config.load import load_config
 from headstart.events import Watch
-from headstart.runs.finish import Run
+from headstart.runs.run import Run
 
 _SIDE, _PER_ROW = 8, 60  # of the sheet in headstart/digits
 SETTINGS = {

@@ -26,8 +26,8 @@ from headstart.data.sources.source import Source
 from headstart.errors import ConfigError, DataError, ModelError
 from headstart.reports.headline import describe_evaluation
 from headstart.runs.bundle import OpenedRun, describe_trained, open_run, read_used_images
-from headstart.runs.finish import Run
 from headstart.runs.folder import write_rows
+from headstart.runs.run import Run
 from headstart.tasks.kinds import find_kind, measure_present
 from headstart.tasks.task import TaskKind, TaskSpec
 from headstart.training.evaluate import Evaluation, Predictions, evaluate_iterable

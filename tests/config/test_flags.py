@@ -7,9 +7,9 @@ from typing import Annotated
 import pytest
 import tyro
 
-from headstart.config import load_config
 from headstart.config.flags import EVERY, parse_args
 from headstart.config.leaves import leaves
+from headstart.config.load import load_config
 from headstart.errors import ConfigError
 
 

@@ -9,10 +9,10 @@ from typing import Annotated
 import pytest
 import tyro
 
-from headstart.config import load_config
 from headstart.config.flags import EVERY, parse_args
 from headstart.config.home import expand_home
 from headstart.config.leaves import leaves
+from headstart.config.load import load_config
 from headstart.config.rules import freeze_rule
 from headstart.config.synonyms import MAIN_FIELDS, SYNONYMS, list_advice
 from headstart.errors import ConfigError

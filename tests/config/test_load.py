@@ -6,10 +6,11 @@ from pathlib import Path
 import numpy
 import pytest
 
-from headstart.config import Config, check, load_config, write_yaml
+from headstart.config.load import check, load_config, write_yaml
 from headstart.config.schema import (
     AdamW,
     But,
+    Config,
     CrossEntropy,
     LinearHead,
     Lora,

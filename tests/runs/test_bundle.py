@@ -18,7 +18,7 @@ from headstart.config.schema import Data
 from headstart.data.images import image_batches
 from headstart.errors import ModelError, StorageError
 from headstart.predictor import evaluate_run, predict_paths
-from headstart.runs.finish import Run
+from headstart.runs.run import Run
 from headstart.storage.durable import read_folder
 from headstart.training.evaluate import compute_logits, in_eval, predict
 

@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import headstart as hs
-from headstart.config import write_yaml
+from headstart.config.load import write_yaml
 from headstart.runs.checkpoint import read_checkpoint
 from headstart.runs.folder import check_free
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -24,6 +24,7 @@ from headstart.runs.bundle import Evaluated, bundle_facts, open_run, write_bundl
 from headstart.runs.checkpoint import load_best
 from headstart.runs.folder import is_complete, read_result, write_predictions
 from headstart.runs.log import RunLog
+from headstart.runs.run import Run
 from headstart.storage.durable import read_json, write_json
 from headstart.surgery.freeze import unfreeze
 from headstart.surgery.head import HeadSwap
@@ -35,40 +36,6 @@ from headstart.training.equal_sizes import find_equal_sizes
 from headstart.training.evaluate import Evaluation, keep_own_state
 from headstart.training.phases import TrainingPlan, evaluate_as_planned, evaluate_best, report_changed_files
 from headstart.training.state import TrainState
-
-
-@dataclass(frozen=True, kw_only=True)
-class Run:
-    """A finished run: its folder, the model in eval mode, and the metrics of exactly that model.
-
-    Attributes:
-        ``path``: The run's folder.
-        ``task``: The kind of task: classify, multilabel or regress.
-        ``seconds``: How long it took, wall clock.
-        ``metrics``: The metrics of the validation images, by name.
-        ``model``: The module in evaluation mode.
-        ``test_metrics``: The metrics of the test images; None where there are none.
-        ``note``: Which epoch and weights were kept, or which images were evaluated.
-        ``headline``: The main metric in a line, of the test images where there are some, with interval and baseline.
-        ``remarks``: What to know before the result is used, such as that it is no better than a guess; often nothing.
-
-    Example:
-        >>> import headstart as hs
-        >>> settings = {"data": {"source": "photos"}, "model": {"name": "starter"}, "recipe": "probe", "epochs": 1}
-        >>> run = hs.train(hs.load_config(settings | {"device": "cpu", "out": "runs/probe"}))
-        >>> str(run.path), run.task, sorted(run.metrics)
-        ('runs/probe', 'classify', ['accuracy', 'macro_f1', 'nll'])
-    """
-
-    path: Path
-    task: str
-    seconds: float
-    metrics: dict[str, float]
-    model: nn.Module = field(repr=False)
-    test_metrics: dict[str, float] | None = None
-    note: str = ""
-    headline: str = ""
-    remarks: tuple[str, ...] = ()
 
 
 class Ready(Protocol):
