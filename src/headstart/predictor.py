@@ -134,7 +134,8 @@ def predict(
         ``model``: A torch module; or, as the first argument, a run: its folder or bundle, what ``hs.train`` returned,
             or what ``hs.open_run`` gave.
         ``batches``: With a run, as the second argument, an image or a list of them: paths, folders (searched at any
-            depth), the bytes of image files, PIL images, and NumPy arrays or torch tensors of uint8 pixels (H, W, 3).
+            depth), the bytes of image files, PIL images, and NumPy arrays or torch tensors of uint8 pixels (H, W, 3),
+            or for a model of other bands of numbers (H, W, C).
             With a module, batches such as ``hs.open_images(...).val``.
         ``precision``: With a module only, its arithmetic: fp32 (the default), bf16 or fp16.
         ``memory_format``: With a module only, contiguous (the default) or channels_last.

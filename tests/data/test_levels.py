@@ -76,27 +76,45 @@ def found(*tops: float, kind: str = "uint16", low: float = 0.0) -> dict[str, Mea
     ],
 )
 def test_the_range_that_auto_chooses(measured: dict[str, Measured], levels: object, why: str) -> None:
-    chosen, notes = choose_levels(measured, count=100, asked=None)
+    chosen, notes, _ = choose_levels(measured, count=100, asked=None)
     assert chosen == levels
     assert why in "".join(notes)
 
 
 def test_what_is_cut_off_and_what_stays_black_is_told() -> None:
-    levels, notes = choose_levels(found(900, 1000, 65535), count=5, asked=(0, 65535))
+    levels, notes, (dark,) = choose_levels(found(900, 1000, 65535), count=5, asked=(0, 65535))
     assert levels is None  # which is all 16 bits
     assert notes[0].endswith("0 becomes black and 65535 white; as given")
-    assert notes[1] == (
-        "2 of 5 images have nearly all values below an eighth of that range, and look black to the model; a narrower "
-        "one: --data.range 0 1000"
+    assert dark.text == (
+        "2 of 5 images have nearly all values below an eighth of the range, black to the model, e.g. '0', '1'"
     )
-    _, notes = choose_levels(found(900, 70000, kind="uint32"), count=2, asked=(0, 1000))
-    assert "1 of 2 images has values beyond that range, which are cut off: '1'" in notes
+    assert (dark.count, dark.example, dark.advice) == (2, "0", "give a narrower range: --data.range 0 1000")
+    _, _, (cut,) = choose_levels(found(900, 70000, kind="uint32"), count=2, asked=(0, 1000))
+    assert cut.text == "1 of 2 images has values beyond the range 0 to 1000, which are cut off, e.g. '1'"
+    assert cut.advice == "where they matter, give a wider range: --data.range 0 70000"
+
+
+def test_what_8_bits_cannot_hold_is_told_unless_the_range_was_given() -> None:
+    _, _, (lost,) = choose_levels(found(4000, 4095), count=3, asked=None)
+    assert lost.text == "of the 4,096 values of 2 of 3 images the model sees 256 levels, e.g. '0', '1'"
+    assert lost.advice.endswith("--data.range LOW HIGH")
+    assert choose_levels(found(4000, 4095), count=3, asked=(0, 4095))[2] == ()
+    assert choose_levels(found(4000, 4095), count=9, asked=None)[2] == ()  # few of all
+    assert choose_levels(found(200, 255), count=2, asked=None)[2] == ()
+    assert choose_levels(found(0.5, 1.0, kind="float32"), count=2, asked=None)[2] == ()
+
+
+def test_single_dark_pictures_are_told_as_well() -> None:
+    measured = {"a.png": Measured(3, "uint8", 0, 0, 9, 9)}
+    (dark,) = choose_levels(measured, count=100, asked=None)[2]
+    assert dark.text.startswith("1 of 100 images has no pixel brighter than 9 of 255, black")
+    assert dark.advice.startswith("look at them")
 
 
 def test_dark_pictures_of_8_bits_are_told(tmp_path: Path) -> None:
     form = imagenet_preprocess(channels=3, source="test")
     images = open_images(write(tmp_path / "a", top=15, kind="uint8"), like=form)
-    assert "12 of 12 images have no pixel brighter than 15 of 255, and look black to the model" in describe(images)
+    assert "12 of 12 images have no pixel brighter than 15 of 255, black to the model" in describe(images)
 
 
 def test_the_second_scan_knows_what_the_first_one_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -34,6 +34,7 @@ def source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 EXPECTED = (
+    "1 file is no image and left out (1 no ending, e.g. 'train/b/README')",
     "1 unreadable image is left out: 'train/a/damaged.png",
     "1 image is in both train and val (resized or re-encoded copies, e.g. 'train/a/1.png' and 'val/a/old.jpg')",
     "1 image has copies with different labels, e.g. 'train/a/2.png' is 'a' and 'train/b/x.png' is 'b'",
@@ -46,17 +47,17 @@ def test_a_run_tells_its_warnings_everywhere(source: Path, tmp_path: Path, capsy
     options = ("--data.unreadable", "skip", "--data.unreadable-share", "0.2", "--out", str(run))
     assert main(["train", str(source), *SMALL, *options]) == 0
     said = capsys.readouterr().err
-    assert "4 warnings:\n- " in said
-    block = said.partition("4 warnings:\n")[2].splitlines()[:8]
+    assert "5 warnings:\n- " in said
+    block = said.partition("5 warnings:\n")[2].splitlines()[:10]
     assert all(block[2 * at].startswith(f"- {text}") for at, text in enumerate(EXPECTED)), block
     assert all(line.startswith("  -> ") for line in block[1::2])
     (data_line,) = [line for line in said.splitlines() if line.startswith("data: ") and "train" in line]
     assert len(data_line) < 300
     assert not any(text in data_line for text in EXPECTED)
     plan, report = json.loads((run / "plan.json").read_text()), (run / "report.html").read_text()
-    assert [set(one) for one in plan["warnings"]] == [{"text", "count", "example", "advice"}] * 4
-    assert plan["warnings"][1]["count"] == 1
-    assert report.count("<strong>Warning:</strong>") == 4
+    assert [set(one) for one in plan["warnings"]] == [{"text", "count", "example", "advice"}] * 5
+    assert plan["warnings"][2]["count"] == 1
+    assert report.count("<strong>Warning:</strong>") == 5
     with (run / "unreadable.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["path"] for row in rows] == ["train/a/damaged.png"]
@@ -68,7 +69,7 @@ def test_a_plan_has_the_block_below_its_decisions(source: Path, capsys: pytest.C
     assert main(["plan", str(source), *SMALL]) == 0
     said = capsys.readouterr().out
     assert "data: 10 train, 2 val" in said, "the image without a suffix is one"
-    assert "\n\n3 warnings:\n- 1 image is in both train and val" in said
+    assert "\n\n4 warnings:\n- 1 file is no image" in said
 
 
 def test_without_warnings_there_is_no_block() -> None:

@@ -63,6 +63,8 @@ class Data:
     prefix: the name up to its last number (frames of a film); folder: the one that holds the image."""
     range: Auto | tuple[float, float] = "auto"
     """Stored values that become black and white, of images of more than 8 bits; auto: by the bits or values in use."""
+    axes: Literal["auto", "hwc", "chw"] = "auto"
+    """Order of the axes of arrays (.npy); auto: the one that gives the model's bands, asked where both do."""
     log: bool = False
     """Regression: learn the base-10 logarithm of the target."""
     unreadable: Literal["stop", "skip"] = "stop"

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 from headstart.config.schema import Augment, Cache, Config, Data
 from headstart.config.schema import Batch as BatchOptions
 from headstart.data.augmentation import Augmentation
+from headstart.data.axes import choose_axes
+from headstart.data.conversions import describe_conversions
 from headstart.data.copies import describe_copies
 from headstart.data.dataset import ImageDataset
 from headstart.data.decoding.decode import UnreadableImage, decode_bands
@@ -149,12 +151,18 @@ def load_images(
     cautions = (*listing.cautions, *skipped, *_find_shared_groups(records), *torn)
     cautions += compare_splits(records, kind=listing.kind, source=listing.source.name)
     notes = listing.notes + split_notes + copies
-    refuse_bands(scan.measured, channels=preprocess.channels, source=listing.source.name)
+    axes, measured, axes_notes = choose_axes(
+        scan.measured, channels=preprocess.channels, asked=config.data.axes, source=listing.source.name
+    )
+    refuse_bands(measured, channels=preprocess.channels, source=listing.source.name)
     if preprocess.channels not in (1, 3):
         _refuse_other_bands(readable, scan, channels=preprocess.channels)
     asked = None if config.data.range == "auto" else config.data.range
-    levels, range_notes = choose_levels(scan.measured, count=len(scan.hashes), asked=asked)
-    preprocess, notes = replace(preprocess, levels=levels), notes + range_notes + _complaint_notes(scan)
+    levels, range_notes, pale = choose_levels(measured, count=len(scan.hashes), asked=asked)
+    changed, lost = describe_conversions(scan.marks, count=len(scan.hashes), channels=preprocess.channels)
+    cautions += pale + lost
+    preprocess = replace(preprocess, levels=levels, axes=axes)
+    notes += axes_notes + range_notes + changed + _complaint_notes(scan)
     task = _task(replace(readable, records=records), log=config.data.log)
     samples = {
         split: tuple(

@@ -7,8 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from headstart.config.schema import Cache, Data
+from headstart.data.axes import choose_axes
+from headstart.data.levels import refuse_bands
 from headstart.data.loader import Batches, available_cores, make_evaluation_batches, worker_count
-from headstart.data.scan import hash_records, refuse_unreadable, scan_records
+from headstart.data.scan import Scan, hash_records, refuse_unreadable, scan_records
 from headstart.data.sources.listing import list_source
 from headstart.data.sources.samples import Listing, Sample, make_target, some
 from headstart.data.sources.source import Record, Source
@@ -55,6 +57,7 @@ def choose_labelled_batches(
     readable = [record for record in records if scan is None or record.name in scan.hashes]
     if not readable:
         raise DataError(f"{listing.source.name}: none of the {len(records)} images can be read")
+    preprocess = _choose_axes(subject.preprocess, data, scan, source=listing.source.name)
     unseen = _leave_out_trained(listing.source, readable, subject, digests=None if scan is None else scan.hashes)
     samples = tuple(
         Sample(
@@ -69,13 +72,23 @@ def choose_labelled_batches(
         listing.source,
         samples,
         task=task,
-        preprocess=subject.preprocess,
+        preprocess=preprocess,
         batch_size=batch_size,
         workers=worker_count(),
     )
     which = f"{len(samples)} {unseen.noun or split or 'labelled'} images of {listing.source.name}{unseen.note}"
     unreadable = len(records) - len(readable)
     return batches, f"{which}, {unreadable} unreadable left out" if unreadable else which
+
+
+def _choose_axes(preprocess: Preprocess, data: Data, scan: Scan | None, *, source: str) -> Preprocess:
+    """The preprocessing with the order of axes of these arrays: as asked, else as of the run's, else by all of them."""
+    asked = preprocess.axes or "auto" if data.axes == "auto" else data.axes
+    if scan is None:
+        return preprocess if asked == "auto" else replace(preprocess, axes=asked)
+    axes, measured, _ = choose_axes(scan.measured, channels=preprocess.channels, asked=asked, source=source)
+    refuse_bands(measured, channels=preprocess.channels, source=source)
+    return replace(preprocess, axes=axes)
 
 
 def _leave_out_trained(

@@ -7,6 +7,7 @@ from statistics import quantiles
 
 from headstart.data.decoding.decode import DARK
 from headstart.data.decoding.raster import Levels, Measured, explain_bands
+from headstart.data.sources.caution import Caution
 from headstart.data.sources.samples import some
 from headstart.errors import DataError
 from headstart.wording import option
@@ -14,39 +15,56 @@ from headstart.wording import option
 _BITS = (8, 10, 12, 14, 16)
 _USUAL: Levels = (0.0, 65535.0)
 _TAIL = 50  # pictures: of so many, one may be brighter than all others without setting the range
+_LEVELS = 255  # of a picture of 8 bits, above black
 _HALF = 0.5  # of all pictures: what is told of them is told as of the set
 
 
 def choose_levels(
     measured: Mapping[str, Measured], *, count: int, asked: Levels | None
-) -> tuple[Levels | None, tuple[str, ...]]:
-    """The range of stored values, None where it is that of all bits, and sentences on how it came about.
+) -> tuple[Levels | None, tuple[str, ...], tuple[Caution, ...]]:
+    """The range of stored values, None where it is that of all bits, sentences on how it came about, and warnings.
 
     ``measured``: by name, the pictures of ``count`` that have more than 8 bits, or are dark.
     """
     deep = {name: found for name, found in measured.items() if found.kind != "uint8"}
     if not deep:
-        return None, _tell_dark(measured, count=count, unused=asked not in (None, _USUAL))
+        unused = ("data.range is not used: all images have 8 bits",) if asked not in (None, _USUAL) else ()
+        return None, unused, _warn_of_dark(measured, count=count)
     how = f"{_count(deep, count)} more than 8 bits ({', '.join(sorted({found.kind for found in deep.values()}))})"
-    if asked is not None:
-        levels, why = asked, "as given"
-    else:
-        levels, why = _find_levels(tuple(deep.values()))
-    notes = [f"data.range: {how}: {levels[0]:g} becomes black and {levels[1]:g} white; {why}"]
-    clipped = [name for name, found in deep.items() if found.low < levels[0] or found.high > levels[1]]
+    levels, why = (asked, "as given") if asked is not None else _find_levels(tuple(deep.values()))
+    note = f"data.range: {how}: {levels[0]:g} becomes black and {levels[1]:g} white; {why}"
+    cautions = (
+        *_warn_of_range(deep, levels, count=count, given=asked is not None),
+        *_warn_of_dark(measured, count=count),
+    )
+    usual = levels == _USUAL and all(found.kind == "uint16" for found in deep.values())
+    return None if usual else levels, (note,), cautions
+
+
+def _warn_of_range(deep: Mapping[str, Measured], levels: Levels, *, count: int, given: bool) -> list[Caution]:
+    """Warnings of values that the range cuts off, leaves black, or makes one."""
+    cautions, (low, high) = list[Caution](), levels
+    clipped = sorted(name for name, found in deep.items() if found.low < low or found.high > high)
     if clipped:
-        notes.append(
-            f"{_count(clipped, count)} values beyond that range, which are cut off: {some(sorted(clipped), limit=2)}"
-        )
-    dark = [name for name, found in deep.items() if found.high - levels[0] <= (levels[1] - levels[0]) * DARK / 255]
+        ends = (min(deep[name].low for name in clipped), max(deep[name].high for name in clipped))
+        wider = option("data.range", min(low, ends[0]), max(high, ends[1]))
+        text = f"{_count(clipped, count)} values beyond the range {low:g} to {high:g}, which are cut off"
+        cautions.append(_warn(text, clipped, f"where they matter, give a wider range: {wider}"))
+    dark = sorted(name for name, found in deep.items() if found.high - low <= (high - low) * DARK / 255)
     if len(dark) >= _HALF * len(deep):
         most = max(deep[name].high for name in dark)
-        notes.append(
-            f"{_count(dark, count)} nearly all values below an eighth of that range, and look black to the model; a "
-            f"narrower one: {option('data.range', levels[0], most)}"
+        text = f"{_count(dark, count)} nearly all values below an eighth of the range, black to the model"
+        advice = f"give a narrower range: {option('data.range', low, most)}" if most > low else "look at them"
+        cautions.append(_warn(text, dark, advice))
+    whole = sorted(name for name, found in deep.items() if "int" in found.kind)
+    if not given and len(whole) >= _HALF * count and high - low > _LEVELS:
+        text = (
+            f"of the {high - low + 1:,.0f} values of {len(whole)} of {count} images the model sees {_LEVELS + 1} levels"
         )
-    usual = levels == _USUAL and all(found.kind == "uint16" for found in deep.values())
-    return None if usual else levels, (*notes, *_tell_dark(measured, count=count, unused=False))
+        cautions.append(
+            _warn(text, whole, f"where a part of them matters, give it: {option('data.range', fill='LOW HIGH')}")
+        )
+    return cautions
 
 
 def _find_levels(found: Sequence[Measured]) -> tuple[Levels, str]:
@@ -76,17 +94,22 @@ def _quantile(values: Sequence[float], *, upper: bool) -> float:
     return cut[-1] if upper else cut[0]
 
 
-def _tell_dark(measured: Mapping[str, Measured], *, count: int, unused: bool) -> tuple[str, ...]:
-    """Sentences on pictures of 8 bits that look black, and on an option that no picture has a use for."""
-    dark = {name: found for name, found in measured.items() if found.kind == "uint8" and found.most <= DARK}
-    notes = ["data.range is not used: all images have 8 bits"] if unused else []
+def _warn_of_dark(measured: Mapping[str, Measured], *, count: int) -> tuple[Caution, ...]:
+    """A warning of pictures of 8 bits that look black."""
+    dark = sorted(name for name, found in measured.items() if found.kind == "uint8" and found.most <= DARK)
+    if not dark:
+        return ()
+    most = max(measured[name].most for name in dark)
+    text = f"{_count(dark, count)} no pixel brighter than {most:g} of 255, black to the model"
+    advice = "look at them, and remove those that show nothing"
     if len(dark) >= _HALF * count:
-        most = max(found.most for found in dark.values())
-        notes.append(
-            f"{_count(dark, count)} no pixel brighter than {most:g} of 255, and look black to the model, e.g. "
-            f"{some(sorted(dark), limit=2)}; save them with their whole range, or are these masks?"
-        )
-    return tuple(notes)
+        advice = "save them with their whole range; masks of class numbers are no pictures, give those instead"
+    return (_warn(text, dark, advice),)
+
+
+def _warn(text: str, names: Sequence[str], advice: str) -> Caution:
+    shown = f"{text}, e.g. {some(names, limit=2)}"
+    return Caution(text=shown, count=len(names), example=names[0], advice=advice)
 
 
 def refuse_bands(measured: Mapping[str, Measured], *, channels: int, source: str) -> None:

@@ -97,7 +97,9 @@ def open_image_as_scanned(
     if digest and stops:
         raise ChangedImage(source.where(sample.record), describe_change(sample, digest))
     where = source.where(sample.record)
-    return LazyImage(content, where=where, channels=preprocess.channels, levels=preprocess.levels), digest
+    return LazyImage(
+        content, where=where, channels=preprocess.channels, levels=preprocess.levels, axes=preprocess.axes
+    ), digest
 
 
 def sendable(error: UnreadableImage | ChangedImage, sample: Sample) -> UnreadableImage | ChangedImage:

@@ -52,8 +52,8 @@ class Scan:
     ``stamps``: what the source says of each readable one (of a file size, times and inode), empty where that proves
     nothing; ``known``: how many were not decoded, since they are what an earlier scan found; ``not_kept``: why what was
     found is not kept for later ones, as a sentence; ``measured``: by name, the values of images of more than 8 bits or
-    other bands than grey and RGB, and of dark ones; ``complaints``: what decoders said of files that they read all the
-    same.
+    other bands than grey and RGB, and of dark ones; ``marks``: what decoding changes in pictures, and which show
+    nothing; ``complaints``: what decoders said of files that they read all the same.
     """
 
     hashes: Mapping[str, str]
@@ -64,6 +64,7 @@ class Scan:
     known: int = 0
     not_kept: str | None = None
     measured: Mapping[str, Measured] = field(default_factory=dict, repr=False)
+    marks: Mapping[str, tuple[str, ...]] = field(default_factory=dict, repr=False)
     complaints: Mapping[str, str] = field(default_factory=dict, repr=False)
 
     def describe_kept(self) -> tuple[str, ...]:
@@ -77,7 +78,7 @@ class Scan:
 @dataclass(frozen=True)
 class _Outcome:
     """Of one image: its name, SHA-256 or why it cannot be read, stamp, whether an earlier scan found this, what its
-    values are, its fingerprint, and what decoders said of it.
+    values are, its fingerprint, what decoders said of it, and what they change (see ``marks.py``).
     """
 
     name: str
@@ -85,9 +86,10 @@ class _Outcome:
     reason: str = ""
     stamp: Stamp = ()
     known: bool = False
-    measured: tuple[int | float | str, ...] = ()
+    measured: tuple[int | float | str | None, ...] = ()
     fingerprint: str = ""
     complaint: str = ""
+    marks: tuple[str, ...] = ()
 
 
 def scan_records(
@@ -118,9 +120,9 @@ def scan_records(
                 on_decoded(min(done * ours.world_size, len(records)), len(records))
     gathered = all_gather_object([tuple(vars(outcome).values()) for outcome in outcomes])  # what JSON can hold
     found = {
-        name: _Outcome(name, digest, reason, tuple(stamp), known, tuple(measured), *texts)
+        name: _Outcome(name, digest, reason, tuple(stamp), known, tuple(measured), fingerprint, complaint, tuple(marks))
         for some in gathered
-        for name, digest, reason, stamp, known, measured, *texts in some
+        for name, digest, reason, stamp, known, measured, fingerprint, complaint, marks in some
     }
     ordered = [(record, found[record.name]) for record in records]
     hashes = {one.name: one.digest for _, one in ordered if one.digest is not None}
@@ -139,6 +141,7 @@ def scan_records(
         stamps={name: found[name].stamp for name in hashes},
         known=sum(one.known for one in found.values()),
         not_kept=problem,
+        marks={name: found[name].marks for name in hashes if found[name].marks},
         complaints={name: found[name].complaint for name in hashes if found[name].complaint},
         measured={name: Measured(*found[name].measured) for name in hashes if found[name].measured},  # type: ignore[arg-type]
     )
@@ -195,7 +198,14 @@ def _keep_findings(
 ) -> str | None:
     """Keep what is new and proves something for later scans; why that cannot be done."""
     new = {
-        one.name: Finding(stamp=one.stamp, digest=one.digest, fingerprint=one.fingerprint, measured=one.measured)
+        one.name: Finding(
+            stamp=one.stamp,
+            digest=one.digest,
+            fingerprint=one.fingerprint,
+            measured=one.measured,
+            marks=one.marks,
+            complaint=one.complaint,
+        )
         for one in outcomes
         if one.digest is not None and one.stamp
     }
@@ -212,17 +222,17 @@ def _examine(source: Source, findings: Findings, record: Record) -> tuple[_Outco
     """The outcome, and what its fingerprint is still to be made of."""
     name, before = record.name, findings.images.get(record.name, NOTHING_FOUND)
     if before.stamp and is_stamped(source) and source.stamp(record) == before.stamp:
-        kept = {"measured": before.measured, "fingerprint": before.fingerprint}
-        return _Outcome(name, before.digest, stamp=before.stamp, known=True, **kept), b""  # type: ignore[arg-type]
+        kept = {word: getattr(before, word) for word in ("measured", "fingerprint", "complaint", "marks")}
+        return _Outcome(name, before.digest, stamp=before.stamp, known=True, **kept), b""
     try:
         content, stamp = read_content(source, record)
         with hear_decoders() as said:
-            shrunk, found = shrink_image(content, where=source.where(record))
+            shrunk, found, marks = shrink_image(content, where=source.where(record))
     except UnreadableImage as error:
         return _Outcome(name, reason=error.reason), b""
     measured = () if found is None else astuple(found)
     digest, complaint = hashlib.sha256(content).hexdigest(), "; ".join(said)
-    return _Outcome(name, digest, stamp=stamp, measured=measured, complaint=complaint), shrunk
+    return _Outcome(name, digest, stamp=stamp, measured=measured, complaint=complaint, marks=marks), shrunk
 
 
 def _duplicates(hashes: Mapping[str, str]) -> tuple[tuple[str, ...], ...]:

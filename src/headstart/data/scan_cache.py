@@ -22,19 +22,22 @@ from PIL import Image, ImageFile, features
 from headstart.data.sources.source import Stamp
 from headstart.storage.disk_cache import DiskCache
 
-_FORMAT = 2  # 1 had no fingerprints; it is under another key, and such places are scanned again
+_FORMAT = 3  # 1 had no fingerprints, 2 no marks; they are under other keys, and such places are scanned again
 
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """Of a readable image its stamp, the SHA-256 of its bytes, its fingerprint (see ``decoding/likeness.py``), and what
-    its values were measured to be, if that was worth keeping (see ``Measured``).
+    """Of a readable image its stamp, the SHA-256 of its bytes, its fingerprint (see ``decoding/likeness.py``), what its
+    values were measured to be, if that was worth keeping (see ``Measured``), what decoding changes in it (see
+    ``decoding/marks.py``), and what decoders said of it.
     """
 
     stamp: Stamp = ()
     digest: str = ""
     fingerprint: str = ""
-    measured: tuple[int | float | str, ...] = ()
+    measured: tuple[int | float | str | None, ...] = ()
+    marks: tuple[str, ...] = ()
+    complaint: str = ""
 
 
 @dataclass(frozen=True)
@@ -80,6 +83,8 @@ def _parse(content: bytes | None) -> Findings:
                 digest=str(digest),
                 fingerprint=str(fingerprint),
                 measured=tuple(more[0]) if more else (),
+                marks=tuple(map(str, more[1])) if more else (),
+                complaint=str(more[2]) if more else "",
             )
             for name, (stamp, digest, fingerprint, *more) in kept["images"].items()
         }
@@ -90,11 +95,15 @@ def _parse(content: bytes | None) -> Findings:
 
 def _format(findings: Findings) -> bytes:
     rows = {
-        name: (one.stamp, one.digest, one.fingerprint, *([one.measured] if one.measured else []))
-        for name, one in findings.images.items()
+        name: (one.stamp, one.digest, one.fingerprint, *_list_unusual(one)) for name, one in findings.images.items()
     }
     kept = {"images": rows, "verdicts": findings.verdicts}
     return zlib.compress(json.dumps(kept, separators=(",", ":")).encode(), 1)
+
+
+def _list_unusual(one: Finding) -> list[object]:
+    """What few images have; nothing of the others, of which there may be millions."""
+    return [one.measured, one.marks, one.complaint] if one.measured or one.marks or one.complaint else []
 
 
 def _key(place: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import Any, Literal
 
 from headstart.config.schema import ImageFormat
 from headstart.errors import ModelError
@@ -13,6 +13,7 @@ CROP_MODES = ("center", "squash", "border")
 INTERPOLATIONS = ("bilinear", "bicubic", "nearest", "lanczos")
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+_LATER = frozenset({"levels", "axes"})  # fields that bundles have only where they are not as usual
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -32,6 +33,8 @@ class Preprocess:
     crop_mode: str = "center"
     levels: tuple[float, float] | None = None
     """Stored values of pictures of more than 8 bits that become black and white; None: 0 and 65535."""
+    axes: Literal["hwc", "chw"] | None = None
+    """Order of the axes of saved arrays; None: there were none, and the one that gives as many bands is taken."""
 
     def __post_init__(self) -> None:
         where = f"preprocessing ({self.source})"
@@ -49,12 +52,14 @@ class Preprocess:
             raise ModelError(f"{where}: crop_mode {self.crop_mode!r}; accepted: {', '.join(CROP_MODES)}")
         if not 0 < self.crop_pct <= 1:
             raise ModelError(f"{where}: crop_pct {self.crop_pct} is not in (0, 1]")
+        if self.axes not in (None, "hwc", "chw"):
+            raise ModelError(f"{where}: axes {self.axes!r}; accepted: hwc, chw")
         if self.levels is not None and not self.levels[0] < self.levels[1] < float("inf"):
             raise ModelError(f"{where}: levels {self.levels}; the first must be below the second")
 
     def __repr__(self) -> str:
-        """The fields by name; without ``levels`` where they are the usual ones: keys of caches are made of this."""
-        shown = [each for each in fields(self) if each.name != "levels" or self.levels is not None]
+        """The fields by name; of the later ones those that are not as usual: keys of caches are made of this."""
+        shown = [each for each in fields(self) if each.name not in _LATER or getattr(self, each.name) is not None]
         return f"Preprocess({', '.join(f'{each.name}={getattr(self, each.name)!r}' for each in shown)})"
 
     @property
@@ -66,14 +71,15 @@ class Preprocess:
         """Plain JSON values."""
         values = {each.name: getattr(self, each.name) for each in fields(self)}
         values |= {"mean": list(self.mean), "std": list(self.std)}
-        levels = values.pop("levels")
-        return values if levels is None else values | {"levels": list(levels)}
+        if self.levels is not None:
+            values["levels"] = list(self.levels)
+        return {name: value for name, value in values.items() if name not in _LATER or value is not None}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Preprocess:
         """The inverse of ``to_dict``.  Raises: ModelError: a field is missing, unknown or of the wrong kind."""
-        names = {each.name for each in fields(cls)} - {"levels"}
-        if set(values) - {"levels"} != names:
+        names = {each.name for each in fields(cls)} - _LATER
+        if set(values) - _LATER != names:
             raise ModelError(f"preprocessing: fields {sorted(values)}; expected {sorted(names)}")
         try:
             return cls(
@@ -86,6 +92,7 @@ class Preprocess:
                 source=str(values["source"]),
                 crop_mode=str(values["crop_mode"]),
                 levels=_read_levels(values.get("levels")),
+                axes=values.get("axes"),
             )
         except (TypeError, ValueError) as error:
             raise ModelError(f"preprocessing: {error} in {dict(values)}") from error

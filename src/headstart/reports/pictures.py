@@ -13,6 +13,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from PIL import Image
 
+from headstart.data.decoding.arrays import ORDERS
 from headstart.data.decoding.decode import UnreadableImage, decode_bands, decode_image
 from headstart.data.sources.files import read_file
 from headstart.reports.run_record import RunRecord
@@ -99,10 +100,11 @@ def _picture(record: RunRecord, row: Mapping[str, str], readers: Sequence[ReadIm
 
 def _decode(content: bytes, name: str, record: RunRecord) -> Image.Image:
     """The picture as the model saw it; of many bands the first three."""
-    means, levels = record.plan.get("preprocess", {}).get("mean", ()), _read_levels(record)
+    form, levels = record.plan.get("preprocess", {}), _read_levels(record)
+    means, axes = form.get("mean", ()), next((each for each in ORDERS if each == form.get("axes")), None)
     if not isinstance(means, list) or len(means) in (1, 3):
-        return decode_image(content, where=name, levels=levels)
-    bands = decode_bands(content, where=name, channels=len(means), levels=levels)
+        return decode_image(content, where=name, levels=levels, axes=axes)
+    bands = decode_bands(content, where=name, channels=len(means), levels=levels, axes=axes)
     return Image.fromarray(np.ascontiguousarray(bands[:, :, :3] if len(means) > 3 else bands[:, :, 0]))
 
 

@@ -7,15 +7,18 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, JpegImagePlugin, TiffImagePlugin, UnidentifiedImageError, features
+from PIL import Image, JpegImagePlugin, TiffImagePlugin, UnidentifiedImageError
 
+from headstart.data.decoding.arrays import Axes, is_array, measure_array, read_array
 from headstart.data.decoding.complaints import hear_decoders
+from headstart.data.decoding.formats import FORMATS as FORMATS
+from headstart.data.decoding.formats import describe_content, list_formats
 from headstart.data.decoding.interruptible import run_interruptibly
 from headstart.data.decoding.limits import (
     MAX_PIXELS,
@@ -25,6 +28,7 @@ from headstart.data.decoding.limits import (
     find_size_excess,
     open_bounded,
 )
+from headstart.data.decoding.marks import Mark, mark_picture, mark_raster
 from headstart.data.decoding.raster import (
     Levels,
     Measured,
@@ -35,14 +39,14 @@ from headstart.data.decoding.raster import (
     read_raster,
     scale_raster,
 )
+from headstart.data.decoding.tiff import has_more_pages
 from headstart.errors import DataError, RunError
 
 DARK = 31
 """The largest value of 255 of a picture that looks black: an eighth of the range."""
 _T = TypeVar("_T")
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000", "HEIF")
-_OPTIONAL = {"AVIF": "avif", "JPEG2000": "jpg_2000", "HEIF": "heif"}  # what Pillow was built with, or was not
 _BAND_PIXELS = 2**20  # that are converted at a time where copies of the whole would take gigabytes
+_ANIMATED = ("GIF", "WEBP", "PNG", "AVIF")  # formats of animations
 _ORIENTATION, _PHOTOMETRIC = 0x0112, 0x0106  # tags of EXIF and TIFF
 _LYING = (5, 6, 7, 8)  # EXIF orientations of pictures that are stored on their side
 _PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")  # TIFF takes the others, but loses a colour key
@@ -54,21 +58,6 @@ _TRANSPOSE = {
     6: Image.Transpose.ROTATE_270,
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
-}
-_BRANDS = {"avif": "AVIF", "avis": "AVIF", "heic": "HEIF", "heix": "HEIF", "mif1": "HEIF", "msf1": "HEIF"}
-_MAGIC = {
-    b"%PDF": "PDF", b"PK\x03\x04": "ZIP", b"\x1f\x8b": "gzip", b"\xff\x0a": "JPEG XL", b"\0\0\0\x0cJXL ": "JPEG XL",
-    b"8BPS": "Photoshop", b"DDS ": "DDS", b"v/1\x01": "OpenEXR", b"#?RADIANCE": "Radiance HDR", b"\0\0\x01\0": "ICO",
-    b"\x89HDF": "HDF5", b"SIMPLE  =": "FITS",
-}  # fmt: skip
-_JPEG_2000 = dict.fromkeys((b"\0\0\0\x0cjP  ", b"\xff\x4f\xff\x51"), "JPEG2000")
-_DAMAGED = _JPEG_2000 | {
-    b"\xff\xd8": "JPEG",
-    b"\x89PNG": "PNG",
-    b"GIF8": "GIF",
-    b"RIFF": "WEBP",
-    b"II*": "TIFF",
-    b"MM\0*": "TIFF",
 }
 
 
@@ -89,39 +78,31 @@ class UnreadableImage(DataError):
         return Path(self.where)
 
 
-@cache
-def list_formats() -> tuple[str, ...]:
-    """Those of ``FORMATS`` that Pillow decodes here, pillow-heif's where that is installed."""
-    there = {*features.get_supported_modules(), *features.get_supported_codecs()}
-    try:
-        from pillow_heif import register_heif_opener
-
-        register_heif_opener()
-        there.add("heif")
-    except ImportError:
-        pass
-    return tuple(name for name in FORMATS if _OPTIONAL.get(name) in (None, *there))
-
-
 def printable(path: str | os.PathLike[str]) -> str:
     """The path as text that can be written anywhere: bytes that are not UTF-8 appear as ``\\xff``."""
     return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
 def decode_image(
-    content: bytes, *, where: str, channels: int = 3, reduced: int = 1, levels: Levels | None = None
+    content: bytes,
+    *,
+    where: str,
+    channels: int = 3,
+    reduced: int = 1,
+    levels: Levels | None = None,
+    axes: Axes | None = None,
 ) -> Image.Image:
     """8-bit RGB (L for one channel) picture of the file's bytes, the right way up; transparent parts are white.
 
     ``where`` is how errors name it. ``reduced`` 2, 4 or 8: a JPEG comes out at that part of its size, rounded up;
     other formats take no notice. ``levels``: stored values of more than 8 bits that become black and white; None: 0 and
-    65535.
+    65535. ``axes``: the order of a saved array's axes (see ``arrays.py``).
 
     Raises:
         UnreadableImage: the bytes give no picture.
     """
     with _explaining(content, where):
-        raster = _read_raster(content, where, all_deep=levels is not None)
+        raster = _read_raster(content, where, channels=channels, axes=axes, all_deep=levels is not None)
         if raster is not None:
             values = scale_raster(raster, levels=levels, channels=channels)
             return _upright(Image.fromarray(values if channels == 3 else values[:, :, 0]), raster.orientation)
@@ -129,14 +110,16 @@ def decode_image(
         return _open_with_pillow(content, where=where, reduced=reduced, finish=finish)[0]
 
 
-def decode_bands(content: bytes, *, where: str, channels: int, levels: Levels | None = None) -> NDArray[np.uint8]:
+def decode_bands(
+    content: bytes, *, where: str, channels: int, levels: Levels | None = None, axes: Axes | None = None
+) -> NDArray[np.uint8]:
     """Pixels (H, W, channels) with 8 bits of a picture that has as many bands, the right way up; see ``decode_image``.
 
     Raises:
         UnreadableImage: the bytes give no picture, or one of other bands.
     """
     with _explaining(content, where):
-        raster = _read_raster(content, where)
+        raster = _read_raster(content, where, channels=channels, axes=axes)
         if raster is None:
             raster = _open_with_pillow(content, where=where, reduced=1, finish=_take_bands)[0]
         return _turn(scale_raster(raster, levels=levels, channels=channels), raster.orientation)
@@ -168,12 +151,13 @@ class ReducedImage:
 
 @dataclass(frozen=True)
 class Examined:
-    """What one look at an image gives: what its values are (see ``measure_image``), and its picture, but of images of
-    more than 8 bits or other bands.
+    """What one look at an image gives: what its values are (see ``measure_image``), its picture, but of images of more
+    than 8 bits or other bands, and what decoding changes in it.
     """
 
     measured: Measured | None
     reduced: ReducedImage | None
+    marks: tuple[Mark, ...] = ()
 
 
 def examine_image(content: bytes, *, where: str, least: int = 1) -> Examined:
@@ -184,34 +168,57 @@ def examine_image(content: bytes, *, where: str, least: int = 1) -> Examined:
         UnreadableImage: the bytes give no picture.
     """
     with _explaining(content, where):
+        if is_array(content):
+            return Examined(run_interruptibly(partial(measure_array, content), pixels=len(content)), None)
         raster = _read_raster(content, where)
+        pages: tuple[Mark, ...] = ("first",) if has_more_pages(content) else ()
         if raster is not None:
-            return Examined(measure(raster), None)
+            return Examined(measure(raster), None, (*mark_raster(raster), *pages))
         finish = partial(_examine, where=where)
-        (measured, picture, orientation), size = _open_with_pillow(
+        (measured, picture, marks, orientation), size = _open_with_pillow(
             content, where=where, reduced=8, finish=finish, least=least
         )
         if picture is None:
-            return Examined(measured, None)
+            return Examined(measured, None, (*marks, *pages))
         factor = max(1, round(size[0] / picture.width))
         (width, height), upright = size[::-1] if orientation in _LYING else size, _upright(picture, orientation)
-        return Examined(measured, ReducedImage(upright, (width / factor, height / factor), (width, height)))
+        return Examined(
+            measured, ReducedImage(upright, (width / factor, height / factor), (width, height)), (*marks, *pages)
+        )
 
 
-def _read_raster(content: bytes, where: str, *, all_deep: bool = True) -> Raster | None:
-    """See ``read_raster``; within the bounds of decoding."""
+def _read_raster(
+    content: bytes, where: str, *, channels: int = 3, axes: Axes | None = None, all_deep: bool = True
+) -> Raster | None:
+    """See ``read_raster`` and ``read_array``; within the bounds of decoding."""
     _refuse(find_excess(content), where)
+    if is_array(content):
+        return read_array(content, channels=channels, axes=axes)
     return run_interruptibly(partial(read_raster, content, all_deep=all_deep), pixels=len(content))
 
 
-def _examine(image: Image.Image, *, where: str) -> tuple[Measured | None, Image.Image | None, int]:
-    """What a loaded picture's values are, the picture as stored where they have 8 bits, and its EXIF orientation."""
+def _examine(image: Image.Image, *, where: str) -> tuple[Measured | None, Image.Image | None, tuple[Mark, ...], int]:
+    """What a loaded picture's values are, the picture as stored where they have 8 bits, what decoding changes in it,
+    and its EXIF orientation.
+    """
     deep, orientation = read_deep_grey(image), _orientation(image)
     if deep is not None:
-        return measure(deep), None, orientation
+        return measure(deep), None, mark_raster(deep), orientation
     picture = _eight_bit(image, channels=3, where=where)
-    most = max(high for _, high in picture.getextrema())  # type: ignore[misc]  # of three bands
-    return Measured(3, "uint8", 0.0, 0.0, most, most) if most <= DARK else None, picture, orientation
+    extrema: Any = picture.getextrema()  # of three bands
+    most = max(high for _, high in extrema)
+    marks = (*mark_picture(image, extrema), *_mark_frames(image))
+    return Measured(3, "uint8", 0.0, 0.0, most, most) if most <= DARK else None, picture, marks, orientation
+
+
+def _mark_frames(image: Image.Image) -> tuple[Mark, ...]:
+    """Whether it is an animation; the picture is not to be used any more, for that may look for its second frame."""
+    try:
+        return ("first",) if image.format in _ANIMATED and getattr(image, "is_animated", False) else ()
+    except RunError:
+        raise
+    except Exception:  # Pillow's decoders raise anything on a damaged frame, which is not used
+        return ()
 
 
 def _take_bands(image: Image.Image) -> Raster:
@@ -247,7 +254,7 @@ def _explaining(content: bytes, where: str) -> Iterator[None]:
     except NoPicture as error:
         raise UnreadableImage(where, str(error)) from None
     except UnidentifiedImageError:
-        raise UnreadableImage(where, _what_it_is(content)) from None
+        raise UnreadableImage(where, describe_content(content)) from None
     except Exception as error:  # Pillow's decoders raise anything on damaged files: SyntaxError, struct.error, ...
         raise UnreadableImage(where, _why(error, said)) from error
 
@@ -461,30 +468,6 @@ def _bands(image: Image.Image) -> Iterator[tuple[int, int, int, int]]:
     rows = max(1, _BAND_PIXELS // width)
     for top in range(0, height, rows):
         yield 0, top, width, min(height, top + rows)
-
-
-def _what_it_is(content: bytes) -> str:
-    accepted = "accepted are " + ", ".join(list_formats())
-    head = content[:512].lstrip().lower()
-    if head.startswith((b"<!doctype html", b"<html", b"<head")) or b"<html" in head:
-        return f"it is a web page (HTML), not an image; {accepted}"
-    if content[4:8] == b"ftyp":
-        brand = content[8:12].decode("ascii", "replace").strip()
-        name = _BRANDS.get(brand, brand)
-        if name == "HEIF" and name not in list_formats():
-            return "its format is HEIF (HEIC), which is read with pillow-heif: pip install pillow-heif"
-        return f"the {name} data are damaged" if name in list_formats() else f"its format is {name}; {accepted}"
-    for magic, name in _MAGIC.items():
-        if content.startswith(magic):
-            return f"its format is {name}; {accepted}"
-    if content.startswith(b"version https://git-lfs"):
-        return "it is a Git LFS pointer, not an image; fetch the files themselves with git lfs pull"
-    if b"<svg" in head:
-        return f"its format is SVG; {accepted}"
-    for magic, name in _DAMAGED.items():
-        if content.startswith(magic):
-            return f"the {name} data are damaged"
-    return f"it is not an image of a known format; {accepted}"
 
 
 def _why(error: Exception, said: Sequence[str] = ()) -> str:

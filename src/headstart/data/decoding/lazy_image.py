@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from headstart.data.decoding.arrays import Axes
 from headstart.data.decoding.crops import Box, Frame, Size
 from headstart.data.decoding.decode import Jpeg, decode_bands, decode_image, open_jpeg, open_reduced_jpeg
 from headstart.data.decoding.interruptible import run_interruptibly
@@ -50,17 +51,25 @@ class LazyImage:
         UnreadableImage: it gives no picture; so do the methods.
     """
 
-    def __init__(self, content: bytes, *, where: str, channels: int = 3, levels: Levels | None = None) -> None:
-        self._content, self._where, self._channels, self._levels = content, where, channels, levels
+    def __init__(
+        self,
+        content: bytes,
+        *,
+        where: str,
+        channels: int = 3,
+        levels: Levels | None = None,
+        axes: Axes | None = None,
+    ) -> None:
+        self._content, self._where, self._channels = content, where, channels
         self._jpeg = open_jpeg(content, where=where)
         self._whole = self._bands = None
         if channels not in (1, 3):
             values = torch.from_numpy(
-                np.ascontiguousarray(decode_bands(content, where=where, channels=channels, levels=levels))
+                np.ascontiguousarray(decode_bands(content, where=where, channels=channels, levels=levels, axes=axes))
             )
             self._bands, self._jpeg = DecodedImage(values, size=(values.shape[1], values.shape[0])), None
         elif not self._jpeg:
-            self._whole = decode_image(content, where=where, channels=channels, levels=levels)
+            self._whole = decode_image(content, where=where, channels=channels, levels=levels, axes=axes)
         size = self._bands.size if self._bands else self._jpeg.size if self._jpeg else self.whole().size
         self.size: Size = size[::-1] if self._jpeg and self._jpeg.orientation in _LYING else size
 

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from headstart.data.decoding.decode import ReducedImage, examine_image
+from headstart.data.decoding.marks import Mark
 from headstart.data.decoding.raster import Measured
 
 Floats = NDArray[np.float32]
@@ -47,18 +48,18 @@ def _waves() -> Floats:
 _WAVES = _waves()
 
 
-def shrink_image(content: bytes, *, where: str) -> tuple[bytes, Measured | None]:
+def shrink_image(content: bytes, *, where: str) -> tuple[bytes, Measured | None, tuple[Mark, ...]]:
     """The 16 x 16 grey values that a fingerprint is of, none where the picture is too small to have one, or of more
-    than 8 bits or other bands; and what ``measure_image`` finds, in the same look at it.
+    than 8 bits or other bands; what ``measure_image`` finds, and what decoding changes, in the same look at it.
 
     Raises:
         UnreadableImage: the bytes give no picture.
     """
     found = examine_image(content, where=where, least=_SIDE)
     if found.reduced is None or min(found.reduced.size) < _LEAST_SIDE:
-        return b"", found.measured
+        return b"", found.measured, found.marks
     small = _resize(found.reduced, _SIDE, Image.Resampling.BILINEAR, mode="L")
-    return small.tobytes(), found.measured
+    return small.tobytes(), found.measured, found.marks
 
 
 def make_fingerprints(shrunk: Sequence[bytes]) -> list[str]:

@@ -43,7 +43,8 @@ class Raster:
 @dataclass(frozen=True)
 class Measured:
     """What the values of a picture are: how many bands, NumPy's name of their kind, the smallest and largest one, and
-    between what all but a thousandth at each end lie.
+    between what all but a thousandth at each end lie. ``first``: of a saved array of three axes, whose ``bands`` are
+    its last one, how many it has if they are its first one; 0 of either where its sides would not be accepted.
     """
 
     bands: int
@@ -52,6 +53,7 @@ class Measured:
     low: float
     high: float
     most: float
+    first: int | None = None
 
 
 class NoPicture(ValueError):
@@ -141,10 +143,11 @@ def scale_raster(raster: Raster, *, levels: Levels | None, channels: int) -> NDA
         taken, alpha = channels, False  # a band like the others
     if taken not in (1, 3, channels) or (channels not in (1, 3) and taken != channels):
         raise NoPicture(explain_bands(taken, channels))
-    levels = levels or _find_full_range(raster)
+    if levels is None or raster.values.dtype == np.uint8:
+        levels = _find_full_range(raster)  # a range is of pictures of more than 8 bits
     height, width, _ = raster.values.shape
     scaled = np.empty((height, width, channels), dtype=np.uint8)
-    for rows in _iterate_bands(height, width):
+    for rows in _iterate_bands(height, width * max(1, taken // 3)):
         part = _scale(raster.values[rows, :, :taken], levels)
         if alpha:
             opacity = raster.values[rows, :, -1:].astype(np.float32) / _full(raster.values.dtype)

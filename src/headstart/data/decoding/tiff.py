@@ -21,6 +21,7 @@ _LONGEST = 16  # the type of 64 bits without a sign
 _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _SAMPLES, _ROWS = 256, 257, 258, 259, 277, 278
 _STRIPS, _STRIP_BYTES, _TILE_WIDTH, _TILE_HEIGHT, _TILES, _TILE_BYTES = 273, 279, 322, 323, 324, 325
 _READ = frozenset((*range(254, 285), 296, *range(317, 340), 530))  # by Pillow, each as a tuple of Python's numbers
+_SUBFILE, _SMALLER = 254, 1  # a tag, and its flag of reduced pictures
 _OLD_JPEG, _JPEG, _LZMA = 6, 7, 34925
 _SPARE = 2**20
 
@@ -36,12 +37,15 @@ class Tag:
 
 @dataclass(frozen=True)
 class Directory:
-    """The first one of a file: its tags by number, all its entries, and the bytes that reading its values reads."""
+    """One of a file: its tags by number, all its entries, the bytes that reading its values reads, and where the next
+    one is (0: there is none).
+    """
 
     order: str
     tags: Mapping[int, Tag]
     entries: int
     value_bytes: int
+    following: int = 0
 
 
 def find_tag_excess(content: bytes) -> str | None:
@@ -105,31 +109,42 @@ def _tag_excess(content: bytes, found: Directory | None) -> str | None:
     return None
 
 
-def read_directory(content: bytes) -> Directory | None:
-    """The first one; None where there is none. Later tags of the same number are left out, as decoders do."""
+def has_more_pages(content: bytes) -> bool:
+    """Whether another picture follows the first one, which is no smaller copy of it."""
+    found = read_directory(content)
+    second = read_directory(content, at=found.following) if found is not None and found.following else None
+    return second is not None and not read_first(content, second, _SUBFILE, 0) & _SMALLER
+
+
+def read_directory(content: bytes, *, at: int | None = None) -> Directory | None:
+    """The one at this place, by itself the first; None where there is none. Later tags of the same number are left
+    out, as decoders do.
+    """
     if not content.startswith(MAGICS):
         return None
     order, big = "<" if content.startswith(b"II") else ">", b"+" in content[2:4]
     form, size = (f"{order}HHQ", 20) if big else (f"{order}HHL", 12)
     offset, number = ("Q", 8) if big else ("L", 4)
     try:
-        (place,) = struct.unpack_from(order + offset, content, 8 if big else 4)
+        (place,) = struct.unpack_from(order + offset, content, 8 if big else 4) if at is None else (at,)
         (entries,) = struct.unpack_from(f"{order}{'Q' if big else 'H'}", content, place)
-    except struct.error:
+    except (struct.error, OverflowError):
         return None
     place += 8 if big else 2
     tags: dict[int, Tag] = {}
     total = 0
-    for at in range(place, place + size * min(entries, MAX_TAGS), size):
-        if at + size > len(content):
+    for entry in range(place, place + size * min(entries, MAX_TAGS), size):
+        if entry + size > len(content):
             break
-        tag, kind, count = struct.unpack_from(form, content, at)
-        length, value = count * _UNITS.get(kind, 0), at + size - number
+        tag, kind, count = struct.unpack_from(form, content, entry)
+        length, value = count * _UNITS.get(kind, 0), entry + size - number
         if length > number:
             (value,) = struct.unpack_from(order + offset, content, value)
             total += min(length, max(0, len(content) - value))
         tags.setdefault(tag, Tag(kind, count, value))
-    return Directory(order, tags, entries, total)
+    end = place + size * entries
+    (following,) = struct.unpack_from(order + offset, content, end) if end + number <= len(content) else (0,)
+    return Directory(order, tags, entries, total, following)
 
 
 def read_numbers(content: bytes, found: Directory, tag: int) -> NDArray[np.int64]:

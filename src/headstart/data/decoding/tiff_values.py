@@ -94,6 +94,17 @@ def read_tiff_values(content: bytes) -> TiffValues | None:
     return TiffValues(values, orientation, alpha=bool(len(extra)) and int(extra[-1]) in _ALPHA)
 
 
+def make_tiff(values: NDArray[np.generic]) -> bytes:
+    """A TIFF of these numbers (H, W, S), of which ``read_tiff_values`` gives all bands."""
+    height, width, samples = values.shape
+    dtype = values.dtype.newbyteorder("<")
+    body = np.ascontiguousarray(values, dtype).tobytes()
+    numbers = next(number for number, kind in _KINDS.items() if kind == dtype.kind)
+    tags = {_WIDTH: [width], _HEIGHT: [height], _BITS: [8 * dtype.itemsize] * samples, _COMPRESSION: [1]}
+    tags |= {_PHOTOMETRIC: [_BLACK_IS_ZERO], _STRIPS: [8], _SAMPLES: [samples], _ROWS: [height]}
+    return _make_file(tags | {_STRIP_BYTES: [len(body)], _FORMAT: [numbers] * samples}, body)
+
+
 def _is_ours(content: bytes, found: Directory) -> bool:
     """Whether it has more than 8 bits, or bands that are no colours."""
     photometric = read_first(content, found, _PHOTOMETRIC, _BLACK_IS_ZERO)

@@ -14,19 +14,22 @@ from torch import Tensor
 
 from headstart.config.home import expand_home
 from headstart.data.decoding.decode import encode_image, printable
+from headstart.data.decoding.tiff_values import make_tiff
 from headstart.data.sources.files import read_file
 from headstart.data.sources.samples import some, walk
 from headstart.data.sources.source import Record
 from headstart.errors import DataError
 
 AnyImage = str | Path | bytes | Image.Image | np.ndarray[Any, Any] | Tensor
-"""A path to an image or to a folder of images, a file's bytes, a picture, or uint8 pixels (H, W, 3)."""
+"""A path to an image or to a folder of images, a file's bytes, a picture, uint8 pixels (H, W, 3), or numbers (H, W, C)
+of other bands."""
 AnyImages = AnyImage | Iterable[AnyImage]
 
 _KINDS = (str, Path, bytes, bytearray, memoryview, Image.Image, np.ndarray, Tensor)
+_NUMBERS = ("uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64", "float16", "float32", "float64")
 _ACCEPTED = (
     "accepted are a path, a folder, the bytes of an image file, a PIL image, and a NumPy array or torch tensor of "
-    "uint8 pixels (H, W, 3)"
+    "uint8 pixels (H, W, 3); for a model of other bands, numbers (H, W, C)"
 )
 
 
@@ -109,17 +112,22 @@ def _check_kind(image: object, where: str) -> None:
         return
     if not isinstance(image, np.ndarray | Tensor):
         raise DataError(f"{where}: type {type(image).__name__} is not an image; {_ACCEPTED}")
-    kind, shape = str(image.dtype).removeprefix("torch."), tuple(image.shape)
-    if kind == "uint8" and len(shape) == 3 and shape[2] == 3 and min(shape) > 0:
+    kind, shape = getattr(image.dtype, "name", str(image.dtype)).removeprefix("torch."), tuple(image.shape)
+    if len(shape) == 3 and min(shape) > 0 and (kind == "uint8" if shape[2] == 3 else _has_bands(kind, shape)):
         return
     word = "tensor" if isinstance(image, Tensor) else "array"
     raise DataError(f"{where}: {word} of {kind} {shape}; {_ACCEPTED}{_remedy(kind, shape)}")
 
 
+def _has_bands(kind: str, shape: tuple[int, ...]) -> bool:
+    """Whether these are numbers (H, W, C); a picture of one or three pixels in height has its channels first."""
+    return kind in _NUMBERS and shape[0] not in (1, 3)
+
+
 def _remedy(kind: str, shape: tuple[int, ...]) -> str:
     if len(shape) == 4:
         return "; a batch is given as list(images)"
-    if len(shape) == 3 and shape[0] == 3 != shape[2]:
+    if len(shape) == 3 and shape[0] in (1, 3) and shape[2] != 3:
         return "; channels go last: NumPy's transpose(1, 2, 0), torch's permute(1, 2, 0)"
     if len(shape) == 2:
         return "; a grey picture is given as PIL.Image.fromarray(pixels)"
@@ -129,6 +137,8 @@ def _remedy(kind: str, shape: tuple[int, ...]) -> str:
 def _encode(image: Any, where: str) -> bytes:
     if isinstance(image, Tensor):
         image = image.detach().cpu().numpy()
+    if isinstance(image, np.ndarray) and image.shape[2] != 3:
+        return make_tiff(image)
     if isinstance(image, np.ndarray):
         image = Image.fromarray(np.ascontiguousarray(image))
     return encode_image(image, where=where) if isinstance(image, Image.Image) else bytes(image)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from headstart.config.schema import Data
-from headstart.data.decoding.decode import FORMATS, printable
+from headstart.data.decoding.decode import printable
+from headstart.data.decoding.formats import ACCEPTED
+from headstart.data.sources.caution import Caution
 from headstart.data.sources.existing import TABLE_SUFFIXES
 from headstart.data.sources.files import list_as_files
 from headstart.data.sources.folder_layout import LAYOUT, ClassFolder, read_layout
@@ -16,6 +19,7 @@ from headstart.data.sources.names import check_count, check_names
 from headstart.data.sources.samples import (
     Listing,
     is_image,
+    is_passed_over,
     key_of,
     some,
     subfolders,
@@ -27,6 +31,8 @@ from headstart.tasks.classify import CLASSIFY
 from headstart.tasks.kinds import KINDS, find_kind
 from headstart.wording import option
 
+_ENDINGS = 4  # that are named
+
 
 def list_folders(data: Data, *, source: Path, kind: str) -> Listing:
     """Every image under the class folders, with its class and, where given, its split.
@@ -37,25 +43,31 @@ def list_folders(data: Data, *, source: Path, kind: str) -> Listing:
     _refuse_table_options(data, source=source, kind=kind)
     layout = read_layout(source, data)
     found: list[tuple[Record, Path]] = []
-    notes: list[str] = list(layout.notes)
+    others: list[str] = []
     empty: dict[str, Path] = {}
     for place in layout.classes:
         walked = walk(place.folder, root=source)
-        notes += _describe_left_out(place.folder, source=source, count=len(walked.others))
+        others += [key_of(path, root=source) for path in walked.others]
         if not walked.images:
             empty[place.label] = place.folder
         found += [(_record(path, place=place, source=source), path) for path in walked.images]
     groups = group_by_name([record.name for record, _ in found], data.group, source=printable(source))
     found = [(replace(record, group=group), path) for (record, path), group in zip(found, groups, strict=True)]
-    for top in layout.tops:
-        notes += _loose_images(top)
+    loose = [key_of(path, root=source) for top in layout.tops for path in _list_loose(top)]
     names = sorted({label for record, _ in found for label in record.labels})
     where = printable(source)
     check_names({*names, *empty}, source=where, word=CLASSIFY.noun)
     _refuse_empty(empty, names=names)
     check_count(names, source=where + _hint_at_nested_folder(source, names), kind=CLASSIFY.name)
     files = list_as_files(found, given=source, root=source)
-    return Listing(source=files, kind=CLASSIFY.name, names=tuple(names), records=files.listed, notes=tuple(notes))
+    return Listing(
+        source=files,
+        kind=CLASSIFY.name,
+        names=tuple(names),
+        records=files.listed,
+        notes=layout.notes,
+        cautions=(*_warn_of_others(others), *_warn_of_loose(loose)),
+    )
 
 
 def _record(path: Path, *, place: ClassFolder, source: Path) -> Record:
@@ -86,27 +98,43 @@ def _refuse_table_options(data: Data, *, source: Path, kind: str) -> None:
 def _refuse_empty(empty: Mapping[str, Path], *, names: list[str]) -> None:
     if not names and empty:
         shown = some(sorted(empty))
-        raise DataError(f"no images in any class folder ({shown}); accepted formats: {', '.join(FORMATS)}. {LAYOUT}")
+        raise DataError(f"no images in any class folder ({shown}); accepted formats: {ACCEPTED}. {LAYOUT}")
     missing = sorted(set(empty) - set(names))
     if missing:
         raise DataError(
-            f"{printable(empty[missing[0]])}: the class folder has no images (accepted: {', '.join(FORMATS)}); "
+            f"{printable(empty[missing[0]])}: the class folder has no images (accepted: {ACCEPTED}); "
             f"add some, or remove the folder"
         )
 
 
-def _describe_left_out(folder: Path, *, source: Path, count: int) -> list[str]:
-    if count == 0:
-        return []
-    return [f"{key_of(folder, root=source)}: {count} {'files are' if count > 1 else 'file is'} no image and left out"]
+def _warn_of_others(names: list[str]) -> tuple[Caution, ...]:
+    """A warning of files in class folders that are no images, by their endings."""
+    if not names:
+        return ()
+    endings = Counter(PurePosixPath(name).suffix.lower() or "no ending" for name in names).most_common(_ENDINGS)
+    kinds = ", ".join(f"{count} {ending}" for ending, count in endings)
+    text = f"{_count(names, 'file is', 'files are')} no image and left out ({kinds}, e.g. {names[0]!r})"
+    advice = f"where they are pictures, save them in a format that is read ({ACCEPTED}); else they may stay"
+    return (Caution(text=text, count=len(names), example=names[0], advice=advice),)
 
 
-def _loose_images(top: Path) -> list[str]:
-    loose = [child.name for child in top.iterdir() if child.is_file() and is_image(child)]
-    if not loose:
-        return []
-    where = printable(top)
-    return [f"{where}: {len(loose)} {'images are' if len(loose) > 1 else 'image is'} in no class folder and left out"]
+def _list_loose(top: Path) -> list[Path]:
+    return sorted(
+        child for child in top.iterdir() if child.is_file() and is_image(child) and not is_passed_over(child.name)
+    )
+
+
+def _warn_of_loose(names: list[str]) -> tuple[Caution, ...]:
+    """A warning of images beside the class folders."""
+    if not names:
+        return ()
+    text = f"{_count(names, 'image is', 'images are')} in no class folder and left out, e.g. {some(names, limit=2)}"
+    advice = "move them into the folders of their classes, or away"
+    return (Caution(text=text, count=len(names), example=names[0], advice=advice),)
+
+
+def _count(names: list[str], one: str, several: str) -> str:
+    return f"{len(names)} {several if len(names) > 1 else one}"
 
 
 def _hint_at_nested_folder(source: Path, names: list[str]) -> str:

@@ -24,8 +24,8 @@ def label_images(
     """Return images from Python with their labels, as a source for ``hs.train``, ``hs.open_images``, ``hs.evaluate``.
 
     Args:
-        ``images``: A list of paths, bytes of image files, PIL images, or arrays and tensors of uint8 pixels (H, W, 3);
-            or all of them as one array or tensor (N, H, W, 3).
+        ``images``: A list of paths, bytes of image files, PIL images, or arrays and tensors of uint8 pixels (H, W, 3),
+            for a model of other bands of numbers (H, W, C); or all of them as one array or tensor (N, H, W, C).
         ``labels``: Per image its class, a text or whole number, or its tags, a list of such. Classes are named and
             sorted as text.
         ``numbers``: Instead of ``labels``, per target the numbers of all images: ``{"price": [1.5, 2.0]}``.

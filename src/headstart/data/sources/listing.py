@@ -38,7 +38,8 @@ def list_source(data: Data, *, kind: AskedKind, known: Sequence[str] = (), given
     if data.group is not None or any(record.split == "val" for record in listing.records):
         return listing
     answers: list[object] = [record.labels or (*record.numbers.values(),) for record in listing.records]
-    return replace(listing, cautions=describe_frames([record.name for record in listing.records], answers))
+    frames = describe_frames([record.name for record in listing.records], answers)
+    return replace(listing, cautions=(*listing.cautions, *frames))
 
 
 def list_unlabelled(data: Data) -> Files:

@@ -26,11 +26,11 @@ SPLITS: dict[str, Split] = {
 """Names of splits, in lower case, as folders and tables spell them."""
 
 _DECODED = {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".dib", ".tif", ".tiff", ".avif"}
-_DECODED |= {".jp2", ".j2k", ".jpf", ".jpx", ".ppm", ".pgm", ".pbm", ".pnm", ".pfm", ".heic", ".heif"}
+_DECODED |= {".jp2", ".j2k", ".jpf", ".jpx", ".ppm", ".pgm", ".pbm", ".pnm", ".pfm", ".heic", ".heif", ".npy"}
 _OTHER = {".jxl", ".tga", ".psd", ".dds", ".exr", ".hdr", ".svg", ".ico"}
 IMAGE_SUFFIXES = frozenset(_DECODED | _OTHER)
 """Files that count as images; the ones that cannot be decoded are then named with their reason, not passed over."""
-_BEGINNINGS = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a", b"II*\x00", b"MM\x00*")
+_BEGINNINGS = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a", b"II*\x00", b"MM\x00*", b"\x93NUMPY")
 _PASSED_OVER = frozenset({"__macosx", "@eadir", "__pycache__", "lost+found", "thumbs.db", "desktop.ini"})
 
 
@@ -135,7 +135,16 @@ def walk(folder: Path, *, root: Path) -> Walked:
                 continue
             check_link(path, root=root)
             (images if is_image(path) else others).append(path)
+    beside = _find_arrays_beside_pictures(images)
+    others, images = others + beside, [path for path in images if path not in set(beside)] if beside else images
     return Walked(images=tuple(sorted(images)), others=tuple(sorted(others)))
+
+
+def _find_arrays_beside_pictures(images: Sequence[Path]) -> list[Path]:
+    """Arrays that are called like a picture beside them: they say something about it, such as landmarks or a mask."""
+    arrays = [path for path in images if path.suffix.lower() == ".npy"]
+    pictures = {path.with_suffix("") for path in images if path.suffix.lower() != ".npy"} if arrays else set()
+    return [path for path in arrays if path.with_suffix("") in pictures]
 
 
 def check_link(path: Path, *, root: Path) -> None:
