@@ -6,19 +6,20 @@ Evaluate it on labelled images, predict new ones; the bits are those of training
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import overload
 
+import torch
 from torch import nn
 
 from headstart.config.schema import Data
 from headstart.data.batch import Batch, Pair
 from headstart.data.decoding.decode import UnreadableImage, printable
 from headstart.data.images import image_batches
-from headstart.data.labelled import Subject, choose_labelled_batches
+from headstart.data.labelled import Labelled, Subject, choose_labelled_batches
 from headstart.data.loader import Batches
 from headstart.data.sources.as_given import AnyImages
 from headstart.data.sources.samples import some
@@ -28,13 +29,14 @@ from headstart.reports.headline import describe_evaluation
 from headstart.runs.bundle import OpenedRun, describe_trained, open_run, read_used_images
 from headstart.runs.folder import write_rows
 from headstart.runs.run import Run
-from headstart.tasks.kinds import find_kind, measure_present
+from headstart.tasks.kinds import find_kind, measure_present, name_metric
 from headstart.tasks.task import TaskKind, TaskSpec
 from headstart.training.evaluate import Evaluation, Predictions, evaluate_iterable
 from headstart.training.evaluate import evaluate as evaluate_module
 from headstart.training.evaluate import predict as predict_module
 from headstart.training.precision import Precision, usable_device
 
+_NAMED = 3
 AnyRun = str | Path | Run | OpenedRun
 """A run's folder or the bundle in it, what ``hs.train`` returned, or what ``hs.open_run`` gave."""
 
@@ -235,7 +237,8 @@ def evaluate(
         ``device``: With a run only, cpu, cuda, ...; auto takes the accelerator if there is one, and leaves a model that
             is open already where it is.
         ``include_trained``: With a run only, whether images that it was trained on count as well; the note says how
-            many. They are known by their bytes: a copy that was saved again is another image.
+            many. They are known by their bytes; copies that were resized or saved again are never left out, but
+            named in the note, with the main metric without them.
 
     Returns:
         The ``metrics`` by name, the ``predictions``, the ``truth`` beside them ((N,) labels, (N, K) tags or (N, T)
@@ -371,20 +374,36 @@ def _evaluate_readable(opened: OpenedRun, data: Data, *, given: Source | None, i
         batch_size=opened.evaluated.batch_size,
     )
     try:
-        return _evaluate_labelled(opened, *choose(scanned=False))
+        return _evaluate_labelled(opened, choose(scanned=False))
     except UnreadableImage:  # then all of them are told, or left out
-        return _evaluate_labelled(opened, *choose(scanned=True))
+        return _evaluate_labelled(opened, choose(scanned=True))
 
 
-def _evaluate_labelled(opened: OpenedRun, batches: Batches, which: str) -> Evaluation:
-    settings = opened.evaluated
+def _evaluate_labelled(opened: OpenedRun, labelled: Labelled) -> Evaluation:
+    settings, batches = opened.evaluated, labelled.batches
     batches = replace(batches, batch_size=settings.size_for(len(batches.samples)))
     found = evaluate_module(opened.model, batches, precision=settings.precision, memory_format=settings.memory_format)
     outputs, metric = found.predictions.outputs, _read_metric(opened)
     metrics, absent = measure_present(opened.task, outputs, found.truth, metric=metric)
     nouns = find_kind(opened.task.kind).nouns
     left_out = f"; no image has {some(absent)}, left out of means over {nouns}" if absent else ""
-    return replace(found, metrics=metrics, note=which + left_out)
+    alike = _describe_lookalikes(opened.task, found, labelled.lookalikes, metric=metric)
+    return replace(found, metrics=metrics, note=labelled.which + alike + left_out)
+
+
+def _describe_lookalikes(task: TaskSpec, found: Evaluation, names: Sequence[str], *, metric: str) -> str:
+    """What is said of images that look as those of training do: how many, and the main metric without them."""
+    if not names:
+        return ""
+    alike = set(names)
+    rows = torch.tensor([name not in alike for name in found.predictions.keys])
+    key, rest = name_metric(task, metric), ""
+    if rows.any():
+        without, _ = measure_present(task, found.predictions.outputs[rows], found.truth[rows], metric=metric)
+        rest = f"; without them {key} is {without[key]:.4g} on {int(rows.sum())}" if key in without else ""
+    shown = some(list(names), limit=_NAMED)
+    look = "looks" if len(names) == 1 else "look"
+    return f"; {len(names)} of them {look} as images of its training do, perhaps resized or saved again ({shown}){rest}"
 
 
 def _predict_batches(opened: OpenedRun, batches: Batches) -> list[Prediction]:

@@ -43,14 +43,14 @@ def test_a_layout_has_one_mapping_or_is_refused(layout: Layout, tmp_path: Path, 
     assert images.classes == layout.classes
     task = TaskSpec.from_dict(json.loads(json_bytes(images.task.to_dict())))
     assert task == images.task
-    evaluated, _ = choose_labelled_batches(
+    evaluated = choose_labelled_batches(
         Data(source=str(source), image="image" if layout.table else "auto"),
         given=None,
         subject=Subject(task=task, preprocess=preprocess, used=None),
         batch_size=4,
         scanned=True,
     )
-    for sample in (*images.train.samples, *images.val.samples, *evaluated.samples):
+    for sample in (*images.train.samples, *images.val.samples, *evaluated.batches.samples):
         assert images.classes[sample.target] == label_of(sample.key, layout), sample.key
 
 
@@ -75,14 +75,14 @@ def test_a_class_that_the_new_images_lack_shifts_no_other(tmp_path: Path, load, 
     source = make(layout, tmp_path)
     task = load(source).task
     shutil.rmtree(source / "1")
-    evaluated, _ = choose_labelled_batches(
+    evaluated = choose_labelled_batches(
         Data(source=str(source)),
         given=None,
         subject=Subject(task=task, preprocess=preprocess, used=None),
         batch_size=4,
         scanned=True,
     )
-    assert {(sample.key.split("/")[0], sample.target) for sample in evaluated.samples} == {("10", 1), ("2", 2)}
+    assert {(sample.key.split("/")[0], sample.target) for sample in evaluated.batches.samples} == {("10", 1), ("2", 2)}
 
 
 def test_there_are_as_many_layouts_as_promised() -> None:

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from headstart.config.schema import Cache, Data
 from headstart.data.axes import choose_axes
 from headstart.data.levels import refuse_bands
 from headstart.data.loader import Batches, available_cores, make_evaluation_batches, worker_count
-from headstart.data.scan import Scan, hash_records, refuse_unreadable, scan_records
+from headstart.data.scan import Scan, identify_records, refuse_unreadable, scan_records
 from headstart.data.sources.listing import list_source
 from headstart.data.sources.samples import Listing, Sample, make_target, some
 from headstart.data.sources.source import Record, Source
-from headstart.data.used_images import Unseen, UsedImages, choose_unseen
+from headstart.data.used_images import Unseen, UsedImages, choose_unseen, find_lookalikes
 from headstart.errors import DataError
 from headstart.models.preprocess import Preprocess
 from headstart.storage.disk_cache import DiskCache, cache_folder
@@ -34,9 +34,20 @@ class Subject:
     include_trained: bool = False
 
 
+@dataclass(frozen=True, kw_only=True)
+class Labelled:
+    """Labelled images to evaluate. ``which``: what they are, a phrase; ``lookalikes``: names of those that look as
+    images that the model was trained on do.
+    """
+
+    batches: Batches
+    which: str
+    lookalikes: tuple[str, ...] = ()
+
+
 def choose_labelled_batches(
     data: Data, *, given: Source | None, subject: Subject, batch_size: int, scanned: bool
-) -> tuple[Batches, str]:
+) -> Labelled:
     """The source's test images, else its validation images, else all of it, without those that the model was trained
     on, and which they are.
 
@@ -58,7 +69,7 @@ def choose_labelled_batches(
     if not readable:
         raise DataError(f"{listing.source.name}: none of the {len(records)} images can be read")
     preprocess = _choose_axes(subject.preprocess, data, scan, source=listing.source.name)
-    unseen = _leave_out_trained(listing.source, readable, subject, digests=None if scan is None else scan.hashes)
+    unseen, lookalikes = _leave_out_trained(listing.source, readable, subject, scan)
     samples = tuple(
         Sample(
             record=record if scan is None else replace(record, digest=scan.hashes[record.name]),
@@ -78,7 +89,8 @@ def choose_labelled_batches(
     )
     which = f"{len(samples)} {unseen.noun or split or 'labelled'} images of {listing.source.name}{unseen.note}"
     unreadable = len(records) - len(readable)
-    return batches, f"{which}, {unreadable} unreadable left out" if unreadable else which
+    which += f", {unreadable} unreadable left out" if unreadable else ""
+    return Labelled(batches=batches, which=which, lookalikes=lookalikes)
 
 
 def _choose_axes(preprocess: Preprocess, data: Data, scan: Scan | None, *, source: str) -> Preprocess:
@@ -92,16 +104,21 @@ def _choose_axes(preprocess: Preprocess, data: Data, scan: Scan | None, *, sourc
 
 
 def _leave_out_trained(
-    source: Source, records: Sequence[Record], subject: Subject, *, digests: Mapping[str, str] | None
-) -> Unseen:
-    """The records that the model was not trained on; ``digests``: SHA-256 by name, where they are known."""
-    if subject.used is None:
+    source: Source, records: Sequence[Record], subject: Subject, scan: Scan | None
+) -> tuple[Unseen, tuple[str, ...]]:
+    """The records that the model was not trained on, and the names of those that look as if it was."""
+    used = subject.used
+    if used is None:
         note = "; which images the run was trained on is not in its bundle, so these may be among them"
-        return Unseen(records=tuple(records), noun=None, note=note)
-    if digests is None:
+        return Unseen(records=tuple(records), noun=None, note=note), ()
+    if scan is None:
         scans = DiskCache(cache_folder(), limit_bytes=int(Cache().limit_gb * 1e9))
-        digests = hash_records(source, records, threads=available_cores(), disk_cache=scans)
-    return choose_unseen(records, digests, subject.used, include_trained=subject.include_trained, source=source.name)
+        known = identify_records(source, records, threads=available_cores(), disk_cache=scans)
+    else:
+        known = {name: (digest, scan.fingerprints[name]) for name, digest in scan.hashes.items()}
+    digests, prints = ({name: pair[place] for name, pair in known.items()} for place in (0, 1))
+    unseen = choose_unseen(records, digests, used, include_trained=subject.include_trained, source=source.name)
+    return unseen, find_lookalikes(unseen.records, prints, digests, used)
 
 
 def _check_names(listing: Listing, task: TaskSpec) -> None:

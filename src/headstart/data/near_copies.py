@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
@@ -94,11 +94,30 @@ def find_like_pairs(fingerprints: Sequence[str]) -> list[tuple[int, int]]:
     most = _PAIRS_PER_IMAGE * len(values)
     found = [np.zeros(0, dtype=np.int64)]
     for band in range(_BANDS):
-        turned = np.roll(values.view(np.uint8).reshape(-1, 8), 2 * band, axis=1).reshape(-1).view(np.uint64)
-        found += _hold_against(turned, most=most)
+        found += _hold_against(_turn(values, band), most=most)
     numbers = np.unique(np.concatenate(found))[:most]
     low = (1 << _PLACE_BITS) - 1
     return [(int(places[number >> _PLACE_BITS & low]), int(places[number & low])) for number in numbers]
+
+
+def find_alike(fingerprints: Sequence[str], known: Collection[int]) -> list[int]:
+    """Places of those that differ from one of the ``known`` fingerprints, numbers of 64 bits, in at most 8 of them."""
+    numbers, found = np.fromiter(known, dtype=np.uint64, count=len(known)), set[int]()
+    asked = {place: np.uint64(int(text, 16)) for place, text in enumerate(fingerprints) if text}
+    for band in range(_BANDS):
+        ordered = np.sort(_turn(numbers, band))
+        for place in asked.keys() - found:
+            (value,) = _turn(np.array([asked[place]]), band)
+            at = int(np.searchsorted(ordered, value))
+            beside = ordered[max(0, at - _NEIGHBOURS) : at + _NEIGHBOURS]
+            if len(beside) and np.bitwise_count(beside ^ value).min() <= _MOST_BITS:
+                found.add(place)
+    return sorted(found)
+
+
+def _turn(values: NDArray[np.uint64], band: int) -> NDArray[np.uint64]:
+    """The values with another of the bands of 16 bits first."""
+    return np.roll(values.view(np.uint8).reshape(-1, 8), 2 * band, axis=1).reshape(-1).view(np.uint64)
 
 
 def _hold_against(values: NDArray[np.uint64], *, most: int) -> Iterator[NDArray[np.int64]]:

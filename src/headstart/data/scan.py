@@ -49,6 +49,7 @@ class Unreadable:
 class Scan:
     """What the pass found. ``hashes``: SHA-256 of each readable image, by name; ``duplicates``: names of equal ones;
     ``near_copies``: names of two that differ, but show one picture, resized or saved again (of equal ones the first);
+    ``fingerprints``: of each readable image, empty of one that has none (see ``decoding/likeness.py``);
     ``stamps``: what the source says of each readable one (of a file size, times and inode), empty where that proves
     nothing; ``known``: how many were not decoded, since they are what an earlier scan found; ``not_kept``: why what was
     found is not kept for later ones, as a sentence; ``measured``: by name, the values of images of more than 8 bits or
@@ -60,6 +61,7 @@ class Scan:
     unreadable: tuple[Unreadable, ...]
     duplicates: tuple[tuple[str, ...], ...]
     near_copies: tuple[tuple[str, str], ...] = ()
+    fingerprints: Mapping[str, str] = field(default_factory=dict, repr=False)
     stamps: Mapping[str, tuple[int, ...]] = field(default_factory=dict, repr=False)
     known: int = 0
     not_kept: str | None = None
@@ -138,6 +140,7 @@ def scan_records(
         ),
         duplicates=_duplicates(hashes),
         near_copies=tuple(sorted((one.name, other.name) for one, other in copies)),
+        fingerprints={name: found[name].fingerprint for name in hashes},
         stamps={name: found[name].stamp for name in hashes},
         known=sum(one.known for one in found.values()),
         not_kept=problem,
@@ -147,24 +150,26 @@ def scan_records(
     )
 
 
-def hash_records(
+def identify_records(
     source: Source, records: Sequence[Record], *, threads: int, disk_cache: DiskCache | None = None
-) -> dict[str, str]:
-    """SHA-256 of every record's bytes, by name, without decoding any; taken from what earlier scans found, as above.
+) -> dict[str, tuple[str, str]]:
+    """SHA-256 and fingerprint of every record's image, by name; taken from what earlier scans found, and kept, as
+    above.
 
-    Raises: UnreadableImage: an image has no bytes.
+    Raises: UnreadableImage: an image cannot be read.
     """
-    findings, _ = _read_findings(source, disk_cache)
-    hashing = map_in_threads(partial(_hash, source, findings), records, threads=threads)
-    with closing(hashing) as digests:
-        return {record.name: digest for record, digest in zip(records, digests, strict=True)}
-
-
-def _hash(source: Source, findings: Findings, record: Record) -> str:
-    before = findings.images.get(record.name, NOTHING_FOUND)
-    if before.stamp and is_stamped(source) and source.stamp(record) == before.stamp:
-        return before.digest
-    return hashlib.sha256(read_content(source, record)[0]).hexdigest()
+    findings, problem = _read_findings(source, disk_cache)
+    examine, outcomes = partial(_examine, source, findings), list[_Outcome]()
+    for start in range(0, len(records), _AT_ONCE):
+        part = records[start : start + _AT_ONCE]
+        with hear_warnings(), closing(map_in_threads(examine, part, threads=threads)) as examined:
+            outcomes += _add_fingerprints(list(examined))
+    for record, one in zip(records, outcomes, strict=True):
+        if one.digest is None:
+            raise UnreadableImage(source.where(record), one.reason)
+    if disk_cache is not None and problem is None:
+        _keep_findings(source, disk_cache, [one for one in outcomes if not one.known], {})
+    return {one.name: (str(one.digest), one.fingerprint) for one in outcomes}
 
 
 def _read_findings(source: Source, disk_cache: DiskCache | None) -> tuple[Findings, str | None]:

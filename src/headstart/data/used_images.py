@@ -1,8 +1,9 @@
 """Which images a run was trained, validated and tested on, so that no later evaluation takes them for new ones.
 
 Of each image the first 8 bytes of its SHA-256 are in the bundle: 8 MB for a million images. The chance that any of a
-million others begins with the same bytes is 1 in 18 million. Copies are recognised by their bytes only: a picture that
-was saved again, or resized, is another one.
+million others begins with the same bytes is 1 in 18 million. Of training images there are the fingerprints as well, 8
+bytes each, by which a picture that was saved again, or resized, is recognised. Two different pictures may look as much
+alike from far away, and the training images are not there to be compared: such are told, and not left out.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load as read_tensors
 
 from headstart.data.images import Images
+from headstart.data.near_copies import find_alike
 from headstart.data.sources.samples import Sample, some
 from headstart.data.sources.source import Record
 from headstart.errors import DataError, ModelError
@@ -30,18 +32,25 @@ _NAMED = 3
 
 @dataclass(frozen=True, kw_only=True)
 class UsedImages:
-    """The beginnings of the SHA-256 of a run's images, by split."""
+    """The beginnings of the SHA-256 of a run's images, by split. ``looks``: fingerprints of its training images, none
+    in bundles that an earlier headstart wrote.
+    """
 
     train: frozenset[int]
     val: frozenset[int]
     test: frozenset[int]
+    looks: frozenset[int] = frozenset()
 
     @classmethod
     def of(cls, images: Images) -> UsedImages:
         """Those of a run's data."""
         test = images.test.samples if images.test is not None else ()
         splits = {"train": images.train.samples, "val": images.val.samples, "test": test}
-        return cls(**{name: _shorten(sample.digest for sample in samples) for name, samples in splits.items()})
+        prints = (images.scan.fingerprints.get(sample.key, "") for sample in images.train.samples)
+        looks = frozenset(_to_signed(text) for text in prints if text)
+        return cls(
+            **{name: _shorten(sample.digest for sample in samples) for name, samples in splits.items()}, looks=looks
+        )
 
     def to_buffers(self) -> Buffers:
         """The content of the bundle's file."""
@@ -52,7 +61,8 @@ class UsedImages:
         """What ``to_buffers`` wrote.  Raises: ModelError: it is something else."""
         try:
             tensors = read_tensors(content)
-            return cls(**{name: frozenset(map(int, tensors[name].tolist())) for name in ("train", "val", "test")})
+            names = [name for name in ("train", "val", "test", "looks") if name != "looks" or name in tensors]
+            return cls(**{name: frozenset(map(int, tensors[name].tolist())) for name in names})
         except (SafetensorError, KeyError, TypeError, ValueError) as error:
             raise ModelError(f"{where}: {error}; not a bundle that this headstart wrote") from error
 
@@ -84,7 +94,7 @@ def choose_unseen(
     trained = [record.name for record in records if short[record.name] in used.train]
     shown = some(trained, limit=_NAMED)
     if not trained:
-        return Unseen(records=tuple(records), noun=None, note="")
+        return Unseen(records=tuple(records), noun=None, note=_name_validated(records, short, used))
     if include_trained or any(held.issuperset(short.values()) for held in (used.test, used.val)):
         note = f"; the run was trained on {len(trained)} of them ({shown})"
         return Unseen(records=tuple(records), noun=None, note=note)
@@ -104,7 +114,28 @@ def choose_unseen(
             f"{source}: the run was trained on all {len(records)} images that are to be evaluated, e.g. {shown}; "
             f"give images that it has not seen, or take these all the same: {switch('include_trained')}"
         )
-    return Unseen(records=left, noun=None, note=f"; left out: {len(trained)} that the run was trained on ({shown})")
+    note = f"; left out: {len(trained)} that the run was trained on ({shown}){_name_validated(left, short, used)}"
+    return Unseen(records=left, noun=None, note=note)
+
+
+def _name_validated(records: Sequence[Record], short: Mapping[str, int], used: UsedImages) -> str:
+    """What is said of the run's validation images among others; nothing where all are, which is its own split."""
+    names = [record.name for record in records if short[record.name] in used.val - used.test]
+    if not names or len(names) == len(records):
+        return ""
+    return f"; {len(names)} of them chose the run's epoch, as its validation images ({some(names, limit=_NAMED)})"
+
+
+def find_lookalikes(
+    records: Sequence[Record], prints: Mapping[str, str], digests: Mapping[str, str], used: UsedImages
+) -> tuple[str, ...]:
+    """The names of images that look as one that the run was trained on does, and are not the same file.
+
+    prints, digests: fingerprint and SHA-256 by name.
+    """
+    others = [record.name for record in records if _shorten_one(digests[record.name]) not in used.train]
+    known = {look % 2**64 for look in used.looks}
+    return tuple(others[place] for place in find_alike([prints[name] for name in others], known))
 
 
 def list_trained(samples: Iterable[Sample], used: UsedImages) -> list[str]:
@@ -118,4 +149,8 @@ def _shorten(digests: Iterable[str]) -> frozenset[int]:
 
 def _shorten_one(digest: str) -> int:
     """The first 8 bytes of a SHA-256 as a number that a tensor can hold."""
-    return int.from_bytes(bytes.fromhex(digest[:_DIGITS]), "big", signed=True)
+    return _to_signed(digest[:_DIGITS])
+
+
+def _to_signed(digits: str) -> int:
+    return int.from_bytes(bytes.fromhex(digits), "big", signed=True)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from headstart.data.loader import Batches
 from headstart.data.sources.samples import some
-from headstart.data.used_images import USED_IMAGES, UsedImages, list_trained
+from headstart.data.used_images import USED_IMAGES, UsedImages, find_lookalikes, list_trained
 from headstart.events import Decision
 from headstart.planning.draft import Draft
 from headstart.storage.durable import read_folder
@@ -28,4 +29,17 @@ def name_trained_before(draft: Draft) -> Draft:
             value = f"{len(names)} of {len(split.samples)} {noun} images ({some(names, limit=_NAMED)})"
             why = f"{bundle} was trained on them, so that the {noun} comes out too good; keep its split, or give others"
             draft = draft.decide(Decision("seen before", value, why))
+        if split is not None:
+            draft = _name_lookalikes(draft, noun, split, used, bundle)
     return draft
+
+
+def _name_lookalikes(draft: Draft, noun: str, split: Batches, used: UsedImages, bundle: Path) -> Draft:
+    scan = draft.images.scan
+    records = [sample.record for sample in split.samples]
+    names = find_lookalikes(records, scan.fingerprints, scan.hashes, used)
+    if not names:
+        return draft
+    value = f"{len(names)} of {len(records)} {noun} images look as images that it was trained on do"
+    why = f"{bundle}: resized or saved again ({some(names, limit=_NAMED)}), they make the {noun} too good; remove them"
+    return draft.decide(Decision("seen before", value, why))
