@@ -6,7 +6,7 @@ Each line is a public function that you can call yourself.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -51,7 +51,7 @@ from headstart.storage.durable import lock_folder
 from headstart.surgery.generators import keep_generators
 from headstart.surgery.module_copy import InPlace
 from headstart.tasks.losses import LossFunction
-from headstart.tasks.own_metrics import MetricFunction
+from headstart.tasks.own_metrics import GivenMetrics, read_own
 from headstart.training.phases import train_phases
 from headstart.training.precision import keep_kernels, usable_device
 from headstart.wording import option
@@ -64,7 +64,7 @@ def train(
     loss: LossFunction | None = None,
     data: Source | None = None,
     transform: PixelFunction | None = None,
-    metrics: Mapping[str, MetricFunction] | None = None,
+    metrics: GivenMetrics | None = None,
     resume: bool = False,
     allow_inexact: bool = False,
     watch: Watch | Literal["progress"] | None = "progress",
@@ -86,7 +86,8 @@ def train(
         ``transform``: Your own change of each training image after headstart's: a function of pixels, uint8 (C, H, W),
             that returns as many. What it draws from torch, NumPy or ``random`` is a function of seed, image and epoch.
         ``metrics``: Your own metrics beside the task's, ``{"top_2": f}``: functions (outputs, truth) of one number, of
-            probabilities (N, K) and labels (N,), or of tags or numbers (N, K) both.
+            probabilities (N, K) and labels (N,), or of tags or numbers (N, K) both. ``{"top_2": (f, "higher")}`` says
+            which way is better; then ``config.metric`` may be "top_2", and the epoch that is best in it is kept.
         ``resume``: Go on from the last good checkpoint in the run folder; the result is the same to the bit as without
             the interruption.
         ``allow_inexact``: Resume even where something that decides the bits (versions, threads, device, ...) has
@@ -114,7 +115,7 @@ def train(
         >>> sorted(run.metrics)
         ['accuracy', 'macro_f1', 'nll']
     """
-    own = Own(data=data, transform=transform, metrics=metrics or {})
+    own = Own(data=data, transform=transform, metrics=read_own(metrics))
     return _train(
         _Asked(config=config, model=model, loss=loss, own=own, allow_inexact=allow_inexact, watch=watch, resume=resume)
     )
@@ -128,7 +129,7 @@ def repeat(
     loss: LossFunction | None = None,
     data: Source | None = None,
     transform: PixelFunction | None = None,
-    metrics: Mapping[str, MetricFunction] | None = None,
+    metrics: GivenMetrics | None = None,
     allow_inexact: bool = False,
     watch: Watch | Literal["progress"] | None = "progress",
 ) -> Run:
@@ -172,7 +173,7 @@ def repeat(
     repeated = expand_home(run)
     asked = _Asked(
         config=config or repeat_config(repeated), model=model, loss=loss,
-        own=Own(data=data, transform=transform, metrics=metrics or {}),
+        own=Own(data=data, transform=transform, metrics=read_own(metrics)),
         allow_inexact=allow_inexact, watch=watch, repeated=repeated,
     )  # fmt: skip
     refuse_other_options(repeated, asked.config)
@@ -295,6 +296,7 @@ def finish(
     loss: LossFunction | None = None,
     data: Source | None = None,
     transform: PixelFunction | None = None,
+    metrics: GivenMetrics | None = None,
     device: str | None = None,
     watch: Watch | Literal["progress"] | None = "progress",
 ) -> Run:
@@ -309,6 +311,7 @@ def finish(
         ``loss``: Your own function, if the run was given one.
         ``data``: Your own images, if the run was given them.
         ``transform``: Your own transform, if the run was given one.
+        ``metrics``: Your own metrics, if the run was given some.
         ``device``: Where it is evaluated, such as cpu or cuda; None takes the run's.
         ``watch``: A function that is called with what is found on the way; left out, it is shown, and None is silent.
 
@@ -332,13 +335,13 @@ def finish(
     with _isolate_call("hs.finish"), lock_folder(run), open_watch(watch) as emit:
         if is_finished(run):
             return read_finished_run(run, model=model)
-        check_stopped(run, own=model is not None)
+        check_stopped(run, own=model is not None, metrics=metrics or ())
         with own_turn():
             prepared = prepare(
                 config,
                 module=model,
                 loss=loss,
-                own=Own(data=data, transform=transform),
+                own=Own(data=data, transform=transform, metrics=read_own(metrics)),
                 emit=emit,
                 recorded=read_choices(run),
             )
@@ -357,6 +360,8 @@ def plan(
     model: nn.Module | None = None,
     loss: LossFunction | None = None,
     data: Source | None = None,
+    transform: PixelFunction | None = None,
+    metrics: GivenMetrics | None = None,
     watch: Watch | None = None,
 ) -> Plan:
     """Decide everything that ``hs.train`` would decide, and write nothing.
@@ -368,6 +373,8 @@ def plan(
         ``model``: Your own module instead of ``config.model.name``.
         ``loss``: Your own function (outputs, targets) that returns one loss per sample (B,), or (losses, weights).
         ``data``: Your own images instead of ``config.data.source``, as for ``hs.train``.
+        ``transform``: Your own change of training images, as for ``hs.train``.
+        ``metrics``: Your own metrics, as for ``hs.train``.
         ``watch``: A function that is called with what is found on the way, such as the progress of the data's scan.
 
     Returns:
@@ -388,4 +395,5 @@ def plan(
         True
     """
     with _isolate_call("hs.plan"), own_turn(), open_watch(watch) as emit:
-        return prepare(check(config), module=model, loss=loss, own=Own(data=data), emit=emit).plan
+        own = Own(data=data, transform=transform, metrics=read_own(metrics))
+        return prepare(check(config), module=model, loss=loss, own=own, emit=emit).plan

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 import headstart as hs
+from headstart.cli.main import main
 from headstart.data.transforms.own import OwnTransform
 from headstart.errors import ConfigError, DataError
 
@@ -120,3 +121,86 @@ def test_own_metrics_stand_beside_the_others_in_every_epoch_and_in_the_result(tr
 def test_metrics_that_cannot_be_are_refused(trained, metrics, why: str) -> None:
     with pytest.raises(ConfigError, match=why):
         trained("run", metrics=metrics)
+
+
+class Counted:
+    """A metric that grows by one with every evaluation of a run."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def __call__(self, outputs: Tensor, truth: Tensor) -> int:
+        self.calls += 1
+        return self.calls
+
+
+@pytest.mark.parametrize(("better", "best"), [("higher", 2), ("lower", 1)])
+def test_an_own_metric_chooses_the_epoch_by_its_direction(trained, better: str, best: int) -> None:
+    sections = SMALL | {"metric": "count", "stop": {"patience": 1}}
+    run = trained("run", sections=sections, metrics={"count": (Counted(), better)})
+    assert run.note.startswith(f"epoch {best} ")
+
+
+def test_the_report_shows_an_own_metric_like_one_of_headstarts(trained) -> None:
+    metrics = {"top_2": (top_2, "higher"), "dollars": lambda *_: 224900.25}
+    run = trained("run", sections=SMALL | {"metric": "top_2"}, metrics=metrics)
+    assert run.headline.startswith(f"top_2: {run.metrics['top_2']:.4g} on the ")
+    page = (run.path / "report.html").read_text()
+    assert "<p>top_2, on the validation images</p>" in page and "Validation top_2" in page
+    assert '<th scope="row">top_2 <span class="range">your own; higher is better</span></th>' in page
+    assert '<th scope="row">dollars <span class="range">your own</span></th><td class="n">224,900</td>' in page
+    assert (
+        "<code>headstart predict" in page
+        and "hs.repeat(" in page
+        and "metrics=metrics" in page
+        and "<code>headstart train" not in page
+    )
+
+
+def test_a_metric_of_unknown_direction_or_name_chooses_nothing(trained, settings, tmp_path: Path) -> None:
+    sections = SMALL | {"metric": "top_2"}
+    for metrics, why in (
+        (None, r"metric: 'top_2' is unknown \(accepted: auto, .* hs\.train\(config, metrics={\"top_2\": \(f, "),
+        ({"top2": top_2}, "metric: 'top_2' is unknown; did you mean top2?"),
+        ({"top_2": top_2}, r"metric: top_2 .* is not known; say it .* metrics={\"top_2\": \(f, \"higher\"\)}, or"),
+        ({"top_2": (top_2, "max")}, r"metrics: top_2: 'max' says no direction; accepted: \"higher\" or \"lower\""),
+        ({"top_2:a": top_2}, "metrics: 'top_2:a' is no name"),
+    ):
+        with pytest.raises(ConfigError, match=why):
+            trained("run", sections=sections, metrics=metrics)
+        with pytest.raises(ConfigError, match=why):
+            hs.plan(hs.load_config(settings(**sections)), metrics=metrics)
+    assert not (tmp_path / "run").exists()
+    assert hs.load_config(flags={"metric": "Macro F1"}).metric == "macro_f1"
+
+
+def test_a_run_with_an_own_metric_goes_on_with_the_same_function_alone(trained, tmp_path: Path) -> None:
+    sections, seen = SMALL | {"metric": "top_2"}, 0
+
+    def stop(event: object) -> None:
+        nonlocal seen
+        seen += isinstance(event, hs.StepDone | hs.EpochDone)
+        if isinstance(event, hs.StepDone) and event.epoch == 2:
+            raise Stop
+
+    with pytest.raises(Stop):
+        trained("cut", sections=sections, metrics={"top_2": (top_2, "higher")}, watch=stop)
+    for metrics, why in (
+        ({"top_2": (Counted(), "higher")}, "the SHA-256 of the metric's own code was"),
+        ({"top_2": (top_2, "lower")}, "the metric's direction was higher, is lower"),
+    ):
+        with pytest.raises(ConfigError, match=why):
+            trained("cut", sections=sections, metrics=metrics, resume=True)
+    with pytest.raises(ConfigError, match=r"hs\.finish\('.*cut', metrics={\"top_2\": \(f, \"higher\"\)}\)"):
+        hs.finish(tmp_path / "cut", watch=None)
+    stopped = hs.finish(tmp_path / "cut", metrics={"top_2": (top_2, "higher")}, watch=None)
+    assert stopped.headline.startswith("top_2: ")
+    assert trained("cut", sections=sections, metrics={"top_2": (top_2, "higher")}, resume=True).metrics["top_2"] > 0
+
+
+def test_commands_refuse_an_own_metric_before_they_look_at_data(trained, capsys) -> None:
+    run = trained("run", sections=SMALL | {"metric": "top_2"}, metrics={"top_2": (top_2, "higher")})
+    for line in (["train", "nowhere", "--metric", "top_2"], ["train", "--repeat", str(run.path)]):
+        assert main(line) == 2
+        said = capsys.readouterr().err
+        assert "metric: 'top_2' is unknown" in said and 'metrics={"top_2": (f, "higher")}' in said

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from headstart.config.home import expand_home
 from headstart.config.load import load_config
+from headstart.config.metric import refuse_unknown
 from headstart.config.schema import Config, Data
 from headstart.errors import ConfigError, ModelError
 
@@ -18,6 +19,7 @@ def read_command_config(data: str | None, file: str | None, flags: Mapping[str, 
     """
     named = {"data.source": data} if data is not None else {}
     config = load_config(file, flags={**flags, **named})
+    refuse_unknown(config.metric)
     if config.data.source is None:
         raise ConfigError("DATA is missing; give a folder of class folders or a table, e.g. headstart train photos/")
     return config

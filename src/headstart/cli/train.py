@@ -15,6 +15,7 @@ from headstart.cli.output import list_places, result, write
 from headstart.config.flags import EVERY, parse_args
 from headstart.config.home import expand_home
 from headstart.config.load import is_of_run
+from headstart.config.metric import refuse_unknown
 from headstart.config.schema import Config
 from headstart.errors import ConfigError, Error, OthersFailed
 from headstart.reports.progress import Progress
@@ -82,4 +83,6 @@ def _read_config(args: Train, flags: Mapping[str, object]) -> Config:
             )
     from headstart.runs.repeat import repeat_config  # imports torch
 
-    return repeat_config(expand_home(args.repeat), data=args.data, flags=flags)
+    config = repeat_config(expand_home(args.repeat), data=args.data, flags=flags)
+    refuse_unknown(config.metric)
+    return config

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from pydantic import TypeAdapter
 
 Tree = dict[str, Any]
+_WORDS_FIRST = ("metric",)  # text, but a word of the list where it is one
 _PATHS = ("data.source", "data.images", "model.name", "model.weights", "out")
 
 
@@ -177,7 +178,8 @@ def _write_as_meant(tree: Tree) -> None:
             holder[name] = str(expand_home(value))  # type: ignore[index]  # value came from it
         choices = options(leaf.annotation)
         words = {_fold(str(word)): word for choice in choices for word in choice.values}
-        if not any(choice.type is str for choice in choices) and _fold(value) in words:
+        is_open = path not in _WORDS_FIRST and any(choice.type is str for choice in choices)
+        if not is_open and _fold(value) in words:
             holder[name] = words[_fold(value)]  # type: ignore[index]
 
 

@@ -26,6 +26,7 @@ from headstart.config.rules import Until as Until
 from headstart.config.sizes import LARGEST, SMALLEST, Form
 
 ClassWeights = Literal["none", "balanced"] | dict[str, Positive]
+HeadstartMetric = Literal["auto", "accuracy", "macro_f1", "balanced_accuracy", "nll", "ap", "mae", "rmse", "r2"]
 _STRICT: Any = {"extra": "forbid", "use_attribute_docstrings": True}  # pydantic's: unknown names are errors
 
 
@@ -452,10 +453,11 @@ class Config:
     """Everything random is a function of it."""
     out: str | None = None
     """Run folder; default: runs/ and the data's name."""
-    metric: Literal["auto", "accuracy", "macro_f1", "balanced_accuracy", "nll", "ap", "mae", "rmse", "r2"] = "auto"
+    metric: HeadstartMetric | str = "auto"
     """Validation metric by which an epoch is the best, which is kept and which the report shows first (ap: average
     precision, the mean over classes or tags). auto: accuracy, ap of tags, mae of numbers (of their logarithms with
-    data.log). Of several numbers: the mean share of the error that their median, or mean, would have."""
+    data.log). Of several numbers: the mean share of the error that their median, or mean, would have. In Python
+    also the name of a function of your own, given with its direction as ``metrics``."""
     cache: Cache = field(default_factory=Cache)
     checkpoint: Checkpoint = field(default_factory=Checkpoint)
     stop: Stop = field(default_factory=Stop)

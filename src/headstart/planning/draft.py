@@ -22,7 +22,7 @@ from headstart.surgery.freeze import Fixed
 from headstart.surgery.head import HeadSwap
 from headstart.surgery.module_copy import InPlace
 from headstart.tasks.losses import LossFunction
-from headstart.tasks.own_metrics import MetricFunction
+from headstart.tasks.own_metrics import OwnMetric
 from headstart.training.phases import TrainingPlan
 from headstart.training.rules import StepRules
 
@@ -47,12 +47,12 @@ class Own:
     Attributes:
         ``data``: A source of images, or None.
         ``transform``: A function that changes the pixels of a training image, or None.
-        ``metrics``: Functions of outputs and truth, by name.
+        ``metrics``: Functions of outputs and truth with their directions, by name.
     """
 
     data: Source | None = None
     transform: PixelFunction | None = None
-    metrics: Mapping[str, MetricFunction] = field(default_factory=dict)
+    metrics: Mapping[str, OwnMetric] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

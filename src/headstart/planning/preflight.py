@@ -32,7 +32,7 @@ from headstart.planning.idle import name_idle_options
 from headstart.planning.loading import choose_workers
 from headstart.planning.loss import choose_loss
 from headstart.planning.memory import check_memory, measure_memory
-from headstart.planning.metric import choose_metric
+from headstart.planning.metric import check_metric, choose_metric
 from headstart.planning.model import choose_model
 from headstart.planning.own_state import check_own_state
 from headstart.planning.peft import add_adapters
@@ -50,6 +50,7 @@ from headstart.training.precision import MEMORY_FORMATS
 from headstart.wording import option
 
 OPENED: tuple[Callable[[Draft], Draft], ...] = (
+    check_metric,
     choose_device,
     choose_allocator,
     check_parallel,

@@ -23,6 +23,8 @@ _BEGAN = {
     "module": "the module's own code",
     "loss": "the loss's own code",
     "transform": "the transform's own code",
+    "metric": "the metric's own code",
+    "better": "the metric's direction",
 }
 _UNUSUAL = {"switches": ""}  # headstart 0.1 did not record it
 _NAMED = {("model", "weights"), ("model", "coverage")}

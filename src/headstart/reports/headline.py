@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from headstart.config.metric import METRICS
 from headstart.reports.run_record import RunRecord
 from headstart.tasks.intervals import Interval
 from headstart.tasks.kinds import find_kind, name_metric
@@ -21,7 +22,8 @@ _OF_A_NUMBER = ("mae", "rmse", "r2", "mae_log10")  # labels that a target's name
 class Metric:
     """One number of the result; ``better`` says which way is good.
 
-    ``validation`` is the number on the validation images where ``value`` is that on the test images.
+    ``validation`` is the number on the validation images where ``value`` is that on the test images. ``better`` is ""
+    of a metric of the user's own whose direction was not said.
     """
 
     key: str
@@ -71,9 +73,10 @@ def describe_evaluation(
 ) -> tuple[str, tuple[str, ...]]:
     """The main metric of labelled images in a line, and what to know beside it; "" where they do not define it.
 
-    ``metric`` is the word of ``--metric``, ``rows`` are those of predictions.csv.
+    ``metric`` is the word of ``--metric``, or the name of a metric of the user's own; ``rows`` are those of
+    predictions.csv.
     """
-    key = name_metric(task, metric)
+    key = name_metric(task, metric) if metric in METRICS else metric
     if key not in metrics:
         return "", ()
     kind = find_kind(task.kind)
@@ -114,6 +117,7 @@ def list_metrics(record: RunRecord, scores: RowScores | None, *, on: str) -> tup
     finished = scores if record.result is not None else None  # predictions belong to the finished run
     keys = [main] * (main in latest) + keys
     rows = [_make_metric(record.kind, record.names, finished, latest, key) for key in keys]
+    rows = [replace(row, better=find_direction(record, row.key)) for row in rows]
     if on == "test":
         rows = [replace(row, validation=_float(validation.get(row.key))) for row in rows]
     return tuple(rows)
@@ -124,6 +128,13 @@ def find_main(record: RunRecord, metrics: Mapping[str, Any]) -> str:
     asked = record.metric
     candidates = (asked, asked.removeprefix("relative_"), record.kind.metrics["auto"])
     return next((key for key in candidates if key in metrics), asked)
+
+
+def find_direction(record: RunRecord, key: str) -> str:
+    """Which way of a metric is good, higher or lower; "" where nobody said it of one of the user's own."""
+    if key in record.own_metrics:
+        return record.own_metrics[key] or ""
+    return "lower" if is_lower_better(key) else "higher"
 
 
 def find_mismatch(record: RunRecord, scores: RowScores | None, main: Metric | None) -> str:
@@ -140,7 +151,7 @@ def find_mismatch(record: RunRecord, scores: RowScores | None, main: Metric | No
 
 def label_metric(kind: Kind, names: Sequence[str], key: str) -> str:
     """What a metric is called in text, with the name of the one target that it is of."""
-    label = LABELS.get(key, key.replace("_", " "))
+    label = LABELS.get(key, key)
     if not kind.gives_numbers:
         return label
     if len(names) > 1:
@@ -210,7 +221,7 @@ def _compare_with_probe(record: RunRecord) -> tuple[str, ...]:
         (probe if of_head else after).extend(value for value in values if isinstance(value, int | float))
     if not probe or not after:
         return ()
-    pick = min if is_lower_better(key) else max
+    pick = min if find_direction(record, key) == "lower" else max
     first, last = pick(probe), pick(after)
     if last != first and pick(first, last) == last:
         return ()
@@ -224,13 +235,13 @@ def _compare_with_probe(record: RunRecord) -> tuple[str, ...]:
 def _make_metric(
     kind: Kind, names: Sequence[str], scores: RowScores | None, latest: Mapping[str, Any], key: str
 ) -> Metric:
-    baseline, says = kind.find_baseline(key, latest, scores)
+    baseline, says = kind.find_baseline(key, latest, scores) if key in LABELS else (None, "")
     return Metric(
         key=key,
         label=label_metric(kind, names, key),
         value=_float(latest[key]),
         better="lower" if is_lower_better(key) else "higher",
-        interval=scores.find_interval(key) if scores is not None else None,
+        interval=scores.find_interval(key) if scores is not None and key in LABELS else None,
         baseline=baseline,
         baseline_says=says,
     )
@@ -244,6 +255,8 @@ def format_metric(value: float, key: str) -> str:
     """A metric's value as text: shares in per cent, scores with three digits, errors in the target's unit."""
     if not math.isfinite(value):
         return "–"
+    if key.partition(":")[0] not in LABELS:  # of the user's own: of any size
+        return format_amount(value)
     if is_share(key):
         return format_share(value)
     if key.startswith(("mae", "rmse")) and not key.endswith("log10"):

@@ -171,6 +171,8 @@ def _commands(record: RunRecord) -> Sequence[Mapping[str, str]]:
     """What to type next, with what it does: only what works on the run as it is now."""
     objects = _list_objects(record)
     go_on, finish, use = _python_commands(record, objects) if objects else _shell_commands(record)
+    if not objects.keys() & {"model=net", "data=images"}:  # functions alone: the model is used as any other
+        use = _shell_commands(record)[2]
     again = [] if was_inexact(record.environment) else [_repeat_command(record, objects)]  # else it is refused
     if record.result is None:
         return [go_on, *([finish] if record.epochs else []), *again]
@@ -188,10 +190,14 @@ def _repeat_command(record: RunRecord, objects: Mapping[str, str]) -> Mapping[st
 def _list_objects(record: RunRecord) -> Mapping[str, str]:
     """What the run was given in Python, which no command has: its argument, and what that stands for."""
     own_module = bool((record.plan.get("began") or {}).get("module"))
-    data = record.config.get("data")
+    data, began = record.config.get("data"), record.plan.get("began") or {}
     own_data = not (isinstance(data, dict) and data.get("source"))
-    module = {"model=net": "net: the module as it was given to hs.train"} if own_module else {}
-    return module | ({"data=images": "images: as they were given to hs.train"} if own_data else {})
+    objects = {"model=net": "net: the module as it was given to hs.train"} if own_module else {}
+    objects |= {"data=images": "images: as they were given to hs.train"} if own_data else {}
+    for name in ("loss", "transform"):
+        objects |= {f"{name}={name}": f"{name}: the function that hs.train was given"} if began.get(name) else {}
+    own = "metrics: the functions that hs.train was given"
+    return objects | ({"metrics=metrics": own} if record.metric in record.own_metrics else {})
 
 
 Command = Mapping[str, str]
@@ -253,7 +259,8 @@ def _tidy(text: str) -> str:
 def bar(value: float, *, interval: Interval | None, baseline: float | None, whole: float | None) -> Mapping[str, float]:
     """Places in per cent on the scale of the headline: 0 to ``whole``, or to a little beyond the largest number."""
     high = interval.high if interval else value
-    top = whole or max(value, high, baseline or 0.0) * 1.15 or 1.0
+    largest = max(value, high, baseline or 0.0)
+    top = whole if whole and largest <= whole else max(largest, 0.0) * 1.15 or 1.0
     places = {"value": value, "low": interval.low if interval else value, "high": high, "baseline": baseline or 0.0}
     return {name: round(100 * min(max(number / top, 0.0), 1.0), 2) for name, number in places.items()}
 

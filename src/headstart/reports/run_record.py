@@ -72,9 +72,17 @@ class RunRecord:
     def metric(self) -> str:
         """The name of the metric that the best epoch was chosen by."""
         asked, names = self.config.get("metric", "auto"), tuple(self.names)
+        if asked in self.own_metrics:
+            return str(asked)
         log = bool(self.plan["task"].get("log"))
         spec = TaskSpec(kind=self.kind.name, classes=names, targets=names, log=log)
         return name_metric(spec, asked if asked in self.kind.metrics else "auto")
+
+    @property
+    def own_metrics(self) -> Mapping[str, str | None]:
+        """Which way is better of each metric of the user's own; None where it was not said."""
+        found = self.plan.get("own_metrics")
+        return found if isinstance(found, dict) else {}
 
     @property
     def names(self) -> Sequence[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from headstart.config.load import is_of_run, load_config, write_yaml
+from headstart.config.metric import METRICS
 from headstart.config.schema import Config
 from headstart.errors import ConfigError, StorageError
 from headstart.machine import environment
@@ -115,8 +116,9 @@ def read_config(run: Path) -> Config:
     return load_config(run / "config.yaml")
 
 
-def check_stopped(run: Path, *, own: bool) -> None:
-    """Refuse to finish a run that has no weights worth keeping, or whose module is not given (``own``: one is).
+def check_stopped(run: Path, *, own: bool, metrics: Collection[str] = ()) -> None:
+    """Refuse to finish a run that has no weights worth keeping, or whose module (``own``: one is given) or own metric
+    is not among what is given.
 
     Raises: ConfigError. StorageError: its checkpoints or records are damaged.
     """
@@ -126,10 +128,16 @@ def check_stopped(run: Path, *, own: bool) -> None:
             f"{run}: no epoch of the run has been validated, so that it has no best weights; go on with: "
             f"headstart train --config {run / 'config.yaml'} --resume"
         )
-    if ((read_plan(run) or {}).get("began") or {}).get("module") and not own:
+    plan, metric = read_plan(run) or {}, read_config(run).metric
+    began = plan.get("began") or {}
+    missing = {"model=net": "a module"} if began.get("module") and not own else {}
+    if metric not in METRICS and metric not in metrics:
+        pair = f'metrics={{"{metric}": (f, "{began.get("better", "higher")}")}}'
+        missing |= {pair: f"{metric}, the metric that chooses the epoch"}
+    if missing:
         raise ConfigError(
-            f"{run}: a module of your own was trained; finish the run in Python, with the module as it was given to "
-            f"hs.train: hs.finish({str(run)!r}, model=net)"
+            f"{run}: was given {' and '.join(missing.values())} of your own; finish it in Python, with what hs.train "
+            f"was given: hs.finish({str(run)!r}, {', '.join(missing)})"
         )
 
 

@@ -12,6 +12,7 @@ from headstart.errors import ConfigError, DataError
 from headstart.tasks.classify import CLASSIFY
 from headstart.tasks.metrics import is_lower_better
 from headstart.tasks.multilabel import MULTILABEL
+from headstart.tasks.own_metrics import Better
 from headstart.tasks.regress import REGRESS
 from headstart.tasks.task import Kind, TaskSpec
 from headstart.wording import option
@@ -122,14 +123,22 @@ def check_truth(task: TaskSpec, targets: Tensor) -> Tensor:
     return rows.double() if kind.gives_numbers else rows.float()
 
 
-def selection_key(task: TaskSpec, metrics: Mapping[str, float], *, metric: str = "auto") -> tuple[float, ...]:
+def selection_key(
+    task: TaskSpec, metrics: Mapping[str, float], *, metric: str = "auto", better: Better | None = None
+) -> tuple[float, ...]:
     """What "better" means: the metric that was asked for, then the likelihood; compared from the left, more is better.
+    ``better``: the direction of a metric of the user's own, of which ``metric`` is the name.
 
     One that is not there counts as the worst finite number: keys are kept as JSON, which has no infinity.
     """
-    key = name_metric(task, metric)
-    return tuple(_rate(metrics, name) for name in (key, *(tie for tie in find_kind(task.kind).ties if tie != key)))
+    key = name_metric(task, metric) if better is None else metric
+    ties = (tie for tie in find_kind(task.kind).ties if tie != key)
+    is_error = is_lower_better(key) if better is None else better == "lower"
+    return (
+        _rate(metrics, key, is_error=is_error),
+        *(_rate(metrics, tie, is_error=is_lower_better(tie)) for tie in ties),
+    )
 
 
-def _rate(metrics: Mapping[str, float], name: str) -> float:
-    return -metrics.get(name, _WORST) if is_lower_better(name) else metrics.get(name, -_WORST)
+def _rate(metrics: Mapping[str, float], name: str, *, is_error: bool) -> float:
+    return -metrics.get(name, _WORST) if is_error else metrics.get(name, -_WORST)

@@ -37,7 +37,7 @@ from headstart.surgery.halves import Suffix
 from headstart.surgery.layout import iterate_tensors
 from headstart.surgery.replay import NotReplayable
 from headstart.tasks.kinds import selection_key
-from headstart.tasks.own_metrics import MetricFunction, measure_own
+from headstart.tasks.own_metrics import Better, OwnMetric, measure_own
 from headstart.training.activation_cache import CacheRules, open_activations
 from headstart.training.boundary_proof import prove_boundary, refute_boundary
 from headstart.training.evaluate import Evaluation, evaluate, keep_own_state
@@ -83,9 +83,14 @@ class TrainingPlan:
     patience: int
     cache: CacheRules
     metric: str = "auto"
-    """The word of ``--metric``: by what an epoch is better."""
-    own_metrics: Mapping[str, MetricFunction] = field(default_factory=dict)
+    """The word of ``--metric``, or the name of one of the own metrics: by what an epoch is better."""
+    own_metrics: Mapping[str, OwnMetric] = field(default_factory=dict)
     """Metrics of the user's own, by name."""
+
+    @property
+    def better(self) -> Better | None:
+        """Which way of ``metric`` is good, where it is one of the user's own; else None."""
+        return self.own_metrics[self.metric].better if self.metric in self.own_metrics else None
 
 
 def enter_phase(state: TrainState, training_plan: TrainingPlan, index: int) -> Frozen:
@@ -262,19 +267,19 @@ def _with_views(train: Batches, phase: PhasePlan) -> Batches:
 
 
 def _validate(state: TrainState, training_plan: TrainingPlan, event: EpochDone, phase_data: PhaseData) -> EpochDone:
-    val, metric = phase_data.val, training_plan.metric
+    val, metric, better = phase_data.val, training_plan.metric, training_plan.better
     by_weights = {"trained": _metrics(state.model, phase_data.eval_model, val, training_plan)}
     if state.average is not None:
         by_weights["average"] = _metrics(state.average.module, phase_data.eval_average, val, training_plan)
     by_weights = broadcast_object(by_weights)  # the same choice everywhere, whatever the last bit of a machine is
     metrics = by_weights["trained"]
-    keys = {name: selection_key(val.task, values, metric=metric) for name, values in by_weights.items()}
+    keys = {name: selection_key(val.task, found, metric=metric, better=better) for name, found in by_weights.items()}
     name, value = max(keys.items(), key=lambda pair: pair[1])
-    better = state.best is None or value > state.best.score
-    if better:
+    is_best = state.best is None or value > state.best.score
+    if is_best:
         state.best = Best(score=value, step=state.step, epoch=state.epochs_done, weights=name)
     in_last = state.phase == len(training_plan.phases) - 1
-    state.stale_epochs = 0 if better or not in_last else state.stale_epochs + 1
+    state.stale_epochs = 0 if is_best or not in_last else state.stale_epochs + 1
     state.stopped = 0 < training_plan.patience <= state.stale_epochs
     return replace(event, metrics=metrics, average_metrics=by_weights.get("average", {}))
 
@@ -289,10 +294,8 @@ def _metrics(model: nn.Module, suffix: nn.Module | None, val: Batches, training_
 
 def evaluate_as_planned(model: nn.Module, batches: Batches, training_plan: TrainingPlan) -> Evaluation:
     """The evaluation in the run's arithmetic, the user's own metrics among the others."""
-    rules = training_plan.rules
-    found = evaluate(
-        model, batches, precision=rules.evaluated_in, memory_format=rules.memory_format, metric=training_plan.metric
-    )
+    rules, metric = training_plan.rules, "auto" if training_plan.better else training_plan.metric
+    found = evaluate(model, batches, precision=rules.evaluated_in, memory_format=rules.memory_format, metric=metric)
     own = measure_own(training_plan.own_metrics, found.predictions.outputs, found.truth)
     return replace(found, metrics={**found.metrics, **own})
 
