@@ -166,6 +166,17 @@ def test_views_of_two_machines_are_not_one_row(capsys) -> None:
         views.show([*lines[:-1], lines[-1] | {"work": {"cpu": "one"}}])
 
 
+def test_houses_are_held_against_the_mean_predictor_that_the_page_names(shared: Path) -> None:
+    """The median's error, the run's own baseline, is another one."""
+    found = [result for result in main_job.read() if result["key"][0] == "houses"]
+    assert len(found) >= 45
+    for result in found:
+        seed, fold = result["key"][4:6]
+        expected = main_job.measure_mean_predictor(seed, fold)
+        assert result["metrics"][main_job.MEAN_PREDICTOR] == pytest.approx(expected, rel=1e-6)
+    assert "below the mean predictor's" in main_job.TABLE.read_text()
+
+
 def test_the_main_job_counts_only_runs_of_the_same_epochs(tmp_path, monkeypatch) -> None:
     first = main_job.ROWS[0]
     count = len(main_job.values(first, pretrained=True))

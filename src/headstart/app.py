@@ -19,7 +19,7 @@ from headstart.config.home import expand_home
 from headstart.config.load import check
 from headstart.config.schema import Config
 from headstart.data.sources.source import Source
-from headstart.data.transforms.own import PixelFunction
+from headstart.data.transforms.own import GivenTransform, read_transforms
 from headstart.data.workers import explain_deaths
 from headstart.distributed.collectives import broadcast_object, collective_errors
 from headstart.distributed.process_group import check_devices, join_group, was_restarted
@@ -63,7 +63,7 @@ def train(
     model: nn.Module | InPlace | None = None,
     loss: LossFunction | None = None,
     data: Source | None = None,
-    transform: PixelFunction | None = None,
+    transform: GivenTransform | None = None,
     metrics: GivenMetrics | None = None,
     resume: bool = False,
     allow_inexact: bool = False,
@@ -85,6 +85,8 @@ def train(
             with ``name``, ``records``, ``read`` and ``where`` as ``hs.Source`` describes it. A resume needs it again.
         ``transform``: Your own change of each training image after headstart's: a function of pixels, uint8 (C, H, W),
             that returns as many. What it draws from torch, NumPy or ``random`` is a function of seed, image and epoch.
+            ``{"train": f, "val": g}``: ``g`` changes the images of validation and test, and ``hs.evaluate`` and
+            ``hs.predict`` need it again.
         ``metrics``: Your own metrics beside the task's, ``{"top_2": f}``: functions (outputs, truth) of one number, of
             probabilities (N, K) and labels (N,), or of tags or numbers (N, K) both. ``{"top_2": (f, "higher")}`` says
             which way is better; then ``config.metric`` may be "top_2", and the epoch that is best in it is kept.
@@ -115,7 +117,7 @@ def train(
         >>> sorted(run.metrics)
         ['accuracy', 'macro_f1', 'nll']
     """
-    own = Own(data=data, transform=transform, metrics=read_own(metrics))
+    own = Own(data=data, transforms=read_transforms(transform), metrics=read_own(metrics))
     return _train(
         _Asked(config=config, model=model, loss=loss, own=own, allow_inexact=allow_inexact, watch=watch, resume=resume)
     )
@@ -128,7 +130,7 @@ def repeat(
     model: nn.Module | InPlace | None = None,
     loss: LossFunction | None = None,
     data: Source | None = None,
-    transform: PixelFunction | None = None,
+    transform: GivenTransform | None = None,
     metrics: GivenMetrics | None = None,
     allow_inexact: bool = False,
     watch: Watch | Literal["progress"] | None = "progress",
@@ -146,7 +148,7 @@ def repeat(
         ``model``: The module that the run was given, if it was given one.
         ``loss``: The loss that the run was given, if it was given one.
         ``data``: The images that the run was given, if it was given some.
-        ``transform``: The transform that the run was given, if it was given one.
+        ``transform``: The transform or transforms that the run was given, if it was given any.
         ``metrics``: Metrics of your own, as for ``hs.train``.
         ``allow_inexact``: Train even where something that decides the bits (versions, threads, device, ...) differs.
         ``watch``: A function that is called with every event of the run; left out, progress is shown, and None is
@@ -173,7 +175,7 @@ def repeat(
     repeated = expand_home(run)
     asked = _Asked(
         config=config or repeat_config(repeated), model=model, loss=loss,
-        own=Own(data=data, transform=transform, metrics=read_own(metrics)),
+        own=Own(data=data, transforms=read_transforms(transform), metrics=read_own(metrics)),
         allow_inexact=allow_inexact, watch=watch, repeated=repeated,
     )  # fmt: skip
     refuse_other_options(repeated, asked.config)
@@ -295,7 +297,7 @@ def finish(
     model: nn.Module | InPlace | None = None,
     loss: LossFunction | None = None,
     data: Source | None = None,
-    transform: PixelFunction | None = None,
+    transform: GivenTransform | None = None,
     metrics: GivenMetrics | None = None,
     device: str | None = None,
     watch: Watch | Literal["progress"] | None = "progress",
@@ -310,7 +312,7 @@ def finish(
         ``model``: For an architecture of your own, the module as it was given to ``hs.train``.
         ``loss``: Your own function, if the run was given one.
         ``data``: Your own images, if the run was given them.
-        ``transform``: Your own transform, if the run was given one.
+        ``transform``: Your own transform or transforms, if the run was given any.
         ``metrics``: Your own metrics, if the run was given some.
         ``device``: Where it is evaluated, such as cpu or cuda; None takes the run's.
         ``watch``: A function that is called with what is found on the way; left out, it is shown, and None is silent.
@@ -341,7 +343,7 @@ def finish(
                 config,
                 module=model,
                 loss=loss,
-                own=Own(data=data, transform=transform, metrics=read_own(metrics)),
+                own=Own(data=data, transforms=read_transforms(transform), metrics=read_own(metrics)),
                 emit=emit,
                 recorded=read_choices(run),
             )
@@ -360,7 +362,7 @@ def plan(
     model: nn.Module | None = None,
     loss: LossFunction | None = None,
     data: Source | None = None,
-    transform: PixelFunction | None = None,
+    transform: GivenTransform | None = None,
     metrics: GivenMetrics | None = None,
     watch: Watch | None = None,
 ) -> Plan:
@@ -395,5 +397,5 @@ def plan(
         True
     """
     with _isolate_call("hs.plan"), own_turn(), open_watch(watch) as emit:
-        own = Own(data=data, transform=transform, metrics=read_own(metrics))
+        own = Own(data=data, transforms=read_transforms(transform), metrics=read_own(metrics))
         return prepare(check(config), module=model, loss=loss, own=own, emit=emit).plan

@@ -6,7 +6,7 @@ Evaluate it on labelled images, predict new ones; the bits are those of training
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -15,6 +15,7 @@ from typing import overload
 import torch
 from torch import nn
 
+from headstart.config.metric import METRICS
 from headstart.config.schema import Data
 from headstart.data.batch import Batch, Pair
 from headstart.data.decoding.decode import UnreadableImage, printable
@@ -24,12 +25,15 @@ from headstart.data.loader import Batches
 from headstart.data.sources.as_given import AnyImages
 from headstart.data.sources.samples import some
 from headstart.data.sources.source import Source
+from headstart.data.transforms.own import GivenTransform, OwnTransform
 from headstart.errors import ConfigError, DataError, ModelError
 from headstart.reports.headline import describe_evaluation
 from headstart.runs.bundle import OpenedRun, describe_trained, open_run, read_used_images
 from headstart.runs.folder import write_rows
+from headstart.runs.framing import read_framing
 from headstart.runs.run import Run
 from headstart.tasks.kinds import find_kind, measure_present, name_metric
+from headstart.tasks.own_metrics import GivenMetrics, OwnMetric, measure_own, read_own
 from headstart.tasks.task import TaskKind, TaskSpec
 from headstart.training.evaluate import Evaluation, Predictions, evaluate_iterable
 from headstart.training.evaluate import evaluate as evaluate_module
@@ -37,6 +41,7 @@ from headstart.training.evaluate import predict as predict_module
 from headstart.training.precision import Precision, usable_device
 
 _NAMED = 3
+_PREDICT = "hs.predict({run}, IMAGES, transform=g)"
 AnyRun = str | Path | Run | OpenedRun
 """A run's folder or the bundle in it, what ``hs.train`` returned, or what ``hs.open_run`` gave."""
 
@@ -77,9 +82,15 @@ def evaluate_run(run: AnyRun, data: Data, *, device: str = "auto", include_train
     """
     started = time.monotonic()
     opened = open_on(run, device)
-    found = _evaluate_source(opened, data, include_trained=include_trained)
+    framing = read_framing(opened, None, "hs.evaluate({run}, DATA, transform=g)")
+    found = _evaluate_source(opened, data, include_trained=include_trained, framing=framing)
     rows = [{name: str(value) for name, value in row.items()} for row in write_rows(found, opened.task)]
     headline, remarks = describe_evaluation(opened.task, rows, found.metrics, metric=_read_metric(opened))
+    if (chosen := opened.facts.get("metric", "auto")) not in METRICS:
+        remarks += (
+            f"{chosen}, by which the epoch was chosen, is a function in Python: hs.evaluate({str(run)!r}, DATA, "
+            f'metrics={{"{chosen}": f}})',
+        )
     return Run(
         path=opened.path if not isinstance(run, str | Path | Run) else run.path if isinstance(run, Run) else Path(run),
         task=opened.task.kind,
@@ -102,7 +113,8 @@ def predict_paths(
     run: AnyRun, paths: AnyImages, *, batch_size: int | None = None, device: str = "auto"
 ) -> list[Prediction]:
     """What ``hs.predict`` gives for a run."""
-    return _predict_images(open_on(run, device), paths, batch_size=batch_size)
+    opened = open_on(run, device)
+    return _predict_images(opened, paths, batch_size=batch_size, framing=read_framing(opened, None, _PREDICT))
 
 
 @overload
@@ -113,7 +125,13 @@ def predict(
 
 @overload
 def predict(
-    run: AnyRun, images: AnyImages, /, *, batch_size: int | None = ..., device: str = ...
+    run: AnyRun,
+    images: AnyImages,
+    /,
+    *,
+    batch_size: int | None = ...,
+    device: str = ...,
+    transform: GivenTransform | None = ...,
 ) -> list[Prediction]: ...
 
 
@@ -125,6 +143,7 @@ def predict(
     memory_format: str | None = None,
     batch_size: int | None = None,
     device: str = "auto",
+    transform: GivenTransform | None = None,
 ) -> Predictions | list[Prediction]:
     """Return what a finished run (``hs.predict(run, images)``) or a module (``hs.predict(model, batches)``) says.
 
@@ -144,6 +163,7 @@ def predict(
         ``batch_size``: With a run only, how many images are computed together; None takes that of training.
         ``device``: With a run only, cpu, cuda, ...; auto takes the accelerator if there is one, and leaves a model that
             is open already where it is.
+        ``transform``: With a run only: where it was validated with a transform of your own, that function again.
 
     Returns:
         With a run, one ``hs.Prediction`` per image, in order: its ``path`` (``images[2]`` for an image
@@ -168,7 +188,8 @@ def predict(
         (True, True)
     """
     if isinstance(model, nn.Module):
-        _refuse_options("hs.predict", "module", batch_size=batch_size, device=None if device == "auto" else device)
+        where = None if device == "auto" else device
+        _refuse_options("hs.predict", "module", batch_size=batch_size, device=where, transform=transform)
         return predict_module(
             model,
             _check_batches(batches, "hs.predict"),
@@ -181,7 +202,9 @@ def predict(
             "hs.predict: Batches are for a module; give the run's model, hs.predict(hs.open_run(run).model, batches), "
             "or images"
         )
-    return _predict_images(open_on(model, device), batches, batch_size=batch_size)
+    opened = open_on(model, device)
+    framing = read_framing(opened, transform, _PREDICT)
+    return _predict_images(opened, batches, batch_size=batch_size, framing=framing)
 
 
 @overload
@@ -192,12 +215,20 @@ def evaluate(
     task: TaskSpec | TaskKind | None = ...,
     precision: Precision = ...,
     memory_format: str = ...,
+    metrics: GivenMetrics | None = ...,
 ) -> Evaluation: ...
 
 
 @overload
 def evaluate(
-    run: AnyRun, source: str | Path | Data | Source, /, *, device: str = ..., include_trained: bool = ...
+    run: AnyRun,
+    source: str | Path | Data | Source,
+    /,
+    *,
+    device: str = ...,
+    include_trained: bool = ...,
+    transform: GivenTransform | None = ...,
+    metrics: GivenMetrics | None = ...,
 ) -> Evaluation: ...
 
 
@@ -210,6 +241,8 @@ def evaluate(
     memory_format: str | None = None,
     device: str = "auto",
     include_trained: bool = False,
+    transform: GivenTransform | None = None,
+    metrics: GivenMetrics | None = None,
 ) -> Evaluation:
     """Return the metrics of a finished run (``hs.evaluate(run, source)``) or a module (``hs.evaluate(model,
     batches)``).
@@ -239,6 +272,8 @@ def evaluate(
         ``include_trained``: With a run only, whether images that it was trained on count as well; the note says how
             many. They are known by their bytes; copies that were resized or saved again are never left out, but
             named in the note, with the main metric without them.
+        ``transform``: With a run only: where it was validated with a transform of your own, that function again.
+        ``metrics``: Your own metrics beside the task's, as for ``hs.train``.
 
     Returns:
         The ``metrics`` by name, the ``predictions``, the ``truth`` beside them ((N,) labels, (N, K) tags or (N, T)
@@ -259,19 +294,23 @@ def evaluate(
         >>> found.note
         "4 validation images of photos, the run's own; left out: 12 that it was trained on"
     """
+    own = read_own(metrics)
     if isinstance(model, nn.Module):
         _refuse_options(
             "hs.evaluate",
             "module",
             device=None if device == "auto" else device,
             include_trained=include_trained or None,
+            transform=transform,
         )
         how, layout = precision or "fp32", memory_format or "contiguous"
         if isinstance(batches, Iterable) and not isinstance(batches, Batches | str | bytes):
-            return evaluate_iterable(model, batches, task=task, precision=how, memory_format=layout)
+            found = evaluate_iterable(model, batches, task=task, precision=how, memory_format=layout)
+            return _add_own(found, own)
         if task is not None:
             raise ConfigError("hs.evaluate: task: these batches have their own; leave it out")
-        return evaluate_module(model, _check_batches(batches, "hs.evaluate"), precision=how, memory_format=layout)
+        checked = _check_batches(batches, "hs.evaluate")
+        return _add_own(evaluate_module(model, checked, precision=how, memory_format=layout), own)
     _refuse_options("hs.evaluate", "run", task=task, precision=precision, memory_format=memory_format)
     if isinstance(batches, str | Path):
         batches = Data(source=str(batches))
@@ -280,7 +319,14 @@ def evaluate(
             f"hs.evaluate: type {type(batches).__name__} holds no labelled images for a run; accepted are a folder of "
             'class folders or a table, as a path, hs.load_config({"data": {...}}).data, and hs.label_images(...)'
         )
-    return _evaluate_source(open_on(model, device), batches, include_trained=include_trained)
+    opened = open_on(model, device)
+    framing = read_framing(opened, transform, "hs.evaluate({run}, DATA, transform=g)")
+    return _add_own(_evaluate_source(opened, batches, include_trained=include_trained, framing=framing), own)
+
+
+def _add_own(found: Evaluation, own: Mapping[str, OwnMetric]) -> Evaluation:
+    """The evaluation with the user's own metrics among the others.  Raises: ConfigError: one gave no number."""
+    return replace(found, metrics=found.metrics | measure_own(own, found.predictions.outputs, found.truth))
 
 
 def _check_batches(batches: object, name: str) -> Batches:
@@ -323,10 +369,12 @@ def open_on(run: AnyRun, device: str) -> OpenedRun:
     return opened
 
 
-def _predict_images(opened: OpenedRun, images: AnyImages, *, batch_size: int | None) -> list[Prediction]:
+def _predict_images(
+    opened: OpenedRun, images: AnyImages, *, batch_size: int | None, framing: OwnTransform | None
+) -> list[Prediction]:
     if batch_size is not None and batch_size < 1:
         raise ConfigError(f"batch_size: {batch_size} is not positive; give at least 1")
-    batches = image_batches(images, preprocess=opened.preprocess, task=opened.task, batch_size=1)
+    batches = image_batches(images, preprocess=opened.preprocess, task=opened.task, batch_size=1).frame_by(framing)
     batches = replace(batches, batch_size=batch_size or opened.evaluated.size_for(len(batches.samples)))
     errors: dict[int, str] = {}  # by the place of the image
     try:
@@ -341,10 +389,13 @@ def _predict_images(opened: OpenedRun, images: AnyImages, *, batch_size: int | N
     ]
 
 
-def _evaluate_source(opened: OpenedRun, data: Data | Source, *, include_trained: bool) -> Evaluation:
+def _evaluate_source(
+    opened: OpenedRun, data: Data | Source, *, include_trained: bool, framing: OwnTransform | None
+) -> Evaluation:
     """Metrics on the test images of ``data``, else its validation images, else all; ``note`` says which."""
     if not isinstance(data, Data):
-        return _evaluate_readable(opened, Data(log=opened.task.log), given=data, include_trained=include_trained)
+        plain = Data(log=opened.task.log)
+        return _evaluate_readable(opened, plain, given=data, include_trained=include_trained, framing=framing)
     columns = opened.facts.get("columns", {})
     as_trained = {
         "image": "auto",
@@ -357,10 +408,12 @@ def _evaluate_source(opened: OpenedRun, data: Data | Source, *, include_trained:
     if "target" in known and isinstance(known["target"], list):
         known["target"] = tuple(known["target"])
     data = replace(data, log=opened.task.log, **known)
-    return _evaluate_readable(opened, data, given=None, include_trained=include_trained)
+    return _evaluate_readable(opened, data, given=None, include_trained=include_trained, framing=framing)
 
 
-def _evaluate_readable(opened: OpenedRun, data: Data, *, given: Source | None, include_trained: bool) -> Evaluation:
+def _evaluate_readable(
+    opened: OpenedRun, data: Data, *, given: Source | None, include_trained: bool, framing: OwnTransform | None
+) -> Evaluation:
     choose = partial(
         choose_labelled_batches,
         data,
@@ -374,9 +427,11 @@ def _evaluate_readable(opened: OpenedRun, data: Data, *, given: Source | None, i
         batch_size=opened.evaluated.batch_size,
     )
     try:
-        return _evaluate_labelled(opened, choose(scanned=False))
+        labelled = choose(scanned=False)
+        return _evaluate_labelled(opened, replace(labelled, batches=labelled.batches.frame_by(framing)))
     except UnreadableImage:  # then all of them are told, or left out
-        return _evaluate_labelled(opened, choose(scanned=True))
+        labelled = choose(scanned=True)
+        return _evaluate_labelled(opened, replace(labelled, batches=labelled.batches.frame_by(framing)))
 
 
 def _evaluate_labelled(opened: OpenedRun, labelled: Labelled) -> Evaluation:

@@ -213,6 +213,30 @@ def test_a_sharded_run_goes_on_in_one_process_where_that_is_allowed(started, tmp
     assert (tmp_path / "run" / "report.html").is_file()
 
 
+@pytest.mark.parametrize(("was", "now"), [("fsdp", "ddp"), ("ddp", "fsdp")])
+def test_a_run_goes_on_shared_out_in_another_way_where_that_is_allowed(started, tmp_path, was: str, now: str) -> None:
+    """Weights and optimizer state are gathered from the parts, or parted: the losses are those of one way."""
+    plain = {"model": {"name": "starter"}, "recipe": "full", "epochs": 2, "batch": {"size": 8}, "devices": 2}
+    plain |= {"checkpoint": {"every_steps": 1}}
+    ways = [plain | {"parallel": {"kind": kind}} for kind in (was, now)]
+    child = started(sections=ways[0], run="whole")
+    assert child.communicate() and child.returncode == 0
+    child = started(sections=ways[0])
+    wait_for_step(tmp_path / "run", 2, child)
+    kill_all(child.mark, signal.SIGTERM)
+    child.communicate()
+    child = started(sections=ways[1])
+    _, said = child.communicate()
+    assert child.returncode == 2 and f"parallel.kind was {was}, is {now}" in said and "--allow-inexact" in said, said
+    child = started("--allow-inexact", sections=ways[1])
+    _, said = child.communicate()
+    assert child.returncode == 0, said
+    assert f"not exact to the bit: parallel.kind was {was}, is {now}" in said and "going on from step" in said
+    runs = [facts(tmp_path / name)["events"] for name in ("whole", "run")]
+    losses = [[event["loss"] for event in events if event["event"] == "step"] for events in runs]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+
+
 def test_a_killed_rank_ends_the_run_and_is_named(started, tmp_path) -> None:
     child = started(sections=EVERYTHING | {"epochs": 500})
     wait_for_step(tmp_path / "run", 2, child)

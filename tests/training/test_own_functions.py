@@ -204,3 +204,57 @@ def test_commands_refuse_an_own_metric_before_they_look_at_data(trained, capsys)
         assert main(line) == 2
         said = capsys.readouterr().err
         assert "metric: 'top_2' is unknown" in said and 'metrics={"top_2": (f, "higher")}' in said
+
+
+def test_a_transform_for_validation_is_asked_for_again_by_evaluate_and_predict(trained, colours, capsys) -> None:
+    given: dict[str, Any] = {"transform": {"train": noisy, "val": dark}, "watch": None}
+    run, plain = trained("run", **given), trained("plain", transform=noisy)
+    assert run.metrics != plain.metrics and weights(run.path) == weights(plain.path)
+    assert hs.evaluate(run.path, colours, transform=dark).metrics == run.metrics
+    assert hs.evaluate(run, colours, transform={"train": noisy, "val": dark}).metrics == run.metrics
+    image = sorted(colours.rglob("*.png"))[0]
+    (framed,), (bare,) = hs.predict(run, [image], transform=dark), hs.predict(plain, [image])
+    assert framed.labels != bare.labels
+    for ask, line in (
+        (lambda **more: hs.evaluate(run.path, colours, **more), "hs.evaluate('{}', DATA, transform=g)"),
+        (lambda **more: hs.predict(run, [image], **more), "hs.predict('{}', IMAGES, transform=g)"),
+    ):
+        with pytest.raises(ConfigError) as missing:
+            ask()
+        assert line.format(run.path / "model") in str(missing.value)
+        with pytest.raises(ConfigError, match=r"the SHA-256 of its code was \w{12} when .* is \w{12}"):
+            ask(transform=noisy)
+    for words in (["evaluate", str(run.path), str(colours)], ["predict", str(run.path), str(image)]):
+        assert main(words) == 2
+        said = capsys.readouterr().err
+        assert "the run was validated with a transform of your own" in said and "transform=g)" in said
+    page = (run.path / "report.html").read_text()
+    assert ", IMAGES, transform=transform)" in page and "headstart predict" not in page
+
+
+def test_a_run_that_changed_training_images_alone_takes_no_transform_elsewhere(trained, colours) -> None:
+    run = trained("run", transform=noisy)
+    assert hs.evaluate(run.path, colours).metrics == run.metrics
+    with pytest.raises(ConfigError, match="was validated without one"):
+        hs.evaluate(run.path, colours, transform=noisy)
+
+
+def test_open_images_takes_transforms_and_evaluate_metrics(colours) -> None:
+    opened = hs.open_model("timm/resnet18", weights="none", options={"channels": [8, 8, 16, 16]}, image_size=32)
+    like, none = opened.preprocess, {"augment": "none", "val": 0.25}
+    plain = hs.open_images(colours, like=like, **none)
+    changed = hs.open_images(colours, like=like, transform={"train": dark, "val": lambda pixels: 255 - pixels}, **none)
+    for split, change in (("train", dark), ("val", lambda pixels: 255 - pixels)):
+        was, now = (next(iter(getattr(images, split).epoch(0))) for images in (plain, changed))
+        assert torch.equal(now.pixels[: now.size], change(was.pixels[: was.size]))
+    hs.replace_head(opened.module, outputs=len(plain.classes))
+    own = {"top_2": (top_2, "higher")}
+    found = hs.evaluate(opened.module, plain.val, metrics=own)
+    assert found.metrics["top_2"] >= found.metrics["accuracy"]
+    pairs = [(torch.zeros(2, 3, 32, 32), torch.tensor([0, 1]))]
+    assert "top_2" in hs.evaluate(opened.module, pairs, metrics=own).metrics
+    with pytest.raises(ConfigError, match="transform: not accepted with a module"):
+        hs.evaluate(opened.module, plain.val, transform=dark)
+    for wrong, why in (({"test": dark}, "'test' is no split of it"), ({"val": 3}, "val is of type int")):
+        with pytest.raises(ConfigError, match=f"transform: {why}"):
+            hs.open_images(colours, like=like, transform=wrong)

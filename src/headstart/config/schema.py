@@ -129,7 +129,8 @@ class LinearHead:
     scores: str | int = "auto"
     """Which of several outputs the scores are: its name or number; all: each, as equal heads; auto: there is one."""
     keep: Auto | bool = "auto"
-    """With a run or bundle as the model: go on with its head; auto: where it answers what these images ask."""
+    """Go on with the head of the run, bundle or own module that is the model; auto: where it is known to answer what
+    these images ask."""
 
 
 @dataclass(frozen=True, kw_only=True)

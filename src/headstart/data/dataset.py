@@ -28,6 +28,8 @@ from headstart.models.preprocess import Preprocess
 from headstart.tasks.kinds import find_kind
 from headstart.tasks.task import TaskSpec
 
+_FRAMING_SEED = 0
+
 
 @dataclass(frozen=True, kw_only=True)
 class ImageDataset(Dataset[ImageRead]):
@@ -46,6 +48,7 @@ class ImageDataset(Dataset[ImageRead]):
         ``augment_on_device``: Whether random changes that can be made of a whole batch are left to the device (see
             ``DeviceAugment``).
         ``own``: The user's own change of training images, after all others.
+        ``own_framing``: The user's own change of images that are evaluated, after they were framed.
         ``verify``: Whether every file's SHA-256 is compared with the scan's, for what is made of it is kept.
     """
 
@@ -60,6 +63,7 @@ class ImageDataset(Dataset[ImageRead]):
     augment_on_device: bool = False
     verify: bool = False
     own: OwnTransform | None = None
+    own_framing: OwnTransform | None = None
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -74,6 +78,9 @@ class ImageDataset(Dataset[ImageRead]):
         try:
             if augmentation is None:
                 pixels, digest = self._decode(index)
+                if self.own_framing is not None:
+                    with drawing_from(_FRAMING_SEED):  # the same for any image: its mates and its place change nothing
+                        pixels = self.own_framing(pixels, seed=_FRAMING_SEED)
                 return pixels, numbers, digest
             drawn = augmentation.epoch_of_draws(epoch)
             with drawing_from(derive_seed("augment", augmentation.seed, drawn, sample.index)):

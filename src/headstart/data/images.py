@@ -31,6 +31,7 @@ from headstart.data.sources.samples import Listing, Sample, make_target, some
 from headstart.data.sources.sides import find_sides
 from headstart.data.sources.source import Record, Source, Split, read_content
 from headstart.data.split import split_records
+from headstart.data.transforms.own import GivenTransform, OwnTransform, read_transforms
 from headstart.data.transforms.transforms import Preset, check_mixing, eval_transform, train_transform
 from headstart.distributed.processes import current
 from headstart.errors import DataError
@@ -81,6 +82,7 @@ def open_images(
     batch_size: int = 64,
     augment: Preset = "standard",
     seed: int = 42,
+    transform: GivenTransform | None = None,
 ) -> Images:
     """Return the images of a folder or table, split into training and validation, prepared as a model wants them.
 
@@ -92,6 +94,7 @@ def open_images(
         ``batch_size``: Images per batch.
         ``augment``: How much training images are changed at random: none, light, standard or strong.
         ``seed``: The number of which the split, the order and the changes are a function.
+        ``transform``: Your own change of training images, as for ``hs.train``; or ``{"train": f, "val": g}``.
 
     Returns:
         The ``task`` with its ``classes``, the batches ``train``, ``val`` and ``test`` (or None), the ``scan`` of the
@@ -114,7 +117,23 @@ def open_images(
         seed=seed,
     )
     given = None if isinstance(source, str | Path) else source
-    return load_images(config, like if isinstance(like, Preprocess) else like.preprocess, given=given)
+    own, framing = (
+        None if function is None else OwnTransform(function) for function in vars(read_transforms(transform)).values()
+    )
+    images = load_images(config, like if isinstance(like, Preprocess) else like.preprocess, given=given)
+    return change_images(images, own=own, framing=framing)
+
+
+def change_images(images: Images, *, own: OwnTransform | None, framing: OwnTransform | None) -> Images:
+    """The images with the user's own changes after all others: ``own`` of training images, ``framing`` of those that
+    are evaluated.
+    """
+    train = replace(images.train.images, own=own, own_framing=framing)
+    if own is not None:
+        assert train.augmentation is not None
+        train = replace(train, augmentation=replace(train.augmentation, random=True, distinct=0))
+    val, test = images.val.frame_by(framing), images.test and images.test.frame_by(framing)
+    return replace(images, train=replace(images.train, dataset=train), val=val, test=test)
 
 
 def load_images(

@@ -27,6 +27,7 @@ from headstart.data.reading import stack_read
 from headstart.data.sampler import BatchIndices, EpochSampler, pad_groups
 from headstart.data.sources.samples import Sample
 from headstart.data.sources.source import Source
+from headstart.data.transforms.own import OwnTransform
 from headstart.data.transforms.transforms import eval_transform
 from headstart.data.workers import kill_workers_left_over, stay_with
 from headstart.distributed.processes import SINGLE_PROCESS, Processes, current
@@ -153,6 +154,10 @@ class Batches:
     def with_samples(self, samples: tuple[Sample, ...]) -> Batches:
         """The same of other images."""
         return replace(self, dataset=replace(self.images, samples=samples))
+
+    def frame_by(self, own: OwnTransform | None) -> Batches:
+        """The same, of images that are changed by the user's function where they are evaluated."""
+        return replace(self, dataset=replace(self.images, own_framing=own))
 
     def for_evaluation(self) -> Batches:
         """The same images in order, not changed at random."""

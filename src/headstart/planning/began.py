@@ -3,25 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
 from dataclasses import replace
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from headstart.data.transforms.own import PixelFunction
+from headstart.data.transforms.own import OwnTransforms
 from headstart.models.sources import OpenedModel
 from headstart.surgery.code_digest import code_digest
-from headstart.surgery.reach import Copying, read_graph
+from headstart.surgery.function_digest import digest_function, tensors_digest
 from headstart.tasks.losses import LossFunction
 
-
-class _Holder(nn.Module):
-    """A module that holds what is looked at: a loss may be a function, a partial, or any object that can be called."""
-
-    def __init__(self, held: object) -> None:
-        super().__init__()
-        self.held = held
+FRAMING = "framing"
+"""The name of the user's own change of evaluated images, among what a run began with."""
 
 
 def name_weights_by_digest(opened: OpenedModel) -> OpenedModel:
@@ -37,16 +30,17 @@ def about_weights(opened: OpenedModel) -> str:
 
 
 def began_with(
-    opened: OpenedModel, *, own: bool, loss: LossFunction | None, transform: PixelFunction | None = None
+    opened: OpenedModel, *, own: bool, loss: LossFunction | None, transforms: OwnTransforms
 ) -> dict[str, str | None]:
-    """SHA-256 of the weights, and of the code of a module, a loss and a transform, before anything is replaced; None
+    """SHA-256 of the weights, and of the code of a module, a loss and transforms, before anything is replaced; None
     for what is not the user's own, or is random by the run's seed.
     """
-    return {
+    framing = {} if transforms.val is None else {FRAMING: digest_function(transforms.val)}
+    return framing | {
         "weights": opened.weights.sha256,
         "module": _module_digest(opened.module) if own else None,
         "loss": None if loss is None else digest_function(loss),
-        "transform": None if transform is None else digest_function(transform),
+        "transform": None if transforms.train is None else digest_function(transforms.train),
     }
 
 
@@ -54,26 +48,3 @@ def _module_digest(module: nn.Module) -> str:
     """SHA-256 of a module's code and of which of its parameters train."""
     frozen = [name for name, parameter in module.named_parameters() if not parameter.requires_grad]
     return hashlib.sha256(f"{code_digest(module)} {frozen}".encode()).hexdigest()
-
-
-def digest_function(function: Callable[..., object]) -> str:
-    """SHA-256 of the code of a loss or transform, defaults, closure, attributes, and the values of its tensors."""
-    holder = _Holder(function)
-    contents = read_graph(holder, Copying(values=False, parameters=False)).values()
-    tensors = [content for content in contents if content.kind == "tensor" and "gradient of" not in content.name]
-    values = tensors_digest({f"{content.name} {place}": content.target for place, content in enumerate(tensors)})
-    return hashlib.sha256(f"{code_digest(holder)} {values}".encode()).hexdigest()
-
-
-def tensors_digest(tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 of tensors: their names, types, shapes and values."""
-    digest = hashlib.sha256()
-    for name, value in sorted(tensors.items()):
-        if nn.parameter.is_lazy(value) or value.is_meta:
-            digest.update(f"{name} without values\n".encode())
-            continue
-        digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
-        plain = value.detach().to_dense() if value.layout != torch.strided else value.detach()
-        plain = plain.cpu().resolve_conj().resolve_neg().contiguous().reshape(-1)
-        digest.update(plain.view(torch.uint8).numpy().data)
-    return digest.hexdigest()

@@ -7,15 +7,15 @@ from dataclasses import replace
 import torch
 
 from headstart.config.schema import Config
-from headstart.data.images import Images, load_images
+from headstart.data.images import Images, change_images, load_images
 from headstart.data.loader import Batches
 from headstart.data.sources.listing import list_source
-from headstart.data.transforms.own import OwnTransform, PixelFunction
+from headstart.data.transforms.own import OwnTransform, OwnTransforms, PixelFunction
 from headstart.data.workers import check_room
 from headstart.events import Note, ScanProgress
 from headstart.planning.about import about_data
-from headstart.planning.began import digest_function
 from headstart.planning.draft import Draft
+from headstart.surgery.function_digest import digest_function
 
 _JOIN_NEAR = "join_near_copies"
 """The choice whether the split keeps resized and re-encoded copies on one side: a resume makes the run's own split."""
@@ -42,7 +42,7 @@ def read_images(draft: Draft) -> Draft:
     )
     for text in images.scan.describe_kept():
         draft.emit(Note(text))
-    images = _change_by(draft.own.transform, images) if draft.own.transform is not None else images
+    images = _change_by(draft.own.transforms, images)
     images = _for_accelerator(images, draft.device) if draft.device.type != "cpu" else images
     check_room(workers=images.train.workers, batch_bytes=_batch_bytes(images.train))
     draft = draft.choose(_JOIN_NEAR, join_near)
@@ -60,13 +60,14 @@ def _keep_range(draft: Draft) -> Config:
     return replace(draft.config, data=replace(draft.config.data, range=(float(low), float(high))))
 
 
-def _change_by(function: PixelFunction, images: Images) -> Images:
-    """The images with the user's own change of training images after all others."""
-    own, augmentation = OwnTransform(function, digest_function(function)), images.train.images.augmentation
-    assert augmentation is not None
-    changed = replace(augmentation, random=True, distinct=0)
-    dataset = replace(images.train.images, own=own, augmentation=changed)
-    return replace(images, train=replace(images.train, dataset=dataset))
+def _change_by(functions: OwnTransforms, images: Images) -> Images:
+    """The images with the user's own changes after all others."""
+    own, framing = (_read_own(function) for function in (functions.train, functions.val))
+    return images if own is None is framing else change_images(images, own=own, framing=framing)
+
+
+def _read_own(function: PixelFunction | None) -> OwnTransform | None:
+    return None if function is None else OwnTransform(function, digest_function(function))
 
 
 def _for_accelerator(images: Images, device: torch.device) -> Images:

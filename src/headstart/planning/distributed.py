@@ -49,4 +49,5 @@ def choose_parallel(draft: Draft) -> Draft:
     why = f"{chosen.kind}: to train it all takes {needed / 2**20:,.0f} MiB besides the activations"
     norm = "over all processes" if chosen.sync_norm else "of the first process's part of each batch"
     decision = Decision("parallel", f"{ours.world_size} processes, {kind}", f"{why}; BatchNorm's statistics are {norm}")
+    draft = draft.record("parallel", {"kind": "fsdp" if sharded else "ddp"})
     return replace(draft.decide(decision), sharded=sharded)

@@ -13,7 +13,7 @@ from torch import nn
 from headstart.config.schema import Config
 from headstart.data.images import Images
 from headstart.data.sources.source import Source
-from headstart.data.transforms.own import PixelFunction
+from headstart.data.transforms.own import OwnTransforms
 from headstart.distributed.processes import current
 from headstart.events import Decision, Watch
 from headstart.models.sources import OpenedModel
@@ -46,12 +46,12 @@ class Own:
 
     Attributes:
         ``data``: A source of images, or None.
-        ``transform``: A function that changes the pixels of a training image, or None.
+        ``transforms``: Functions that change the pixels of training images, and of all others.
         ``metrics``: Functions of outputs and truth with their directions, by name.
     """
 
     data: Source | None = None
-    transform: PixelFunction | None = None
+    transforms: OwnTransforms = field(default_factory=OwnTransforms)
     metrics: Mapping[str, OwnMetric] = field(default_factory=dict)
 
 

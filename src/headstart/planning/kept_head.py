@@ -1,4 +1,4 @@
-"""The head of a run or bundle that is trained further: kept where it answers what the images ask, else replaced."""
+"""The head of a run, a bundle or a module of one's own: kept where it answers what the images ask, else replaced."""
 
 from __future__ import annotations
 
@@ -10,9 +10,15 @@ import torch
 from torch import nn
 
 from headstart.config.schema import Head, LinearHead, MlpHead
-from headstart.errors import ConfigError, name_some
+from headstart.errors import ConfigError, ModelError, name_some
+from headstart.models.answers import find_answers
+from headstart.planning.about import outputs_text
 from headstart.planning.draft import Draft
 from headstart.surgery.head import HeadSwap, find_head
+from headstart.surgery.layout import find_layout
+from headstart.surgery.module_copy import InPlace
+from headstart.surgery.outputs import declare_scores
+from headstart.tasks.kinds import find_kind
 from headstart.tasks.task import TaskSpec
 from headstart.wording import option
 
@@ -24,18 +30,28 @@ def find_kept_head(draft: Draft) -> tuple[tuple[Head, HeadSwap] | None, str]:
 
     Raises: ConfigError: ``head.keep`` is true, and the head cannot stay.
     """
-    bundle, asked = draft.opened.bundle, draft.config.head
+    asked, given = draft.config.head, draft.given
+    if given is not None:
+        bundle = find_answers(given.module if isinstance(given, InPlace) else given)
+    else:
+        bundle = draft.opened.bundle
     if asked.keep is False:
         return None, "" if bundle is None else "head.keep: false"
+    if draft.recorded and draft.recorded.get("head") != KEPT and asked.keep == "auto":
+        began_new = "head" not in draft.recorded or given is not None  # as all did before heads were kept
+        if began_new:
+            return None, "" if bundle is None else "the run began with a new one"
     if bundle is None:
-        if asked.keep is True:
+        if given is None and asked.keep is True:
             raise ConfigError(
                 f"head.keep: {draft.opened.spec} is no run of headstart, whose head is known to answer the same; "
                 f"leave it out, or give a run as the model, e.g. {option('model', 'runs/photos')}"
             )
-        return None, ""
-    if draft.recorded and "head" not in draft.recorded and asked.keep == "auto":
-        return None, "the run began with a new one"  # as all did before heads were kept
+        if given is None:
+            return None, ""
+        if asked.keep == "auto" and draft.recorded.get("head") != KEPT:
+            return None, _explain_new(draft)
+        bundle = _take_as_answers(draft)
     there = _read_head(cast("Mapping[str, Any]", bundle["head"]), asked)
     why = _find_obstacle(draft, bundle, there)
     if why and asked.keep is True:
@@ -44,9 +60,46 @@ def find_kept_head(draft: Draft) -> tuple[tuple[Head, HeadSwap] | None, str]:
         )
     if why:
         return None, why
+    if given is not None and asked.scores != "auto":
+        declare_scores(draft.module, asked.scores)
     _rescale(draft.module, there, _read_task(bundle), draft.images.task)
     paths, outputs = find_head(draft.module, at=there.at).paths, draft.images.task.num_outputs
     return (there, HeadSwap(path=paths[0], was=outputs, now=outputs, others=paths[1:])), "the same outputs"
+
+
+def _explain_new(draft: Draft) -> str:
+    """Why the head of a module of the user's own is not kept, where it has as many outputs as are asked for."""
+    try:
+        outputs = find_head(draft.module, at=draft.config.head.at).outputs
+    except ModelError:  # which says why when a new one is made
+        return ""
+    if outputs != draft.images.task.num_outputs:
+        return ""
+    return f"nothing says that its {outputs} outputs mean {name_some(draft.images.task.names)}; if so: --head.keep true"
+
+
+def _take_as_answers(draft: Draft) -> Mapping[str, Any]:
+    """A module's outputs, taken for what these images have, numbers in their own units.
+
+    Raises: ConfigError: there are more or fewer, or they are not a layer's own.
+    """
+    task, at = draft.images.task, draft.config.head.at
+    head = find_head(draft.module, at=at)
+    if head.outputs != task.num_outputs:
+        raise ConfigError(
+            f"head.keep: {head.paths[0]} of {draft.opened.spec} gives {head.outputs or 'no'} outputs, and these images "
+            f"ask for {outputs_text(task.num_outputs)} ({name_some(task.names)}); leave it out, and the head is a new "
+            "one"
+        )
+    behind = find_layout(draft.module).head_activations
+    if behind:
+        raise ConfigError(
+            f"head.keep: {behind[0]} of {draft.opened.spec} clips what the head gives; take it out, e.g. "
+            f"model.set_submodule({behind[0]!r}, torch.nn.Identity()), or leave head.keep out"
+        )
+    ones = (1.0,) * task.num_outputs
+    scaled = replace(task, mean=(0.0,) * task.num_outputs, std=ones) if find_kind(task.kind).gives_numbers else task
+    return {"task": scaled.to_dict(), "head": {"at": at, "scores": draft.config.head.scores}}
 
 
 def _read_head(facts: Mapping[str, Any], asked: Head) -> Head:
@@ -93,8 +146,12 @@ def _rescale(module: nn.Module, head: Head, was: TaskSpec, now: TaskSpec) -> Non
     )
     for path in find_head(module, at=head.at).paths:
         layers = [part for part in module.get_submodule(path).modules() if isinstance(part, nn.Linear | nn.Conv2d)]
-        last = layers[-1]
-        assert last.bias is not None, path
+        last = layers[-1] if layers else None
+        if last is None or last.bias is None:
+            raise ConfigError(
+                f"head.keep: {path} has no bias, which these numbers' mean would go into; leave it out, and the head "
+                "is a new one"
+            )
         with torch.no_grad():
             share = (deviations[0] / deviations[1]).to(last.weight.device)
             weight = last.weight.double() * share.view(-1, *[1] * (last.weight.ndim - 1))

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from headstart.config.metric import METRICS, refuse_unknown
 from headstart.events import Decision
-from headstart.planning.began import digest_function
 from headstart.planning.draft import Draft
+from headstart.surgery.function_digest import digest_function
 from headstart.tasks.kinds import name_metric
 from headstart.tasks.metrics import LABELS
 from headstart.tasks.own_metrics import require_direction

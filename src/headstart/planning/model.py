@@ -34,7 +34,7 @@ def choose_model(draft: Draft) -> Draft:
     if draft.given is None and (draft.config.model.image_size != "auto" or draft.config.model.options):
         refuse_size(opened)
     shape = opened.preprocess
-    began = began_with(opened, own=draft.given is not None, loss=draft.own_loss, transform=draft.own.transform)
+    began = began_with(opened, own=draft.given is not None, loss=draft.own_loss, transforms=draft.own.transforms)
     draft = draft.record("began", began)
     draft = draft.decide(
         chosen,

@@ -23,6 +23,7 @@ _BEGAN = {
     "module": "the module's own code",
     "loss": "the loss's own code",
     "transform": "the transform's own code",
+    "framing": "the code of the transform for validation",
     "metric": "the metric's own code",
     "better": "the metric's direction",
 }
@@ -47,7 +48,7 @@ def plan_facts(plan: Mapping[str, Any]) -> dict[str, Any]:
     weights = _section(_section(plan, "model"), "weights").get("sha256")
     facts = {"weights": weights} if weights and "began" not in plan else {}
     facts |= {_BEGAN.get(name, name): value for name, value in _section(plan, "began").items()}
-    for section in ("model", "task", "preprocess", "head", "lora"):
+    for section in ("model", "task", "preprocess", "head", "lora", "parallel"):
         values = _section(plan, section)
         facts |= {f"{section}.{name}": value for name, value in values.items() if (section, name) not in _NAMED}
     for number, phase in enumerate(plan.get("phases") or (), 1):

@@ -64,7 +64,7 @@ def curve_figures(record: RunRecord, *, baseline: tuple[float | None, str]) -> t
 def rate_figures(record: RunRecord) -> tuple[Chart, ...]:
     """Learning rate of head and backbone over steps."""
     lines = [_line(record.steps, "head", "head_lr", "second"), _line(record.steps, "backbone", "lr", "accent")]
-    lines = [line for line in lines if line.x]
+    lines = [line for line in lines if any(value > 0 for value in line.y)]  # a frozen backbone's is 0, which no log has
     if not lines:
         return ()
     marks = phase_marks(record.steps, at="step", names=phase_names(record))

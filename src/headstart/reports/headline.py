@@ -113,7 +113,8 @@ def list_metrics(record: RunRecord, scores: RowScores | None, *, on: str) -> tup
     latest = record.test_metrics if on == "test" else validation
     main = find_main(record, validation)
     keys = [key for key in LABELS if key in latest and key != main]
-    keys += sorted(key for key in latest if key not in LABELS and not key.startswith("baseline") and ":" not in key)
+    others = (key for key in latest if key not in LABELS and key != main and ":" not in key)
+    keys += sorted(key for key in others if not key.startswith("baseline"))
     finished = scores if record.result is not None else None  # predictions belong to the finished run
     keys = [main] * (main in latest) + keys
     rows = [_make_metric(record.kind, record.names, finished, latest, key) for key in keys]

@@ -171,7 +171,8 @@ def _commands(record: RunRecord) -> Sequence[Mapping[str, str]]:
     """What to type next, with what it does: only what works on the run as it is now."""
     objects = _list_objects(record)
     go_on, finish, use = _python_commands(record, objects) if objects else _shell_commands(record)
-    if not objects.keys() & {"model=net", "data=images"}:  # functions alone: the model is used as any other
+    framed = (record.plan.get("began") or {}).get("framing")
+    if not framed and not objects.keys() & {"model=net", "data=images"}:  # the model is used as any other
         use = _shell_commands(record)[2]
     again = [] if was_inexact(record.environment) else [_repeat_command(record, objects)]  # else it is refused
     if record.result is None:
@@ -195,8 +196,9 @@ def _list_objects(record: RunRecord) -> Mapping[str, str]:
     objects = {"model=net": "net: the module as it was given to hs.train"} if own_module else {}
     objects |= {"data=images": "images: as they were given to hs.train"} if own_data else {}
     for name in ("loss", "transform"):
-        objects |= {f"{name}={name}": f"{name}: the function that hs.train was given"} if began.get(name) else {}
-    own = "metrics: the functions that hs.train was given"
+        there = began.get(name) or (name == "transform" and began.get("framing"))
+        objects |= {f"{name}={name}": f"{name}: as it was given to hs.train"} if there else {}
+    own = "metrics: as they were given to hs.train"
     return objects | ({"metrics=metrics": own} if record.metric in record.own_metrics else {})
 
 
@@ -228,13 +230,14 @@ def _python_commands(record: RunRecord, objects: Mapping[str, str]) -> tuple[Com
     config = f"hs.load_config({str(_shorten_path(record.path) / 'config.yaml')!r})"
     given, meaning = ", ".join(objects), "; ".join(objects.values())
     module = ", model=net" if "model=net" in objects else ""
+    framed = ", transform=transform" if (record.plan.get("began") or {}).get("framing") else ""
     opened = f"hs.open_run({run!r}{module})"
     net = f"; {objects['model=net']}" if module else ""
     go_on = {"says": f"{_GO_ON}; {meaning}", "line": f"hs.train({config}, {given}, resume=True)"}
     finish = {"says": f"{_FINISH}; {meaning}", "line": f"hs.finish({run!r}, {given})"}
     use = [
-        {"says": f"{_PREDICT}{net}", "line": f"hs.predict({opened}, IMAGES)"},
-        {"says": _EVALUATE, "line": f"hs.evaluate({opened}, DATA)"},
+        {"says": f"{_PREDICT}{net}", "line": f"hs.predict({opened}, IMAGES{framed})"},
+        {"says": _EVALUATE, "line": f"hs.evaluate({opened}, DATA{framed})"},
     ]
     return go_on, finish, use
 

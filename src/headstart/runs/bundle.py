@@ -19,6 +19,7 @@ from headstart.data.used_images import USED_IMAGES, UsedImages
 from headstart.errors import DataError, ModelError
 from headstart.isolation import own_arithmetic
 from headstart.machine import available_bytes
+from headstart.models.answers import remember_answers
 from headstart.models.folder import BUNDLE, WEIGHTS, read_bundle
 from headstart.models.preprocess import Preprocess
 from headstart.models.sources import OpenedModel, open_model
@@ -218,9 +219,11 @@ def _load_onto(folder: Path, model: nn.Module) -> OpenedRun:
     activation = head["activation"] or "relu"
     if (scores := head.get("scores", "auto")) != "auto":
         declare_scores(model, scores)
-    replace_head(
-        model, outputs=head["now"], hidden=head["hidden"], activation=activation, dropout=head["dropout"], at=head["at"]
-    )
+    if not head.get("kept"):
+        replace_head(
+            model, outputs=head["now"], hidden=head["hidden"], activation=activation, dropout=head["dropout"],
+            at=head["at"],
+        )  # fmt: skip
     try:
         load_tensors(model, read_own_tensors(bundle.files[WEIGHTS], where=str(folder)))
     except RuntimeError as error:
@@ -234,6 +237,7 @@ def _load_onto(folder: Path, model: nn.Module) -> OpenedRun:
 
 def _open_with_weights(folder: Path, module: nn.Module, facts: Mapping[str, Any]) -> OpenedRun:
     task, evaluated = _read_description(folder / BUNDLE, facts)
+    remember_answers(module, facts)
     return OpenedRun(
         path=folder,
         model=module.to(memory_format=MEMORY_FORMATS[evaluated.memory_format]).eval(),

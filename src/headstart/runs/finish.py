@@ -17,6 +17,7 @@ from headstart.data.loader import Batches
 from headstart.data.sources.source import read_content
 from headstart.data.used_images import UsedImages
 from headstart.distributed.collectives import broadcast_model, collective_errors
+from headstart.models.answers import remember_answers
 from headstart.models.sources import OpenedModel
 from headstart.reports.headline import Findings, summarise
 from headstart.reports.run_record import TEST_PREDICTIONS, read_record
@@ -132,8 +133,13 @@ def complete_run(
     )  # fmt: skip
     config = replace(ready.config, head=ready.head)
     facts = bundle_facts(ready.opened, ready.swap, config, task=task, evaluated=settings, metrics=metrics)
+    if ready.document["began"].get("module") and ready.document["choices"].get("head") == "kept":
+        facts["head"] |= {"kept": True}  # the module as it was given has it
+    if framing := ready.document["began"].get("framing"):
+        facts |= {"framing": framing}
     used = UsedImages.of(images)
     write_bundle(run / "model", model, facts, plan=read_json(run / "plan.json"), result=result, used=used)
+    remember_answers(model, facts)
     for name, batches in (("predictions.csv", images.val), (TEST_PREDICTIONS, images.test)):
         if batches:
             contents = {sample.key: sample.digest for sample in batches.samples}

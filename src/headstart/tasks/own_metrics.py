@@ -39,7 +39,13 @@ def read_own(given: GivenMetrics | None) -> dict[str, OwnMetric]:
 def _read_one(name: str, value: object) -> OwnMetric:
     if name in LABELS or name in METRICS:
         raise ConfigError(f"metrics: {name} is one of headstart's own; give yours another name, e.g. my_{name}")
-    if not isinstance(name, str) or not name.isprintable() or not name.strip() or ":" in name or "=" in name:
+    if (
+        not isinstance(name, str)
+        or not name.isprintable()
+        or not name.strip()
+        or ":" in name
+        or name.startswith("baseline")
+    ):
         raise ConfigError(f"metrics: {name!r} is no name; give letters, digits and underscores, e.g. my_metric")
     function, better = value if isinstance(value, tuple) and len(value) == 2 else (value, None)
     if not callable(function):

@@ -363,4 +363,5 @@ def _groups(positions: Sequence[int], size: int) -> list[list[int]]:
 
 def _name_changes(images: ImageDataset) -> str:
     """The text that stands for an image's changes, the user's own among them by the digest of their code."""
-    return transform_key(images.transform) + (f", then {images.own.digest}" if images.own is not None else "")
+    own = images.own if images.augmentation is not None else images.own_framing
+    return transform_key(images.transform) + (f", then {own.digest}" if own is not None else "")
