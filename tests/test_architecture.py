@@ -148,7 +148,9 @@ PARAMETERS = {
     ("app.py", "repeat"): 9,
     ("app.py", "finish"): 8,
     ("app.py", "plan"): 7,
-    ("predictor.py", "evaluate"): 7,
+    ("predictor.py", "evaluate"): 9,
+    ("predictor.py", "predict"): 7,
+    ("data/images.py", "open_images"): 7,
 }
 """model, loss, data, transform and metrics are the caller's own things, each instead of an option or beside them;
 evaluate has the options of a module beside those of a run.

@@ -9,8 +9,9 @@ from rich.console import Console
 
 import headstart as hs
 from headstart.events import Decided, Decision, EpochDone, Note, PhaseStarted, Plan, ScanProgress, StepDone
+from headstart.reports.cautions import list_warnings
 from headstart.reports.cells import duration
-from headstart.reports.notebook import in_notebook
+from headstart.reports.notebook import NotebookTable, in_notebook
 from headstart.reports.progress import Progress, open_watch
 
 DECIDED = Decided(Plan(decisions=(Decision(name="precision", value="fp32", reason="auto: measured"),), document={}))
@@ -132,9 +133,25 @@ def test_a_notebook_gets_a_table_that_grows(monkeypatch) -> None:
     last = drawn[-1]
     assert last.count("<tr><td>1</td><td>0.2500</td><td>0.9000</td><td>4</td><td>1 min 01 s</td></tr>") == 1
     assert last.startswith("<table><tr><th>epoch</th><th>loss</th><th>accuracy</th><th>images/s</th><th>time</th></tr>")
-    assert "<summary>what was decided, and why</summary><table><tr><td>precision</td><td>fp32</td>" in last
+    assert '<summary>what was decided, and why</summary><table><tr><td style="text-align:left">precision</td>' in last
     assert "<div>done [bold]\\x1b[31m</div>" in last and "step" not in last
     assert len(drawn) < len(events())
+
+
+def test_a_notebook_shows_the_warnings_in_a_block_with_what_to_do() -> None:
+    drawn: list[str] = []
+    watch = NotebookTable(drawn.append)
+    warnings = [{"text": "val has no image of <b>", "advice": "give --data.val 0.3"}, {"text": "two", "advice": "look"}]
+    watch(Decided(Plan(decisions=(), document={"warnings": warnings})))
+    watch(EpochDone(epoch=1, step=4, train_loss=0.25, seconds=1, images_per_second=4, metrics={"accuracy": 0.9}))
+    watch.close()
+    block = drawn[-1].partition("</table>")[2]
+    assert block.startswith(
+        "<div><b>2 warnings:</b><ul><li>val has no image of &lt;b&gt;<br><i>What to do:</i> give --data.val 0.3</li>"
+    )
+    assert list_warnings({"warnings": warnings})[:2] == ["2 warnings:", "- val has no image of <b>"]
+    watch(Decided(Plan(decisions=(), document={})))
+    assert "warning" not in drawn[-1]
 
 
 def test_a_terminal_is_no_notebook(monkeypatch) -> None:

@@ -9,13 +9,14 @@ from headstart.data.sources.caution import Caution
 from headstart.data.sources.samples import some
 from headstart.data.sources.source import Record
 from headstart.data.split import join_names
+from headstart.tasks.kinds import find_kind
 
 _SPLITS = (("train", "val"), ("train", "test"), ("val", "test"))
 
 
-def describe_copies(records: Sequence[Record], scan: Scan) -> tuple[tuple[str, ...], tuple[Caution, ...]]:
+def describe_copies(records: Sequence[Record], scan: Scan, *, kind: str) -> tuple[tuple[str, ...], tuple[Caution, ...]]:
     """Sentences on exact copies and on resized or re-encoded ones; and warnings of those that splits share, or that
-    have different labels.
+    have different labels, tags or numbers by the ``kind`` of task.
     """
     by_name = {record.name: record for record in records}
     exact = [[by_name[name] for name in names] for names in scan.duplicates]
@@ -23,7 +24,7 @@ def describe_copies(records: Sequence[Record], scan: Scan) -> tuple[tuple[str, .
     shared = (*_describe_shared(exact, "exact copies"), *_describe_shared(pairs, "resized or re-encoded copies"))
     kept = () if shared else (*_count(exact, "exact copies"), *_count(pairs, "resized or re-encoded copies"))
     every = [[by_name[name] for name in names] for names in join_names((*scan.duplicates, *scan.near_copies))]
-    return kept, (*shared, *_describe_torn(every))
+    return kept, (*shared, *_describe_torn(every, kind))
 
 
 def _describe_shared(groups: Sequence[Sequence[Record]], what: str) -> tuple[Caution, ...]:
@@ -57,7 +58,7 @@ def _count(groups: Sequence[Sequence[Record]], what: str) -> tuple[str, ...]:
     return (f"{len(groups)} {verb} {what}, e.g. {_show(groups[0][:2])}",)
 
 
-def _describe_torn(groups: Sequence[Sequence[Record]]) -> tuple[Caution, ...]:
+def _describe_torn(groups: Sequence[Sequence[Record]], kind: str) -> tuple[Caution, ...]:
     """A warning of pictures whose copies have different labels, with two of the first that differ."""
     torn = [group for group in groups if len({_answer(record) for record in group}) > 1]
     if not torn:
@@ -65,13 +66,14 @@ def _describe_torn(groups: Sequence[Sequence[Record]]) -> tuple[Caution, ...]:
     first = torn[0][0]
     other = next(record for record in torn[0] if _answer(record) != _answer(first))
     verb = "images have" if len(torn) > 1 else "image has"
+    task = find_kind(kind)
     examples = " and ".join(f"{record.name!r} is {_show_answer(record)}" for record in (first, other))
     return (
         Caution(
-            text=f"{len(torn)} {verb} copies with different labels, e.g. {examples}",
+            text=f"{len(torn)} {verb} copies with different {task.answers}, e.g. {examples}",
             count=len(torn),
             example=examples,
-            advice="one of the labels is wrong, or both hold: correct it, remove a copy, or use tags",
+            advice=task.torn_copies,
         ),
     )
 
@@ -81,7 +83,7 @@ def _answer(record: Record) -> tuple[tuple[str, ...], tuple[float, ...]]:
 
 
 def _show_answer(record: Record) -> str:
-    numbers = ", ".join(f"{name} {value:g}" for name, value in record.numbers.items())
+    numbers = ", ".join(f"{name} {value:.12g}" for name, value in record.numbers.items())
     return numbers or (some(sorted(record.labels)) if record.labels else "without a label")
 
 

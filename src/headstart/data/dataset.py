@@ -78,10 +78,7 @@ class ImageDataset(Dataset[ImageRead]):
         try:
             if augmentation is None:
                 pixels, digest = self._decode(index)
-                if self.own_framing is not None:
-                    with drawing_from(_FRAMING_SEED):  # the same for any image: its mates and its place change nothing
-                        pixels = self.own_framing(pixels, seed=_FRAMING_SEED)
-                return pixels, numbers, digest
+                return self._frame(pixels), numbers, digest
             drawn = augmentation.epoch_of_draws(epoch)
             with drawing_from(derive_seed("augment", augmentation.seed, drawn, sample.index)):
                 pixels, digest = self._decode(index)
@@ -129,6 +126,13 @@ class ImageDataset(Dataset[ImageRead]):
         if self.decoded is None or self.deferred is None:
             return self.decoded
         return replace(self.decoded, transform=self.deferred.framed)
+
+    def _frame(self, pixels: Tensor) -> Tensor:
+        """The pixels of an image that is evaluated, as the user's own function changes them."""
+        if self.own_framing is None:
+            return pixels
+        with drawing_from(_FRAMING_SEED):  # the same for any image: its mates and its place change nothing
+            return self.own_framing(pixels, seed=_FRAMING_SEED)
 
     def _decode(self, index: int) -> tuple[Tensor, str]:
         """The image's pixels, and its file's SHA-256 where it has changed."""

@@ -166,7 +166,7 @@ def load_images(
     # among the readable ones: skipped files are as if they were not there
     indices = {record.name: index for index, record in enumerate(readable.records)}
     records, split_notes = _divide(readable, scan, config, join_near=join_near)
-    copies, torn = describe_copies(records, scan)
+    copies, torn = describe_copies(records, scan, kind=listing.kind)
     cautions = (*listing.cautions, *skipped, *_find_shared_groups(records), *torn)
     cautions += compare_splits(records, kind=listing.kind, source=listing.source.name)
     notes = listing.notes + split_notes + copies

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from headstart.tasks.classify import CLASSIFY
 from headstart.tasks.task import TaskSpec
 
 _known: dict[int, tuple[weakref.ref[nn.Module], weakref.ref[nn.Module], Mapping[str, Any]]] = {}
@@ -31,7 +32,7 @@ def find_answers(module: nn.Module) -> Mapping[str, Any] | None:
         path = about["head"]["path"]
         return about if dict(module.named_modules()).get(path) is head() else None  # type: ignore[misc]
     names = _read_labels(module)
-    return {"task": TaskSpec(kind="classify", classes=names).to_dict(), "head": {}} if names else None
+    return {"task": TaskSpec(kind=CLASSIFY.name, classes=names).to_dict(), "head": {}} if names else None
 
 
 def _read_labels(module: nn.Module) -> tuple[str, ...]:

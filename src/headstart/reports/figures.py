@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from markupsafe import Markup
@@ -64,7 +64,11 @@ def curve_figures(record: RunRecord, *, baseline: tuple[float | None, str]) -> t
 def rate_figures(record: RunRecord) -> tuple[Chart, ...]:
     """Learning rate of head and backbone over steps."""
     lines = [_line(record.steps, "head", "head_lr", "second"), _line(record.steps, "backbone", "lr", "accent")]
-    lines = [line for line in lines if any(value > 0 for value in line.y)]  # a frozen backbone's is 0, which no log has
+    lines = [  # a frozen backbone's rate is 0, which no log has: a gap
+        replace(line, y=[value if value > 0 else math.nan for value in line.y])
+        for line in lines
+        if any(value > 0 for value in line.y)
+    ]
     if not lines:
         return ()
     marks = phase_marks(record.steps, at="step", names=phase_names(record))
@@ -114,7 +118,8 @@ def _line(events: Events, label: str, name: str, colour: str, *, key: str | None
 def _chart(
     caption: str, lines: Sequence[Line], *, x_label: str, marks: Sequence[Mark], log: bool = False, wide: bool = False
 ) -> Chart:
-    ranges = [f"{line.label} from {line.y[0]:.3g} to {line.y[-1]:.3g}" for line in lines]
+    ends = [[value for value in line.y if math.isfinite(value)] or [math.nan] for line in lines]
+    ranges = [f"{line.label} from {y[0]:.3g} to {y[-1]:.3g}" for line, y in zip(lines, ends, strict=True)]
     title = f"{caption}: {'; '.join(ranges)}"
     svg = curves(lines, x_label=x_label, title=title, marks=marks, log=log, wide=wide)
     return Chart(caption, svg, tuple(lines) if len(lines) > 1 else ())

@@ -1,4 +1,4 @@
-"""A live table of a run in a notebook: a row per epoch, a line on what is done now, what was decided below."""
+"""A live table of a run in a notebook: a row per epoch, a line on what is done now; below, warnings and decisions."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from headstart.events import (
     ScanProgress,
     StepDone,
 )
+from headstart.reports.cautions import mark_up_warnings
 from headstart.reports.cells import cell, duration, select_metrics
 
 _EVERY_SECONDS = 0.5  # between two drawings within an epoch: a browser draws each of them
@@ -55,7 +56,7 @@ class NotebookTable:
         self._rows: list[list[str]] = []
         self._header: list[str] = []
         self._notes: list[str] = []
-        self._decided = ""
+        self._warnings = self._decided = ""
         self._now = ""
         self._drawn_at = 0.0
 
@@ -66,6 +67,7 @@ class NotebookTable:
                 self._notes.append(event.text)
             case Decided():
                 rows = [[decision.name, decision.value, decision.reason] for decision in event.plan.decisions]
+                self._warnings = mark_up_warnings(event.plan.document)
                 self._decided = f"<details><summary>what was decided, and why</summary>{_table(rows)}</details>"
             case ScanProgress() | CacheProgress():
                 what = "reading images" if isinstance(event, ScanProgress) else "computing what is frozen"
@@ -102,10 +104,11 @@ class NotebookTable:
     def _show(self) -> None:
         self._drawn_at = time.monotonic()
         lines = "".join(f"<div>{html.escape(cell(text))}</div>" for text in (*self._notes, self._now) if text)
-        self._draw(_table(self._rows, header=self._header) + lines + self._decided)
+        self._draw(_table(self._rows, header=self._header) + lines + self._warnings + self._decided)
 
 
 def _table(rows: list[list[str]], *, header: list[str] | None = None) -> str:
     head = "".join(f"<th>{html.escape(cell(name))}</th>" for name in header or ())
-    body = "".join(f"<tr>{''.join(f'<td>{html.escape(cell(text))}</td>' for text in row)}</tr>" for row in rows)
+    tag = "td" if header else 'td style="text-align:left"'  # notebooks set numbers and words to the right
+    body = "".join(f"<tr>{''.join(f'<{tag}>{html.escape(cell(text))}</td>' for text in row)}</tr>" for row in rows)
     return f"<table>{f'<tr>{head}</tr>' if head else ''}{body}</table>" if rows else ""

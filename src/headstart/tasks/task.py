@@ -124,6 +124,10 @@ class Kind:
     noun: str
     nouns: str
     """What one output is called, and several."""
+    answers: str
+    """What an image's answer consists of, in the plural."""
+    torn_copies: str
+    """What to do about copies of one picture with different answers."""
     one_label: bool = False
     """Each image has exactly one label."""
     gives_numbers: bool = False
