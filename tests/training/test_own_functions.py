@@ -148,7 +148,10 @@ def test_the_report_shows_an_own_metric_like_one_of_headstarts(trained) -> None:
     page = (run.path / "report.html").read_text()
     assert "<p>top_2, on the validation images</p>" in page and "Validation top_2" in page
     assert '<th scope="row">top_2 <span class="range">your own; higher is better</span></th>' in page
-    assert '<th scope="row">dollars <span class="range">your own</span></th><td class="n">224,900</td>' in page
+    assert (
+        '<th scope="row">dollars <span class="range">your own</span></th><td class="n" data-label="value">224,900</td>'
+        in page
+    )
     assert (
         "<code>headstart predict" in page
         and "hs.repeat(" in page

@@ -8,6 +8,7 @@ from typing import get_args
 
 from headstart.config.schema import HeadstartMetric
 from headstart.errors import ConfigError
+from headstart.wording import option
 
 METRICS: tuple[str, ...] = get_args(HeadstartMetric)
 
@@ -19,7 +20,8 @@ def refuse_unknown(metric: str, *, own: Iterable[str] = ()) -> None:
         return
     near = difflib.get_close_matches(metric.lower(), names, n=1, cutoff=0.6)
     meant = f"; did you mean {near[0]}?" if near else ""
+    example = option("metric", near[0] if near else METRICS[1])
     raise ConfigError(
         f"metric: {metric!r} is unknown{meant} (accepted: {', '.join(names)}; and in Python a function of your own: "
-        f'hs.train(config, metrics={{"{metric}": (f, "higher")}})), e.g. --metric {near[0] if near else METRICS[1]}'
+        f'hs.train(config, metrics={{"{metric}": (f, "higher")}})), e.g. {example}'
     )

@@ -26,7 +26,6 @@ from headstart.training.rules import StepRules
 from headstart.wording import option
 
 AUTO_VIEWS = 4  # within noise of new changes in every epoch where it was tried (docs/measured/speed.md)
-_NOTHING = "nothing with weights is frozen before what trains"
 _FEW = 256  # image passes: less is not worth a look
 _MEASURED = 2  # images
 _WRITTEN, _READ = 200e6, 800e6  # bytes per second that a slow disk writes, and that is checked as it is read
@@ -117,7 +116,7 @@ def _choose_cache(
     passes = _list_passes(config, phase, images, views=usual)
     fewer = sum(split_passes.images * (split_passes.needed - split_passes.views) for split_passes in passes)
     if not freeze_phase(module, phase).parameters:
-        return replace(phase, views=views), _NOTHING
+        return replace(phase, views=views), "nothing that is frozen executes before what trains"
     if wanted.use == "auto" and fewer < _FEW:
         spared = f"auto: it would spare {max(0, fewer):,} passes of an image through the frozen part"
         why = f"{spared}; from {_FEW:,} on it is weighed"
@@ -125,7 +124,7 @@ def _choose_cache(
     try:
         boundary = prove_boundary(module, freeze_phase(module, phase), images.train, rules)
         if next(boundary.prefix.parameters(), None) is None:
-            return replace(phase, views=views), _NOTHING
+            return replace(phase, views=views), "nothing with weights is frozen before what trains"
         cost = measure_frozen_cost(boundary, images.train, rules, as_bf16=wanted.dtype == "bf16")
     except ModelError as error:  # with more images than were looked at it may take another way
         return replace(phase, views=views), str(error)

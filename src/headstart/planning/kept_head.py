@@ -75,7 +75,8 @@ def _explain_new(draft: Draft) -> str:
         return ""
     if outputs != draft.images.task.num_outputs:
         return ""
-    return f"nothing says that its {outputs} outputs mean {name_some(draft.images.task.names)}; if so: --head.keep true"
+    names = name_some(draft.images.task.names)
+    return f"nothing says that its {outputs} outputs mean {names}; if so: {option('head.keep', True)}"
 
 
 def _take_as_answers(draft: Draft) -> Mapping[str, Any]:

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from headstart.reports.cells import cell
-from headstart.wording import say
 
 
 def list_warnings(plan: Mapping[str, Any]) -> list[str]:
@@ -25,8 +24,8 @@ def mark_up_warnings(plan: Mapping[str, Any]) -> str:
 
 
 def _read(plan: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Each warning and what to do, as the caller speaks."""
-    return [(cell(say(one["text"])), cell(say(one["advice"]))) for one in plan.get("warnings") or []]
+    """Each warning, and what to do."""
+    return [(cell(one["text"]), cell(one["advice"])) for one in plan.get("warnings") or []]
 
 
 def _head(found: list[Any]) -> str:
