@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import platform
+import subprocess
 import sys
 import warnings
 from pathlib import Path
@@ -43,6 +44,29 @@ def test_what_nobody_hears_is_printed_as_before(capfd: pytest.CaptureFixture[str
     with pytest.raises(OSError, match="decoder error"):
         Image.open(io.BytesIO(damaged_tiff())).load()
     assert capfd.readouterr().err != ""
+
+
+@LIBTIFF
+@pytest.mark.parametrize(
+    "without",
+    ["platform.machine = lambda: 'aarch64'", "complaints.vars = lambda module: {}", "ctypes.CDLL = None"],
+    ids=["another machine", "Pillow's library elsewhere", "no library can be opened"],
+)
+def test_where_libtiff_cannot_be_heard_it_prints_and_the_file_is_refused_by_name(without: str, tmp_path: Path) -> None:
+    (tmp_path / "a.tif").write_bytes(damaged_tiff())
+    code = f"""
+import ctypes, pathlib, platform
+from headstart.data.decoding import complaints
+from headstart.data.decoding.decode import UnreadableImage, decode_image
+{without}
+try:
+    decode_image(pathlib.Path("a.tif").read_bytes(), where="a.tif")
+except UnreadableImage as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("a.tif: ") and "decoder error" in done.stdout
+    assert done.stderr.strip() != ""
 
 
 def test_a_warning_of_pillow_is_told_with_its_file(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
