@@ -66,6 +66,16 @@ def test_every_relative_link_leads_somewhere(page: Path) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_file_of_code_that_is_named_exists(page: Path) -> None:
+    """Below the repository, the package, the benchmarks or the page; of modules that a command runs, too."""
+    text, homes = page.read_text(encoding="utf-8"), (ROOT, ROOT / "src" / "headstart", ROOT / "benchmarks", page.parent)
+    named = set(re.findall(r"`((?:[\w.-]+/)*[\w.-]+\.py)\b", text))
+    named |= {name.replace(".", "/") + ".py" for name in re.findall(r"python3? -m (benchmarks(?:\.[a-z]\w*)+)", text)}
+    missing = [name for name in sorted(named) if not any((home / name).is_file() for home in homes)]
+    assert [name for name in missing if not (ROOT / name.removesuffix(".py") / "__main__.py").is_file()] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_a_measured_table_stands_once(page: Path) -> None:
     marks = re.findall(r"<!-- /?\w+ -->", page.read_text())
     assert len(marks) == len(set(marks))
