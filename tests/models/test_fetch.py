@@ -23,19 +23,10 @@ from safetensors.torch import save
 from headstart.errors import ModelError
 from headstart.models import fetch
 from headstart.models.sources import open_model
+from tests.security.bomb import Bomb
 
 TINY = "timm/test_resnet.r160_in1k"
 REPO = "timm/test_resnet.r160_in1k"
-
-
-class Bomb:
-    """Pickles to code that creates a file."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self) -> tuple[object, ...]:
-        return (Path.touch, (self.path,))
 
 
 class Server(http.server.ThreadingHTTPServer):
@@ -176,7 +167,7 @@ def test_a_changed_cache_is_refused_by_name(hub: Server, tmp_path: Path) -> None
 
 def test_a_pickle_on_the_hub_is_read_as_tensors_and_never_run(hub: Server, tmp_path: Path) -> None:
     proof = tmp_path / "proof"
-    torch.save({"state_dict": Bomb(proof)}, tmp_path / "bomb.bin")
+    torch.save({"state_dict": Bomb(Path.touch, proof)}, tmp_path / "bomb.bin")
     hub.files[path_of("pytorch_model.bin")] = (tmp_path / "bomb.bin").read_bytes()
     with pytest.raises(ModelError, match="code in a file is never run"):
         open_model(TINY)
@@ -232,7 +223,7 @@ def test_a_poisoned_torch_cache_runs_nothing(tmp_path: Path) -> None:
     entry = torchvision.models.SqueezeNet1_0_Weights.DEFAULT
     path = tmp_path / "torch" / "hub" / "checkpoints" / Path(entry.url).name
     path.parent.mkdir(parents=True)
-    torch.save(Bomb(proof), path)
+    torch.save(Bomb(Path.touch, proof), path)
     with pytest.raises(ModelError, match=r"squeezenet1_0-b66bff10\.pth: the file's hash is .* Delete it and run again"):
         open_model("torchvision/squeezenet1_0")
     assert not proof.exists()
@@ -241,7 +232,7 @@ def test_a_poisoned_torch_cache_runs_nothing(tmp_path: Path) -> None:
 def test_a_poisoned_cache_whose_name_has_the_right_hash_runs_nothing_either(tmp_path: Path) -> None:
     proof, path = tmp_path / "proof", tmp_path / "torch" / "hub" / "checkpoints" / "x"
     path.parent.mkdir(parents=True)
-    torch.save(Bomb(proof), path)
+    torch.save(Bomb(Path.touch, proof), path)
     name = f"tiny-{hashlib.sha256(path.read_bytes()).hexdigest()[:8]}.pth"
     path.rename(path.with_name(name))
     fetched = fetch.url_file(f"https://example.invalid/{name}")

@@ -16,16 +16,7 @@ from torch import Tensor, nn
 from headstart.errors import ModelError
 from headstart.models import weights
 from headstart.models.weights import Coverage, Digest, cover, load_by_coverage, read_weights, refuse_memory
-
-
-class Bomb:
-    """Pickles to code that creates a file."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self) -> tuple[object, ...]:
-        return (Path.touch, (self.path,))
+from tests.security.bomb import Bomb
 
 
 def small_net() -> nn.Sequential:
@@ -95,7 +86,7 @@ def test_a_nested_state_dict_is_unwrapped_and_said(tmp_path: Path, key: str) -> 
 @pytest.mark.parametrize("form", ["plain", "torch", "nested", "legacy"])
 def test_a_pickle_with_code_is_refused_and_does_not_run(tmp_path: Path, form: str) -> None:
     proof, path = tmp_path / "proof", tmp_path / "w.pth"
-    bomb = Bomb(proof)
+    bomb = Bomb(Path.touch, proof)
     if form == "plain":
         path.write_bytes(pickle.dumps(bomb))
     else:
@@ -107,7 +98,7 @@ def test_a_pickle_with_code_is_refused_and_does_not_run(tmp_path: Path, form: st
 
 
 def test_the_bomb_of_these_tests_would_work(tmp_path: Path) -> None:
-    pickle.loads(pickle.dumps(Bomb(tmp_path / "proof")))
+    pickle.loads(pickle.dumps(Bomb(Path.touch, tmp_path / "proof")))
     assert (tmp_path / "proof").exists()
 
 

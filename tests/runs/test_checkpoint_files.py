@@ -19,9 +19,10 @@ from headstart.errors import StorageError
 from headstart.optim.optimizers import make_optimizer
 from headstart.runs.checkpoint import drop_later, load_best, newest_step, read_checkpoint
 from headstart.storage.disk import DISK
-from headstart.storage.durable import read_folder, write_folder
+from headstart.storage.durable import write_folder
 from headstart.training.precision import make_scaler
 from headstart.training.state import Best, make_average
+from tests.runs.edits import edit_state
 
 Edit = Callable[[dict[str, Any]], Any]
 
@@ -50,14 +51,6 @@ def everything(state: hs.TrainState) -> list[Any]:
     groups = [{key: value for key, value in group.items() if key != "params"} for group in state.optimizer.param_groups]
     scaler = state.scaler.state_dict() if state.scaler is not None else None
     return [[value.tolist() for value in held], groups, scaler, state.step, state.epoch_loss, state.best]
-
-
-def edited(folder: Path, change: Edit) -> None:
-    """A checkpoint with another state.json, its manifest made anew."""
-    files = read_folder(folder)
-    counters = json.loads(files["state.json"])
-    change(counters)
-    write_folder(folder, files | {"state.json": json.dumps(counters).encode()})
 
 
 def test_only_folders_with_a_steps_number_are_checkpoints(make, tmp_path) -> None:
@@ -133,7 +126,7 @@ WRONG: dict[str, Edit] = {
 
 @pytest.mark.parametrize("kind", WRONG)
 def test_counters_that_are_none_are_refused(make, noise, tmp_path, kind) -> None:
-    edited(hs.save(train(make(), noise), tmp_path), WRONG[kind])
+    edit_state(hs.save(train(make(), noise), tmp_path), WRONG[kind])
     state = make()
     before = everything(state)
     with pytest.raises(StorageError, match=r"state.json: holds other things than headstart writes"):
@@ -142,7 +135,9 @@ def test_counters_that_are_none_are_refused(make, noise, tmp_path, kind) -> None
 
 
 def test_what_belongs_to_nothing_of_the_state_is_refused(make, noise, tmp_path) -> None:
-    edited(hs.save(train(make(), noise), tmp_path), lambda found: found["optimizer"]["plain"].update(nobody={"x": 1}))
+    edit_state(
+        hs.save(train(make(), noise), tmp_path), lambda state: state["optimizer"]["plain"].update(nobody={"x": 1})
+    )
     state = make()
     before = everything(state)
     with pytest.raises(StorageError, match=r"is not a checkpoint of this run \(KeyError: 'nobody'\); remove it, or st"):
@@ -153,7 +148,7 @@ def test_what_belongs_to_nothing_of_the_state_is_refused(make, noise, tmp_path) 
 @pytest.mark.parametrize("scaler", [{}, {"scale": 4.0}])
 def test_a_scaler_that_cannot_be_put_back_leaves_all_as_it_was(make, noise, tmp_path, scaler) -> None:
     """It is the last thing that is put back, so that weights and optimizer were the checkpoint's already."""
-    edited(hs.save(train(make(), noise, 3, precision="fp16"), tmp_path), lambda found: found.update(scaler=scaler))
+    edit_state(hs.save(train(make(), noise, 3, precision="fp16"), tmp_path), lambda found: found.update(scaler=scaler))
     state = train(make(), noise, 1, precision="fp16")
     state.scaler.update(new_scale=2.0**7)
     before = everything(state)

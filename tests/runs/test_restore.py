@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import copy
-import json
 import random
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,9 +15,9 @@ import headstart as hs
 from headstart.config.schema import AdamW, Optimizer, Penalties, RmsProp, Sgd, TimmOptimizer
 from headstart.errors import ConfigError, StorageError
 from headstart.optim.optimizers import make_optimizer
-from headstart.storage.durable import read_folder, write_folder
 from headstart.training.precision import make_scaler
 from headstart.training.state import make_average
+from tests.runs.edits import edit_state
 
 RULES = hs.StepRules(seed=5)
 OPTIMIZERS = [AdamW(), Sgd(), RmsProp(momentum=0.9), TimmOptimizer(name="lamb", lr=0.1)]
@@ -271,18 +269,10 @@ def by_name_but_strangers(state: hs.TrainState) -> dict[str, object]:
     return by_name(known)
 
 
-def edited(folder: Path, change: Callable[[dict[str, Any]], None]) -> None:
-    """A checkpoint with another state.json, its manifest made anew."""
-    files = read_folder(folder)
-    counters = json.loads(files["state.json"])
-    change(counters)
-    write_folder(folder, files | {"state.json": json.dumps(counters).encode()})
-
-
 @pytest.mark.parametrize("key", ["epoch_loss", "best", "stopped"])
 def test_a_counter_that_is_missing_is_found_before_anything_is_put_back(make, noise, tmp_path, key) -> None:
     saved = hs.save(train(make(), noise, 3), tmp_path)
-    edited(saved, lambda counters: counters.pop(key))
+    edit_state(saved, lambda counters: counters.pop(key))
     state = train(make(), noise, 1)
     before = by_name(state)
     with pytest.raises(StorageError):
@@ -299,7 +289,7 @@ def test_a_checkpoint_from_before_groups_had_their_parameters_names_still_restor
         for group in counters["optimizer"]["groups"]:
             del group["parameters"], group["betas"]
 
-    edited(saved, as_it_was)
+    edit_state(saved, as_it_was)
     again = make()
     hs.restore(again, tmp_path)
     assert by_name(again) == by_name(state)

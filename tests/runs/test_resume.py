@@ -21,6 +21,7 @@ from headstart.config.load import plain, write_yaml
 from headstart.errors import ConfigError
 from headstart.runs.checkpoint import read_checkpoint
 from tests.reliability.lives import survivors
+from tests.runs.edits import edit_json
 
 EVERYTHING = {
     "recipe": "lp_ft", "epochs": 4, "head": {"kind": "mlp", "hidden": [8], "dropout": 0.5},
@@ -255,13 +256,6 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def edited(path: Path, **values: object) -> dict[str, Any]:
-    """Change a JSON file in place; what it held."""
-    before = json.loads(path.read_text())
-    path.write_text(json.dumps(before | values))
-    return before
-
-
 def broken_off(settings, **sections: Any) -> tuple[hs.Config, Path]:
     """A run whose last files are missing, as after a kill."""
     config = hs.load_config(settings(recipe="full", checkpoint={"every_steps": 1, "keep": 3}, **sections))
@@ -280,7 +274,7 @@ def test_a_resume_with_another_fact_that_decides_the_bits_is_refused_by_name(set
     """Each of eight; nothing is written."""
     config, run = broken_off(settings, epochs=1)
     for name, value in FACTS.items():
-        before = edited(run / "environment.json", **{name: value})
+        before = edit_json(run / "environment.json", **{name: value})
         there = contents(run)
         with pytest.raises(ConfigError) as refused:
             hs.train(config, resume=True)
@@ -288,8 +282,8 @@ def test_a_resume_with_another_fact_that_decides_the_bits_is_refused_by_name(set
         assert f"not be exact to the bit ({name} was {value}, is {now});" in str(refused.value)
         assert "--allow-inexact" in str(refused.value)
         assert contents(run) == there
-        edited(run / "environment.json", **before)
-    edited(run / "environment.json", kernel="1.0", cores=99)
+        edit_json(run / "environment.json", **before)
+    edit_json(run / "environment.json", kernel="1.0", cores=99)
     hs.train(config, resume=True)
 
 
@@ -312,7 +306,7 @@ def test_an_inexact_resume_that_was_allowed_is_said_and_marked_in_the_report(set
     config, run = broken_off(settings, epochs=2)
     newest = read_checkpoint(run / "checkpoints").path
     (newest / "state.json").write_text("{}")
-    now = edited(run / "environment.json", timm="0.9.0")["timm"]
+    now = edit_json(run / "environment.json", timm="0.9.0")["timm"]
     said = []
     hs.train(config, resume=True, allow_inexact=True, watch=lambda event: said.append(getattr(event, "text", "")))
     text = "\n".join(said)
@@ -330,13 +324,13 @@ def test_a_life_that_left_nothing_does_not_count_as_inexact(settings, tmp_path) 
     config, run = broken_off(settings, epochs=1)
     step = read_checkpoint(run / "checkpoints").counters["step"]
     changed = {"step": step, "changed": {"torch": ["2.0.0", "2.1.0"]}}
-    now = edited(run / "environment.json", inexact=[changed])["torch"]
+    now = edit_json(run / "environment.json", inexact=[changed])["torch"]
     changed["changed"] = {"torch": [now, "2.1.0"]}
-    edited(run / "environment.json", torch="2.1.0", inexact=[changed])
+    edit_json(run / "environment.json", torch="2.1.0", inexact=[changed])
     hs.train(config, resume=True)
     assert "inexact" not in json.loads((run / "environment.json").read_text())
     (run / "result.json").unlink()
-    edited(run / "environment.json", inexact=[changed | {"step": step - 1}])
+    edit_json(run / "environment.json", inexact=[changed | {"step": step - 1}])
     hs.train(config, resume=True)
     assert f"after step {step - 1} torch was {now}, then 2.1.0" in (run / "report.html").read_text()
 
@@ -353,7 +347,7 @@ def test_the_number_of_workers_and_the_caches_limit_may_change_between_lives(set
 def test_another_number_of_processes_is_refused_by_name_and_goes_on_where_it_is_allowed(settings) -> None:
     """The option itself is none of the bits; a run of one process is taken for one of two, as its record says."""
     config, run = broken_off(settings, epochs=1)
-    edited(run / "environment.json", world_size=2)
+    edit_json(run / "environment.json", world_size=2)
     file = run / "config.yaml"
     file.write_text(file.read_text().replace("\ndevices: auto\n", "\ndevices: 2\n"))
     with pytest.raises(ConfigError, match=r"exact to the bit \(world_size was 2, is 1\); go back .* --allow-inexact"):

@@ -17,19 +17,10 @@ from pathlib import Path
 import numpy as np
 import timm
 import torch
+from bomb import Bomb
 from corpus import MODEL, Artefact, World, everywhere, train
 from safetensors.torch import save
 from torch import nn
-
-
-class Bomb:
-    """Pickles to a call."""
-
-    def __init__(self, function: object, *arguments: object) -> None:
-        self.call = (function, arguments)
-
-    def __reduce__(self) -> tuple[object, tuple[object, ...]]:
-        return self.call  # type: ignore[return-value]
 
 
 def payloads(mark: Path) -> dict[str, Bomb]:

@@ -6,13 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from headstart.errors import DataError
-
-
-def message(load, source: Path, **options: object) -> str:
-    with pytest.raises(DataError) as caught:
-        load(source, **options)
-    return str(caught.value)
+from tests.data.refusals import message
 
 
 def test_classes_are_the_folders_sorted_by_name(folders, load) -> None:

@@ -6,17 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from headstart.errors import DataError
+from tests.data.refusals import message
 
 CLASSES = "image,label\ni0.png,cat\ni1.png,dog\ni2.png,cat\ni3.png,dog\ni4.png,cat\ni5.png,dog\n"
 PRICES = "image,rooms,price\ni0.png,1,10.5\ni1.png,2,20\ni2.png,3,30\ni3.png,4,45\ni4.png,5,50\ni5.png,6,61\n"
 SPLIT = "image,label,part\ni0.png,cat,train\ni1.png,dog,train\ni2.png,cat,Valid\ni3.png,dog,val\ni4.png,cat,test\n"
-
-
-def message(load, source: Path, **options: object) -> str:
-    with pytest.raises(DataError) as caught:
-        load(source, **options)
-    return str(caught.value)
 
 
 def test_a_text_column_is_classified(table, load) -> None:
