@@ -233,7 +233,7 @@ def run_evaluate(job: Job, folder: Path) -> None:
     how, laps = opened.evaluated, Laps()
     batches, note = choose_labelled_batches(
         Data(source=job.data),
-        given=None,
+        own_source=None,
         subject=Subject(task=opened.task, preprocess=opened.preprocess, used=None),
         batch_size=size,
         scanned=False,

@@ -395,7 +395,7 @@ def _evaluate_source(
     """Metrics on the test images of ``data``, else its validation images, else all; ``note`` says which."""
     if not isinstance(data, Data):
         plain = Data(log=opened.task.log)
-        return _evaluate_readable(opened, plain, given=data, include_trained=include_trained, framing=framing)
+        return _evaluate_readable(opened, plain, own_source=data, include_trained=include_trained, framing=framing)
     columns = opened.facts.get("columns", {})
     as_trained = {
         "image": "auto",
@@ -408,16 +408,16 @@ def _evaluate_source(
     if "target" in known and isinstance(known["target"], list):
         known["target"] = tuple(known["target"])
     data = replace(data, log=opened.task.log, **known)
-    return _evaluate_readable(opened, data, given=None, include_trained=include_trained, framing=framing)
+    return _evaluate_readable(opened, data, own_source=None, include_trained=include_trained, framing=framing)
 
 
 def _evaluate_readable(
-    opened: OpenedRun, data: Data, *, given: Source | None, include_trained: bool, framing: OwnTransform | None
+    opened: OpenedRun, data: Data, *, own_source: Source | None, include_trained: bool, framing: OwnTransform | None
 ) -> Evaluation:
     choose = partial(
         choose_labelled_batches,
         data,
-        given=given,
+        own_source=own_source,
         subject=Subject(
             task=opened.task,
             preprocess=opened.preprocess,

@@ -45,7 +45,7 @@ def test_a_layout_has_one_mapping_or_is_refused(layout: Layout, tmp_path: Path, 
     assert task == images.task
     evaluated = choose_labelled_batches(
         Data(source=str(source), image="image" if layout.table else "auto"),
-        given=None,
+        own_source=None,
         subject=Subject(task=task, preprocess=preprocess, used=None),
         batch_size=4,
         scanned=True,
@@ -77,7 +77,7 @@ def test_a_class_that_the_new_images_lack_shifts_no_other(tmp_path: Path, load, 
     shutil.rmtree(source / "1")
     evaluated = choose_labelled_batches(
         Data(source=str(source)),
-        given=None,
+        own_source=None,
         subject=Subject(task=task, preprocess=preprocess, used=None),
         batch_size=4,
         scanned=True,

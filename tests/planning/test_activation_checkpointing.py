@@ -25,7 +25,7 @@ def test_it_is_told_and_takes_less_memory(settings) -> None:
         said = {decision.name: decision.reason for decision in made.plan.decisions}
         assert ("activation checkpointing" in said) is wanted
         needs.append(
-            measure(made.config, made.opened.module, made.training_plan, made.opened.preprocess).kept_per_image
+            measure(made.config, made.opened.module, made.training_plan, made.opened.preprocess).retained_per_image
         )
     assert "8 blocks are computed again" in said["activation checkpointing"]
     assert needs[1] < 0.7 * needs[0]  # the stem, which is in no block, keeps most of the rest

@@ -43,7 +43,7 @@ def test_what_is_kept_is_every_layers_input_once(settings) -> None:
     """The input of the first, and the ReLU's output, which is the second's input too."""
     need = measured(ready(settings, Flat(), average={"kind": "ema"}))
     weights = 4 * (3 * 32 * 32 * 50 + 50 + 50 * 3 + 3)
-    assert (need.kept, need.kept_per_image) == (0, 4 * (3 * 32 * 32 + 50))
+    assert (need.retained, need.retained_per_image) == (0, 4 * (3 * 32 * 32 + 50))
     assert need.largest_per_image == 4 * 3 * 32 * 32
     assert (need.gradients, need.optimizer, need.average) == (weights, 2 * weights, weights)  # AdamW keeps two
 

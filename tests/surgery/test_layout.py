@@ -76,7 +76,7 @@ def test_order_is_that_of_execution_and_unused_tensors_have_a_place():
     used = [place.module for place in layout.tensors if place.module != "never"]
     assert list(dict.fromkeys(used)) == ["first", "second", "fc"]
     assert layout.heads == ("fc",)
-    assert layout.place("never.weight").kind == "linear"
+    assert layout.find_tensor("never.weight").kind == "linear"
     assert {place.name for place in layout.tensors} == set(Backwards().state_dict())
 
 
@@ -119,14 +119,14 @@ def test_stages_hold_every_tensor_once_and_the_heads_tensors_come_after_the_last
 
 def test_kinds_are_those_of_the_owning_modules():
     layout = find_layout(timm_on_meta("vit_tiny_patch16_224"))
-    assert layout.place("patch_embed.proj.weight").kind == "conv"
-    assert layout.place("blocks.0.attn.qkv.weight").kind == "linear"
-    assert layout.place("blocks.0.norm1.bias").kind == "norm"
-    assert layout.place("cls_token").kind == "token"
-    assert layout.place("pos_embed").kind == "embedding"
-    assert layout.place("head.weight").kind == "head"
-    assert layout.place("cls_token").stage == 0
-    assert layout.place("norm.weight").stage == len(layout.stages) - 1
+    assert layout.find_tensor("patch_embed.proj.weight").kind == "conv"
+    assert layout.find_tensor("blocks.0.attn.qkv.weight").kind == "linear"
+    assert layout.find_tensor("blocks.0.norm1.bias").kind == "norm"
+    assert layout.find_tensor("cls_token").kind == "token"
+    assert layout.find_tensor("pos_embed").kind == "embedding"
+    assert layout.find_tensor("head.weight").kind == "head"
+    assert layout.find_tensor("cls_token").stage == 0
+    assert layout.find_tensor("norm.weight").stage == len(layout.stages) - 1
     assert layout.stage_of("blocks.3.mlp.fc1") == layout.stage_of("blocks.3") == 4
     buffers = [p for p in find_layout(timm_on_meta("resnet18")).tensors if p.name == "bn1.running_mean"]
     assert [(place.kind, place.is_buffer) for place in buffers] == [("norm", True)]
@@ -191,8 +191,8 @@ def test_the_layout_is_kept_until_the_structure_changes_and_does_not_keep_the_mo
     forget_layout(module)
     assert find_layout(module) is not first
     module.fc = nn.Sequential(nn.Linear(module.num_features, 4), nn.BatchNorm1d(4))
-    assert find_layout(module).place("fc.0.weight").kind == "linear"
-    assert find_layout(copy.deepcopy(module)).place("fc.0.weight").order > 0
+    assert find_layout(module).find_tensor("fc.0.weight").kind == "linear"
+    assert find_layout(copy.deepcopy(module)).find_tensor("fc.0.weight").order > 0
     reference = weakref.ref(module)
     del module
     gc.collect()
@@ -215,8 +215,8 @@ class Tied(nn.Module):
 
 def test_a_shared_tensor_has_a_place_under_each_name_at_its_first_use():
     layout = find_layout(Tied())
-    assert layout.place("second.weight").order == layout.place("first.weight").order
-    assert layout.place("second.bias").order > layout.place("first.weight").order
+    assert layout.find_tensor("second.weight").order == layout.find_tensor("first.weight").order
+    assert layout.find_tensor("second.bias").order > layout.find_tensor("first.weight").order
     assert sum(stage.parameters for stage in layout.stages) == 9 + 3 + 3
 
 

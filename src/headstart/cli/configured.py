@@ -56,7 +56,7 @@ def check_model(name: str) -> None:
 
 def check_run(run: str) -> Path:
     """The folder that was given as a run.  Raises: ModelError: no finished run is there."""
-    from headstart.runs.places import find_bundle
+    from headstart.runs.bundle_path import find_bundle
 
     folder = expand_home(run)
     find_bundle(folder)

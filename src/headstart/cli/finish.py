@@ -8,7 +8,7 @@ from typing import Annotated
 
 import tyro
 
-from headstart.cli.output import list_places, result, write
+from headstart.cli.output import list_paths, result, write
 from headstart.config.flags import parse_args
 from headstart.config.home import expand_home
 from headstart.reports.progress import Progress
@@ -35,5 +35,5 @@ def run(argv: Sequence[str]) -> int:
         done = app.finish(expand_home(args.run), device=args.device, watch=progress)
     write(result(done, as_json=args.json))
     if not args.json:
-        write("\n" + list_places(done.path))
+        write("\n" + list_paths(done.path))
     return 0

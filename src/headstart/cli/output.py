@@ -68,7 +68,7 @@ def result(run: Any, *, as_json: bool) -> str:
     return "\n\n".join(text for text in (told, table(rows, header=header), cell(run.note)) if text)
 
 
-def list_places(run: Path) -> str:
+def list_paths(run: Path) -> str:
     """The places of a run and its report, as a table."""
     report = run / "report.html"
     return table([("run", run), *([("report", report)] if report.is_file() else [])])

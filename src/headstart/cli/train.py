@@ -11,7 +11,7 @@ import tyro
 
 from headstart.cli.configured import check_names, read_command_config
 from headstart.cli.launch import check_there, launch, wants_processes
-from headstart.cli.output import list_places, result, write
+from headstart.cli.output import list_paths, result, write
 from headstart.config.flags import EVERY, parse_args
 from headstart.config.home import expand_home
 from headstart.config.load import is_of_run
@@ -65,7 +65,7 @@ def run(argv: Sequence[str]) -> int:
         return 0
     write(result(done, as_json=args.json))
     if not args.json:
-        write("\n" + list_places(done.path))
+        write("\n" + list_paths(done.path))
     return 0
 
 

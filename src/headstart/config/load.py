@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from headstart.config import peft
 from headstart.config.home import expand_home
 from headstart.config.leaves import FLAT, default_kinds, hints, is_section, leaves, options
-from headstart.config.problems import format_value, place_of, sentence, suggest_option
+from headstart.config.problems import find_place, format_value, sentence, suggest_option
 from headstart.config.rules import freeze_rule
 from headstart.config.schema import Config
 from headstart.config.sizes import format_size, read_size
@@ -196,7 +196,7 @@ def _build_config(tree: Tree) -> tuple[Config | None, dict[str, str]]:
     except ValidationError as error:
         problems: dict[str, str] = {}
         for found in error.errors(include_url=False, include_context=False):
-            place = place_of(tree, found["loc"])
+            place = find_place(tree, found["loc"])
             problems.setdefault(place.path, sentence(place, _at(tree, place.path), error=found["type"]))
         return None, {path: text for path, text in problems.items() if not _has_inner(path, problems)}
 

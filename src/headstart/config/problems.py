@@ -50,7 +50,7 @@ class Place:
     kind: str = ""
 
 
-def place_of(tree: Mapping[str, Any], location: Sequence[int | str]) -> Place:
+def find_place(tree: Mapping[str, Any], location: Sequence[int | str]) -> Place:
     """The place of a pydantic error: its location, without pydantic's labels of unions and tags."""
     annotation: Any = Config
     value: Any = tree

@@ -161,4 +161,4 @@ class TensorDataset(Protocol):
         """The images that they stand for."""
 
     def read_batches(self, batches: Sequence[Sequence[int]], *, epoch: int) -> Iterator[tuple[Tensor, ...]]:
-        """For each batch of indices its tensors, (B, ...) each, as ``epoch`` changes the images."""
+        """The tensors of each batch of indices, (B, ...) each, as ``epoch`` changes the images."""

@@ -47,7 +47,25 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Images:
-    """The data of a run. ``notes``: sentences on what was found and decided; ``cautions``: those that are warnings."""
+    """The images of a run or of a loop of one's own, split, and cut into batches.
+
+    Attributes:
+        ``task``: What the images answer: classes, tags or numbers.
+        ``train``: The batches to train on, in a new order each epoch.
+        ``val``: The batches of the validation images, in a fixed order.
+        ``test``: The batches of the test images, where the source has some; else None.
+        ``scan``: What was found when every image was read.
+        ``source``: What gives the bytes of the images.
+        ``notes``: Sentences on what was found and decided.
+        ``cautions``: Warnings of the data, each with how many images it is about.
+
+    Example:
+        >>> import headstart as hs
+        >>> net = hs.open_model("timm/resnet18", weights="none", options={"channels": [8, 8, 16, 16]}, image_size=32)
+        >>> images = hs.open_images("photos", like=net, val=0.25)
+        >>> images.classes, len(images.train.samples), len(images.val.samples)
+        (('cat', 'dog'), 12, 4)
+    """
 
     task: TaskSpec
     train: Batches
@@ -64,7 +82,7 @@ class Images:
         return self.source.root if isinstance(self.source, Files) else None
 
     @property
-    def place(self) -> str:
+    def location(self) -> str:
         """Where the images come from: the absolute path of a folder or table, else the source's name."""
         return str(self.source.given.absolute()) if isinstance(self.source, Files) else self.source.name
 
@@ -116,11 +134,11 @@ def open_images(
         augment=Augment(preset=augment),
         seed=seed,
     )
-    given = None if isinstance(source, str | Path) else source
+    own_source = None if isinstance(source, str | Path) else source
     own, framing = (
         None if function is None else OwnTransform(function) for function in vars(read_transforms(transform)).values()
     )
-    images = load_images(config, like if isinstance(like, Preprocess) else like.preprocess, given=given)
+    images = load_images(config, like if isinstance(like, Preprocess) else like.preprocess, own_source=own_source)
     return change_images(images, own=own, framing=framing)
 
 
@@ -140,18 +158,18 @@ def load_images(
     config: Config,
     preprocess: Preprocess,
     *,
-    given: Source | None = None,
+    own_source: Source | None = None,
     on_decoded: OnDecoded | None = None,
     join_near: bool = True,
 ) -> Images:
-    """All that the configuration says about data, done: listed, decoded once, split, cut into batches; of the source
-    that was ``given`` in Python, where one was. ``join_near``: a split that is made here keeps resized and re-encoded
-    copies on one side, as it does exact ones.
+    """All that the configuration says about data, done: listed, decoded once, split, cut into batches; ``own_source``: the
+    user's own source, instead of what the configuration names. ``join_near``: a split that is made here keeps resized
+    and re-encoded copies on one side, as it does exact ones.
 
     Raises:
         DataError: the source is missing, unclear or damaged; the message says where and what to do.
     """
-    listing = list_source(config.data, kind=config.task.kind, given=given)
+    listing = list_source(config.data, kind=config.task.kind, own_source=own_source)
     check_mixing(listing.kind, cutmix=config.augment.cutmix)
     kept = (
         None if config.cache.use == "never" else DiskCache(cache_folder(), limit_bytes=int(config.cache.limit_gb * 1e9))

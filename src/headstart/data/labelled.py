@@ -46,7 +46,7 @@ class Labelled:
 
 
 def choose_labelled_batches(
-    data: Data, *, given: Source | None, subject: Subject, batch_size: int, scanned: bool
+    data: Data, *, own_source: Source | None, subject: Subject, batch_size: int, scanned: bool
 ) -> Labelled:
     """The source's test images, else its validation images, else all of it, without those that the model was trained
     on, and which they are.
@@ -57,7 +57,7 @@ def choose_labelled_batches(
     the model was not trained on. UnreadableImage: not ``scanned``, and an image has no bytes.
     """
     task = subject.task
-    listing = list_source(data, kind=task.kind, known=task.names, given=given)
+    listing = list_source(data, kind=task.kind, known=task.names, own_source=own_source)
     _check_names(listing, task)
     found = Counter(record.split for record in listing.records)
     split = "test" if found["test"] else "val" if found["val"] else None

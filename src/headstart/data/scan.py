@@ -33,7 +33,7 @@ OnDecoded = Callable[[int, int], None]
 
 @dataclass(frozen=True, kw_only=True)
 class Unreadable:
-    """An image that gives no picture: how messages name it, its name in the source, and why."""
+    """An image without a picture: its name in messages (``where``) and in the source (``key``), and the ``reason``."""
 
     where: str
     key: str
@@ -47,14 +47,29 @@ class Unreadable:
 
 @dataclass(frozen=True, kw_only=True)
 class Scan:
-    """What the pass found. ``hashes``: SHA-256 of each readable image, by name; ``duplicates``: names of equal ones;
-    ``near_copies``: names of two that differ, but show one picture, resized or saved again (of equal ones the first);
-    ``fingerprints``: of each readable image, empty of one that has none (see ``decoding/likeness.py``);
-    ``stamps``: what the source says of each readable one (of a file size, times and inode), empty where that proves
-    nothing; ``known``: how many were not decoded, since they are what an earlier scan found; ``not_kept``: why what was
-    found is not kept for later ones, as a sentence; ``measured``: by name, the values of images of more than 8 bits or
-    other bands than grey and RGB, and of dark ones; ``marks``: what decoding changes in pictures, and which show
-    nothing; ``complaints``: what decoders said of files that they read all the same.
+    """What was found when every image was read.
+
+    Attributes:
+        ``hashes``: The SHA-256 of each readable image, by name.
+        ``unreadable``: The images that cannot be read, each with ``where``, ``key`` and ``reason``.
+        ``duplicates``: Names of images that are equal to the byte, group by group.
+        ``near_copies``: Names of two that differ, but show one picture, resized or saved again (of equal ones the
+            first).
+        ``fingerprints``: Of each readable image, empty for one that has none (see ``decoding/likeness.py``).
+        ``stamps``: What the source says of each readable image (of a file size, times and inode); empty where that
+            proves nothing.
+        ``known``: How many were not decoded, since they are what an earlier scan found.
+        ``not_kept``: Why what was found is not kept for later scans, as a sentence; None where it is.
+        ``measured``: The values of images of more than 8 bits or other bands than grey and RGB, and of dark ones, by
+            name.
+        ``marks``: What decoding changes in pictures, and which show nothing, by name.
+        ``complaints``: What decoders said of images that they read all the same, by name.
+
+    Example:
+        >>> import headstart as hs
+        >>> scan = hs.audit("photos")
+        >>> len(scan.hashes), scan.unreadable, scan.duplicates
+        (16, (), ())
     """
 
     hashes: Mapping[str, str]
@@ -79,8 +94,8 @@ class Scan:
 
 @dataclass(frozen=True)
 class _Outcome:
-    """Of one image: its name, SHA-256 or why it cannot be read, stamp, whether an earlier scan found this, what its
-    values are, its fingerprint, what decoders said of it, and what they change (see ``marks.py``).
+    """The outcome of one image: its name, SHA-256 or why it cannot be read, stamp, whether an earlier scan found this,
+    what its values are, its fingerprint, what decoders said of it, and what they change (see ``marks.py``).
     """
 
     name: str
@@ -177,7 +192,7 @@ def _read_findings(source: Source, disk_cache: DiskCache | None) -> tuple[Findin
     if disk_cache is None or not is_stamped(source):
         return Findings(), None
     try:
-        return read_findings(disk_cache, source.place), None
+        return read_findings(disk_cache, source.location), None
     except StorageError as error:
         return Findings(), str(error)
 
@@ -190,7 +205,7 @@ def _add_fingerprints(examined: Sequence[tuple[_Outcome, bytes]]) -> list[_Outco
 def _find_near_copies(
     source: Source, outcomes: Sequence[tuple[Record, _Outcome]], findings: Findings, *, threads: int
 ) -> tuple[tuple[Pair, ...], Mapping[str, bool]]:
-    """Of each content the first record, in pairs that show one picture; and what was compared for that."""
+    """The first records of contents, in pairs that show one picture; and what was compared for that."""
     contents: dict[str, tuple[Record, str]] = {}
     for record, one in sorted(outcomes, key=lambda pair: pair[0].name):
         if one.digest is not None:
@@ -217,7 +232,7 @@ def _keep_findings(
     if not (new or verdicts) or not is_stamped(source):
         return None
     try:
-        write_findings(disk_cache, source.place, Findings(new, verdicts))
+        write_findings(disk_cache, source.location, Findings(new, verdicts))
     except StorageError as error:
         return str(error)
     return None

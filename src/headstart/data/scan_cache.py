@@ -1,7 +1,7 @@
 """What earlier scans found, kept by content: a file that is the one it was then is not decoded again.
 
 Kept of each readable image are its name, its stamp (of a file size, times and inode), its SHA-256 and its fingerprint,
-and of each pair that was compared whether it shows one picture; in one file for all images of one place. What was
+and of each pair that was compared whether it shows one picture; in one file for all images of one location. What was
 unreadable is looked at each time: the reason may have been the machine's. A stamp is there only where the image had
 been untouched for 3 s, as git's index has it, so that no later write can bear the same.
 """
@@ -27,9 +27,9 @@ _FORMAT = 3  # 1 had no fingerprints, 2 no marks; they are under other keys, and
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """Of a readable image its stamp, the SHA-256 of its bytes, its fingerprint (see ``decoding/likeness.py``), what its
-    values were measured to be, if that was worth keeping (see ``Measured``), what decoding changes in it (see
-    ``decoding/marks.py``), and what decoders said of it.
+    """The finding of a readable image: its stamp, the SHA-256 of its bytes, its fingerprint (see
+    ``decoding/likeness.py``), what its values were measured to be, if that was worth keeping (see ``Measured``),
+    what decoding changes in it (see ``decoding/marks.py``), and what decoders said of it.
     """
 
     stamp: Stamp = ()
@@ -54,18 +54,18 @@ NOTHING_FOUND = Finding()
 _DECODERS = ("jpg", "libjpeg_turbo", "zlib", "zlib_ng", "libtiff", "webp")
 
 
-def read_findings(disk_cache: DiskCache, place: str) -> Findings:
-    """What scans of this place found, by decoders as they are now; empty where none is kept.
+def read_findings(disk_cache: DiskCache, location: str) -> Findings:
+    """What scans of this location found, by decoders as they are now; empty where none is kept.
 
     Raises: StorageError: another user can write it.
     """
-    return _parse(disk_cache.scans().read_whole(_key(place)))
+    return _parse(disk_cache.scans().read_whole(_key(location)))
 
 
-def write_findings(disk_cache: DiskCache, place: str, findings: Findings) -> None:
-    """Add to what is kept of this place.  Raises: StorageError: it cannot be kept."""
-    about = {"model": "scan", "boundary": [place], "images": len(findings.images)}
-    disk_cache.scans().update_whole(_key(place), lambda before: _format(_add(_parse(before), findings)), about=about)
+def write_findings(disk_cache: DiskCache, location: str, findings: Findings) -> None:
+    """Add to what is kept of this location.  Raises: StorageError: it cannot be kept."""
+    about = {"model": "scan", "boundary": [location], "images": len(findings.images)}
+    disk_cache.scans().update_whole(_key(location), lambda before: _format(_add(_parse(before), findings)), about=about)
 
 
 def _add(before: Findings, new: Findings) -> Findings:
@@ -106,10 +106,10 @@ def _list_unusual(one: Finding) -> list[object]:
     return [one.measured, one.marks, one.complaint] if one.measured or one.marks or one.complaint else []
 
 
-def _key(place: str) -> str:
-    """Of the place, and of everything that decides what can be decoded."""
+def _key(location: str) -> str:
+    """The key of a location, and of everything that decides what can be decoded."""
     switches = [ImageFile.LOAD_TRUNCATED_IMAGES, Image.MAX_IMAGE_PIXELS]
-    facts = {"format": _FORMAT, "place": place, "decoders": _decoders(), "switches": switches}
+    facts = {"format": _FORMAT, "place": location, "decoders": _decoders(), "switches": switches}
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
 
 

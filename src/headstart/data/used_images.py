@@ -43,7 +43,7 @@ class UsedImages:
 
     @classmethod
     def of(cls, images: Images) -> UsedImages:
-        """Those of a run's data."""
+        """The images of a run's data."""
         test = images.test.samples if images.test is not None else ()
         splits = {"train": images.train.samples, "val": images.val.samples, "test": test}
         prints = (images.scan.fingerprints.get(sample.key, "") for sample in images.train.samples)

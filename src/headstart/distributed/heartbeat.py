@@ -57,7 +57,7 @@ class Heartbeat:
 
     def start(self) -> None:
         """Begin, when every rank has made its heartbeat.  Raises: RuntimeError: one has not, within the timeout."""
-        self._places = dict(enumerate(self._read("where")))
+        self._hosts = dict(enumerate(self._read("where")))
         for thread in self._threads:
             thread.start()
 
@@ -100,7 +100,7 @@ class Heartbeat:
                 return {}
             time.sleep(0.1)
         ranks = self._find_still() or self._find_behind()
-        return {rank: self._places[rank] for rank in ranks}
+        return {rank: self._hosts[rank] for rank in ranks}
 
     def kill_still(self) -> None:
         """Kill the ranks on this machine whose beat stands still: they would hold up the end of the job."""
@@ -128,7 +128,7 @@ class Heartbeat:
         return {rank: beat for rank, beat in self._beats.copy().items() if rank != self.rank}
 
     def _kill(self, ranks: list[int]) -> None:
-        for where in (self._places[rank] for rank in ranks):
+        for where in (self._hosts[rank] for rank in ranks):
             host, _, process = where.rpartition(", process ")
             if host == socket.gethostname():
                 with contextlib.suppress(OSError):
@@ -193,7 +193,7 @@ class Heartbeat:
                 self._note_behind(behind)
 
     def _note_behind(self, ranks: list[int]) -> None:
-        who = ", ".join(f"rank {rank} ({self._places[rank]})" for rank in ranks)
+        who = ", ".join(f"rank {rank} ({self._hosts[rank]})" for rank in ranks)
         logging.getLogger("headstart").warning(
             f"{who}: at work for over {self._timeout:g} s while rank {self.rank} waits; it beats, so it is waited for"
         )
@@ -204,7 +204,7 @@ class Heartbeat:
         if self._ended.wait(_STILL_SECONDS + 2 * self._every + _GRACE_SECONDS):
             return
         if not self.others_failed and self.rank == min(set(range(self.world_size)) - set(lost)):
-            loss = self.describe_loss({rank: self._places[rank] for rank in lost})
+            loss = self.describe_loss({rank: self._hosts[rank] for rank in lost})
             sys.stderr.write(f"error: {loss}\n")
             sys.stderr.flush()
             self.report_failure(f"lost rank {lost[0]}")

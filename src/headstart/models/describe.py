@@ -26,7 +26,9 @@ _WIDTH = 100
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """A stage or head with its parts, or ``times`` equal neighbouring parts of ``parameters`` each."""
+    """The stage, head or part ``name``, of a ``type`` with ``outputs`` (a shape) and ``children``; ``in_head``: whether
+    it is of the head. It stands for ``times`` equal neighbours, which have ``parameters`` each.
+    """
 
     name: str
     type: str
@@ -34,12 +36,12 @@ class Row:
     parameters: int
     times: int = 1
     in_head: bool = False
-    parts: tuple[Row, ...] = ()
+    children: tuple[Row, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
 class RuleEffect:
-    """What a freeze rule would do, or in ``reason`` why it cannot be used."""
+    """What a freeze ``rule`` would do: what is ``frozen`` by it, or the ``reason`` why it cannot be used."""
 
     rule: str
     frozen: Frozen | None
@@ -48,7 +50,27 @@ class RuleEffect:
 
 @dataclass(frozen=True, kw_only=True)
 class Description:
-    """What ``headstart describe`` prints; ``str()`` gives the text, at most 100 columns wide."""
+    """The structure of a model, and what freeze rules freeze of it; ``str()`` gives the text, at most 100 columns wide.
+
+    Attributes:
+        ``name``: The spec of the model, or the name of its class.
+        ``library``: Where its code is from: timm, torchvision, or own.
+        ``traced``: How its layers were put in order: by torch.fx, or why not.
+        ``images``: The shape of an image that it takes, (C, H, W).
+        ``preprocess``: How images become its input; None for a module of one's own.
+        ``parameters``: How many numbers its parameters hold.
+        ``multiply_adds``: Multiplications and additions of one image; None where they could not be counted.
+        ``rows``: The stages and the head in order of execution, each with its children.
+        ``head``: The head in words, or why it is not clear.
+        ``rules``: What each usual freeze rule would freeze.
+        ``chosen``: The rule that was asked for, in full; None where none was.
+
+    Example:
+        >>> import headstart as hs
+        >>> about = hs.describe(hs.open_model("timm/resnet18", weights="none", options={"channels": [8, 8, 16, 16]}))
+        >>> [row.name for row in about.rows][-2:], about.chosen
+        (['layer4', 'fc'], None)
+    """
 
     name: str
     library: str
@@ -158,7 +180,7 @@ def _rows(module: nn.Module, layout: Layout, shapes: Mapping[str, Shape | None])
         beside = [unit for unit in stage.modules if not any(f"{unit}.".startswith(f"{path}.") for path in inside)]
         below = [_row(module, name, shapes) for name in inner + beside]
         row = replace(_row(module, stage.name, shapes), parameters=stage.parameters)
-        rows.append(replace(row, parts=_merge_equal_rows([part for part in below if part.parameters])))
+        rows.append(replace(row, children=_merge_equal_rows([part for part in below if part.parameters])))
     rows += [replace(_row(module, path, shapes), in_head=True) for path in layout.heads]
     return tuple(rows)
 
@@ -205,8 +227,8 @@ def _tree(what: Description) -> str:
         label = "head" if row.in_head else (f"{first}-{first + len(stages) - 1}" if len(stages) > 1 else str(first))
         name = row.name if len(stages) == 1 else f"{row.name} ... {stages[-1].name}"
         lines.append(_line(f"{label:>5}", name, row, times=len(stages)))
-        for index, part in enumerate(row.parts):
-            branch = "└─ " if index == len(row.parts) - 1 else "├─ "
+        for index, part in enumerate(row.children):
+            branch = "└─ " if index == len(row.children) - 1 else "├─ "
             lines.append(_line(" " * 5, branch + part.name, part, times=part.times))
     return "\n".join(lines)
 
@@ -229,7 +251,7 @@ def _alike(rows: tuple[Row, ...]) -> list[tuple[int, list[Row]]]:
 
 
 def _build(row: Row) -> object:
-    parts = tuple((part.type, part.outputs, part.parameters, part.times) for part in row.parts)
+    parts = tuple((part.type, part.outputs, part.parameters, part.times) for part in row.children)
     return row.type, row.outputs, row.parameters, parts
 
 

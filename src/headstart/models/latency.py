@@ -138,7 +138,7 @@ def measure(
 
 
 def pareto(points: Sequence[tuple[float, float]]) -> tuple[int | None, ...]:
-    """For each (cost, gain) the index of a point that costs no more and gains no less, and is not equal; else None.
+    """The index, for each (cost, gain), of a point that costs no more and gains no less, and is not equal; else None.
 
     Where several do, the one with the highest gain, of these the cheapest: nothing beats that one.
     """

@@ -65,7 +65,7 @@ class _Chosen:
     """The weights that were asked for: pretrained, none or a file; and which part of the file."""
 
     weights: str
-    part: str
+    weights_part: str
 
 
 def open_model(
@@ -182,7 +182,7 @@ def _read(origin: Origin, chosen: _Chosen) -> tuple[TensorFile | None, WeightsSo
         assert origin.pretrained is not None, origin.spec
         file = origin.pretrained.read()
         return file, WeightsSource("pretrained", origin.pretrained.where, file.sha256, origin.pretrained.licence)
-    file = read_weights(expand_home(weights), part=chosen.part)
+    file = read_weights(expand_home(weights), weights_part=chosen.weights_part)
     return file, WeightsSource("file", str(expand_home(weights)), file.sha256, None)
 
 
@@ -341,7 +341,7 @@ def _open_own(
 def _fill_own(module: nn.Module, chosen: _Chosen) -> tuple[Coverage, WeightsSource]:
     """Load a file's weights into a module of the user's."""
     where = chosen.weights
-    file = read_weights(expand_home(where), part=chosen.part)
+    file = read_weights(expand_home(where), weights_part=chosen.weights_part)
     expected = read_saved_tensors(module)
     names, coverage = fit_names(
         file.tensors,

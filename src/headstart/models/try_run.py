@@ -23,12 +23,12 @@ class Failure:
     and what it said, in a line.
     """
 
-    part: str
+    path: str
     text: str
     error: BaseException
 
     def __str__(self) -> str:
-        return f"{self.text} (in {self.part})" if self.part else self.text
+        return f"{self.text} (in {self.path})" if self.path else self.text
 
 
 def find_failure(

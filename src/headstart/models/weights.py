@@ -66,7 +66,16 @@ class TensorFile:
 
 @dataclass(frozen=True, kw_only=True)
 class Coverage:
-    """How much of a model's state came from a file, and the names that did not fit."""
+    """How many of a model's ``total`` tensors were ``loaded`` from a file.
+
+    Attributes:
+        ``loaded``: How many tensors were loaded.
+        ``total``: How many the model has.
+        ``missing``: Names of the model's that the file has not.
+        ``unexpected``: Names of the file's that the model has not.
+        ``misshaped``: Names that both have, in different shapes.
+        ``notes``: What else was done to the file's tensors, in phrases.
+    """
 
     loaded: int
     total: int
@@ -93,10 +102,10 @@ def list_names(names: Collection[str], most: int = _NAMED) -> str:
     return ", ".join(listed[:most]) + more
 
 
-def read_weights(path: Path, *, expected: Digest | None = None, part: str = "auto") -> TensorFile:
+def read_weights(path: Path, *, expected: Digest | None = None, weights_part: str = "auto") -> TensorFile:
     """The tensors of a local file, whose bytes are hashed and compared before they are interpreted.
 
-    ``part``: auto, averaged, raw, or a key of the file or a prefix of its names.
+    ``weights_part``: auto, averaged, raw, or a key of the file or a prefix of its names.
 
     Raises: ModelError: no such file, another format, a hash that differs, damage, more than memory, NaN or infinity.
     """
@@ -114,8 +123,8 @@ def read_weights(path: Path, *, expected: Digest | None = None, part: str = "aut
     if (strange := what_it_is(data, suffix=path.suffix)) is not None:
         raise ModelError(f"weights {path}: {strange}")
     if path.suffix == ".safetensors":
-        return replace(read_safetensors(data, where=str(path)), wanted=part)
-    found = select_part(_read_pickle(data, path=path), wanted=part, where=str(path))
+        return replace(read_safetensors(data, where=str(path)), wanted=weights_part)
+    found = select_part(_read_pickle(data, path=path), wanted=weights_part, where=str(path))
     file = _check_tensors(found.tensors, data=data, where=str(path))
     return replace(file, notes=found.notes, wanted=found.wanted)
 

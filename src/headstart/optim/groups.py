@@ -56,7 +56,7 @@ def param_groups(
     trainable = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
     for name, parameter in trainable.items():
         depth = len(layout.stages) if name in heads else min(layout.stage_of(name), len(layout.stages) - 1)
-        plain = parameter.ndim > 1 and layout.place(name).kind not in _NEVER_DECAYED and name not in exempt
+        plain = parameter.ndim > 1 and layout.find_tensor(name).kind not in _NEVER_DECAYED and name not in exempt
         decayed = plain or weight_decay == 0
         if (depth, decayed) not in groups:
             rate = (head_lr or lr) if name in heads else lr * layer_decay ** (len(layout.stages) - 1 - depth)

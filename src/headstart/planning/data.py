@@ -23,7 +23,7 @@ _JOIN_NEAR = "join_near_copies"
 
 def list_images(draft: Draft) -> Draft:
     """The draft as it was, once it is known that there are images with labels.  Raises: DataError."""
-    list_source(draft.config.data, kind=draft.config.task.kind, given=draft.own.data)
+    list_source(draft.config.data, kind=draft.config.task.kind, own_source=draft.own.data)
     return draft
 
 
@@ -38,7 +38,11 @@ def read_images(draft: Draft) -> Draft:
 
     join_near = bool(draft.recorded.get(_JOIN_NEAR)) if draft.recorded else True  # a run from before knows none
     images = load_images(
-        _keep_range(draft), draft.opened.preprocess, given=draft.own.data, on_decoded=show_progress, join_near=join_near
+        _keep_range(draft),
+        draft.opened.preprocess,
+        own_source=draft.own.data,
+        on_decoded=show_progress,
+        join_near=join_near,
     )
     for text in images.scan.describe_kept():
         draft.emit(Note(text))

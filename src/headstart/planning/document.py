@@ -32,7 +32,7 @@ def make_document(draft: Draft) -> dict[str, Any]:
         "preprocess": opened.preprocess.to_dict(),
         "phases": [_phase_document(opened.module, training_plan, phase, steps) for phase in training_plan.phases],
         "data": {
-            "source": images.place, "root": str(images.root.absolute()) if images.root else None,
+            "source": images.location, "root": str(images.root.absolute()) if images.root else None,
             "digest": _data_digest(images), "notes": plain_notes(images),
             **{name: len(split.samples) if split else 0 for name, split in splits.items()},
             "class_counts": {name: split.class_counts() for name, split in splits.items() if split},

@@ -61,7 +61,7 @@ class Draft:
 
     Attributes:
         ``config``: What the user asks for.
-        ``given``: A module of the user's own, or None.
+        ``own_module``: A module of the user's own, or None.
         ``own_loss``: A loss function of the user's own, or None.
         ``own``: Images, a transform and metrics of the user's own.
         ``emit``: Called with what is found on the way.
@@ -84,7 +84,7 @@ class Draft:
     """
 
     config: Config
-    given: nn.Module | InPlace | None = None
+    own_module: nn.Module | InPlace | None = None
     own_loss: LossFunction | None = None
     own: Own = Own()
     emit: Watch

@@ -77,7 +77,7 @@ def choose_evaluation(draft: Draft) -> Draft:
 
 
 def _without_measuring(draft: Draft) -> _Choice:
-    """As many as asked for, or as are trained at a time; never more than there are, or than there is memory for.
+    """The size that was asked for, or that of training; never more than there are, or than there is memory for.
 
     Raises: ConfigError: there is no memory for what is asked for.
     """

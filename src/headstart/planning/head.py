@@ -10,8 +10,8 @@ from headstart.events import Decision
 from headstart.models.sources import OpenedModel
 from headstart.planning.about import details, outputs_text
 from headstart.planning.draft import Draft
-from headstart.planning.given import mark_changed
 from headstart.planning.kept_head import KEPT, NEW, find_kept_head
+from headstart.planning.own_module import mark_changed
 from headstart.surgery.freeze import find_frozen
 from headstart.surgery.generators import seed_generators
 from headstart.surgery.head import HeadSwap, head_parameters, replace_head
@@ -37,8 +37,8 @@ def choose_head(draft: Draft) -> Draft:
         swap = _replace(draft.opened, draft.config.head, draft.images.task.num_outputs)
     refuse_half(draft.module)
     fixed = fixed.without(head_parameters(draft.module))
-    if isinstance(draft.given, InPlace):
-        mark_changed(draft.given.module)
+    if isinstance(draft.own_module, InPlace):
+        mark_changed(draft.own_module.module)
     draft = draft.record("head", _head_document(draft.config.head, swap))
     about = _about_head(swap, draft.config.head)
     if kept is not None:

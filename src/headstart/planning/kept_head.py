@@ -30,7 +30,7 @@ def find_kept_head(draft: Draft) -> tuple[tuple[Head, HeadSwap] | None, str]:
 
     Raises: ConfigError: ``head.keep`` is true, and the head cannot stay.
     """
-    asked, given = draft.config.head, draft.given
+    asked, given = draft.config.head, draft.own_module
     if given is not None:
         bundle = find_answers(given.module if isinstance(given, InPlace) else given)
     else:

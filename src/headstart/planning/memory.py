@@ -172,8 +172,8 @@ def measure(
         gradients=trained,
         optimizer=optimizer,
         average=average,
-        kept=max(0, few - first * per_image),
-        kept_per_image=per_image,
+        retained=max(0, few - first * per_image),
+        retained_per_image=per_image,
         largest_per_image=largest // first,
     )
 

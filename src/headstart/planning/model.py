@@ -16,7 +16,7 @@ from headstart.models.sizes import refuse_size
 from headstart.models.sources import OpenedModel, open_model
 from headstart.planning.began import about_weights, began_with, name_weights_by_digest
 from headstart.planning.draft import Draft
-from headstart.planning.given import copy_given
+from headstart.planning.own_module import copy_own
 from headstart.surgery.generators import seed_generators
 from headstart.surgery.module_copy import InPlace
 from headstart.wording import option
@@ -31,10 +31,10 @@ def choose_model(draft: Draft) -> Draft:
     Raises: ConfigError, ModelError: there is no such model, or its weights cannot be had.
     """
     opened, chosen = _open(draft)
-    if draft.given is None and (draft.config.model.image_size != "auto" or draft.config.model.options):
+    if draft.own_module is None and (draft.config.model.image_size != "auto" or draft.config.model.options):
         refuse_size(opened)
     shape = opened.preprocess
-    began = began_with(opened, own=draft.given is not None, loss=draft.own_loss, transforms=draft.own.transforms)
+    began = began_with(opened, own=draft.own_module is not None, loss=draft.own_loss, transforms=draft.own.transforms)
     draft = draft.record("began", began)
     draft = draft.decide(
         chosen,
@@ -61,14 +61,14 @@ def name_model(config: Config, device: torch.device) -> tuple[str, Decision]:
 
 
 def _open(draft: Draft) -> tuple[OpenedModel, Decision]:
-    model, module = draft.config.model, draft.given
+    model, module = draft.config.model, draft.own_module
     size = read_size(model.image_size)
     given = None if model.preprocess == "auto" else model.preprocess
     seed_generators(draft.config.seed)  # random weights are a function of the seed
     if module is not None:
         if not isinstance(module, nn.Module | InPlace):
             raise ConfigError(f"model: {module!r} is no module; give an instance of nn.Module, e.g. model=Net()")
-        opened = name_weights_by_digest(open_model(copy_given(module), image_size=size, preprocess=given))
+        opened = name_weights_by_digest(open_model(copy_own(module), image_size=size, preprocess=given))
         return opened, Decision("model", opened.spec, "the module as given" + _list_left_out(draft.config, opened))
     name, decision = name_model(draft.config, draft.device)
     opened = open_model(

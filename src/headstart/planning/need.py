@@ -14,14 +14,14 @@ class MemoryNeed:
     gradients: int
     optimizer: int
     average: int
-    kept: int
+    retained: int
     """Bytes kept for the backward pass whatever the number of images."""
-    kept_per_image: int
+    retained_per_image: int
     largest_per_image: int
 
     def at_least(self, images: int) -> int:
         """Bytes that are alive at once when a forward pass of so many images ends, from the second step on."""
-        return self.optimizer + self.average + self.kept + images * self.kept_per_image
+        return self.optimizer + self.average + self.retained + images * self.retained_per_image
 
     def about(self, images: int) -> int:
         """Bytes of a step of so many images, gradients and what a layer works with included."""

@@ -18,12 +18,12 @@ _INSTEAD = "train the module itself: hs.train(config, model=hs.InPlace(module))"
 _changed: list[weakref.ref[nn.Module]] = []  # no set: a module may have an equality of its own
 
 
-def copy_given(given: nn.Module | InPlace) -> nn.Module:
+def copy_own(own: nn.Module | InPlace) -> nn.Module:
     """A copy of the module, or itself where that is what the caller wants.
 
     Raises: ModelError: it was trained in place before (see ``mark_changed``); or it cannot be copied.
     """
-    module = given.module if isinstance(given, InPlace) else given
+    module = own.module if isinstance(own, InPlace) else own
     if any(ref() is module for ref in _changed):
         raise ModelError(
             "model: this module was trained in place before, so that another run would not begin where the first one "
@@ -37,7 +37,7 @@ def copy_given(given: nn.Module | InPlace) -> nn.Module:
             f"model: {empty[0]} is on the meta device and has no values; make the module outside of "
             "torch.device('meta'), or give it values: module.to_empty(device='cpu') and load_state_dict"
         )
-    if isinstance(given, InPlace):
+    if isinstance(own, InPlace):
         return module
     return copy_module(module, free_bytes=available_bytes(), instead=_INSTEAD)
 
@@ -58,7 +58,7 @@ def _refuse_wrapper(module: nn.Module) -> None:
 
 
 def mark_changed(module: nn.Module) -> None:
-    """Have ``copy_given`` refuse this module from now on: it is no longer as it was given."""
+    """Have ``copy_own`` refuse this module from now on: it is no longer as it was given."""
     _changed[:] = [ref for ref in _changed if ref() is not None]
     _changed.append(weakref.ref(module))
 

@@ -25,7 +25,6 @@ from headstart.planning.distributed import check_parallel, choose_parallel
 from headstart.planning.document import make_document
 from headstart.planning.draft import Choices, Draft, Own
 from headstart.planning.evaluation import choose_evaluation
-from headstart.planning.given import explain_fixed
 from headstart.planning.head import choose_head
 from headstart.planning.head_rate import limit_head_rate
 from headstart.planning.idle import name_idle_options
@@ -34,6 +33,7 @@ from headstart.planning.loss import choose_loss
 from headstart.planning.memory import check_memory, measure_memory
 from headstart.planning.metric import check_metric, choose_metric
 from headstart.planning.model import choose_model
+from headstart.planning.own_module import explain_fixed
 from headstart.planning.own_state import check_own_state
 from headstart.planning.peft import add_adapters
 from headstart.planning.phases import choose_phases
@@ -121,7 +121,7 @@ def prepare(
 
     Raises: ConfigError, ModelError, DataError: the user's mistakes.
     """
-    draft = Draft(config=config, given=module, own_loss=loss, own=own or Own(), emit=emit, recorded=recorded or {})
+    draft = Draft(config=config, own_module=module, own_loss=loss, own=own or Own(), emit=emit, recorded=recorded or {})
     draft = _take(OPENED, draft)
     with no_trace(draft.module):
         draft = _take(TRIED, draft)

@@ -50,7 +50,7 @@ def _find_failure(draft: Draft, phase: PhasePlan, images: int) -> Failure | None
     preprocess = draft.opened.preprocess
     shape = (images, preprocess.channels, preprocess.height, preprocess.width)
     failure = find_failure(draft.module, shape, training=True)
-    if failure is None or draft.given is None:
+    if failure is None or draft.own_module is None:
         return failure
     real = example_images(draft.images.train, draft.module, draft.rules)[:images]
     return find_failure(draft.module, shape, training=True, images=real)

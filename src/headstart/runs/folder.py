@@ -256,7 +256,7 @@ def forget_cache(run: Path) -> None:
 
 
 def describe_move(run: Path, plan: Mapping[str, Any]) -> str:
-    """That the data of a run which goes on lie elsewhere now, and are the same; "" where they do not."""
+    """A sentence that the data of a run which goes on lie elsewhere now, and are the same; "" where they do not."""
     before = read_plan(run)
     if before is None or list_data_changes(run / "plan.json", before, plan):
         return ""

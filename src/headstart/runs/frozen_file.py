@@ -68,7 +68,7 @@ def reuse_or_write(model: nn.Module, tensors: Mapping[str, Tensor], path: Path) 
     like = known[-1] if is_rewritten else known[0]
     if not _holds(like.path, content):
         return content
-    return HardLink(like=like.path, stamp=like.stamp, sha256=like.sha256, made=lambda: content)
+    return HardLink(like=like.path, stamp=like.stamp, sha256=like.sha256, make=lambda: content)
 
 
 def remember_file(model: nn.Module, path: Path, *, sha256: str) -> None:

@@ -10,17 +10,17 @@ class Buffers:
     """Bytes that follow one another; ``len`` is of all, ``bytes`` puts them together."""
 
     def __init__(self, *parts: bytes | memoryview) -> None:
-        self._parts = tuple(memoryview(part) for part in parts)
-        assert all(part.nbytes == len(part) for part in self._parts), "bytes are counted, not numbers"
+        self._views = tuple(memoryview(part) for part in parts)
+        assert all(part.nbytes == len(part) for part in self._views), "bytes are counted, not numbers"
 
     def __iter__(self) -> Iterator[memoryview]:
-        return iter(self._parts)
+        return iter(self._views)
 
     def __len__(self) -> int:
-        return sum(map(len, self._parts))
+        return sum(map(len, self._views))
 
     def __bytes__(self) -> bytes:
-        return b"".join(self._parts)
+        return b"".join(self._views)
 
 
 Content = bytes | Buffers

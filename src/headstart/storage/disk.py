@@ -45,12 +45,12 @@ class LocalDisk:
     """The operations on the real file system."""
 
     def write(self, path: Path, data: Content) -> None:
-        """See ``Disk``."""
+        """Create or overwrite a file."""
         with _add_path_to_error(path), open(path, "wb", opener=open_plainly) as file:
             file.writelines(as_buffers(data))
 
     def fsync(self, path: Path) -> None:
-        """See ``Disk``."""
+        """Make a file's contents survive a crash."""
         with _add_path_to_error(path):
             descriptor = os.open(path, os.O_RDONLY)
             try:
@@ -59,26 +59,26 @@ class LocalDisk:
                 os.close(descriptor)
 
     def fsync_dir(self, path: Path) -> None:
-        """See ``Disk``."""
+        """Make a folder's names survive a crash."""
         self.fsync(path)
 
     def rename(self, source: Path, target: Path) -> None:
-        """See ``Disk``."""
+        """Move within one file system, replacing a file at the target."""
         with _add_path_to_error(target):
             source.replace(target)
 
     def link(self, source: Path, target: Path) -> None:
-        """See ``Disk``."""
+        """Give a file one more name, on the same file system."""
         with _add_path_to_error(target):
             os.link(source, target, follow_symlinks=False)
 
     def mkdir(self, path: Path) -> None:
-        """See ``Disk``."""
+        """Create one folder, if it is not there."""
         with _add_path_to_error(path):
             path.mkdir(exist_ok=True)
 
     def remove(self, path: Path) -> None:
-        """See ``Disk``."""
+        """Remove a file, or a folder with all that is in it."""
         with _add_path_to_error(path):
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path)

@@ -44,20 +44,20 @@ _ORPHANS_SECONDS = 15.0  # loading processes of a killed run hold its lock until
 class HardLink:
     """A file that is the same as ``like``, which was written before: it becomes one more name of that (a hard link).
 
-    It is written anew, as ``made`` gives it, where the file system has no such names, or ``like`` is gone or is not
+    It is written anew, as ``make`` gives it, where the file system has no such names, or ``like`` is gone or is not
     what it was: ``stamp`` is what ``stamp_of`` gave then.
     """
 
     like: Path
     stamp: Stamp
     sha256: str
-    made: Callable[[], Content]
+    make: Callable[[], Content]
 
     def __len__(self) -> int:
         return self.stamp[2]
 
     def __bytes__(self) -> bytes:
-        return bytes(self.made())
+        return bytes(self.make())
 
 
 def stamp_of(path: Path) -> Stamp:
@@ -176,7 +176,7 @@ def _fill(temp: Path, files: Mapping[str, Content | HardLink], *, disk: Disk) ->
         if isinstance(data, HardLink) and _link(data, temp / name, disk=disk):
             entries[name] = len(data), data.sha256
             continue
-        content = data.made() if isinstance(data, HardLink) else data
+        content = data.make() if isinstance(data, HardLink) else data
         entries[name] = len(content), sha256(content)
         _write(temp / name, content, disk=disk)
     _write(temp / MANIFEST, _manifest(entries), disk=disk)

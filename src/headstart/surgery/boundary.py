@@ -42,7 +42,7 @@ class Boundary:
     mixes_in_evaluation: bool = False
     """Whether the suffix mixes the images of a batch in evaluation mode: then validation must not begin here."""
     keys: Mapping[str, str] = field(default_factory=dict, repr=False)
-    """By node of ``prefix`` the key under which a search knows what it computes."""
+    """The key under which a search knows what a node of ``prefix`` computes, by the node."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +51,7 @@ class _Half:
 
     graph: fx.Graph
     fixed: Mapping[fx.Node, str]
-    kept: tuple[str, ...]
+    boundary: tuple[str, ...]
     constants: Mapping[str, Tensor]
 
 
@@ -72,20 +72,20 @@ def find_boundary(
     seen = Search() if search is None else search
     training = _make_half(module, frozen, seen, images, training=True)
     evaluation = _make_half(module, frozen, seen, images, training=False, known=set(training.fixed.values()))
-    kept = tuple(dict.fromkeys((*training.kept, *evaluation.kept)))
+    boundary = tuple(dict.fromkeys((*training.boundary, *evaluation.boundary)))
     images_alone = {training.fixed.get(next(iter(training.graph.nodes)))}  # the graph begins with them
-    if not set(kept) - images_alone:
+    if not set(boundary) - images_alone:
         ended = [*seen.refused.values(), *(f"{what} is random in training mode" for what in seen.random)]
         why = f": {ended[0]}" if ended else ""
         raise ModelError(
             f"freeze {frozen.rule}: nothing that is frozen executes before what trains, so there is no boundary{why}"
         )
-    prefix, keys = _make_prefix(module, training, kept)
+    prefix, keys = _make_prefix(module, training, boundary)
     return Boundary(
         prefix=prefix,
-        train_suffix=_make_suffix(module, training, kept, seen),
-        eval_suffix=_make_suffix(module, evaluation, kept, seen),
-        labels=_labels(training, kept),
+        train_suffix=_make_suffix(module, training, boundary, seen),
+        eval_suffix=_make_suffix(module, evaluation, boundary, seen),
+        labels=_labels(training, boundary),
         refused=tuple(dict.fromkeys(seen.refused.values())),
         keys=keys,
     )
@@ -125,9 +125,9 @@ def _make_half(
     counts = {node for node, key in fixed.items() if key in seen.counts}
     behind = set(_sources((node for node in graph.nodes if node not in fixed), until=rows | counts))
     needed = [node for node in graph.nodes if node in rows and not behind.isdisjoint(node.users)]
-    kept = [node for node in needed if not _is_cheap(module, node, set(needed) - {node})]
-    keys = tuple(dict.fromkeys(fixed[node] for node in kept))
-    return _Half(graph=graph, fixed=fixed, kept=keys, constants=constants)
+    boundary = [node for node in needed if not _is_cheap(module, node, set(needed) - {node})]
+    keys = tuple(dict.fromkeys(fixed[node] for node in boundary))
+    return _Half(graph=graph, fixed=fixed, boundary=keys, constants=constants)
 
 
 def _trace_module(module: nn.Module, eval_modules: Collection[str] | None) -> tuple[fx.Graph, Mapping[str, Tensor]]:
@@ -235,14 +235,14 @@ def _look(module: nn.Module, graph: fx.Graph, fixed: Mapping[fx.Node, str], seen
         look.run(images.to(device=look.device, dtype=dtype))
 
 
-def _make_prefix(module: nn.Module, half: _Half, kept: tuple[str, ...]) -> tuple[fx.GraphModule, Mapping[str, str]]:
+def _make_prefix(module: nn.Module, half: _Half, boundary: tuple[str, ...]) -> tuple[fx.GraphModule, Mapping[str, str]]:
     """The prefix, and the key of what each of its nodes computes."""
     graph, copies = fx.Graph(), dict[fx.Node, fx.Node]()
     for node in half.graph.nodes:
         if node in half.fixed:
             copies[node] = graph.node_copy(node, lambda source: copies[source])
     by_key = {half.fixed[node]: copied for node, copied in copies.items()}
-    graph.output(tuple(by_key[key] for key in kept))
+    graph.output(tuple(by_key[key] for key in boundary))
     graph.eliminate_dead_code(is_impure_node=_writes)
     keys = {copied.name: half.fixed[node] for node, copied in copies.items()}
     return _as_module(module, graph, half), keys
@@ -253,11 +253,11 @@ def _writes(node: fx.Node) -> bool:
     return node.op in ("output", "call_module") or writes(node)
 
 
-def _make_suffix(module: nn.Module, half: _Half, kept: tuple[str, ...], seen: Search) -> fx.GraphModule:
+def _make_suffix(module: nn.Module, half: _Half, boundary: tuple[str, ...], seen: Search) -> fx.GraphModule:
     graph = fx.Graph()
-    inputs = {key: graph.placeholder(f"activation_{number}") for number, key in enumerate(kept)}
+    inputs = {key: graph.placeholder(f"activation_{number}") for number, key in enumerate(boundary)}
     copies = {node: inputs[key] for node, key in half.fixed.items() if key in inputs}
-    count = graph.call_method("size", (inputs[kept[0]], 0))
+    count = graph.call_method("size", (inputs[boundary[0]], 0))
     copies |= {node: count for node, key in half.fixed.items() if key in seen.counts}
     for node in half.graph.nodes:
         if node not in half.fixed:
@@ -274,7 +274,7 @@ def _as_module(module: nn.Module, graph: fx.Graph, half: _Half) -> fx.GraphModul
     return fx.GraphModule(root, graph)
 
 
-def _labels(half: _Half, kept: tuple[str, ...]) -> tuple[str, ...]:
+def _labels(half: _Half, boundary: tuple[str, ...]) -> tuple[str, ...]:
     by_key = {key: node for node, key in half.fixed.items()}
-    nodes = [by_key[key] for key in kept]
+    nodes = [by_key[key] for key in boundary]
     return tuple(str(node.target) if node.op == "call_module" else node.name for node in nodes)

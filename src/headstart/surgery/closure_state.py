@@ -32,14 +32,14 @@ def is_data(value: object) -> bool:
         if id(part) in seen or isinstance(part, (*_PLAIN, *GENERATORS)):
             continue
         seen[id(part)] = part
-        inner = _parts(part)
+        inner = _list_members(part)
         if inner is None or depth == _DEEPEST or len(seen) > _WIDEST:
             return False
         waiting += [(other, depth + 1) for other in inner]
     return True
 
 
-def _parts(value: object) -> list[Any] | None:
+def _list_members(value: object) -> list[Any] | None:
     """What a value of data holds; None where it is something else."""
     match value:
         case nn.Parameter() | type() | nn.Module():

@@ -50,7 +50,7 @@ class _Digest:
     def __init__(self, contents: Mapping[int, Content]) -> None:
         self.contents = contents
         self.hash = hashlib.sha256()
-        self.places: dict[int, int] = {}
+        self.numbers: dict[int, int] = {}
 
     def of(self, root: object) -> str:
         """The hexadecimal digest."""
@@ -63,18 +63,18 @@ class _Digest:
             content = self.contents.get(id(value))
             if content is None:
                 self._add(plain_text(value))
-            elif id(value) in self.places:
-                self._add(f"#{self.places[id(value)]}".encode())
+            elif id(value) in self.numbers:
+                self._add(f"#{self.numbers[id(value)]}".encode())
             else:
                 if content.kind not in ("tuple", "set"):  # equal ones may be one object in one process only
-                    self.places[id(value)] = len(self.places)
-                waiting += reversed(self._parts(content))
+                    self.numbers[id(value)] = len(self.numbers)
+                waiting += reversed(self._list_members(content))
         return self.hash.hexdigest()
 
     def _add(self, text: bytes) -> None:
         self.hash.update(struct.pack("<I", len(text)) + text)
 
-    def _parts(self, content: Content) -> list[Any]:
+    def _list_members(self, content: Content) -> list[Any]:
         """The contents of an object, in order: texts, and values that have contents of their own."""
         parts: list[Any] = [_Text(f"{content.kind} {len(content.labels)}".encode())]
         match content.kind:

@@ -24,8 +24,8 @@ class _Call:
     """A call of a part: its input and its output, None for what is no tensor or was not computed."""
 
     path: str
-    given: Tensor | None
-    made: Tensor | None
+    input: Tensor | None
+    output: Tensor | None
 
 
 def find_culprit(
@@ -64,9 +64,9 @@ def _first_difference(own: Sequence[_Call], halves: Sequence[_Call]) -> str:
         if not theirs.get(call.path):
             continue
         other = theirs[call.path].pop(0)
-        if _differ(call.given, other.given):
+        if _differ(call.input, other.input):
             return f"what {call.path} is given"
-        if _differ(call.made, other.made):
+        if _differ(call.output, other.output):
             return call.path
     return OWN_FORWARD
 

@@ -21,37 +21,37 @@ class BoundaryTensor:
     """A tensor that crosses: a content, and the part of it (None: all); ``label``: the module that made it."""
 
     content: int
-    part: Any
+    geometry: Any
     label: str
 
 
 class Cut:
     """Chooses what crosses, from two runs in training and two in evaluation."""
 
-    def __init__(self, book: Book, pairs: Pairs, found: list[list[Recording]]) -> None:
-        self.book, self.pairs, self.found = book, pairs, found
-        (train, train_again, *_), (judged, judged_again, *_) = found
-        self.first = [recording for recordings in found for recording in (recordings[0], *recordings[2:])]
-        trained = set[int]().union(*(recording.seen for recording in (train, *found[0][2:])))
-        self.seen = trained.intersection(*(recording.seen for recording in (judged, *found[1][2:])))
+    def __init__(self, book: Book, pairs: Pairs, recordings: list[list[Recording]]) -> None:
+        self.book, self.pairs, self.recordings = book, pairs, recordings
+        (train, train_again, *_), (judged, judged_again, *_) = recordings
+        self.first = [recording for mode in recordings for recording in (mode[0], *mode[2:])]
+        trained = set[int]().union(*(recording.seen for recording in (train, *recordings[0][2:])))
+        self.seen = trained.intersection(*(recording.seen for recording in (judged, *recordings[1][2:])))
         prints = train.prints | judged.prints
         again = train_again.prints | judged_again.prints
         both = {c: (prints[c], again[pairs.ours[c]]) for c in pairs.rows if c in prints and pairs.ours[c] in again}
-        self.mixing = pairs.mixed | {content for content, rows in both.items() if _differ(*rows, book.made[content])}
+        self.mixing = pairs.mixed | {content for content, rows in both.items() if _differ(*rows, book.calls[content])}
         self.mixing |= {
             content
-            for content, call in book.made.items()
+            for content, call in book.calls.items()
             if any((ref.content, ref.geometry) in pairs.picked for ref in call.refs())
         }
         self.tainted: set[int] = set()
-        for content, call in sorted(book.made.items()):
+        for content, call in sorted(book.calls.items()):
             if content in self.mixing or any(ref.content in self.tainted for ref in call.refs()):
                 self.tainted.add(content)
 
     def obstacles(self) -> tuple[Obstacle, ...]:
         """The operations behind which nothing is kept, and why."""
-        noted = dict.fromkeys(o for recordings in self.found for recording in recordings for o in recording.obstacles)
-        made = self.book.made
+        noted = dict.fromkeys(o for mode in self.recordings for recording in mode for o in recording.obstacles)
+        made = self.book.calls
         roots = [c for c in sorted(self.mixing) if not any(ref.content in self.tainted for ref in made[c].refs())]
         mixing = [Obstacle(made[c].label, self._why_mixing(made[c])) for c in roots if self._matters(c)]
         obstacles = tuple(dict.fromkeys((*noted, *mixing)))
@@ -63,7 +63,7 @@ class Cut:
     def _takes_some(self, call: Call) -> bool:
         """Whether a call takes some of a batch's images and not the others."""
         for ref in call.refs():
-            whole = self.book.made[ref.content].base.geometry.size if ref.content in self.book.made else None
+            whole = self.book.calls[ref.content].base.geometry.size if ref.content in self.book.calls else None
             rows, rest = ref.geometry.size[:1], ref.geometry.size[1:]
             is_of_images = ref.content == IMAGES or (whole is not None and whole == (self.book.batch, *rest))
             if is_of_images and rows and rows[0] < self.book.batch:
@@ -72,7 +72,7 @@ class Cut:
 
     def _find_changing(self) -> tuple[Obstacle, ...]:
         """The first computation that differs from call to call, where something frozen follows."""
-        for content, call in sorted(self.book.made.items()):
+        for content, call in sorted(self.book.calls.items()):
             is_same = content in self.seen and content in self.pairs.ours
             if content in self.book.of_images - self.tainted and not is_same and self._matters(content):
                 both = "in training and in evaluation" if content in self.pairs.ours else "in every call"
@@ -84,9 +84,9 @@ class Cut:
     def _matters(self, root: int) -> bool:
         """Whether something frozen is computed at every step because this content is."""
         behind = {root}
-        if not self.book.of_images.issuperset(ref.content for ref in self.book.made[root].refs()):
+        if not self.book.of_images.issuperset(ref.content for ref in self.book.calls[root].refs()):
             return True
-        for content, call in sorted(self.book.made.items()):
+        for content, call in sorted(self.book.calls.items()):
             sources = [ref.content for ref in call.refs()]
             if behind.intersection(sources):
                 behind.add(content)
@@ -110,12 +110,12 @@ class Cut:
                 waiting += self._sources(need.content)
         self._check_reads(set(parts))
         chosen = [content for content in sorted(parts) if not self._is_cheap(content, set(parts) - {content})]
-        return tuple(kept for content in chosen for kept in self._parts(content, list(parts[content])))
+        return tuple(kept for content in chosen for kept in self._choose_views(content, list(parts[content])))
 
     def _check_reads(self, kept: Collection[int]) -> None:
         """Raises: NotReplayable: Python reads a value that cannot be known without the images."""
         for content, place in (
-            (c, p) for recordings in self.found for found in recordings for c, p in found.reads.items()
+            (c, p) for mode in self.recordings for recording in mode for c, p in recording.reads.items()
         ):
             waiting = [content] if content in self.book.of_images else []
             while waiting:
@@ -129,11 +129,11 @@ class Cut:
                     waiting += [need.content for need in self._sources(here) if need.content in self.book.of_images]
 
     def _sources(self, content: int) -> list[Need]:
-        call = self.book.made[content]
+        call = self.book.calls[content]
         needs = [Need(ref.content, ref.geometry) for ref in call.refs()]
         if call.writes and needs:  # into a copy of all of it
             first = needs[0].content
-            needs.append(Need(first, self.book.made[first].base.geometry if first else needs[0].geometry))
+            needs.append(Need(first, self.book.calls[first].base.geometry if first else needs[0].geometry))
         return needs
 
     def _is_storable(self, content: int) -> bool:
@@ -146,22 +146,22 @@ class Cut:
             source = waiting.pop()
             if source == IMAGES:
                 return False
-            for ref in self.book.made[source].refs():
-                if ref.content not in self.book.of_images and ref.content not in self.book.made:
+            for ref in self.book.calls[source].refs():
+                if ref.content not in self.book.of_images and ref.content not in self.book.calls:
                     return False
                 if ref.content not in others and ref.content not in seen:
                     seen.add(ref.content)
                     waiting.append(ref.content)
         return True
 
-    def _parts(self, content: int, needs: list[Need]) -> list[BoundaryTensor]:
+    def _choose_views(self, content: int, needs: list[Need]) -> list[BoundaryTensor]:
         """The whole of a content, or the small parts of it that are needed."""
         if content == IMAGES:
             return [BoundaryTensor(content, None, "the images")]
-        call = self.book.made[content]
+        call = self.book.calls[content]
         asked = {need.geometry for need in needs}
         outer = {need.geometry: None for need in needs if not asked & set(need.within)}
-        parts = [self.pairs.part(content, geometry) for geometry in outer]
+        parts = [self.pairs.match_rows(content, geometry) for geometry in outer]
         size = sum(_count(geometry) for geometry in outer)
         if None in parts or 2 * size > _count(call.base.geometry):
             return [BoundaryTensor(content, None, call.label)]

@@ -92,7 +92,7 @@ class Run:
         """Put numbers that nothing else sees into a memory that something live writes to."""
         raise NotImplementedError
 
-    def stays(self, value: Fixed, place: tuple[str, str]) -> None:
+    def stays(self, value: Fixed, attribute: tuple[str, str]) -> None:
         """A value is kept by the module after the forward pass, in an attribute of one of its parts."""
 
     def constant(self, value: Tensor) -> int | None:
@@ -163,31 +163,31 @@ class Run:
         sizes = _size_places(func)
         parts: list[Any] = [func]
         for place, value in enumerate(args):
-            part = self._part(value, place in sizes)
+            part = self._describe_argument(value, place in sizes)
             if part is _LIVE:
                 return _LIVE
             parts.append(part)
         for name, value in kwargs.items():
-            part = self._part(value, name in _SIZES)
+            part = self._describe_argument(value, name in _SIZES)
             if part is _LIVE:
                 return _LIVE
             parts.append((name, part))
         return tuple(parts)
 
-    def _part(self, value: Any, size: bool) -> Any:
+    def _describe_argument(self, value: Any, size: bool) -> Any:
         kind = type(value)
         if kind is Fixed or isinstance(value, Tensor):
-            return self._tensor_part(value)
+            return self._describe_tensor(value)
         if kind is list or kind is tuple:
             if not size and value and type(value[0]) is int:
                 return ("=", kind, tuple(value))
-            parts = tuple([self._part(each, size) for each in value])
+            parts = tuple([self._describe_argument(each, size) for each in value])
             return _LIVE if _LIVE in parts else parts
         if size and kind is int:
             return value
         return ("=", kind, value.hex() if kind is float else value)
 
-    def _tensor_part(self, value: Tensor) -> Any:
+    def _describe_tensor(self, value: Tensor) -> Any:
         if value.requires_grad:
             return _LIVE
         if type(value) is Fixed:
@@ -239,15 +239,15 @@ class Run:
         known = book.names.setdefault(key, ()) or tuple(book.contents.new() for _ in values)
         book.names[key] = known
         noted, noted_kwargs = map_nested(tuple(args), refer), map_nested(dict(kwargs), refer)
-        label, outputs = self.place(), list[Any]()
+        label, outputs = self.name_running(), list[Any]()
         for place, (content, value) in enumerate(zip(known, values, strict=True)):
             if not isinstance(value, Tensor):
                 outputs.append(value)
                 continue
             base = args[0].memory.base if writes else geometry_of(value)
             made = Output(content, base, value.dtype, value.device)
-            book.made[content] = Call(func, noted, noted_kwargs, place, writes, made, label)
-            if any(ref.content in book.of_images for ref in book.made[content].refs()):
+            book.calls[content] = Call(func, noted, noted_kwargs, place, writes, made, label)
+            if any(ref.content in book.of_images for ref in book.calls[content].refs()):
                 book.of_images.add(content)
             outputs.append(made)
         return tuple(outputs)
@@ -311,21 +311,21 @@ class Run:
 
     def moves(self, value: Tensor) -> None:  # noqa: ARG002
         """A frozen tensor is written to."""
-        raise self.fail(f"{self.place()} writes to a frozen tensor")
+        raise self.fail(f"{self.name_running()} writes to a frozen tensor")
 
     def fail(self, text: str) -> NotReplayable:
         """The reason why this cannot go on; it stays known if the user's code catches it."""
         self.failure = self.failure or NotReplayable(f"model: {text}; so it does not run from a cache")
         return self.failure
 
-    def place(self) -> str:
+    def name_running(self) -> str:
         """The module whose code is running, by its path; for the whole model words that say so."""
         frame: FrameType | None = sys._getframe(1)
         while frame is not None and id(frame.f_locals.get("self")) not in self._paths:
             frame = frame.f_back
         return self._path(frame)
 
-    def place_of(self, error: BaseException) -> str:
+    def name_raiser(self, error: BaseException) -> str:
         """The module whose code raised it."""
         frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
         return self._path(next((f for f in reversed(frames) if id(f.f_locals.get("self")) in self._paths), None))

@@ -104,14 +104,14 @@ class Ref:
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """How a content is made: output ``place`` of an operation, or what the operation leaves in its first argument.
+    """How a content is made: output ``index`` of an operation, or what the operation leaves in its first argument.
     ``label``: the module that called it.
     """
 
     func: Operation
     args: tuple[Any, ...]
     kwargs: Values
-    place: int
+    index: int
     writes: bool
     base: Output
     label: str
@@ -133,13 +133,13 @@ def _refs(value: Any) -> Iterator[Ref]:
 class Contents:
     """Numbers given to contents for all runs of one module; ``constants`` by type and shape: plain tensors, compared
     by their bytes, whole or as the rows that every image has; ``same``: contents with the bytes of another one;
-    ``places``: parts and their attributes that keep what is made of frozen tensors.
+    ``attributes``: parts and their attributes that keep what is made of frozen tensors.
     """
 
     frozen: dict[str, int] = field(default_factory=dict)
     constants: dict[Key, list[tuple[Tensor, int]]] = field(default_factory=dict)
     same: dict[int, int] = field(default_factory=dict)
-    places: dict[tuple[str, str], None] = field(default_factory=dict)
+    attributes: dict[tuple[str, str], None] = field(default_factory=dict)
     count: int = 1
 
     def new(self) -> int:
@@ -159,7 +159,7 @@ class Book:
     batch: int
     names: dict[Key, tuple[int, ...]] = field(default_factory=dict)
     steps: dict[Key, Any] = field(default_factory=dict)
-    made: dict[int, Call] = field(default_factory=dict)
+    calls: dict[int, Call] = field(default_factory=dict)
     of_images: set[int] = field(default_factory=lambda: {IMAGES})
     along: set[Key] = field(default_factory=set)
 
@@ -178,7 +178,7 @@ class Caller(Protocol):
     def own(self, memory: Memory) -> None:
         """Put numbers of its own into a memory."""
 
-    def stays(self, value: Fixed, place: tuple[str, str]) -> None:
+    def stays(self, value: Fixed, attribute: tuple[str, str]) -> None:
         """A value is kept by the module, in a part's attribute."""
 
 

@@ -40,7 +40,7 @@ class Known:
 
     contents: Contents
     pairs: Pairs
-    kept: tuple[BoundaryTensor, ...]
+    boundary: tuple[BoundaryTensor, ...]
     image: Any
     dtype: torch.dtype
     frozen: frozenset[str]
@@ -59,15 +59,15 @@ class _KeepingRun(RealRun):
 
     def __init__(self, book: Book, frozen: Mapping[int, Memory], module: nn.Module, known: Known) -> None:
         super().__init__(book, frozen, module)
-        self.kept = frozenset(each.content for each in known.kept)
+        self.retained = frozenset(each.content for each in known.boundary)
         self.seen: dict[int, Tensor] = {}
 
     def receive(self, memory: Memory) -> None:
         content = memory.content
-        if content in self.kept and content not in self.seen:
+        if content in self.retained and content not in self.seen:
             assert content is not None and memory.real is not None
             self.seen[content] = memory.real
-            if self.kept <= self.seen.keys():
+            if self.retained <= self.seen.keys():
                 raise _AllMade
 
 
@@ -96,7 +96,7 @@ class Prefix(nn.Module):
         book = self._books.get(len(images)) or known.book(len(images))
         self._books[len(images)] = book
         run = _KeepingRun(book, self._sources.read(self.module, book), self.module, known)
-        run.seen = {IMAGES: images} if IMAGES in run.kept else {}
+        run.seen = {IMAGES: images} if IMAGES in run.retained else {}
         try:
             with run:
                 self.module(run.image(images))
@@ -106,13 +106,13 @@ class Prefix(nn.Module):
             raise run.failure or error from None
         finally:
             settle(self.module)
-        missing = [each.label for each in known.kept if each.content not in run.seen]
+        missing = [each.label for each in known.boundary if each.content not in run.seen]
         if missing:
             raise NotReplayable(f"model: with {len(images)} images {missing[0]} is not computed as it was before")
         return tuple(
-            run.seen[each.content] if each.part is None
-            else run.seen[each.content].as_strided(*fill_in_batch(each.part, len(images)))
-            for each in known.kept
+            run.seen[each.content] if each.geometry is None
+            else run.seen[each.content].as_strided(*fill_in_batch(each.geometry, len(images)))
+            for each in known.boundary
         )  # fmt: skip
 
 
@@ -122,15 +122,15 @@ class _ReplayingRun(Run):
     def __init__(self, book: Book, frozen: Mapping[int, Memory], module: nn.Module) -> None:
         super().__init__(book, frozen, module)
         self._wholes: dict[int, Tensor] = {}
-        self._parts: dict[tuple[int, Geometry], Tensor] = {}
+        self._views: dict[tuple[int, Geometry], Tensor] = {}
 
     def hold(self, known: Known, activations: tuple[Tensor, ...]) -> None:
         """Take what crosses."""
-        for each, value in zip(known.kept, activations, strict=True):
-            if each.part is None:
+        for each, value in zip(known.boundary, activations, strict=True):
+            if each.geometry is None:
                 self._wholes[each.content] = value
             else:
-                self._parts[each.content, Geometry(*fill_in_batch(each.part, self.book.batch))] = value
+                self._views[each.content, Geometry(*fill_in_batch(each.geometry, self.book.batch))] = value
         self._given = dict(self._wholes)
         self._wholes = {}
 
@@ -158,9 +158,9 @@ class _ReplayingRun(Run):
             return memory.view_at(value.geometry)
         assert memory.content is not None
         part: Fixed | None = value
-        while part is not None and self._parts:
-            if (memory.content, part.geometry) in self._parts:
-                return self._from_part(memory.content, part.geometry, value.geometry)
+        while part is not None and self._views:
+            if (memory.content, part.geometry) in self._views:
+                return self._read_view(memory.content, part.geometry, value.geometry)
             part = part.within
         return self._whole(memory.content, memory.base).as_strided(*value.geometry)
 
@@ -169,15 +169,15 @@ class _ReplayingRun(Run):
             assert memory.content is not None
             memory.real = copy_in_layout(self._whole(memory.content, memory.base))
 
-    def _from_part(self, content: int, kept: Geometry, wanted: Geometry) -> Tensor:
+    def _read_view(self, content: int, kept: Geometry, wanted: Geometry) -> Tensor:
         """The numbers of a part of a content, at their distances in the whole."""
-        value = self._parts[content, kept]
+        value = self._views[content, kept]
         if tuple(value.shape) != kept.size:
             raise self.fail(f"what it keeps has the shape {tuple(value.shape)}, and {kept.size} is needed")
         in_layout = value
         if value.stride() != kept.stride or value.storage_offset():
             in_layout = torch.empty_strided(kept.size, kept.stride, dtype=value.dtype, device=value.device).copy_(value)
-            self._parts[content, kept] = in_layout
+            self._views[content, kept] = in_layout
         return in_layout.as_strided(wanted.size, wanted.stride, wanted.offset - kept.offset)
 
     def _whole(self, content: int, base: Geometry) -> Tensor:
@@ -195,9 +195,11 @@ class _ReplayingRun(Run):
         return torch.empty_strided(base.size, base.stride, dtype=value.dtype, device=value.device).copy_(value)
 
     def _make(self, content: int) -> Tensor:
-        call = self.book.made.get(content)
+        call = self.book.calls.get(content)
         if call is None:
-            raise self.fail(f"{self.place()} needs the images, which are not kept: it took another way than before")
+            raise self.fail(
+                f"{self.name_running()} needs the images, which are not kept: it took another way than before"
+            )
         with torch.no_grad(), torch.autocast(self.device_type, enabled=False):
             real = once(self._ref)
             args, kwargs = map_nested(call.args, real), map_nested(dict(call.kwargs), real)
@@ -207,7 +209,7 @@ class _ReplayingRun(Run):
                 call.func(whole.as_strided(*first.geometry), *args[1:], **kwargs)
                 return whole
             outs = call.func(*args, **kwargs)
-        result = outs[call.place] if isinstance(outs, (tuple, list)) else outs
+        result = outs[call.index] if isinstance(outs, (tuple, list)) else outs
         assert isinstance(result, Tensor)
         return result
 
@@ -217,9 +219,9 @@ class _ReplayingRun(Run):
         source = self.by_content.get(value.content)
         if source is not None:
             return source.view_at(value.geometry)
-        if (value.content, value.geometry) in self._parts:
-            return self._from_part(value.content, value.geometry, value.geometry)
-        call = self.book.made.get(value.content)
+        if (value.content, value.geometry) in self._views:
+            return self._read_view(value.content, value.geometry, value.geometry)
+        call = self.book.calls.get(value.content)
         return self._whole(value.content, call.base.geometry if call else value.geometry).as_strided(*value.geometry)
 
     @property

@@ -68,7 +68,7 @@ class HeadSearch:
 class _Walk:
     """What a walk from the output has met."""
 
-    found: list[str] = field(default_factory=list)
+    heads: list[str] = field(default_factory=list)
     activations: list[str] = field(default_factory=list)
     probabilities: str | None = None
     strange: list[str] = field(default_factory=list)
@@ -88,23 +88,23 @@ def search_head(module: nn.Module, trace: Trace) -> HeadSearch:
     walk = _walk_makers(module, trace, scores) if graph is None else _walk_back(module, trace, graph, scores)
     auxiliary: list[str] = []
     if trace.train_graph is not None and _may_have_auxiliary(module, trace.train_graph, scores):
-        auxiliary = _walk_back(module, trace, trace.train_graph, scores).found
+        auxiliary = _walk_back(module, trace, trace.train_graph, scores).heads
     declared = _ask_timm(module)
-    main = declared or tuple(walk.found)
+    main = declared or tuple(walk.heads)
     problem = None if declared else _judge(module, walk) or _explain_several(module, trace, walk, scores)
     if problem is None and declared and not _equal_outputs(module, declared):
         problem = f"it names heads with different numbers of outputs: {_format_sizes(module, declared)}"
     put_in = _find_put_in(module) if problem is not None else ()
     if put_in:
         main, problem = put_in, None
-    activations = walk.activations if set(main) & set(walk.found) else []
+    activations = walk.activations if set(main) & set(walk.heads) else []
     if walk.emptied and not declared and not put_in and (problem is not None or walk.activations[walk.behind :]):
         main, problem, activations = (walk.emptied,), None, walk.activations[: walk.behind]
     if problem is not None:
         listed = _format_sizes(module, _candidates(module, trace))
         problem = f"the head is not clear: {problem}; layers that could be it: {listed}{_ask_for_output(trace)}"
         return HeadSearch(problem=problem, probabilities=walk.probabilities)
-    more = [path for path in [*walk.found, *auxiliary] if path not in main and is_layer(module.get_submodule(path))]
+    more = [path for path in [*walk.heads, *auxiliary] if path not in main and is_layer(module.get_submodule(path))]
     equals = [path for path in dict.fromkeys(more) if _equal_outputs(module, (main[0], path))]
     return HeadSearch(
         paths=(*main, *equals),
@@ -183,9 +183,9 @@ def _explain_several(module: nn.Module, trace: Trace, walk: _Walk, scores: str |
     """Why the layers behind several outputs are not all heads, or None: only a declaration makes them so."""
     outputs = trace.makers if trace.graph is None else name_outputs(_outputs(trace.graph))
     known = scores != "auto" or is_library(type(module).__module__)
-    if known or len(walk.found) < 2 or len(outputs) < 2 or (trace.graph and is_auxiliary(_outputs(trace.graph))):
+    if known or len(walk.heads) < 2 or len(outputs) < 2 or (trace.graph and is_auxiliary(_outputs(trace.graph))):
         return None
-    return f"the model gives {len(outputs)} outputs, from {_format_sizes(module, walk.found)}"
+    return f"the model gives {len(outputs)} outputs, from {_format_sizes(module, walk.heads)}"
 
 
 def _walk_back(module: nn.Module, trace: Trace, graph: fx.Graph, scores: str | int) -> _Walk:
@@ -198,7 +198,7 @@ def _walk_back(module: nn.Module, trace: Trace, graph: fx.Graph, scores: str | i
         node = waiting.pop(0)
         if node not in walk.nodes:
             walk.nodes.add(node)
-            if walk.emptied is None and not waiting and not walk.found and _is_identity(module, node):
+            if walk.emptied is None and not waiting and not walk.heads and _is_identity(module, node):
                 walk.emptied, walk.behind = str(node.target), len(walk.activations)
             waiting += _step_back(module, node, walk)
     return walk
@@ -271,8 +271,8 @@ def _step_back_module(module: nn.Module, node: fx.Node, walk: _Walk) -> Iterable
     path = str(node.target)
     part = module.get_submodule(path)
     if any(True for _ in part.parameters()) or any(True for _ in part.buffers()):
-        if path not in walk.found:
-            walk.found.append(path)
+        if path not in walk.heads:
+            walk.heads.append(path)
         return ()
     if isinstance(part, _PROBABILITIES):
         walk.probabilities = f"{path} ({type(part).__name__})"
@@ -289,11 +289,11 @@ def _walk_makers(module: nn.Module, trace: Trace, scores: str | int) -> _Walk:
     if not any(maker.layers for maker in chosen.values()):
         return last
     paths = dict.fromkeys(_with_its_mlp(module, path) for maker in chosen.values() for path in maker.layers)
-    if list(paths) == last.found:
-        paths = dict.fromkeys(last.found)
+    if list(paths) == last.heads:
+        paths = dict.fromkeys(last.heads)
     else:
         last = _Walk()
-    walk = _Walk(found=list(paths), activations=last.activations, probabilities=last.probabilities)
+    walk = _Walk(heads=list(paths), activations=last.activations, probabilities=last.probabilities)
     for name in (name for maker in chosen.values() for name in maker.functions):
         if name in _PROBABILITY_FUNCTIONS:
             walk.probabilities = walk.probabilities or f"{name}()"
@@ -308,7 +308,7 @@ def _last_call(module: nn.Module, trace: Trace) -> _Walk:
     for path in reversed(trace.calls):
         part = module.get_submodule(path)
         if any(True for _ in part.parameters()):
-            walk.found.append(_with_its_mlp(module, path))
+            walk.heads.append(_with_its_mlp(module, path))
             return walk
         if isinstance(part, _PROBABILITIES):
             walk.probabilities = f"{path} ({type(part).__name__})"
@@ -325,13 +325,13 @@ def _with_its_mlp(module: nn.Module, path: str) -> str:
 def _judge(module: nn.Module, walk: _Walk) -> str | None:
     if walk.strange:
         return walk.strange[0]
-    if not walk.found:
+    if not walk.heads:
         return "no layer leads to the output"
-    other = [path for path in walk.found if not is_layer(module.get_submodule(path))]
+    other = [path for path in walk.heads if not is_layer(module.get_submodule(path))]
     if other:
         return f"the output comes from {_format_types(module, other)}"
-    if not _equal_outputs(module, walk.found):
-        return f"the output comes from layers with different numbers of outputs: {_format_sizes(module, walk.found)}"
+    if not _equal_outputs(module, walk.heads):
+        return f"the output comes from layers with different numbers of outputs: {_format_sizes(module, walk.heads)}"
     return None
 
 

@@ -39,7 +39,7 @@ class Sources:
         for _, _, _, _, memory, content in self._held:
             memory.content = content
         memories = {id(value): memory for _, _, value, _, memory, _ in self._held}
-        for path, name in self._contents.places:
+        for path, name in self._contents.attributes:
             for value in leaves(vars(module.get_submodule(path)).get(name)):
                 is_plain = type(value) is Tensor and not value.requires_grad
                 known = find_constant(book, value) if is_plain else None

@@ -66,7 +66,7 @@ class Layout:
     reason: str
     """Why torch.fx could not trace it; empty when it could."""
 
-    def place(self, name: str) -> TensorPlace:
+    def find_tensor(self, name: str) -> TensorPlace:
         """The place of a parameter or buffer.  Raises: KeyError: there is none of that name."""
         for place in self.tensors:
             if place.name == name:

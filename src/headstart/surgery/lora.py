@@ -115,7 +115,7 @@ def adapter_size(module: nn.Module) -> int:
 
 
 def _list_names(module: nn.Module, paths: Sequence[str]) -> dict[str, list[str]]:
-    """By path all the names of each of these modules."""
+    """All the names of each of these modules, by path."""
     by_module = {id(module.get_submodule(path)): path for path in paths}
     names: dict[str, list[str]] = {path: [] for path in paths}
     for name, part in module.named_modules(remove_duplicate=False):

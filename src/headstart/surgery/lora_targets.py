@@ -24,7 +24,7 @@ _Layer = nn.Linear | nn.Conv2d
 
 @dataclass(frozen=True, kw_only=True)
 class SkippedLayer:
-    """A linear layer or convolution without an adapter, and why."""
+    """The linear layer or convolution at ``path`` that has no adapter, for this ``reason``."""
 
     path: str
     reason: str
@@ -32,7 +32,19 @@ class SkippedLayer:
 
 @dataclass(frozen=True, kw_only=True)
 class LoraPlan:
-    """Which layers get adapters of which rank. ``layers``: their paths, in the order of the model's modules."""
+    """The layers that have low-rank adapters beside them, as ``hs.add_lora`` returns them.
+
+    Attributes:
+        ``rank``: The rank of every adapter.
+        ``layers``: The paths of these layers, in the order of the model's modules.
+        ``skipped``: The layers without an adapter, each with its ``path`` and why.
+
+    Example:
+        >>> import headstart as hs
+        >>> net = hs.open_model("timm/resnet18", weights="none", options={"channels": [8, 8, 16, 16]}).module
+        >>> hs.add_lora(net, rank=2, alpha=4, targets=["layer4"]).rank
+        2
+    """
 
     rank: int
     layers: tuple[str, ...]

@@ -156,7 +156,7 @@ def _compare(
 
 
 def _compare_same(one: Content, before: _Contents, after: _Contents) -> tuple[list[str], list[tuple[int, int]]]:
-    """As ``_compare``, of two that refer to the same objects under the same labels."""
+    """Compare, as ``_compare`` does, two that refer to the same objects under the same labels."""
     names, pairs = list[str](), list[tuple[int, int]]()
     for value in one.values:
         key = id(value)
@@ -169,7 +169,7 @@ def _compare_same(one: Content, before: _Contents, after: _Contents) -> tuple[li
 
 
 def _names_of_items(one: Content, other: Content) -> list[str]:
-    """Of what only one of two containers holds; of a sequence, or where the order differs, the container's own."""
+    """The names of what only one of two containers holds; the container's own for a sequence, or another order."""
     changed = set(one.labels) ^ set(other.labels) if one.kind == "dict" else ()
     return [one.name_of(label) for label in sorted(changed, key=str)] or [_title(one)]
 
@@ -179,7 +179,7 @@ def _title(content: Content) -> str:
 
 
 def _same_leaf(one: Any, other: Any) -> bool:
-    """Of values without contents: plain ones, and containers that were empty."""
+    """Whether two values without contents are equal: plain ones, and containers that were empty."""
     if one is other:
         return True
     try:
@@ -282,7 +282,7 @@ def _put_back_gradient(target: Tensor, content: Content) -> None:
 
 
 def _put_back_attributes(target: Any, before: dict[Any, Any]) -> None:
-    """In the object's own ``__dict__``, or in its slots."""
+    """Put attributes back in the object's own ``__dict__``, or in its slots."""
     held = attributes_of(target)
     for name in [name for name in held if name not in before and not is_marker(name, held[name])]:
         if name != "_compiled_call_impl":
@@ -373,7 +373,7 @@ def _process_generators() -> dict[str, Any]:
 
 
 def _accelerators() -> list[tuple[str, Any]]:
-    """Of kinds that are in use: a look wakes none up."""
+    """The accelerators of kinds that are in use: a look wakes none up."""
     if not torch.accelerator.is_available():
         return []
     kind = torch.accelerator.current_accelerator()

@@ -86,7 +86,7 @@ def pick_output(outputs: object, scores: str | int) -> Any:
 
 
 def scores_of(outputs: object, *, scores: str | int = "auto", equal_heads: int = 1) -> list[tuple[float, Tensor]]:
-    """For each output that is a head's its share of the loss and its scores (B, K), the main one first.
+    """The share of the loss and the scores (B, K) of each output that is a head's, the main one first.
 
     ``scores``: what was declared; ``equal_heads``: how many the module is known to have, which it returns as a plain
     tuple in training.

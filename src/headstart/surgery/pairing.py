@@ -42,7 +42,7 @@ class Pairs:
     ours: Mapping[int, int]
     rows: frozenset[int]
     batches: tuple[int, int]
-    parts: Mapping[int, tuple[Geometry, ...]]
+    geometries: Mapping[int, tuple[Geometry, ...]]
     mixed: frozenset[int]
     picked: frozenset[tuple[int, Geometry]]
 
@@ -55,9 +55,9 @@ class Pairs:
         template = _template(tuple(first), tuple(second), {}, self.batches)
         return None if template is _NOT else template
 
-    def part(self, content: int, geometry: Geometry) -> Any:
+    def match_rows(self, content: int, geometry: Geometry) -> Any:
         """The template of a part of a content with a row for each image; None where there is none."""
-        for other in self.parts.get(self.ours[content], ()):
+        for other in self.geometries.get(self.ours[content], ()):
             if geometry.size[:1] + other.size[:1] == self.batches and geometry.size[1:] == other.size[1:]:
                 template = self.geometry(geometry, other)
                 if template is not None:
@@ -91,7 +91,7 @@ def pair(first: Book, second: Book) -> Pairs:
     rows = frozenset(mine for mine, other in ours.items() if mine and _has_rows(mine, other, first, second))
     mixed |= {mine for mine, other in ours.items() if mine and not _is_in_proportion(mine, other, first, second)}
     picked = _find_image_picks(first, second, theirs)
-    return Pairs(tuple(calls), ours, rows, batches, _parts(second), frozenset(mixed), picked)
+    return Pairs(tuple(calls), ours, rows, batches, _collect_geometries(second), frozenset(mixed), picked)
 
 
 def _same(book: Book, key: Key) -> tuple[int, ...]:
@@ -109,8 +109,8 @@ def _find_image_picks(first: Book, second: Book, theirs: Mapping[int, int]) -> f
     return frozenset(picks)
 
 
-def _parts(book: Book) -> dict[int, tuple[Geometry, ...]]:
-    """By content every geometry in which it is an argument or a view."""
+def _collect_geometries(book: Book) -> dict[int, tuple[Geometry, ...]]:
+    """Every geometry in which a content is an argument or a view, by content."""
     found: dict[int, dict[Geometry, None]] = {}
     for key, step in book.steps.items():
         views = [output.geometry for output in step.outputs] if getattr(step, "view_of", None) is not None else []
@@ -128,17 +128,17 @@ def _contents(key: Any) -> list[Any]:
 
 
 def _has_rows(mine: int, other: int, first: Book, second: Book) -> bool:
-    if mine not in first.of_images or mine not in first.made or other not in second.made:
+    if mine not in first.of_images or mine not in first.calls or other not in second.calls:
         return False
-    ours, theirs = _size(first.made[mine]), _size(second.made[other])
+    ours, theirs = _size(first.calls[mine]), _size(second.calls[other])
     return ours[:1] + theirs[:1] == (first.batch, second.batch) and ours[1:] == theirs[1:]
 
 
 def _is_in_proportion(mine: int, other: int, first: Book, second: Book) -> bool:
     """Whether a content grows with the number of images, as what is each image's own does."""
-    if mine not in first.of_images or mine not in first.made or other not in second.made:
+    if mine not in first.of_images or mine not in first.calls or other not in second.calls:
         return True
-    ours, theirs = math.prod(_size(first.made[mine])), math.prod(_size(second.made[other]))
+    ours, theirs = math.prod(_size(first.calls[mine])), math.prod(_size(second.calls[other]))
     return ours * second.batch == theirs * first.batch
 
 

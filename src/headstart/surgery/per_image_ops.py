@@ -115,14 +115,14 @@ def is_fixed(
 
 def argument_of(func: Operation, name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
     """The value of an operation's argument, given or by default; None where there is no such argument."""
-    place, default = _places(func).get(name, (None, None))
+    place, default = _index_arguments(func).get(name, (None, None))
     if name in kwargs:
         return kwargs[name]
     return args[place] if place is not None and place < len(args) else default
 
 
 @lru_cache(maxsize=4096)
-def _places(func: Operation) -> dict[str, tuple[int, Any]]:
+def _index_arguments(func: Operation) -> dict[str, tuple[int, Any]]:
     return {
         argument.name: (place, argument.default_value if argument.has_default_value() else None)
         for place, argument in enumerate(func._schema.arguments)
@@ -176,7 +176,9 @@ def _mixes(func: Operation, name: str, args: Sequence[Any], kwargs: Mapping[str,
 
 def _names_rows(func: Operation, name: str, args: Sequence[Any], kwargs: Mapping[str, Any], value: Tensor) -> bool:
     """Whether an operation along dimensions goes along the first."""
-    if ALONG[name] not in _places(func) and name != "aten::norm":  # of everything, or element by element: max.other
+    if (
+        ALONG[name] not in _index_arguments(func) and name != "aten::norm"
+    ):  # of everything, or element by element: max.other
         return not (name in ("aten::max", "aten::min") and str(func).endswith(".other"))
     dims = argument_of(func, ALONG[name], args, kwargs)
     if name == "aten::slice" and _takes_all(func, args, kwargs, value):

@@ -160,7 +160,7 @@ def _cut_graph(module: nn.Module) -> tuple[str, ...]:
 
 
 def _gradients(module: nn.Module, leaves: Sequence[Any]) -> tuple[Tensor | None, ...]:
-    """Of a sum over the outputs in which every number counts differently, by each trainable parameter."""
+    """The gradients of a sum over the outputs in which every number counts differently, by each trainable parameter."""
     trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
     scores = [leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.requires_grad]
     if not trained or not scores:
@@ -234,7 +234,7 @@ def mixes_in_evaluation(suffix: nn.Module, activations: tuple[Tensor, ...]) -> b
 def _among_others(
     call: Callable[..., tuple[Tensor, ...]], given: tuple[Tensor, ...]
 ) -> list[tuple[int, tuple[Tensor, ...]]]:
-    """For each place in the batch what ``call`` gives where all other rows are quite others: at an equal batch shape
+    """What ``call`` gives for each place in the batch where all other rows are quite others: at an equal batch shape
     that place's own row is the same to the bit, whatever the others are.
     """
     found = []
@@ -300,16 +300,16 @@ class _Values(fx.Interpreter):
     """The tensors of every node."""
 
     def of(self, images: Tensor) -> dict[fx.Node, Tensor]:
-        self.found: dict[fx.Node, Tensor] = {}
+        self.values: dict[fx.Node, Tensor] = {}
         self.run(images)
-        return self.found
+        return self.values
 
     def run_node(self, n: fx.Node) -> Any:
         """The node's value, noted before anything writes to it."""
         value = super().run_node(n)
         first = value[0] if isinstance(value, tuple) and value else value  # values and places, of a sort
         if isinstance(first, Tensor) and n.op != "get_attr":
-            self.found[n] = first.clone()
+            self.values[n] = first.clone()
         return value
 
 

@@ -35,13 +35,13 @@ _MOST_OBJECTS = 200_000
 
 
 class Content(NamedTuple):
-    """One object: what it refers to as ``values`` under ``labels``, and what it is itself (``own``); ``place``: its
+    """One object: what it refers to as ``values`` under ``labels``, and what it is itself (``own``); ``origin``: its
     name, or what refers to it and under which label (few names are ever asked for).
     """
 
     target: Any
     kind: str
-    place: str | tuple[Content, Any]
+    origin: str | tuple[Content, Any]
     labels: Sequence[Any]
     values: tuple[Any, ...]
     own: Any = None
@@ -49,11 +49,11 @@ class Content(NamedTuple):
     @property
     def name(self) -> str:
         """What a person calls it."""
-        labels, place = [], self.place
+        labels, place = [], self.origin
         while not isinstance(place, str):
             content, label = place
             labels.append((content.kind, label))
-            place = content.place
+            place = content.origin
         for kind, label in reversed(labels):
             place = child_name(kind, place, label)
         return place

@@ -80,7 +80,7 @@ class RealRun(Run):
 
     def __init__(self, book: Book, frozen: Mapping[int, Memory], module: nn.Module) -> None:
         super().__init__(book, frozen, module)
-        self.kept: frozenset[int] = frozenset()
+        self.retained: frozenset[int] = frozenset()
 
     @property
     def computes(self) -> bool:
@@ -93,7 +93,7 @@ class RealRun(Run):
 
     def own(self, memory: Memory) -> None:
         """Let a memory be written to; numbers that are kept stay as they are, in a copy."""
-        if memory.content in self.kept and memory.real is not None:
+        if memory.content in self.retained and memory.real is not None:
             memory.real = copy_in_layout(memory.real)
 
     def real_arguments(self, value: Any) -> Any:
@@ -126,7 +126,7 @@ class RecordingRun(RealRun):
         self, book: Book, frozen: Mapping[int, Memory], module: nn.Module, moving: Collection[str] = ()
     ) -> None:
         super().__init__(book, frozen, module)
-        self.found = Recording()
+        self.recording = Recording()
         self._live: dict[int, tuple[Tensor, Obstacle | Literal[""]]] = {}
         buffers = [value for name, value in module.named_buffers(remove_duplicate=False) if name in moving]
         others = [value for value in (*module.parameters(), *buffers) if id(value) not in frozen]
@@ -141,10 +141,10 @@ class RecordingRun(RealRun):
             while around is not None:
                 within.append(around.geometry)
                 around = around.within
-            self.found.needs[Need(content, value.geometry, tuple(within))] = None
+            self.recording.needs[Need(content, value.geometry, tuple(within))] = None
         return super().need(value)
 
-    def stays(self, value: Fixed, place: tuple[str, str]) -> None:
+    def stays(self, value: Fixed, attribute: tuple[str, str]) -> None:
         """Remember by its bytes, for the next pass, what the module keeps of its frozen tensors."""
         content = value.memory.content
         if content is None or content in self.book.of_images or value.memory.source:
@@ -155,12 +155,12 @@ class RecordingRun(RealRun):
             add_constant(self.book, real, content)
         elif known != content:
             self.book.contents.same[content] = known
-        self.book.contents.places[place] = None
+        self.book.contents.attributes[attribute] = None
 
     def own(self, memory: Memory) -> None:
         """Note that all of a memory is needed: a part of it is written to."""
         if memory.content is not None and memory.content in self.book.of_images:
-            self.found.needs[Need(memory.content, memory.base)] = None
+            self.recording.needs[Need(memory.content, memory.base)] = None
         super().own(memory)
 
     def compute(self, func: Operation, args: Sequence[Any], kwargs: Values) -> Any:
@@ -185,9 +185,9 @@ class RecordingRun(RealRun):
         values = [*flat((tuple(args), tuple(kwargs.values())))]
         causes = [self._cause(v) for v in values if isinstance(v, Tensor)]
         if func._schema.name in READS and self.depends(args, kwargs):
-            self.found.reads |= {v.memory.content: self.place() for v in values if type(v) is Fixed}
+            self.recording.reads |= {v.memory.content: self.name_running() for v in values if type(v) is Fixed}
         elif "" not in causes and any(map(self._is_weight, values)):  # frozen, and yet computed at every step
-            self.found.obstacles |= {cause: None for cause in causes if isinstance(cause, Obstacle)}
+            self.recording.obstacles |= {cause: None for cause in causes if isinstance(cause, Obstacle)}
         outs = super().live(func, args, kwargs, known=known)
         self._mark(func, args, kwargs, outs, known=known)
         return outs
@@ -195,16 +195,16 @@ class RecordingRun(RealRun):
     def moves(self, value: Tensor) -> None:
         """Note a frozen tensor that is written to: it is not frozen."""
         self.frozen[id(value)].content = None
-        self.found.moving |= {name for name, tensor in list_named_tensors(self.module) if tensor is value}
+        self.recording.moving |= {name for name, tensor in list_named_tensors(self.module) if tensor is value}
 
     def receive(self, memory: Memory) -> None:
         """Take the prints of a content with a row for each image."""
         content = memory.content
         assert content is not None and memory.real is not None
-        self.found.seen.add(content)
+        self.recording.seen.add(content)
         has_rows = memory.base.size[:1] == (self.book.batch,) and memory.real.numel() > 0
-        if has_rows and content in self.book.of_images and content not in self.found.prints:
-            self.found.prints[content] = prints(memory.real)
+        if has_rows and content in self.book.of_images and content not in self.recording.prints:
+            self.recording.prints[content] = prints(memory.real)
 
     def _is_weight(self, value: Any) -> bool:
         """Whether a value is frozen, or made of frozen ones alone."""
@@ -228,7 +228,7 @@ class RecordingRun(RealRun):
         if func._schema.name in _ROOM:
             return
         if random or known:
-            causes.append(Obstacle(self.place(), self._reason(func, args, random=random)))
+            causes.append(Obstacle(self.name_running(), self._reason(func, args, random=random)))
         if causes or any(type(value) is Fixed for value in tensors):
             cause: Obstacle | Literal[""] = "" if not causes or "" in causes else causes[0]
             for value in flat(tuple(outs) if isinstance(outs, (tuple, list)) else (outs,)):
@@ -265,8 +265,8 @@ def run_module(run: RealRun, module: nn.Module, images: Tensor, *, training: boo
     except FAILURES as error:
         line = str(error).splitlines()[0][:160] if str(error) else ""
         raise run.failure or NotReplayable(
-            f"model: {run.place_of(error)} does not run on stand-ins for tensors ({type(error).__name__}: {line}), so "
-            "the model does not run from a cache"
+            f"model: {run.name_raiser(error)} does not run on stand-ins for tensors ({type(error).__name__}: {line}), "
+            "so the model does not run from a cache"
         ) from error
     finally:
         for part, mode in modes.items():

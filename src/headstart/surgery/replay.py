@@ -143,11 +143,11 @@ class _Recorder:
         run = RecordingRun(book, Sources(self.frozen, book.contents).read(self.module, book), self.module, self.moving)
         run_module(run, self.module, self.images[place], training=training)
         after = _values(self.module)
-        run.found.drew = _generators() != chances
-        run.found.moving |= {
+        run.recording.drew = _generators() != chances
+        run.recording.moving |= {
             name for name in before if name not in after or not _is_unchanged(before[name], after[name])
         }
-        return run.found
+        return run.recording
 
 
 def _values(module: nn.Module) -> dict[str, tuple[Tensor, Tensor | None]]:

@@ -37,7 +37,7 @@ class Rewiring:
         self.originals: dict[int, object] = {id(part): part for part in module.modules()}
         self.originals |= {id(value): value for value in (*module.parameters(), *module.buffers())}
         self.seen: dict[int, object] = {}  # looked through already; kept, so that no address is used twice
-        self.made: dict[int, tuple[object, Any]] = {}  # originals of functions and cells, and what stands for them
+        self.renewed: dict[int, tuple[object, Any]] = {}  # originals of functions and cells, and what stands for them
 
     def inside(self, values: object, where: str) -> None:
         """Look through a container or an object that belongs to the copy, and put what is made anew in its place."""
@@ -130,20 +130,20 @@ class Rewiring:
         """A function of the same code, with cells, defaults and attributes of its own where the original is in one of
         them.
         """
-        if id(function) in self.made:
-            renewed: FunctionType = self.made[id(function)][1]
+        if id(function) in self.renewed:
+            renewed: FunctionType = self.renewed[id(function)][1]
             return renewed
         for name, value in _iterate_globals(function):
             if self._reaches(value):
                 raise self._refusal(where, f"the module or a part of it by the global name {name}")
         cells = function.__closure__ or ()
-        changed = [cell for cell in cells if id(cell) not in self.made and self._is_made_anew(cell)]
-        self.made |= {id(cell): (cell, CellType()) for cell in changed}
-        closure = tuple(self.made[id(cell)][1] if id(cell) in self.made else cell for cell in cells)
+        changed = [cell for cell in cells if id(cell) not in self.renewed and self._is_made_anew(cell)]
+        self.renewed |= {id(cell): (cell, CellType()) for cell in changed}
+        closure = tuple(self.renewed[id(cell)][1] if id(cell) in self.renewed else cell for cell in cells)
         renewed = FunctionType(function.__code__, function.__globals__, function.__name__, None, closure)
-        self.made[id(function)] = (function, renewed)  # before its cells are filled: it may be in one of them
+        self.renewed[id(function)] = (function, renewed)  # before its cells are filled: it may be in one of them
         for cell in changed:
-            self.made[id(cell)][1].cell_contents = self._copy_held(content_of(cell), where)
+            self.renewed[id(cell)][1].cell_contents = self._copy_held(content_of(cell), where)
         defaults, named = function.__defaults__, function.__kwdefaults__
         renewed.__defaults__ = defaults and tuple([self._copy_held(value, where) for value in defaults])
         renewed.__kwdefaults__ = named and {name: self._copy_held(value, where) for name, value in named.items()}

@@ -114,9 +114,7 @@ def _find_called(graphs: Sequence[fx.Graph]) -> set[str]:
 
 
 def _insides(module: nn.Module, graphs: Sequence[fx.Graph], example: Tensor | None) -> dict[str, tuple[str, ...]]:
-    """By path of modules that torch.fx does not look into and that hold several layers, what they hold, as hooks see
-    it.
-    """
+    """What modules hold that torch.fx does not look into and that have several layers, by path, as hooks see it."""
     held: dict[str, list[str]] = {}
     for path in sorted(_find_called(graphs)):
         part = module.get_submodule(path)
@@ -404,7 +402,7 @@ def input_shape(module: nn.Module) -> tuple[int, int, int]:
     size = getattr(getattr(module, "patch_embed", None), "img_size", None) or getattr(module, "image_size", None)
     height, width = _pair(size) or read_config_size(module) or (height, width)
     first = facts.get("first_conv") if facts else _first_conv(module)
-    if isinstance(first, str) and isinstance(part := _part(module, first), nn.Conv2d):
+    if isinstance(first, str) and isinstance(part := _find_part(module, first), nn.Conv2d):
         channels = part.in_channels if part.in_channels <= _MOST_CHANNELS else channels
     return int(channels), int(height), int(width)
 
@@ -426,7 +424,7 @@ def _first_conv(module: nn.Module) -> str | None:
     return next((name for name, part in module.named_modules() if isinstance(part, nn.Conv2d)), None)
 
 
-def _part(module: nn.Module, path: str) -> nn.Module | None:
+def _find_part(module: nn.Module, path: str) -> nn.Module | None:
     try:
         return module.get_submodule(path)
     except AttributeError:

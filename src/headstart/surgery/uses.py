@@ -57,7 +57,7 @@ class _Seen(TorchFunctionMode):
         self.calls: Counter[str] = Counter()
         self.elsewhere: set[str] = set()
         self.watching = False  # only while the module runs
-        self.made: dict[
+        self.outputs: dict[
             int, tuple[str, Tensor]
         ] = {}  # of a layer's tensors alone: its path; and the tensor, kept alive
 
@@ -72,12 +72,12 @@ class _Seen(TorchFunctionMode):
         used = {path for path in paths if path is not None} - set(self.running)
         if len(used) == 1 and None not in paths:
             (path,) = used
-            self.made |= {id(value): (path, value) for value in results if id(value) not in self.paths}
+            self.outputs |= {id(value): (path, value) for value in results if id(value) not in self.paths}
         else:
             self.elsewhere |= used
 
     def _path(self, value: Tensor) -> str | None:
-        return self.made[id(value)][0] if id(value) in self.made else self.paths.get(id(value))
+        return self.outputs[id(value)][0] if id(value) in self.outputs else self.paths.get(id(value))
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:
@@ -100,7 +100,7 @@ def _hooks(
         """The tensors are others in a run for shapes: they are looked up when it starts."""
         found = {id(value): path for path, part in parts.items() for value in tensors(part)}
         seen.paths = {**seen.others, **found}
-        seen.running, seen.calls, seen.elsewhere, seen.made = [], Counter(), set(), {}
+        seen.running, seen.calls, seen.elsewhere, seen.outputs = [], Counter(), set(), {}
         seen.watching = True
 
     def stop(_module: nn.Module, _inputs: Any, _outputs: Any) -> None:

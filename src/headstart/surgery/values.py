@@ -25,7 +25,7 @@ class TensorValue(NamedTuple):
     device: torch.device
     requires_grad: bool
     copied: Tensor | None
-    place: tuple[int, int]
+    address: tuple[int, int]
     stride: tuple[int, ...] | None = None  # None: it has none, or none that is put back
 
 
@@ -37,19 +37,19 @@ def tensor_value(target: Tensor, *, copied: bool) -> TensorValue:
     if copied and target.numel() * target.element_size() <= _MOST_BYTES:
         value = target.detach().clone()
     try:
-        place = (target.data_ptr(), target._version)
+        address = (target.data_ptr(), target._version)
     except FAILURES:  # no storage, or an inference tensor
-        place = (0, 0)
+        address = (0, 0)
     stride = target.stride() if target.layout is torch.strided else None
-    return TensorValue(tuple(target.shape), target.dtype, target.device, target.requires_grad, value, place, stride)
+    return TensorValue(tuple(target.shape), target.dtype, target.device, target.requires_grad, value, address, stride)
 
 
 def same_tensor(one: TensorValue, other: TensorValue) -> bool:
-    """Whether two values are equal to the bit; of what was not copied, whether it is in the same place, unwritten."""
+    """Whether two values are equal to the bit; what was not copied, by its address and number of writes."""
     if one[:4] != other[:4]:
         return False
     if one.copied is None or other.copied is None:
-        return one.place == other.place
+        return one.address == other.address
     return same_bytes(one.copied, other.copied)
 
 

@@ -84,7 +84,7 @@ class _Facts:
 
 @dataclass(frozen=True, kw_only=True)
 class _Changes:
-    """Of a view: the pixels of a few images, and where they are changed at random, what decides how."""
+    """What tells a view: the pixels of a few images, and where they are changed at random, what decides how."""
 
     pixels: str
     seed: int | None = None
@@ -110,7 +110,7 @@ class ActivationDataset:
         self._first = augmentation.first_epoch if augmentation else 0
         views = augmentation.views if augmentation else 1
         assert views > 0, "there is no end of new changes"
-        self._shelf = DiskCache(where.folder, limit_bytes=where.limit_bytes)
+        self._disk_cache = DiskCache(where.folder, limit_bytes=where.limit_bytes)
         self._mended: list[int] = []
         self._computed_pages = 0
         self._rounding = 0.0
@@ -120,7 +120,7 @@ class ActivationDataset:
             for view in range(views):
                 key = _key(facts, self._changes(view))
                 about = {"model": where.model, "boundary": list(boundary.labels), "images": count, "view": view}
-                self._files[key] = self._shelf.open_records(key, count=count, record_bytes=size, about=about)
+                self._files[key] = self._disk_cache.open_records(key, count=count, record_bytes=size, about=about)
         except (StorageError, NotReplayable):
             self.close()
             raise
@@ -139,7 +139,7 @@ class ActivationDataset:
         """Remove the pages, once the files are closed."""
         for key in self._files:
             _PROVEN.discard(key)
-            self._shelf.remove(key)
+            self._disk_cache.remove(key)
 
     def summary(self) -> str:
         """What is there, in words."""
@@ -171,12 +171,12 @@ class ActivationDataset:
         self._computed_pages = total
         for key, file in self._files.items():
             file.sync()
-            if ours.local_rank == 0 and not self._shelf.is_complete(key) and not self.images.changed:
-                self._shelf.complete(key, {"rounding": self._rounding})
+            if ours.local_rank == 0 and not self._disk_cache.is_complete(key) and not self.images.changed:
+                self._disk_cache.complete(key, {"rounding": self._rounding})
             _PROVEN.add(key)
 
     def read_batches(self, batches: Sequence[Sequence[int]], *, epoch: int) -> Iterator[Arguments]:
-        """For each batch of indices its tensors (see ``TensorDataset``); a damaged record is computed again."""
+        """The tensors of each batch of indices (see ``TensorDataset``); a damaged record is computed again."""
         view = (epoch - self._first) % len(self._files)
         file, coming = self._file(view), iter(batches)
         for later in islice(coming, _AHEAD):
@@ -242,8 +242,8 @@ class ActivationDataset:
         return changed is not None and self._batches.samples[position].key in changed
 
     def _missing(self) -> list[list[int]]:
-        """By view, the images that are not there; all, where the first batch, computed again, is not what is there."""
-        if not all(map(self._shelf.is_complete, self._files)):
+        """The images that are not there, by view; all, where the first batch, computed again, is not what is there."""
+        if not all(map(self._disk_cache.is_complete, self._files)):
             return [file.missing() for file in self._files.values()]
         return [[] if self._is_proven(view) else self._all() for view in range(len(self._files))]
 

@@ -190,7 +190,7 @@ def examine_image(content: bytes, *, where: str, least: int = 1) -> Examined:
 def _read_raster(
     content: bytes, where: str, *, channels: int = 3, axes: Axes | None = None, all_deep: bool = True
 ) -> Raster | None:
-    """See ``read_raster`` and ``read_array``; within the bounds of decoding."""
+    """Read a raster or an array within the bounds of decoding, see ``read_raster`` and ``read_array``."""
     _refuse(find_excess(content), where)
     if is_array(content):
         return read_array(content, channels=channels, axes=axes)

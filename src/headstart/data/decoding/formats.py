@@ -28,7 +28,7 @@ _DAMAGED = _JPEG_2000 | {
 
 @cache
 def list_formats() -> tuple[str, ...]:
-    """Those of ``FORMATS`` that Pillow decodes here, pillow-heif's where that is installed."""
+    """The formats of ``FORMATS`` that Pillow decodes here, pillow-heif's where that is installed."""
     there = {*features.get_supported_modules(), *features.get_supported_codecs()}
     try:
         from pillow_heif import register_heif_opener

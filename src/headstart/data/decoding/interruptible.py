@@ -135,7 +135,7 @@ def _next(queue: SimpleQueue[_Item]) -> _Item:
 class _Outcome(Generic[_T]):
     """What work returned, or why it did not."""
 
-    found: tuple[_T, ...]
+    results: tuple[_T, ...]
     error: BaseException | None = None
 
     @classmethod
@@ -150,4 +150,4 @@ class _Outcome(Generic[_T]):
         """What the work returned.  Raises: what it raised."""
         if self.error is not None:
             raise self.error
-        return self.found[0]
+        return self.results[0]

@@ -17,16 +17,16 @@ from headstart.data.decoding.tiff import MAGICS, find_tag_excess, find_tiff_exce
 
 MAX_PIXELS = 64_000_000
 MAX_SLOW_PIXELS = 24_000_000
-"""Of formats whose decoders take four times as long: 0.04 s of a core for a million pixels."""
+"""The most pixels of formats whose decoders take four times as long: 0.04 s of a core for a million pixels."""
 _SLOW_KINDS = ("AVIF", "JPEG2000")
 MAX_RATIO = 100  # resizing the shorter side of a 1 x 20000 strip to 256 would allocate 1.3 billion pixels
 MAX_SCANS = 100
 MAX_SCANNED = 2_048_000_000
 """Samples of a JPEG that all its scans may go over: 64 megapixels with 3 channels in 10 scans of everything."""
 MAX_RAW_BYTES = 256 * 2**20
-"""Of the pixels of a PNG or TIFF, as they are stored before compression."""
+"""The most bytes of the pixels of a PNG or TIFF, as they are stored before compression."""
 MAX_DEEP_BYTES = 160 * 2**20
-"""Of a PNG of 16 bits, whose bytes compress least and so take longest."""
+"""The most bytes of a PNG of 16 bits, whose bytes compress least and so take longest."""
 MAX_READS = 1_000_000
 """Pieces (chunks, segments, runs) that Python code may read of one file."""
 _LARGE, _SOME = 2**14, 64  # bytes of a read, and reads, after which the bounds are looked at

@@ -42,9 +42,10 @@ class Raster:
 
 @dataclass(frozen=True)
 class Measured:
-    """What the values of a picture are: how many bands, NumPy's name of their kind, the smallest and largest one, and
-    between what all but a thousandth at each end lie. ``first``: of a saved array of three axes, whose ``bands`` are
-    its last one, how many it has if they are its first one; 0 of either where its sides would not be accepted.
+    """What the values of a picture are: how many ``bands``, NumPy's name of their ``kind``, the ``least`` and the
+    ``most``, and ``low`` and ``high``, between which all but a thousandth at each end lie. ``first``: of a
+    saved array of three axes, whose ``bands`` are its last one, how many it has if they are its first one; 0 of either
+    where its sides would not be accepted.
     """
 
     bands: int

@@ -32,7 +32,7 @@ class Tag:
 
     kind: int
     count: int
-    place: int
+    offset: int
 
 
 @dataclass(frozen=True)
@@ -75,10 +75,10 @@ def find_tiff_excess(content: bytes, *, max_raw: int, max_scanned: int, max_scan
             f"its {wide} x {high} pixels take {raw / 1e6:,.0f} MB; at most {max_raw / 1e6:,.0f} MB are accepted, so "
             "save it with 8 bits or smaller"
         )
-    part, area = _part_area(content, found, wide, high), max(wide * high, 1)
+    part, area = _segment_area(content, found, wide, high), max(wide * high, 1)
     if part > max(4 * area, 4 * _SPARE):
         return f"its tiles have {part / 1e6:,.0f} megapixels, the picture {area / 1e6:,.1f}"
-    starts, sizes = _parts(content, found)
+    starts, sizes = _read_segments(content, found)
     if sizes.sum() > 2 * len(content) + _SPARE:
         return "its strips are the same data again and again"
     compression = read_first(content, found, _COMPRESSION, 1)
@@ -150,10 +150,10 @@ def read_directory(content: bytes, *, at: int | None = None) -> Directory | None
 def read_numbers(content: bytes, found: Directory, tag: int) -> NDArray[np.int64]:
     """Return a tag's whole numbers, those that are in the file; none where it is not there."""
     one = found.tags.get(tag)
-    if one is None or one.kind not in _NUMBERS or one.place >= len(content):
+    if one is None or one.kind not in _NUMBERS or one.offset >= len(content):
         return np.zeros(0, dtype=np.int64)
-    there = min(one.count, (len(content) - one.place) // _UNITS[one.kind])
-    values = np.frombuffer(content, dtype=found.order + _NUMBERS[one.kind], count=there, offset=one.place)
+    there = min(one.count, (len(content) - one.offset) // _UNITS[one.kind])
+    values = np.frombuffer(content, dtype=found.order + _NUMBERS[one.kind], count=there, offset=one.offset)
     return (np.minimum(values, 2**62) if one.kind == _LONGEST else values).astype(np.int64)
 
 
@@ -163,14 +163,14 @@ def read_first(content: bytes, found: Directory, tag: int, default: int) -> int:
     return int(values[0]) if len(values) else default
 
 
-def _part_area(content: bytes, found: Directory, wide: int, high: int) -> int:
+def _segment_area(content: bytes, found: Directory, wide: int, high: int) -> int:
     """Pixels of a strip, which ends with the picture, or of a tile, which may not."""
     if _TILES in found.tags:
         return read_first(content, found, _TILE_WIDTH, 0) * read_first(content, found, _TILE_HEIGHT, 0)
     return wide * min(high, read_first(content, found, _ROWS, high))
 
 
-def _parts(content: bytes, found: Directory) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def _read_segments(content: bytes, found: Directory) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """The positions at which the strips or tiles in the file begin, and how many bytes each has."""
     tiled = _TILES in found.tags
     starts = read_numbers(content, found, _TILES if tiled else _STRIPS)

@@ -54,7 +54,7 @@ class _Layout:
     planes: int
     tile: tuple[int, int] | None
     rows: int
-    parts: tuple[NDArray[np.int64], NDArray[np.int64]]
+    segments: tuple[NDArray[np.int64], NDArray[np.int64]]
 
     @property
     def in_pixel(self) -> int:
@@ -143,7 +143,7 @@ def _read_layout(content: bytes, found: Directory) -> _Layout:
         height=height, width=width, samples=samples, dtype=np.dtype(f"{found.order}{kind}{size // 8}"),
         compression=first(_COMPRESSION, 1), predictor=first(_PREDICTOR, 1), planes=first(_PLANES, 1),
         tile=(first(_TILE_HEIGHT, 0), first(_TILE_WIDTH, 0)) if tiled else None,
-        rows=max(1, min(height, first(_TILE_HEIGHT, 1) if tiled else first(_ROWS, height))), parts=(starts, sizes),
+        rows=max(1, min(height, first(_TILE_HEIGHT, 1) if tiled else first(_ROWS, height))), segments=(starts, sizes),
     )  # fmt: skip
     down = -(-height // layout.rows)
     needed = down * layout.across * (samples if layout.planes == 2 else 1) if layout.part_width else 0
@@ -154,8 +154,8 @@ def _read_layout(content: bytes, found: Directory) -> _Layout:
 
 def _unpack_plane(content: bytes, layout: _Layout, plane: int, planes: int) -> NDArray[np.generic]:
     """The pixels (H, W, samples together) of one plane, chunk by chunk."""
-    count = len(layout.parts[0]) // planes
-    starts, sizes = (values[plane * count : (plane + 1) * count] for values in layout.parts)
+    count = len(layout.segments[0]) // planes
+    starts, sizes = (values[plane * count : (plane + 1) * count] for values in layout.segments)
     across, pixel = layout.across, layout.in_pixel
     row_bytes = across * layout.part_width * pixel * layout.dtype.itemsize
     values = np.empty((layout.height, layout.width, pixel), layout.dtype.newbyteorder("="))
@@ -164,13 +164,13 @@ def _unpack_plane(content: bytes, layout: _Layout, plane: int, planes: int) -> N
         chosen = slice(first * across, (first + step) * across)
         top = first * layout.rows
         rows = min(step * layout.rows, layout.height - top)
-        unpacked = _unpack_parts(content, layout, (starts[chosen], sizes[chosen]), (rows, row_bytes))
+        unpacked = _unpack_segments(content, layout, (starts[chosen], sizes[chosen]), (rows, row_bytes))
         grouped = unpacked.reshape(rows, across, -1)
         values[top : top + rows] = _undo_predictor(grouped, layout).reshape(rows, -1, pixel)[:, : layout.width]
     return values
 
 
-def _unpack_parts(
+def _unpack_segments(
     content: bytes, layout: _Layout, places: tuple[NDArray[np.int64], NDArray[np.int64]], shape: tuple[int, int]
 ) -> NDArray[np.uint8]:
     """The bytes (rows, bytes of a row) of neighbouring parts, as if they were 8-bit grey."""

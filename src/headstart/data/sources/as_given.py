@@ -35,7 +35,9 @@ _ACCEPTED = (
 
 @dataclass(frozen=True, kw_only=True)
 class GivenImages:
-    """Images that were given one by one, in that order: paths of files, by name, and what encodes those in memory."""
+    """Images that were given one by one: ``listed`` in that order, the ``paths`` of files and the ``encoders`` of those
+    in memory, both by name; ``name``: how messages call all of it.
+    """
 
     listed: tuple[Record, ...]
     paths: Mapping[str, Path]
@@ -43,7 +45,7 @@ class GivenImages:
     name: str = "images"
 
     def records(self) -> Iterable[Record]:
-        """In the order in which they were given."""
+        """The records in the order in which the images were given."""
         return self.listed
 
     def read(self, record: Record) -> bytes:

@@ -36,12 +36,12 @@ class Files:
         return printable(self.given)
 
     @property
-    def place(self) -> str:
+    def location(self) -> str:
         """The folder from which the names start."""
         return printable(self.root.absolute())
 
     def records(self) -> Iterable[Record]:
-        """As they were listed."""
+        """The records as they were listed."""
         return self.listed
 
     def read(self, record: Record) -> bytes:

@@ -50,7 +50,7 @@ class Layout:
 class _Splits:
     """Folders by the split that they name, those that name none, and notes."""
 
-    found: dict[Split, list[Path]] = field(default_factory=lambda: defaultdict(list))
+    folders: dict[Split, list[Path]] = field(default_factory=lambda: defaultdict(list))
     others: list[Path] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
@@ -76,12 +76,12 @@ def _split_folders(source: Path, data: Data) -> tuple[list[tuple[Split | None, P
     splits = _Splits()
     for folder in subfolders(source):
         split = read_split(folder.name)
-        (splits.others if split is None else splits.found[split]).append(folder)
+        (splits.others if split is None else splits.folders[split]).append(folder)
     if not _are_splits(splits, source):
         _refuse_train_as_class(splits, source, data)
         return [(None, source)], []
     _leave_out_unlabelled(splits, source)
-    found, shown = splits.found, some([same[0].name for same in splits.found.values()])
+    found, shown = splits.folders, some([same[0].name for same in splits.folders.values()])
     for split, same in found.items():
         if len(same) > 1:
             names = [folder.name for folder in same]
@@ -106,7 +106,7 @@ def _refuse_train_as_class(splits: _Splits, source: Path, data: Data) -> None:
 
     Raises: DataError: asks which it is.
     """
-    for folder in splits.found.get("train", []):
+    for folder in splits.folders.get("train", []):
         inner = subfolders(folder)
         beside = [other.name for other in splits.others]
         if (
@@ -129,7 +129,7 @@ def _have_common(folder: Path, splits: _Splits) -> bool:
 
 def _are_splits(splits: _Splits, source: Path) -> bool:
     """Whether the folders that name splits are some, and no classes called so (a class may be called train)."""
-    found = splits.found
+    found = splits.folders
     if not found or ("train" not in found and splits.others):
         return False
     if "train" not in found:
@@ -144,8 +144,8 @@ def _are_splits(splits: _Splits, source: Path) -> bool:
 
 def _leave_out_unlabelled(splits: _Splits, source: Path) -> None:
     """Take away folders that can hold no class: without an image, or images to be labelled, as competitions have."""
-    test = splits.found.get("test", [])
-    unlabelled = [folder for folder in test if not _inner_folders(folder) and "train" in splits.found]
+    test = splits.folders.get("test", [])
+    unlabelled = [folder for folder in test if not _inner_folders(folder) and "train" in splits.folders]
     unlabelled += [folder for folder in splits.others if _is_unlabelled(folder)]
     empty = [folder for folder in splits.others if folder not in unlabelled and not walk(folder, root=source).images]
     for folder in unlabelled:
@@ -154,7 +154,7 @@ def _leave_out_unlabelled(splits: _Splits, source: Path) -> None:
         splits.notes.append(f"{folder.name}: it holds no image, and is left out")
     splits.others = [folder for folder in splits.others if folder not in (*unlabelled, *empty)]
     if test and all(folder in unlabelled for folder in test):
-        del splits.found["test"]
+        del splits.folders["test"]
 
 
 def _is_unlabelled(folder: Path) -> bool:

@@ -138,7 +138,7 @@ def _count(names: list[str], one: str, several: str) -> str:
 
 
 def _hint_at_nested_folder(source: Path, names: list[str]) -> str:
-    """For a source with one folder that holds the real class folders, at any depth."""
+    """What to give instead of a source with one folder that holds the real class folders, at any depth."""
     if len(names) != 1 or not (source / names[0]).is_dir():
         return ""
     below = source / names[0]

@@ -97,7 +97,7 @@ def _common_tail(parts: Parts, path: Parts) -> int:
 
 
 def match_cells(cells: Sequence[str], index: FileIndex, *, present: Sequence[bool]) -> dict[int, Match]:
-    """By its place, the file of each cell that names none as it stands, where all agree on what has moved.
+    """The file of each cell that names none as it stands, by the cell's index, where all agree on what has moved.
 
     present: which cells name a file as they stand. Where others lost fewer folders, or lie where they are said to, a
     file of the same name elsewhere is another one.

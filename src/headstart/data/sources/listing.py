@@ -21,15 +21,15 @@ from headstart.data.sources.tables import read_table
 from headstart.errors import DataError
 
 
-def list_source(data: Data, *, kind: AskedKind, known: Sequence[str] = (), given: Source | None = None) -> Listing:
-    """Every image of the source that was ``given`` in Python, else of ``data.source``, with what is known of it, sorted
+def list_source(data: Data, *, kind: AskedKind, known: Sequence[str] = (), own_source: Source | None = None) -> Listing:
+    """Every image of the ``own_source``, else of ``data.source``, with what is known of it, sorted
     by name.  known: the names of a model that is there already, which its own classes, tags or targets must have.
 
     Raises:
         DataError: there is no such source, or it does not say which image has which label.
     """
-    if given is not None:
-        return list_records(given, data, kind=kind)
+    if own_source is not None:
+        return list_records(own_source, data, kind=kind)
     source = existing_source(data)
     if source.is_dir():
         listing = list_folders(data, source=source, kind=kind)

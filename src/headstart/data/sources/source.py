@@ -98,7 +98,7 @@ class StampedSource(Source, Protocol):
     """A source that knows without reading whether an image is the one that it was."""
 
     @property
-    def place(self) -> str:
+    def location(self) -> str:
         """Where all of it lies on this machine: what was found there once is kept under this name."""
         ...
 
@@ -107,7 +107,7 @@ class StampedSource(Source, Protocol):
         ...
 
     def read_stamped(self, record: Record) -> tuple[bytes, Stamp]:
-        """As ``read``, with the stamp of exactly these bytes; empty where another write could bear the same."""
+        """The content, with the stamp of exactly these bytes; empty where another write could bear the same."""
         ...
 
 

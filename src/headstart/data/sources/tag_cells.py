@@ -125,7 +125,7 @@ def judge_mark(cells: Sequence[str], mark: str) -> TagReading | None:
 
 @dataclass(frozen=True, kw_only=True)
 class _Evidence:
-    """Of the distinct cells with several parts: how many they are, and how many parts; the share whose parts all stand
+    """The distinct cells with several parts: how many they are, and how many parts; the share whose parts all stand
     in other cells too, and the share of which one does; whether a set stands in two orders, a part alone, and whether
     the number of parts varies.
     """
@@ -146,7 +146,7 @@ def _judge_strong(seen: _Evidence, mark: str) -> tuple[bool, bool]:
 
 
 def _judge_weak(seen: _Evidence, mark: str) -> tuple[bool, bool]:
-    """As for strong marks, where class names of several words (``red car``, ``blue car``) recombine as well."""
+    """Judge as for strong marks, where class names of several words (``red car``, ``blue car``) recombine as well."""
     is_turned = seen.is_turned and seen.explained >= 0.5
     is_everywhere = seen.explained >= 0.9 and seen.varies  # six colours of six things are 36 names of two words
     certain = (is_turned and seen.is_alone) or (is_everywhere and seen.several >= 8 and seen.names * 3 <= seen.several)
