@@ -221,6 +221,10 @@ def docstrings(source: Source) -> Iterator[str]:
         stub = ast.unparse(function.body[-1]) == "..."  # a protocol's
         if public and not stub and ast.get_docstring(function) is None:
             yield f"{source.at}:{function.lineno} {function.name} has no docstring"
+    for node in ast.walk(source.tree):
+        text = ast.get_docstring(node) if isinstance(node, ast.FunctionDef | ast.ClassDef | ast.Module) else None
+        if text and text.startswith(FRAGMENTS):
+            yield f"{source.at}:{getattr(node, 'lineno', 1)} a fragment, not what one gets: {text[:40]!r}"
 
 
 def broad_except(source: Source) -> Iterator[str]:
@@ -273,6 +277,9 @@ def unfinished(source: Source) -> Iterator[str]:
     for number, line in enumerate(source.text.splitlines(), start=1):
         if any(f"# {word}" in line for word in ("TODO", "FIXME", "XXX", "HACK")):
             yield f"{source.at}:{number} unfinished work"
+
+
+FRAGMENTS = ("Of ", "Those ", "See ", "By ", "For each ", "In the ", "That ", "As ``")
 
 
 RULES: list[Callable[[Source], Iterator[str]]] = [
@@ -420,6 +427,7 @@ BAD = {  # rule: (file, text, what it finds)
     "signatures": ("training/bare.py", '"""M."""\ndef f(a) -> None:\n    """F."""\n', "lacks annotations: a"),
     "signatures kwargs": ("training/kw.py", '"""M."""\ndef f(**options: int) -> None:\n    """F."""\n', "takes **options"),  # noqa: E501
     "docstrings": ("training/doc.py", '"""M."""\nclass A:\n    """A."""\n    def f(self) -> None: pass\n', "f has no docstring"),  # noqa: E501
+    "docstrings fragment": ("training/of.py", '"""M."""\ndef _f() -> None:\n    """Of a step."""\n', "a fragment"),
     "broad_except": ("runs/e.py", '"""M."""\ntry:\n    pass\nexcept (ValueError, Exception):\n    pass\n', "a broad except"),  # noqa: E501
     "pickles": ("runs/p.py", '"""M."""\nimport torch\nx = torch.load("f")\n', "torch.load"),
     "pickles import": ("runs/q.py", '"""M."""\nfrom pickle import loads\n', "imports a pickle library"),

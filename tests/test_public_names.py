@@ -9,7 +9,8 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import get_args
+from types import ModuleType
+from typing import get_args, get_type_hints
 
 import pytest
 
@@ -20,7 +21,7 @@ NAMES = {
     *("Config", "load_config", "train", "repeat", "plan", "finish"),
     *("open_model", "describe", "find_head", "replace_head", "declare_scores", "freeze", "param_groups"),
     *("add_lora", "merge_lora"),
-    *("open_images", "audit", "Batch", "label_images", "Record", "Source"),
+    *("open_images", "audit", "Batch", "label_images", "Record", "Source", "Images", "Scan", "Description", "LoraPlan"),
     *("InPlace", "StepRules", "TrainState", "train_step", "fit", "evaluate", "predict", "StepDone", "EpochDone"),
     *("Event", "ScanProgress", "Decided", "Plan", "Decision", "PhaseStarted", "CacheProgress", "CacheGivenUp", "Saved"),
     *("Note", "DataNote", "CacheNote"),
@@ -142,6 +143,39 @@ def test_a_docstring_names_every_parameter_and_field_in_sentences(name: str) -> 
     assert found == []
 
 
+def shown_types(name: str) -> set[type]:
+    """The classes of headstart that a public name takes, gives or holds."""
+    everything = {key: value for module in loaded() for key, value in vars(module).items()}
+    found: set[type] = set()
+    for _, value, _ in documented(name):
+        hints = get_type_hints(value, everything | vars(sys.modules[value.__module__])) if callable(value) else {}
+        for hint in hints.values():
+            found |= {part for part in flatten(hint) if isinstance(part, type) and not get_args(part)}
+    return {kind for kind in found if kind.__module__.startswith("headstart.")}
+
+
+def loaded() -> list[ModuleType]:
+    return [module for name, module in sys.modules.items() if name.startswith("headstart.")]
+
+
+def flatten(hint: object) -> Iterator[object]:
+    """The parts of an annotation, whatever it is nested in."""
+    yield hint
+    for part in hint if isinstance(hint, list | tuple) else get_args(hint):
+        yield from flatten(part)
+
+
+@pytest.mark.parametrize("name", sorted(NAMES - {"Event"}))
+def test_every_type_that_a_public_name_shows_is_public_or_says_what_its_fields_are(name: str) -> None:
+    """A section of the configuration says it under each field, and on the page of options."""
+    public = {getattr(headstart, each) for each in NAMES}
+    for kind in shown_types(name) - public:
+        text = inspect.getdoc(kind) or ""
+        fields = {field.name for field in dataclasses.fields(kind)} if dataclasses.is_dataclass(kind) else set()
+        unsaid = {field for field in fields if f"``{field}``" not in text}
+        assert text and (not unsaid or kind.__module__.startswith("headstart.config.")), f"{kind}: {sorted(unsaid)}"
+
+
 def test_what_a_docstring_lacks_is_found() -> None:
     def planted(rate: float) -> None:
         """Of a rate."""
@@ -162,7 +196,7 @@ def test_what_a_docstring_lacks_is_found() -> None:
 
 @pytest.mark.parametrize("name", sorted(NAMES - {"Event"}))
 def test_the_example_gives_what_it_says(name: str, place: Path) -> None:
-    if name.endswith("_lora"):
+    if name.lower().endswith(("_lora", "loraplan")):
         pytest.importorskip("peft")
     value = getattr(headstart, name)
     (example,) = doctest.DocTestFinder(recurse=False).find(value, name, globs={})

@@ -11,7 +11,8 @@ if TYPE_CHECKING:
     from headstart.config.load import load_config
     from headstart.config.schema import Config
     from headstart.data.batch import Batch
-    from headstart.data.images import audit, open_images
+    from headstart.data.images import Images, audit, open_images
+    from headstart.data.scan import Scan
     from headstart.data.sources.labels import label_images
     from headstart.data.sources.source import Record, Source
     from headstart.errors import Error
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
         ScanProgress,
         StepDone,
     )
-    from headstart.models.describe import describe
+    from headstart.models.describe import Description, describe
     from headstart.models.sources import OpenedModel, open_model
     from headstart.optim.groups import param_groups
     from headstart.predictor import Prediction, evaluate, predict
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from headstart.surgery.freeze import Frozen, freeze
     from headstart.surgery.head import Head, HeadSwap, find_head, replace_head
     from headstart.surgery.lora import add_lora, merge_lora
+    from headstart.surgery.lora_targets import LoraPlan
     from headstart.surgery.module_copy import InPlace
     from headstart.surgery.outputs import declare_scores
     from headstart.training.evaluate import Evaluation, Predictions
@@ -59,6 +61,7 @@ __all__ = [
     "DataNote",
     "Decided",
     "Decision",
+    "Description",
     "EpochDone",
     "Error",
     "Evaluation",
@@ -66,7 +69,9 @@ __all__ = [
     "Frozen",
     "Head",
     "HeadSwap",
+    "Images",
     "InPlace",
+    "LoraPlan",
     "Note",
     "OpenedModel",
     "OpenedRun",
@@ -77,6 +82,7 @@ __all__ = [
     "Record",
     "Run",
     "Saved",
+    "Scan",
     "ScanProgress",
     "Source",
     "StepDone",
@@ -114,7 +120,8 @@ _HOMES = {
     "config.load": ("load_config",),
     "config.schema": ("Config",),
     "data.batch": ("Batch",),
-    "data.images": ("audit", "open_images"),
+    "data.images": ("Images", "audit", "open_images"),
+    "data.scan": ("Scan",),
     "data.sources.labels": ("label_images",),
     "data.sources.source": ("Record", "Source"),
     "errors": ("Error",),
@@ -134,10 +141,11 @@ _HOMES = {
         "ScanProgress",
         "StepDone",
     ),
-    "models.describe": ("describe",),
+    "models.describe": ("Description", "describe"),
     "surgery.freeze": ("Frozen", "freeze"),
     "surgery.head": ("Head", "HeadSwap", "find_head", "replace_head"),
     "surgery.lora": ("add_lora", "merge_lora"),
+    "surgery.lora_targets": ("LoraPlan",),
     "models.sources": ("OpenedModel", "open_model"),
     "optim.groups": ("param_groups",),
     "predictor": ("Prediction", "evaluate", "predict"),

@@ -22,7 +22,7 @@ class FileRead:
 
 
 def read_file(path: Path | str) -> FileRead:
-    """See ``headstart.data.sources.files.read_file``."""
+    """Read a file as ``headstart.data.sources.files.read_file`` does."""
     return FileRead(*files.read_file(path))
 
 
@@ -32,10 +32,10 @@ def read_bytes(path: Path | str) -> bytes:
 
 
 def check_image(content: bytes, *, path: Path | str) -> None:
-    """See ``headstart.data.decoding.decode.check_image``."""
+    """Check an image as ``headstart.data.decoding.decode.check_image`` does."""
     decode.check_image(content, where=str(path))
 
 
 def decode_image(content: bytes, *, path: Path | str, channels: int = 3, reduced: int = 1) -> Image.Image:
-    """See ``headstart.data.decoding.decode.decode_image``."""
+    """Decode an image as ``headstart.data.decoding.decode.decode_image`` does."""
     return decode.decode_image(content, where=str(path), channels=channels, reduced=reduced)

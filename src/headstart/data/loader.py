@@ -164,7 +164,7 @@ class Batches:
         return self if self.augmentation is None else replace(self, dataset=self.images.for_evaluation())
 
     def _load_epoch(self, epoch: int, *, first: int) -> Generator[Batch]:
-        """As ``epoch``; nothing is drawn before it is gone through, in arithmetic of its own."""
+        """The batches of ``epoch``; nothing is drawn before it is gone through, in arithmetic of its own."""
         yield from self._load(self.sampler.batches(epoch, first=first), epoch=epoch)
 
     def _load(self, taken: Sequence[BatchIndices], *, epoch: int) -> Generator[Batch]:

@@ -55,7 +55,7 @@ def _key(pair: Pair) -> str:
 
 
 def _compare_all(source: Source, pairs: Sequence[Pair], *, threads: int) -> dict[str, bool]:
-    """By key, whether the two of each pair show one picture; an image that can no longer be read is like no other."""
+    """Whether the two of each pair show one picture, by key; an image that can no longer be read is like no other."""
     verdicts: dict[str, bool] = {}
     rest = list(pairs)
     while rest:

@@ -83,7 +83,7 @@ def all_reduce_sum(values: Tensor) -> Tensor:
 
 
 def any_of(*flags: bool) -> tuple[bool, ...]:
-    """For each flag, whether it is set on any rank."""
+    """Whether each flag is set on any rank."""
     if not current().is_distributed:
         return flags
     return tuple(bool(count > 0) for count in all_reduce_sum(torch.tensor(flags, dtype=torch.float64)))

@@ -16,7 +16,7 @@ from headstart.distributed.fsdp import is_sharded, reduce_next
 
 @dataclass(frozen=True)
 class Replica:
-    """A model's replica, and the parameters that trained when it was made."""
+    """A model in torch's wrapper: the ``module``, and the parameters that were ``trained`` when it was made."""
 
     module: DistributedDataParallel
     trained: tuple[nn.Parameter, ...]

@@ -14,7 +14,7 @@ from headstart.models.weights import Coverage
 
 @dataclass(frozen=True)
 class WeightsSource:
-    """The source of weights: what kind it is, where it lies, its SHA-256 and its licence."""
+    """The source of weights: its ``kind``, ``where`` it lies, its ``sha256`` and its ``licence`` (None: not known)."""
 
     kind: Literal["pretrained", "none", "file"]
     where: str

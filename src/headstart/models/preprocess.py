@@ -18,9 +18,20 @@ _LATER = frozenset({"levels", "axes"})  # fields that bundles have only where th
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class Preprocess:
-    """Input size in pixels, per-channel mean and std of values in 0..1, resampling; ``source``: whose they are.
+    """How images become a model's input.
 
-    ``crop_mode``: center (the shorter side is resized), squash (both sides), border (the longer side, then padding).
+    Attributes:
+        ``height``: Pixels from top to bottom.
+        ``width``: Pixels from left to right.
+        ``mean``: What is taken from each channel of values in 0..1.
+        ``std``: What each channel is then divided by.
+        ``interpolation``: How pixels are resampled.
+        ``crop_pct``: The share of the resized picture's side that is the model's input.
+        ``source``: Whose values these are.
+        ``crop_mode``: center (the shorter side is resized), squash (both sides), border (the longer, then padding).
+        ``levels``: Stored values of pictures of more than 8 bits that become black and white; None: 0 and 65535.
+        ``axes``: The order of the axes of saved arrays; None: there were none, and the one that gives as many bands is
+            taken.
     """
 
     height: int
@@ -32,9 +43,7 @@ class Preprocess:
     source: str
     crop_mode: str = "center"
     levels: tuple[float, float] | None = None
-    """Stored values of pictures of more than 8 bits that become black and white; None: 0 and 65535."""
     axes: Literal["hwc", "chw"] | None = None
-    """Order of the axes of saved arrays; None: there were none, and the one that gives as many bands is taken."""
 
     def __post_init__(self) -> None:
         where = f"preprocessing ({self.source})"

@@ -1,4 +1,4 @@
-"""By which metric of the validation images an epoch is the best."""
+"""The metric of the validation images by which an epoch is the best."""
 
 from __future__ import annotations
 

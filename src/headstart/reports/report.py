@@ -70,7 +70,7 @@ def write_report(run: Path, *, read: ReadImage | None = None) -> Path:
 
 
 def write_page(run: Path, *, read: ReadImage | None = None) -> Findings:
-    """As ``write_report``, and give what the page says of the result."""
+    """Write the page as ``write_report`` does, and give what the page says of the result."""
     path, record = run / "report.html", read_record(run)
     try:
         findings = summarise(record)
@@ -225,7 +225,7 @@ def _shell_commands(record: RunRecord) -> tuple[Command, Command, Sequence[Comma
 
 
 def _python_commands(record: RunRecord, objects: Mapping[str, str]) -> tuple[Command, Command, Sequence[Command]]:
-    """As ``_shell_commands``, for a run that was given objects of Python, which no command can make."""
+    """The commands of ``_shell_commands`` for a run that was given objects of Python, which no command can make."""
     run = str(_shorten_path(record.path))
     config = f"hs.load_config({str(_shorten_path(record.path) / 'config.yaml')!r})"
     given, meaning = ", ".join(objects), "; ".join(objects.values())

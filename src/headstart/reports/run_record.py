@@ -41,7 +41,7 @@ class RunRecord:
     predictions: tuple[Mapping[str, str], ...]
     result: Mapping[str, Any] | None
     test_predictions: tuple[Mapping[str, str], ...] = ()
-    """Those of the test images, where the data have some; runs of 0.1 did not keep them."""
+    """The metrics of the test images, where the data have some; runs of 0.1 did not keep them."""
     written_at: str = ""
     """When the last line of log.txt was written, as 2026-12-01 08:31 UTC; "" where there is none."""
     unread_events: int = 0

@@ -26,8 +26,8 @@ from headstart.models.sources import OpenedModel, open_model
 from headstart.models.weights import read_own_tensors
 from headstart.private_names import find_config_writer
 from headstart.reports.model_card import model_card
+from headstart.runs.bundle_path import find_bundle
 from headstart.runs.own_file import own_files, restore_own
-from headstart.runs.places import find_bundle
 from headstart.storage.buffers import Content
 from headstart.storage.durable import explain_os_errors, json_bytes, read_folder, write_folder
 from headstart.storage.tensors import make_buffers
@@ -43,8 +43,13 @@ from headstart.training.precision import MEMORY_FORMATS, Precision
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluated:
-    """How the bundle was evaluated; the same settings give the same bits. ``equal_sizes``: smaller batches, ascending,
-    in which an image has these bits, too.
+    """How the bundle was evaluated; the same settings give the same bits.
+
+    Attributes:
+        ``batch_size``: Images per batch.
+        ``precision``: The precision of the forward pass.
+        ``memory_format``: The order of the model's tensors in memory.
+        ``equal_sizes``: Smaller batches, ascending, in which an image has these bits, too.
     """
 
     batch_size: int

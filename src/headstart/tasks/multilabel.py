@@ -180,7 +180,7 @@ def _list_thresholds(task: TaskSpec) -> dict[str, float]:
 
 
 def _choose_thresholds(_task: TaskSpec, probabilities: Tensor, truth: Tensor) -> tuple[float, ...]:
-    """For each tag the threshold with the largest F1, in the middle between two images; 0.5 where images are few."""
+    """The threshold of each tag with the largest F1, in the middle between two images; 0.5 where images are few."""
     pairs = zip(probabilities.double().T, (truth > 0).T, strict=True)
     return tuple(_choose_threshold(each, known) for each, known in pairs)
 

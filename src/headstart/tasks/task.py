@@ -25,9 +25,10 @@ RowWords = tuple[str, str, str, bool | None]
 class TaskSpec:
     """The meaning of the model's K outputs, in order.
 
-    ``classes`` are the names of classes or tags, ``targets`` those of the numbers. ``mean`` and ``std``, one each per
-    target, scale the numbers (their base-10 logarithms when ``log``); they come from the training split alone.
-    ``thresholds``, one per tag: above it the tag is on; they are chosen on the validation images, and none means 0.5.
+    ``kind`` is classify, multilabel or regress. ``classes`` are the names of classes or tags, ``targets`` those of the
+    numbers. ``mean`` and ``std``, one each per target, scale the numbers (their base-10 logarithms where ``log``); they
+    come from the training split alone. ``thresholds``, one per tag: above it the tag is on; they are chosen on the
+    validation images, and none means 0.5.
     """
 
     kind: TaskKind
@@ -172,7 +173,7 @@ class Kind:
     compute_present: Callable[[TaskSpec, Tensor, Tensor, Sequence[int]], dict[str, float]]
     """The same over the classes or tags at these places alone: those that some image has."""
     further_metrics: Mapping[str, Callable[[TaskSpec, Tensor, Tensor], float]] = field(default_factory=dict)
-    """Those that are computed only where they are asked for, by name."""
+    """The metrics that are computed only where they are asked for, by name."""
 
     choose_thresholds: Callable[[TaskSpec, Tensor, Tensor], tuple[float, ...]] = _have_none
     """(task, activated outputs, truth) of the validation images -> above what each tag is on; () for other kinds."""

@@ -21,7 +21,9 @@ Compile = Literal["never", "default", "reduce-overhead"]
 
 @dataclass(frozen=True)
 class Compiled:
-    """``call``: what computes ``module``, compiled at its first batch and again for another shape or mode."""
+    """What computes a ``module``: ``call``, compiled (as ``how`` says) at its first batch and again for another shape
+    or mode.
+    """
 
     module: nn.Module
     how: Compile

@@ -17,12 +17,19 @@ from headstart.training.compile import Compiled
 
 @dataclass
 class Best:
-    """The best validation so far: score, where, and which weights."""
+    """The best validation so far.
 
-    score: tuple[float, ...]  # larger is better, compared from the left
+    Attributes:
+        ``score``: Numbers of which larger ones are better, compared from the left.
+        ``step``: How many optimizer steps had been made.
+        ``epoch``: How many epochs were complete.
+        ``weights``: Whose it is: trained or average.
+    """
+
+    score: tuple[float, ...]
     step: int
     epoch: int
-    weights: str  # "trained" or "average"
+    weights: str
 
 
 @dataclass

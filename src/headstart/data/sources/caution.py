@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class Caution:
-    """A warning: a sentence with how many there are and an example, both once more by themselves, and what to do."""
+    """A warning: its ``text`` with ``count`` and ``example`` in it, both once more by themselves, and ``advice``."""
 
     text: str
     count: int
