@@ -32,7 +32,8 @@ def are_flags(table: Table, columns: Sequence[str]) -> bool:
 def describe_flags(table: Table, columns: Sequence[str]) -> str:
     """How columns of flags are read, as a phrase: -1 is not 0 to everybody (some mean that nobody looked)."""
     if _alphabet(table, columns) is _SIGNED:
-        return "-1/1 columns: -1 is off; if it means unknown, empty those cells and add --data.missing skip"
+        skip = option("data.missing", "skip")
+        return f"-1/1 columns: -1 is off; if it means unknown, empty those cells and add {skip}"
     return "0/1 columns"
 
 
