@@ -231,13 +231,14 @@ def run_evaluate(job: Job, folder: Path) -> None:
     done = hs.train(hs.load_config(wanted | chosen))
     opened = open_run(done.path)  # outside the clock, as the peers' model is
     how, laps = opened.evaluated, Laps()
-    batches, note = choose_labelled_batches(
+    labelled = choose_labelled_batches(
         Data(source=job.data),
         own_source=None,
         subject=Subject(task=opened.task, preprocess=opened.preprocess, used=None),
         batch_size=size,
         scanned=False,
     )
+    batches, note = labelled.batches, labelled.which
     found = evaluate(opened.model, batches, precision=how.precision, memory_format=how.memory_format)
     laps.lap("eval")
     more = {"decided": chosen | {"evaluation": f"{size}"}, "note": note, "peak_mib": peak_mib()}

@@ -162,9 +162,10 @@ def load_images(
     on_decoded: OnDecoded | None = None,
     join_near: bool = True,
 ) -> Images:
-    """All that the configuration says about data, done: listed, decoded once, split, cut into batches; ``own_source``: the
-    user's own source, instead of what the configuration names. ``join_near``: a split that is made here keeps resized
-    and re-encoded copies on one side, as it does exact ones.
+    """All that the configuration says about data, done: listed, decoded once, split, cut into batches.
+
+    ``own_source``: the user's, instead of what the configuration names. ``join_near``: a split that is made here keeps
+    resized and re-encoded copies on one side, as it does exact ones.
 
     Raises:
         DataError: the source is missing, unclear or damaged; the message says where and what to do.
