@@ -202,8 +202,7 @@ def _train(asked: _Asked) -> Run:
     joined = join_group(usable_device(config.device), timeout_seconds=config.parallel.timeout_seconds)
     with _isolate_call("hs.train"), joined as ours, open_watch(asked.watch if ours.is_first else None) as emit:
         if _is_finished(run, config, resume=resume):
-            further, anew = f"more {option('epochs')}", f"another {option('out')}"
-            emit(Note(f"{run} is finished already; go on with {further}, or begin anew with {anew}"))
+            emit(_note_finished(run))
             return read_finished_run(run, model=asked.model)
         started = time.monotonic()
         with collective_errors():
@@ -223,6 +222,11 @@ def _train(asked: _Asked) -> Run:
                 return read_finished_run(run, model=asked.model)
             changed = _record_start(run, prepared, emit, allow_inexact=asked.allow_inexact)
             return _train_to_report(run, prepared, changed, emit=emit, started=started)
+
+
+def _note_finished(run: Path) -> Note:
+    further, anew = f"more {option('epochs')}", f"another {option('out')}"
+    return Note(f"{run} is finished already; go on with {further}, or begin anew with {anew}")
 
 
 def _read_recorded(run: Path, asked: _Asked, *, resume: bool) -> Choices | None:
@@ -250,8 +254,7 @@ def _train_to_report(run: Path, prepared: Prepared, changed: tuple[str, ...], *,
         state, notes = begin(run, prepared, changed)
         with closing(RunLog(run, state)) if current().is_first else nullcontext() as log:
             saver = Saver(run, prepared.config.checkpoint, log=log, interrupted=interrupted, watch=emit)
-            for note in notes:
-                saver.note(note)
+            saver.note(*notes)
             for event in train_phases(state, prepared.training_plan, prepared.images.train, prepared.images.val):
                 saver.after(event, state)
             return complete_run(run, state, prepared, log=log, started=started)

@@ -122,11 +122,12 @@ class Saver:
         self._unsaved: TrainState | None = None
         self._name = read_run_digest(run) if log is not None else None
 
-    def note(self, note: Note) -> None:
-        """Write a sentence to the log, and give it to the watcher."""
-        if self._log is not None:
-            self._log.note(note.text)
-        self._watch(note)
+    def note(self, *notes: Note) -> None:
+        """Write sentences to the log, and give them to the watcher."""
+        for note in notes:
+            if self._log is not None:
+                self._log.note(note.text)
+            self._watch(note)
 
     def after(self, event: TrainingEvent, state: TrainState) -> None:
         """Record the event; save when it is time.
