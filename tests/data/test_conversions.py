@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from headstart.data.sources import files
 from headstart.models.preprocess import imagenet_preprocess
 from tests.data.tiffs import tiff
 
+FORM = imagenet_preprocess(channels=3, source="test")
 NOISE = np.random.default_rng(0).integers(0, 256, (40, 48, 4), dtype=np.uint8)
 
 
@@ -46,6 +48,15 @@ ONE = np.full((40, 48, 3), 90, np.uint8)
 DEEP = (np.arange(40 * 48).reshape(40, 48, 1) * 30).astype("<u2")
 
 
+GAPS = np.where(np.arange(40)[:, None, None] < 5, np.nan, DEEP / 60000).astype("<f4")
+
+
+def pack_array(values: Any) -> bytes:
+    file = io.BytesIO()
+    np.save(file, values)
+    return file.getvalue()
+
+
 @pytest.mark.parametrize(
     ("content", "marks"),
     [
@@ -65,6 +76,16 @@ DEEP = (np.arange(40 * 48).reshape(40, 48, 1) * 30).astype("<u2")
         (tiff(DEEP * 0 + 700), ("plain",)),
         (tiff(np.dstack([DEEP, DEEP * 0]), extra=2), ("opacity",)),
         (tiff(DEEP), ()),
+        (tiff(GAPS), ("gaps",)),
+        (tiff(np.where(np.isnan(GAPS), np.inf, GAPS)), ("gaps",)),
+        (pack_array(GAPS), ("gaps",)),
+        (pack_array(GAPS[:, :, 0]), ("gaps",)),
+        (pack_array(ONE), ("plain",)),
+        (pack(Image.fromarray(NOISE[:12, :, :3].copy()), "PNG"), ("long",)),
+        (pack(Image.fromarray(NOISE[:13, :, :3].copy()), "PNG"), ()),
+        (pack(Image.fromarray(NOISE[:, :10, :3].copy()), "JPEG"), ("long",)),
+        (tiff(DEEP[:12]), ("long",)),
+        (pack_array(DEEP[:12, :, 0]), ("long",)),
         *((pack(FRAMES[0], kind, **SEVERAL), ("first",)) for kind in ("GIF", "WEBP", "PNG", "TIFF")),
         *((pack(FRAMES[0], kind), ()) for kind in ("GIF", "WEBP", "TIFF")),
         (pack(Image.fromarray(DEEP[:, :, 0]), "TIFF", **SEVERAL), ("first",)),
@@ -83,19 +104,27 @@ def test_a_smaller_copy_behind_a_picture_is_no_second_page() -> None:
 
 def test_of_most_pictures_it_is_a_warning_and_of_few_a_note() -> None:
     few = {"a.png": ("opacity",), "b.jpg": ("print",), "c.gif": ("first",)}
-    notes, cautions = describe_conversions(few, count=10, channels=3)
+    notes, cautions = describe_conversions(few, count=10, preprocess=FORM)
     assert cautions == ()
     assert [note[:22] for note in notes] == [
         "1 of 10 images has a t",
         "1 of 10 images has the",
         "1 of 10 images has sev",
     ]
-    notes, (opacity,) = describe_conversions({"a": ("opacity",), "b": ("opacity",)}, count=3, channels=3)
+    notes, (opacity,) = describe_conversions({"a": ("opacity",), "b": ("opacity",)}, count=3, preprocess=FORM)
     assert notes == () and "in_chans" not in opacity.advice  # which would refuse the third
     assert (opacity.count, opacity.example) == (2, "a")
-    (_, (opacity,)) = describe_conversions({"a": ("opacity",)}, count=1, channels=3)
+    (_, (opacity,)) = describe_conversions({"a": ("opacity",)}, count=1, preprocess=FORM)
     assert "in_chans" in opacity.advice
-    assert describe_conversions({"a": ("opacity",)}, count=1, channels=4) == ((), ())  # as a band
+    assert describe_conversions(
+        {"a": ("opacity",)}, count=1, preprocess=imagenet_preprocess(channels=4, source="test")
+    ) == ((), ())  # as a band
+
+
+def test_long_pictures_are_told_where_the_centre_is_shown() -> None:
+    assert len(describe_conversions({"a": ("long",)}, count=1, preprocess=FORM)[1]) == 1
+    for other in (replace(FORM, crop_mode="squash"), replace(FORM, width=64)):
+        assert describe_conversions({"a": ("long",)}, count=1, preprocess=other) == ((), ())
 
 
 def write(root: Path) -> Path:

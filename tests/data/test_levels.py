@@ -82,11 +82,11 @@ def test_the_range_that_auto_chooses(measured: dict[str, Measured], levels: obje
 
 
 def test_what_is_cut_off_and_what_stays_black_is_told() -> None:
-    levels, notes, (dark,) = choose_levels(found(900, 1000, 65535), count=5, asked=(0, 65535))
+    levels, notes, (dark,) = choose_levels(found(900, 1000, 65535), count=3, asked=(0, 65535))
     assert levels is None  # which is all 16 bits
     assert notes[0].endswith("0 becomes black and 65535 white; as given")
     assert dark.text == (
-        "2 of 5 images have nearly all values below an eighth of the range, black to the model, e.g. '0', '1'"
+        "2 of 3 images have nearly all values below an eighth of the range, black to the model, e.g. '0', '1'"
     )
     assert (dark.count, dark.example, dark.advice) == (2, "0", "give a narrower range: --data.range 0 1000")
     _, _, (cut,) = choose_levels(found(900, 70000, kind="uint32"), count=2, asked=(0, 1000))
@@ -95,13 +95,22 @@ def test_what_is_cut_off_and_what_stays_black_is_told() -> None:
 
 
 def test_what_8_bits_cannot_hold_is_told_unless_the_range_was_given() -> None:
-    _, _, (lost,) = choose_levels(found(4000, 4095), count=3, asked=None)
-    assert lost.text == "of the 4,096 values of 2 of 3 images the model sees 256 levels, e.g. '0', '1'"
+    _, _, (lost,) = choose_levels(found(4000, 4095), count=2, asked=None)
+    assert lost.text == "of the 4,096 values of 2 of 2 images the model sees 256 levels, e.g. '0', '1'"
     assert lost.advice.endswith("--data.range LOW HIGH")
-    assert choose_levels(found(4000, 4095), count=3, asked=(0, 4095))[2] == ()
-    assert choose_levels(found(4000, 4095), count=9, asked=None)[2] == ()  # few of all
+    assert choose_levels(found(4000, 4095), count=2, asked=(0, 4095))[2] == ()
+    few = choose_levels(found(4000, 4095), count=9, asked=None)[2]
+    assert not any("levels" in one.text for one in few)
     assert choose_levels(found(200, 255), count=2, asked=None)[2] == ()
     assert choose_levels(found(0.5, 1.0, kind="float32"), count=2, asked=None)[2] == ()
+
+
+def test_pictures_of_several_kinds_are_told() -> None:
+    (mixed,) = choose_levels(found(200, 255), count=5, asked=None)[2]
+    assert mixed.text.startswith("2 of 5 images have more than 8 bits, shown from 0 to 255, and the others 8, from 0")
+    both = found(200, 255) | {"f": Measured(1, "float32", 0, 0, 1, 1)}
+    kinds = [one.text for one in choose_levels(both, count=3, asked=None)[2]]
+    assert any("3 of 3 images have one range, 0 to 255, though some hold floating-point" in text for text in kinds)
 
 
 def test_single_dark_pictures_are_told_as_well() -> None:

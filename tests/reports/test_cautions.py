@@ -34,7 +34,7 @@ def source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 EXPECTED = (
-    "1 file is no image and left out (1 no ending, e.g. 'train/b/README')",
+    "1 file is no image and left out (1 without an ending, e.g. 'train/b/README')",
     "1 unreadable image is left out: 'train/a/damaged.png",
     "1 image is in both train and val (resized or re-encoded copies, e.g. 'train/a/1.png' and 'val/a/old.jpg')",
     "1 image has copies with different labels, e.g. 'train/a/2.png' is 'a' and 'train/b/x.png' is 'b'",

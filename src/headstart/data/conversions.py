@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from headstart.data.sources.caution import Caution
 from headstart.data.sources.samples import some
+from headstart.models.preprocess import Preprocess
 from headstart.wording import option
 
 _MOST = 0.5  # of all pictures: what changes so many is a warning, what changes fewer a note
@@ -18,24 +19,32 @@ _TEXTS = {
         "the colours of print (CMYK), and are converted without their profile, so that colours may be off",
         "convert them to RGB by a program that minds profiles, where colours matter",
     ),
+    "gaps": (
+        "a tenth of their pixels or more that are no numbers (NaN, infinite), which become black",
+        "fill them in where black is not right",
+    ),
     "first": ("several frames or pages, of which the first is taken", "save those that matter as images of their own"),
+    "long": (
+        "sides of 4 to 1 or more, so that the model, which is shown the centre, sees a quarter of them or less",
+        "cut them to what matters, or into pieces",
+    ),
 }
 """By the mark: what pictures have, and what to do."""
 _PLAIN_ADVICE = "look at them: broken or empty pictures teach nothing; mend or remove them"
 
 
 def describe_conversions(
-    marks: Mapping[str, Sequence[str]], *, count: int, channels: int
+    marks: Mapping[str, Sequence[str]], *, count: int, preprocess: Preprocess
 ) -> tuple[tuple[str, ...], tuple[Caution, ...]]:
     """Sentences on what decoding changes in some of ``count`` pictures, and warnings of what it changes in most of
     them, and of pictures of one colour.
 
-    marks: by name (see ``decoding/marks.py``); channels: of the model, which may take the opacity as one.
+    marks: by name (see ``decoding/marks.py``); preprocess: of the model, which may take the opacity as a band.
     """
     notes, cautions = list[str](), list[Caution]()
     for mark, (what, advice) in _TEXTS.items():
         names = sorted(name for name, words in marks.items() if mark in words)
-        if not names or (mark == "opacity" and channels not in (1, 3)):
+        if not names or mark in _list_harmless(preprocess):
             continue
         if mark == "opacity" and len(names) == count:
             advice += f"; opacity as a band of its own: {option('model.options', {'in_chans': 4})}"
@@ -49,6 +58,12 @@ def describe_conversions(
         text = f"{len(plain)} of {count} images {_have(plain)} one colour everywhere, e.g. {some(plain, limit=2)}"
         cautions.append(Caution(text=text, count=len(plain), example=plain[0], advice=_PLAIN_ADVICE))
     return tuple(notes), tuple(cautions)
+
+
+def _list_harmless(form: Preprocess) -> list[str]:
+    """Marks of what this model is shown all the same."""
+    is_square_centre = form.crop_mode == "center" and form.height == form.width
+    return ["opacity"] * (form.channels not in (1, 3)) + ["long"] * (not is_square_centre)
 
 
 def _have(names: Sequence[str]) -> str:

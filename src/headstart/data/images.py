@@ -197,7 +197,7 @@ def load_images(
         _refuse_other_bands(readable, scan, channels=preprocess.channels)
     asked = None if config.data.range == "auto" else config.data.range
     levels, range_notes, pale = choose_levels(measured, count=len(scan.hashes), asked=asked)
-    changed, lost = describe_conversions(scan.marks, count=len(scan.hashes), channels=preprocess.channels)
+    changed, lost = describe_conversions(scan.marks, count=len(scan.hashes), preprocess=preprocess)
     cautions += pale + lost
     preprocess = replace(preprocess, levels=levels, axes=axes)
     notes += axes_notes + range_notes + changed + _complaint_notes(scan)

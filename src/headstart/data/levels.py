@@ -56,6 +56,20 @@ def _warn_of_range(deep: Mapping[str, Measured], levels: Levels, *, count: int, 
         text = f"{_count(dark, count)} nearly all values below an eighth of the range, black to the model"
         advice = f"give a narrower range: {option('data.range', low, most)}" if most > low else "look at them"
         cautions.append(_warn(text, dark, advice))
+    kinds = {"floating-point" if found.kind.startswith("f") else "whole" for found in deep.values()}
+    if len(kinds) > 1:
+        text = (
+            f"{_count(deep, count)} one range, {low:g} to {high:g}, though some hold floating-point numbers, some whole"
+        )
+        cautions.append(_warn(text, sorted(deep), "save all of them as one kind, on one scale"))
+    if len(deep) < count:
+        text = (
+            f"{_count(deep, count)} more than 8 bits, shown from {low:g} to {high:g}, and the others 8, from 0 to 255"
+        )
+        advice = (
+            "save all of them alike, where they show the same things: else the model may learn to tell the two apart"
+        )
+        cautions.append(_warn(text, sorted(deep), advice))
     whole = sorted(name for name, found in deep.items() if "int" in found.kind)
     if not given and len(whole) >= _HALF * count and high - low > _LEVELS:
         text = (

@@ -16,6 +16,7 @@ from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from headstart.data.decoding.limits import MAX_RAW_BYTES, find_size_excess
+from headstart.data.decoding.marks import Mark, mark_raster, mark_sides
 from headstart.data.decoding.raster import Measured, NoPicture, Raster, measure
 from headstart.wording import option
 
@@ -53,18 +54,22 @@ def read_array(content: bytes, *, channels: int, axes: Axes | None) -> Raster:
     raise NoPicture(_explain_shape(values.shape, possible, channels=channels))
 
 
-def measure_array(content: bytes) -> Measured:
-    """What the values of a saved array are; of one with three axes how many bands it has by both orders.
+def measure_array(content: bytes) -> tuple[Measured, tuple[Mark, ...]]:
+    """What the values of a saved array are, of one with three axes how many bands it has by both orders; and the words
+    for it.
 
     Raises: NoPicture: the bytes hold no picture.
     """
     values = _load(content)
     if values.ndim == 2:
-        return measure(Raster(values[:, :, None], 1, alpha=False))
+        grey = Raster(values[:, :, None], 1, alpha=False)
+        return measure(grey), (*mark_raster(grey), *mark_sides(*values.shape))
     bands = _count_bands(values.shape)
     longest = sorted(range(3), key=lambda axis: -values.shape[axis])  # which are thinned out where there are many
-    found = measure(Raster(values.transpose(longest), 1, alpha=False))
-    return Measured(bands["hwc"], found.kind, found.least, found.low, found.high, found.most, bands["chw"])
+    raster = Raster(values.transpose(longest), 1, alpha=False)
+    found = measure(raster)
+    measured = Measured(bands["hwc"], found.kind, found.least, found.low, found.high, found.most, bands["chw"])
+    return measured, mark_raster(raster)
 
 
 def _load(content: bytes) -> NDArray[np.generic]:

@@ -28,7 +28,7 @@ from headstart.data.decoding.limits import (
     find_size_excess,
     open_bounded,
 )
-from headstart.data.decoding.marks import Mark, mark_picture, mark_raster
+from headstart.data.decoding.marks import Mark, mark_picture, mark_raster, mark_sides
 from headstart.data.decoding.raster import (
     Levels,
     Measured,
@@ -169,22 +169,23 @@ def examine_image(content: bytes, *, where: str, least: int = 1) -> Examined:
     """
     with _explaining(content, where):
         if is_array(content):
-            return Examined(run_interruptibly(partial(measure_array, content), pixels=len(content)), None)
+            values, words = run_interruptibly(partial(measure_array, content), pixels=len(content))
+            return Examined(values, None, words)
         raster = _read_raster(content, where)
         pages: tuple[Mark, ...] = ("first",) if has_more_pages(content) else ()
         if raster is not None:
-            return Examined(measure(raster), None, (*mark_raster(raster), *pages))
+            sides = mark_sides(*raster.values.shape[:2])
+            return Examined(measure(raster), None, (*mark_raster(raster), *sides, *pages))
         finish = partial(_examine, where=where)
         (measured, picture, marks, orientation), size = _open_with_pillow(
             content, where=where, reduced=8, finish=finish, least=least
         )
+        marks = (*marks, *mark_sides(*size), *pages)
         if picture is None:
-            return Examined(measured, None, (*marks, *pages))
+            return Examined(measured, None, marks)
         factor = max(1, round(size[0] / picture.width))
         (width, height), upright = size[::-1] if orientation in _LYING else size, _upright(picture, orientation)
-        return Examined(
-            measured, ReducedImage(upright, (width / factor, height / factor), (width, height)), (*marks, *pages)
-        )
+        return Examined(measured, ReducedImage(upright, (width / factor, height / factor), (width, height)), marks)
 
 
 def _read_raster(

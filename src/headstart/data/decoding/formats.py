@@ -10,6 +10,7 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000
 ACCEPTED = ", ".join((*FORMATS, "NPY"))
 _OPTIONAL = {"AVIF": "avif", "JPEG2000": "jpg_2000", "HEIF": "heif"}  # what Pillow was built with, or was not
 _BRANDS = {"avif": "AVIF", "avis": "AVIF", "heic": "HEIF", "heix": "HEIF", "mif1": "HEIF", "msf1": "HEIF"}
+_BRANDS |= dict.fromkeys(("isom", "iso2", "mp41", "mp42", "avc1", "M4V", "qt", "3gp4", "3gp5"), "MP4, a video")
 _MAGIC = {
     b"%PDF": "PDF", b"PK\x03\x04": "ZIP", b"\x1f\x8b": "gzip", b"\xff\x0a": "JPEG XL", b"\0\0\0\x0cJXL ": "JPEG XL",
     b"8BPS": "Photoshop", b"DDS ": "DDS", b"v/1\x01": "OpenEXR", b"#?RADIANCE": "Radiance HDR", b"\0\0\x01\0": "ICO",

@@ -57,7 +57,7 @@ def list_folders(data: Data, *, source: Path, kind: str) -> Listing:
     names = sorted({label for record, _ in found for label in record.labels})
     where = printable(source)
     check_names({*names, *empty}, source=where, word=CLASSIFY.noun)
-    _refuse_empty(empty, names=names)
+    _refuse_empty(empty, names=names, others=others)
     check_count(names, source=where + _hint_at_nested_folder(source, names), kind=CLASSIFY.name)
     files = list_as_files(found, given=source, root=source)
     return Listing(
@@ -95,10 +95,10 @@ def _refuse_table_options(data: Data, *, source: Path, kind: str) -> None:
         raise DataError("data.log: it is for numbers, and class folders give classes; leave it out")
 
 
-def _refuse_empty(empty: Mapping[str, Path], *, names: list[str]) -> None:
+def _refuse_empty(empty: Mapping[str, Path], *, names: list[str], others: list[str]) -> None:
     if not names and empty:
-        shown = some(sorted(empty))
-        raise DataError(f"no images in any class folder ({shown}); accepted formats: {ACCEPTED}. {LAYOUT}")
+        shown, there = some(sorted(empty)), f", but {_count_endings(others)}" if others else ""
+        raise DataError(f"no images in any class folder ({shown}){there}; accepted formats: {ACCEPTED}. {LAYOUT}")
     missing = sorted(set(empty) - set(names))
     if missing:
         raise DataError(
@@ -111,11 +111,15 @@ def _warn_of_others(names: list[str]) -> tuple[Caution, ...]:
     """A warning of files in class folders that are no images, by their endings."""
     if not names:
         return ()
-    endings = Counter(PurePosixPath(name).suffix.lower() or "no ending" for name in names).most_common(_ENDINGS)
-    kinds = ", ".join(f"{count} {ending}" for ending, count in endings)
+    kinds = _count_endings(names)
     text = f"{_count(names, 'file is', 'files are')} no image and left out ({kinds}, e.g. {names[0]!r})"
     advice = f"where they are pictures, save them in a format that is read ({ACCEPTED}); else they may stay"
     return (Caution(text=text, count=len(names), example=names[0], advice=advice),)
+
+
+def _count_endings(names: list[str]) -> str:
+    endings = Counter(PurePosixPath(name).suffix.lower() or "without an ending" for name in names)
+    return ", ".join(f"{count} {ending}" for ending, count in endings.most_common(_ENDINGS))
 
 
 def _list_loose(top: Path) -> list[Path]:
