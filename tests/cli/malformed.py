@@ -56,6 +56,10 @@ COMMANDS = _cases(
     ("models --max-params many", "--max-params", "5M"),
     ("models no-such-model", "no-such-model"),
     ("demo extra", "extra"),
+    ("predict runs/photos x.png --json", "--json: unknown option", "--format json"),
+    ("predict runs/photos x.png --csv", "--csv: unknown option", "--format csv"),
+    ("predict runs/photos x.png --out p.csv", "--out: unknown option", "> predictions.csv", "--format csv"),
+    ("predict runs/photos x.png --threshold 0.3", "thresholds of tags are chosen on the validation images"),
 )
 OPTIONS = _cases(
     ("train {PHOTOS} --epocs 3", "--epocs", "--epochs"),

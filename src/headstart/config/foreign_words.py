@@ -8,7 +8,7 @@ from collections.abc import Collection, Sequence
 from functools import cache
 
 from headstart.config.leaves import FLAT, leaves
-from headstart.config.synonyms import MAIN_FIELDS, OTHER_VERBS, SYNONYMS, list_advice
+from headstart.config.synonyms import MAIN_FIELDS, OTHER_VERBS, PREDICT_ADVICE, SYNONYMS, list_advice
 from headstart.errors import ConfigError
 
 _ASSIGNMENT = re.compile(r"([A-Za-z_][A-Za-z0-9_.-]*)=(.*)")  # as Ultralytics and Hydra have it: epochs=3
@@ -56,6 +56,8 @@ def _answer(name: str, *, own: Collection[str], all_options: bool) -> str:
     other = OTHER_VERBS.get(name)
     if other is not None and other in own:
         return f"did you mean --{other.replace('_', '-')}?"
+    if {"format", "top"} <= set(own) and name in PREDICT_ADVICE:
+        return PREDICT_ADVICE[name].format(name=name)
     if not all_options:
         return ""
     flag = f"--{name.replace('_', '-')}"

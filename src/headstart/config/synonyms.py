@@ -107,6 +107,20 @@ VERB_ADVICE = {  # for commands alone
     "continue": "a run goes on with its own command and --resume: headstart train photos --out runs/photos --resume",
 }
 
+_FILE = (
+    "predictions are printed; > predictions.csv after the command has the shell write them to a file: headstart "
+    "predict runs/photos new --format csv"
+)
+_THRESHOLD = (
+    "thresholds of tags are chosen on the validation images; every confidence is in headstart predict runs/photos new "
+    "--format csv"
+)
+PREDICT_ADVICE = {  # for predict alone
+    **dict.fromkeys(("csv", "json", "jsonl"), "write headstart predict runs/photos new --format {name}"),
+    **dict.fromkeys(("out", "output", "output_file", "output_csv", "save", "save_csv", "save_txt", "to_csv"), _FILE),
+    **dict.fromkeys(("threshold", "thresholds", "conf", "confidence", "min_confidence"), _THRESHOLD),
+}
+
 
 def list_advice() -> dict[str, str]:
     """What to do about each name of other tools that no single option stands for."""
