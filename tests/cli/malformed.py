@@ -91,6 +91,7 @@ OPTIONS = _cases(
     ("train {PHOTOS} --image-size wide", "model.image_size: 'wide' is no size", "HEIGHTxWIDTH"),
     ("describe timm/test_resnet --image-size 64x", "model.image_size: '64x' is no size"),
     ("plan {PHOTOS} --data.range 5", "data.range"),
+    ("plan {PHOTOS} --data.axes hcw", "data.axes: 'hcw'", "did you mean hwc?"),
     ("train {PHOTOS} --precision bf17", "did you mean bf16?", "fp32"),
     ("train {PHOTOS} --precision half", "precision: 'half'", "fp16"),
     ("train {PHOTOS} --device gpu", "device: 'gpu'", "give cpu"),

@@ -140,6 +140,17 @@ def test_both_orders_are_asked_back_and_the_given_one_is_taken() -> None:
     np.testing.assert_array_equal(turned, values.transpose(1, 2, 0))
 
 
+def test_an_array_in_another_order_than_the_runs_is_named() -> None:
+    with pytest.raises(UnreadableImage, match=r"20 x 24 x 3, and arrays are read as C x H x W here, .* in this order"):
+        decode_image(pack(colours()), where="a.npy", axes="chw")
+
+
+def test_among_other_images_the_runs_order_decides_where_both_can_be_meant() -> None:
+    for usual in ("hwc", "chw"):
+        assert choose_axes({"0": found(3, 3)}, channels=3, asked="auto", source="x", usual=usual)[0] == usual
+        assert choose_axes({"0": found(64, 3)}, channels=3, asked="auto", source="x", usual=usual)[0] == "hwc"
+
+
 def found(first: int, last: int) -> Measured:
     return Measured(last, "uint8", 0, 0, 255, 255, first)
 
@@ -164,6 +175,7 @@ def found(first: int, last: int) -> Measured:
             "auto",
             r"0: neither its first axis \(13\) nor its last one \(64\) .* '\{in_chans: 13\}'",
         ),
+        ([(3, 64), (3, 32)], 3, "hwc", "0: as H x W x C it has 64 bands, as C x H x W 3, .* --data.axes chw"),
         ([(0, 64)], 3, "chw", "0: as C x H x W its sides are not accepted; .* --data.axes hwc"),
     ],
 )

@@ -13,12 +13,17 @@ from headstart.wording import option
 
 
 def choose_axes(
-    measured: Mapping[str, Measured], *, channels: int, asked: Literal["auto"] | Axes, source: str
+    measured: Mapping[str, Measured],
+    *,
+    channels: int,
+    asked: Literal["auto"] | Axes,
+    source: str,
+    usual: Axes | None = None,
 ) -> tuple[Axes | None, dict[str, Measured], tuple[str, ...]]:
     """The order of the axes of all arrays of three, None where there is none; what was ``measured``, with the bands
     that follow; and sentences on how it came about.
 
-    channels: of the model.
+    channels: of the model; usual: the order of the run's own arrays, which is taken where both can be meant.
 
     Raises: DataError: both orders can be meant, or neither fits.
     """
@@ -27,10 +32,11 @@ def choose_axes(
         unused = ("data.axes is not used: no image is an array of three axes",)
         return None, dict(measured), unused if asked != "auto" else ()
     if asked == "auto":
-        axes = _find_axes(arrays, channels=channels, source=source)
+        axes = _find_axes(arrays, channels=channels, source=source, usual=usual)
         why = f"auto: only so they have {' or '.join(map(str, list_bands(channels)))} bands, as the model takes"
     else:
         axes, why = asked, "as given"
+    _refuse_other_order(arrays, axes, channels=channels, source=source)
     for name, found in arrays.items():
         if not _count_bands(found, axes):
             raise DataError(
@@ -50,7 +56,19 @@ def _other(axes: Axes) -> Axes:
     return "chw" if axes == "hwc" else "hwc"
 
 
-def _find_axes(arrays: Mapping[str, Measured], *, channels: int, source: str) -> Axes:
+def _refuse_other_order(arrays: Mapping[str, Measured], axes: Axes, *, channels: int, source: str) -> None:
+    """Raises: DataError: in the other order all arrays have the bands of the model, and in this one none."""
+    accepted, name = list_bands(channels), min(arrays)
+    wrong = not any(_count_bands(found, axes) in accepted for found in arrays.values())
+    if wrong and all(_count_bands(found, _other(axes)) in accepted for found in arrays.values()):
+        ours, theirs = (_count_bands(arrays[name], order) for order in (axes, _other(axes)))
+        raise DataError(
+            f"{source}: {name}: as {SPELT[axes]} it has {ours} bands, as {SPELT[_other(axes)]} {theirs}, as the model "
+            f"takes; give this order: {option('data.axes', _other(axes))}"
+        )
+
+
+def _find_axes(arrays: Mapping[str, Measured], *, channels: int, source: str, usual: Axes | None) -> Axes:
     """The only order that gives all arrays the bands of the model.  Raises: DataError: there is none, or both do."""
     accepted = list_bands(channels)
     fitting = {
@@ -61,6 +79,8 @@ def _find_axes(arrays: Mapping[str, Measured], *, channels: int, source: str) ->
     found = arrays[example]
     if len(possible) == 1:
         return possible[0]
+    if possible and usual is not None:
+        return usual
     if possible:
         raise DataError(
             f"{source}: the first and the last axis of {example} have {found.first} and {found.bands} values, and both "

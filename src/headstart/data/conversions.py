@@ -20,8 +20,8 @@ _TEXTS = {
         "convert them to RGB by a program that minds profiles, where colours matter",
     ),
     "gaps": (
-        "a tenth of their pixels or more that are no numbers (NaN, infinite), which become black",
-        "fill them in where black is not right",
+        "a tenth of their pixels or more that are no numbers (NaN, which becomes black) or infinite (black or white)",
+        "fill them in where that is not right",
     ),
     "first": ("several frames or pages, of which the first is taken", "save those that matter as images of their own"),
     "long": (

@@ -94,11 +94,12 @@ def choose_labelled_batches(
 
 
 def _choose_axes(preprocess: Preprocess, data: Data, scan: Scan | None, *, source: str) -> Preprocess:
-    """The preprocessing with the order of axes of these arrays: as asked, else as of the run's, else by all of them."""
-    asked = preprocess.axes or "auto" if data.axes == "auto" else data.axes
+    """The preprocessing with the order of axes of these arrays: as asked, else as all of them say, or of the run's."""
     if scan is None:
-        return preprocess if asked == "auto" else replace(preprocess, axes=asked)
-    axes, measured, _ = choose_axes(scan.measured, channels=preprocess.channels, asked=asked, source=source)
+        return preprocess if data.axes == "auto" else replace(preprocess, axes=data.axes)
+    axes, measured, _ = choose_axes(
+        scan.measured, channels=preprocess.channels, asked=data.axes, source=source, usual=preprocess.axes
+    )
     refuse_bands(measured, channels=preprocess.channels, source=source)
     return replace(preprocess, axes=axes)
 

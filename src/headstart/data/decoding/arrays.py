@@ -47,11 +47,20 @@ def read_array(content: bytes, *, channels: int, axes: Axes | None) -> Raster:
     values = _load(content)
     if values.ndim == 2:
         return Raster(values[:, :, None], 1, alpha=False)
-    bands = _count_bands(values.shape)
-    possible = [each for each in ORDERS if bands[each] in list_bands(channels)] if axes is None else [axes]
+    bands, accepted = _count_bands(values.shape), list_bands(channels)
+    if axes is not None and bands[axes] not in accepted and bands[_other(axes)] in accepted:
+        raise NoPicture(
+            f"its shape is {_name_shape(values.shape)}, and arrays are read as {SPELT[axes]} here, as those of the "
+            "run: save it in this order"
+        )
+    possible = [each for each in ORDERS if bands[each] in accepted] if axes is None else [axes]
     if len(possible) == 1 and bands[possible[0]]:
         return Raster(values if possible[0] == "hwc" else values.transpose(1, 2, 0), 1, alpha=False)
     raise NoPicture(_explain_shape(values.shape, possible, channels=channels))
+
+
+def _other(axes: Axes) -> Axes:
+    return "chw" if axes == "hwc" else "hwc"
 
 
 def measure_array(content: bytes) -> tuple[Measured, tuple[Mark, ...]]:
