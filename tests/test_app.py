@@ -308,13 +308,18 @@ def test_what_is_freed_is_kept_where_there_is_room(settings, monkeypatch) -> Non
         assert said == expected
 
 
-def test_what_names_another_model_than_the_one_that_is_given_is_said_to_be_unused(settings, net) -> None:
-    given = settings(model={"name": "timm/resnet18", "image_size": 32, "options": {"channels": [8, 8, 16, 16]}})
-    model = next(one for one in hs.plan(hs.load_config(given), model=net()).decisions if one.name == "model")
-    assert "model.name timm/resnet18 and model.options" in model.reason and "are not used" in model.reason
-    given["model"] = {"image_size": 32}
-    model = next(one for one in hs.plan(hs.load_config(given), model=net()).decisions if one.name == "model")
-    assert model.reason == "the module as given"
+@pytest.mark.parametrize("named", [{"name": "timm/resnet18"}, {"options": {"channels": [8, 8, 16, 16]}}])
+def test_what_names_another_model_beside_the_one_that_is_given_is_asked_back(settings, net, named) -> None:
+    given = settings(model={"name": "auto", "image_size": 32, "options": {}} | named)
+    (option,) = named
+    with pytest.raises(
+        ConfigError, match=rf"model\.{option}: .*a module was given \(own:Sequential\).* leave"
+    ) as caught:
+        hs.plan(hs.load_config(given), model=net())
+    assert f"leave model.{option} out" in str(caught.value)
+    given["model"] = {"name": "own:Sequential", "image_size": 32}
+    (model,) = [one for one in hs.plan(hs.load_config(given), model=net()).decisions if one.name == "model"]
+    assert (model.value, model.reason) == ("own:Sequential", "the module as given")
 
 
 def test_weights_of_a_file_are_not_left_out_without_a_word_where_a_module_is_given(settings, net, tmp_path) -> None:

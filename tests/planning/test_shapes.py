@@ -15,6 +15,7 @@ from headstart.errors import ConfigError, ModelError
 from headstart.models.sizes import refuse_size
 
 Settings = Callable[..., dict[str, Any]]
+OWN = {"name": "auto", "options": {}}
 PATCHES = {"name": "timm/test_vit", "image_size": 70, "options": {}}
 
 
@@ -92,13 +93,13 @@ def test_batch_norm_over_one_value_is_refused_and_each_remedy_works(
 
 
 def test_a_module_of_ones_own_that_takes_no_single_image_is_told(settings: Settings) -> None:
-    options = hs.load_config(settings(batch={"size": 1}, model={"image_size": 32}))
+    options = hs.load_config(settings(batch={"size": 1}, model=OWN | {"image_size": 32}))
     with pytest.raises(ConfigError, match=r"1 images are too few; give --batch-size 2 or more$"):
         hs.plan(options, model=Flat(needs=2))
 
 
 def test_a_module_of_ones_own_for_another_size_is_told_with_its_error(settings: Settings) -> None:
-    options = hs.load_config(settings(model={"image_size": 64}))
+    options = hs.load_config(settings(model=OWN | {"image_size": 64}))
     with pytest.raises(
         ModelError, match=r"does not run on 2 images of 64 x 64 pixels: .*3072.* \(in one\)$"
     ) as refused:
@@ -109,4 +110,4 @@ def test_a_module_of_ones_own_for_another_size_is_told_with_its_error(settings: 
 @pytest.mark.parametrize("module", [Whitening(), Flat(norm=True)], ids=["whitening", "norm"])
 def test_a_module_that_runs_on_the_runs_own_images_is_planned(settings: Settings, module: nn.Module) -> None:
     """Zeros are not what it is made for."""
-    assert hs.plan(hs.load_config(settings(model={"image_size": 32})), model=module)
+    assert hs.plan(hs.load_config(settings(model=OWN | {"image_size": 32})), model=module)

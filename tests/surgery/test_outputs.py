@@ -66,7 +66,8 @@ FORMS: dict[str, tuple[Callable[[Tensor, Tensor], object], str]] = {
 @pytest.fixture
 def run_of(settings: Callable[..., dict[str, Any]], tmp_path: Path) -> Callable[..., Any]:
     def train(model: nn.Module, name: str = "run", **head: Any) -> Any:
-        given = settings(model={"image_size": 32}, recipe="full", epochs=1, out=str(tmp_path / name), head=head)
+        own = {"name": "auto", "options": {}, "image_size": 32}
+        given = settings(model=own, recipe="full", epochs=1, out=str(tmp_path / name), head=head)
         return hs.train(hs.load_config(given), model=model)
 
     return train

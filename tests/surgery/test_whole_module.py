@@ -51,7 +51,8 @@ def seen_through_hooks(kind: type[Base]) -> type[Base]:
 @pytest.fixture
 def run_of(settings: Callable[..., dict[str, Any]], tmp_path: Path) -> Callable[..., Any]:
     def train(model: nn.Module, **sections: Any) -> Any:
-        small = {"model": {"image_size": 32}, "recipe": "full", "epochs": 1, "out": str(tmp_path / "run")}
+        own = {"name": "auto", "options": {}, "image_size": 32}
+        small = {"model": own, "recipe": "full", "epochs": 1, "out": str(tmp_path / "run")}
         return hs.train(hs.load_config(settings(**{**small, **sections})), model=model)
 
     return train

@@ -103,7 +103,8 @@ def nan_from(step: int) -> Callable[[Tensor, Tensor], Tensor]:
 @pytest.mark.parametrize("cause", ["loss", "watcher", "rate"])
 def test_what_is_not_finite_becomes_neither_best_nor_last(settings, cause: str) -> None:
     """In the second epoch; the checkpoint before it is whole, and the last."""
-    config = hs.load_config(settings(recipe="full", checkpoint={"every_steps": 1, "keep": 99}))
+    own = {"name": "auto", "options": {}}
+    config = hs.load_config(settings(recipe="full", model=own, checkpoint={"every_steps": 1, "keep": 99}))
     models: list[nn.Module] = []
     optimizers: list[torch.optim.Optimizer] = []
 

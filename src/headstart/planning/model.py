@@ -69,7 +69,8 @@ def _open(draft: Draft) -> tuple[OpenedModel, Decision]:
         if not isinstance(module, nn.Module | InPlace):
             raise ConfigError(f"model: {module!r} is no module; give an instance of nn.Module, e.g. model=Net()")
         opened = name_weights_by_digest(open_model(copy_own(module), image_size=size, preprocess=given))
-        return opened, Decision("model", opened.spec, "the module as given" + _list_left_out(draft.config, opened))
+        _refuse_two_models(draft.config, opened)
+        return opened, Decision("model", opened.spec, "the module as given")
     name, decision = name_model(draft.config, draft.device)
     opened = open_model(
         name, weights=model.weights, weights_part=model.weights_part, image_size=size, preprocess=given,
@@ -78,17 +79,21 @@ def _open(draft: Draft) -> tuple[OpenedModel, Decision]:
     return opened, decision
 
 
-def _list_left_out(config: Config, opened: OpenedModel) -> str:
-    """What of the section ``model`` has no use where a module is given.
-
-    Raises: ConfigError: weights from a file, which the module would have to be given before.
-    """
+def _refuse_two_models(config: Config, opened: OpenedModel) -> None:
+    """Raises: ConfigError: the section ``model`` names another model, or what only a named one has a use for."""
     model = config.model
     if model.weights not in ("pretrained", "none"):
         raise ConfigError(
             f"model.weights: a module was given, and {model.weights} is not loaded into it; load it first, e.g. "
             f"model=hs.open_model(module, weights={model.weights!r}).module, and leave model.weights out"
         )
-    unused = {"name": model.name if model.name not in ("auto", opened.spec) else None, "options": model.options}
-    shown = [f"model.{name} {value}" for name, value in unused.items() if value]
-    return f"; {' and '.join(shown)} {'is' if len(shown) == 1 else 'are'} not used" if shown else ""
+    if model.name not in ("auto", opened.spec):
+        raise ConfigError(
+            f"model.name: {model.name} is named, and a module was given ({opened.spec}): which one is trained is not "
+            f"clear; to train the module leave model.name out, to train {model.name} leave model=... out of the call"
+        )
+    if model.options:
+        raise ConfigError(
+            f"model.options: a module was given ({opened.spec}), which is made already, so that {model.options} would "
+            "change nothing; make it with them, and leave model.options out"
+        )
