@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from headstart.lazy_imports import is_compiler_loaded
-from headstart.surgery.trace import MODEL_FAILURES, meta_copies, preserve_module
+from headstart.surgery.trace import MODEL_FAILURES, meta_copies, place_like_weights, preserve_module
 from headstart.timing import is_out_of_memory
 
 _CHEAP_WORK = 50_000_000 * 224 * 224  # parameters times pixels: less than a second of one core
@@ -45,10 +45,9 @@ def find_failure(
         module.train(training)
         if not _is_cheap(module, shape) and runs_on_meta(module, shape):
             return None
-        parameter = next(module.parameters(), torch.empty(0))
         images = torch.zeros(shape) if images is None else images
         try:
-            module(images.to(dtype=parameter.dtype, device=parameter.device))
+            module(place_like_weights(module, images))
         except MODEL_FAILURES as error:
             if is_out_of_memory(error):
                 raise

@@ -261,7 +261,7 @@ def _makers(module: nn.Module, example: Tensor | None) -> dict[str, Maker]:
     if not has_own_code(module):
         return {}
     try:
-        return find_makers(module, _for_weights(module, _images(module, example, None)))
+        return find_makers(module, place_like_weights(module, _images(module, example, None)))
     except MODEL_FAILURES:
         return {}
 
@@ -353,8 +353,7 @@ def meta_copies(module: nn.Module) -> tuple[dict[str, Tensor], torch.dtype]:
     """Every tensor of the module as one without values, for ``functional_call``, and the dtype of its images."""
     own = _own_tensors(module)
     copies = {id(tensor): torch.empty_like(tensor, device="meta") for tensor in own.values()}
-    dtype = next((p.dtype for p in module.parameters() if p.is_floating_point()), torch.float32)
-    return {name: copies[id(tensor)] for name, tensor in own.items()}, dtype
+    return {name: copies[id(tensor)] for name, tensor in own.items()}, image_dtype(module)
 
 
 def _run_on_meta(module: nn.Module, images: Tensor, *, count: bool) -> tuple[Any, int | None]:
@@ -372,16 +371,24 @@ def _run_on_meta(module: nn.Module, images: Tensor, *, count: bool) -> tuple[Any
 def _run_for_real(module: nn.Module, images: Tensor) -> Any:
     buffers = {name for name, _ in module.named_buffers()}
     copies = {name: tensor.clone() for name, tensor in _own_tensors(module).items() if name in buffers}
-    return functional_call(module, copies, (_for_weights(module, images),), tie_weights=False)  # it may write to them
+    return functional_call(
+        module, copies, (place_like_weights(module, images),), tie_weights=False
+    )  # it may write to them
 
 
 def _images(module: nn.Module, example: Tensor | None, shape: tuple[int, ...] | None) -> Tensor:
     return example[:1] if example is not None else torch.zeros(1, *(shape or input_shape(module)))
 
 
-def _for_weights(module: nn.Module, images: Tensor) -> Tensor:
-    first = next(module.parameters(), None)
-    return images if first is None else images.to(device=first.device, dtype=first.dtype)
+def place_like_weights(module: nn.Module, images: Tensor) -> Tensor:
+    """The images where the module's parameters are, in the type of its first one of floating numbers."""
+    first = next(module.parameters(), images)
+    return images.to(device=first.device, dtype=image_dtype(module))
+
+
+def image_dtype(module: nn.Module) -> torch.dtype:
+    """The type of the module's first parameter of floating numbers; float32 where it has none."""
+    return next((value.dtype for value in module.parameters() if value.is_floating_point()), torch.float32)
 
 
 def _own_tensors(module: nn.Module) -> dict[str, Tensor]:

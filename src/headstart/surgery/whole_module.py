@@ -35,7 +35,8 @@ def refuse_half(module: nn.Module) -> None:
         raise ModelError(
             f"model: {len(found)} of its parameters are {kind}, e.g. {name}: updates smaller than their last digit "
             f"are lost; call model.float() first ({option('precision', short)}, in your own loop "
-            f"hs.StepRules(precision='{short}'), computes in that precision with float32 weights)"
+            f"hs.StepRules(precision='{short}'), computes in that precision with float32 weights); "
+            "requires_grad_(False) on those that are to stay as they are"
         )
 
 

@@ -212,7 +212,7 @@ def is_known(code: object) -> bool:
 
 
 def _check_groups(state: TrainState, trained: Sequence[nn.Parameter]) -> None:
-    """Raises: ConfigError: a parameter that trains is in no group, or one is in two."""
+    """Raises: ConfigError: a parameter that trains is in no group, or one is in two; or there is none at all."""
     named, counts = dict(state.model.named_parameters()), Counter(map(id, trained))
     missing = [name for name, value in named.items() if value.requires_grad and not counts[id(value)]]
     if missing:
@@ -222,6 +222,12 @@ def _check_groups(state: TrainState, trained: Sequence[nn.Parameter]) -> None:
             f"step {state.step + 1}: these train (requires_grad) but are in no group of the optimizer{about}, so that "
             f"they would never move: {name_some(missing)}; put them in one "
             '(optimizer.add_param_group({"params": [...]})) or freeze them (requires_grad_(False), hs.freeze)'
+        )
+    if not trained:
+        raise ConfigError(
+            f"step {state.step + 1}: the optimizer's groups hold no parameters, and nothing in the model trains "
+            "(requires_grad), so that a step would move nothing; give the model a layer with weights, or let some "
+            "train (requires_grad_(True)) and put them into a group"
         )
     twice = [name for name, value in named.items() if counts[id(value)] > 1]
     if twice:

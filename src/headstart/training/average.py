@@ -29,7 +29,8 @@ def make_average(model: nn.Module, *, half_life: float, total_steps: int) -> Mod
     decay = decay_of(half_life * total_steps)
     if is_sharded(model):
         return ModelEmaV3(model, decay=decay)
-    average = ModelEmaV3(nn.ParameterList([next(model.parameters())]), decay=decay)
+    first = next(model.parameters(), nn.Parameter(torch.empty(0)))
+    average = ModelEmaV3(nn.ParameterList([first]), decay=decay)
     average.module = copy_module(
         model, free_bytes=None, instead=f"train without one: {option('average.kind', 'none')}"
     ).eval()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from itertools import chain
 from typing import Any, Literal
 
 import torch
@@ -50,8 +51,8 @@ def make_scaler(device: torch.device, precision: Precision) -> torch.amp.GradSca
 
 
 def device_of(module: torch.nn.Module) -> torch.device:
-    """Where the module's parameters are."""
-    return next(module.parameters()).device
+    """Where the module's parameters are, or its buffers where it has none; the CPU where it has neither."""
+    return next((value.device for value in chain(module.parameters(), module.buffers())), torch.device("cpu"))
 
 
 def dtype_of(module: torch.nn.Module) -> torch.dtype:
