@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+from torch import nn
 
 import headstart as hs
 from headstart.distributed.fsdp import is_sharded, shard, whole
@@ -80,6 +81,62 @@ def test_what_two_ranks_save_two_ranks_and_one_process_restore(stepped, on_two_r
     into = stepped(steps=0, shared=False).model
     load_best(alone, folder, into=into)
     assert {name: value.tolist() for name, value in into.state_dict().items()}.items() <= expected[0].items()
+
+
+class Remembering(nn.Module):
+    """Holds what no state dict of tensors has: extra state with a tensor in it, a counter, a buffer that passes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.linear, self.calls = nn.Linear(8, 8), 0
+        self.register_buffer("passing", torch.zeros(8), persistent=False)
+        self._history: dict[str, Any] = {"seen": [], "sums": [torch.zeros(8)]}
+
+    def get_extra_state(self) -> Any:
+        return self._history | {"norm": self.linear.weight.detach().norm()}  # of sharded weights all ranks compute it
+
+    def set_extra_state(self, state: Any) -> None:
+        self._history = {name: state[name] for name in ("seen", "sums")}
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        self.calls += 1
+        self.passing += 1
+        self._history["seen"].append(self.calls)
+        self._history["sums"][0] += 2
+        return self.linear(features)
+
+    def held(self) -> list[Any]:
+        return [self.calls, self.passing.tolist(), self._history["seen"], self._history["sums"][0].tolist()]
+
+
+def test_what_own_modules_hold_besides_tensors_is_in_the_checkpoint_of_a_sharded_model(on_two_ranks, tmp_path) -> None:
+    def make() -> hs.TrainState:
+        model = Remembering()
+        if dist.is_initialized():
+            shard(model, torch.device("cpu"))
+        return hs.TrainState(model, torch.optim.SGD(model.parameters(), lr=0.1))
+
+    def work(rank: int) -> Any:
+        state = make()
+        state.best = Best(score=(1.0,), step=0, epoch=1, weights="trained")
+        with torch.no_grad():
+            for _ in range(3):
+                state.model(torch.zeros(2, 8))
+        hs.save(state, tmp_path / "checkpoints")
+        dist.barrier()
+        again = make()
+        hs.restore(again, tmp_path / "checkpoints")
+        return again.model.held()
+
+    expected = [3, [3.0] * 8, [1, 2, 3], [6.0] * 8]
+    assert on_two_ranks(work) == [expected] * 2
+    alone = make()
+    hs.restore(alone, tmp_path / "checkpoints")
+    assert alone.model.held() == expected
+    into = Remembering()
+    load_best(alone, tmp_path / "checkpoints", into=into)
+    assert into.held() == expected
 
 
 def test_two_ranks_restore_what_one_process_saved(stepped, on_two_ranks, tmp_path) -> None:

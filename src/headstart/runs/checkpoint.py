@@ -115,7 +115,10 @@ def _contents(state: TrainState, target: Path, more: Mapping[str, str]) -> dict[
     """The files of a checkpoint; of a sharded model, those of this process."""
     part_again(state.model)
     tensors, plain = optimizer_contents(state.model, state.optimizer)
+    counters = _counters(state) | {"optimizer": plain, **more}
     kinds = {"model": read_saved_tensors(state.model), "optimizer": tensors}
+    tensors_file, own = own_files(_modules(state.model, state.average))
+    counters |= {"own": own} if own else {}
     frozen = {} if is_sharded(state.model) else frozen_tensors(state.model)
     kinds["model"] = {name: value for name, value in kinds["model"].items() if name not in frozen}
     if state.average is not None:
@@ -126,8 +129,6 @@ def _contents(state: TrainState, target: Path, more: Mapping[str, str]) -> dict[
         }
         fixed = {FROZEN: frozen, START: state.start}
         whole |= {name: reuse_or_write(state.model, values, target / name) for name, values in fixed.items() if values}
-        tensors_file, own = own_files(_modules(state.model, state.average))
-        counters = _counters(state) | {"optimizer": plain, **({"own": own} if own else {}), **more}
         return whole | tensors_file | {"state.json": json_bytes(counters)}
     kinds |= {"start": state.start} if state.start else {}
     ours, shapes = current(), {}
@@ -136,8 +137,9 @@ def _contents(state: TrainState, target: Path, more: Mapping[str, str]) -> dict[
         mine, shapes[kind] = parts(values)
         files[_part_name(kind, ours.rank, ours.world_size)] = pack_tensors(mine)
     shared = {"processes": ours.world_size, "shapes": shapes}
-    state_file = json_bytes(_counters(state) | {"optimizer": plain, "shared_out": shared, **more})
-    return files | ({"state.json": state_file} if ours.is_first else {})
+    if not ours.is_first:  # what its own modules hold besides is the first process's, as of a model that is whole
+        return files
+    return files | tensors_file | {"state.json": json_bytes(counters | {"shared_out": shared})}
 
 
 def _modules(model: nn.Module, average: ModelEmaV3 | None) -> dict[str, nn.Module]:

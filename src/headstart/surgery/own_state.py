@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from headstart.distributed.fsdp import plain_type, whole
 from headstart.errors import ModelError
 from headstart.surgery.origins import is_library
 
@@ -53,7 +54,7 @@ class _Aside:
     def put(self, value: Tensor) -> dict[str, Any]:
         """What stands for it."""
         place = f"{self.name}#{len(self.tensors)}"
-        self.tensors[place] = value.detach().clone()
+        self.tensors[place] = whole(value.detach()).clone()
         return {_SPECIAL: "aside", "value": place}
 
 
@@ -71,7 +72,7 @@ def read_own_state(module: nn.Module) -> OwnState:
         for name, buffer in part.named_buffers(recurse=False):
             if name in part._non_persistent_buffers_set and _is_writable(buffer):
                 found.tensors[_join_path(path, name)] = buffer.detach().clone()
-                passing += [] if is_library(type(part).__module__) else [_join_path(path, name)]
+                passing += [] if is_library(plain_type(part).__module__) else [_join_path(path, name)]
     found.values.update({_PASSING: passing} if passing else {})
     for path, name, value in _attributes(module):
         if isinstance(value, Tensor):
@@ -186,7 +187,7 @@ def restore_own_state(module: nn.Module, state: OwnState) -> None:
 
 def _may_hold(part: nn.Module, name: str) -> bool:
     """Whether an attribute is one that holds values: there already, or new."""
-    if is_library(type(part).__module__) or name.startswith("_") or not name.isidentifier() or name == "training":
+    if is_library(plain_type(part).__module__) or name.startswith("_") or not name.isidentifier() or name == "training":
         return False
     current = vars(part).get(name, part._buffers.get(name))
     return not hasattr(part, name) or (name in (*vars(part), *part._buffers) and not callable(current))
@@ -195,7 +196,7 @@ def _may_hold(part: nn.Module, name: str) -> bool:
 def has_own_code(module: nn.Module) -> bool:
     """Whether anything of a module is not a library's: a class, a hook, a replaced ``forward``."""
     return any(
-        not is_library(type(part).__module__)
+        not is_library(plain_type(part).__module__)
         or "forward" in vars(part)
         or part._forward_hooks
         or part._forward_pre_hooks
@@ -212,7 +213,7 @@ def covers(state: OwnState, name: str) -> bool:
 
 def _attributes(module: nn.Module) -> Iterator[tuple[str, str, Any]]:
     for path, part in module.named_modules():
-        if is_library(type(part).__module__):
+        if is_library(plain_type(part).__module__):
             continue
         for name, value in vars(part).items():
             if not name.startswith("_") and name != "training" and not isinstance(value, nn.Module):
