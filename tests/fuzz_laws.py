@@ -181,7 +181,7 @@ class World:
             if isinstance(event, hs.StepDone):
                 if event.step == stop_at:
                     raise Stopped
-                if event.step == copy_at:
+                if event.step == copy_at and not killed(outcome.path).exists():  # made again where a cache was given up
                     shutil.copytree(outcome.path, killed(outcome.path))
                 outcome.losses[event.step - 1 :] = [event.loss]  # made again where a cache was given up
             text = getattr(event, "text", None)
@@ -268,7 +268,8 @@ def snapshot(module: nn.Module) -> dict[str, Any]:
     tensors = [*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False)]
     for name, value in tensors:
         if not isinstance(value, nn.parameter.UninitializedTensorMixin):
-            found[name] = (id(value), value.requires_grad, value.detach().clone().numpy().tobytes(), value.grad is None)
+            bits = value.detach().flatten().view(torch.uint8).numpy().tobytes()
+            found[name] = (id(value), value.requires_grad, bits, value.grad is None)
     return found
 
 

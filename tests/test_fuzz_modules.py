@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 
 import fuzz_laws
+import fuzz_planted
 from fuzz_kept import KEPT, OPEN
 from fuzz_laws import LAWS, World, check, draw_case
 from fuzz_modules import short
@@ -43,3 +45,17 @@ def test_the_laws_hold_for_a_drawn_module(seed: int, world: World) -> None:
 def test_every_law_holds_for_a_small_case(name: str, world: World) -> None:
     verdict = check(KEPT[name], world)
     assert not verdict.broken, f"{short(KEPT[name])}: {verdict.broken}"
+
+
+def test_every_fault_can_be_planted_and_names_small_cases_or_tests_that_find_it(tmp_path: Path) -> None:
+    planted = fuzz_planted.faults()
+    assert len(planted) == 21 == len({fault.name for fault in planted})
+    shutil.copytree(fuzz_planted.SOURCE / "headstart", tmp_path / "headstart")
+    for fault in planted:
+        assert (fault.first or fault.tests) and set(fault.first) <= KEPT.keys(), fault.name
+        for test in fault.tests:
+            path, _, name = test.partition("::")
+            assert f"def {name}(" in (fuzz_planted.SOURCE.parent / path).read_text() or not name, test
+        before = fuzz_planted.plant(fault, tmp_path / "headstart")
+        assert all(path.read_text() != text for path, text in before.items()), fault.name
+        fuzz_planted.restore(before)

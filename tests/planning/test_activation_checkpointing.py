@@ -46,4 +46,4 @@ def test_a_run_has_the_same_weights_and_metrics(settings, tmp_path) -> None:
 def test_what_has_no_blocks_is_refused(settings) -> None:
     flat = nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 8), nn.ReLU(), nn.Linear(8, 3))
     with pytest.raises(ConfigError, match=r"no row of blocks .* --batch.accumulate 2"):
-        ready(settings, flat, model={"image_size": 32}, activation_checkpointing=True)
+        ready(settings, flat, model={"name": "auto", "options": {}, "image_size": 32}, activation_checkpointing=True)

@@ -127,7 +127,7 @@ class Net(nn.Module):
 
 def test_a_module_of_ones_own_is_finished_with_itself(options) -> None:
     net = Net()
-    run = stop(options("run", model={"image_size": 32}), epochs=2, model=net)
+    run = stop(options("run", model={"name": "auto", "options": {}, "image_size": 32}), epochs=2, model=net)
     with pytest.raises(ConfigError, match=r"hs\.finish\('run', model=net\)$"):
         hs.finish("run")
     done = hs.finish("run", model=net)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import random
 from collections import OrderedDict
 from collections.abc import Callable
@@ -200,3 +201,48 @@ def test_a_buffer_that_forward_makes_and_no_state_dict_holds_is_a_buffer_in_the_
     opened = hs.open_run(run.path, model=Net(MadeInForward())).model
     images = torch.randn(4, 3, 32, 32)
     assert torch.equal(opened(images), run.model(images))
+
+
+class Filled(nn.Module):
+    """A buffer that is there by name alone until forward fills it, and then counts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("grid", None, persistent=False)
+
+    def forward(self, features: Tensor) -> Tensor:
+        self.grid = torch.zeros(8) if self.grid is None else self.grid + self.training / 50
+        return features + self.grid
+
+
+def test_a_buffer_that_forward_fills_is_saved_and_said_to_be(trained, tmp_path: Path):
+    whole = trained("whole", Filled())
+    plan = (tmp_path / "whole" / "plan.json").read_text()
+    assert "saved with every checkpoint" in plan and "not saved" not in plan
+    with pytest.raises(Stop):
+        trained("cut", Filled(), stop_at=5)
+    cut = trained("cut", Filled(), resume=True)
+    images = torch.randn(4, 3, 32, 32)
+    assert torch.equal(cut.model(images), whole.model(images))
+
+
+class Renormed(nn.Module):
+    """Keeps what its weight is computed from anew in every call, as torch's older ``weight_norm`` does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(1)
+        self.v, self.kept = nn.Parameter(torch.randn(8, 8)), dict[str, Tensor]()
+
+    def forward(self, features: Tensor) -> Tensor:
+        self.weight = self.v / self.v.norm()
+        self.kept["last"] = self.weight * 2
+        return features @ self.weight
+
+
+def test_the_model_of_a_run_has_no_history_and_can_be_copied(trained):
+    run = trained("run", Renormed())
+    held = run.model.tail
+    assert held.weight.grad_fn is None and held.kept["last"].grad_fn is None
+    images = torch.randn(4, 3, 32, 32)
+    assert torch.equal(copy.deepcopy(run.model)(images), run.model(images))

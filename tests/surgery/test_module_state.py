@@ -373,6 +373,14 @@ def test_the_digest_leaves_out_values_and_modes(name: str) -> None:
     assert digest_of(ALIKE[name]) == PLAIN
 
 
+@pytest.mark.parametrize("register", ["register_hook", "register_post_accumulate_grad_hook"])
+def test_a_hook_on_a_parameter_is_in_the_digest_by_what_it_does_not_by_its_number(register: str) -> None:
+    doubled, again = (digest_of(lambda net: getattr(net.fc.weight, register)(lambda grad: None)) for _ in range(2))
+    other = digest_of(lambda net: getattr(net.fc.weight, register)(lambda grad: 1))
+    assert doubled == again
+    assert len({doubled, other, PLAIN}) == 3
+
+
 def test_a_forward_put_into_a_librarys_class_is_in_the_digest(monkeypatch: pytest.MonkeyPatch) -> None:
     net = nn.Sequential(nn.Linear(2, 2))
     before = code_digest(net)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import copy
 import random
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -522,6 +524,131 @@ def test_what_reads_numbers_of_the_frozen_part_is_refused_with_its_place() -> No
         module = Net(body=nn.Sequential(part, nn.Conv2d(3, 8, 3)))
         with pytest.raises(NotReplayable, match=r"body\.0.*cache"):
             find_replay(module, pictures(4), body_names(module))
+
+
+class AnyWay(nn.Module):
+    """Goes one way for the images that it is cut with and for most others."""
+
+    def __init__(self, limit: float) -> None:
+        super().__init__()
+        self.limit = limit
+
+    def forward(self, maps: Tensor) -> Tensor:
+        return maps * 2 if maps.mean() > self.limit else maps - 1
+
+
+def test_what_is_made_after_numbers_of_the_images_were_read_may_stay_behind_the_cut() -> None:
+    module = Net(body=nn.Sequential(nn.Conv2d(3, 8, 3), AnyWay(-9.0), nn.Conv2d(8, 8, 3)))
+    names = body_names(module)
+    late = find_replay(module, pictures(4), names)
+    assert (late.labels, late.decides) == (("body.0", "body.2"), True)  # what is read, too
+    early = find_replay(module, pictures(4), names, before_decisions=True)
+    assert (early.labels, early.decides) == (("body.0",), False)
+    assert str(early.obstacles[0]) == "body.1: it decides by the images of a batch which way it takes"
+    with torch.no_grad():
+        far = pictures(5) * 1e5
+        far = -far if module.body[0](far).mean() > 0 else far  # the mean is far below
+    for replay, images in ((late, pictures(5)), (early, pictures(5)), (early, far)):
+        with in_eval(replay.prefix):
+            activations = replay.prefix(images)
+            assert torch.equal(replay.suffix(*activations), module(images))
+    with in_eval(late.prefix), pytest.raises(NotReplayable, match=r"body\.2 is not computed for every batch"):
+        late.prefix(far)
+
+
+@pytest.mark.parametrize("make", [list, deque, dict])
+def test_what_a_module_collects_is_plain_and_stays_in_the_same_object(make: Callable[[], Any]) -> None:
+    """Others may hold it, too: a hook's closure, a logger."""
+
+    class Collecting(Net):
+        def forward(self, images: Tensor) -> Any:
+            maps = self.body(images)
+            put = vars(self)["seen"]
+            put.update(last=[maps]) if make is dict else put.append(maps)
+            return self.fc(self.tail(maps).mean((2, 3)))
+
+    module = Collecting()
+    module.seen = seen = make()
+    replay = find_replay(module, pictures(4), body_names(module))
+    with in_eval(module):
+        replay.suffix(*replay.prefix(pictures(4)))
+        expected = module.body(pictures(4))
+    last = seen["last"][0] if make is dict else seen[-1]
+    assert module.seen is seen and type(last) is Tensor and torch.equal(last, expected)
+
+
+@dataclass
+class Scores:
+    logits: Tensor
+    more: dict[str, Tensor]
+
+
+class Told(Net):
+    def forward(self, images: Tensor) -> Scores:
+        maps = self.body(images)
+        return Scores(self.fc(self.tail(maps).mean((2, 3))), {"maps": maps})
+
+
+def test_outputs_in_a_dataclass_are_plain() -> None:
+    module = Told()
+    replay = find_replay(module, pictures(4), body_names(module))
+    with in_eval(replay.prefix):
+        found, expected = replay.suffix(*replay.prefix(pictures(4))), module(pictures(4))
+    assert type(found) is Scores and type(found.more["maps"]) is Tensor
+    assert torch.equal(found.more["maps"], expected.more["maps"]) and torch.equal(found.logits, expected.logits)
+
+
+class Held(nn.Module):
+    """What crosses, and what is made of it by tensors that are held in every way that there is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(5)
+        self.conv, self.weight = nn.Conv2d(3, 8, 3), nn.Parameter(torch.rand(8, 1, 1))
+        self.register_buffer("gain", torch.rand(8, 1, 1))
+        self.plain, self.table = torch.tensor([2.0]).expand(8)[:, None, None], None
+        self.tail, self.fc = nn.Conv2d(8, 8, 3), nn.Linear(8, 5)
+
+    def forward(self, images: Tensor) -> Tensor:
+        maps = self.conv(images)
+        if self.table is None:
+            self.table = torch.tanh(self.weight.detach())  # kept: it is as old as the first call
+        made = torch.relu(maps) * self.plain + maps * self.gain + maps * self.weight + maps * self.table
+        return self.fc(torch.relu(self.tail(made) + self.tail(maps)).mean((2, 3)))
+
+
+def put_data(module: nn.Module, values: dict[str, Tensor]) -> None:
+    for name, value in [*module.named_parameters(), *module.named_buffers()]:
+        value.data = values[name].clone()
+
+
+PUT_BACK: dict[str, Callable[[nn.Module, dict[str, Tensor]], Any]] = {
+    "copied": lambda module, values: module.load_state_dict(values),
+    "assigned": lambda module, values: module.load_state_dict(
+        {name: value.clone() for name, value in values.items()}, assign=True
+    ),
+    "data": put_data,
+}
+
+
+@pytest.mark.parametrize("way", PUT_BACK)
+def test_weights_that_are_put_back_are_the_ones_that_both_halves_use(way: str) -> None:
+    module = Held()
+    names = ["conv.weight", "conv.bias", "weight", "gain"]
+    for name in names[:3]:
+        module.get_parameter(name).requires_grad_(False)
+    replay, start = find_replay(module, pictures(4), names), copy.deepcopy(module.state_dict())
+    others = {name: value * -1.5 + 0.1 for name, value in start.items()}
+    for values in (start, others, start):
+        PUT_BACK[way](module, values)
+        for name in names[:3]:
+            module.get_parameter(name).requires_grad_(False)
+        old = module.plain
+        with in_eval(module):
+            assert torch.equal(replay.suffix(*replay.prefix(pictures(4))), module(pictures(4)))
+            module.plain = torch.tensor([2.0]).expand(8)[:, None, None]
+            old.untyped_storage().fill_(0)  # nobody's any more
+            assert torch.equal(replay.suffix(*replay.prefix(pictures(4))), module(pictures(4)))
 
 
 def test_nothing_frozen_before_what_trains_is_refused() -> None:

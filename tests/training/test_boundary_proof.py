@@ -258,6 +258,76 @@ def test_a_difference_found_late_ends_the_use_of_the_cache_and_nothing_computed_
     assert not any((tmp_path / "cache").glob("*/pages"))
 
 
+def decided(limit: float, net: nn.Module, values: Tensor) -> Tensor:
+    return values * 2 if values.mean() > limit else values + 1
+
+
+@pytest.mark.parametrize("limit", [0.05, 0.5])
+def test_the_boundary_is_before_a_branch_that_other_images_take_another_way(images: Images, limit: float):
+    """Images of noise, twice theirs, or black ones go another way."""
+    module = Net(after=partial(decided, limit))
+    boundary = prove_boundary(module, freeze(module, until="third"), images.train, StepRules())
+    assert boundary.labels == ("the model's own forward",) or boundary.labels == ("second",), boundary.labels
+    module.eval()
+    for given in (torch.zeros(3, 3, 24, 24), torch.randn(3, 3, 24, 24), torch.randn(3, 3, 24, 24) * 50):
+        with torch.no_grad():
+            activations = compute_activations(boundary.prefix, given, nullcontext)
+            assert torch.equal(boundary.eval_suffix(*activations), module(given))
+
+
+def test_a_boundary_is_proved_anew_once_its_graphs_read_a_tensor_that_the_module_no_longer_holds(images: Images):
+    module = Net(last=lambda net, features: features * net.gain)
+    frozen = freeze(module, until="second")
+    before = prove_boundary(module, frozen, images.train, StepRules())
+    assert before is prove_boundary(module, frozen, images.train, StepRules())
+    assert before.find_replaced(module) is None
+    module.gain = module.gain * 3  # as a way of loading of one's own may put another tensor in its place
+    assert before.find_replaced(module) == "gain"
+    after = prove_boundary(module, frozen, images.train, StepRules())
+    module.eval()
+    with torch.no_grad():
+        activations = compute_activations(after.prefix, given := torch.randn(3, 3, 24, 24), nullcontext)
+        assert torch.equal(after.eval_suffix(*activations), module(given))
+
+
+class Moded(nn.Module):
+    """What its hook and its own ``train`` do depends on the mode of the whole, which no layer of the head has."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv, self.mid, self.fc = nn.Conv2d(3, 8, 3, 2, 1), nn.Linear(8, 8), nn.Linear(8, 10)
+        self.how, self.gain, self.seen = how, 1.0, list[float]()
+        if how == "hook":
+            self.mid.register_forward_hook(self._count)
+
+    def _count(self, _: nn.Module, __: object, made: Tensor) -> Tensor:
+        self.seen += [1.0] if self.training else []
+        return made * (1 + len(self.seen) / 50)
+
+    def train(self, mode: bool = True) -> Moded:
+        self.gain = 1.0 if mode or self.how != "train" else 0.5
+        return super().train(mode)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.fc(torch.relu(self.mid(torch.relu(self.conv(images)).mean((2, 3)))) * self.gain)
+
+
+@pytest.mark.parametrize("how", ["hook", "train"])
+def test_the_whole_module_is_in_evaluation_mode_while_a_part_of_it_is_evaluated(settings, tmp_path: Path, how: str):
+    found = {}
+    for use in ("always", "never"):
+        out = tmp_path / use
+        given = settings(recipe="full", freeze="until:conv", epochs=2, cache={"use": use}, out=str(out))
+        given["model"] = {"image_size": 32}
+        metrics = list[dict[str, float]]()
+        watch = lambda event, metrics=metrics: metrics.append(getattr(event, "metrics", {}))  # noqa: E731
+        run = hs.train(hs.load_config(given), model=Moded(how), watch=watch)
+        found[use] = [run.metrics, [each for each in metrics if each], (out / "predictions.csv").read_text()]
+        found[use] += [len(run.model.seen), run.model.gain]
+    assert found["always"] == found["never"]
+
+
 class Turning(nn.Module):
     """A layer of one's own that computes otherwise once it is told to."""
 

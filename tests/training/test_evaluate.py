@@ -51,6 +51,48 @@ def test_evaluation_leaves_modes_buffers_and_gradients_as_they_were(model, image
     assert torch.is_grad_enabled()
 
 
+class Gained(nn.Module):
+    """Its own ``train`` does more than set the mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc, self.gain = nn.Linear(3, 4), 1.0
+
+    def train(self, mode: bool = True) -> Gained:
+        self.gain = 1.0 if mode else 0.5
+        return super().train(mode)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.fc(images.mean((2, 3))) * self.gain
+
+
+@pytest.mark.parametrize(("training", "gain"), [(True, 1.0), (False, 0.5)])
+def test_a_train_of_the_users_own_undoes_what_it_did_for_evaluation(training: bool, gain: float) -> None:
+    model = Gained().train(training)
+    hs.evaluate(model, [(torch.rand(4, 3, 8, 8), torch.tensor([0, 1, 2, 3]))])
+    assert (model.training, model.gain) == (training, gain)
+
+
+class Scaled(nn.Module):
+    """Has buffers and no parameters, or not even these."""
+
+    def __init__(self, gain: float | None) -> None:
+        super().__init__()
+        self.register_buffer("gain", None if gain is None else torch.tensor(gain))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return images.mean((2, 3)) if self.gain is None else images.mean((2, 3)) * self.gain
+
+
+@pytest.mark.parametrize("gain", [None, 2.0])
+def test_a_model_without_parameters_is_evaluated_like_any_other(gain: float | None, images) -> None:
+    pictures = torch.rand(3, 3, 8, 8)
+    evaluation = hs.evaluate(Scaled(gain), [(pictures, torch.tensor([0, 1, 2]))])
+    expected = (pictures.mean((2, 3)) * (gain or 1.0)).softmax(1)
+    assert torch.allclose(evaluation.predictions.outputs, expected)
+    assert hs.predict(Scaled(gain), images.val).outputs.shape == (len(images.val.samples), 3)
+
+
 def test_modes_come_back_when_the_model_fails(model) -> None:
     model.train()
     model.drop.eval()

@@ -500,3 +500,11 @@ def test_a_step_that_is_not_taken_leaves_buffers_as_they_were(net, noise) -> Non
     assert all(torch.equal(value, before[name]) for name, value in state.model.state_dict().items())
     train_step(state, noise(8), rules=StepRules())
     assert (state.model.seen, state.model.inner.bn1.num_batches_tracked) == (1, 1)
+
+
+def test_a_step_that_would_move_nothing_is_refused(noise) -> None:
+    model = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    state = TrainState(model, torch.optim.SGD([{"params": []}], lr=0.1))
+    state.average = make_average(model, half_life=0.5, total_steps=4)
+    with pytest.raises(ConfigError, match=r"groups hold no parameters, and nothing in the model trains"):
+        train_step(state, noise(4), rules=StepRules())

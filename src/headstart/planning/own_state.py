@@ -16,7 +16,7 @@ from headstart.surgery.head import model_scores
 from headstart.surgery.members import member_names, refuse_new_members
 from headstart.surgery.module_state import differences, restore_state
 from headstart.surgery.no_trace import read_before
-from headstart.surgery.own_state import covers, has_own_code, read_own_state, read_saved_tensors
+from headstart.surgery.own_state import OwnState, covers, has_own_code, read_own_state, read_saved_tensors
 from headstart.training.boundary_proof import example_images
 from headstart.training.phases import TrainingPlan, freeze_phase
 from headstart.training.precision import autocast, device_of
@@ -40,13 +40,12 @@ def check_own_state(draft: Draft) -> Draft:
     given, found, phases = example_images(images.train, module, training_plan.rules), dict[str, None](), []
     for phase in training_plan.phases:
         frozen = freeze_phase(module, phase)
-        names = _find_changes_by_forward(module, training_plan, given, outputs=images.task.num_outputs)
+        names, state = _find_changes_by_forward(module, training_plan, given, outputs=images.task.num_outputs)
         for name in names:
             _refuse_frozen_in_eval(frozen, name)
         still = [name for name in map(_tensor_name, names) if name in frozen.tensors]
         phases.append(replace(phase, moving=frozenset(still)))
         found |= dict.fromkeys(names)
-    state = read_own_state(module)
     persistent = {f"{kind} {name}" for name in module.state_dict() for kind in ("buffer", "parameter")}
     kept = [name for name in found if name not in persistent and covers(state, name)]
     lost = tuple(name for name in found if name not in persistent and not covers(state, name))
@@ -87,8 +86,9 @@ def _tensor_name(name: str) -> str:
 
 def _find_changes_by_forward(
     module: nn.Module, training_plan: TrainingPlan, images: torch.Tensor, *, outputs: int
-) -> list[str]:
-    """Names of what is not as before after calls in both modes, without the generators of random numbers.
+) -> tuple[list[str], OwnState]:
+    """Names of what is not as before after calls in both modes, without the generators of random numbers; and what a
+    checkpoint would hold then, with what forward makes.
 
     Raises: DataError, ModelError: it is not clear which output is the scores, or they are not ``outputs`` columns.
     """
@@ -104,7 +104,7 @@ def _find_changes_by_forward(
         refuse_new_members(module, members, batch=tuple(images.shape))
         for part, mode in zip(module.modules(), modes, strict=True):
             part.training = mode
-        after = read_before(module)
+        after, state = read_before(module), read_own_state(module)
     finally:
         restore_state(module, before)
-    return [name for name in differences(before, after) if not name.endswith("random generator")]
+    return [name for name in differences(before, after) if not name.endswith("random generator")], state

@@ -29,6 +29,7 @@ from headstart.runs.run import Run
 from headstart.storage.durable import read_json, write_json
 from headstart.surgery.freeze import unfreeze
 from headstart.surgery.head import HeadSwap
+from headstart.surgery.held import detach_held
 from headstart.surgery.lora import merge_lora
 from headstart.surgery.module_copy import InPlace
 from headstart.tasks.kinds import find_kind
@@ -162,9 +163,12 @@ def _with_thresholds(task: TaskSpec, evaluation: Evaluation) -> TaskSpec:
 
 
 def _plain(model: nn.Module, ready: Ready) -> nn.Module:
-    """The model without what training has put on it: the head trains, and what trained when the model was opened."""
+    """The model without what training has put on it: the head trains, and what trained when the model was opened;
+    what its parts keep has no history.
+    """
     unfreeze(model, fixed=ready.training_plan.phases[-1].fixed)
     model.zero_grad(set_to_none=True)
+    detach_held(model)
     return model.eval()
 
 

@@ -18,7 +18,15 @@ from headstart.surgery.fixed_nodes import Search, describe_node, drop_refused, f
 from headstart.surgery.freeze import Frozen
 from headstart.surgery.layout import find_trace, iterate_tensors
 from headstart.surgery.operation_watch import OperationWatch
-from headstart.surgery.trace import MODEL_FAILURES, fx_graph, graph_constants, input_shape, meta_copies, preserve_module
+from headstart.surgery.trace import (
+    MODEL_FAILURES,
+    fx_graph,
+    graph_constants,
+    input_shape,
+    meta_copies,
+    place_like_weights,
+    preserve_module,
+)
 
 _BATCH = 11  # images in the run that looks at shapes; no model stacks that many things
 
@@ -43,6 +51,27 @@ class Boundary:
     """Whether the suffix mixes the images of a batch in evaluation mode: then validation must not begin here."""
     keys: Mapping[str, str] = field(default_factory=dict, repr=False)
     """The key under which a search knows what a node of ``prefix`` computes, by the node."""
+    held: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
+    """Parameters and buffers of the module that the graphs themselves read, by name."""
+
+    def find_replaced(self, module: nn.Module) -> str | None:
+        """The name of a tensor that the graphs read and that is not the module's any more; None where all are."""
+        now = {name: value for name, value, _ in iterate_tensors(module)} if self.held else {}
+        return next((name for name, value in self.held.items() if now.get(name) is not value), None)
+
+
+class EvalGraph(nn.Module):
+    """The part of a traced graph behind the boundary, in evaluation. Its mode is that of the whole ``module``: hooks
+    may ask for it, and a ``train`` of the user's own may do more than set it.
+    """
+
+    def __init__(self, graph: fx.GraphModule, module: nn.Module) -> None:
+        super().__init__()
+        self.module, self.graph = module, graph
+
+    def forward(self, *activations: Tensor) -> Any:
+        """Return what the module gives in evaluation mode."""
+        return self.graph(*activations)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,10 +110,12 @@ def find_boundary(
             f"freeze {frozen.rule}: nothing that is frozen executes before what trains, so there is no boundary{why}"
         )
     prefix, keys = _make_prefix(module, training, boundary)
+    train_suffix, eval_suffix = (_make_suffix(module, half, boundary, seen) for half in (training, evaluation))
     return Boundary(
         prefix=prefix,
-        train_suffix=_make_suffix(module, training, boundary, seen),
-        eval_suffix=_make_suffix(module, evaluation, boundary, seen),
+        train_suffix=train_suffix,
+        eval_suffix=EvalGraph(eval_suffix, module),
+        held=_find_held(module, (prefix, train_suffix, eval_suffix)),
         labels=_labels(training, boundary),
         refused=tuple(dict.fromkeys(seen.refused.values())),
         keys=keys,
@@ -231,8 +262,9 @@ def _look(module: nn.Module, graph: fx.Graph, fixed: Mapping[fx.Node, str], seen
         functional_call(_Run(module, look), meta, (images.to(device="meta", dtype=dtype),), tie_weights=False)
     except RuntimeError:  # values are needed, or an operation has no shapes-only form
         look = _Look(module, graph, fixed, seen)
-        look.device = next(module.parameters()).device
-        look.run(images.to(device=look.device, dtype=dtype))
+        placed = place_like_weights(module, images)
+        look.device = placed.device
+        look.run(placed)
 
 
 def _make_prefix(module: nn.Module, half: _Half, boundary: tuple[str, ...]) -> tuple[fx.GraphModule, Mapping[str, str]]:
@@ -272,6 +304,11 @@ def _as_module(module: nn.Module, graph: fx.Graph, half: _Half) -> fx.GraphModul
     tensors = {path: tensor for path, tensor, _ in iterate_tensors(module)} | dict(half.constants)
     root = {path: tensors[path] if op == "get_attr" else module.get_submodule(path) for path, op in targets.items()}
     return fx.GraphModule(root, graph)
+
+
+def _find_held(module: nn.Module, graphs: Iterable[fx.GraphModule]) -> dict[str, Tensor]:
+    read = {str(node.target) for made in graphs for node in made.graph.nodes if node.op == "get_attr"}
+    return {name: value for name, value, _ in iterate_tensors(module) if name in read}
 
 
 def _labels(half: _Half, boundary: tuple[str, ...]) -> tuple[str, ...]:

@@ -96,7 +96,9 @@ class _Digest:
             case "opaque":
                 parts.append(_Text(make_qualified_name(content.target).encode()))
         for label, value in zip(content.labels, content.values, strict=True):
-            if content.kind != "tensor" or label == "__class__" or _is_hook(label):
+            if content.kind == "tensor" and _is_hook(label) and isinstance(value, dict):
+                parts += [_Text(_label_text(label)), *_of_hooks(value, _hook_places({label: value}))]
+            elif content.kind != "tensor" or label == "__class__":
                 parts += [_Text(_label_text(label)), value]
         return parts
 

@@ -26,12 +26,17 @@ class BoundaryTensor:
 
 
 class Cut:
-    """Chooses what crosses, from two runs in training and two in evaluation."""
+    """Chooses what crosses, from two runs in training and two in evaluation. ``decides``: nothing crosses that was made
+    after Python read a number of the images, by which it may go another way for others.
+    """
 
-    def __init__(self, book: Book, pairs: Pairs, recordings: list[list[Recording]]) -> None:
+    def __init__(self, book: Book, pairs: Pairs, recordings: list[list[Recording]], *, decides: bool = False) -> None:
         self.book, self.pairs, self.recordings = book, pairs, recordings
         (train, train_again, *_), (judged, judged_again, *_) = recordings
         self.first = [recording for mode in recordings for recording in (mode[0], *mode[2:])]
+        deciding = self.first if decides else []
+        self.decided = set[int]().union(*(recording.decided for recording in deciding))
+        self.deciding = dict.fromkeys(place for recording in deciding for place in recording.reads.values())
         trained = set[int]().union(*(recording.seen for recording in (train, *recordings[0][2:])))
         self.seen = trained.intersection(*(recording.seen for recording in (judged, *recordings[1][2:])))
         prints = train.prints | judged.prints
@@ -45,7 +50,7 @@ class Cut:
         }
         self.tainted: set[int] = set()
         for content, call in sorted(book.calls.items()):
-            if content in self.mixing or any(ref.content in self.tainted for ref in call.refs()):
+            if content in self.mixing | self.decided or any(ref.content in self.tainted for ref in call.refs()):
                 self.tainted.add(content)
 
     def obstacles(self) -> tuple[Obstacle, ...]:
@@ -54,7 +59,9 @@ class Cut:
         made = self.book.calls
         roots = [c for c in sorted(self.mixing) if not any(ref.content in self.tainted for ref in made[c].refs())]
         mixing = [Obstacle(made[c].label, self._why_mixing(made[c])) for c in roots if self._matters(c)]
-        obstacles = tuple(dict.fromkeys((*noted, *mixing)))
+        way = "it decides by the images of a batch which way it takes"
+        deciding = [Obstacle(place, way) for place in self.deciding]
+        obstacles = tuple(dict.fromkeys((*deciding, *noted, *mixing)))
         return obstacles or self._find_changing()
 
     def _why_mixing(self, call: Call) -> str:

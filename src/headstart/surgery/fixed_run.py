@@ -27,6 +27,7 @@ from headstart.surgery.fixed_values import (
     Ref,
     Step,
     Values,
+    copy_span,
     flat,
     geometry_of,
     make_fixed,
@@ -260,7 +261,7 @@ class Run:
         if source is not None:
             assert source.content is not None
             return Ref(source.content, source.base)
-        return value
+        return copy_span(value) if isinstance(value, Tensor) else value  # a constant, which may be written to later
 
     def _results(self, step: Step, args: Sequence[Any], outs: Any) -> Any:
         if step.writes:

@@ -44,10 +44,22 @@ def geometry_of(value: Tensor) -> Geometry:
     return Geometry(tuple(value.shape), value.stride(), int(value.storage_offset()))
 
 
+def _count_span(size: Sequence[int], stride: Sequence[int]) -> int:
+    """From the first to the last number of a tensor, how many its memory has."""
+    return 0 if 0 in size else 1 + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
+
+
+def copy_span(value: Tensor) -> Tensor:
+    """A copy with the same strides in a memory of its own, where numbers that are one stay one."""
+    size, stride, offset = geometry_of(value)
+    span = value.detach().as_strided((_count_span(size, stride),), (1,), offset)
+    return span.clone().as_strided(size, stride)
+
+
 def blank(geometry: Geometry, like: Memory) -> Tensor:
     """Zeros laid out like ``geometry`` in a memory of their own."""
-    span = geometry.offset + 1 + sum((n - 1) * step for n, step in zip(geometry.size, geometry.stride, strict=True))
-    span = 0 if 0 in geometry.size else span
+    span = _count_span(geometry.size, geometry.stride)
+    span += geometry.offset if span else 0
     return torch.zeros(span, dtype=like.dtype, device=like.device).as_strided(*geometry)
 
 

@@ -108,7 +108,9 @@ class Prefix(nn.Module):
             settle(self.module)
         missing = [each.label for each in known.boundary if each.content not in run.seen]
         if missing:
-            raise NotReplayable(f"model: with {len(images)} images {missing[0]} is not computed as it was before")
+            raise NotReplayable(
+                f"model: {missing[0]} is not computed for every batch as for the first one; its code takes another way"
+            )
         return tuple(
             run.seen[each.content] if each.geometry is None
             else run.seen[each.content].as_strided(*fill_in_batch(each.geometry, len(images)))

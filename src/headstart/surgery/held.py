@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+from collections import OrderedDict, deque
 from collections.abc import Collection, Iterator
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 from torch import Tensor, nn
@@ -70,8 +72,27 @@ def iterate_holders(module: nn.Module) -> Iterator[tuple[str, dict[str, Any], st
 
 
 def plain_outputs(value: Any) -> Any:
-    """A module's outputs with stand-ins replaced by their numbers."""
-    return map_nested(value, lambda leaf: plain_tensor(leaf) if type(leaf) is Fixed else leaf)
+    """A module's outputs with stand-ins replaced by their numbers, those in dataclasses, too."""
+    return map_nested(value, _plain_leaf)
+
+
+def _plain_leaf(leaf: Any) -> Any:
+    if type(leaf) is Fixed:
+        return plain_tensor(leaf)
+    return _plain_dataclass(leaf) if is_dataclass(leaf) and not isinstance(leaf, type) else leaf
+
+
+def _plain_dataclass(value: Any) -> Any:
+    """A copy with plain fields, without a call of its class, which may check or compute; itself if all are plain."""
+    held = {each.name: getattr(value, each.name) for each in fields(value) if hasattr(value, each.name)}
+    if not any(type(leaf) is Fixed for each in held.values() for leaf in leaves(each)):
+        return value
+    copied = copy.copy(value)
+    for name, each in held.items():
+        object.__setattr__(copied, name, plain_outputs(each))
+        if isinstance(copied, dict) and name in copied:  # outputs of transformers are both
+            OrderedDict.__setitem__(copied, name, getattr(copied, name))
+    return copied
 
 
 def plain_tensor(value: Fixed) -> Tensor:
@@ -93,10 +114,47 @@ def _settle(held: dict[str, Any], name: str, path: str) -> None:
     for leaf in leaves(held[name]):
         if type(leaf) is Fixed:
             leaf.run.stays(leaf, (path, name))
-    held[name] = plain_outputs(held[name])
+    held[name] = _settle_value(held[name])
 
 
-_HOLDING = frozenset((Fixed, list, tuple, dict))
+def _settle_value(value: Any) -> Any:
+    """The value with numbers in place of stand-ins; lists and dictionaries, which others may hold too, stay the same
+    objects.
+    """
+    if type(value) is list or type(value) is deque:
+        for place, each in enumerate(value):
+            value[place] = _settle_value(each)
+        return value
+    if type(value) is dict:
+        value.update({name: _settle_value(each) for name, each in value.items()})
+        return value
+    return plain_outputs(value)
+
+
+def detach_held(module: nn.Module) -> None:
+    """Make tensors that the module's parts hold besides parameters plain: what a training step computed them from is
+    let go, without which a module cannot be copied.
+    """
+    for held in (held for part in module.modules() for held in (part.__dict__, part._buffers)):
+        for name, value in list(held.items()):
+            if isinstance(value, Tensor) or (type(value) in _HOLDING and not name.startswith("_")):
+                held[name] = _detach(value)
+
+
+def _detach(value: Any) -> Any:
+    """The value with plain tensors in it; the same object where all of them are."""
+    if not any(map(_is_tied, leaves(value))):
+        return value
+    if type(value) is deque:
+        return deque(map(_detach, value), value.maxlen)
+    return map_nested(value, lambda leaf: leaf.detach() if _is_tied(leaf) else leaf)
+
+
+def _is_tied(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.grad_fn is not None
+
+
+_HOLDING = frozenset((Fixed, list, tuple, dict, deque))
 
 
 def _holds(name: str, value: Any) -> bool:
@@ -104,7 +162,7 @@ def _holds(name: str, value: Any) -> bool:
 
 
 def leaves(value: Any) -> list[Any]:
-    """The values that nested tuples, lists and dicts hold."""
-    values: list[Any] = []
-    map_nested(value, values.append)
-    return values
+    """The values that nested tuples, lists, deques and dicts hold."""
+    if isinstance(value, dict | list | tuple | deque):
+        return [leaf for each in (value.values() if isinstance(value, dict) else value) for leaf in leaves(each)]
+    return [value]

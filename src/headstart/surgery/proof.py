@@ -143,7 +143,7 @@ def _run(
         with torch.set_grad_enabled(training):
             with arithmetic():
                 given = [value.clone() for value in arguments]  # it may write to them
-                leaves, structure = tree_flatten(callables[training](*given))
+                leaves, structure = tree_flatten(_open_objects(callables[training](*given)))
             if training:
                 gradients = (*gradients, *_gradients(module, leaves))
         outputs.append((structure, tuple(map(_detach, leaves))))
@@ -167,6 +167,17 @@ def _gradients(module: nn.Module, leaves: Sequence[Any]) -> tuple[Tensor | None,
         return ()
     total = torch.stack([_sum_weighted(score) for score in scores]).sum()
     return torch.autograd.grad(total, trained, allow_unused=True)
+
+
+def _open_objects(value: Any) -> Any:
+    """Outputs with dataclasses and other plain objects as dictionaries of what they hold."""
+    if type(value) in (list, tuple):
+        return type(value)([_open_objects(each) for each in value])
+    if isinstance(value, dict):
+        return {key: _open_objects(each) for key, each in value.items()}
+    if isinstance(value, Tensor | tuple | nn.Module | type) or not getattr(value, "__dict__", None):
+        return value
+    return {"class": type(value).__qualname__} | {name: _open_objects(each) for name, each in vars(value).items()}
 
 
 def _sum_weighted(values: Tensor) -> Tensor:
@@ -211,14 +222,14 @@ def mixes_in_evaluation(suffix: nn.Module, activations: tuple[Tensor, ...]) -> b
 
     Then it depends on what fills a batch up, which is not the same before the boundary and behind it.
     """
-    module = suffix.module if isinstance(suffix, Suffix) else suffix
+    module: nn.Module = suffix.module if isinstance(suffix, Suffix) else suffix
     before = read_state(module)
 
     def outputs(*given: Tensor) -> tuple[Tensor, ...]:
         suffix.eval()
         try:
             with torch.no_grad():
-                leaves = tree_flatten(suffix(*given))[0]
+                leaves = tree_flatten(_open_objects(suffix(*given)))[0]
             return tuple(leaf for leaf in leaves if isinstance(leaf, Tensor))
         finally:
             restore_state(module, before)

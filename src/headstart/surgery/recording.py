@@ -62,13 +62,15 @@ class Need:
 @dataclass
 class Recording:
     """What a forward pass showed. ``seen``: contents made; ``prints``: two numbers per image of contents with a row for
-    each image; ``reads``: contents whose numbers Python read, and where; ``moving``: frozen tensors that are written
-    to; ``drew``: random numbers were drawn.
+    each image; ``reads``: contents whose numbers Python read, and where; ``decided``: contents made after the first of
+    these, which Python may have decided on; ``moving``: frozen tensors that are written to; ``drew``: random numbers
+    were drawn.
     """
 
     needs: dict[Need, None] = field(default_factory=dict)
     seen: set[int] = field(default_factory=lambda: {IMAGES})
     reads: dict[int | None, str] = field(default_factory=dict)
+    decided: set[int] = field(default_factory=set)
     prints: dict[int, Tensor] = field(default_factory=dict)
     obstacles: dict[Obstacle, None] = field(default_factory=dict)
     moving: set[str] = field(default_factory=set)
@@ -201,6 +203,8 @@ class RecordingRun(RealRun):
         """Take the prints of a content with a row for each image."""
         content = memory.content
         assert content is not None and memory.real is not None
+        if self.recording.reads and content not in self.recording.seen:
+            self.recording.decided.add(content)
         self.recording.seen.add(content)
         has_rows = memory.base.size[:1] == (self.book.batch,) and memory.real.numel() > 0
         if has_rows and content in self.book.of_images and content not in self.recording.prints:

@@ -40,13 +40,15 @@ class Replay:
     module gives.
 
     ``labels`` names the modules that made them; ``obstacles`` are operations behind which nothing is kept although
-    all that they depend on is frozen.
+    all that they depend on is frozen; ``decides``: Python reads numbers of the images, and what crosses may be made
+    after that.
     """
 
     prefix: Prefix
     suffix: Suffix
     labels: tuple[str, ...]
     obstacles: tuple[Obstacle, ...]
+    decides: bool = False
 
     @property
     def train_suffix(self) -> Suffix:
@@ -59,11 +61,14 @@ class Replay:
         return self.suffix
 
 
-def find_replay(module: nn.Module, images: Tensor, frozen_tensors: Collection[str]) -> Replay:
+def find_replay(
+    module: nn.Module, images: Tensor, frozen_tensors: Collection[str], *, before_decisions: bool = False
+) -> Replay:
     """Cut a module behind what is fixed in training and in evaluation.
 
     ``images`` (B, C, H, W), B > 1, as they are given to it in a step, under its autocast; ``frozen_tensors``: names of
-    parameters and buffers. The module runs four times or more, and is left as it was.
+    parameters and buffers; ``before_decisions``: what crosses is made before Python reads a number of the images. The
+    module runs four times or more, and is left as it was.
 
     Raises: NotReplayable: it cannot be run from kept tensors, or nothing frozen stands before what trains.
     """
@@ -85,7 +90,7 @@ def find_replay(module: nn.Module, images: Tensor, frozen_tensors: Collection[st
         raise NotReplayable(
             "model: its images do not lie one behind the other in memory, so it does not run from a cache"
         )
-    cut = Cut(books[0], pairs, found)
+    cut = Cut(books[0], pairs, found, decides=before_decisions)
     kept = cut.find_boundary_tensors()
     if not {each.content for each in kept} - {IMAGES}:
         reason = f": {'; '.join(map(str, cut.obstacles()[:2]))}" if cut.obstacles() else ""
@@ -94,6 +99,7 @@ def find_replay(module: nn.Module, images: Tensor, frozen_tensors: Collection[st
     return Replay(
         prefix=Prefix(module, known), suffix=Suffix(module, known),
         labels=tuple(each.label for each in kept), obstacles=cut.obstacles(),
+        decides=not before_decisions and any(recording.decided for recordings in found for recording in recordings),
     )  # fmt: skip
 
 

@@ -40,7 +40,7 @@ from headstart.surgery.proof import (
     is_close,
     mixes_in_evaluation,
 )
-from headstart.surgery.replay import find_replay
+from headstart.surgery.replay import Replay, find_replay
 from headstart.training.activation_cache import ActivationDataset
 from headstart.training.evaluate import in_eval
 from headstart.training.precision import MEMORY_FORMATS, autocast, device_of, dtype_of
@@ -74,7 +74,8 @@ def prove_boundary(module: nn.Module, frozen: Frozen, batches: Batches, rules: S
         raise ModelError(f"model: operations cannot be watched, since torch {torch.__version__} has no {missing}")
     what = (frozen, code_digest(module), rules.precision, rules.memory_format, device_of(module), batches.preprocess)
     known = _PROVED.get(module)
-    if known is None or known.of != what:
+    stale = known is not None and known.boundary is not None and known.boundary.find_replaced(module)
+    if known is None or known.of != what or stale:
         known = _prove(module, frozen, example_images(batches, module, rules), rules, what)
         refused = next((why for why in all_gather_object(known.why) if why), "")  # one refuses for all processes
         if known.boundary is not None:
@@ -149,10 +150,27 @@ def _trace_boundary(module: nn.Module, frozen: Frozen, images: Tensor, rules: St
 def _replay_boundary(module: nn.Module, frozen: Frozen, images: Tensor, rules: StepRules) -> Boundary:
     """The module itself as both halves: run until everything fixed is there, and run from that.
 
+    A module that reads numbers of the images, which other images may have go another way, is cut before it does so
+    where what follows is not the same for images of any kind.
+
     Raises: ModelError: it cannot be cut.
     """
     with autocast(device_of(module), rules.precision):
         replay = find_replay(module, images, frozen.tensors)
+    try:
+        if replay.decides:
+            compute_activations(replay.prefix, torch.zeros_like(images), nullcontext)
+        return _check_replay(module, replay, images, rules)
+    except ModelError:
+        if not replay.decides:
+            raise
+    with autocast(device_of(module), rules.precision):
+        replay = find_replay(module, images, frozen.tensors, before_decisions=True)
+    return _check_replay(module, replay, images, rules)
+
+
+def _check_replay(module: nn.Module, replay: Replay, images: Tensor, rules: StepRules) -> Boundary:
+    """The module cut as was found.  Raises: ModelError: the halves are not the module, or mix images."""
     boundary = Boundary(
         prefix=replay.prefix,
         train_suffix=replay.suffix,
@@ -219,11 +237,13 @@ class CacheCheck:
         self._begun, self._spent, self._looks = time.monotonic(), 0.0, 0
 
     def is_due(self, *, epoch_ends: bool) -> bool:
-        """Whether it is time to look."""
+        """Whether it is time to look: at once where a tensor that the graphs read was replaced."""
         if self._looks == 0:
             return True
         if self._batches.processes.is_distributed:
             return epoch_ends
+        if self._boundary.find_replaced(self._module):
+            return True
         each = self._spent / self._looks
         return self._spent + each <= _SHARE * (time.monotonic() - self._begun)
 
@@ -241,6 +261,8 @@ class CacheCheck:
 
     def _find_difference_here(self, epoch: int) -> str | None:
         rules = self._rules
+        if replaced := self._boundary.find_replaced(self._module):
+            return f"{replaced} is another tensor than the one that the part behind the cache reads"
         count = len(self._batches.samples)
         places = sorted({(self._looks * 7919) % count, (self._looks * 7919 + count // 2) % count})
         pixels = _in_pixels(self._batches, count=len(places))

@@ -10,7 +10,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from headstart.allocator import keep_freed_memory
 from headstart.data.batch import Batch, Pair, as_batch
@@ -19,6 +19,7 @@ from headstart.distributed.collectives import all_gather, raise_together
 from headstart.distributed.fsdp import is_sharded, part_again
 from headstart.errors import DataError, NonFiniteError
 from headstart.isolation import beside_others, own_arithmetic, own_turn, seeded
+from headstart.surgery.boundary import EvalGraph
 from headstart.surgery.fixed_values import NotReplayable
 from headstart.surgery.halves import Suffix
 from headstart.surgery.head import model_scores
@@ -114,7 +115,7 @@ class Evaluation:
 @contextmanager
 def in_eval(model: nn.Module) -> Iterator[None]:
     """Within, eval mode, no autograd and none of the caller's arithmetic; every module's own mode is put back
-    afterwards.
+    afterwards, by its ``train`` where that is what it was called with before.
     """
     modes = {module: module.training for module in model.modules()}
     model.eval()
@@ -122,6 +123,9 @@ def in_eval(model: nn.Module) -> Iterator[None]:
         with own_arithmetic(), torch.no_grad():
             yield
     finally:
+        root = model.module if isinstance(model, EvalGraph | Suffix) else model
+        if modes[root]:
+            root.train()  # of the user's own it may undo what it did for evaluation
         for module, mode in modes.items():
             module.training = mode
 
@@ -232,7 +236,7 @@ def _make_predictions(task: TaskSpec, logits: Tensor, keys: tuple[str, ...]) -> 
 
 
 def _has_own_code(model: nn.Module) -> bool:
-    return has_own_code(model) or isinstance(model, fx.GraphModule | Suffix)
+    return has_own_code(model) or isinstance(model, EvalGraph | Suffix)
 
 
 def _compute_own_logits(
