@@ -83,6 +83,38 @@ def test_a_resume_and_the_bundle_have_the_counters_that_the_run_had(trained, tmp
     assert torch.equal(opened(images), whole.model(images))
 
 
+class Table(nn.Module):
+    """Is filled by the first batch after ``train``, which empties it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(1)
+        self.linear = nn.Linear(8, 8)
+        self.table: dict[str, Tensor] = {}
+
+    def train(self, mode: bool = True) -> Table:
+        super().train(mode)
+        self.table.clear()
+        return self
+
+    def forward(self, features: Tensor) -> Tensor:
+        made = self.linear(features)
+        if "mean" not in self.table:
+            self.table["mean"] = made.detach().mean(0)
+        return made + self.table["mean"]
+
+
+@pytest.mark.parametrize("stop_at", [6, 8], ids=["within an epoch", "between two epochs"])
+def test_a_resume_has_what_entering_training_mode_empties(trained, tmp_path: Path, stop_at: int):
+    trained("whole", Table())
+    assert '"steps_per_epoch": 4' in (tmp_path / "whole/plan.json").read_text()
+    with pytest.raises(Stop):
+        trained("cut", Table(), stop_at=stop_at)
+    trained("cut", Table(), resume=True)
+    files = [(tmp_path / name / "predictions.csv").read_text() for name in ("whole", "cut")]
+    assert files[0] == files[1]
+
+
 def counted_elsewhere() -> nn.Module:
     """A counter that nothing but its closure holds: an object that cannot be written to a file."""
     torch.manual_seed(1)

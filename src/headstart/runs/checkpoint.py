@@ -51,7 +51,13 @@ from headstart.storage.durable import (
     write_json,
 )
 from headstart.storage.tensors import make_buffers, pack_tensors
-from headstart.surgery.own_state import load_tensors, read_own_state, read_saved_tensors, restore_own_state
+from headstart.surgery.own_state import (
+    has_own_code,
+    load_tensors,
+    read_own_state,
+    read_saved_tensors,
+    restore_own_state,
+)
 from headstart.training.precision import device_of, make_scaler
 from headstart.training.state import Best, TrainState
 from headstart.wording import option
@@ -314,6 +320,7 @@ def _restore(state: TrainState, found: FoundCheckpoint) -> None:
         setattr(state, name, value)
     state.best, state.start, state.average, state.scaler = best, start, average, scaler
     state.average_decay = counters.get("average_decay")
+    state.own_state = read_own_state(state.model) if has_own_code(state.model) else None
 
 
 def _find_average(state: TrainState, found: FoundCheckpoint) -> ModelEmaV3 | None:

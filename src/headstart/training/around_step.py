@@ -28,6 +28,7 @@ from headstart.isolation import own_arithmetic, own_turn, seeded
 from headstart.private_names import foreach_norm
 from headstart.surgery.module_state import restore_contents
 from headstart.surgery.origins import is_library
+from headstart.surgery.own_state import restore_own_state
 from headstart.surgery.reach import Content, Copying, read_roots
 from headstart.surgery.values import same_bytes
 from headstart.surgery.whole_module import refuse_half
@@ -159,6 +160,9 @@ def index_of(state: TrainState) -> ModuleIndex:
 
 def _look(state: TrainState) -> ModuleIndex:
     modules = tuple(state.model.train().modules())
+    if state.own_state is not None:  # a ``train`` of the user's own has emptied what was read from a checkpoint
+        restore_own_state(state.model, state.own_state)
+        state.own_state = None
     trained = tuple(parameter for group in state.optimizer.param_groups for parameter in group["params"])
     _check_groups(state, trained)
     refuse_half(state.model)

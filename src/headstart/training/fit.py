@@ -89,6 +89,7 @@ def _epochs(
     with keep_freed_memory():
         for epoch in range(state.epochs_done, first + epochs):
             started, images = time.monotonic(), 0
+            state.begin_epoch()
             timed = Timed(batches.epoch(epoch, first=state.epoch_step), waiting=_waiting(batches))
             for batch in timed:
                 steps_before = (epoch - first) * per_epoch + state.epoch_step
@@ -101,9 +102,7 @@ def _epochs(
                 rates = [(group, group["lr"]) for group in state.optimizer.param_groups]
                 yield done
             if not state.epoch_weight:
-                raise DataError(
-                    f"epoch {epoch + 1}: fit was given no batch; give an iterable that begins anew each time"
-                )
+                raise DataError(f"epoch {epoch + 1}: fit was given no batch; give an iterable that begins anew")
             closed = _close_epoch(state, images, time.monotonic() - started)
             copied = timed.copying(device_of(state.model)) * images / current().world_size
             yield replace(closed, input_seconds=timed.seconds, copy_seconds=copied)

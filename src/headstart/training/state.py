@@ -10,6 +10,7 @@ from timm.utils.model_ema import ModelEmaV3
 from torch import Tensor, nn
 
 from headstart.distributed.ddp import Replica
+from headstart.surgery.own_state import OwnState
 from headstart.training.average import make_average as make_average
 from headstart.training.average import update_average as update_average
 from headstart.training.compile import Compiled
@@ -59,6 +60,8 @@ class TrainState:
         ``compiled``: The compiled model that steps call.
         ``average_decay``: The decay of an average that ``average_steps`` of the rules made.
         ``index``: A table of the model's modules, kept from one step to the next.
+        ``own_state``: What the model's own modules held when a checkpoint was read, until training mode is entered,
+            which may empty it.
 
     Example:
         >>> import headstart as hs, torch
@@ -89,3 +92,10 @@ class TrainState:
     compiled: Compiled | None = field(default=None, repr=False, compare=False)  # what steps call in place of the model
     average_decay: float | None = None  # of an average that ``average_steps`` of the rules made
     index: Any = field(default=None, repr=False, compare=False)  # the ``ModuleIndex`` that ``index_of`` has looked up
+    own_state: OwnState | None = field(default=None, repr=False, compare=False)  # to put back in training mode
+
+    def begin_epoch(self) -> None:
+        """Enter training mode, unless an epoch goes on: so one begins in the same way after a checkpoint was read."""
+        if not self.epoch_step:
+            self.model.train()
+            self.own_state = None
