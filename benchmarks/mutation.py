@@ -46,7 +46,9 @@ TESTS = {
     "training/finite.py": "training/test_finite.py training/test_step.py training/test_fit.py",
     "training/fit.py": "training/test_fit.py training/test_finite.py training/test_isolation.py",
     "training/evaluate.py": "training/test_evaluate.py training/test_isolation.py training/test_threads.py",
-    "training/activation_cache.py": "training/test_activations.py training/test_boundary_tensors.py",
+    "training/activation_cache.py": (
+        "training/test_activations.py training/test_boundary_tensors.py training/test_own_functions.py"
+    ),
     "training/phase_data.py": "training/test_activation_cache.py training/test_phases.py training/test_decoded.py",
     "training/phases.py": "training/test_phases.py training/test_activation_cache.py",
     "optim/groups.py": "optim/test_groups.py",
@@ -61,7 +63,7 @@ TESTS = {
         "runs/test_checkpoint.py runs/test_checkpoint_files.py runs/test_shared_checkpoint.py runs/test_restore.py"
     ),
     "runs/resume.py": "runs/test_begin.py",
-    "runs/frozen_file.py": "runs/test_frozen_file.py runs/test_checkpoint.py",
+    "runs/frozen_file.py": "runs/test_frozen_file.py runs/test_checkpoint.py runs/test_checkpoint_files.py",
     "runs/optimizer_state.py": (
         "runs/test_restore_groups.py runs/test_restore.py runs/test_checkpoint.py runs/test_shared_checkpoint.py"
     ),

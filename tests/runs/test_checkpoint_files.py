@@ -215,6 +215,7 @@ def test_a_start_that_a_checkpoint_does_not_hold_stays_and_one_of_another_model_
         other = train(make(), noise)
         other.start = strange
         hs.save(other, tmp_path / str(number))
+        assert len(list((tmp_path / str(number)).rglob("start.safetensors"))) == 1
         with pytest.raises(StorageError, match=rf"began with another model: {next(iter(strange))} differs"):
             hs.restore(state, tmp_path / str(number))
 
