@@ -84,16 +84,15 @@ class Shifted(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.conv, self.fc = nn.Conv2d(3, 8, 3), nn.Linear(8, 3)
+        self.conv, self.late, self.fc = nn.Conv2d(3, 8, 3), nn.Linear(8, 8), nn.Linear(8, 3)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        return self.fc(self.conv(functional.pad(images * 2 - 1, (0, 1, 0, 1))).mean((2, 3)))
+        return self.fc(self.late(self.conv(functional.pad(images * 2 - 1, (0, 1, 0, 1))).mean((2, 3))))
 
 
 def test_what_has_no_weights_is_not_worth_keeping(settings, monkeypatch):
     monkeypatch.setattr(cache, "_FEW", 0)
-    sections = settings(recipe="full", epochs=6)
-    del sections["model"]
+    sections = settings(recipe="full", freeze="names:late", epochs=6)
     sections["model"] = {"image_size": 32}
     plan = hs.plan(hs.load_config(sections), model=Shifted())
     why = next(decision.reason for decision in plan.decisions if decision.name == "cache")

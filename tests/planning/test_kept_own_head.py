@@ -21,11 +21,17 @@ Decide = Callable[..., dict[str, hs.Decision]]
 
 
 @pytest.fixture
-def decide(settings) -> Decide:
+def of_module(settings) -> Callable[..., dict[str, Any]]:
+    """Options of a small run of a module, which names no model."""
+    return lambda **sections: settings(**SMALL | sections) | {"model": {"image_size": 32}}
+
+
+@pytest.fixture
+def decide(of_module) -> Decide:
     """What is decided on a module, by name: ``decide(net(), head={"keep": True})``."""
 
     def plan(module: nn.Module, **sections: Any) -> dict[str, hs.Decision]:
-        found = hs.plan(hs.load_config(settings(**SMALL | sections)), model=module)
+        found = hs.plan(hs.load_config(of_module(**sections)), model=module)
         return {decision.name: decision for decision in found.decisions}
 
     return plan
@@ -60,11 +66,11 @@ def test_a_head_of_other_outputs_cannot_be_kept(decide: Decide, net) -> None:
         decide(net(), head={"keep": True, "dropout": 0.5})
 
 
-def test_a_head_that_is_kept_on_request_goes_on_and_is_opened_again(settings, net, tmp_path: Path) -> None:
+def test_a_head_that_is_kept_on_request_goes_on_and_is_opened_again(of_module, net, tmp_path: Path) -> None:
     module = net(classes=3)
     with torch.no_grad():
         list(module.parameters())[-1].copy_(torch.tensor([0.0, 9.0, 0.0]))
-    config = hs.load_config(settings(**SMALL, **STILL, head={"keep": True}))
+    config = hs.load_config(of_module(**STILL, head={"keep": True}))
     run = hs.train(config, model=module, watch=None)
     for name, value in module.state_dict().items():
         torch.testing.assert_close(run.model.state_dict()[name], value, rtol=0, atol=1e-6)
@@ -73,13 +79,13 @@ def test_a_head_that_is_kept_on_request_goes_on_and_is_opened_again(settings, ne
         assert torch.equal(opened.model.state_dict()[name], value)
 
 
-def test_the_model_that_a_run_left_goes_on_with_its_head(settings, decide: Decide, tmp_path: Path) -> None:
+def test_the_model_that_a_run_left_goes_on_with_its_head(settings, of_module, decide: Decide, tmp_path: Path) -> None:
     first = hs.train(hs.load_config(settings(**SMALL, head={"kind": "mlp", "hidden": [6]})), watch=None)
     opened = hs.open_run(first.path)
     for module in (first.model, opened.model):
         found = decide(module, out=str(tmp_path / "second"))
         assert found["head"].value == "fc: kept, 3 outputs, hidden 6", found["head"].reason
-    still = settings(**SMALL, **STILL, out=str(tmp_path / "second"))
+    still = of_module(**STILL, out=str(tmp_path / "second"))
     second = hs.train(hs.load_config(still), model=first.model, watch=None)
     again = hs.open_run(second.path, model=first.model)
     for name, value in second.model.state_dict().items():
@@ -88,7 +94,7 @@ def test_the_model_that_a_run_left_goes_on_with_its_head(settings, decide: Decid
     assert "kept" not in decide(opened.model, out=str(tmp_path / "third"))["head"].value
 
 
-def test_numbers_of_a_kept_head_are_taken_in_their_own_units(settings, net, tmp_path: Path) -> None:
+def test_numbers_of_a_kept_head_are_taken_in_their_own_units(of_module, net, tmp_path: Path) -> None:
     rows = ["image,size"]
     for number in range(24):
         Image.new("RGB", (40, 40), (9 * number,) * 3).save(tmp_path / f"{number}.png")
@@ -97,6 +103,6 @@ def test_numbers_of_a_kept_head_are_taken_in_their_own_units(settings, net, tmp_
     module = net(classes=1)
     with torch.no_grad():
         list(module.parameters())[-1].fill_(111.0)
-    options = settings(**SMALL, **STILL, head={"keep": True}, data={"source": str(tmp_path / "all.csv")})
+    options = of_module(**STILL, head={"keep": True}, data={"source": str(tmp_path / "all.csv")})
     run = hs.train(hs.load_config(options), model=module, watch=None)
     assert run.metrics["mae"] < 14 and 109 < hs.predict(run, [tmp_path / "3.png"])[0].values["size"] < 113

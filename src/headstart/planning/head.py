@@ -10,7 +10,7 @@ from headstart.events import Decision
 from headstart.models.sources import OpenedModel
 from headstart.planning.about import details, outputs_text
 from headstart.planning.draft import Draft
-from headstart.planning.kept_head import KEPT, NEW, find_kept_head
+from headstart.planning.kept_head import KEPT, NEW, explain_new, find_kept_head
 from headstart.planning.own_module import mark_changed
 from headstart.surgery.freeze import find_frozen
 from headstart.surgery.generators import seed_generators
@@ -44,7 +44,7 @@ def choose_head(draft: Draft) -> Draft:
     if kept is not None:
         value = f"{swap.path}: kept, {outputs_text(swap.now)}{details(draft.config.head)}"
         about = Decision("head", value, f"that of {draft.opened.spec}, {why}; a new one: {option('head.keep', False)}")
-    elif why:
+    elif why or (why := explain_new(draft, swap)):
         about = replace(about, reason=f"{about.reason}; that of {draft.opened.spec} is not kept: {why}")
     return replace(draft.decide(about), swap=swap, fixed=fixed)
 

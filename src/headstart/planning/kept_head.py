@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from headstart.config.schema import Head, LinearHead, MlpHead
-from headstart.errors import ConfigError, ModelError, name_some
+from headstart.errors import ConfigError, name_some
 from headstart.models.answers import find_answers
 from headstart.planning.about import outputs_text
 from headstart.planning.draft import Draft
@@ -50,7 +50,7 @@ def find_kept_head(draft: Draft) -> tuple[tuple[Head, HeadSwap] | None, str]:
         if given is None:
             return None, ""
         if asked.keep == "auto" and draft.recorded.get("head") != KEPT:
-            return None, _explain_new(draft)
+            return None, ""
         bundle = _take_as_answers(draft)
     there = _read_head(cast("Mapping[str, Any]", bundle["head"]), asked)
     why = _find_obstacle(draft, bundle, there)
@@ -67,16 +67,13 @@ def find_kept_head(draft: Draft) -> tuple[tuple[Head, HeadSwap] | None, str]:
     return (there, HeadSwap(path=paths[0], was=outputs, now=outputs, others=paths[1:])), "the same outputs"
 
 
-def _explain_new(draft: Draft) -> str:
-    """Why the head of a module of the user's own is not kept, where it has as many outputs as are asked for."""
-    try:
-        outputs = find_head(draft.module, at=draft.config.head.at).outputs
-    except ModelError:  # which says why when a new one is made
-        return ""
-    if outputs != draft.images.task.num_outputs:
+def explain_new(draft: Draft, swap: HeadSwap) -> str:
+    """Why the head of a module of the user's own was not kept, where it had as many outputs as are asked for."""
+    is_unknown = draft.own_module is not None and draft.config.head.keep == "auto" and not draft.recorded
+    if not is_unknown or swap.was != swap.now:
         return ""
     names = name_some(draft.images.task.names)
-    return f"nothing says that its {outputs} outputs mean {names}; if so: {option('head.keep', True)}"
+    return f"nothing says that its {swap.was} outputs mean {names}; if so: {option('head.keep', True)}"
 
 
 def _take_as_answers(draft: Draft) -> Mapping[str, Any]:
