@@ -15,6 +15,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import headstart as hs
+from headstart.data.transforms.own import OwnTransforms
 from headstart.errors import ConfigError, StorageError
 from headstart.models.sources import open_model
 from headstart.planning.began import began_with, name_weights_by_digest
@@ -185,13 +186,17 @@ def test_each_loss_has_its_own_digest_and_the_same_one_the_same(net) -> None:
         None, per_sample, smoothed, with_other_default(), with_closure(1.0), with_closure(2.0), Weighted(1.0, 1.0, 2.0),
         Weighted(1.0, 2.0, 1.0), functools.partial(smoothed, share=0.3), functools.partial(smoothed, share=0.4),
     ]  # fmt: skip
-    found = [began_with(opened, own=True, loss=loss)["loss"] for loss in losses]
+    found = [began_with(opened, own=True, loss=loss, transforms=OwnTransforms())["loss"] for loss in losses]
     assert len(set(found)) == len(found)
     again = [with_closure(2.0), Weighted(1.0, 2.0, 1.0), functools.partial(smoothed, share=0.4)]
-    assert [began_with(opened, own=True, loss=loss)["loss"] for loss in again] == [found[5], found[7], found[9]]
+    assert [began_with(opened, own=True, loss=loss, transforms=OwnTransforms())["loss"] for loss in again] == [
+        found[5],
+        found[7],
+        found[9],
+    ]
     learnt = Weighted(1.0, 2.0, 1.0)
     learnt.weights.requires_grad_().grad = torch.ones(3)
-    assert began_with(opened, own=True, loss=learnt)["loss"] == found[7]
+    assert began_with(opened, own=True, loss=learnt, transforms=OwnTransforms())["loss"] == found[7]
 
 
 def test_a_resume_with_another_loss_or_without_it_is_refused(options) -> None:
