@@ -376,9 +376,9 @@ def test_what_is_opened_again_is_what_was_saved(own, dtype) -> None:
 
 
 def test_wrappers_are_refused_with_what_to_give(own) -> None:
-    with pytest.raises(ModelError, match=r"wrapped in DataParallel; give the one inside, model=module.module"):
+    with pytest.raises(ModelError, match=r"wrapped in DataParallel; give the one inside, module.module"):
         hs.plan(own(), model=nn.DataParallel(busy()))
-    with pytest.raises(ModelError, match=r"compiled by torch.compile; give the one .*, model=module._orig_mod"):
+    with pytest.raises(ModelError, match=r"compiled by torch.compile; give the one .*, module._orig_mod"):
         hs.train(own(), model=torch.compile(busy()))
 
 

@@ -12,7 +12,6 @@ from headstart.machine import available_bytes
 from headstart.planning.draft import Draft
 from headstart.surgery.module_copy import InPlace, copy_module
 from headstart.surgery.whole_module import refuse_wrapped
-from headstart.wording import option
 
 _INSTEAD = "train the module itself: hs.train(config, model=hs.InPlace(module))"
 _changed: list[weakref.ref[nn.Module]] = []  # no set: a module may have an equality of its own
@@ -30,7 +29,7 @@ def copy_own(own: nn.Module | InPlace) -> nn.Module:
             "began; make it anew, or give a copy: model=copy.deepcopy(module) as it is now, or one made before the "
             "first call"
         )
-    _refuse_wrapper(module)
+    refuse_wrapped(module)
     empty = [name for name, value in module.named_parameters() if value.is_meta]
     if empty:
         raise ModelError(
@@ -40,21 +39,6 @@ def copy_own(own: nn.Module | InPlace) -> nn.Module:
     if isinstance(own, InPlace):
         return module
     return copy_module(module, free_bytes=available_bytes(), instead=_INSTEAD)
-
-
-def _refuse_wrapper(module: nn.Module) -> None:
-    """Raises: ModelError: it is another module in a wrapper that a run has no use for, or compiled by torch.jit."""
-    if isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel):
-        raise ModelError(
-            f"model: the module is wrapped in {type(module).__name__}; give the one inside, model=module.module "
-            f"({option('devices', fill='N')} trains it in several processes)"
-        )
-    if isinstance(getattr(module, "_orig_mod", None), nn.Module):
-        raise ModelError(
-            "model: the module was compiled by torch.compile; give the one that it was made of, "
-            f"model=module._orig_mod ({option('compile', 'default')} compiles the steps)"
-        )
-    refuse_wrapped(module)
 
 
 def mark_changed(module: nn.Module) -> None:
