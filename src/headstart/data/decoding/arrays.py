@@ -152,8 +152,8 @@ def explain_ends(first: int, last: int, channels: int) -> str:
     """A phrase on an array of which neither the first nor the last axis are the bands that a model takes."""
     fewer = min(end for end in (first, last) if end) if first or last else 0
     return (
-        f"neither its first axis ({first}) nor its last one ({last}) has the {channels} that the model takes; give one "
-        f"that takes them: {option('model.options', {'in_chans': fewer})}"
+        f"neither its first axis ({first}) nor its last one ({last}) has the {channels} that the model takes; train "
+        f"one that takes them, with {option('model.options', {'in_chans': fewer})}"
     )
 
 

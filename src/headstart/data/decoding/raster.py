@@ -162,7 +162,7 @@ def scale_raster(raster: Raster, *, levels: Levels | None, channels: int) -> NDA
 def explain_bands(bands: int, channels: int) -> str:
     """A phrase on a picture whose bands the model does not take."""
     remedy = option("model.options", {"in_chans": bands})
-    return f"it has {bands} bands, and the model takes {channels}; give one that takes them: {remedy}"
+    return f"it has {bands} bands, and the model takes {channels}; train one that takes them, with {remedy}"
 
 
 def _find_full_range(raster: Raster) -> Levels:
