@@ -194,7 +194,7 @@ USES = (
     ),
     PrivateUse(
         name="_orig_mod",
-        files=("planning/own_module.py", "surgery/whole_module.py"),
+        files=("surgery/whole_module.py",),
         without="a compiled module is not refused with the line to type",
     ),
     PrivateUse(
