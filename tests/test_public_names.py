@@ -26,7 +26,18 @@ NAMES = {
     *("Event", "ScanProgress", "Decided", "Plan", "Decision", "PhaseStarted", "CacheProgress", "CacheGivenUp", "Saved"),
     *("Note", "DataNote", "CacheNote"),
     *("save", "restore", "open_run", "report"),
-    *("Run", "OpenedRun", "OpenedModel", "Prediction", "Predictions", "Evaluation", "Head", "HeadSwap", "Frozen"),
+    *(
+        "Run",
+        "OpenedRun",
+        "OpenedModel",
+        "Prediction",
+        "Predictions",
+        "Evaluation",
+        "Rating",
+        "Head",
+        "HeadSwap",
+        "Frozen",
+    ),
     "Error",
 }
 

@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from headstart.surgery.lora_targets import LoraPlan
     from headstart.surgery.module_copy import InPlace
     from headstart.surgery.outputs import declare_scores
+    from headstart.tasks.own_ratings import Rating
     from headstart.training.evaluate import Evaluation, Predictions
     from headstart.training.fit import fit
     from headstart.training.rules import StepRules
@@ -79,6 +80,7 @@ __all__ = [
     "Plan",
     "Prediction",
     "Predictions",
+    "Rating",
     "Record",
     "Run",
     "Saved",
@@ -151,6 +153,7 @@ _HOMES = {
     "predictor": ("Prediction", "evaluate", "predict"),
     "runs.bundle": ("OpenedRun", "open_run"),
     "runs.run": ("Run",),
+    "tasks.own_ratings": ("Rating",),
     "training.evaluate": ("Evaluation", "Predictions"),
     "runs.checkpoint": ("restore", "save"),
     "reports.report": ("report",),

@@ -29,13 +29,12 @@ from headstart.data.transforms.own import GivenTransform, OwnTransform
 from headstart.errors import ConfigError, DataError, ModelError
 from headstart.reports.headline import describe_evaluation
 from headstart.runs.bundle import OpenedRun, describe_trained, open_run, read_used_images
-from headstart.runs.folder import write_rows
 from headstart.runs.framing import read_framing
 from headstart.runs.run import Run
 from headstart.tasks.kinds import find_kind, measure_present, name_metric
 from headstart.tasks.own_metrics import GivenMetrics, OwnMetric, measure_own, read_own
 from headstart.tasks.task import TaskKind, TaskSpec
-from headstart.training.evaluate import Evaluation, Predictions, evaluate_iterable
+from headstart.training.evaluate import Evaluation, Predictions, evaluate_iterable, write_rows
 from headstart.training.evaluate import evaluate as evaluate_module
 from headstart.training.evaluate import predict as predict_module
 from headstart.training.precision import Precision, usable_device
@@ -326,7 +325,8 @@ def evaluate(
 
 def _add_own(found: Evaluation, own: Mapping[str, OwnMetric]) -> Evaluation:
     """The evaluation with the user's own metrics among the others.  Raises: ConfigError: one gave no number."""
-    return replace(found, metrics=found.metrics | measure_own(own, found.predictions.outputs, found.truth))
+    measured = measure_own(own, found.predictions.outputs, found.truth)
+    return replace(found, metrics=found.metrics | measured, own=own)
 
 
 def _check_batches(batches: object, name: str) -> Batches:

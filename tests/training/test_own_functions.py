@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -147,6 +148,12 @@ def test_the_report_shows_an_own_metric_like_one_of_headstarts(trained) -> None:
     assert run.headline.startswith(f"top_2: {run.metrics['top_2']:.4g} on the ")
     page = (run.path / "report.html").read_text()
     assert "<p>top_2, on the validation images</p>" in page and "Validation top_2" in page
+    rated = json.loads((run.path / "result.json").read_text())["own_metrics"]["val"]
+    interval = f"{rated['top_2']['low']:.4g} to {rated['top_2']['high']:.4g}"
+    guess = f"always the classes&#39; shares: {rated['top_2']['baseline']:.4g}"
+    assert run.headline.endswith(f"(95 % interval {interval}; {guess.replace('&#39;', chr(39))})")
+    assert f"95 % interval {interval}</span>" in page and "always the classes&#39; shares" in page
+    assert "interval of your own" not in page and rated["dollars"]["low"] == 224900.25
     assert '<th scope="row">top_2 <span class="range">your own; higher is better</span></th>' in page
     assert (
         '<th scope="row">dollars <span class="range">your own</span></th><td class="n" data-label="value">224,900</td>'

@@ -12,6 +12,7 @@ from headstart.reports.run_record import RunRecord
 from headstart.tasks.intervals import Interval
 from headstart.tasks.kinds import find_kind, name_metric
 from headstart.tasks.metrics import LABELS, is_lower_better
+from headstart.tasks.own_ratings import Rating, list_ratings
 from headstart.tasks.rows import Row, format_amount
 from headstart.tasks.task import Kind, RowScores, TaskSpec
 
@@ -22,8 +23,8 @@ _OF_A_NUMBER = ("mae", "rmse", "r2", "mae_log10")  # labels that a target's name
 class Metric:
     """One number of the result; ``better`` says which way is good.
 
-    ``validation`` is the number on the validation images where ``value`` is that on the test images. ``better`` is ""
-    of a metric of the user's own whose direction was not said.
+    ``validation`` is the number on the validation images where ``value`` is that on the test images. Of a metric of
+    the user's own ``better`` is "" where its direction was not said, and ``missing`` says what is not there and why.
     """
 
     key: str
@@ -34,11 +35,12 @@ class Metric:
     baseline: float | None = None
     baseline_says: str = ""
     validation: float | None = None
+    missing: tuple[str, ...] = ()
 
     @property
     def beats_baseline(self) -> bool | None:
         """Whether the number is better than the baseline's; None where one of them is missing."""
-        if self.baseline is None or math.isnan(self.value):
+        if self.baseline is None or not self.better or math.isnan(self.value):
             return None
         return self.value < self.baseline if self.better == "lower" else self.value > self.baseline
 
@@ -92,13 +94,27 @@ def summarise(record: RunRecord) -> Findings:
     validation = scores if rows_on == "validation" else score_rows(record, on="validation")
     numbers = list_metrics(record, scores if rows_on == on else None, on=on)
     main = numbers[0] if numbers else None
-    baseline = record.kind.find_baseline(main.key, latest_metrics(record), validation) if main else (None, "")
+    guess = _find_validation_baseline(record, main.key, validation) if main else (None, "")
     return Findings(
-        on=on, rows_on=rows_on, scores=scores, metrics=numbers, validation_baseline=baseline,
+        on=on, rows_on=rows_on, scores=scores, metrics=numbers, validation_baseline=guess,
         headline=describe_headline(label_main(record, main), main, images=_count_images(record, on)) if main else "",
         remarks=list_remarks(record, numbers) if record.result is not None else (),
         mismatch=find_mismatch(record, validation, main),
     )  # fmt: skip
+
+
+def _find_validation_baseline(record: RunRecord, key: str, scores: RowScores | None) -> tuple[float | None, str]:
+    if key in record.own_metrics:
+        rated = _list_own(record, on="validation").get(key)
+        return (rated.baseline, rated.baseline_says) if rated else (None, "")
+    return record.kind.find_baseline(key, latest_metrics(record), scores)
+
+
+def _list_own(record: RunRecord, *, on: str) -> Mapping[str, Rating]:
+    """The ratings of the user's own metrics that the run computed at its end, by name."""
+    written = (record.result or {}).get("own_metrics") or {}
+    metrics = record.test_metrics if on == "test" else latest_metrics(record)
+    return list_ratings(written.get("test" if on == "test" else "val"), metrics)
 
 
 def score_rows(record: RunRecord, *, on: str = "test") -> RowScores | None:
@@ -118,7 +134,9 @@ def list_metrics(record: RunRecord, scores: RowScores | None, *, on: str) -> tup
     finished = scores if record.result is not None else None  # predictions belong to the finished run
     keys = [main] * (main in latest) + keys
     rows = [_make_metric(record.kind, record.names, finished, latest, key) for key in keys]
+    rated = _list_own(record, on=on)
     rows = [replace(row, better=find_direction(record, row.key)) for row in rows]
+    rows = [_add_rating(row, rated[row.key]) if row.key in rated else row for row in rows]
     if on == "test":
         rows = [replace(row, validation=_float(validation.get(row.key))) for row in rows]
     return tuple(rows)
@@ -188,6 +206,7 @@ def describe_headline(label: str, main: Metric, *, images: str) -> str:
     facts = [f"95 % interval {format_interval(main.interval, main.key)}"] if main.interval else []
     if main.baseline is not None:
         facts.append(f"{main.baseline_says}: {format_metric(main.baseline, main.key)}")
+    facts += main.missing
     told = f" ({'; '.join(facts)})" if facts else ""
     return f"{label}: {format_metric(main.value, main.key)} on {images}{told}"
 
@@ -246,6 +265,14 @@ def _make_metric(
         baseline=baseline,
         baseline_says=says,
     )
+
+
+def _add_rating(row: Metric, rating: Rating) -> Metric:
+    """The metric of the user's own, with what its function gave on resamples and on the same answer for every image."""
+    return replace(
+        row, interval=rating.interval, baseline=rating.baseline, baseline_says=rating.baseline_says,
+        missing=rating.remarks,
+    )  # fmt: skip
 
 
 def _float(value: object) -> float:

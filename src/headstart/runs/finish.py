@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -115,7 +115,7 @@ def complete_run(
     seconds = time.monotonic() - started
     metrics = evaluations["val"].metrics
     task = _with_thresholds(images.task, evaluations["val"])
-    result = {
+    result: dict[str, Any] = {
         "task": task.kind, "seconds": seconds, "metrics": metrics, "epoch": state.best.epoch,
         "weights": state.best.weights, "test_metrics": evaluations["test"].metrics if "test" in evaluations else None,
     }  # fmt: skip
@@ -126,6 +126,7 @@ def complete_run(
         result |= {"complete": False, "epochs_done": state.epochs_done, "epochs": planned}
     if log is None:
         return _run(run, result, _plain(model, ready))
+    result |= _rate_own_metrics(evaluations, ready.training_plan.own_metrics)
     settings = Evaluated(
         batch_size=images.val.batch_size, precision=rules.evaluated_in, memory_format=rules.memory_format,
         equal_sizes=find_equal_sizes(
@@ -154,6 +155,15 @@ def complete_run(
     log.note(f"finished: step {state.step}")
     findings = _write_page(run, read=_reader_of(images.val, images.test))
     return _run(run, result, _plain(model, ready), findings)
+
+
+def _rate_own_metrics(evaluations: Mapping[str, Evaluation], own: Collection[str]) -> dict[str, Any]:
+    """What result.json keeps of the user's own metrics by split: a report does not have their functions."""
+    ratings = {
+        split: {name: found.rate(name).to_dict() for name in own if name in found.metrics}
+        for split, found in evaluations.items()
+    }
+    return {"own_metrics": ratings} if own else {}
 
 
 def _with_thresholds(task: TaskSpec, evaluation: Evaluation) -> TaskSpec:

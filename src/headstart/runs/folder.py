@@ -34,7 +34,7 @@ from headstart.storage.durable import (
 )
 from headstart.tasks.kinds import find_kind
 from headstart.tasks.task import TaskSpec
-from headstart.training.evaluate import Evaluation
+from headstart.training.evaluate import Evaluation, write_rows
 from headstart.wording import option, switch
 
 MOST_PROBABILITIES = 2_000_000
@@ -314,14 +314,6 @@ def write_predictions(path: Path, evaluation: Evaluation, *, task: TaskSpec, con
         rows = [{name: value for name, value in row.items() if not name.startswith("p:")} for row in rows]
     text = csv_text(([*row.values()] for row in rows), header=list(rows[0]))
     write_file(path, text.encode("utf-8", "surrogateescape"))
-
-
-def write_rows(evaluation: Evaluation, task: TaskSpec) -> list[dict[str, Any]]:
-    """The rows of predictions.csv, without the images' digests."""
-    outputs = evaluation.predictions.outputs.tolist()
-    write_row = find_kind(task.kind).write_row
-    each = zip(evaluation.predictions.keys, evaluation.truth.tolist(), outputs, strict=True)
-    return [{"id": key} | write_row(task, true, values) for key, true, values in each]
 
 
 def is_complete(result: Mapping[str, Any]) -> bool:

@@ -27,6 +27,7 @@ from headstart.tasks.metrics import (
     compute_f1,
     compute_macro_f1,
     compute_macro_f1_of_present,
+    count_classes,
 )
 from headstart.tasks.rows import Row, cell, number, read_numbers
 from headstart.tasks.task import Kind, RowScores, RowWords, Target, TaskSpec, pair_probabilities
@@ -259,6 +260,11 @@ def _find_baseline(metric: str, _metrics: Mapping[str, Any], scores: RowScores |
     return values[metric], ordered if metric == "mean_average_precision" else f"always {majority.name}"
 
 
+def _list_constants(task: TaskSpec, truth: Tensor) -> dict[str, Tensor]:
+    """The classes' shares as probabilities: the most frequent class is the answer."""
+    return {"always the classes' shares": count_classes(truth, len(task.classes)).double() / len(truth)}
+
+
 def _rate_mistake(row: Row, _task: Mapping[str, Any]) -> float:
     wrong = cell(row, "truth") != cell(row, "prediction")
     return max(number(row, "confidence"), 1e-9) if wrong else 0.0
@@ -299,6 +305,7 @@ CLASSIFY = Kind(
     write_row=_write_row,
     score_rows=score_rows,
     find_baseline=_find_baseline,
+    list_constants=_list_constants,
     rate_mistake=_rate_mistake,
     describe_row=_describe_row,
 )

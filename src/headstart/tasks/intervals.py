@@ -24,7 +24,7 @@ _NORMAL = NormalDist()
 
 @dataclass(frozen=True)
 class Interval:
-    """Lower and upper end, in the unit of the number itself."""
+    """Lower end (``low``) and upper end (``high``), in the unit of the number itself."""
 
     low: float
     high: float
@@ -48,7 +48,12 @@ def wilson(successes: int, total: int) -> Interval | None:
 
 
 def bootstrap(
-    statistic: Callable[[Tensor], Tensor], *, size: int, cost: int = 1, resamples: int = 1000
+    statistic: Callable[[Tensor], Tensor],
+    *,
+    size: int,
+    cost: int = 1,
+    resamples: int = 1000,
+    groups: int = _MOST_GROUPS,
 ) -> Interval | None:
     """BCa bootstrap (Efron 1987) of a statistic of ``size`` images: percentiles, corrected for bias and for skew.
 
@@ -57,14 +62,14 @@ def bootstrap(
     lie beside the number itself.
 
     ``statistic`` gets how often each image was drawn, (R, N) in float64, and returns a number per resample, (R,), NaN
-    where it is undefined. ``cost`` is how many numbers it touches per image and resample. None when there are fewer
-    than two images, when the statistic is undefined, when even 100 resamples would take too long, or when the
-    resamples are so biased that even the corrected interval does not hold the number itself. The draws are the same at
-    every call.
+    where it is undefined. ``cost`` is how many numbers it touches per image and resample; ``groups`` in how many parts
+    images are left out in turn. None when there are fewer than two images, when the statistic is undefined, when even
+    100 resamples would take too long, or when the resamples are so biased that even the corrected interval does not
+    hold the number itself. The draws are the same at every call.
     """
     if size < 2:
         return None
-    groups = min(size, _MOST_GROUPS)
+    groups = min(size, groups)
     resamples = min(resamples, int(_BUDGET / (size * cost)) - groups)
     if resamples < _FEWEST:
         return None

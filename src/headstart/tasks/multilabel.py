@@ -229,6 +229,11 @@ def _find_baseline(metric: str, _metrics: Mapping[str, Any], scores: RowScores |
     return None, ""
 
 
+def _list_constants(_task: TaskSpec, truth: Tensor) -> dict[str, Tensor]:
+    """The tags' shares as probabilities: the tags that most images have are on."""
+    return {"always the tags' shares": (truth > 0).double().mean(0)}
+
+
 def _rate_mistake(row: Row, task: Mapping[str, Any]) -> float:
     """The surprise at the true tags, summed: minus the logarithm of their probabilities."""
     true, predicted = (set(split_tags(cell(row, column))) for column in ("truth", "prediction"))
@@ -279,6 +284,7 @@ MULTILABEL = Kind(
     write_row=_write_row,
     score_rows=score_rows,
     find_baseline=_find_baseline,
+    list_constants=_list_constants,
     rate_mistake=_rate_mistake,
     describe_row=_describe_row,
 )

@@ -22,7 +22,7 @@ GivenMetrics = Mapping[str, MetricFunction | tuple[MetricFunction, Better]]
 
 @dataclass(frozen=True, kw_only=True)
 class OwnMetric:
-    """A metric of the user's own. ``better``: which way is good; None where it was not said."""
+    """A metric of the user's own: its ``function``, and which way is ``better``; None where that was not said."""
 
     function: MetricFunction
     better: Better | None = None
@@ -65,7 +65,7 @@ def measure_own(own: Mapping[str, OwnMetric], outputs: Tensor, truth: Tensor) ->
     """
     found = {}
     for name, metric in own.items():
-        value = metric.function(outputs, truth)
+        value = metric.function(outputs.clone(), truth.clone())  # what it writes in place is not the run's
         try:
             found[name] = float(value)
         except (TypeError, ValueError, RuntimeError) as error:

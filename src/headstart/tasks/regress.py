@@ -235,6 +235,12 @@ def _find_baseline(metric: str, metrics: Mapping[str, Any], scores: RowScores | 
     return float(value), f"always {format_amount(target.mean if word == 'mean' else target.median)}, the {word}"
 
 
+def _list_constants(_task: TaskSpec, truth: Tensor) -> dict[str, Tensor]:
+    """Each target's median, and its mean: which is better depends on the metric."""
+    medians = torch.stack([_find_constant("mae", column) for column in truth.T])
+    return {"always the median": medians, "always the mean": truth.mean(0)}
+
+
 def _rate_mistake(row: Row, task: Mapping[str, Any]) -> float:
     """The errors in standard deviations of the training targets, summed; of logarithms where those were learnt."""
     log = bool(task.get("log"))
@@ -295,6 +301,7 @@ REGRESS = Kind(
     write_row=_write_row,
     score_rows=score_rows,
     find_baseline=_find_baseline,
+    list_constants=_list_constants,
     rate_mistake=_rate_mistake,
     describe_row=_describe_row,
 )

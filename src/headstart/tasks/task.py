@@ -190,6 +190,8 @@ class Kind:
     """Rows of predictions.csv and the outputs' names, scored.  Raises: StorageError: they do not fit together."""
     find_baseline: Callable[[str, Mapping[str, Any], RowScores | None], tuple[float | None, str]]
     """(metric, all metrics, scored rows) -> what the best answer without looking gets on these images, and which."""
+    list_constants: Callable[[TaskSpec, Tensor], Mapping[str, Tensor]]
+    """(task, truth) -> the best answers without looking on these images, (K,) or (T,) each, by what they are called."""
     rate_mistake: Callable[[Row, Mapping[str, Any]], float]
     """How wrong a row is, above 0 where it is wrong; the mapping is the plan's task."""
     describe_row: Callable[[Row, Sequence[str]], RowWords]

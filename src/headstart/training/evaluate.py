@@ -5,9 +5,10 @@ B batch, K classes or tags, T targets, N images.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +18,7 @@ from headstart.data.batch import Batch, Pair, as_batch
 from headstart.data.loader import Batches
 from headstart.distributed.collectives import all_gather, raise_together
 from headstart.distributed.fsdp import is_sharded, part_again
-from headstart.errors import DataError, NonFiniteError
+from headstart.errors import ConfigError, DataError, NonFiniteError
 from headstart.isolation import beside_others, own_arithmetic, own_turn, seeded
 from headstart.surgery.boundary import EvalGraph
 from headstart.surgery.fixed_values import NotReplayable
@@ -27,6 +28,8 @@ from headstart.surgery.module_state import restore_state
 from headstart.surgery.no_trace import read_before
 from headstart.surgery.own_state import has_own_code
 from headstart.tasks.kinds import check_truth, find_kind, guess_kind, make_unnamed_task, measure
+from headstart.tasks.own_metrics import OwnMetric
+from headstart.tasks.own_ratings import Rating, rate_own
 from headstart.tasks.task import TaskKind, TaskSpec
 from headstart.training.precision import MEMORY_FORMATS, Precision, autocast, device_of, dtype_of
 from headstart.wording import option
@@ -68,6 +71,7 @@ class Evaluation:
         ``truth``: Labels (N,), tags (N, K), or numbers (N, T) in float64 and original units.
         ``metrics``: The task's metrics, by name.
         ``note``: Which images of a source these are; empty for batches.
+        ``own``: Your own metrics, by name.
 
     Example:
         >>> import headstart as hs
@@ -80,6 +84,27 @@ class Evaluation:
     truth: Tensor
     metrics: dict[str, float]
     note: str = ""
+    own: Mapping[str, OwnMetric] = field(default_factory=dict, repr=False)
+
+    def rate(self, metric: str) -> Rating:
+        """A metric with its 95 % interval and the best answer without looking: up to a few seconds of resampling.
+
+        Args:
+            ``metric``: Its name in ``metrics``, such as accuracy or one of your own.
+
+        Raises: ConfigError: these images do not have a metric of this name.
+        """
+        if metric not in self.metrics:
+            raise ConfigError(f"metric: {metric!r} is none of this evaluation's; accepted: {', '.join(self.metrics)}")
+        task, value = self.predictions.task, self.metrics[metric]
+        if metric in self.own:
+            return rate_own(self.own[metric], task, self.predictions.outputs, self.truth, value=value)
+        kind = find_kind(task.kind)
+        rows = [{name: str(each) for name, each in row.items()} for row in write_rows(self, task)]
+        scores = kind.score_rows(rows, task.names)
+        interval, (baseline, says) = scores.find_interval(metric), kind.find_baseline(metric, self.metrics, scores)
+        ends = (interval.low, interval.high) if interval else (None, None)
+        return Rating(value=value, low=ends[0], high=ends[1], baseline=baseline, baseline_says=says)
 
     def __repr__(self) -> str:
         """Two lines: of what, and the metrics."""
@@ -110,6 +135,14 @@ class Evaluation:
                 "metrics['relative_mae'], the mean share of the error that each target's median would have"
             )
         return self.metrics["mae"]
+
+
+def write_rows(evaluation: Evaluation, task: TaskSpec) -> list[dict[str, Any]]:
+    """The rows of predictions.csv, without the images' digests."""
+    outputs = evaluation.predictions.outputs.tolist()
+    write_row = find_kind(task.kind).write_row
+    each = zip(evaluation.predictions.keys, evaluation.truth.tolist(), outputs, strict=True)
+    return [{"id": key} | write_row(task, true, values) for key, true, values in each]
 
 
 @contextmanager

@@ -297,7 +297,7 @@ def evaluate_as_planned(model: nn.Module, batches: Batches, training_plan: Train
     rules, metric = training_plan.rules, "auto" if training_plan.better else training_plan.metric
     found = evaluate(model, batches, precision=rules.evaluated_in, memory_format=rules.memory_format, metric=metric)
     own = measure_own(training_plan.own_metrics, found.predictions.outputs, found.truth)
-    return replace(found, metrics={**found.metrics, **own})
+    return replace(found, metrics={**found.metrics, **own}, own=training_plan.own_metrics)
 
 
 def evaluate_best(model: nn.Module, val: Batches, training_plan: TrainingPlan, *, epoch: int) -> Evaluation:
