@@ -218,6 +218,38 @@ def test_a_frozen_norm_is_before_the_cut_and_one_with_moving_statistics_is_behin
     assert find_boundary(module, freeze(module, rule="backbone")).labels == ("global_pool.flatten",)
 
 
+class Scaled(nn.Module):
+    """A frozen convolution; behind it scales that forward reads as they are: of the module's own, and of a part's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.head, self.gain = nn.Conv2d(3, 4, 3), nn.Module(), nn.Parameter(torch.ones(4))
+        self.head.add_module("scales", nn.ParameterList([torch.ones(4)]))
+        self.head.add_module("fc", nn.Linear(4, 2))
+
+    def forward(self, images: Tensor) -> Tensor:
+        pooled = self.conv(images).mean((2, 3)) * self.gain
+        return self.head.fc(pooled * self.head.scales[0])
+
+
+def test_a_tensor_that_the_graphs_read_is_missed_by_name_however_deep_it_is_and_whatever_replaced_it():
+    module = Scaled()
+    frozen = freeze(module, names=["conv"])
+    boundary = find_boundary(module, frozen, example=torch.zeros(1, 3, 8, 8))
+    assert set(boundary.held) == {"gain", "head.scales.0"}
+    assert boundary.find_replaced(module) is None
+    scale = module.head.scales[0]
+    for replaced in (nn.ParameterList([torch.ones(4)]), nn.ParameterList(), nn.Identity()):
+        module.head.scales = replaced
+        assert boundary.find_replaced(module) == "head.scales.0"
+    module.head.scales = nn.ParameterList([scale])
+    assert boundary.find_replaced(module) is None
+    del module.head
+    assert boundary.find_replaced(module) == "head.scales.0"
+    del module.gain
+    assert boundary.find_replaced(module) == "gain"
+
+
 def test_without_anything_frozen_before_what_trains_there_is_no_boundary():
     module = build("timm/test_resnet")
     with pytest.raises(ModelError, match="freeze norm: nothing that is frozen executes before what trains"):

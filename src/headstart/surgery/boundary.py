@@ -56,8 +56,7 @@ class Boundary:
 
     def find_replaced(self, module: nn.Module) -> str | None:
         """The name of a tensor that the graphs read and that is not the module's any more; None where all are."""
-        now = {name: value for name, value, _ in iterate_tensors(module)} if self.held else {}
-        return next((name for name, value in self.held.items() if now.get(name) is not value), None)
+        return next((name for name, value in self.held.items() if _get_tensor(module, name) is not value), None)
 
 
 class EvalGraph(nn.Module):
@@ -304,6 +303,15 @@ def _as_module(module: nn.Module, graph: fx.Graph, half: _Half) -> fx.GraphModul
     tensors = {path: tensor for path, tensor, _ in iterate_tensors(module)} | dict(half.constants)
     root = {path: tensors[path] if op == "get_attr" else module.get_submodule(path) for path, op in targets.items()}
     return fx.GraphModule(root, graph)
+
+
+def _get_tensor(module: nn.Module, name: str) -> object:
+    """What the module has under the name of a tensor. It is asked for at every step, and so not found by a walk."""
+    path, _, own_name = name.rpartition(".")
+    part: object = module
+    for child in path.split(".") if path else ():
+        part = getattr(part, child, None)
+    return getattr(part, own_name, None)
 
 
 def _find_held(module: nn.Module, graphs: Iterable[fx.GraphModule]) -> dict[str, Tensor]:
