@@ -57,6 +57,7 @@ TESTS = {
     "tasks/losses.py": "tasks/test_losses.py training/test_step.py",
     "surgery/boundary.py": "surgery/test_fixed_nodes.py surgery/test_boundary.py",
     "surgery/fixed_nodes.py": "surgery/test_fixed_nodes.py surgery/test_boundary.py",
+    "surgery/own_state.py": "surgery/test_own_state.py runs/test_own_module_state.py",
     "surgery/freeze.py": "models/test_freeze_rules.py",
     "surgery/head.py": "surgery/test_head.py",
     "runs/checkpoint.py": (
