@@ -375,11 +375,11 @@ def _all_or_nothing(state: TrainState, modules: Mapping[str, nn.Module]) -> Iter
     own = [(module, read_own_state(module)) for module in modules.values()]
 
     def put_back() -> None:
-        for module, held in own:
-            restore_own_state(module, held)
         with torch.no_grad():
             for value, before in tensors:
                 value.copy_(before)
+        for module, held in own:
+            restore_own_state(module, held)
         optimizer.put_into(state.optimizer)
         if scaler:
             scaler[0].load_state_dict(scaler[1])

@@ -10,8 +10,9 @@ import copy
 import math
 import random
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,10 @@ _EXTRA = "_extra_state"  # torch's name of it in a state dict
 _PASSING = (
     "_non_persistent"  # in ``values``: names of tensors that are buffers; no attribute is written under such a name
 )
+_NUMBERS = "biuf"  # NumPy's kinds of numbers that JSON can hold
+_MAKERS: dict[str, Callable[[Any], Any]] = {
+    "float": float, "tuple": tuple, "Size": torch.Size, "bytes": bytes.fromhex, "set": set, "frozenset": frozenset,
+}  # fmt: skip
 _SPECIAL = "="  # before the kind of a value that JSON does not have; a dictionary with such a key is not written
 
 
@@ -145,7 +150,7 @@ def read_saved_tensors(module: nn.Module) -> dict[str, Tensor]:
 
 
 def _is_writable(value: Tensor) -> bool:
-    odd = value.is_quantized or value.dtype in (torch.complex128, torch.complex32)
+    odd = value.is_quantized or value.is_meta or value.dtype in (torch.complex128, torch.complex32)
     return value.layout is torch.strided and not odd
 
 
@@ -175,7 +180,8 @@ def restore_own_state(module: nn.Module, state: OwnState) -> None:
             if full in passing and not hasattr(parts[path], name):  # forward made it
                 parts[path].register_buffer(name, tensor.clone(), persistent=False)
             else:
-                setattr(parts[path], name, tensor.clone() if current is None else tensor.to(current.device))
+                device = current.device if isinstance(current, Tensor) else "cpu"
+                setattr(parts[path], name, tensor.to(device, copy=True))
     for full, value in state.values.items():
         path, _, name = full.rpartition(".")
         if path in parts and _may_hold(parts[path], name):
@@ -225,48 +231,52 @@ def _join_path(path: str, name: str) -> str:
 
 
 def _write_value(value: Any, aside: _Aside | None = None) -> Any:
-    """JSON of a value; its tensors are text, too, where they are not put ``aside``.  Raises: _NotPlain."""
-    if value is None or isinstance(value, bool | str) or type(value) is int:
+    """JSON of a value; its tensors are text, too, where they are not put ``aside``.  Raises: _NotPlain.
+
+    What is of a class that is derived from these has more to it than is written here.
+    """
+    kind = type(value)
+    if value is None or kind in (bool, str, int):
         return value
-    if type(value) is float:
+    if kind is float:
         return value if math.isfinite(value) else {_SPECIAL: "float", "value": str(value)}
-    if isinstance(value, np.generic) and not isinstance(value, np.void):
+    if isinstance(value, np.generic) and value.dtype.kind in _NUMBERS and value.itemsize <= 8:
         return {_SPECIAL: value.dtype.str, "value": _write_value(value.item())}
-    if isinstance(value, Tensor):
-        if aside is not None and _is_writable(value):
+    if isinstance(value, Tensor) and _is_writable(value):
+        if aside is not None:
             return aside.put(value)
-        kind = str(value.dtype).removeprefix("torch.")
-        return {_SPECIAL: "tensor", "type": kind, "value": _write_value(value.detach().tolist())}
-    if type(value) is np.ndarray and value.dtype.kind in "biuf":
-        return {
-            _SPECIAL: "array",
-            "type": value.dtype.str,
-            "shape": list(value.shape),
-            "value": _write_value(value.tolist()),
-        }
-    if isinstance(value, bytes):
+        return _with_shape("tensor", str(value.dtype).removeprefix("torch."), value.detach())
+    if kind is np.ndarray and value.dtype.kind in _NUMBERS:
+        return _with_shape("array", value.dtype.str, value)
+    if kind is bytes:
         return {_SPECIAL: "bytes", "value": value.hex()}
     return _write_container(value, aside)
 
 
+def _with_shape(kind: str, number: str, value: Tensor | np.ndarray[Any, Any]) -> dict[str, Any]:
+    """Text of an array, with what an empty list does not say."""
+    return {_SPECIAL: kind, "type": number, "shape": list(value.shape), "value": _write_value(value.tolist())}
+
+
 def _write_container(value: Any, aside: _Aside | None) -> Any:
-    if isinstance(value, list | tuple):
+    kind = type(value)
+    if kind in (list, tuple, torch.Size):
         items = [_write_value(item, aside) for item in value]
-        return items if type(value) is list else {_SPECIAL: "tuple", "value": items}
-    if type(value) is dict and all(isinstance(key, str) and key != _SPECIAL for key in value):
+        return items if kind is list else {_SPECIAL: kind.__name__, "value": items}
+    if kind is dict and all(isinstance(key, str) and key != _SPECIAL for key in value):
         return {key: _write_value(item, aside) for key, item in value.items()}
-    if type(value) is dict or type(value) is OrderedDict:
+    if kind in (dict, OrderedDict):
         pairs = [[_write_value(key), _write_value(item, aside)] for key, item in value.items()]
-        return {_SPECIAL: type(value).__name__, "value": pairs}
-    if type(value) is set or type(value) is frozenset:
-        return {_SPECIAL: type(value).__name__, "value": [_write_value(item) for item in sorted(value, key=repr)]}
-    if isinstance(value, random.Random):
+        return {_SPECIAL: kind.__name__, "value": pairs}
+    if kind in (set, frozenset):
+        return {_SPECIAL: kind.__name__, "value": [_write_value(item) for item in sorted(value, key=repr)]}
+    if kind is random.Random:
         return {_SPECIAL: "random", "value": _write_value(value.getstate())}
-    if isinstance(value, np.random.Generator):
+    if kind is np.random.Generator:
         return {_SPECIAL: "numpy", "value": _write_value(value.bit_generator.state)}
-    if isinstance(value, torch.Generator):
+    if kind is torch.Generator:
         return {_SPECIAL: "torch", "value": value.get_state().tolist()}
-    raise _NotPlain(f"a value of type {type(value).__qualname__}")
+    raise _NotPlain(f"a value of type {kind.__qualname__}")
 
 
 def _fill_in_tensors(value: Any, tensors: Mapping[str, Tensor]) -> Any:
@@ -281,52 +291,75 @@ def _fill_in_tensors(value: Any, tensors: Mapping[str, Tensor]) -> Any:
 
 
 def _put_back(current: Any, value: Any) -> Any:
-    """The value that was written; where ``current`` can take it, that very object."""
+    """The value that was written; where ``current`` is such a container, that very one."""
+    made = _rebuild(current, value)
+    if type(current) is not type(made):
+        return made
+    if isinstance(current, list):
+        current[:] = made
+    elif isinstance(current, dict | set):
+        current.clear()
+        current.update(made)
+    else:
+        return made
+    return current
+
+
+def _rebuild(current: Any, value: Any) -> Any:
+    """The value that was written, in new containers; of ``current`` it keeps generators, which get their state, and
+    tensors that are the same, which may be the module's own by another name.
+    """
     if isinstance(value, list):
-        items = [_put_back(None, item) for item in value]
-        if isinstance(current, list):
-            current[:] = items
-            return current
-        return items
+        before = current if isinstance(current, list | tuple) else ()
+        return [_rebuild(old, item) for old, item in zip_longest(before[: len(value)], value)]
     if not isinstance(value, Mapping):
         return value
-    kind = value.get(_SPECIAL)
-    if kind is None:
-        made = {key: _put_back(None, item) for key, item in value.items()}
-        if isinstance(current, dict):
-            current.clear()
-            current.update(made)
-            return current
-        return made
-    return _special(current, str(kind), value)
+    if _SPECIAL not in value:
+        return {key: _rebuild(_get(current, key), item) for key, item in value.items()}
+    return _special(current, str(value[_SPECIAL]), value)
+
+
+def _get(container: Any, key: Any) -> Any:
+    return container.get(key) if isinstance(container, dict) else None
 
 
 def _special(current: Any, kind: str, value: Mapping[str, Any]) -> Any:
-    given = _put_back(None, value["value"])
-    if kind == "float":
-        return float(given)
-    if kind == "tuple":
-        return tuple(given)
-    if kind == "tensor":
-        return torch.tensor(given, dtype=getattr(torch, value["type"]))
-    if kind == "array" and np.dtype(value["type"]).kind in "biuf":
-        return np.array(given, dtype=value["type"]).reshape(value["shape"])
-    if kind == "bytes":
-        return bytes.fromhex(given)
-    if kind in ("set", "frozenset"):
-        return set(given) if kind == "set" else frozenset(given)
     if kind in ("dict", "OrderedDict"):
-        return dict(given) if kind == "dict" else OrderedDict(given)
-    if kind == "random" and isinstance(current, random.Random):
-        current.setstate(given)
-        return current
-    if kind == "numpy" and isinstance(current, np.random.Generator):
-        current.bit_generator.state = given
-        return current
-    if kind == "torch" and isinstance(current, torch.Generator):
-        current.set_state(torch.tensor(given, dtype=torch.uint8))
-        return current
+        pairs = [(_rebuild(None, key), item) for key, item in value["value"]]
+        made = {key: _rebuild(_get(current, key), item) for key, item in pairs}
+        return made if kind == "dict" else OrderedDict(made)
+    given = _rebuild(current, value["value"])
+    if kind in _MAKERS:
+        return _MAKERS[kind](given)
+    if kind == "tensor":
+        return _same_tensor(current, torch.tensor(given, dtype=getattr(torch, value["type"])).reshape(value["shape"]))
+    if kind == "array" and np.dtype(value["type"]).kind in _NUMBERS:
+        return np.array(given, dtype=value["type"]).reshape(value["shape"])
     if kind in ("random", "numpy", "torch"):
-        return current
+        return _set_generator(current, kind, given)
     number = np.dtype(kind)
-    return number.type(given) if number.kind in "biufc" else current
+    return number.type(given) if number.kind in _NUMBERS else current
+
+
+def _same_tensor(current: Any, made: Tensor) -> Tensor:
+    """The one that is there already where it is equal; else the one that was made, where that one is."""
+    if not isinstance(current, Tensor):
+        return made
+    made = made.to(current.device)
+    is_same = current.shape == made.shape and current.dtype == made.dtype and torch.equal(current, made)
+    return current if is_same else made
+
+
+def _set_generator(current: Any, kind: str, state: Any) -> Any:
+    """A generator in the state that was written: the one that is there, or a new one of Python or torch."""
+    if kind == "random":
+        python = current if isinstance(current, random.Random) else random.Random()
+        python.setstate(state)
+        return python
+    if kind == "torch":
+        generator = current if isinstance(current, torch.Generator) else torch.Generator()
+        generator.set_state(torch.tensor(state, dtype=torch.uint8))
+        return generator
+    if isinstance(current, np.random.Generator):
+        current.bit_generator.state = state
+    return current
