@@ -7,10 +7,14 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
+from PIL import Image
 
+import headstart
 from headstart.config.load import load_config
 from headstart.config.schema import Config, Data
 from headstart.data import near_copies
@@ -71,6 +75,74 @@ def test_a_split_keeps_resized_copies_on_one_side_and_says_which_copies(load, tm
     text = "; ".join(images.notes)
     assert "copies (exact, resized or re-encoded) stay on one side" in text
     assert "6 images have resized or re-encoded copies, e.g. 'a/1.png' and 'a/1s.jpg'" in text
+
+
+FORMS: dict[str, Callable[[NDArray[np.float32]], NDArray[np.generic]]] = {
+    "bands_last": lambda colours: colours / 255,
+    "bands_first": lambda colours: (colours.transpose(2, 0, 1) / 255).astype(np.float16),
+    "bytes": lambda colours: colours.astype(np.uint8),
+    "twelve_bits": lambda colours: (colours * 16).astype(np.uint16),
+    "grey": lambda colours: 250 + colours[:, :, 0] / 10,
+    "seven_bands": lambda colours: np.concatenate([colours, 100 * colours[:, :, ::-1], colours[:, :, :1]], axis=2),
+    "holes": lambda colours: np.where(colours < 3, np.nan, colours),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_smaller_copies_of_arrays_are_found_and_stay_on_one_side(form: str, load, tmp_path: Path, preprocess) -> None:
+    """In any order of the axes, of any number of bands and any range of values."""
+    for number, label in enumerate("ab"):
+        (tmp_path / "data" / label).mkdir(parents=True)
+        for place in range(8):
+            picture = draw(10 * number + place)
+            for name, size in ((f"{place}", picture.size), *([(f"{place}s", (100, 75))] if place % 2 else [])):
+                colours = np.asarray(picture.resize(size).convert("RGB"), dtype=np.float32)
+                np.save(tmp_path / "data" / label / f"{name}.npy", FORMS[form](colours))
+    scan = headstart.audit(tmp_path / "data")
+    pairs = {tuple(sorted(pair)) for pair in scan.near_copies}
+    assert pairs == {(f"{label}/{place}.npy", f"{label}/{place}s.npy") for label in "ab" for place in "1357"}
+    if form != "seven_bands":  # which this model does not take
+        images = load(val=0.3, axes="auto" if form != "bands_first" else "chw")
+        assert all(sides(images)[one] == sides(images)[other] for one, other in images.scan.near_copies)
+        assert "copies (exact, resized or re-encoded) stay on one side" in "; ".join(images.notes)
+
+
+def test_smaller_copies_of_more_than_8_bits_are_found(tmp_path: Path) -> None:
+    """As a TIFF, stored on its side, and as a PNG."""
+    (tmp_path / "data").mkdir()
+    for place in range(4):
+        picture = draw(place).convert("L")
+        deep = np.asarray(picture, dtype=np.uint16) * 16
+        Image.fromarray(deep).save(tmp_path / "data" / f"{place}.png")
+        turned = np.asarray(picture.resize((100, 75)), dtype=np.uint16).T[:, ::-1] * 16
+        exif = Image.Exif()
+        exif[0x0112] = 8  # turned to the left when it is shown
+        Image.fromarray(np.ascontiguousarray(turned)).save(tmp_path / "data" / f"{place}.tif", exif=exif)
+    (tmp_path / "data.csv").write_text(
+        "image,label\n" + "".join(f"data/{p.name},{p.stem}\n" for p in sorted((tmp_path / "data").iterdir()))
+    )
+    found = headstart.audit(tmp_path / "data.csv").near_copies
+    assert found == tuple((f"data/{place}.png", f"data/{place}.tif") for place in range(4))
+
+
+@pytest.mark.parametrize(
+    ("sides_of", "said"),
+    [
+        ((20,), "copies (exact ones alone: all images are too small or too plain to tell resized ones by) stay"),
+        (
+            (20, 60),
+            "copies (exact, resized or re-encoded; of 8 images too small or too plain to tell by exact ones alone)",
+        ),
+    ],
+)
+def test_it_is_said_of_which_images_exact_copies_alone_are_looked_for(sides_of, said: str, load, tmp_path) -> None:
+    for place in range(8):
+        for number, label in enumerate("ab"):
+            path = tmp_path / "data" / label / f"{place}.npy"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            side = sides_of[number % len(sides_of)]
+            np.save(path, np.asarray(draw(10 * number + place).convert("L").resize((side, side))))
+    assert said in "; ".join(load(val=0.3).notes)
 
 
 def test_a_run_from_before_keeps_its_split(load, tmp_path: Path) -> None:

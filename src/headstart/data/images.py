@@ -345,12 +345,21 @@ def _divide(
             f"class (not copies of one picture, nor all of one group), or folders train and val"
         )
     by = find_kind(listing.kind).stratum
-    kept = f"copies ({'exact, resized or re-encoded' if join_near else 'exact ones'})"
+    kept = f"copies ({_name_copies(scan) if join_near else 'exact ones'})"
     kept += "" if config.data.group is None else f" and equal {config.data.group!r}"
     parts = ", ".join(f"{counts[split]} {split}" for split in ("train", "val", "test") if counts[split])
     note = f"split: made by seed {config.seed}, stratified by {by}: {parts}; {kept} stay on one side"
     records = tuple(replace(record, split=chosen.get(record.name, record.split)) for record in listing.records)
     return records, (note,)
+
+
+def _name_copies(scan: Scan) -> str:
+    """Which copies were looked for: of images without a fingerprint exact ones alone."""
+    plain = sum(not scan.fingerprints.get(name) for name in scan.hashes)
+    if plain == len(scan.hashes):
+        return "exact ones alone: all images are too small or too plain to tell resized ones by"
+    few = f"; of {plain:,} images too small or too plain to tell by exact ones alone" if plain else ""
+    return f"exact, resized or re-encoded{few}"
 
 
 def _find_shared_groups(records: Sequence[Record]) -> tuple[Caution, ...]:

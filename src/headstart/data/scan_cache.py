@@ -22,7 +22,9 @@ from PIL import Image, ImageFile, features
 from headstart.data.sources.source import Stamp
 from headstart.storage.disk_cache import DiskCache
 
-_FORMAT = 3  # 1 had no fingerprints, 2 no marks; they are under other keys, and such places are scanned again
+# 1 had no fingerprints, 2 no marks, 3 no fingerprints of more than 8 bits; they are under other keys, and such places
+# are scanned again
+_FORMAT = 4
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -63,22 +63,24 @@ def _other(axes: Axes) -> Axes:
     return "chw" if axes == "hwc" else "hwc"
 
 
-def measure_array(content: bytes) -> tuple[Measured, tuple[Mark, ...]]:
-    """What the values of a saved array are, of one with three axes how many bands it has by both orders; and the words
-    for it.
+def measure_array(content: bytes) -> tuple[Measured, Raster, tuple[Mark, ...]]:
+    """What the values of a saved array are, of one with three axes how many bands it has by both orders; its picture,
+    of three axes with as few bands as can be; and the words for it.
 
     Raises: NoPicture: the bytes hold no picture.
     """
     values = _load(content)
     if values.ndim == 2:
         grey = Raster(values[:, :, None], 1, alpha=False)
-        return measure(grey), (*mark_raster(grey), *mark_sides(*values.shape))
+        return measure(grey), grey, (*mark_raster(grey), *mark_sides(*values.shape))
     bands = _count_bands(values.shape)
     longest = sorted(range(3), key=lambda axis: -values.shape[axis])  # which are thinned out where there are many
     raster = Raster(values.transpose(longest), 1, alpha=False)
     found = measure(raster)
     measured = Measured(bands["hwc"], found.kind, found.least, found.low, found.high, found.most, bands["chw"])
-    return measured, mark_raster(raster)
+    likely = min((axes for axes in ORDERS if bands[axes]), key=lambda axes: bands[axes])
+    upright = Raster(values if likely == "hwc" else values.transpose(1, 2, 0), 1, alpha=False)
+    return measured, upright, mark_raster(raster)
 
 
 def _load(content: bytes) -> NDArray[np.generic]:

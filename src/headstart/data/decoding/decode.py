@@ -39,6 +39,7 @@ from headstart.data.decoding.raster import (
     read_raster,
     scale_raster,
 )
+from headstart.data.decoding.reduced import ReducedImage, reduce_raster
 from headstart.data.decoding.tiff import has_more_pages
 from headstart.errors import DataError, RunError
 
@@ -139,20 +140,9 @@ def measure_image(content: bytes, *, where: str) -> Measured | None:
 
 
 @dataclass(frozen=True)
-class ReducedImage:
-    """An 8-bit RGB picture, the right way up, that may be smaller than its file's, of ``size`` (width, height).
-    ``extent``: how far the image goes across and down in it, for its last pixels may be padding.
-    """
-
-    picture: Image.Image
-    extent: tuple[float, float]
-    size: tuple[int, int]
-
-
-@dataclass(frozen=True)
 class Examined:
-    """What one look at an image gives: what its values are (see ``measure_image``), its picture, but of images of more
-    than 8 bits or other bands, and what decoding changes in it.
+    """What one look at an image gives: what its values are (see ``measure_image``), its picture, if it was asked for or
+    has 8 bits, and what decoding changes in it.
     """
 
     measured: Measured | None
@@ -162,27 +152,27 @@ class Examined:
 
 def examine_image(content: bytes, *, where: str, least: int = 1) -> Examined:
     """What an image's values are, and its picture: of a JPEG as small as it comes with ``least`` pixels a side, down to
-    an eighth of its size.
+    an eighth of its size. Of more than 8 bits or other bands there is one (see ``reduce_raster``) if ``least`` is more.
 
     Raises:
         UnreadableImage: the bytes give no picture.
     """
     with _explaining(content, where):
         if is_array(content):
-            values, words = run_interruptibly(partial(measure_array, content), pixels=len(content))
-            return Examined(values, None, words)
+            values, stored, words = run_interruptibly(partial(measure_array, content), pixels=len(content))
+            return Examined(values, _reduce_raster(stored, least), words)
         raster = _read_raster(content, where)
         pages: tuple[Mark, ...] = ("first",) if has_more_pages(content) else ()
         if raster is not None:
             sides = mark_sides(*raster.values.shape[:2])
-            return Examined(measure(raster), None, (*mark_raster(raster), *sides, *pages))
-        finish = partial(_examine, where=where)
+            return Examined(measure(raster), _reduce_raster(raster, least), (*mark_raster(raster), *sides, *pages))
+        finish = partial(_examine, where=where, least=least)
         (measured, picture, marks, orientation), size = _open_with_pillow(
             content, where=where, reduced=8, finish=finish, least=least
         )
         marks = (*marks, *mark_sides(*size), *pages)
-        if picture is None:
-            return Examined(measured, None, marks)
+        if picture is None or isinstance(picture, ReducedImage):
+            return Examined(measured, picture, marks)
         factor = max(1, round(size[0] / picture.width))
         (width, height), upright = size[::-1] if orientation in _LYING else size, _upright(picture, orientation)
         return Examined(measured, ReducedImage(upright, (width / factor, height / factor), (width, height)), marks)
@@ -198,13 +188,25 @@ def _read_raster(
     return run_interruptibly(partial(read_raster, content, all_deep=all_deep), pixels=len(content))
 
 
-def _examine(image: Image.Image, *, where: str) -> tuple[Measured | None, Image.Image | None, tuple[Mark, ...], int]:
-    """What a loaded picture's values are, the picture as stored where they have 8 bits, what decoding changes in it,
-    and its EXIF orientation.
+def _reduce_raster(raster: Raster, least: int) -> ReducedImage | None:
+    if least == 1:
+        return None
+    picture, extent = run_interruptibly(partial(reduce_raster, raster, least=least), pixels=raster.values.size)
+    height, width, _ = raster.values.shape
+    size, extent = ((height, width), extent[::-1]) if raster.orientation in _LYING else ((width, height), extent)
+    return ReducedImage(_upright(picture, raster.orientation), extent, size)
+
+
+def _examine(
+    image: Image.Image, *, where: str, least: int
+) -> tuple[Measured | None, Image.Image | ReducedImage | None, tuple[Mark, ...], int]:
+    """What a loaded picture's values are, the picture as stored where they have 8 bits, else see ``examine_image``,
+    what decoding changes in it, and its EXIF orientation.
     """
     deep, orientation = read_deep_grey(image), _orientation(image)
     if deep is not None:
-        return measure(deep), None, mark_raster(deep), orientation
+        upright = Raster(deep.values, orientation, deep.alpha)
+        return measure(deep), _reduce_raster(upright, least), mark_raster(deep), orientation
     picture = _eight_bit(image, channels=3, where=where)
     extrema: Any = picture.getextrema()  # of three bands
     most = max(high for _, high in extrema)

@@ -15,9 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from headstart.data.decoding.decode import ReducedImage, examine_image
+from headstart.data.decoding.decode import examine_image
 from headstart.data.decoding.marks import Mark
 from headstart.data.decoding.raster import Measured
+from headstart.data.decoding.reduced import ReducedImage
 
 Floats = NDArray[np.float32]
 
@@ -49,8 +50,8 @@ _WAVES = _waves()
 
 
 def shrink_image(content: bytes, *, where: str) -> tuple[bytes, Measured | None, tuple[Mark, ...]]:
-    """The 16 x 16 grey values that a fingerprint is of, none where the picture is too small to have one, or of more
-    than 8 bits or other bands; what ``measure_image`` finds, and what decoding changes, in the same look at it.
+    """The 16 x 16 grey values that a fingerprint is of, none where the picture is too small to have one;
+    what ``measure_image`` finds, and what decoding changes, in the same look at it.
 
     Raises:
         UnreadableImage: the bytes give no picture.
