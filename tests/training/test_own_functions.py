@@ -242,6 +242,34 @@ def test_a_transform_for_validation_is_asked_for_again_by_evaluate_and_predict(t
     assert ", IMAGES, transform=transform)" in page and "headstart predict" not in page
 
 
+def test_a_run_validated_with_a_transform_asks_for_it_where_it_is_trained_on(
+    trained, settings, colours, tmp_path: Path, capsys
+) -> None:
+    run = trained("run", transform={"val": dark})
+    onwards = SMALL | {"model": {"name": str(run.path), "weights": "pretrained", "options": {}}}
+    in_memory = SMALL | {"model": {"name": "auto", "weights": "pretrained", "options": {}}}
+    for ask in (
+        lambda: trained("on", sections=onwards),
+        lambda: trained("on", sections=onwards, transform=noisy),
+        lambda: hs.plan(hs.load_config(settings(**onwards))),
+        lambda: trained("on", sections=in_memory, model=run.model),
+    ):
+        with pytest.raises(ConfigError, match=r'model: .* was validated .*: hs\.train\(config, transform={"val": g}\)'):
+            ask()
+    assert main(["train", str(colours), "--model", str(run.path), "--out", str(tmp_path / "on")]) == 2
+    assert 'transform={"val": g}' in capsys.readouterr().err and not (tmp_path / "on").exists()
+    with pytest.raises(ConfigError, match=r'like: .* hs\.open_images\(\.\.\., transform={"val": g}\)'):
+        hs.open_images(colours, like=hs.open_model(str(run.path)))
+    plan = hs.plan(hs.load_config(settings(**onwards)), transform={"val": dark})
+    assert not [decision for decision in plan.decisions if "transform" in decision.value]
+    told = list[str]()
+    other = trained(
+        "on", sections=onwards, transform={"val": lambda pixels: pixels}, watch=lambda event: told.append(str(event))
+    )
+    assert any("by another transform of your own" in text for text in told)
+    assert hs.evaluate(other, colours, transform={"val": lambda pixels: pixels}).metrics == other.metrics
+
+
 def test_a_run_that_changed_training_images_alone_takes_no_transform_elsewhere(trained, colours) -> None:
     run = trained("run", transform=noisy)
     assert hs.evaluate(run.path, colours).metrics == run.metrics

@@ -34,7 +34,7 @@ from headstart.data.split import split_records
 from headstart.data.transforms.own import GivenTransform, OwnTransform, read_transforms
 from headstart.data.transforms.transforms import Preset, check_mixing, eval_transform, train_transform
 from headstart.distributed.processes import current
-from headstart.errors import DataError
+from headstart.errors import ConfigError, DataError
 from headstart.models.preprocess import Preprocess
 from headstart.storage.disk_cache import DiskCache, cache_folder
 from headstart.tasks.kinds import find_kind
@@ -120,6 +120,7 @@ def open_images(
 
     Raises:
         DataError: The source is missing, unclear or damaged; the message says where and what to do.
+        ConfigError: The model is a run that was validated with a transform of your own, and none is given.
 
     Example:
         >>> import headstart as hs
@@ -134,10 +135,13 @@ def open_images(
         augment=Augment(preset=augment),
         seed=seed,
     )
-    own_source = None if isinstance(source, str | Path) else source
-    own, framing = (
-        None if function is None else OwnTransform(function) for function in vars(read_transforms(transform)).values()
-    )
+    own_source, given = None if isinstance(source, str | Path) else source, read_transforms(transform)
+    if not isinstance(like, Preprocess) and given.val is None and (like.bundle or {}).get("framing") is not None:
+        raise ConfigError(
+            f"like: {like.spec}: the run was validated with a transform of your own, which no folder holds; give it, "
+            'or another one: hs.open_images(..., transform={"val": g})'
+        )
+    own, framing = (None if function is None else OwnTransform(function) for function in vars(given).values())
     images = load_images(config, like if isinstance(like, Preprocess) else like.preprocess, own_source=own_source)
     return change_images(images, own=own, framing=framing)
 

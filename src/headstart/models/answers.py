@@ -15,11 +15,13 @@ _known: dict[int, tuple[weakref.ref[nn.Module], weakref.ref[nn.Module], Mapping[
 
 
 def remember_answers(module: nn.Module, facts: Mapping[str, Any]) -> None:
-    """Keep the task and the head of a bundle's ``facts`` for the module that they are of, while it lives."""
+    """Keep the task, the head and which transform it was validated with, of a bundle's ``facts``, for the module that
+    they are of, while it lives.
+    """
     for key in [key for key, (ref, _, _) in _known.items() if ref() is None]:
         del _known[key]
     head = module.get_submodule(facts["head"]["path"])
-    about = {name: facts[name] for name in ("task", "head")}
+    about = {name: facts[name] for name in ("task", "head", "framing") if name in facts}
     _known[id(module)] = (weakref.ref(module), weakref.ref(head), about)
 
 

@@ -25,6 +25,7 @@ from headstart.planning.distributed import check_parallel, choose_parallel
 from headstart.planning.document import make_document
 from headstart.planning.draft import Choices, Draft, Own
 from headstart.planning.evaluation import choose_evaluation
+from headstart.planning.framing import check_framing
 from headstart.planning.head import choose_head
 from headstart.planning.head_rate import limit_head_rate
 from headstart.planning.idle import name_idle_options
@@ -56,6 +57,7 @@ OPENED: tuple[Callable[[Draft], Draft], ...] = (
     check_parallel,
     list_images,
     choose_model,
+    check_framing,
     read_images,
     name_trained_before,
     choose_loss,
