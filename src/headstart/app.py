@@ -30,6 +30,7 @@ from headstart.planning.disk_space import refuse_small_disk
 from headstart.planning.draft import Choices, Own
 from headstart.planning.preflight import Prepared, prepare
 from headstart.reports.progress import open_watch
+from headstart.reports.run_record import read_record
 from headstart.runs.finish import complete_run, read_finished_run
 from headstart.runs.folder import (
     check_free,
@@ -229,6 +230,15 @@ def _note_finished(run: Path) -> Note:
     return Note(f"{run} is finished already; go on with {further}, or begin anew with {anew}")
 
 
+def _note_complete(run: Path) -> Note:
+    from headstart.reports.report import find_prediction  # imports matplotlib, 0.5 s
+
+    record = read_record(run)
+    best = (record.result or {}).get("epoch", "-")
+    line = find_prediction(record)
+    return Note(f"{run} is complete, its best epoch is {best}: nothing is left to finish; to predict: {line}")
+
+
 def _read_recorded(run: Path, asked: _Asked, *, resume: bool) -> Choices | None:
     """The choices that were measured when this run began, or the one that is made again."""
     found = read_choices(run) if resume else None
@@ -339,6 +349,7 @@ def finish(
     started = time.monotonic()
     with _isolate_call("hs.finish"), lock_folder(run), open_watch(watch) as emit:
         if is_finished(run):
+            emit(_note_complete(run))
             return read_finished_run(run, model=model)
         check_stopped(run, own=model is not None, metrics=metrics or ())
         with own_turn():

@@ -16,10 +16,11 @@ from PIL import Image
 
 import headstart as hs
 from headstart.cli.main import main
+from headstart.config.schema import Config, Data
 from headstart.data.axes import choose_axes
 from headstart.data.decoding.decode import UnreadableImage, decode_bands, decode_image, measure_image
 from headstart.data.decoding.raster import Measured
-from headstart.data.images import open_images
+from headstart.data.images import load_images, open_images
 from headstart.errors import DataError
 from headstart.models.preprocess import Preprocess, imagenet_preprocess
 
@@ -248,3 +249,38 @@ def test_the_command_line_asks_for_the_order(tmp_path: Path, capsys: pytest.Capt
     assert "data.axes: 8 arrays are read as C x H x W; as given" in " ".join(capsys.readouterr().out.split())
     assert main(["plan", str(source), *small]) == 2
     assert "in_chans: 32" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("order", "channels"), [("hwc", 3), ("chw", 3), ("chw", 5), ("grey", 3)])
+@pytest.mark.parametrize("spelling", ["cubes/{}.npy", "{}", "C:\\data\\cubes\\{}.npy"])
+def test_arrays_are_named_in_tables_like_other_images(order: str, channels: int, spelling: str, tmp_path: Path) -> None:
+    """With their ending, without, and by the path of another machine."""
+    (tmp_path / "cubes").mkdir()
+    rows = ["file,size"]
+    for number in range(8):
+        values = np.random.default_rng(number).random((40, 36, channels)).astype(np.float32)
+        values = {"hwc": values, "chw": values.transpose(2, 0, 1), "grey": values[:, :, 0]}[order]
+        np.save(tmp_path / "cubes" / f"{number}.npy", values)
+        rows.append(f"{spelling.format(number)},{10 + number / 2}")
+    table = tmp_path / "sizes.csv"
+    table.write_text("\n".join(rows) + "\n")
+    data = Data(source=str(table), images=str(tmp_path / "cubes") if spelling == "{}" else None)
+    like = imagenet_preprocess(channels=channels, source="test")
+    images = load_images(Config(data=data, workers=0), like)
+    assert (images.task.kind, images.task.targets) == ("regress", ("size",))
+    assert {sample.target for sample in (*images.train.samples, *images.val.samples)} == {
+        (10 + number / 2,) for number in range(8)
+    }
+    assert ("data.axes: 8 arrays are read as C x H x W" in "; ".join(images.notes)) == (order == "chw")
+    batch = next(iter(images.val.epoch(0)))
+    assert batch.pixels.shape[1] == channels and batch.pixels[: batch.size].float().std() > 20
+
+
+def test_an_array_that_a_table_names_and_that_is_none_is_said_with_its_name(tmp_path: Path) -> None:
+    for number in range(6):
+        np.save(tmp_path / f"{number}.npy", colours() + np.uint8(number))
+    np.savez(tmp_path / "6.npz", colours())
+    (tmp_path / "7.npy").write_bytes(b"no array")
+    (tmp_path / "a.csv").write_text("file,label\n" + "".join(f"{n}.npy,{'ab'[n % 2]}\n" for n in (*range(6), 7)))
+    with pytest.raises(DataError, match=r"1 of 7 images cannot be read:\n  7\.npy: "):
+        open_images(tmp_path / "a.csv", like=imagenet_preprocess(channels=3, source="test"))

@@ -129,6 +129,16 @@ def test_copies_that_were_saved_again_are_told_with_the_score_without_them(
     assert (
         "; 1 of them looks as images of its training do, perhaps resized or saved again ('a/again.jpg')" in found.note
     )
+    further = {"name": str(run.path), "weights": "pretrained", "options": {}}
+    split = {"source": str(tmp_path / "new"), "val": 0.9}
+    plan = hs.plan(hs.load_config(settings(data=split, model=further)))
+    seen = [[decision.value, decision.reason] for decision in plan.decisions if decision.name == "seen before"]
+    bundle = run.path / "model"
+    assert [
+        "1 of 3 validation images look as images that it was trained on do",
+        f"{bundle}: resized or saved again ('a/again.jpg'), they make the validation too good; remove them",
+    ] in seen
+    assert all(pair in [[one["value"], one["reason"]] for one in plan.document["decisions"]] for pair in seen)
     rest = [row for row, key in enumerate(found.predictions.keys) if key != "a/again.jpg"]
     right = (found.predictions.outputs[rest].argmax(1) == found.truth[rest]).double().mean()
     assert f"; without them accuracy is {right:.4g} on 3" in found.note

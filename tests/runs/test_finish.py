@@ -85,7 +85,12 @@ def test_the_best_epoch_so_far_is_the_model_until_the_run_goes_on(options, capsy
     assert weights(run) == weights(whole)
     assert "stopped" not in done.note
     assert (run / "result.json").read_text().count("complete") == 0
+    capsys.readouterr()
     assert hs.finish(run).metrics == done.metrics  # a finished run is given as it is
+    assert main(["finish", "run"]) == 0
+    epoch = json.loads((run / "result.json").read_text())["epoch"]
+    said = f"run is complete, its best epoch is {epoch}: nothing is left to finish; to predict: "
+    assert capsys.readouterr().err.count(f"{said}headstart predict run IMAGE_OR_FOLDER") == 2  # in Python as well
     assert "Continue this run" not in (run / "report.html").read_text()
 
 

@@ -180,6 +180,12 @@ def _commands(record: RunRecord) -> Sequence[Mapping[str, str]]:
     return [*use, *again] if record.is_complete else [go_on, *use, *again]
 
 
+def find_prediction(record: RunRecord) -> str:
+    """The line that predicts with the model of a finished run."""
+    commands = (command["line"] for command in _commands(record))
+    return next(line for line in commands if line.startswith(("headstart predict ", "hs.predict(")))
+
+
 def _repeat_command(record: RunRecord, objects: Mapping[str, str]) -> Mapping[str, str]:
     """The line that makes the run again."""
     if not objects:

@@ -70,6 +70,20 @@ def test_other_files_are_left_out_and_said(folders, load) -> None:
     assert "1 file is no image and left out (1 .txt, e.g. " in "; ".join(load(root).notes)
 
 
+@pytest.mark.parametrize("name", ["test", "my_unlabeled", "Test"])
+def test_images_to_be_predicted_beside_the_splits_are_warned_of(name: str, folders, load) -> None:
+    """As competitions have them: there is no class folder to read a label from."""
+    root = folders({"train/a": 4, "train/b": 4, name: 3, "pred": 0})
+    images = load(root)
+    (caution,) = images.cautions
+    assert caution.text == (
+        f"3 images of {name!r} are in no class folder and left out, e.g. '{name}/000.png', '{name}/001.png' and 1 more"
+    )
+    assert (caution.count, caution.example) == (3, f"{name}/000.png")
+    assert f"predict them after training: headstart predict RUN {root / name}; where" in caution.advice
+    assert images.test is None and "pred: it holds no image, and is left out" in "; ".join(images.notes)
+
+
 def test_a_class_that_train_lacks_is_an_error(folders, load) -> None:
     text = message(load, folders({"train/a": 2, "train/b": 2, "val/a": 1, "val/c": 1}))
     assert "class 'c' is in val and not in train" in text

@@ -39,19 +39,21 @@ class ClassFolder:
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """The class folders, and the folders above them, in which an image has no class."""
+    """The class folders, the folders above them, in which an image has no class, and those of images without one."""
 
     classes: tuple[ClassFolder, ...]
     tops: tuple[Path, ...]
     notes: tuple[str, ...]
+    unlabelled: tuple[Path, ...] = ()
 
 
 @dataclass
 class _Splits:
-    """Folders by the split that they name, those that name none, and notes."""
+    """Folders by the split that they name, those that name none, those of images without a class, and notes."""
 
     folders: dict[Split, list[Path]] = field(default_factory=lambda: defaultdict(list))
     others: list[Path] = field(default_factory=list)
+    unlabelled: list[Path] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
 
@@ -61,25 +63,32 @@ def read_layout(source: Path, data: Data) -> Layout:
     Raises:
         DataError: there is none, or the folders can be read in two ways; the message has the option that says which.
     """
-    tops, notes = _split_folders(source, data)
+    splits = _Splits()
+    tops, notes = _split_folders(source, data, splits), splits.notes
     classes: list[ClassFolder] = []
     for split, top in tops:
         check_link(top, root=source)
         found, more = _classes_below(top, split=split, source=source, data=data)
         classes += found
         notes += more
-    return Layout(classes=tuple(classes), tops=tuple(top for _, top in tops), notes=tuple(notes))
+    return Layout(
+        classes=tuple(classes),
+        tops=tuple(top for _, top in tops),
+        notes=tuple(notes),
+        unlabelled=tuple(splits.unlabelled),
+    )
 
 
-def _split_folders(source: Path, data: Data) -> tuple[list[tuple[Split | None, Path]], list[str]]:
-    """Each split with its folder, and notes; the source itself, with no split, where its folders are classes."""
-    splits = _Splits()
+def _split_folders(source: Path, data: Data, splits: _Splits) -> list[tuple[Split | None, Path]]:
+    """Each split with its folder; the source itself, with no split, where its folders are classes. What else was found
+    goes to ``splits``.
+    """
     for folder in subfolders(source):
         split = read_split(folder.name)
         (splits.others if split is None else splits.folders[split]).append(folder)
     if not _are_splits(splits, source):
         _refuse_train_as_class(splits, source, data)
-        return [(None, source)], []
+        return [(None, source)]
     _leave_out_unlabelled(splits, source)
     found, shown = splits.folders, some([same[0].name for same in splits.folders.values()])
     for split, same in found.items():
@@ -98,7 +107,7 @@ def _split_folders(source: Path, data: Data) -> tuple[list[tuple[Split | None, P
     odd = [f"{folder.name!r} is {split}" for split, folder in tops if not is_plain_spelling(folder.name)]
     if odd:
         splits.notes.append(f"split: taken from the folders' names: {', '.join(odd)}")
-    return [(split, _unwrap(folder, split, splits.notes)) for split, folder in tops], splits.notes
+    return [(split, _unwrap(folder, split, splits.notes)) for split, folder in tops]
 
 
 def _refuse_train_as_class(splits: _Splits, source: Path, data: Data) -> None:
@@ -148,9 +157,9 @@ def _leave_out_unlabelled(splits: _Splits, source: Path) -> None:
     unlabelled = [folder for folder in test if not _inner_folders(folder) and "train" in splits.folders]
     unlabelled += [folder for folder in splits.others if _is_unlabelled(folder)]
     empty = [folder for folder in splits.others if folder not in unlabelled and not walk(folder, root=source).images]
-    for folder in unlabelled:
-        splits.notes.append(f"{folder.name}: its images are in no class folder, and left out")
-    for folder in empty:
+    full = [folder for folder in unlabelled if walk(folder, root=source).images]
+    splits.unlabelled += full
+    for folder in (*(folder for folder in unlabelled if folder not in full), *empty):
         splits.notes.append(f"{folder.name}: it holds no image, and is left out")
     splits.others = [folder for folder in splits.others if folder not in (*unlabelled, *empty)]
     if test and all(folder in unlabelled for folder in test):

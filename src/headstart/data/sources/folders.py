@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
+from shlex import quote
 
 from headstart.config.schema import Data
 from headstart.data.decoding.decode import printable
@@ -13,7 +14,7 @@ from headstart.data.decoding.formats import ACCEPTED
 from headstart.data.sources.caution import Caution
 from headstart.data.sources.existing import TABLE_SUFFIXES
 from headstart.data.sources.files import list_as_files
-from headstart.data.sources.folder_layout import LAYOUT, ClassFolder, read_layout
+from headstart.data.sources.folder_layout import LAYOUT, ClassFolder, Layout, read_layout
 from headstart.data.sources.groups import group_by_name
 from headstart.data.sources.names import check_count, check_names
 from headstart.data.sources.samples import (
@@ -66,7 +67,7 @@ def list_folders(data: Data, *, source: Path, kind: str) -> Listing:
         names=tuple(names),
         records=files.listed,
         notes=layout.notes,
-        cautions=(*_warn_of_others(others), *_warn_of_loose(loose)),
+        cautions=(*_warn_of_others(others), *_warn_of_loose(loose), *_warn_of_unlabelled(layout, source)),
     )
 
 
@@ -135,6 +136,19 @@ def _warn_of_loose(names: list[str]) -> tuple[Caution, ...]:
     text = f"{_count(names, 'image is', 'images are')} in no class folder and left out, e.g. {some(names, limit=2)}"
     advice = "move them into the folders of their classes, or away"
     return (Caution(text=text, count=len(names), example=names[0], advice=advice),)
+
+
+def _warn_of_unlabelled(layout: Layout, source: Path) -> tuple[Caution, ...]:
+    """A warning per folder of images without a class beside the splits, as competitions have them to be predicted."""
+    cautions = []
+    for folder in layout.unlabelled:
+        names = [key_of(path, root=source) for path in walk(folder, root=source).images]
+        what = _count(names, f"image of {folder.name!r} is", f"images of {folder.name!r} are")
+        text = f"{what} in no class folder and left out, e.g. {some(names, limit=2)}"
+        predict = f"headstart predict RUN {quote(printable(folder))}"
+        advice = f"predict them after training: {predict}; where their classes are known, move them into class folders"
+        cautions.append(Caution(text=text, count=len(names), example=names[0], advice=advice))
+    return tuple(cautions)
 
 
 def _count(names: list[str], one: str, several: str) -> str:
