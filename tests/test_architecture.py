@@ -18,6 +18,7 @@ LAYERS = [  # a row imports from the rows above it only
     {"data"},
     {"training", "reports"},
     {"planning", "runs"},
+    {"prediction"},
     {"predictor", "app"},
     {"demo", "inference"},
     {"cli"},

@@ -26,18 +26,8 @@ NAMES = {
     *("Event", "ScanProgress", "Decided", "Plan", "Decision", "PhaseStarted", "CacheProgress", "CacheGivenUp", "Saved"),
     *("Note", "DataNote", "CacheNote"),
     *("save", "restore", "open_run", "report"),
-    *(
-        "Run",
-        "OpenedRun",
-        "OpenedModel",
-        "Prediction",
-        "Predictions",
-        "Evaluation",
-        "Rating",
-        "Head",
-        "HeadSwap",
-        "Frozen",
-    ),
+    *("Run", "OpenedRun", "OpenedModel", "Prediction", "Predictions", "Evaluation", "Head", "HeadSwap", "Frozen"),
+    *("Predictor", "Embeddings", "Rating"),
     "Error",
 }
 
@@ -112,7 +102,10 @@ def documented(name: str) -> Iterator[tuple[str, object, set[str]]]:
     if not inspect.isclass(value):
         yield name, value, set(inspect.signature(value).parameters)
         return
-    yield name, value, {field.name for field in dataclasses.fields(value)} if dataclasses.is_dataclass(value) else set()
+    expected = {field.name for field in dataclasses.fields(value)} if dataclasses.is_dataclass(value) else set()
+    if name == "Predictor":  # the one that is made by its own ``__init__``
+        expected = {*inspect.signature(value).parameters, *inspect.get_annotations(value)}
+    yield name, value, expected
     for method, function in vars(value).items():
         function = getattr(function, "fget", None) or getattr(function, "func", function)
         if inspect.isfunction(function) and not method.startswith("_"):

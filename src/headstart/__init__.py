@@ -35,7 +35,10 @@ if TYPE_CHECKING:
     from headstart.models.describe import Description, describe
     from headstart.models.sources import OpenedModel, open_model
     from headstart.optim.groups import param_groups
-    from headstart.predictor import Prediction, evaluate, predict
+    from headstart.prediction.embedding import Embeddings
+    from headstart.prediction.predictor import Predictor
+    from headstart.prediction.record import Prediction
+    from headstart.predictor import evaluate, predict
     from headstart.reports.report import report
     from headstart.runs.bundle import OpenedRun, open_run
     from headstart.runs.checkpoint import restore, save
@@ -63,6 +66,7 @@ __all__ = [
     "Decided",
     "Decision",
     "Description",
+    "Embeddings",
     "EpochDone",
     "Error",
     "Evaluation",
@@ -80,6 +84,7 @@ __all__ = [
     "Plan",
     "Prediction",
     "Predictions",
+    "Predictor",
     "Rating",
     "Record",
     "Run",
@@ -150,7 +155,10 @@ _HOMES = {
     "surgery.lora_targets": ("LoraPlan",),
     "models.sources": ("OpenedModel", "open_model"),
     "optim.groups": ("param_groups",),
-    "predictor": ("Prediction", "evaluate", "predict"),
+    "prediction.embedding": ("Embeddings",),
+    "prediction.predictor": ("Predictor",),
+    "prediction.record": ("Prediction",),
+    "predictor": ("evaluate", "predict"),
     "runs.bundle": ("OpenedRun", "open_run"),
     "runs.run": ("Run",),
     "tasks.own_ratings": ("Rating",),

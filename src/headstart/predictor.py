@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import overload
@@ -18,17 +18,20 @@ from torch import nn
 from headstart.config.metric import METRICS
 from headstart.config.schema import Data
 from headstart.data.batch import Batch, Pair
-from headstart.data.decoding.decode import UnreadableImage, printable
-from headstart.data.images import image_batches
+from headstart.data.decoding.decode import UnreadableImage
 from headstart.data.labelled import Labelled, Subject, choose_labelled_batches
 from headstart.data.loader import Batches
 from headstart.data.sources.as_given import AnyImages
 from headstart.data.sources.samples import some
 from headstart.data.sources.source import Source
 from headstart.data.transforms.own import GivenTransform, OwnTransform
-from headstart.errors import ConfigError, DataError, ModelError
+from headstart.errors import ConfigError, DataError
+from headstart.prediction.predictor import AnyRun as AnyRun
+from headstart.prediction.predictor import Predictor as Predictor
+from headstart.prediction.predictor import open_on as open_on
+from headstart.prediction.record import Prediction as Prediction
 from headstart.reports.headline import describe_evaluation
-from headstart.runs.bundle import OpenedRun, describe_trained, open_run, read_used_images
+from headstart.runs.bundle import OpenedRun, read_used_images
 from headstart.runs.framing import read_framing
 from headstart.runs.run import Run
 from headstart.tasks.kinds import find_kind, measure_present, name_metric
@@ -37,39 +40,9 @@ from headstart.tasks.task import TaskKind, TaskSpec
 from headstart.training.evaluate import Evaluation, Predictions, evaluate_iterable, write_rows
 from headstart.training.evaluate import evaluate as evaluate_module
 from headstart.training.evaluate import predict as predict_module
-from headstart.training.precision import Precision, usable_device
+from headstart.training.precision import Precision
 
 _NAMED = 3
-_PREDICT = "hs.predict({run}, IMAGES, transform=g)"
-AnyRun = str | Path | Run | OpenedRun
-"""A run's folder or the bundle in it, what ``hs.train`` returned, or what ``hs.open_run`` gave."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Prediction:
-    """What a model says of one image: labels, numbers, or why the image cannot be read.
-
-    Attributes:
-        ``path``: The file's path as text; ``images[2]`` for the third of several where it was in memory, ``image`` for
-            a single one.
-        ``labels``: Pairs of class or tag and confidence from 0 to 1, likeliest first.
-        ``tags``: The tags that are on, likeliest first: those whose confidence is above the tag's threshold, which was
-            chosen on the validation images (``task.thresholds``; none: 0.5). None for other tasks.
-        ``values``: The numbers by target, in original units (regression); else None.
-        ``error``: Why the image cannot be read; else None.
-
-    Example:
-        >>> import headstart as hs
-        >>> (row,) = hs.predict("runs/photos", "photos/cat/00.png")
-        >>> row.path, len(row.labels), row.values, row.error
-        ('photos/cat/00.png', 2, None, None)
-    """
-
-    path: str
-    labels: tuple[tuple[str, float], ...] = ()
-    tags: tuple[str, ...] | None = None
-    values: dict[str, float] | None = None
-    error: str | None = None
 
 
 def evaluate_run(run: AnyRun, data: Data, *, device: str = "auto", include_trained: bool = False) -> Run:
@@ -112,8 +85,7 @@ def predict_paths(
     run: AnyRun, paths: AnyImages, *, batch_size: int | None = None, device: str = "auto"
 ) -> list[Prediction]:
     """What ``hs.predict`` gives for a run."""
-    opened = open_on(run, device)
-    return _predict_images(opened, paths, batch_size=batch_size, framing=read_framing(opened, None, _PREDICT))
+    return Predictor(run, device=device, batch_size=batch_size).predict(paths)
 
 
 @overload
@@ -201,9 +173,7 @@ def predict(
             "hs.predict: Batches are for a module; give the run's model, hs.predict(hs.open_run(run).model, batches), "
             "or images"
         )
-    opened = open_on(model, device)
-    framing = read_framing(opened, transform, _PREDICT)
-    return _predict_images(opened, batches, batch_size=batch_size, framing=framing)
+    return Predictor(model, device=device, batch_size=batch_size, transform=transform).predict(batches)
 
 
 @overload
@@ -351,44 +321,6 @@ def _refuse_options(name: str, subject: str, **options: object) -> None:
         raise ConfigError(f"{name}: {', '.join(given)}: not accepted with a {subject}, since {why}; leave it out")
 
 
-def open_on(run: AnyRun, device: str) -> OpenedRun:
-    """The run's model, where it is to compute: one that is open already stays where it is, unless told otherwise."""
-    if isinstance(run, str | Path):
-        opened = open_run(run)
-    elif isinstance(run, Run):
-        opened = describe_trained(run.path, run.model)
-    elif isinstance(run, OpenedRun):
-        opened = run
-    else:
-        raise ModelError(
-            f"type {type(run).__name__} is no run; accepted are a run's folder, what hs.train returned, what "
-            "hs.open_run gave, and a torch module with Batches"
-        )
-    if isinstance(run, str | Path) or device != "auto":
-        opened.model.to(usable_device(device))
-    return opened
-
-
-def _predict_images(
-    opened: OpenedRun, images: AnyImages, *, batch_size: int | None, framing: OwnTransform | None
-) -> list[Prediction]:
-    if batch_size is not None and batch_size < 1:
-        raise ConfigError(f"batch_size: {batch_size} is not positive; give at least 1")
-    batches = image_batches(images, preprocess=opened.preprocess, task=opened.task, batch_size=1).frame_by(framing)
-    batches = replace(batches, batch_size=batch_size or opened.evaluated.size_for(len(batches.samples)))
-    errors: dict[int, str] = {}  # by the place of the image
-    try:
-        rows = _predict_batches(opened, batches)
-    except UnreadableImage:  # once more, without those that cannot be read
-        readable, errors = _readable(batches)
-        rows = _predict_batches(opened, readable) if readable.samples else []
-    following = iter(rows)
-    return [
-        Prediction(path=sample.key, error=errors[sample.index]) if sample.index in errors else next(following)
-        for sample in batches.samples
-    ]
-
-
 def _evaluate_source(
     opened: OpenedRun, data: Data | Source, *, include_trained: bool, framing: OwnTransform | None
 ) -> Evaluation:
@@ -459,28 +391,3 @@ def _describe_lookalikes(task: TaskSpec, found: Evaluation, names: Sequence[str]
     shown = some(list(names), limit=_NAMED)
     look = "looks" if len(names) == 1 else "look"
     return f"; {len(names)} of them {look} as images of its training do, perhaps resized or saved again ({shown}){rest}"
-
-
-def _predict_batches(opened: OpenedRun, batches: Batches) -> list[Prediction]:
-    settings = opened.evaluated
-    made = predict_module(opened.model, batches, precision=settings.precision, memory_format=settings.memory_format)
-    return [_describe_row(made, opened.task, row) for row in range(len(made.keys))]
-
-
-def _readable(batches: Batches) -> tuple[Batches, dict[int, str]]:
-    """The images that can be read, and why the others cannot, by their place."""
-    images = batches.dataset.images
-    errors = {
-        sample.index: printable(read.reason)
-        for place, sample in enumerate(batches.samples)
-        if isinstance(read := images[0, place], UnreadableImage)
-    }
-    return batches.with_samples(tuple(sample for sample in batches.samples if sample.index not in errors)), errors
-
-
-def _describe_row(made: Predictions, task: TaskSpec, row: int) -> Prediction:
-    key, kind = made.keys[row], find_kind(task.kind)
-    pairs = kind.pair_outputs(task, made.outputs[row])
-    if kind.gives_numbers:
-        return Prediction(path=key, values=dict(pairs))
-    return Prediction(path=key, labels=pairs, tags=kind.list_tags(task, made.outputs[row]))

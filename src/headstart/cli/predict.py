@@ -5,17 +5,23 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
 from headstart.cli.configured import check_run
+from headstart.cli.images import RowProgress, check_paths, tell_unreadable
 from headstart.cli.output import table, to_csv, to_json, write
 from headstart.config.flags import parse_args
 from headstart.config.home import expand_home
 from headstart.errors import ConfigError, DataError
+from headstart.prediction.rows import as_dict, list_labels
 from headstart.reports.cells import cell
 from headstart.tasks.tags import join_tags
+
+if TYPE_CHECKING:
+    from headstart.prediction.predictor import Predictor
 
 _SHOWN = 12  # thresholds that are printed
 
@@ -38,66 +44,85 @@ class Predict:
         None
     )
     """Images computed together."""
+    views: Literal["one", "mirrored"] = "one"
+    """mirrored: each image and its mirror image are looked at, and the answers averaged."""
+    ensemble: Annotated[tuple[str, ...], tyro.conf.arg(metavar="RUN...", help_behavior_hint="")] = ()
+    """Further runs of the same task, whose answers are averaged with the first one's."""
+    workers: Annotated[int, tyro.conf.arg(metavar="INT")] = 0
+    """Processes that decode images; 0: the one that computes."""
+    out: Annotated[str | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="(default: printed)")] = None
+    """Where the predictions are written: .csv, .jsonl or .parquet. The same command goes on after a kill."""
+    overwrite: Annotated[bool, tyro.conf.arg(help_behavior_hint="")] = False
+    """Replace the file of --out where it is there already."""
 
 
 def run(argv: Sequence[str]) -> int:
-    """Print one prediction per image; unreadable ones stay with their reason, and are listed on stderr."""
+    """Print or write one prediction per image; unreadable ones stay with their reason, and are named on stderr."""
     args, _ = parse_args(Predict, argv, prog="headstart predict")
-    for name in ("top", "batch_size"):
-        number = getattr(args, name)
-        if number is not None and number < 1:
-            flag = f"--{name.replace('_', '-')}"
-            raise ConfigError(f"{flag}: {number} is not positive; give at least 1, e.g. {flag} 5")
-    if not args.paths:
-        raise ConfigError("PATH is missing; give images or folders, e.g. headstart predict runs/photos new/")
-    run = check_run(args.run)
-    paths = [expand_home(path) for path in args.paths]
-    missing = next((path for path in paths if not path.exists()), None)
-    if missing is not None:
-        raise DataError(f"{cell(missing.absolute())}: there is no such file or folder")
+    paths = _check(args)
+    runs = [check_run(run) for run in (args.run, *args.ensemble)]
+    out = None if args.out is None else expand_home(args.out)
+    if out is not None:
+        from headstart.prediction.output_names import refuse_output
+
+        refuse_output(out, overwrite=args.overwrite)
     from headstart.lazy_imports import collector_paused, load_libraries
 
     with collector_paused():
         load_libraries()
-        from headstart.predictor import open_on, predict_paths  # imports torch
+        from headstart.prediction.predictor import Predictor  # imports torch
 
-    opened = open_on(run, args.device)
-    found = predict_paths(opened, paths, batch_size=args.batch_size)
-    unreadable = [prediction for prediction in found if prediction.error is not None]
-    for prediction in unreadable:
-        sys.stderr.write(f"headstart: {cell(prediction.path)}: {cell(prediction.error)}\n")
-    if about := describe_thresholds(opened.task):
+    predictor = Predictor(runs, device=args.device, batch_size=args.batch_size, workers=args.workers, views=args.views)
+    if about := describe_thresholds(predictor.task):
         sys.stderr.write(f"headstart: {cell(about)}\n")
+    if out is not None:
+        return _write(predictor, paths, out, top=args.top)
+    found = predictor.predict(paths)
+    unreadable = [(prediction.path, prediction.error) for prediction in found if prediction.error is not None]
+    tell_unreadable(unreadable)
     write(render(found, form=args.format, top=args.top))
     if len(unreadable) == len(found):
         raise DataError(f"none of the {len(found)} images could be read")
     return 0
 
 
+def _check(args: Predict) -> list[Path]:
+    """The images' paths.  Raises: ConfigError, DataError: what was typed can be nothing."""
+    if args.top < 1:
+        raise ConfigError(f"--top: {args.top} is not positive; give at least 1, e.g. --top 5")
+    if args.out is not None and args.format != "table":
+        raise ConfigError(f"--format {args.format}: the ending of --out says the form; leave --format out")
+    if args.overwrite and args.out is None:
+        raise ConfigError("--overwrite: no file is written; give one, e.g. --out found.csv --overwrite")
+    return check_paths(args.paths, batch_size=args.batch_size, workers=args.workers, verb="predict")
+
+
+def _write(predictor: Predictor, paths: list[Path], out: Path, *, top: int) -> int:
+    from headstart.prediction.output_file import write_predictions
+
+    with RowProgress() as progress:
+        written = write_predictions(predictor.views_of(paths), out, top=top, on_rows=progress)
+    tell_unreadable(written.unreadable)
+    if written.resumed:
+        sys.stderr.write(f"headstart: went on after {written.resumed:,} images of an earlier call\n")
+    write(table([("images", written.rows), ("unreadable", len(written.unreadable)), ("file", out)]))
+    if len(written.unreadable) == written.rows:
+        raise DataError(f"none of the {written.rows} images could be read")
+    return 0
+
+
 def render(predictions: Sequence[Any], *, form: str, top: int) -> str:
     """Predictions as a table, CSV, one JSON list, or a JSON object per line."""
     if form in ("json", "jsonl"):
-        items = [_as_dict(prediction, top) for prediction in predictions]
+        items = [as_dict(prediction, top=top) for prediction in predictions]
         return to_json(items) if form == "json" else "\n".join(map(to_json, items))
     if any(prediction.values for prediction in predictions):
         header, rows = _list_numbers(predictions)
     elif any(prediction.tags is not None for prediction in predictions):
         header, rows = _list_tags(predictions, all_confidences=form == "csv")
     else:
-        header, rows = _list_labels(predictions, top)
+        header, rows = list_labels(predictions, top)
     return to_csv(rows, header=header) if form == "csv" else table(rows, header=header)
-
-
-def _as_dict(prediction: Any, top: int) -> dict[str, object]:
-    facts: dict[str, object] = {"path": str(prediction.path)}
-    if prediction.error is not None:
-        return {**facts, "error": prediction.error}
-    if prediction.values:
-        return {**facts, "values": dict(prediction.values)}
-    labels = [{"name": name, "confidence": confidence} for name, confidence in prediction.labels or ()]
-    if prediction.tags is not None:
-        return {**facts, "tags": list(prediction.tags), "labels": labels}
-    return {**facts, "labels": labels[:top]}
 
 
 def _list_numbers(predictions: Sequence[Any]) -> tuple[list[str], list[list[object]]]:
@@ -122,21 +147,6 @@ def _list_tags(predictions: Sequence[Any], *, all_confidences: bool) -> tuple[li
         for one in predictions
     ]
     return ["path", "tags", *(f"p:{name}" for name in names), "error"], rows
-
-
-def _list_labels(predictions: Sequence[Any], top: int) -> tuple[list[str], list[list[object]]]:
-    """One row per image: its labels side by side, as many as the image with the most has."""
-    count = min(top, max((len(p.labels or ()) for p in predictions), default=0))
-    header = ["path"]
-    for rank in range(1, count + 1):
-        header += [f"label {rank}", f"confidence {rank}"] if count > 1 else ["label", "confidence"]
-    rows = []
-    for prediction in predictions:
-        row: list[object] = [str(prediction.path)]
-        for rank in range(count):
-            row += (prediction.labels or ())[rank] if rank < len(prediction.labels or ()) else (None, None)
-        rows.append([*row, prediction.error or ""])
-    return [*header, "error"], rows
 
 
 def describe_thresholds(task: Any) -> str:

@@ -9,10 +9,11 @@ from __future__ import annotations
 import os
 import time
 from collections import Counter
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,7 +24,7 @@ from headstart.data.batch import Arguments, Batch
 from headstart.data.collate import collate_activations, collate_images
 from headstart.data.dataset import ImageDataset, TensorDataset
 from headstart.data.decoding.interruptible import iterate_interruptibly
-from headstart.data.reading import stack_read
+from headstart.data.reading import Unreadable, stack_read, stack_readable
 from headstart.data.sampler import BatchIndices, EpochSampler, pad_groups
 from headstart.data.sources.samples import Sample
 from headstart.data.sources.source import Source
@@ -146,6 +147,13 @@ class Batches:
         verified = replace(self, dataset=replace(self.images, verify=True))
         return verified._load(pad_groups(groups), epoch=epoch)
 
+    def readable_batches(self, *, first: int = 0) -> Iterator[tuple[Batch | None, Unreadable]]:
+        """The batches of evaluation from number ``first`` on, in order: each with the images that can be read, padded
+        to ``batch_size`` (None: none can), and those that cannot, by their row among all of the batch.
+        """
+        taken = self.for_evaluation().sampler.batches(0, first=first)
+        return each_in_own_arithmetic(self.for_evaluation()._decode_readable(taken))
+
     def example_batch(self, count: int) -> Batch:
         """The first images as one batch of this size, read by this process: something to measure with."""
         indices = range(min(count, len(self.samples)))
@@ -180,10 +188,35 @@ class Batches:
     def _decode(self, batches: Sequence[Sequence[int]], *, epoch: int) -> Iterator[Arguments]:
         """The pixels of each batch's images, and the numbers of changes that are left to the device."""
         images = self.images
+        for indices, values in zip(batches, self._read(batches, epoch=epoch, stack=stack_read), strict=True):
+            if isinstance(values, Exception):
+                raise values
+            *tensors, changed_digests = values
+            for row, digest in changed_digests:
+                assert images.changed is not None, "a changed file ends the run"
+                images.changed.add(images.samples[indices[row]], digest, source=images.source)
+            yield tuple(tensors)
+
+    def _decode_readable(self, taken: Sequence[BatchIndices]) -> Generator[tuple[Batch | None, Unreadable]]:
+        batches = [batch.indices for batch in taken]
+        for batch, values in zip(taken, self._read(batches, epoch=0, stack=stack_readable), strict=True):
+            if isinstance(values, Exception):
+                raise values
+            tensors, unreadable = values
+            gone = {row for row, _ in unreadable}
+            indices = tuple(index for row, index in enumerate(batch.indices) if row not in gone)
+            if not indices:
+                yield None, unreadable
+                continue
+            there = replace(batch, indices=indices, size=len(indices))
+            yield collate_images(there, tensors, dataset=self.images, batch_size=self.batch_size, epoch=0), unreadable
+
+    def _read(self, batches: Sequence[Sequence[int]], *, epoch: int, stack: Callable[[Any], Any]) -> Iterator[Any]:
+        """What ``stack`` makes of the images of each batch, where they are loaded."""
         loader = DataLoader(
-            images,
+            self.images,
             batch_sampler=[[(epoch, index) for index in indices] for indices in batches],
-            collate_fn=stack_read,
+            collate_fn=stack,
             num_workers=self.workers,
             pin_memory=self.pinned,
             worker_init_fn=partial(_begin_worker, os.getpid()),
@@ -193,15 +226,7 @@ class Batches:
         if self.workers and self.processes.is_distributed:
             time.sleep(_SETTLING_SECONDS)
         with kill_workers_left_over() if self.workers else nullcontext():
-            loaded = iterate_interruptibly(iter(loader)) if self.workers else loader
-            for indices, values in zip(batches, loaded, strict=True):
-                if isinstance(values, Exception):
-                    raise values
-                *tensors, changed_digests = values
-                for row, digest in changed_digests:
-                    assert images.changed is not None, "a changed file ends the run"
-                    images.changed.add(images.samples[indices[row]], digest, source=images.source)
-                yield tuple(tensors)
+            yield from iterate_interruptibly(iter(loader)) if self.workers else loader
 
 
 def make_evaluation_batches(

@@ -130,3 +130,23 @@ def stack_read(read: Sequence[ImageRead]) -> tuple[*tuple[Tensor, ...], _Digests
     pixels, numbers = stack_images([one[0] for one in there]), torch.stack([one[1] for one in there])
     digests = tuple((row, one[2]) for row, one in enumerate(there) if one[2])
     return (pixels, numbers, digests) if numbers.numel() else (pixels, digests)
+
+
+Unreadable = tuple[tuple[int, UnreadableImage], ...]
+"""Images of a batch that give no picture: the row that each would have had, and why there is none."""
+
+
+def stack_readable(read: Sequence[ImageRead]) -> tuple[tuple[Tensor, ...], Unreadable] | ChangedImage:
+    """What ``stack_read`` gives of the images that can be read, without digests; and those that cannot.
+
+    There are no tensors where none can be read.
+    """
+    changed = next((one for one in read if isinstance(one, ChangedImage)), None)
+    if changed is not None:
+        return changed
+    damaged = tuple((row, one) for row, one in enumerate(read) if isinstance(one, UnreadableImage))
+    there = [one for one in read if not isinstance(one, Exception)]
+    if not there:
+        return (), damaged
+    pixels, numbers = stack_images([one[0] for one in there]), torch.stack([one[1] for one in there])
+    return ((pixels, numbers) if numbers.numel() else (pixels,)), damaged

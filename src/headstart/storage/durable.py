@@ -16,7 +16,7 @@ import re
 import shutil
 import stat
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -115,6 +115,20 @@ def write_file(path: Path, data: bytes, *, disk: Disk = DISK, needed: int = 0) -
     temp = path.with_name(_TEMP + path.name)
     with explain_os_errors(path, needed=needed or len(data), undo=lambda: disk.remove(temp)):
         disk.write(temp, data)
+        disk.fsync(temp)
+        disk.rename(temp, path)
+        disk.fsync_dir(path.parent)
+
+
+def write_chunks(path: Path, chunks: Iterable[bytes], *, disk: Disk = DISK) -> None:
+    """Write a file of any length, a chunk at a time, so that a crash leaves either the old contents or the new.
+
+    Raises: StorageError.
+    """
+    temp = path.with_name(_TEMP + path.name)
+    with explain_os_errors(path, undo=lambda: disk.remove(temp)):
+        with open(temp, "wb", opener=open_plainly) as file:
+            file.writelines(chunks)
         disk.fsync(temp)
         disk.rename(temp, path)
         disk.fsync_dir(path.parent)

@@ -200,8 +200,8 @@ class Kind:
 
 def pair_probabilities(task: TaskSpec, probabilities: Tensor) -> tuple[tuple[str, float], ...]:
     """The names of the outputs with one image's probabilities (K,), the most probable first."""
-    order = torch.argsort(probabilities, descending=True, stable=True).tolist()
-    return tuple((task.names[place], float(probabilities[place])) for place in order)
+    values, order = torch.sort(probabilities, descending=True, stable=True)
+    return tuple((task.names[place], value) for place, value in zip(order.tolist(), values.tolist(), strict=True))
 
 
 def name_outputs(task: Mapping[str, Any]) -> Sequence[str]:

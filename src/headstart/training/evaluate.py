@@ -18,7 +18,7 @@ from headstart.data.batch import Batch, Pair, as_batch
 from headstart.data.loader import Batches
 from headstart.distributed.collectives import all_gather, raise_together
 from headstart.distributed.fsdp import is_sharded, part_again
-from headstart.errors import ConfigError, DataError, NonFiniteError
+from headstart.errors import ConfigError, DataError, ModelError, NonFiniteError
 from headstart.isolation import beside_others, own_arithmetic, own_turn, seeded
 from headstart.surgery.boundary import EvalGraph
 from headstart.surgery.fixed_values import NotReplayable
@@ -254,6 +254,53 @@ def _run(model: nn.Module, batches: Batches, *, precision: Precision, memory_for
         part_again(model)
         joined = _join_outputs(outputs, batches) if batches.processes.is_distributed else torch.cat(outputs)
         return _make_predictions(batches.task, joined, keys)
+
+
+def predict_batch(
+    model: nn.Module,
+    batch: Batch,
+    *,
+    task: TaskSpec,
+    number: int,
+    precision: Precision = "fp32",
+    memory_format: str = "contiguous",
+) -> Tensor:
+    """What ``predict`` gives of the real images of this batch, (B, K) or (B, T); ``number``: which batch it is.
+
+    The model, its modes and its buffers are as before.
+    """
+    turn = _drawing(number, device_of(model)) if _has_own_code(model) else beside_others()
+    with in_eval(model), turn:
+        logits = compute_logits(model, batch, precision=precision, memory_format=memory_format)
+        return _make_predictions(task, logits, batch.keys).outputs
+
+
+def compute_features(
+    model: nn.Module,
+    batch: Batch,
+    *,
+    head: str,
+    number: int,
+    precision: Precision = "fp32",
+    memory_format: str = "contiguous",
+) -> Tensor:
+    """What the module at ``head`` is given of the real images of this batch, (B, ...) float32 on the CPU.
+
+    ``number``: which batch it is. The model, its modes and its buffers are as before.
+
+    Raises: ModelError: the module is not called.
+    """
+    caught: list[Tensor] = []
+    turn = _drawing(number, device_of(model)) if _has_own_code(model) else beside_others()
+    handle = model.get_submodule(head).register_forward_pre_hook(lambda _, inputs: caught.append(inputs[0]))
+    try:
+        with in_eval(model), turn:
+            compute_logits(model, batch, precision=precision, memory_format=memory_format)
+    finally:
+        handle.remove()
+    if not caught:
+        raise ModelError(f"the model never calls {head}, its head; what goes into it cannot be read there")
+    return caught[-1][: batch.size].detach().float().cpu()
 
 
 def _make_predictions(task: TaskSpec, logits: Tensor, keys: tuple[str, ...]) -> Predictions:

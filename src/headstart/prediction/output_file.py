@@ -1,0 +1,193 @@
+"""Predictions of any number of images in a file, which a kill at any moment neither doubles nor loses.
+
+Each batch's rows are appended to ``OUT.partial``, one JSON object a line, below a line that says whose predictions of
+which images these are. The same call again goes on behind the last whole batch; at the end the rows become ``OUT``, in
+one rename.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import math
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from headstart.errors import ConfigError
+from headstart.prediction.outputs import View, average_outputs
+from headstart.prediction.parquet import Sink, load_parquet
+from headstart.prediction.record import describe_output
+from headstart.prediction.rows import Columns, as_dict
+from headstart.reports.csv import csv_text
+from headstart.storage.durable import explain_os_errors, open_log, read_file, write_chunks
+from headstart.tasks.kinds import find_kind
+
+_ROWS = 10_000  # that are turned into the file's own form at a time
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Written:
+    """What a file of predictions holds.
+
+    Attributes:
+        ``rows``: How many images it is about.
+        ``resumed``: How many of them an earlier call had computed.
+        ``unreadable``: Path and reason of those that could not be read, in order.
+    """
+
+    rows: int
+    resumed: int
+    unreadable: tuple[tuple[str, str], ...]
+
+
+def write_predictions(views: Sequence[View], out: Path, *, top: int, on_rows: Callable[[int, int], object]) -> Written:
+    """Write what the views say of their images to ``out``: .csv, .jsonl or .parquet.
+
+    ``top``: how many classes a row gives. ``on_rows``: called with (images done, images in all) after each batch.
+
+    Raises: ConfigError: an earlier call's rows are of other images or of another model. StorageError: no room.
+    """
+    partial, batches = out.with_name(f"{out.name}.partial"), views[0].batches
+    identity, samples, task = _identify(views, top), batches.samples, batches.task
+    step = math.lcm(*(view.batches.batch_size for view in views))
+    descriptor = open_log(partial, needed=len(samples) * 100)
+    try:
+        _lock(descriptor, partial)
+        if not (lines := _go_on(partial, identity, step=step)):
+            os.ftruncate(descriptor, 0)
+            _append(descriptor, partial, [identity])
+        resumed = done = max(0, lines - 1)
+        outputs = average_outputs(views, first=resumed) if resumed < len(samples) else iter(())
+        while rows := [as_dict(describe_output(output, task), top=top) for output in islice(outputs, step)]:
+            _append(descriptor, partial, rows)
+            done += len(rows)
+            on_rows(done, len(samples))
+    finally:
+        os.close(descriptor)
+    kind = find_kind(task.kind)
+    columns = Columns(
+        names=task.names, gives_numbers=kind.gives_numbers, gives_tags=bool(kind.list_thresholds(task)), top=top
+    )
+    write_chunks(out, _FORMS[out.suffix.lower()](columns, _read_rows(partial)))
+    unreadable = tuple((str(row["path"]), str(row["error"])) for row in _read_rows(partial) if "error" in row)
+    with explain_os_errors(partial):
+        partial.unlink()
+    return Written(rows=len(samples), resumed=resumed, unreadable=unreadable)
+
+
+def _lock(descriptor: int, partial: Path) -> None:
+    """Raises: ConfigError: another process is writing the file; the system frees it when that one ends."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise ConfigError(f"{partial}: another process is writing it; wait for it, or give another --out") from error
+
+
+def _identify(views: Sequence[View], top: int) -> dict[str, Any]:
+    """Whose predictions, and of which images; in another order they are others."""
+    names = hashlib.sha256("\0".join(sample.key for sample in views[0].batches.samples).encode("utf-8", "replace"))
+    looked = [
+        {
+            "bundle": hashlib.sha256(read_file(view.opened.path / "MANIFEST.json")).hexdigest(),
+            "batch": view.batches.batch_size,
+            "mirrored": view.change is not None,
+        }
+        for view in views
+    ]
+    count = len(views[0].batches.samples)
+    return {"headstart": version("headstart"), "views": looked, "images": names.hexdigest(), "count": count, "top": top}
+
+
+def _go_on(partial: Path, identity: Row, *, step: int) -> int:
+    """How many lines of the file stay: the first, and rows of whole batches; what follows is cut off.
+
+    Raises: ConfigError: they are of other images or of another model.
+    """
+    ends, begun = [0], None
+    with explain_os_errors(partial), partial.open("rb") as file:
+        for line in file:
+            value = _read_line(line)
+            if value is None:
+                break
+            begun = value if begun is None else begun
+            ends.append(ends[-1] + len(line))
+    if begun is None:
+        return 0
+    if begun != identity:
+        what = [name for name in identity if begun.get(name) != identity[name]]
+        raise ConfigError(
+            f"{partial}: the rows of an earlier call are of other {', '.join(what)} than this one's; remove the file "
+            "to begin anew, or give another --out"
+        )
+    rows = len(ends) - 2
+    kept = 1 + (rows if rows == identity["count"] else rows - rows % step)
+    with explain_os_errors(partial):
+        os.truncate(partial, ends[kept])
+    return kept
+
+
+def _read_line(line: bytes) -> dict[str, Any] | None:
+    """The object of a whole line; None of one that a kill or a crash has cut short."""
+    if not line.endswith(b"\n"):
+        return None
+    try:
+        value = json.loads(line)
+    except ValueError:
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def _append(descriptor: int, path: Path, rows: Sequence[Row]) -> None:
+    data = b"".join(json.dumps(row).encode() + b"\n" for row in rows)
+    with explain_os_errors(path, needed=len(data)):
+        while data:
+            data = data[os.write(descriptor, data) :]
+
+
+def _read_rows(partial: Path) -> Iterator[Row]:
+    with explain_os_errors(partial), partial.open("rb") as file:
+        for line in islice(file, 1, None):
+            yield json.loads(line)
+
+
+def _as_csv(columns: Columns, rows: Iterator[Row]) -> Iterator[bytes]:
+    header = csv_text([], header=columns.header)
+    yield header.encode("utf-8", "surrogateescape")
+    while part := list(islice(rows, _ROWS)):
+        text = csv_text([columns.row(row) for row in part], header=columns.header)
+        yield text.removeprefix(header).encode("utf-8", "surrogateescape")
+
+
+def _as_jsonl(_: Columns, rows: Iterator[Row]) -> Iterator[bytes]:
+    return (json.dumps(row).encode() + b"\n" for row in rows)
+
+
+def _as_parquet(columns: Columns, rows: Iterator[Row]) -> Iterator[bytes]:
+    """Raises: ConfigError: pyarrow is not installed."""
+    pa, pq = load_parquet()
+    numbers = columns.numeric
+    schema = pa.schema(
+        [(name, pa.float64() if number else pa.string()) for name, number in zip(columns.header, numbers, strict=True)]
+    )
+    sink = Sink()
+    with pq.ParquetWriter(sink, schema) as writer:
+        while part := list(islice(rows, _ROWS)):
+            cells = zip(*(columns.row(row) for row in part), strict=True)
+            arrays = [pa.array(values, type=field.type) for values, field in zip(cells, schema, strict=True)]
+            writer.write_table(pa.Table.from_arrays(arrays, schema=schema))
+            yield sink.take()
+    yield sink.take()
+
+
+_FORMS: dict[str, Callable[[Columns, Iterator[Row]], Iterator[bytes]]] = {
+    ".csv": _as_csv,
+    ".jsonl": _as_jsonl,
+    ".parquet": _as_parquet,
+}
