@@ -98,10 +98,8 @@ def _check(args: Predict) -> list[Path]:
 
 
 def _write(predictor: Predictor, paths: list[Path], out: Path, *, top: int) -> int:
-    from headstart.prediction.output_file import write_predictions
-
     with RowProgress() as progress:
-        written = write_predictions(predictor.views_of(paths), out, top=top, on_rows=progress)
+        written = predictor.write(paths, out, top=top, overwrite=True, on_rows=progress)  # asked before
     tell_unreadable(written.unreadable)
     if written.resumed:
         sys.stderr.write(f"headstart: went on after {written.resumed:,} images of an earlier call\n")

@@ -27,6 +27,7 @@ from headstart.prediction.rows import Columns, as_dict
 from headstart.reports.csv import csv_text
 from headstart.storage.durable import explain_os_errors, open_log, read_file, write_chunks
 from headstart.tasks.kinds import find_kind
+from headstart.wording import option
 
 _ROWS = 10_000  # that are turned into the file's own form at a time
 Row = Mapping[str, Any]
@@ -87,7 +88,9 @@ def _lock(descriptor: int, partial: Path) -> None:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
-        raise ConfigError(f"{partial}: another process is writing it; wait for it, or give another --out") from error
+        raise ConfigError(
+            f"{partial}: another process is writing it; wait for it, or give another {option('out')}"
+        ) from error
 
 
 def _identify(views: Sequence[View], top: int) -> dict[str, Any]:
@@ -124,7 +127,7 @@ def _go_on(partial: Path, identity: Row, *, step: int) -> int:
         what = [name for name in identity if begun.get(name) != identity[name]]
         raise ConfigError(
             f"{partial}: the rows of an earlier call are of other {', '.join(what)} than this one's; remove the file "
-            "to begin anew, or give another --out"
+            f"to begin anew, or give another {option('out')}"
         )
     rows = len(ends) - 2
     kept = 1 + (rows if rows == identity["count"] else rows - rows % step)

@@ -44,7 +44,5 @@ def load_parquet() -> tuple[Any, Any]:
         import pyarrow
         import pyarrow.parquet
     except ImportError as error:
-        raise ConfigError(
-            "--out: Parquet needs pyarrow: pip install 'headstart[parquet]', or give another ending"
-        ) from error
+        raise ConfigError("Parquet needs pyarrow: pip install 'headstart[parquet]', or give another ending") from error
     return pyarrow, pyarrow.parquet

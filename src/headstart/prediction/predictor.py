@@ -7,12 +7,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
+from headstart.config.home import expand_home
 from headstart.data.images import image_batches
 from headstart.data.sources.as_given import AnyImages
 from headstart.data.sources.sides import find_sides
 from headstart.data.transforms.own import GivenTransform
 from headstart.errors import ConfigError, ModelError
-from headstart.prediction.embedding import Embeddings, find_embedder
+from headstart.prediction.embedding import Embeddings, OnRows, find_embedder
+from headstart.prediction.output_file import Written, write_predictions
+from headstart.prediction.output_names import refuse_output
 from headstart.prediction.outputs import View, average_outputs, mirror
 from headstart.prediction.record import Prediction, describe_output
 from headstart.runs.bundle import OpenedRun, describe_trained, open_run
@@ -25,6 +28,10 @@ from headstart.training.precision import usable_device
 AnyRun = str | Path | Run | OpenedRun
 """A run's folder or the bundle in it, what ``hs.train`` returned, or what ``hs.open_run`` gave."""
 Views = Literal["one", "mirrored"]
+
+
+def _ignore(_done: int, _total: int) -> None:
+    """Tell nobody."""
 
 
 class Predictor:
@@ -131,6 +138,39 @@ class Predictor:
         """
         views = self.views_of(images)
         return (describe_output(output, self.task) for output in average_outputs(views))
+
+    def write(
+        self, images: AnyImages, out: str | Path, *, top: int = 5, overwrite: bool = False, on_rows: OnRows = _ignore
+    ) -> Written:
+        """Write what ``predict`` returns to a file, batch by batch; the same call again goes on after a kill.
+
+        Args:
+            ``images``: As for ``predict``.
+            ``out``: The file: its ending, .csv, .jsonl or .parquet, says the form. Until all is computed, the rows are
+                in ``OUT.partial`` beside it.
+            ``top``: How many classes a row gives, the likeliest first; of tags it gives all.
+            ``overwrite``: Whether a file that is there already is replaced.
+            ``on_rows``: A function that is called with (images done, images in all) after each batch.
+
+        Returns:
+            How many ``rows`` the file has, how many of them an earlier call had computed, and the images that could not
+            be read.
+
+        Raises:
+            ConfigError: The name is of no known form or taken, or the rows of an earlier call are of other images.
+            StorageError: The disk is full, or the folder cannot be written.
+
+        Example:
+            >>> import headstart as hs
+            >>> done = hs.Predictor("runs/photos").write("photos/cat", "cats.csv", overwrite=True)
+            >>> done.rows, done.resumed, done.unreadable
+            (8, 0, ())
+        """
+        path = expand_home(out)
+        refuse_output(path, overwrite=overwrite)
+        if top < 1:
+            raise ConfigError(f"top: {top} is not positive; give at least 1")
+        return write_predictions(self.views_of(images), path, top=top, on_rows=on_rows)
 
     def embed(self, images: AnyImages) -> Embeddings:
         """Return the features of each image: what the model's head is given.
