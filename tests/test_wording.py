@@ -21,7 +21,14 @@ from headstart.wording import Value, option, switch, write_options_as
 PACKAGE = Path(__file__).parent.parent / "src" / "headstart"
 NAMES = {*leaves(), *FLAT}
 FLAGS = {f"--{name.replace('_', '-')}" for name in NAMES}
-OF_COMMANDS = {"config", "repeat", "resume", "allow_inexact", "include_trained"}  # beside the options of a run
+OF_COMMANDS = {
+    "config",
+    "repeat",
+    "resume",
+    "allow_inexact",
+    "include_trained",
+    "overwrite",
+}  # beside the options of a run
 ONLY_FOR_COMMANDS = ("cli/*.py", "models/filters.py", "models/latency.py", "config/synonyms.py", "config/foreign*.py")
 """Files whose messages nobody sees who writes Python, or (the words of other tools) that have whole commands."""
 
