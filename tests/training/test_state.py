@@ -176,3 +176,35 @@ def test_weights_in_half_precision_are_refused_at_the_step_and_train_once_they_a
     state.model.float()
     hs.train_step(state, noise(8), rules=hs.StepRules(precision="bf16"))
     assert not torch.equal(values(state.model), before.float())
+
+
+class Emptied(nn.Sequential):
+    """Its own ``train`` forgets what forward notes; each note is the number of those before it."""
+
+    def __init__(self) -> None:
+        super().__init__(nn.Flatten(), nn.Linear(12, 2))
+        self.notes: list[int] = []
+
+    def train(self, mode: bool = True) -> Emptied:
+        super().train(mode)
+        self.notes.clear()
+        return self
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        self.notes.append(len(self.notes))
+        return super().forward(images)
+
+
+def test_what_entering_training_mode_forgets_is_put_back_once_after_a_checkpoint_was_read(tmp_path) -> None:
+    batch = torch.rand(4, 3, 2, 2), torch.tensor([0, 1, 1, 0])
+    state = sgd(Emptied())
+    for _ in range(2):
+        hs.train_step(state, batch, rules=RULES)
+    hs.save(state, tmp_path)
+    resumed = sgd(Emptied().eval())
+    hs.restore(resumed, tmp_path)
+    hs.train_step(resumed, batch, rules=RULES)
+    assert resumed.model.notes == [0, 1, 2]
+    resumed.model.eval()
+    hs.train_step(resumed, batch, rules=RULES)
+    assert resumed.model.notes == [0]
