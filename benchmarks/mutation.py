@@ -61,7 +61,8 @@ TESTS = {
     "surgery/freeze.py": "models/test_freeze_rules.py",
     "surgery/head.py": "surgery/test_head.py",
     "runs/checkpoint.py": (
-        "runs/test_checkpoint.py runs/test_checkpoint_files.py runs/test_shared_checkpoint.py runs/test_restore.py"
+        "runs/test_checkpoint.py runs/test_checkpoint_files.py runs/test_shared_checkpoint.py runs/test_restore.py "
+        "training/test_state.py"
     ),
     "runs/resume.py": "runs/test_begin.py",
     "runs/frozen_file.py": "runs/test_frozen_file.py runs/test_checkpoint.py runs/test_checkpoint_files.py",
