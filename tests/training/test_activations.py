@@ -155,6 +155,12 @@ def moved(made: SimpleNamespace) -> None:
     made.net[0].weight.data[0, 0, 0, 0] += 1e-7
 
 
+def renamed(made: SimpleNamespace) -> None:
+    transform = made.batches.images.transform
+    other = type("Renamed", (type(transform),), {})(**vars(transform))
+    made.batches = of_images(made.batches, transform=other)
+
+
 MUTATIONS: dict[str, Callable[[SimpleNamespace], object]] = {
     "a weight": moved,
     "a buffer": lambda made: made.net[1].running_mean.add_(1e-6),
@@ -178,6 +184,7 @@ MUTATIONS: dict[str, Callable[[SimpleNamespace], object]] = {
         made, "batches",
         of_images(made.batches, transform=train_transform("standard", flip="auto", preprocess=made.batches.preprocess)),
     ),
+    "a transform that changes some pictures the same way": renamed,
     "no random changes": lambda made: setattr(
         made, "batches", of_images(made.batches, transform=eval_transform(made.batches.preprocess))
     ),
