@@ -10,7 +10,7 @@ from rich.console import Console
 import headstart as hs
 from headstart.events import Decided, Decision, EpochDone, Note, PhaseStarted, Plan, ScanProgress, StepDone
 from headstart.reports.cautions import list_warnings
-from headstart.reports.cells import duration
+from headstart.reports.cells import duration, format_ms
 from headstart.reports.notebook import NotebookTable, in_notebook
 from headstart.reports.progress import Progress, open_watch
 
@@ -161,3 +161,9 @@ def test_a_terminal_is_no_notebook(monkeypatch) -> None:
     assert not in_notebook()
     monkeypatch.delitem(sys.modules, "IPython")
     assert not in_notebook()
+
+
+def test_milliseconds_are_written_as_people_write_them() -> None:
+    assert [format_ms(seconds) for seconds in (0.00725, 0.14, 1.2849, 25.3)] == [
+        "7.25 ms", "140 ms", "1,280 ms", "25,300 ms",
+    ]  # fmt: skip

@@ -46,7 +46,7 @@ def describe_steps(draft: Draft) -> Draft:
             "optimizer", chosen.kind + details(chosen, but=("lr", "head_lr", "layer_decay", "weight_decay")), decay
         ),
         Decision("schedule", _format_schedule(config.schedule), f"average of the weights: {_format_average(config)}"),
-        Decision("batch", f"{draft.batch_size} images per step", _format_cuts(draft)),
+        Decision("batch", f"{count_images(draft.batch_size)} per step", _format_cuts(draft)),
         Decision("augment", f"{augment.preset}{mixing}", _format_flips(augment, images)),
         *_decide_decoded_cache(images),
         *_penalties_and_stop(draft),
@@ -123,3 +123,8 @@ def _plain(value: object) -> str:
 def outputs_text(count: int) -> str:
     """The number with its noun: ``1 output``, ``1,000 outputs``."""
     return f"{count:,} output{'s' * (count != 1)}"
+
+
+def count_images(count: int) -> str:
+    """A number of images as text: 1 image, 2 images."""
+    return "1 image" if count == 1 else f"{count} images"

@@ -21,8 +21,10 @@ from headstart.data.loader import Batches
 from headstart.distributed.collectives import broadcast_object
 from headstart.errors import ConfigError
 from headstart.events import Decision
+from headstart.planning.about import count_images
 from headstart.planning.draft import Draft
 from headstart.planning.memory import has_room_for
+from headstart.reports.cells import format_ms
 from headstart.tasks.kinds import find_kind
 from headstart.timing import Clock, Looks, Timing, clock_for, is_faster, time_calls
 from headstart.training.evaluate import compute_logits, in_eval
@@ -51,7 +53,7 @@ class _Choice:
     cached: int = 0
 
     def __str__(self) -> str:
-        return f"{self.size} images at a time{f', {self.precision}' if self.precision else ''}"
+        return f"{count_images(self.size)} at a time{f', {self.precision}' if self.precision else ''}"
 
 
 def choose_evaluation(draft: Draft) -> Draft:
@@ -131,7 +133,7 @@ def _measure_evaluation(draft: Draft, asked: _Choice) -> _Choice:
 
 
 def _format_size(size: int, timing: Timing) -> str:
-    return f"{timing.failure} at {size}" if timing.failure else f"{1000 * timing.median:.3g} ms an image at {size}"
+    return f"{timing.failure} at {size}" if timing.failure else f"{format_ms(timing.median)} an image at {size}"
 
 
 def _may_be_bf16(config: Config, module: nn.Module, training_plan: TrainingPlan) -> bool:
@@ -153,7 +155,7 @@ def _choose_precision(trial: _Trial, size: int, usual: Timing) -> tuple[Precisio
     off = float((rounded - exact).norm() / exact.norm().clamp(min=1e-30))
     if not off <= _FAR:
         return None, ""
-    times = f"{1000 * timing.median:.3g} ms an image in bf16, {1000 * usual.median:.3g} in fp32"
+    times = f"{format_ms(timing.median)} an image in bf16, {format_ms(usual.median)} in fp32"
     return "bf16", f"auto: {times}, outputs {off:.1%} off"
 
 

@@ -14,6 +14,7 @@ from headstart.events import Decision
 from headstart.planning.draft import Draft
 from headstart.planning.evaluation import time_passes
 from headstart.planning.memory import images_to_try
+from headstart.reports.cells import format_ms
 from headstart.timing import Looks, time_calls, wall_seconds
 from headstart.training.evaluate import in_eval
 from headstart.training.phases import TrainingPlan
@@ -46,7 +47,7 @@ def choose_workers(draft: Draft) -> Draft:
     computing *= 1.0 if filling else _STEP_PASSES
     count = count_workers(loading, computing, cores=cores, shared=device.type == "cpu")
     count = _limit_to_room(count, images.train.batch_size * batch.pixels[0].nbytes)
-    why = f"auto: loading takes {1e3 * loading:.2g} ms an image, the model {1e3 * computing:.2g} ms; {cores} cores"
+    why = f"auto: loading takes {format_ms(loading)} an image, the model {format_ms(computing)}; {cores} cores"
     loaded = replace(images, train=replace(images.train, workers=count), val=replace(images.val, workers=count))
     test = None if images.test is None else replace(images.test, workers=count)
     return replace(draft.decide(Decision("workers", str(count), why)), images=replace(loaded, test=test))

@@ -17,6 +17,7 @@ from headstart.events import Decision
 from headstart.machine import available_bytes
 from headstart.models.preprocess import Preprocess
 from headstart.optim.optimizers import make_optimizer
+from headstart.planning.about import count_images
 from headstart.planning.draft import Draft
 from headstart.planning.need import IN_FLIGHT, MemoryNeed
 from headstart.surgery.no_trace import no_trace
@@ -75,11 +76,15 @@ def _add_need(draft: Draft, free: int) -> Draft:
 
 def _explain_limit(draft: Draft, error: OverLimit, free: int) -> ConfigError:
     shape = draft.opened.preprocess
-    what = "one image takes" if error.images == 1 else f"{error.images} images at once take"
     return ConfigError(
-        f"batch: {what} more than the {_gib(free)} of memory that are free, at {shape.height} x {shape.width} pixels; "
+        f"batch: {_name_images(error.images)} more than the {_gib(free)} of memory that are free, "
+        f"at {shape.height} x {shape.width} pixels; "
         f"{_say_smaller()}"
     )
+
+
+def _name_images(count: int) -> str:
+    return "one image takes" if count == 1 else f"{count} images at once take"
 
 
 def _refuse_too_large(draft: Draft, need: MemoryNeed, free: int) -> None:
@@ -87,7 +92,7 @@ def _refuse_too_large(draft: Draft, need: MemoryNeed, free: int) -> None:
     images = draft.images_at_once
     if need.at_least(images) > free:
         raise ConfigError(
-            f"batch: {images} images at once take at least {_gib(need.at_least(images))} of memory beside the model, "
+            f"batch: {_name_images(images)} at least {_gib(need.at_least(images))} of memory beside the model, "
             f"{_gib(free)} are free; {_remedy(need, free, batch_size=draft.batch_size)}"
         )
 
@@ -124,7 +129,7 @@ def check_memory(draft: Draft) -> Draft:
         return replace(draft.decide(Decision("freed memory", "goes back at once", why)), can_retain_memory=False)
     _refuse_too_large(draft, need, free)
     remedy = _remedy(need, free, batch_size=draft.batch_size)
-    why = f"{images} images at once, measured on {min(images, _PROBES[-1])}; it may not fit: {remedy}"
+    why = f"{count_images(images)} at once, measured on {min(images, _PROBES[-1])}; it may not fit: {remedy}"
     decision = Decision("memory", f"about {_gib(about)}, {_gib(free)} are free", why)
     return replace(draft.decide(decision), can_retain_memory=False)
 

@@ -36,6 +36,12 @@ def select_metrics(metrics: Mapping[str, float]) -> dict[str, float]:
     return {name: value for name, value in metrics.items() if not name.startswith("baseline") and ":" not in name}
 
 
+def format_ms(seconds: float) -> str:
+    """Seconds as milliseconds with three digits: 7.25 ms, 140 ms, 25,300 ms."""
+    digits = 1000 * seconds
+    return f"{float(f'{digits:.3g}'):,.0f} ms" if digits >= 100 else f"{digits:.3g} ms"
+
+
 def duration(seconds: float) -> str:
     """Seconds as 140 ms, 5 s, 3 min 20 s or 2 h 05 min."""
     if 0 < seconds < 0.95:

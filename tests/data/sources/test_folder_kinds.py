@@ -185,3 +185,23 @@ def test_folders_that_differ_in_how_a_number_is_written_are_asked_about(make: Ma
 )  # fmt: skip
 def test_names_of_splits(name: str, split: str | None) -> None:
     assert read_split(name) == split
+
+
+def test_a_table_beside_a_folder_without_classes_is_named_with_what_to_type(make: Make) -> None:
+    source = make("train test")
+    for name in ("sample_submission.csv", "train_labels.csv"):
+        (source / name).write_text("id,label\n0,a\n1,b\n")
+    text = ask(source)
+    assert f"no class folders, but a table beside it; if it has their labels: headstart train {source}/train" in text
+    assert text.endswith(f"train_labels.csv --data.images {source}/train")
+    listing = list_source(Data(source=f"{source}/train_labels.csv", images=f"{source}/train"), kind="auto")
+    assert [(record.name, record.labels) for record in listing.records] == [("0.png", ("a",)), ("1.png", ("b",))]
+
+
+@pytest.mark.parametrize(("file", "advice"), [("0.xml", "give a table of labels"), ("0.gz", "add some")])
+def test_a_folder_of_notes_beside_the_images_is_said_to_hold_no_images(make: Make, file: str, advice: str) -> None:
+    source = make("images annotations.")
+    (source / "annotations" / file).write_text("<a/>")
+    text = ask(source)
+    assert f"annotations: the class folder has no images, but 1 {Path(file).suffix} (accepted" in text
+    assert f"{advice}, or remove the folder" in text

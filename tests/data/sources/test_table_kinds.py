@@ -68,6 +68,9 @@ NUMBERS: Mapping[str, tuple[Sequence[str], list[float], str]] = {
     "minus signs": (["−3,5", "4,0", "-1", "2"], [-3.5, 4, -1, 2], "decimal commas"),
     "a currency": (["$1,200.50", "$900", "$12", "$7"], [1200.5, 900, 12, 7], "the sign '$'"),
     "a unit": (["12.5 kg", "9 kg", "8kg", "7 kg"], [12.5, 9, 8, 7], "the sign 'kg'"),
+    "comma and exponent": (["0,5E-01", "1,5e2", "2", "3,0"], [0.05, 150, 2, 3], "decimal commas, e.g. '0,5E-01' is"),
+    "accounts": (["(10.5)", "4", "(1)", "2"], [-10.5, 4, -1, 2], "parentheses for negative ones, e.g. '(10.5)' is"),
+    "accounts in euros": (["€10,5", "(€4,0)", "€1", "€2,5"], [10.5, -4, 1, 2.5], "commas and the sign '€', which is"),
     "percent": (["12,5 %", "9 %", "8 %", "7 %"], [12.5, 9, 8, 7], "decimal commas and the sign '%'"),
     "plain": (["12.5", "1e3", "8", "-7"], [12.5, 1000, 8, -7], ""),
 }
@@ -508,3 +511,23 @@ def test_a_table_of_pixels_says_what_to_do(write: Write) -> None:
     )
     faces = ["emotion,pixels", "0," + " ".join(["70"] * 2304), "1," + " ".join(["80"] * 2304)]
     assert "column 'pixels' holds the pixels of images, 48 x 48" in ask(write(faces, name="d.csv"))
+
+
+@pytest.mark.parametrize("words", [("yes", "no"), ("Y", "N"), ("t", "f"), ("On", "Off")])
+def test_columns_of_yes_and_no_are_tags_or_classes(write: Write, words: tuple[str, str]) -> None:
+    rows = [(place % 2, place % 3 > 0) for place in range(6)]
+    cells = [",".join(words[not flag] for flag in row) for row in rows]
+    listing = read(write(*columns(cells, header="image,crack,rust")))
+    assert listing.kind == "multilabel" and "(yes/no columns)" in "; ".join(listing.notes)
+    assert labels(listing)["003.png"] == ("crack",)
+    cells = [",".join(words[not flag] for flag in (place % 2, not place % 2)) for place in range(6)]
+    listing = read(write(*columns(cells, header="image,left,right")))
+    assert listing.kind == "classify" and labels(listing)["001.png"] == ("left",)
+    assert read(write(*columns([words[place % 2] for place in range(6)]))).names == tuple(sorted(words))  # one column
+
+
+def test_addresses_are_not_fetched_and_named_so(write: Write) -> None:
+    text = ask(
+        write(["url,kind", *(f"https://example.org/{place}.jpg?size=1,{'ab'[place % 2]}" for place in range(6))])
+    )
+    assert "column 'url' holds addresses ('https://example.org/0.jpg?size=1'), which are not fetched; download" in text

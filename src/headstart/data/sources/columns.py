@@ -118,6 +118,12 @@ def _image_column(table: Table, data: Data) -> str:
         if named
         else "no column holds image paths (such as a/b.jpg), or names of images there without their ending"
     )
+    fetched = [name for name in table.columns if any(map(_ADDRESS.match, table.column(name)[:50]))]
+    if fetched and not named:
+        raise DataError(
+            f"{printable(table.path)}: column {fetched[0]!r} holds addresses ({table.column(fetched[0])[0]!r}), which "
+            "are not fetched; download the images, and give the table a column with the names of their files"
+        )
     raise DataError(
         f"{printable(table.path)}: {what}; its columns are {some(table.columns, limit=20)}: name one with "
         f"{option('data.image', fill='COLUMN')}"
@@ -178,6 +184,7 @@ def _marks_validation(name: str, cells: Sequence[str]) -> bool:
     return name.lower() in _FLAGGED and {cell.lower() for cell in cells} in ({"true", "false"}, {"1", "0"})
 
 
+_ADDRESS = re.compile(r"(?:https?|s3|gs|ftp)://")
 _FLAGGED: dict[str, Split] = {"is_valid": "val", "is_val": "val", "is_validation": "val", "is_test": "test"}
 
 

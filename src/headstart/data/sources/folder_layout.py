@@ -221,9 +221,21 @@ def _class_folders(top: Path) -> tuple[Path, ...]:
     where = printable(top)
     if tables:
         raise DataError(f"{where}: there are no class folders, but a table; give it: {tables[0]}")
+    if beside := _find_table_beside(top) if images else None:
+        raise DataError(
+            f"{where}: there are {images} images and no class folders, but a table beside it; if it has their labels: "
+            f"headstart train {quote(printable(beside))} --data.images {quote(where)}"
+        )
     if images:
         raise DataError(f"{where}: there are {images} images and no class folders; {LAYOUT}")
     raise DataError(f"{where}: there are no images; {LAYOUT}")
+
+
+def _find_table_beside(folder: Path) -> Path | None:
+    """The first table next to a folder, one that has its name in it before others (``train_labels.csv``)."""
+    around = [file for file in folder.absolute().parent.iterdir() if file.suffix.lower() in TABLE_SUFFIXES]
+    tables = sorted((folder.name.lower() not in file.name.lower(), file.name) for file in around)
+    return folder.parent / tables[0][1] if tables else None
 
 
 def _refuse_copies(folders: Sequence[Path]) -> None:

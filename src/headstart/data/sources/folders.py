@@ -58,7 +58,7 @@ def list_folders(data: Data, *, source: Path, kind: str) -> Listing:
     names = sorted({label for record, _ in found for label in record.labels})
     where = printable(source)
     check_names({*names, *empty}, source=where, word=CLASSIFY.noun)
-    _refuse_empty(empty, names=names, others=others)
+    _refuse_empty(empty, names=names, others=others, source=source)
     check_count(names, source=where + _hint_at_nested_folder(source, names), kind=CLASSIFY.name)
     files = list_as_files(found, given=source, root=source)
     return Listing(
@@ -96,15 +96,19 @@ def _refuse_table_options(data: Data, *, source: Path, kind: str) -> None:
         raise DataError("data.log: it is for numbers, and class folders give classes; leave it out")
 
 
-def _refuse_empty(empty: Mapping[str, Path], *, names: list[str], others: list[str]) -> None:
+def _refuse_empty(empty: Mapping[str, Path], *, names: list[str], others: list[str], source: Path) -> None:
     if not names and empty:
         shown, there = some(sorted(empty)), f", but {_count_endings(others)}" if others else ""
         raise DataError(f"no images in any class folder ({shown}){there}; accepted formats: {ACCEPTED}. {LAYOUT}")
     missing = sorted(set(empty) - set(names))
     if missing:
+        inside = [name for name in others if name.startswith(f"{key_of(empty[missing[0]], root=source)}/")]
+        there = f", but {_count_endings(inside)}" if inside else ""
+        notes = {PurePosixPath(name).suffix.lower() for name in inside} <= {".xml", ".txt", ".json"}
+        advice = "such notes are not read: give a table of labels" if inside and notes else "add some"
         raise DataError(
-            f"{printable(empty[missing[0]])}: the class folder has no images (accepted: {ACCEPTED}); "
-            f"add some, or remove the folder"
+            f"{printable(empty[missing[0]])}: the class folder has no images{there} (accepted: {ACCEPTED}); "
+            f"{advice}, or remove the folder"
         )
 
 

@@ -92,7 +92,8 @@ def compare_splits(records: Sequence[Record], *, kind: TaskKind, source: str) ->
         if strange:
             raise DataError(
                 f"{source}: {word} {some(strange)} is in {split} and not in train, so it cannot be learned; "
-                f"train has {some(sorted(counts['train']), limit=10)}. Rename it, or add images of it to train"
+                f"train has {some(sorted(counts['train']), limit=10)}. Rename it, add "
+                f"images of it to train, or move images that are to be predicted away"
             )
         absent = sorted(set(counts["train"]) - set(held_out))
         if absent:

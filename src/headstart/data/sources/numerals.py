@@ -20,6 +20,7 @@ _NUMBER = re.compile(
     rf"(?P<before>{'|'.join(map(re.escape, sorted(_CURRENCIES, key=len, reverse=True)))})?\s*(?P<sign>[+\-−]?)"
     r"(?P<digits>\d[\d.,'’ \u00a0\u202f]*\d|\d|[.,]\d+|\d+[.,])\s*(?P<after>[^\d\s.,].*)?"
 )
+_PARENTHESES = re.compile(r"\((?P<inside>[^()]+)\)")
 _DECIMAL = re.compile(r"(?P<sign>[+-]?)0*(?P<whole>\d*?)(?:\.(?P<rest>\d*?)0*)?")
 _BLANKS = "\u00a0\u202f"
 
@@ -79,11 +80,14 @@ def read_plain_number(cell: str) -> float | None:
 
 
 def read_numbers(cells: Sequence[str], *, decimal: Decimal = "auto") -> Numbers:
-    """The cells as numbers, in the one spelling that most of them have, be it with one unit or currency for all."""
+    """The cells as numbers, in the one spelling that most of them have, be it with one unit or currency for all; in
+    parentheses, as in accounts, they are negative where others have none.
+    """
+    given, cells = cells, _open_parentheses(cells)
     plain = tuple(read_plain_number(cell) for cell in cells)
     filled = [cell for cell in cells if cell]
     if decimal != "comma" and all(number is not None for number, cell in zip(plain, cells, strict=True) if cell):
-        return Numbers(values=plain)
+        return Numbers(values=plain, note=_join_note((), cells, given))
     unit = _find_unit(filled)
     asked = [form for form in _OTHERS if decimal == "auto" or form.decimal == {"point": ".", "comma": ","}[decimal]]
     readings = [(form, tuple(_read(cell, form, unit) for cell in cells)) for form in asked]
@@ -92,11 +96,27 @@ def read_numbers(cells: Sequence[str], *, decimal: Decimal = "auto") -> Numbers:
     counts = [sum(value is not None for value in values) for _, values in readings]
     form, values = readings[counts.index(max(counts))]
     rivals = [other for (_, other), count in zip(readings, counts, strict=True) if count == max(counts)]
-    torn = [cell for cell, *same in zip(cells, *rivals, strict=True) if len(set(same)) > 1]
+    torn = [cell for cell, *same in zip(given, *rivals, strict=True) if len(set(same)) > 1]
     words = [form.words] if form.words else []
-    note = " and ".join([*words, *([f"the sign {unit!r}, which is left out"] if unit else [])])
+    note = _join_note([*words, *([f"the sign {unit!r}, which is left out"] if unit else [])], cells, given)
     is_doubtful = bool(torn) and max(counts) * 2 >= len(filled) and decimal == "auto"
     return Numbers(values=values, note=note, doubt=torn[0] if is_doubtful else "", unit=unit)
+
+
+def _open_parentheses(cells: Sequence[str]) -> Sequence[str]:
+    """The cells with ``(12)`` as ``-12``, where some but not all that are not empty are so."""
+    found = [_PARENTHESES.fullmatch(cell) for cell in cells]
+    inner = [_NUMBER.fullmatch(match["inside"].strip()) if match else None for match in found]
+    if not any(inner) or sum(map(bool, found)) == sum(map(bool, cells)):
+        return cells
+    return [
+        f"{one['before'] or ''}-{one['digits']}{one['after'] or ''}" if one and not one["sign"] else cell
+        for cell, one in zip(cells, inner, strict=True)
+    ]
+
+
+def _join_note(words: Sequence[str], cells: Sequence[str], given: Sequence[str]) -> str:
+    return " and ".join([*words, *(["parentheses for negative ones"] if list(cells) != list(given) else [])])
 
 
 def _find_unit(cells: Sequence[str]) -> str:
@@ -128,7 +148,9 @@ def _read(cell: str, form: Spelling, unit: str) -> float | None:
         return read_plain_number(bare.replace("−", "-"))
     bare = bare.replace("−", "-").replace("’", "'").translate(dict.fromkeys(map(ord, _BLANKS), " "))
     whole = rf"\d{{1,3}}(?:{re.escape(form.thousands)}\d{{2,3}})*{re.escape(form.thousands)}\d{{3}}|\d+"
-    pattern = rf"[+-]?(?:{whole if form.thousands else chr(92) + 'd+'})?(?:{re.escape(form.decimal)}\d*)?"
+    pattern = (
+        rf"[+-]?(?:{whole if form.thousands else chr(92) + 'd+'})?(?:{re.escape(form.decimal)}\d*)?(?:[eE][+-]?\d+)?"
+    )
     if not any(mark.isdigit() for mark in bare) or re.fullmatch(pattern, bare) is None:
         return None
     text = bare.replace(form.thousands, "") if form.thousands else bare

@@ -14,18 +14,19 @@ from headstart.tasks.regress import REGRESS
 from headstart.wording import option
 
 _ZERO_ONE = {"0": False, "1": True, "0.0": False, "1.0": True, "false": False, "true": True}
+_YES_NO = {"no": False, "yes": True, "n": False, "y": True, "f": False, "t": True, "off": False, "on": True}
 _SIGNED = {"-1": False, "1": True, "-1.0": False, "1.0": True}
 _TOLERANCE = 0.011  # shares with two digits, of which three are rounded
 
 
 def _alphabet(table: Table, columns: Sequence[str]) -> dict[str, bool] | None:
-    """What the cells of these columns mean as flags: 0/1, or -1/1; None where some that are not empty are others."""
+    """What the cells of these columns mean as flags: 0/1, -1/1, yes/no; None where some that are not empty differ."""
     cells = {cell.lower() for name in columns for cell in table.column(name) if cell}
-    return next((words for words in (_ZERO_ONE, _SIGNED) if cells and cells <= set(words)), None)
+    return next((words for words in (_ZERO_ONE, _SIGNED, _YES_NO) if cells and cells <= set(words)), None)
 
 
 def are_flags(table: Table, columns: Sequence[str]) -> bool:
-    """Whether every cell that is not empty says yes or no: 0/1, true/false, or -1/1 where no 0 is among them."""
+    """Whether every cell that is not empty says yes or no: 0/1, true/false, words, or -1/1 where no 0 is among them."""
     return _alphabet(table, columns) is not None
 
 
@@ -34,13 +35,13 @@ def describe_flags(table: Table, columns: Sequence[str]) -> str:
     if _alphabet(table, columns) is _SIGNED:
         skip = option("data.missing", "skip")
         return f"-1/1 columns: -1 is off; if it means unknown, empty those cells and add {skip}"
-    return "0/1 columns"
+    return "yes/no columns" if _alphabet(table, columns) is _YES_NO else "0/1 columns"
 
 
 def measure_flags(table: Table, columns: Sequence[str]) -> float:
     """The share of the columns' cells that say yes or no, or are empty."""
     cells = [cell.lower() for name in columns for cell in table.column(name)]
-    return sum(cell in _ZERO_ONE or cell in _SIGNED or not cell for cell in cells) / len(cells)
+    return sum(cell in _ZERO_ONE or cell in _SIGNED or cell in _YES_NO or not cell for cell in cells) / len(cells)
 
 
 def read_flags(table: Table, columns: Sequence[str]) -> tuple[tuple[str, ...], ...]:
