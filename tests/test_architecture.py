@@ -20,7 +20,7 @@ LAYERS = [  # a row imports from the rows above it only
     {"planning", "runs"},
     {"prediction"},
     {"predictor", "app"},
-    {"demo", "inference"},
+    {"demo", "inference", "exports"},
     {"cli"},
     {"__main__"},
 ]
@@ -41,8 +41,14 @@ LIGHT = (  # answer in a blink
 KINDS = {"classify", "multilabel", "regress"}
 KINDS_AT = ("config/schema.py",)  # the option's own values
 FORBIDDEN_NAMES = {"utils", "util", "helpers", "helper", "manager", "base", "core", "common", "misc"}
-BROAD_EXCEPT_AT = ("cli/main.py", "data/decoding/decode.py", "data/decoding/interruptible.py", "tasks/own_ratings.py")
-PICKLE_AT = ("models/weights.py",)
+BROAD_EXCEPT_AT = (
+    "cli/main.py",
+    "data/decoding/decode.py",
+    "data/decoding/interruptible.py",
+    "exports/graph.py",  # an exporter runs the model's own code, and raises dozens of kinds
+    "tasks/own_ratings.py",
+)
+PICKLE_AT = ("models/weights.py", "exports/torch_program.py")  # the latter reads what it wrote a moment before
 PICKLES = {"pickle", "cPickle", "_pickle", "dill", "joblib", "cloudpickle", "shelve", "marshal", "runpy", "code"}
 CODE_MODULES = ("torch.distributed.checkpoint", "torch.hub", "torch.jit", "torch.package", "torch.export")
 LOADERS = {  # of code, or of files that may hold some
@@ -51,7 +57,10 @@ LOADERS = {  # of code, or of files that may hold some
     "pandas.read_pickle", "pd.read_pickle", "timm.models.load_checkpoint", "timm.models.load_state_dict",
 }  # fmt: skip
 LOADER_ENDS = (".load_state_dict_from_url", ".get_state_dict", ".read_pickle", ".load_checkpoint", ".load_learner")
-FINE = {"torch.hub.get_dir", "torch.jit.ScriptModule"}  # the cache's place; a class, to refuse its objects
+FINE = {
+    *("torch.hub.get_dir", "torch.jit.ScriptModule"),  # the cache's place; a class, to refuse its objects
+    *("torch.export.export", "torch.export.Dim", "torch.export.ExportedProgram"),  # a program is made, none is read
+}
 EVALUATORS = {"eval", "exec", "compile", "__import__"}
 OPENERS = {"allow_pickle", "shell", "trust_remote_code"}
 PARTICIPLES = {  # beside those in -ed; "put", "read", "set", "cut", "run", "split" are verbs as well
@@ -244,7 +253,8 @@ def pickles(source: Source) -> Iterator[str]:
     for node in ast.walk(source.tree):
         where = f"{source.at}:{node.lineno}" if hasattr(node, "lineno") else source.at
         for target in imported(node):
-            if target.partition(".")[0] in PICKLES or target.startswith(CODE_MODULES) or target in LOADERS:
+            code = target.startswith(CODE_MODULES) and target not in FINE
+            if target.partition(".")[0] in PICKLES or code or target in LOADERS:
                 yield f"{where} imports a pickle library or a loader of programs ({target})"
         if isinstance(node, ast.Attribute) and node not in harmless and named(node) not in FINE:
             full = named(node)

@@ -28,6 +28,9 @@ OF_COMMANDS = {
     "allow_inexact",
     "include_trained",
     "overwrite",
+    "to",
+    "images",
+    "preprocess",
 }  # beside the options of a run
 ONLY_FOR_COMMANDS = ("cli/*.py", "models/filters.py", "models/latency.py", "config/synonyms.py", "config/foreign*.py")
 """Files whose messages nobody sees who writes Python, or (the words of other tools) that have whole commands."""
@@ -94,7 +97,9 @@ def literals() -> set[tuple[str, tuple[Value, ...]]]:
     return {
         (call.args[0].value, tuple(ast.literal_eval(value) for value in call.args[1:]))
         for _, call in calls()
-        if len(call.args) > 1 and all(isinstance(value, ast.Constant) for value in call.args)
+        if len(call.args) > 1
+        and all(isinstance(value, ast.Constant) for value in call.args)
+        and call.args[0].value not in OF_COMMANDS
     }
 
 

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
         ScanProgress,
         StepDone,
     )
+    from headstart.exports.export import Export, export
     from headstart.models.describe import Description, describe
     from headstart.models.sources import OpenedModel, open_model
     from headstart.optim.groups import param_groups
@@ -71,6 +72,7 @@ __all__ = [
     "Error",
     "Evaluation",
     "Event",
+    "Export",
     "Frozen",
     "Head",
     "HeadSwap",
@@ -100,6 +102,7 @@ __all__ = [
     "declare_scores",
     "describe",
     "evaluate",
+    "export",
     "find_head",
     "finish",
     "fit",
@@ -148,6 +151,7 @@ _HOMES = {
         "ScanProgress",
         "StepDone",
     ),
+    "exports.export": ("Export", "export"),
     "models.describe": ("Description", "describe"),
     "surgery.freeze": ("Frozen", "freeze"),
     "surgery.head": ("Head", "HeadSwap", "find_head", "replace_head"),

@@ -1,0 +1,1 @@
+"""A finished run's model in other formats, each checked against PyTorch before it is there."""
