@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.testing._internal.two_tensor import TwoTensor
 
 from headstart.errors import ModelError
 from headstart.surgery.own_state import (
@@ -451,3 +452,17 @@ def test_extra_state_that_nothing_puts_back_is_refused_by_the_parts_name():
     for module, told in ((OneWay(2, 2), "it"), (nn.Sequential(OneWay(2, 2)), "0")):
         with pytest.raises(ModelError, match=rf"model: {told} \(OneWay\) has a get_extra_state and no set_extra_state"):
             read_saved_tensors(module)
+
+
+class Nested(nn.Linear):
+    def state_dict(self, *args: Any, **keywords: Any) -> Any:
+        return {"all": super().state_dict(*args, **keywords)}
+
+
+def test_a_state_dict_that_a_file_of_tensors_cannot_hold_is_refused():
+    two = nn.Linear(2, 2)
+    two.weight = nn.Parameter(TwoTensor(torch.ones(2, 2), torch.ones(2, 2)))
+    with pytest.raises(ModelError, match=r"its state_dict has all \((Ordered)?[dD]ict\), which a file of t"):
+        read_saved_tensors(Nested(2, 2))
+    with pytest.raises(ModelError, match="weight is a TwoTensor tensor, which a safetensors file cannot hold"):
+        read_saved_tensors(two)

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import headstart as hs
-from headstart.errors import ConfigError, ModelError
+from headstart.errors import ConfigError, ModelError, NonFiniteError
 
 RULES = hs.StepRules(clip_norm=0.5)
 
@@ -208,3 +208,42 @@ def test_what_entering_training_mode_forgets_is_put_back_once_after_a_checkpoint
     resumed.model.eval()
     hs.train_step(resumed, batch, rules=RULES)
     assert resumed.model.notes == [0]
+
+
+def test_what_is_no_optimizer_and_one_that_needs_a_closure_are_refused_before_anything_moves(net, noise):
+    model = net()
+    before = [value.detach().clone() for value in model.parameters()]
+    for given, said in (
+        (None, "state.optimizer is NoneType, no optimizer"),
+        ([1], "state.optimizer is list, no optimizer"),
+        (torch.optim.LBFGS(model.parameters()), "LBFGS computes the loss several times in a step, by a closure that"),
+    ):
+        with pytest.raises(ConfigError, match=said):
+            hs.train_step(hs.TrainState(model, given), noise(4), rules=hs.StepRules())
+    assert all(map(torch.equal, before, model.parameters()))
+    hs.train_step(hs.TrainState(model, torch.optim.AdamW(model.parameters())), noise(4), rules=hs.StepRules())
+
+
+class Hollow(nn.Linear):
+    """A module of the user's own that is false, and counts."""
+
+    def __init__(self) -> None:
+        super().__init__(16, 3)
+        self.calls = 0
+
+    def __len__(self) -> int:
+        return 0
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        self.calls += 1
+        return super().forward(features) * (float("nan") if self.calls > 1 else 1.0)
+
+
+def test_a_step_that_is_not_taken_leaves_no_trace_in_a_module_that_is_false(net, noise):
+    model = net()
+    model.fc = Hollow()
+    state = hs.TrainState(model, torch.optim.SGD(model.parameters(), lr=0.1))
+    hs.train_step(state, noise(4), rules=hs.StepRules())
+    with pytest.raises(NonFiniteError):
+        hs.train_step(state, noise(4), rules=hs.StepRules())
+    assert model.fc.calls == 1

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import inspect
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -75,6 +77,28 @@ def _from_timm(groups: list[dict[str, Any]], options: TimmOptimizer) -> torch.op
         raise ConfigError(f"optimizer.options: timm's {options.name} with {options.options}: {error}") from error
     assert isinstance(made, torch.optim.Optimizer)
     return made
+
+
+def is_optimizer(value: object) -> bool:
+    """Whether it has what a step and a checkpoint need of a torch optimizer, be it one or not."""
+    held = getattr(value, "param_groups", None), getattr(value, "state", None)
+    return isinstance(held[0], list) and isinstance(held[1], Mapping) and callable(getattr(value, "step", None))
+
+
+def check_optimizer(optimizer: object) -> None:
+    """Raises: ConfigError: it is none, or its steps need a function that computes the loss again."""
+    if not is_optimizer(optimizer):
+        raise ConfigError(
+            f"state.optimizer is {type(optimizer).__name__}, no optimizer; give one of torch's, or one with "
+            "its param_groups, state and step, e.g. hs.TrainState(model, torch.optim.AdamW(model.parameters()))"
+        )
+    closure = inspect.signature(optimizer.step).parameters.get("closure")  # type: ignore[attr-defined]
+    if closure is not None and closure.default is inspect.Parameter.empty:
+        raise ConfigError(
+            f"state.optimizer: {type(optimizer).__name__} computes the loss several times in a step, by a closure that "
+            "train_step does not give; take an optimizer that needs none, e.g. torch.optim.AdamW, or write the loop "
+            "yourself"
+        )
 
 
 def decay_kind(options: Optimizer) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,11 @@ from torch import Tensor, nn
 
 from headstart.distributed.fsdp import is_sharded_tensor, like_parameter
 from headstart.errors import ConfigError, StorageError
+from headstart.optim.optimizers import check_optimizer
+from headstart.runs.optimizer_own import iterate_inner, own_now, put_own, read_own, write_own
+from headstart.surgery.own_state import NotWritable, read_value, write_value
 
-_NAMES = "parameters"
+_NAMES, _INNER, _ASIDE, _CPU = "parameters", ">>", "#", torch.device("cpu")
 _OWN = (_NAMES, "name", "fused", "foreach")  # of a group, and not put into another one: its label, and the device's
 _STEP = "step"  # counters of steps stay on the CPU, as in torch
 _PLAIN = (int, float, str, bool)
@@ -21,10 +24,14 @@ _PLAIN = (int, float, str, bool)
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerState:
-    """What an optimizer is to hold, for each parameter and for each of its groups."""
+    """What an optimizer is to hold, for each parameter, for each of its groups and besides; and what those are to hold
+    that it was made around.
+    """
 
     parameters: Mapping[Tensor, Mapping[str, Any]]
     groups: Sequence[tuple[dict[str, Any], Mapping[str, Any]]]
+    own: Mapping[str, Any] = field(default_factory=dict)
+    inner: Sequence[tuple[Any, OptimizerState]] = ()
 
     def put_into(self, optimizer: torch.optim.Optimizer) -> None:
         """Replace the optimizer's state, and the groups' rates and counters."""
@@ -33,22 +40,49 @@ class OptimizerState:
             optimizer.state[parameter].update(values)
         for group, values in self.groups:
             group.update(values)
+        put_own(optimizer, self.own)
+        for inner, held in self.inner:
+            held.put_into(inner)
 
 
 def state_now(optimizer: torch.optim.Optimizer) -> OptimizerState:
     """The state that an optimizer has now, to be put back later."""
+    return _state_now(optimizer, [(inner, _state_now(inner)) for _, inner in _iterate_apart(optimizer)])
+
+
+def _state_now(optimizer: torch.optim.Optimizer, inner: Sequence[tuple[Any, OptimizerState]] = ()) -> OptimizerState:
+    state = optimizer.state.items()
     return OptimizerState(
-        parameters={parameter: dict(values) for parameter, values in optimizer.state.items()},
+        parameters={parameter: dict(values) for parameter, values in state if isinstance(parameter, Tensor)},
         groups=[(group, dict(group)) for group in optimizer.param_groups],
+        own=own_now(optimizer),
+        inner=inner,
     )
+
+
+def _iterate_apart(optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, Any]]:
+    """Iterate over the optimizers that this one was made around and whose state is not its own."""
+    for path, inner in iterate_inner(optimizer):
+        if inner.state is not optimizer.state:
+            yield path, inner
 
 
 def optimizer_contents(model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """An optimizer's tensors by ``PARAMETER//KEY`` or ``//GROUP//KEY``, and its other values per parameter and per
     group, with the names of the group's parameters.
 
-    Raises: ConfigError: the optimizer has a parameter that is not the model's.
+    Raises: ConfigError: the optimizer has a parameter that is not the model's, or keeps what cannot be written.
     """
+    check_optimizer(optimizer)
+    tensors, rest = _contents(model, optimizer)
+    for path, inner in _iterate_apart(optimizer):
+        more, about = _contents(model, inner)
+        tensors |= {f"{path}{_INNER}{name}": value for name, value in more.items()}
+        rest.setdefault("inner", {})[path] = about
+    return tensors, rest
+
+
+def _contents(model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
     tensors: dict[str, Tensor] = {}
     plain: dict[str, dict[str, Any]] = {}
     groups: list[dict[str, Any]] = []
@@ -59,14 +93,28 @@ def optimizer_contents(model: nn.Module, optimizer: torch.optim.Optimizer) -> tu
             continue
         name = names[parameter]
         tensors |= {f"{name}//{key}": value for key, value in values.items() if isinstance(value, Tensor)}
-        rest = {key: value for key, value in values.items() if not isinstance(value, Tensor)}
-        if rest:
-            plain[name] = rest
+        for key, value in values.items():
+            if not isinstance(value, Tensor):
+                plain.setdefault(name, {})[key], inside = _write(value, f"{name}//{key}", optimizer)
+                tensors |= inside
     for number, group in enumerate(optimizer.param_groups):
         tensors |= {f"//{number}//{key}": value for key, value in group.items() if isinstance(value, Tensor)}
         kept = {key: value for key, value in group.items() if isinstance(value, _PLAIN) or _is_row(value)}
         groups.append(kept | {_NAMES: [names[parameter] for parameter in group["params"]]})
-    return tensors, {"class": type(optimizer).__name__, "plain": plain, "groups": groups}
+    own, inside = write_own(optimizer, model)
+    tensors |= inside
+    about = {"class": type(optimizer).__name__, "plain": plain, "groups": groups}
+    return tensors, about | ({"own": own} if own else {})
+
+
+def _write(value: object, name: str, optimizer: torch.optim.Optimizer) -> tuple[Any, dict[str, Tensor]]:
+    try:
+        return write_value(value, name)
+    except NotWritable as error:
+        raise ConfigError(
+            f"state.optimizer ({type(optimizer).__name__}) keeps {error} for {name.replace('//', ' under ')}, which a "
+            "checkpoint cannot hold; have it keep numbers, tensors, and lists, tuples and dictionaries of these"
+        ) from error
 
 
 def _names(model: nn.Module) -> dict[Tensor, str]:
@@ -101,14 +149,32 @@ def read_optimizer(
 
     Raises: StorageError: the parameters or the optimizer are others, or groups that differed are one group now.
     """
+    state = _read(model, optimizer, {name: value for name, value in tensors.items() if _INNER not in name}, rest, where)
+    inner = list[tuple[Any, OptimizerState]]()
+    for path, other in _iterate_apart(optimizer):
+        if path not in rest.get("inner", {}):
+            raise StorageError(f"{where}: was saved without the state of state.optimizer.{path}; begin anew without it")
+        start = f"{path}{_INNER}"
+        given = {name.removeprefix(start): value for name, value in tensors.items() if name.startswith(start)}
+        inner.append((other, _read(model, other, given, rest["inner"][path], where)))
+    return replace(state, inner=inner)
+
+
+def _read(
+    model: nn.Module, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], rest: Mapping[str, Any],
+    where: Path,
+) -> OptimizerState:  # fmt: skip
     kind = type(optimizer).__name__
     if rest.get("class", kind) != kind:
         raise StorageError(f"{where}: was saved with the optimizer {rest['class']}, and the state's is {kind}")
     by_name = dict(model.named_parameters())
     by_parameter: dict[Tensor, dict[str, Any]] = {}
     saved = [dict(group) for group in rest["groups"]]
+    aside = {name: value for name, value in tensors.items() if _ASIDE in name.rpartition("//")[2]}
     for full, value in tensors.items():
         name, _, key = full.rpartition("//")
+        if full in aside:
+            continue
         if name.startswith("//"):
             saved[int(name[2:])][key] = value
         else:
@@ -116,12 +182,18 @@ def read_optimizer(
                 value if key == _STEP else place_like(value, like=by_name[name])
             )
     for name, values in rest["plain"].items():
-        by_parameter.setdefault(by_name[name], {}).update(values)
+        placed = {
+            full: place_like(value, like=by_name[name]) for full, value in aside.items() if full.startswith(f"{name}//")
+        }
+        read = {key: read_value(value, placed) for key, value in values.items()}
+        by_parameter.setdefault(by_name[name], {}).update(read)
+    device = next((parameter.device for group in optimizer.param_groups for parameter in group["params"]), _CPU)
     groups = [
         (group, _values(group, [saved[number] for number in sources], where=where))
         for group, sources in _sources(model, optimizer, saved, where)
     ]
-    return OptimizerState(parameters=by_parameter, groups=groups)
+    own = read_own(optimizer, rest.get("own", {}), aside, device=device)
+    return OptimizerState(parameters=by_parameter, groups=groups, own=own)
 
 
 def _sources(

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from headstart.distributed.fsdp import plain_type, whole
+from headstart.distributed.fsdp import is_sharded_tensor, plain_type, whole
 from headstart.errors import ModelError
 from headstart.surgery.origins import is_library
 
@@ -45,7 +45,7 @@ class OwnState:
     held: tuple[str, ...] = ()
 
 
-class _NotPlain(Exception):
+class NotWritable(Exception):
     """A value that cannot be written; says what it is."""
 
 
@@ -85,13 +85,13 @@ def read_own_state(module: nn.Module) -> OwnState:
             continue
         try:
             found.values[_join_path(path, name)] = _write_value(value)
-        except (_NotPlain, RecursionError):  # or it holds itself
+        except (NotWritable, RecursionError):  # or it holds itself
             continue
     for path, value in _extra_state(module).items():
         tensors = dict[str, Tensor]()
         try:
             found.values[_join_path(path, _EXTRA)] = _write_value(value, _Aside(_join_path(path, _EXTRA), tensors))
-        except (_NotPlain, RecursionError) as error:
+        except (NotWritable, RecursionError) as error:
             kind = type(module.get_submodule(path)).__name__
             raise ModelError(
                 f"model: get_extra_state of {path or 'the model'} ({kind}) gives {error or 'what holds itself'}, which "
@@ -138,10 +138,19 @@ def read_saved_tensors(module: nn.Module) -> dict[str, Tensor]:
                 f"model: {path or 'it'} ({type(part).__name__}) has a get_extra_state and no set_extra_state, so that "
                 "what was saved could not be put back; write one, def set_extra_state(self, state), or leave both out"
             )
-    found = {name: value for name, value in module.state_dict().items() if isinstance(value, Tensor)}
+    state = module.state_dict()
+    found = {name: value for name, value in state.items() if isinstance(value, Tensor)}
+    for name in state.keys() - found.keys():
+        if not name.endswith(_EXTRA):
+            raise ModelError(
+                f"model: its state_dict has {name} ({type(state[name]).__name__}), which a file of tensors cannot "
+                "hold; give the module before it was quantized, or have its state_dict give tensors by name"
+            )
     for name, value in found.items():
         if not _is_writable(value):
+            plain = type(value) in (Tensor, nn.Parameter)
             kind = str(value.dtype if value.layout is torch.strided else value.layout).removeprefix("torch.")
+            kind = kind if plain else type(value).__name__
             raise ModelError(
                 f"model: {name} is a {kind} tensor, which a safetensors file cannot hold; keep its numbers in plain "
                 "ones, e.g. torch.view_as_real of complex numbers, to_dense() of sparse ones"
@@ -151,7 +160,13 @@ def read_saved_tensors(module: nn.Module) -> dict[str, Tensor]:
 
 def _is_writable(value: Tensor) -> bool:
     odd = value.is_quantized or value.is_meta or value.dtype in (torch.complex128, torch.complex32)
+    odd = odd or _computes_itself(value)
     return value.layout is torch.strided and not odd
+
+
+def _computes_itself(value: Tensor) -> bool:
+    """Whether its class has values of its own in place of memory; a sharded one's are gathered."""
+    return type(value).__torch_dispatch__ is not Tensor.__torch_dispatch__ and not is_sharded_tensor(value)
 
 
 def load_tensors(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
@@ -230,8 +245,25 @@ def _join_path(path: str, name: str) -> str:
     return f"{path}.{name}" if path else name
 
 
+def write_value(value: Any, name: str) -> tuple[Any, dict[str, Tensor]]:
+    """JSON of a value, and the tensors in it under names that begin with ``name`` and a ``#``.
+
+    Raises: NotWritable: something in it is no number, text, tensor, generator of random numbers or container.
+    """
+    tensors = dict[str, Tensor]()
+    try:
+        return _write_value(value, _Aside(name, tensors)), tensors
+    except RecursionError as error:  # it holds itself
+        raise NotWritable("what holds itself") from error
+
+
+def read_value(value: Any, tensors: Mapping[str, Tensor], *, current: Any = None) -> Any:
+    """What ``write_value`` wrote; ``current``: a generator of random numbers, which is set to what it was."""
+    return _put_back(current, _fill_in_tensors(value, tensors))
+
+
 def _write_value(value: Any, aside: _Aside | None = None) -> Any:
-    """JSON of a value; its tensors are text, too, where they are not put ``aside``.  Raises: _NotPlain.
+    """JSON of a value; its tensors are text, too, where they are not put ``aside``.  Raises: NotWritable.
 
     What is of a class that is derived from these has more to it than is written here.
     """
@@ -276,7 +308,7 @@ def _write_container(value: Any, aside: _Aside | None) -> Any:
         return {_SPECIAL: "numpy", "value": _write_value(value.bit_generator.state)}
     if kind is torch.Generator:
         return {_SPECIAL: "torch", "value": value.get_state().tolist()}
-    raise _NotPlain(f"a value of type {kind.__qualname__}")
+    raise NotWritable(f"a value of type {kind.__qualname__}")
 
 
 def _fill_in_tensors(value: Any, tensors: Mapping[str, Tensor]) -> Any:

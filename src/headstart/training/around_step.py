@@ -25,6 +25,7 @@ from headstart.distributed.processes import Processes, current
 from headstart.errors import ConfigError, NonFiniteError, RunError, name_some
 from headstart.events import StepDone
 from headstart.isolation import own_arithmetic, own_turn, seeded
+from headstart.optim.optimizers import check_optimizer
 from headstart.private_names import foreach_norm
 from headstart.surgery.module_state import restore_contents
 from headstart.surgery.origins import is_library
@@ -159,6 +160,7 @@ def index_of(state: TrainState) -> ModuleIndex:
 
 
 def _look(state: TrainState) -> ModuleIndex:
+    check_optimizer(state.optimizer)
     modules = tuple(state.model.train().modules())
     if state.own_state is not None:  # a ``train`` of the user's own has emptied what was read from a checkpoint
         restore_own_state(state.model, state.own_state)
@@ -282,7 +284,8 @@ def _read_own(index: ModuleIndex, others: Sequence[object]) -> dict[int, Content
             roots += [value._backward_hooks, getattr(value, "_post_accumulate_grad_hooks", None)]
     besides = {id(part) for part in index.modules} | {id(value) for value in index.held}
     besides |= {id(value) for part in index.modules for value in part._buffers.values()}
-    return read_roots([root for root in roots if root], Copying(values=True, parameters=False), besides=besides)
+    filled = [root for root in roots if isinstance(root, nn.Module) or root]  # a module's truth may be the user's own
+    return read_roots(filled, Copying(values=True, parameters=False), besides=besides)
 
 
 def _is_own(part: nn.Module) -> bool:
@@ -396,9 +399,9 @@ def _go_back(
 def _prepare(state: TrainState, batch: Batch, rules: StepRules) -> ModuleIndex:
     """The state's index, once the state has what these rules need of it, with a snapshot to go back to."""
     began = time.monotonic()
+    before, index = state.index, index_of(state)
     if not all(math.isfinite(group["lr"]) for group in state.optimizer.param_groups):
         refuse_rates(state, batch)
-    before, index = state.index, index_of(state)
     if index.rules is not rules or (state.scaler is None and rules.precision == "fp16"):
         make_companions(
             state, before, penalties=rules.penalties, precision=rules.precision, average_steps=rules.average_steps
