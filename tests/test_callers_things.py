@@ -144,17 +144,33 @@ def test_runs_from_one_module_are_independent_and_go_on_to_the_same_bits(own) ->
 
 def test_a_module_that_cannot_be_copied_is_trained_in_place_once(own) -> None:
     module = busy()
-    module.fc.lock = threading.Lock()
+    module.conv.lock = threading.Lock()
     for call in (hs.plan, hs.train):
-        with pytest.raises(ModelError, match=r"fc.lock \(lock: .*; train the module itself: hs.train"):
+        with pytest.raises(ModelError, match=r"conv.lock \(lock: .*; train the module itself: hs.train"):
             call(own(), model=module)
     with pytest.raises(ConfigError):
         hs.train(own(loss={"kind": "mse"}), model=hs.InPlace(module))
     run = hs.train(own(), model=hs.InPlace(module))
     assert run.model is module
     for given in (hs.InPlace(module), module):
-        with pytest.raises(ModelError, match=r"was trained in place before, .* give a copy: model=copy.deepcopy"):
+        with pytest.raises(ModelError, match=r"was trained in place before, .* began; make it anew$"):
             hs.train(own("other"), model=given)
+    del module.conv.lock
+    with pytest.raises(ModelError, match=r"make it anew, or give a copy: model=copy.deepcopy\(module\)"):
+        hs.train(own("other"), model=module)
+    hs.train(own("other"), model=copy.deepcopy(module))
+
+
+@pytest.mark.filterwarnings("ignore:Sparse CSR:UserWarning")
+@pytest.mark.parametrize("form", ["to_sparse", "to_sparse_csr"])
+def test_what_can_neither_be_copied_nor_saved_is_not_said_to_be_trained_in_place(own, form) -> None:
+    module = Busy()
+    module.register_buffer("mix", getattr(torch.eye(8), form)())
+    with pytest.raises(ModelError, match=r"mix is a sparse_(coo|csr) tensor, which a safetensors file cannot hold"):
+        hs.train(own(), model=module)
+    module.register_buffer("mix", torch.empty(2, device="meta"))
+    with pytest.raises(ModelError, match="mix is on the meta device and has no values"):
+        hs.train(own(), model=module)
 
 
 def test_a_finished_run_gives_its_model_a_module_of_its_own(own) -> None:

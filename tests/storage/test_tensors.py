@@ -10,7 +10,7 @@ from safetensors.torch import load, save
 
 from headstart.storage import tensors as tensor_file
 from headstart.storage.buffers import Buffers
-from headstart.storage.tensors import make_buffers, pack_tensors
+from headstart.storage.tensors import make_buffers, pack_tensors, view_bytes
 
 KINDS = list(tensor_file._NAMES)
 
@@ -53,3 +53,11 @@ def test_pieces_are_counted_in_bytes() -> None:
     assert bytes(Buffers(b"ab", b"", memoryview(b"cde"))) == b"abcde"
     with pytest.raises(AssertionError):
         Buffers(memoryview(b"12345678").cast("f"))
+
+
+def test_a_tensor_can_be_resized_after_its_bytes_were_looked_at() -> None:
+    """As observers of quantization resize their buffers in the first forward pass."""
+    value = torch.ones(1)
+    assert bytes(view_bytes(value)) == value.clone().numpy().tobytes()
+    make_buffers({"value": value})
+    assert value.resize_(3).shape == (3,)

@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn.utils import prune
 
 from headstart.errors import ModelError
-from headstart.surgery.module_copy import copy_module
+from headstart.surgery.module_copy import can_copy, copy_module
 
 INSTEAD = "type this"
 
@@ -309,3 +309,59 @@ def test_what_cannot_be_copied_is_named_with_what_to_type() -> None:
     assert "_forward_hooks refers to a part of the module's weights" in refused(module)
     with pytest.raises(ModelError, match=r"a copy of the module takes .* GB of memory, 0.0 GB are free; type this"):
         copy_module(small(), free_bytes=10, instead=INSTEAD)
+
+
+class Forgetful(nn.Linear):
+    """Its copies begin anew."""
+
+    def __deepcopy__(self, memo: dict[int, object]) -> Forgetful:
+        made = Forgetful(4, 4)
+        nn.init.zeros_(made.weight)
+        return made
+
+
+class Stubborn(nn.Linear):
+    """Its copies are itself, or none."""
+
+    def __init__(self, error: Exception | None) -> None:
+        super().__init__(4, 4)
+        self.error = error
+
+    def __deepcopy__(self, memo: dict[int, object]) -> Stubborn:
+        if self.error is not None:
+            raise self.error
+        return self
+
+
+@pytest.mark.parametrize(
+    ("part", "said"),
+    [
+        (Forgetful(4, 4), "0.weight of a copy.deepcopy of it is not as in the module; have __deepcopy__ copy it, or t"),
+        (Stubborn(KeyError("odd")), "cannot be copied: 'odd'; type this"),
+        (Stubborn(None), "its own __deepcopy__ leaves out"),
+    ],
+)
+def test_a_way_of_copying_of_the_users_own_is_held_to_its_word(part: nn.Module, said: str) -> None:
+    with pytest.raises(ModelError, match=said):
+        copied(nn.Sequential(part))
+
+
+def test_libraries_in_attributes_are_shared_and_left_alone() -> None:
+    module = small()
+    module.t, module.draw = torch, random
+    before = dict(vars(random))
+    assert copied(module).t is torch and copied(module).draw is random
+    assert all(vars(random)[name] is value for name, value in before.items())
+
+
+def test_a_generator_is_not_said_to_be_helped_by_training_in_place() -> None:
+    module = small()
+    module.counter = (number for number in range(3))
+    with pytest.raises(ModelError, match="keep numbers, lists or tensors there, or, if forward leaves it alone, type"):
+        copied(module)
+
+
+def test_whether_a_copy_can_be_made_is_known_without_copying_tensors() -> None:
+    assert can_copy(small()) and can_copy(nn.Sequential(Forgetful(4, 4)))
+    for part in (Stubborn(None), Stubborn(ValueError())):
+        assert not can_copy(nn.Sequential(part))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
+import threading
 from collections.abc import Callable
 
 import numpy as np
@@ -13,6 +14,7 @@ from torch import nn
 
 import headstart as hs
 from headstart.errors import ModelError
+from headstart.isolation import own_turn
 from headstart.models.describe import describe
 from headstart.surgery.head import find_head
 from headstart.surgery.layout import find_layout
@@ -134,3 +136,27 @@ def test_a_module_whose_look_would_last_is_refused_by_name_and_helped_by_the_sen
     net = Helped()
     hs.replace_head(net, outputs=3)
     assert net.calls == 0
+
+
+def test_looking_while_others_draw_and_train_says_nothing_of_them() -> None:
+    """A module that another thread's loop shares, and generators that other threads draw from."""
+    module = Net()
+    module.tail = nn.Linear(8, 8)  # nothing is its own but the class
+    done = threading.Event()
+
+    def meddle() -> None:
+        while not done.is_set():
+            random.random(), np.random.rand(), torch.rand(1)
+            with own_turn():
+                module.conv.weight.requires_grad_(False)
+                module.conv.weight.data.mul_(1.01)
+                module.conv.weight.requires_grad_(True)
+
+    thread = threading.Thread(target=meddle, daemon=True)
+    thread.start()
+    try:
+        for _ in range(10):
+            assert find_head(module).paths
+    finally:
+        done.set()
+        thread.join()

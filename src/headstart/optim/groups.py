@@ -79,8 +79,8 @@ def param_groups(
 
 def _exempt(module: nn.Module) -> set[str]:
     listed = getattr(module, "no_weight_decay", None)
-    names: Iterable[str] = listed() if callable(listed) else ()
-    return set(names)
+    names: Iterable[str] | None = listed() if callable(listed) else None
+    return set(names or ())
 
 
 def _check(groups: list[dict[str, Any]], trainable: Mapping[str, nn.Parameter]) -> None:

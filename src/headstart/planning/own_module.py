@@ -10,10 +10,13 @@ from headstart.errors import ModelError
 from headstart.events import Decision
 from headstart.machine import available_bytes
 from headstart.planning.draft import Draft
-from headstart.surgery.module_copy import InPlace, copy_module
+from headstart.surgery.layout import iterate_tensors
+from headstart.surgery.module_copy import InPlace, can_copy, copy_module
+from headstart.surgery.own_state import read_saved_tensors
 from headstart.surgery.whole_module import refuse_wrapped
 
 _INSTEAD = "train the module itself: hs.train(config, model=hs.InPlace(module))"
+_COPY = ", or give a copy: model=copy.deepcopy(module) as it is now, or one made before the first call"
 _changed: list[weakref.ref[nn.Module]] = []  # no set: a module may have an equality of its own
 
 
@@ -26,11 +29,10 @@ def copy_own(own: nn.Module | InPlace) -> nn.Module:
     if any(ref() is module for ref in _changed):
         raise ModelError(
             "model: this module was trained in place before, so that another run would not begin where the first one "
-            "began; make it anew, or give a copy: model=copy.deepcopy(module) as it is now, or one made before the "
-            "first call"
+            f"began; make it anew{_COPY if can_copy(module) else ''}"
         )
     refuse_wrapped(module)
-    empty = [name for name, value in module.named_parameters() if value.is_meta]
+    empty = [name for name, value, _ in iterate_tensors(module) if value.is_meta]
     if empty:
         raise ModelError(
             f"model: {empty[0]} is on the meta device and has no values; make the module outside of "
@@ -38,6 +40,8 @@ def copy_own(own: nn.Module | InPlace) -> nn.Module:
         )
     if isinstance(own, InPlace):
         return module
+    if not any(nn.parameter.is_lazy(value) for value in module.parameters()):
+        read_saved_tensors(module)  # what cannot be saved cannot be copied either, and is then no reason to go without
     return copy_module(module, free_bytes=available_bytes(), instead=_INSTEAD)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -43,7 +44,7 @@ def make_buffers(tensors: Mapping[str, Tensor]) -> Buffers:
         header[name] = {"dtype": _NAMES[value.dtype], "shape": list(value.shape), "data_offsets": [begin, end]}
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % _ALIGNED)
-    return Buffers(len(text).to_bytes(8, "little"), text, *(_bytes_of(ready[name]) for name in names))
+    return Buffers(len(text).to_bytes(8, "little"), text, *(view_bytes(ready[name]) for name in names))
 
 
 def pack_tensors(tensors: Mapping[str, Tensor]) -> bytes:
@@ -51,5 +52,8 @@ def pack_tensors(tensors: Mapping[str, Tensor]) -> bytes:
     return bytes(make_buffers(tensors))
 
 
-def _bytes_of(value: Tensor) -> memoryview:
-    return value.reshape(-1).view(torch.uint8).numpy().data
+def view_bytes(value: Tensor) -> memoryview:
+    """The memory of a contiguous tensor on the CPU, which can still be resized afterwards, as after ``numpy()`` it
+    could not: observers of quantization do it in their first forward pass.
+    """
+    return np.from_dlpack(value.detach().reshape(-1).view(torch.uint8)).data

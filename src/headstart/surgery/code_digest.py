@@ -15,10 +15,10 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor, fx, nn
 from torch.utils.hooks import RemovableHandle
 
+from headstart.storage.tensors import view_bytes
 from headstart.surgery.naming import HOOKS, TENSOR_HOOKS
 from headstart.surgery.origins import is_library, is_live, is_users_class, make_qualified_name
 from headstart.surgery.plain import is_plain
@@ -159,8 +159,7 @@ def _tensor_bytes(tensor: Tensor, *, values: bool) -> bytes:
     if not values or tensor.is_meta or nn.parameter.is_lazy(tensor):
         return facts
     try:
-        plain = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous().reshape(-1).view(torch.uint8)
-        return facts + plain.numpy().tobytes()
+        return facts + view_bytes(tensor.detach().cpu().resolve_conj().resolve_neg().contiguous()).tobytes()
     except FAILURES:  # sparse, quantized
         return facts
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor, nn
 
+from headstart.storage.tensors import view_bytes
 from headstart.surgery.code_digest import code_digest
 from headstart.surgery.reach import Copying, read_graph
 
@@ -38,6 +39,5 @@ def tensors_digest(tensors: Mapping[str, Tensor]) -> str:
             continue
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
         plain = value.detach().to_dense() if value.layout != torch.strided else value.detach()
-        plain = plain.cpu().resolve_conj().resolve_neg().contiguous().reshape(-1)
-        digest.update(plain.view(torch.uint8).numpy().data)
+        digest.update(view_bytes(plain.cpu().resolve_conj().resolve_neg().contiguous()))
     return digest.hexdigest()

@@ -18,7 +18,7 @@ from headstart.surgery.head_search import is_layer, layer_sizes
 from headstart.surgery.head_uses import move_hooks, put_everywhere, refuse_other_uses
 from headstart.surgery.layout import Layout, find_layout, find_trace, forget_layout, renew_layout
 from headstart.surgery.outputs import declare_scores, read_declared_scores, scores_of
-from headstart.surgery.trace import run_for_shapes
+from headstart.surgery.trace import read_facts, run_for_shapes
 from headstart.wording import option
 
 _CHEAP = 50_000_000  # parameters of a model that one image takes less than 0.3 s of
@@ -356,7 +356,7 @@ def _ran_with(module: nn.Module, old: Mapping[str, nn.Module]) -> bool:
 
 def _sibling(module: nn.Module) -> str:
     """Where to turn from one of timm's encoders, which give feature maps or tokens and no scores."""
-    name = str((getattr(module, "pretrained_cfg", None) or {}).get("architecture", ""))
+    name = str(read_facts(module).get("architecture", ""))
     plain = name.removesuffix("_enc")
     if plain == name or not timm.is_model(plain):
         return ""

@@ -16,7 +16,7 @@ from torch import fx, nn
 from headstart.surgery.head_layers import RANK, HeadKind, MlpHead
 from headstart.surgery.origins import is_library
 from headstart.surgery.outputs import is_auxiliary, name_outputs, pick_output, read_declared_scores
-from headstart.surgery.trace import Trace
+from headstart.surgery.trace import Trace, read_facts
 from headstart.wording import option
 
 _PASSING = frozenset(
@@ -147,8 +147,7 @@ def _find_put_in(module: nn.Module) -> tuple[str, ...]:
 
 
 def _ask_timm(module: nn.Module) -> tuple[str, ...]:
-    facts = getattr(module, "pretrained_cfg", None) or {}
-    classifier = facts.get("classifier") or ()
+    classifier = read_facts(module).get("classifier") or ()
     paths: list[str] = []
     for path in (classifier,) if isinstance(classifier, str) else tuple(classifier):
         try:

@@ -8,6 +8,8 @@ with a parameter share it no longer.
 from __future__ import annotations
 
 import copy
+import types
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from headstart.errors import ModelError
+from headstart.surgery.layout import iterate_tensors
 from headstart.surgery.rewiring import Rewiring
+from headstart.surgery.values import same_bytes
 
 _COMPUTING = ("torch.nn.utils.weight_norm", "torch.nn.utils.spectral_norm", "torch.nn.utils.prune")
 
@@ -55,8 +59,8 @@ def copy_module(module: nn.Module, *, free_bytes: int | None, instead: str) -> n
     memo = _copy_parameters(module)
     try:
         copied = copy.deepcopy(module, memo)
-    except (TypeError, RuntimeError, AttributeError, NotImplementedError, ValueError, RecursionError) as error:
-        raise ModelError(f"model: the module cannot be copied: {_obstacle(module, error)}; {instead}") from error
+    except Exception as error:  # a ``__deepcopy__`` or ``__reduce__`` of the user's own may raise anything
+        raise ModelError(f"model: the module cannot be copied: {_obstacle(module, error, instead)}") from error
     move = Rewiring(module, memo, memory=frozenset(storages), instead=instead)
     for part in module.modules():
         if id(part) in memo:
@@ -67,7 +71,32 @@ def copy_module(module: nn.Module, *, free_bytes: int | None, instead: str) -> n
     for name, parameter in module.named_parameters():
         if id(parameter) in memo:
             _carry_over(parameter, memo[id(parameter)], move, name)
+    _check_equal(module, copied, instead=instead)
     return copied
+
+
+def _check_equal(module: nn.Module, copied: nn.Module, *, instead: str) -> None:
+    """Raises: ModelError: a ``__deepcopy__`` of the user's own made something else."""
+    theirs = {name: value for name, value, _ in iterate_tensors(copied)}
+    for name, value, _ in iterate_tensors(module):
+        other = theirs.get(name)
+        if nn.parameter.is_lazy(value):
+            continue
+        if other is None or (other.shape, other.dtype) != (value.shape, value.dtype) or not same_bytes(value, other):
+            raise ModelError(
+                f"model: the module cannot be copied: {name} of a copy.deepcopy of it is not as in the module; have "
+                f"__deepcopy__ copy it, or {instead}"
+            )
+
+
+def can_copy(module: nn.Module) -> bool:
+    """Whether ``copy.deepcopy`` makes another module of it; plain tensors are not copied for the answer."""
+    tensors = [value for _, value, _ in iterate_tensors(module) if _is_plain(value)]
+    try:
+        copied = copy.deepcopy(module, {id(value): value for value in tensors})
+    except Exception:
+        return False
+    return not {*map(id, copied.modules())} & {*map(id, module.modules())}
 
 
 def _storages(module: nn.Module) -> dict[int, torch.UntypedStorage]:
@@ -99,6 +128,7 @@ def _copy_parameters(module: nn.Module) -> dict[int, Any]:
         for value in (*part._buffers.values(), *vars(part).values()):
             if isinstance(value, Tensor) and _is_plain(value) and value.is_inference():
                 memo[id(value)] = value.clone()
+        memo |= {id(value): value for value in vars(part).values() if isinstance(value, types.ModuleType)}
         for hook in part._forward_pre_hooks.values():
             name = getattr(hook, "name", None) or getattr(hook, "_tensor_name", None)
             if type(hook).__module__ in _COMPUTING and name:
@@ -128,23 +158,25 @@ def _carry_over(parameter: nn.Parameter, copied: Tensor, move: Rewiring, name: s
         copied.register_post_accumulate_grad_hook(move.outside(hook, where))  # type: ignore[no-untyped-call]
 
 
-def _obstacle(module: nn.Module, error: Exception) -> str:
-    """Which attribute cannot be copied, and why."""
+def _obstacle(module: nn.Module, error: Exception, instead: str) -> str:
+    """Which attribute cannot be copied, why, and what to type."""
     for path, part in module.named_modules():
         for name, value in vars(part).items():
             where = f"{path}.{name}" if path else name
             if isinstance(value, Tensor) and value.grad_fn is not None:
                 return (
                     f"{where} is a tensor with a history (it was computed while autograd recorded); keep "
-                    f"{name}.detach() there, or set it to None before"
+                    f"{name}.detach() there, or set it to None before; {instead}"
                 )
             if name in ("_modules", "_parameters", "_buffers"):
                 continue
             try:
                 copy.deepcopy(value, {id(one): one for one in (*module.modules(), *module.parameters())})
-            except (TypeError, RuntimeError, AttributeError, NotImplementedError, ValueError, RecursionError) as own:
-                return f"{where} ({type(value).__name__}: {_first_line(own)})"
-    return _first_line(error)
+            except Exception as own:
+                about = f"{where} ({type(value).__name__}: {_first_line(own)}); "
+                kept = "keep numbers, lists or tensors there, or, if forward leaves it alone, "
+                return f"{about}{kept if isinstance(value, Iterator) else ''}{instead}"
+    return f"{_first_line(error)}; {instead}"
 
 
 def _first_line(error: Exception) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 from torch import nn
 
@@ -31,8 +32,8 @@ def no_trace(module: nn.Module) -> Iterator[None]:
         finally:
             _WITHIN.pop()
             restore_state(module, before)
-    if own_code and not inner:
-        _refuse_lasting(module, before)
+        if own_code and not inner:  # in the same turn: the module may be in another thread's loop, too
+            _refuse_lasting(module, before)
 
 
 _WITHIN: list[nn.Module] = []
@@ -52,7 +53,9 @@ def _parameter_bytes(module: nn.Module) -> int:
 
 
 def _refuse_lasting(module: nn.Module, before: ModuleState) -> None:
-    lasting = differences(before, with_parameters(read_state(module)) if before.parameters else read_state(module))
+    after = with_parameters(read_state(module)) if before.parameters else read_state(module)
+    # The process's generators can always be put back: where one has moved since, another thread draws from it.
+    lasting = differences(before, replace(after, generators=before.generators))
     if lasting:
         named = ", ".join(lasting[:3]) + (f" and {len(lasting) - 3} more" if len(lasting) > 3 else "")
         raise ModelError(

@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from functools import partial
-from types import CellType, CodeType, FunctionType, MethodType
+from types import CellType, CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
 
 import torch
@@ -58,7 +58,7 @@ class Rewiring:
             self._one(value.__self__, where)
         if id(value) in self.originals or isinstance(value, _REFERRING):
             return self.outside(value, where)
-        if not isinstance(value, Tensor | nn.Module | type):
+        if not isinstance(value, Tensor | nn.Module | type | ModuleType):  # which the copy shares
             self.inside(value, where)
         return value
 

@@ -205,7 +205,8 @@ def fx_graph(module: nn.Module, *, training: Callable[[str], bool]) -> fx.Graph:
 
 def is_adapted(part: nn.Module) -> bool:
     """Whether it is one of peft's: a layer (``base_layer``) with low-rank adapters beside it."""
-    return hasattr(part, "base_layer") and hasattr(part, "lora_A") and hasattr(part, "lora_B")
+    layers = (getattr(part, name, None) for name in ("base_layer", "lora_A", "lora_B"))
+    return all(isinstance(layer, nn.Module) for layer in layers)
 
 
 def find_adapted_layers(module: nn.Module) -> tuple[str, ...]:
@@ -402,9 +403,15 @@ def _own_tensors(module: nn.Module) -> dict[str, Tensor]:
     return own
 
 
+def read_facts(module: nn.Module) -> Mapping[str, Any]:
+    """What timm's models say of themselves; nothing of a module whose ``__getattr__`` answers to any name."""
+    given = getattr(module, "pretrained_cfg", None)
+    return given if isinstance(given, Mapping) else {}
+
+
 def input_shape(module: nn.Module) -> tuple[int, int, int]:
     """(channels, height, width) of the images that the model is built for: what it says of itself, else 224."""
-    facts: Mapping[str, Any] = getattr(module, "pretrained_cfg", None) or {}
+    facts = read_facts(module)
     channels, height, width = facts.get("input_size") or (3, 224, 224)
     size = getattr(getattr(module, "patch_embed", None), "img_size", None) or getattr(module, "image_size", None)
     height, width = _pair(size) or read_config_size(module) or (height, width)

@@ -28,6 +28,7 @@ from headstart.events import CacheProgress
 from headstart.machine import FOR_PEOPLE, environment
 from headstart.storage.disk_cache import DiskCache
 from headstart.storage.record_file import RecordFile
+from headstart.storage.tensors import view_bytes
 from headstart.surgery.boundary import Boundary
 from headstart.surgery.fixed_values import NotReplayable
 from headstart.surgery.halves import Prefix
@@ -338,7 +339,7 @@ def prefix_digest(prefix: nn.Module) -> str:
     for name, value, _ in iterate_tensors(module):
         if not isinstance(prefix, Prefix) or name in prefix.frozen:
             digest.update(repr((name, tuple(value.shape), value.dtype)).encode())
-            digest.update(value.detach().contiguous().cpu().view(-1).view(torch.uint8).numpy().data)
+            digest.update(view_bytes(value.detach().contiguous().cpu()))
     return digest.hexdigest()
 
 

@@ -31,6 +31,7 @@ from headstart.events import (
 )
 from headstart.optim.groups import param_groups
 from headstart.optim.optimizers import make_optimizer
+from headstart.storage.tensors import view_bytes
 from headstart.surgery.boundary import Boundary
 from headstart.surgery.freeze import NOTHING_FIXED, Fixed, Frozen, freeze_by, what_freezes
 from headstart.surgery.halves import Suffix
@@ -368,4 +369,4 @@ def _digest(tensors: list[Tensor]) -> str:
 
 
 def _bytes(tensor: Tensor) -> memoryview:
-    return local(tensor.detach()).contiguous().cpu().view(-1).view(torch.uint8).numpy().data
+    return view_bytes(local(tensor.detach()).contiguous().cpu())
