@@ -89,9 +89,10 @@ def _iterate_own(optimizer: Any) -> Iterator[tuple[str, Any]]:
 
 @cache
 def _usual_names() -> frozenset[str]:
-    """What every optimizer of torch has, and what a scheduler or a fused kernel puts there."""
-    fused = {"_step_supports_amp_scaling", "_need_device_dtype_check_for_fused"}
-    return frozenset(vars(torch.optim.SGD([torch.zeros(1)], lr=0.0))) | {"_opt_called", "step"} | fused
+    """What every optimizer of torch has, and what a fused kernel or a scheduler puts there."""
+    plain, scheduled = torch.optim.SGD([torch.zeros(1)], lr=0.0), torch.optim.SGD([torch.zeros(1)], lr=0.0, fused=True)
+    torch.optim.lr_scheduler.ConstantLR(scheduled)
+    return frozenset(vars(plain)) | frozenset(vars(scheduled))
 
 
 def _holds(value: object, known: set[int]) -> bool:
