@@ -45,6 +45,7 @@ BROAD_EXCEPT_AT = (
     "cli/main.py",
     "data/decoding/decode.py",
     "data/decoding/interruptible.py",
+    "surgery/module_copy.py",  # a ``__deepcopy__`` of the user's own
     "exports/graph.py",  # an exporter runs the model's own code, and raises dozens of kinds
     "tasks/own_ratings.py",
 )

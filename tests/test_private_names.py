@@ -41,7 +41,7 @@ PACKAGE = Path(private_names.__file__).parent
 LOOKED_UP = [use.name for use in USES if "private_names.py" in use.files]
 NOT_TORCHS = {  # of Python and its modules, Pillow, transformers; headstart's own ends of names
     "_exit", "_getframe", "_fields", "_replace", "_decoder", "_abc_impl", "_thread", "_io", "_enabled", "_enc",
-    "_extra_state", "_non_persistent", "_Event", "_Item", "_Key", "_name_or_path",
+    "_extra_state", "_non_persistent", "_Event", "_Given", "_Returned", "_Item", "_Key", "_name_or_path",
 }  # fmt: skip
 
 

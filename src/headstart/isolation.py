@@ -8,10 +8,10 @@ import os
 import random
 from collections.abc import Callable, Generator, Iterator
 from contextlib import AbstractContextManager, ContextDecorator, ExitStack, closing, contextmanager, nullcontext
-from functools import cache
+from functools import cache, wraps
 from itertools import islice
 from threading import Condition, Lock, get_ident
-from typing import TypeVar
+from typing import ParamSpec, TypeVar
 
 import numpy as np
 import torch
@@ -19,6 +19,8 @@ import torch
 from headstart.errors import RunError
 
 _Event = TypeVar("_Event")
+_Returned = TypeVar("_Returned")
+_Given = ParamSpec("_Given")
 _PLAIN = nullcontext()
 
 
@@ -28,6 +30,8 @@ def own_arithmetic() -> AbstractContextManager[None]:
     Autocast is off (on every kind of device), gradients are recorded, ``inference_mode`` is left, tensors are made in
     float32 and on the CPU. What the caller had comes back afterwards. ``use_deterministic_algorithms``, thread counts
     and the choice of kernels stay the caller's. Costs 2 microseconds where there is nothing to keep out.
+
+    Raises: RunError: torch makes tensors without values here.
     """
     return _PLAIN if _is_plain() else _enter_default_modes()
 
@@ -49,6 +53,11 @@ def _next(events: Iterator[_Event]) -> tuple[_Event, ...]:
 
 def _is_plain() -> bool:
     made = torch.empty(0)
+    if type(made) is not torch.Tensor:
+        raise RunError(
+            f"torch makes {type(made).__name__}s here, which have no values to compute with; call headstart outside of "
+            "the block that has it do so (with FakeTensorMode(): ...)"
+        )
     return (
         not _usual_dtype.blocks
         and made.dtype is torch.float32
@@ -68,22 +77,25 @@ def _kinds() -> tuple[str, ...]:
 
 
 class _UsualDtype:
-    """Makes float32 the default dtype, which is one for all threads, until the last thread has left its block."""
+    """Makes float32 the default dtype, which is one for all threads, until the last thread has left its block. What
+    another thread sets meanwhile is the caller's from then on, and no longer holds in the next block.
+    """
 
     def __init__(self) -> None:
         self.lock, self.blocks, self.callers = Lock(), 0, torch.float32
 
     def __enter__(self) -> None:
         with self.lock:
-            if not self.blocks:
-                self.callers = torch.get_default_dtype()
+            now = torch.get_default_dtype()
+            if not self.blocks or now is not torch.float32:
+                self.callers = now
                 torch.set_default_dtype(torch.float32)
             self.blocks += 1
 
     def __exit__(self, *_: object) -> None:
         with self.lock:
             self.blocks -= 1
-            if not self.blocks:
+            if not self.blocks and torch.get_default_dtype() is torch.float32:
                 torch.set_default_dtype(self.callers)
 
 
@@ -102,6 +114,17 @@ def _enter_default_modes() -> Iterator[None]:
         stack.callback(torch.clear_autocast_cache)
         torch.clear_autocast_cache()  # weights cast by the caller's forward passes, perhaps before they were changed
         yield
+
+
+def in_own_arithmetic(function: Callable[_Given, _Returned]) -> Callable[_Given, _Returned]:
+    """The function, called in ``own_arithmetic``: what it makes can be trained, whatever the caller has entered."""
+
+    @wraps(function)
+    def call(*args: _Given.args, **keywords: _Given.kwargs) -> _Returned:
+        with own_arithmetic():
+            return function(*args, **keywords)
+
+    return call
 
 
 class seeded:
@@ -188,6 +211,11 @@ class own_turn(ContextDecorator):
             if not turns.depth:
                 turns.owner = None
                 turns.changed.notify_all()
+
+
+def has_turn() -> bool:
+    """Whether this thread is within an ``own_turn``."""
+    return _turns(os.getpid()).owner == get_ident()
 
 
 @contextmanager

@@ -295,3 +295,18 @@ def test_a_checkpoint_from_before_groups_had_their_parameters_names_still_restor
     assert by_name(again) == by_name(state)
     with pytest.raises(StorageError, match=r"has the parameter groups \['conv1 \(no decay\)', .*, and the state's"):
         hs.restore(make(regrouped=reordered), tmp_path)
+
+
+def test_a_loss_scaler_that_is_switched_off_is_none(net, noise, tmp_path):
+    states = []
+    for scaler in (torch.amp.GradScaler("cpu", enabled=False), None):
+        model = net()
+        state = hs.TrainState(model, torch.optim.SGD(model.parameters(), lr=0.1))
+        state.scaler = scaler
+        states.append(state)
+    losses = [hs.train_step(state, noise(8), rules=hs.StepRules()).loss for state in states]
+    assert losses[0] == losses[1]
+    for saved, other in (states, states[::-1]):
+        hs.save(saved, tmp_path / str(id(saved)))
+        for state in (saved, other):
+            hs.restore(state, tmp_path / str(id(saved)))

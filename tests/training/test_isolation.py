@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import headstart as hs
+from headstart.errors import RunError
 from headstart.isolation import own_arithmetic
 from tests.arithmetic import default_dtype
 
@@ -92,3 +94,45 @@ def test_own_arithmetic_keeps_the_callers_out_and_gives_it_back(name) -> None:
                 assert surrounded() == bare
         assert surrounded() == around
     assert surrounded() == bare
+
+
+def test_tensors_without_values_are_refused_by_name(net, images, tmp_path) -> None:
+    model = net()
+    state = hs.TrainState(model, torch.optim.SGD(model.parameters(), lr=0.1))
+    hs.save(state, tmp_path)
+    calls: list[Callable[[], object]] = [
+        lambda: next(iter(hs.fit(state, images.train, rules=hs.StepRules(), epochs=1))),
+        lambda: hs.predict(model, images.val),
+        lambda: hs.restore(state, tmp_path),
+        lambda: hs.replace_head(model, outputs=4),
+    ]
+    for call in calls:
+        with FakeTensorMode(), pytest.raises(RunError, match="torch makes FakeTensors here, which have no values to"):
+            call()
+        call()
+
+
+@pytest.mark.parametrize("name", SURROUNDINGS)
+def test_a_head_that_is_made_in_any_surroundings_trains(net, noise, name) -> None:
+    made = []
+    for around in (SURROUNDINGS[name], nullcontext):
+        model = net()
+        with around():
+            torch.manual_seed(3)
+            hs.replace_head(model, outputs=3, hidden=(4,), dropout=0.1)
+        state = hs.TrainState(model, torch.optim.SGD(model.parameters(), lr=0.1))
+        made.append(hs.train_step(state, noise(8), rules=hs.StepRules()).loss)
+    assert made[0] == made[1]
+
+
+def test_another_threads_default_dtype_is_not_a_runs_and_is_kept() -> None:
+    with torch.no_grad(), own_arithmetic():
+        torch.set_default_dtype(torch.float64)  # as another thread may
+        with own_arithmetic():
+            assert torch.empty(0).dtype is torch.float32
+    assert torch.get_default_dtype() is torch.float64
+    torch.set_default_dtype(torch.float32)
+    with torch.no_grad(), own_arithmetic():
+        torch.set_default_dtype(torch.float64)
+    assert torch.get_default_dtype() is torch.float64
+    torch.set_default_dtype(torch.float32)

@@ -16,6 +16,7 @@ from torch import nn
 import headstart as hs
 from headstart.errors import RunError
 from headstart.isolation import beside_others, only_run, own_turn, seeded
+from headstart.training.eval_modes import eval_modes, training_turn
 
 
 class Drawing(nn.Module):
@@ -215,3 +216,73 @@ def test_seeding_starts_again_and_goes_on_where_the_caller_was() -> None:
     with seeded(7, device=torch.device("cpu"), everywhere=False):
         state = random.getstate()
     assert random.getstate() == state
+
+
+def test_predictions_in_threads_are_those_of_one_and_leave_the_mode(net, images) -> None:
+    model = net(norm=True, dropout=0.5)
+    expected = hs.predict(model, images.val).outputs
+
+    def look() -> list[bool]:
+        return [torch.equal(hs.predict(model, images.val).outputs, expected) for _ in range(4)]
+
+    for _ in range(3):
+        model.train()
+        assert all(map(all, in_threads([look, look, look])))
+        assert all(part.training for part in model.modules())
+
+
+def test_predictions_of_a_module_in_training_are_each_of_one_step(net, images) -> None:
+    """And the loop has the bits that it has alone."""
+
+    def loop(model: nn.Module, look: Callable[[], Any]) -> list[float]:
+        state = hs.TrainState(model, torch.optim.SGD(model.parameters(), lr=0.05))
+        found = []
+        for event in hs.fit(state, images.train, rules=hs.StepRules(), epochs=3):
+            if isinstance(event, hs.StepDone):
+                found.append(event.loss)
+                look()
+        return found
+
+    alone, shared, steps, seen = net(norm=True, dropout=0.5), net(norm=True, dropout=0.5), [], []
+    steps.append(hs.predict(alone, images.val).outputs)
+    expected = loop(alone, lambda: steps.append(hs.predict(alone, images.val).outputs))
+    done = threading.Event()
+
+    def look() -> None:
+        while not done.is_set():
+            seen.append(hs.predict(shared, images.val).outputs)
+
+    def train() -> list[float]:
+        try:
+            return loop(shared, lambda: None)
+        finally:
+            done.set()
+
+    assert in_threads([train, look])[0] == expected
+    assert seen and all(any(torch.equal(one, other) for other in steps) for one in seen)
+
+
+def test_training_within_the_turn_of_a_plan_does_not_wait_for_another_threads_evaluation(net) -> None:
+    model, inside, go_on = net(), threading.Event(), threading.Event()
+
+    def look() -> None:
+        with eval_modes(model, root=model):
+            inside.set()
+            go_on.wait(10)
+
+    thread = threading.Thread(target=look, daemon=True)
+    thread.start()
+    inside.wait(10)
+    try:
+        with (
+            own_turn(),
+            pytest.raises(RunError, match=r"another thread evaluates this module .* a copy: copy"),
+        ):
+            training_turn(model).__enter__()
+        with training_turn(net()):
+            pass
+    finally:
+        go_on.set()
+        thread.join(10)
+    with own_turn(), training_turn(model):
+        pass

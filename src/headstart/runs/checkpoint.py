@@ -36,6 +36,7 @@ from headstart.distributed.fsdp import (
 )
 from headstart.distributed.processes import current
 from headstart.errors import StorageError
+from headstart.isolation import in_own_arithmetic
 from headstart.runs.frozen_file import FROZEN, START, frozen_tensors, remember_file, reuse_or_write
 from headstart.runs.optimizer_state import optimizer_contents, place_like, read_optimizer, state_now
 from headstart.runs.own_file import own_files, restore_own
@@ -173,7 +174,8 @@ def _folder_name(step: int) -> str:
 
 
 def _counters(state: TrainState) -> dict[str, Any]:
-    scaler = state.scaler.state_dict() if state.scaler is not None else None
+    used = _scaler_of(state)
+    scaler = None if used is None else used.state_dict()
     return {name: getattr(state, name) for name in _COUNTERS} | {
         "best": asdict(state.best) if state.best is not None else None,
         "scaler": scaler,
@@ -250,6 +252,7 @@ def newest_step(folder: Path) -> int | None:
     return next(iter(_by_step(folder)), None)
 
 
+@in_own_arithmetic
 def restore(state: TrainState, folder: str | Path) -> tuple[str, ...]:
     """Put the newest whole checkpoint of a folder into a state.
 
@@ -314,7 +317,7 @@ def _restore(state: TrainState, found: FoundCheckpoint) -> None:
             _put(module, tensors[kind])
             restore_own(module, kind, found.files, counters.get("own"))
         optimizer.put_into(state.optimizer)
-        if scaler is not None:
+        if scaler is not None and scaler.is_enabled():
             scaler.load_state_dict(counters["scaler"])
     for name, value in numbers.items():
         setattr(state, name, value)
@@ -341,8 +344,13 @@ def _find_scaler(state: TrainState, found: FoundCheckpoint) -> torch.amp.GradSca
         return make_scaler(device_of(state.model), "fp16")
     if not saved and not found.counters["step"]:
         return None
-    _check_made_alike("scaler", saved=saved, there=state.scaler is not None, where=found.path)
+    _check_made_alike("scaler", saved=saved, there=_scaler_of(state) is not None, where=found.path)
     return state.scaler
+
+
+def _scaler_of(state: TrainState) -> torch.amp.GradScaler | None:
+    """Its loss scaler; none where it is switched off."""
+    return state.scaler if state.scaler is not None and state.scaler.is_enabled() else None
 
 
 def _check_made_alike(name: str, *, saved: bool, there: bool, where: Path) -> None:
@@ -371,7 +379,8 @@ def _all_or_nothing(state: TrainState, modules: Mapping[str, nn.Module]) -> Iter
         (value, value.detach().clone()) for module in modules.values() for value in read_saved_tensors(module).values()
     ]
     optimizer = state_now(state.optimizer)
-    scaler = None if state.scaler is None else (state.scaler, state.scaler.state_dict())
+    used = _scaler_of(state)
+    scaler = None if used is None else (used, used.state_dict())
     own = [(module, read_own_state(module)) for module in modules.values()]
 
     def put_back() -> None:

@@ -12,6 +12,7 @@ import timm
 from torch import Tensor, nn
 
 from headstart.errors import ModelError
+from headstart.isolation import in_own_arithmetic
 from headstart.lazy_imports import is_compiler_loaded
 from headstart.surgery.head_layers import ACTIVATIONS, RANK, HeadKind, make_head
 from headstart.surgery.head_search import is_layer, layer_sizes
@@ -106,6 +107,7 @@ def find_head(module: nn.Module, *, at: str = "auto", example: Tensor | None = N
     return Head(paths=paths, kind=kind, inputs=inputs, outputs=outputs)
 
 
+@in_own_arithmetic
 def replace_head(
     module: nn.Module,
     *,

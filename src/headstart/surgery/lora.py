@@ -9,6 +9,7 @@ from typing import Any, Literal
 from torch import nn
 
 from headstart.errors import ConfigError, ModelError
+from headstart.isolation import in_own_arithmetic
 from headstart.surgery.layout import renew_layout
 from headstart.surgery.lora_targets import LoraPlan, find_lora_targets
 from headstart.surgery.trace import find_adapted_layers
@@ -16,6 +17,7 @@ from headstart.surgery.trace import find_adapted_layers
 _ADAPTER = "default"
 
 
+@in_own_arithmetic
 def add_lora(
     module: nn.Module,
     *,
@@ -73,6 +75,7 @@ def add_lora(
     return plan
 
 
+@in_own_arithmetic
 def merge_lora(module: nn.Module) -> tuple[str, ...]:
     """Add what adapters give to the weights of their layers, in place, and put the plain layers back.
 

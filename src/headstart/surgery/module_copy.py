@@ -59,7 +59,7 @@ def copy_module(module: nn.Module, *, free_bytes: int | None, instead: str) -> n
     memo = _copy_parameters(module)
     try:
         copied = copy.deepcopy(module, memo)
-    except Exception as error:  # a ``__deepcopy__`` or ``__reduce__`` of the user's own may raise anything
+    except Exception as error:  # a ``__deepcopy__`` of the user's own may raise anything
         raise ModelError(f"model: the module cannot be copied: {_obstacle(module, error, instead)}") from error
     move = Rewiring(module, memo, memory=frozenset(storages), instead=instead)
     for part in module.modules():

@@ -24,7 +24,7 @@ from headstart.distributed.fsdp import local
 from headstart.distributed.processes import Processes, current
 from headstart.errors import ConfigError, NonFiniteError, RunError, name_some
 from headstart.events import StepDone
-from headstart.isolation import own_arithmetic, own_turn, seeded
+from headstart.isolation import own_arithmetic, seeded
 from headstart.optim.optimizers import check_optimizer
 from headstart.private_names import foreach_norm
 from headstart.surgery.module_state import restore_contents
@@ -34,6 +34,7 @@ from headstart.surgery.reach import Content, Copying, read_roots
 from headstart.surgery.values import same_bytes
 from headstart.surgery.whole_module import refuse_half
 from headstart.training.companions import make_companions
+from headstart.training.eval_modes import training_turn
 from headstart.training.finite import complaint, norms, refuse_rates
 from headstart.training.rules import StepRules
 from headstart.training.state import TrainState
@@ -353,7 +354,7 @@ def retry_step(step: Step) -> AnyStep:
     @wraps(step)
     def try_step(state: TrainState, batch: Batch | Pair, *, rules: StepRules, steps_in_epoch: int = 0) -> StepDone:
         batch = as_batch(batch)
-        with own_turn(), own_arithmetic():
+        with training_turn(state.model), own_arithmetic():
             index = _prepare(state, batch, rules)
             everywhere = index.may_draw or not is_known(rules.loss)
             with seeded(_step_seed(state, index, rules), device=index.device, everywhere=everywhere) as seed_again:

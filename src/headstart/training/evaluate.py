@@ -31,6 +31,7 @@ from headstart.tasks.kinds import check_truth, find_kind, guess_kind, make_unnam
 from headstart.tasks.own_metrics import OwnMetric
 from headstart.tasks.own_ratings import Rating, rate_own
 from headstart.tasks.task import TaskKind, TaskSpec
+from headstart.training.eval_modes import eval_modes
 from headstart.training.precision import MEMORY_FORMATS, Precision, autocast, device_of, dtype_of
 from headstart.wording import option
 
@@ -150,17 +151,9 @@ def in_eval(model: nn.Module) -> Iterator[None]:
     """Within, eval mode, no autograd and none of the caller's arithmetic; every module's own mode is put back
     afterwards, by its ``train`` where that is what it was called with before.
     """
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        with own_arithmetic(), torch.no_grad():
-            yield
-    finally:
-        root = model.module if isinstance(model, EvalGraph | Suffix) else model
-        if modes[root]:
-            root.train()  # of the user's own it may undo what it did for evaluation
-        for module, mode in modes.items():
-            module.training = mode
+    root = model.module if isinstance(model, EvalGraph | Suffix) else model
+    with own_arithmetic(), torch.no_grad(), eval_modes(model, root=root):
+        yield
 
 
 def compute_logits(

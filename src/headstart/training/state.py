@@ -14,6 +14,7 @@ from headstart.surgery.own_state import OwnState
 from headstart.training.average import make_average as make_average
 from headstart.training.average import update_average as update_average
 from headstart.training.compile import Compiled
+from headstart.training.eval_modes import training_turn
 
 
 @dataclass
@@ -97,5 +98,6 @@ class TrainState:
     def begin_epoch(self) -> None:
         """Enter training mode, unless an epoch goes on: so one begins in the same way after a checkpoint was read."""
         if not self.epoch_step:
-            self.model.train()
+            with training_turn(self.model):
+                self.model.train()
             self.own_state = None

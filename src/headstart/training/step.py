@@ -47,6 +47,7 @@ from headstart.training.state import TrainState
 def train_step(state: TrainState, batch: Batch, *, rules: StepRules, steps_in_epoch: int = 0) -> StepDone:
     """Make one optimizer step on a batch, with the rates that the optimizer's groups have now.
 
+    Gradients that the parameters have before are dropped; ``rules.accumulate`` cuts a step into micro-batches.
     Dropout draws from (seed, step, process): nothing random is carried from step to step. Of several processes each
     gives its part of the batch, and all make the same step. Where an accelerator's memory runs out, this step and all
     later ones are made in twice as many micro-batches: the same mathematics.
