@@ -24,7 +24,7 @@ class Export:
     run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN", help_behavior_hint="")]
     """Run folder, or the bundle in it."""
     to: FormatName | None = None
-    """The format: onnx; pt2 is torch.export's."""
+    """The format: onnx; openvino; pt2 is torch.export's."""
     out: Annotated[str | None, tyro.conf.arg(metavar="FOLDER", help_behavior_hint="(default: RUN/exports/FORMAT)")] = (
         None
     )

@@ -25,6 +25,7 @@ from headstart.exports.check import (
 from headstart.exports.formats import Exactness, FormatName, Placement, check_format
 from headstart.exports.graph import make_served_model, trace
 from headstart.exports.onnx_file import open_onnx, write_onnx
+from headstart.exports.openvino_file import open_openvino, write_openvino
 from headstart.exports.pictures import choose_pictures, find_run_folder
 from headstart.exports.scripts import write_script
 from headstart.exports.torch_program import open_program, write_program
@@ -38,6 +39,7 @@ from headstart.wording import option
 _Writer = Callable[..., None]
 _GRAPHS: Mapping[str, tuple[_Writer, Callable[[Path], Runner]]] = {
     "onnx": (write_onnx, open_onnx),
+    "openvino": (write_openvino, open_openvino),
     "pt2": (write_program, open_program),
 }
 
@@ -102,7 +104,7 @@ def export(
 
     Args:
         ``run``: The run's folder or bundle, what ``hs.train`` returned, or what ``hs.open_run`` gave.
-        ``to``: The format: onnx, or pt2 (``torch.export``).
+        ``to``: The format: onnx, openvino, or pt2 (``torch.export``).
         ``out``: The folder to write; None: ``exports/`` and the format's name in the run's folder.
         ``preprocess``: inside: the file takes uint8 pixels (B, H, W, C) of any size; outside: it takes what the model
             takes, float32 (B, C, h, w), normalised; auto: inside where the format can hold it.

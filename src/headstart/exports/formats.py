@@ -10,7 +10,7 @@ from typing import Literal, get_args
 from headstart.errors import ConfigError
 from headstart.wording import option
 
-FormatName = Literal["onnx", "pt2"]
+FormatName = Literal["onnx", "openvino", "pt2"]
 Placement = Literal["auto", "inside", "outside"]
 """Where the preprocessing is: in the file, or with whoever calls it; auto: in the file where the format can hold it."""
 Exactness = Literal["fp32"]
@@ -33,6 +33,9 @@ class Format:
 FORMATS: Mapping[FormatName, Format] = {
     "onnx": Format(
         file="model.onnx", title="ONNX Runtime", modules=("onnx", "onnxscript", "onnxruntime"), extra="onnx"
+    ),
+    "openvino": Format(
+        file="model.xml", title="OpenVINO", modules=("openvino", "onnx", "onnxscript"), extra="openvino"
     ),
     "pt2": Format(file="model.pt2", title="torch.export"),
 }

@@ -30,9 +30,9 @@ about = json.loads(model.get_modelmeta().custom_metadata_map["headstart"])""",
     "openvino": _Runtime(
         imports="import openvino",
         opening="""\
-exact = {"INFERENCE_PRECISION_HINT": "f32"}  # left out, some processors compute in bf16
 file = openvino.Core().read_model(Path(__file__).with_name("model.xml"))
 about = json.loads(file.get_rt_info("headstart").value)
+exact = {"INFERENCE_PRECISION_HINT": "f32"}  # without it some processors compute in bf16
 model = openvino.Core().compile_model(file, "CPU", exact)""",
         call="model(images)[0]",
     ),
