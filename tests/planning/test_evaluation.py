@@ -247,6 +247,14 @@ def test_what_trains_in_fp32_may_be_evaluated_in_bf16(settings, tmp_path: Path) 
     assert not module.seen[True] and not module.seen[False]
 
 
+def test_only_brief_passes_take_turns(settings) -> None:
+    """A pass that will take 0.2 s is made once, beside what is known of fewer images."""
+    made = ready(settings, Small(), cache={"use": "never"})
+    trial = evaluation._Trial(made.opened.module, made.images.train, made.training_plan.rules)
+    for each, sizes in ((0.012, {8, 16}), (0.013, {16})):  # seconds an image
+        assert set(trial.compare(8, 16, known=Timing(seconds=(each,)))) == sizes
+
+
 @pytest.mark.usefixtures("pays")
 def test_numbers_are_not_evaluated_in_bf16(settings, colours, tmp_path: Path) -> None:
     paths = sorted(colours.rglob("*.png"))

@@ -182,10 +182,10 @@ class _Trial:
         return time_passes(self.module, {size: self.batches.example_batch(size)}, self.rules, warm=1)[size]
 
     def compare(self, best: int, size: int, *, known: Timing) -> dict[int, Timing]:
-        """The times of an image at both sizes, in turns; at ``size`` alone where passes of the other one are long: on a
-        CPU a first long one is not much slower.
+        """The times of an image at both sizes, in turns; at ``size`` alone where a pass of it will be long: on a CPU a
+        first long one is not much slower.
         """
-        brief = known.median * best < _BRIEF_SECONDS
+        brief = known.median * size < _BRIEF_SECONDS
         few = {each: self.batches.example_batch(each) for each in ((best, size) if brief else (size,))}
         warm = int(brief or device_of(self.module).type != "cpu")
         return time_passes(self.module, few, self.rules, warm=warm)
