@@ -35,10 +35,12 @@ def find_equal_sizes(
         whole = compute_logits(model, batch, precision=precision, memory_format=memory_format)
 
         def is_equal(size: int) -> bool:
-            parts = _cut(batch, size, count=max(1, _COMPARED // size))
-            logits = [compute_logits(model, part, precision=precision, memory_format=memory_format) for part in parts]
-            rows = torch.cat(logits)
-            return torch.equal(rows, whole[: len(rows)])
+            parts = enumerate(_cut(batch, size, count=max(1, _COMPARED // size)))
+            logits = (
+                (place * size, compute_logits(model, part, precision=precision, memory_format=memory_format))
+                for place, part in parts
+            )  # the first that differs ends it
+            return all(torch.equal(rows, whole[start : start + len(rows)]) for start, rows in logits)
 
         return tuple(filter(is_equal, sizes))
 
