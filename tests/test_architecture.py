@@ -44,6 +44,7 @@ FORBIDDEN_NAMES = {"utils", "util", "helpers", "helper", "manager", "base", "cor
 BROAD_EXCEPT_AT = (
     "cli/main.py",
     "data/decoding/decode.py",
+    "data/decoding/eight_bits.py",
     "data/decoding/interruptible.py",
     "surgery/module_copy.py",  # a ``__deepcopy__`` of the user's own
     "exports/graph.py",  # an exporter runs the model's own code, and raises dozens of kinds

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from headstart.data.decoding import decode, limits
+from headstart.data.decoding import decode, eight_bits, limits
 from headstart.data.decoding.decode import UnreadableImage, check_image, decode_image, open_jpeg
 from headstart.data.decoding.interruptible import map_in_threads, run_interruptibly
 from headstart.data.decoding.lazy_image import LazyImage
@@ -238,7 +238,7 @@ def test_bands_give_the_pixels_of_the_whole(mode: str, monkeypatch: pytest.Monke
     with Image.open(io.BytesIO(content)) as stored:
         whole = stored.convert("RGBA")
     expected = Image.alpha_composite(Image.new("RGBA", whole.size, (255,) * 4), whole).convert("RGB")
-    monkeypatch.setattr(decode, "_BAND_PIXELS", 100)
+    monkeypatch.setattr(eight_bits, "_BAND_PIXELS", 100)
     assert decode_image(content, where="x").tobytes() == expected.tobytes()
 
 

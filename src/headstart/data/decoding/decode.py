@@ -13,10 +13,17 @@ from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, JpegImagePlugin, TiffImagePlugin, UnidentifiedImageError
+from PIL import Image, JpegImagePlugin, UnidentifiedImageError
 
 from headstart.data.decoding.arrays import Axes, is_array, measure_array, read_array
 from headstart.data.decoding.complaints import hear_decoders
+from headstart.data.decoding.eight_bits import (
+    ORIENTATION,
+    read_orientation,
+    to_eight_bits,
+    turn_array,
+    turn_upright,
+)
 from headstart.data.decoding.formats import FORMATS as FORMATS
 from headstart.data.decoding.formats import describe_content, list_formats
 from headstart.data.decoding.interruptible import run_interruptibly
@@ -46,20 +53,9 @@ from headstart.errors import DataError, RunError
 DARK = 31
 """The largest value of 255 of a picture that looks black: an eighth of the range."""
 _T = TypeVar("_T")
-_BAND_PIXELS = 2**20  # that are converted at a time where copies of the whole would take gigabytes
 _ANIMATED = ("GIF", "WEBP", "PNG", "AVIF")  # formats of animations
-_ORIENTATION, _PHOTOMETRIC = 0x0112, 0x0106  # tags of EXIF and TIFF
 _LYING = (5, 6, 7, 8)  # EXIF orientations of pictures that are stored on their side
 _PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")  # TIFF takes the others, but loses a colour key
-_TRANSPOSE = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
 
 
 class UnreadableImage(DataError):
@@ -106,8 +102,8 @@ def decode_image(
         raster = _read_raster(content, where, channels=channels, axes=axes, all_deep=levels is not None)
         if raster is not None:
             values = scale_raster(raster, levels=levels, channels=channels)
-            return _upright(Image.fromarray(values if channels == 3 else values[:, :, 0]), raster.orientation)
-        finish = partial(_finish, channels=channels, where=where, levels=levels)
+            return turn_upright(Image.fromarray(values if channels == 3 else values[:, :, 0]), raster.orientation)
+        finish = partial(_finish, channels=channels, levels=levels)
         return _open_with_pillow(content, where=where, reduced=reduced, finish=finish)[0]
 
 
@@ -123,7 +119,7 @@ def decode_bands(
         raster = _read_raster(content, where, channels=channels, axes=axes)
         if raster is None:
             raster = _open_with_pillow(content, where=where, reduced=1, finish=_take_bands)[0]
-        return _turn(scale_raster(raster, levels=levels, channels=channels), raster.orientation)
+        return turn_array(scale_raster(raster, levels=levels, channels=channels), raster.orientation)
 
 
 def measure_image(content: bytes, *, where: str) -> Measured | None:
@@ -166,7 +162,7 @@ def examine_image(content: bytes, *, where: str, least: int = 1) -> Examined:
         if raster is not None:
             sides = mark_sides(*raster.values.shape[:2])
             return Examined(measure(raster), _reduce_raster(raster, least), (*mark_raster(raster), *sides, *pages))
-        finish = partial(_examine, where=where, least=least)
+        finish = partial(_examine, least=least)
         (measured, picture, marks, orientation), size = _open_with_pillow(
             content, where=where, reduced=8, finish=finish, least=least
         )
@@ -174,7 +170,7 @@ def examine_image(content: bytes, *, where: str, least: int = 1) -> Examined:
         if picture is None or isinstance(picture, ReducedImage):
             return Examined(measured, picture, marks)
         factor = max(1, round(size[0] / picture.width))
-        (width, height), upright = size[::-1] if orientation in _LYING else size, _upright(picture, orientation)
+        (width, height), upright = size[::-1] if orientation in _LYING else size, turn_upright(picture, orientation)
         return Examined(measured, ReducedImage(upright, (width / factor, height / factor), (width, height)), marks)
 
 
@@ -194,20 +190,20 @@ def _reduce_raster(raster: Raster, least: int) -> ReducedImage | None:
     picture, extent = run_interruptibly(partial(reduce_raster, raster, least=least), pixels=raster.values.size)
     height, width, _ = raster.values.shape
     size, extent = ((height, width), extent[::-1]) if raster.orientation in _LYING else ((width, height), extent)
-    return ReducedImage(_upright(picture, raster.orientation), extent, size)
+    return ReducedImage(turn_upright(picture, raster.orientation), extent, size)
 
 
 def _examine(
-    image: Image.Image, *, where: str, least: int
+    image: Image.Image, *, least: int
 ) -> tuple[Measured | None, Image.Image | ReducedImage | None, tuple[Mark, ...], int]:
     """What a loaded picture's values are, the picture as stored where they have 8 bits, else see ``examine_image``,
     what decoding changes in it, and its EXIF orientation.
     """
-    deep, orientation = read_deep_grey(image), _orientation(image)
+    deep, orientation = read_deep_grey(image), read_orientation(image)
     if deep is not None:
         upright = Raster(deep.values, orientation, deep.alpha)
         return measure(deep), _reduce_raster(upright, least), mark_raster(deep), orientation
-    picture = _eight_bit(image, channels=3, where=where)
+    picture = to_eight_bits(image, channels=3)
     extrema: Any = picture.getextrema()  # of three bands
     most = max(high for _, high in extrema)
     marks = (*mark_picture(image, extrema), *_mark_frames(image))
@@ -228,21 +224,17 @@ def _take_bands(image: Image.Image) -> Raster:
     """All bands of a loaded picture, its opacity as one of them."""
     deep = read_deep_grey(image)
     if deep is not None:
-        return Raster(deep.values, _orientation(image), deep.alpha)
+        return Raster(deep.values, read_orientation(image), deep.alpha)
     values = np.asarray(image)
-    return Raster(values.reshape(*values.shape[:2], -1), _orientation(image), alpha=image.mode in ("RGBA", "LA"))
+    return Raster(values.reshape(*values.shape[:2], -1), read_orientation(image), alpha=image.mode in ("RGBA", "LA"))
 
 
-def _finish(image: Image.Image, *, channels: int, where: str, levels: Levels | None) -> Image.Image:
+def _finish(image: Image.Image, *, channels: int, levels: Levels | None) -> Image.Image:
     """A loaded picture with 8 bits, the right way up."""
-    orientation, deep = _orientation(image), None if levels is None else read_deep_grey(image)
+    orientation, deep = read_orientation(image), None if levels is None else read_deep_grey(image)
     if deep is not None:
-        values = scale_raster(deep, levels=levels, channels=1)[:, :, 0]
-        picture = _eight_bit(Image.fromarray(values), channels=channels, where=where)
-    else:
-        grey = _scale_grey(image, where, white_is_zero=_white_is_zero(image)) if _is_integer(image) else image
-        picture = _eight_bit(grey, channels=channels, where=where)
-    return _upright(picture, orientation)
+        image = Image.fromarray(scale_raster(deep, levels=levels, channels=1)[:, :, 0])
+    return turn_upright(to_eight_bits(image, channels=channels), orientation)
 
 
 @contextmanager
@@ -271,7 +263,7 @@ def encode_image(image: Image.Image, *, where: str) -> bytes:
     written, turned = io.BytesIO(), Image.Exif()
     try:
         image.load()  # which turns a TIFF, and forgets its orientation
-        turned[_ORIENTATION] = _orientation(image)
+        turned[ORIENTATION] = read_orientation(image)
         if image.mode in _PNG_MODES:
             image.save(written, format="PNG", compress_level=0, exif=turned)
         else:
@@ -360,7 +352,7 @@ def open_jpeg(content: bytes, *, where: str) -> Jpeg | None:
     try:
         with Image.open(io.BytesIO(content), formats=("JPEG",)) as image:
             _refuse(find_size_excess(*image.size), where)
-            return Jpeg(image.size, image.mode, _orientation(image))
+            return Jpeg(image.size, image.mode, read_orientation(image))
     except (UnreadableImage, RunError):  # the latter by a signal's handler
         raise
     except Exception:  # Pillow's parsers raise anything on damaged files
@@ -375,7 +367,7 @@ def open_reduced_jpeg(content: bytes, factor: int, *, channels: int) -> Image.Im
         with Image.open(io.BytesIO(content), formats=("JPEG",)) as image:
             _reduce(image, factor)
             image.load()
-            return _eight_bit(image, channels=channels, where="")
+            return to_eight_bits(image, channels=channels)
     except RunError:
         raise
     except Exception:  # Pillow's decoders raise anything on damaged files; decode_image says what
@@ -385,92 +377,6 @@ def open_reduced_jpeg(content: bytes, factor: int, *, channels: int) -> Image.Im
 def _reduce(image: Image.Image, factor: int) -> None:
     width, height = image.size
     image.draft(image.mode, (max(1, width // factor), max(1, height // factor)))
-
-
-def _turn(pixels: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
-    """Pixels (H, W, C) the right way up."""
-    if orientation in (2, 3, 7, 8):
-        pixels = pixels[:, ::-1]
-    if orientation in (3, 4, 6, 7):
-        pixels = pixels[::-1]
-    return pixels.swapaxes(0, 1) if orientation in (5, 6, 7, 8) else pixels
-
-
-def _upright(image: Image.Image, orientation: int) -> Image.Image:
-    turn = _TRANSPOSE.get(orientation)
-    return image if turn is None else image.transpose(turn)
-
-
-def _orientation(image: Image.Image) -> int:
-    try:
-        orientation = image.getexif().get(_ORIENTATION, 1)
-    except Exception:  # damaged EXIF raises anything; the pixels are whole, and viewers then show them as stored
-        return 1
-    return orientation if orientation in _TRANSPOSE else 1
-
-
-def _eight_bit(image: Image.Image, *, channels: int, where: str) -> Image.Image:
-    mode = "L" if channels == 1 else "RGB"
-    if image.mode == "F":
-        scale_raster(Raster(np.asarray(image)[:, :, None], 1, alpha=False), levels=None, channels=1)  # says its range
-    if image.has_transparency_data:
-        return _on_white(image, mode)
-    if image.mode in ("CMYK", "YCbCr", "P", "HSV"):
-        colours = image.convert("RGB")
-        return colours if mode == "RGB" else colours.convert(mode)
-    if image.mode in ("1", "L", "RGB"):
-        return image.convert(mode)
-    raise UnreadableImage(where, f"its colour mode {image.mode} is not accepted; save it as RGB")
-
-
-def _is_integer(image: Image.Image) -> bool:
-    return image.mode == "I" or image.mode.startswith("I;")
-
-
-def _white_is_zero(image: Image.Image) -> bool:
-    """Whether a TIFF counts from white to black, which Pillow minds at 8 bits only."""
-    return isinstance(image, TiffImagePlugin.TiffImageFile) and image.tag_v2.get(_PHOTOMETRIC) == 0
-
-
-def _scale_grey(image: Image.Image, where: str, *, white_is_zero: bool) -> Image.Image:
-    """16-bit grey as 8-bit grey: 65535 becomes 255 (Pillow's own convert clips 99.6 % of a ramp to white)."""
-    clear, lows, highs = image.info.get("transparency"), [], []
-    grey = np.empty((image.height, image.width), dtype=np.uint8)
-    for box in _bands(image):
-        values = np.asarray(image.crop(box)).astype(np.int64)  # (rows, W)
-        lows.append(values.min())
-        highs.append(values.max())
-        band = grey[box[1] : box[3]]
-        band[:] = (values + 128) // 257  # 65535 = 255 * 257: exact rounding
-        if isinstance(clear, int):
-            band[values == clear] = 255
-        if white_is_zero:
-            np.subtract(255, band, out=band)
-    if min(lows) < 0 or max(highs) > 65535:
-        raise UnreadableImage(
-            where,
-            f"its whole-number pixels run from {min(lows)} to {max(highs)}; 0 to 65535 is accepted where the model "
-            "was trained without another range",
-        )
-    return Image.fromarray(grey)
-
-
-def _on_white(image: Image.Image, mode: str) -> Image.Image:
-    """Transparent parts become white."""
-    flat = Image.new(mode, image.size)
-    for box in _bands(image):
-        picture = image.crop(box).convert("RGBA")
-        white = Image.new("RGBA", picture.size, (255, 255, 255, 255))
-        flat.paste(Image.alpha_composite(white, picture).convert("RGB").convert(mode), box)
-    return flat
-
-
-def _bands(image: Image.Image) -> Iterator[tuple[int, int, int, int]]:
-    """Boxes of whole rows, a million pixels each, from the top."""
-    width, height = image.size
-    rows = max(1, _BAND_PIXELS // width)
-    for top in range(0, height, rows):
-        yield 0, top, width, min(height, top + rows)
 
 
 def _why(error: Exception, said: Sequence[str] = ()) -> str:
