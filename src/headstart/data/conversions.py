@@ -29,7 +29,7 @@ _TEXTS = {
         "cut them to what matters, or into pieces",
     ),
 }
-"""By the mark: what pictures have, and what to do."""
+"""What pictures have that decoding marks so, and what to do about it, by the mark."""
 _PLAIN_ADVICE = "look at them: broken or empty pictures teach nothing; mend or remove them"
 
 

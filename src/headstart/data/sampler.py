@@ -64,8 +64,8 @@ class EpochSampler:
         return [self._share(number, batch) for number, batch in enumerate(batches) if number >= first]
 
     def _share(self, number: int, batch: Sequence[int]) -> BatchIndices:
-        """At least two rows (BatchNorm cannot take one), and before them the image that mixing takes from its neighbour
-        (mixup rolls the batch by one row).
+        """What this process computes of a batch: at least two rows (BatchNorm cannot take one), and before them the
+        image that mixing takes from its neighbour (mixup rolls the batch by one row).
         """
         places = self.processes.slice(len(batch))
         own = [batch[place] for place in places]

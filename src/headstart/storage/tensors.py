@@ -26,7 +26,7 @@ _ORDER = (
     "F8_E4M3", "F8_E5M2", "I8", "U8",
     "BOOL",
 )  # fmt: skip
-"""In which tensors stand in a file: the widest first, so that each is aligned; then by name."""
+"""The order of tensors in a file: the widest types first, so that each tensor is aligned; then by name."""
 _ALIGNED = 8
 
 

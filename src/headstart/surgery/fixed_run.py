@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from headstart.surgery.per_image_ops import Operation
 
 OWN_FORWARD = "the model's own forward"
-"""In the place of a module's path: code of the model itself, in none of its parts."""
+"""What stands in the place of a module's path for code of the model itself, in none of its parts."""
 _LIVE: Any = object()
 _RESTRIDE = torch.ops.aten.as_strided_.default
 _SIZES = frozenset(("size", "repeats", "sizes", "split_sizes", "split_size", "N"))

@@ -45,7 +45,7 @@ def geometry_of(value: Tensor) -> Geometry:
 
 
 def _count_span(size: Sequence[int], stride: Sequence[int]) -> int:
-    """From the first to the last number of a tensor, how many its memory has."""
+    """How many numbers a tensor's memory has from its first to its last."""
     return 0 if 0 in size else 1 + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
 
 

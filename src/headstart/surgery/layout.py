@@ -61,7 +61,7 @@ class Layout:
     modules: tuple[str, ...]
     """Leaf modules in order of first execution, parameterless ones too."""
     last_calls: Mapping[str, int] = field(repr=False)
-    """Per leaf module the position of its last execution, in the same count as ``TensorPlace.order``."""
+    """The position of each leaf module's last execution, in the same count as ``TensorPlace.order``."""
     how: How
     reason: str
     """Why torch.fx could not trace it; empty when it could."""

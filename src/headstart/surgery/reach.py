@@ -147,7 +147,7 @@ def attributes_of(target: object) -> dict[str, Any]:
 
 Pairs = list[tuple[Any, Any]]
 Place = Any
-"""See ``Content``."""
+"""The ``origin`` of a ``Content``: its name, or what refers to it and under which label."""
 _WITHOUT_ATTRIBUTES = frozenset((dict, list, tuple, set, frozenset, deque))
 
 

@@ -26,8 +26,8 @@ from headstart.wording import option
 
 @dataclass(frozen=True, kw_only=True)
 class Targets:
-    """Per row: labels (classify: one; multilabel: any), or numbers. ``names``: classes, tags or targets, in order;
-    ``by_column``: they are names of columns, of numbers or of 0/1 tags.
+    """The labels of each row (classify: one; multilabel: any), or its numbers. ``names``: classes, tags or targets, in
+    order; ``by_column``: they are names of columns, of numbers or of 0/1 tags.
     """
 
     kind: TaskKind
