@@ -15,8 +15,7 @@ from torch import nn
 
 import headstart as hs
 from headstart.errors import RunError
-from headstart.isolation import beside_others, only_run, own_turn, seeded
-from headstart.training.eval_modes import eval_modes, training_turn
+from headstart.isolation import beside_others, eval_modes, only_run, own_turn, seeded, training_turn
 
 
 class Drawing(nn.Module):

@@ -24,7 +24,7 @@ from headstart.distributed.fsdp import local
 from headstart.distributed.processes import Processes, current
 from headstart.errors import ConfigError, NonFiniteError, RunError, name_some
 from headstart.events import StepDone
-from headstart.isolation import own_arithmetic, seeded
+from headstart.isolation import own_arithmetic, seeded, training_turn
 from headstart.optim.optimizers import check_optimizer
 from headstart.private_names import foreach_norm
 from headstart.surgery.module_state import restore_contents
@@ -34,7 +34,6 @@ from headstart.surgery.reach import Content, Copying, read_roots
 from headstart.surgery.values import same_bytes
 from headstart.surgery.whole_module import refuse_half
 from headstart.training.companions import make_companions
-from headstart.training.eval_modes import training_turn
 from headstart.training.finite import complaint, norms, refuse_rates
 from headstart.training.rules import StepRules
 from headstart.training.state import TrainState

@@ -19,7 +19,7 @@ from headstart.data.loader import Batches
 from headstart.distributed.collectives import all_gather, raise_together
 from headstart.distributed.fsdp import is_sharded, part_again
 from headstart.errors import ConfigError, DataError, ModelError, NonFiniteError
-from headstart.isolation import beside_others, own_arithmetic, own_turn, seeded
+from headstart.isolation import beside_others, eval_modes, own_arithmetic, own_turn, seeded
 from headstart.surgery.boundary import EvalGraph
 from headstart.surgery.fixed_values import NotReplayable
 from headstart.surgery.halves import Suffix
@@ -31,7 +31,6 @@ from headstart.tasks.kinds import check_truth, find_kind, guess_kind, make_unnam
 from headstart.tasks.own_metrics import OwnMetric
 from headstart.tasks.own_ratings import Rating, rate_own
 from headstart.tasks.task import TaskKind, TaskSpec
-from headstart.training.eval_modes import eval_modes
 from headstart.training.precision import MEMORY_FORMATS, Precision, autocast, device_of, dtype_of
 from headstart.wording import option
 

@@ -10,11 +10,11 @@ from timm.utils.model_ema import ModelEmaV3
 from torch import Tensor, nn
 
 from headstart.distributed.ddp import Replica
+from headstart.isolation import training_turn
 from headstart.surgery.own_state import OwnState
 from headstart.training.average import make_average as make_average
 from headstart.training.average import update_average as update_average
 from headstart.training.compile import Compiled
-from headstart.training.eval_modes import training_turn
 
 
 @dataclass
