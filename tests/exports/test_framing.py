@@ -39,8 +39,8 @@ def test_any_picture_is_framed_as_validation_frames_it(
     (found,) = Framing(preprocess)(torch.from_numpy(drawn.copy())[None])
     assert found.shape == expected.shape
     apart = (found - expected).abs()
-    assert apart.max() <= 2  # of 255: a value that lies between two levels, in either pass
-    assert apart.mean() < 0.15
+    assert apart.max() <= 1  # of 255, where a weight rounds to another 16th bit
+    assert apart.mean() < 0.01
 
 
 @pytest.mark.parametrize("mode", ["center", "border"])

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from headstart.models.preprocess import Preprocess
 
+_LARGEST_WEIGHT, _MOST_DIGITS = 32767.5, 22  # upsample_avx_bilinear_bicubic_uint8 of torch
 WRITABLE = ("bilinear", "bicubic", "random")
 """Interpolations that ``Framing`` has; the others are Pillow's own, whose order of passes depends on its version."""
 
@@ -20,7 +21,8 @@ WRITABLE = ("bilinear", "bicubic", "random")
 class Framing(nn.Module):
     """Pixels uint8 (B, H, W, C) to what validation shows of them, float32 (B, C, h, w) of whole numbers 0 to 255.
 
-    A level may differ by one from ``eval_transform``, whose kernels compute with weights of 16 bits.
+    The same as ``eval_transform`` gives, but for single levels where weights that are computed in another order round to
+    another 16th bit.
     """
 
     fill: Tensor
@@ -55,7 +57,7 @@ class Framing(nn.Module):
             return torch.full_like(height, self.targets[0]), torch.full_like(width, self.targets[1])
         if mode == "center" and self.shown[0] == self.shown[1]:
             short = torch.minimum(height, width)
-            sides = [torch.div(self.targets[1] * side, short, rounding_mode="floor") for side in (height, width)]
+            sides = [_divide(self.targets[1] * side, short) for side in (height, width)]
         else:
             ratios = [side.double() / target for side, target in zip((height, width), self.targets, strict=True)]
             ratio = torch.maximum(*ratios) if mode == "border" else torch.minimum(*ratios)
@@ -67,20 +69,38 @@ class Framing(nn.Module):
         shown = self.shown[axis]
         surplus = scaled - shown
         cut = torch.round(surplus.double() / 2).long()  # half to even, as Python rounds
-        padded = -torch.div(-surplus, 2, rounding_mode="floor")
+        padded = -torch.floor(-surplus.double() / 2).long()
         places = torch.arange(shown) + torch.where(surplus >= 0, cut, padded)  # (shown,)
         inside = (places >= 0) & (places < scaled)
+        places = torch.cat([places, torch.zeros_like(scaled), scaled - 1])  # the edges have the largest weights
         step = size.double() / scaled.double()
-        centres = (torch.minimum(places.clamp(min=0), scaled - 1).double() + 0.5) * step  # in the picture's pixels
-        pixels = torch.arange(length)
-        distances = (pixels.double() + 0.5)[None, :] - centres[:, None]
-        weights = _weigh((distances / step.clamp(min=1.0)).float(), self.interpolation)
-        return weights / weights.sum(1, keepdim=True), inside
+        # (place + 0.5) * step as a whole number of pixels and a part: 32 bits, all that OpenVINO has, are enough
+        twice = (2 * torch.minimum(places.clamp(min=0), scaled - 1) + 1) * size
+        whole = _divide(twice, 2 * scaled)
+        part = (twice - whole * 2 * scaled).double() / (2 * scaled).double()
+        distances = (torch.arange(length)[None, :] - whole[:, None]).double() + (0.5 - part)[:, None]
+        weights = _weigh(distances / step.clamp(min=1.0), self.interpolation)
+        return _round_weights(weights / weights.sum(1, keepdim=True))[:shown].float(), inside
 
 
 def _measure(images: Tensor, axis: int) -> Tensor:
     """The length of an axis as a tensor (1,), int64: no size becomes a constant of the graph."""
     return torch.arange(images.shape[axis])[-1:] + 1
+
+
+def _divide(number: Tensor, by: Tensor) -> Tensor:
+    """The whole quotient of whole numbers above 0, where 168 / 1 * 1 may be 167.99999: OpenVINO divides in 32 bits."""
+    return torch.floor((number.double() + 0.5) / by.double()).long()
+
+
+def _round_weights(weights: Tensor) -> Tensor:
+    """Weights as torch's kernels for uint8 have them: multiples of the smallest power of two that leaves 16 bits.
+
+    So a product with a level has at most 23 bits, and sums come out alike in whatever order they are taken.
+    """
+    digits = torch.floor(torch.log2(_LARGEST_WEIGHT / weights.max())).clamp(0, _MOST_DIGITS)
+    unit = torch.pow(2.0, digits)
+    return torch.sign(weights) * torch.floor(weights.abs() * unit + 0.5) / unit
 
 
 def _round_levels(values: Tensor) -> Tensor:
