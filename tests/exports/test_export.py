@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from PIL import Image
 from torch import nn
 
@@ -106,7 +108,7 @@ def used_alone(folder: Path, paths: list[Path]) -> dict[str, dict[str, float]]:
     return found
 
 
-@pytest.mark.parametrize("to", formats.FORMATS)
+@pytest.mark.parametrize("to", [name for name, form in formats.FORMATS.items() if form.has_graph])
 def test_an_export_and_its_script_give_what_headstart_predicts(
     run: Run, pictures: Path, odd: list[Path], tmp_path: Path, to
 ) -> None:
@@ -187,6 +189,38 @@ def test_the_preprocessing_of_a_script_is_validations(mode: str, width: int, ban
         (expected,) = normalise(pixels, mean=mean, std=std, memory_format=torch.contiguous_format)
         apart = np.abs(found["prepare"](picture) - expected.numpy())
         assert apart.max() <= 2 / 255 / min(preprocess.std) + 1e-6, (height, wide)
+
+
+def test_a_folder_of_weights_is_opened_by_timm_and_by_headstart(run: Run, pictures: Path, tmp_path: Path) -> None:
+    paths = sorted(pictures.glob("*/0[0-3].png"))
+    expected = {row.path: dict(row.labels) for row in hs.predict(run, paths)}
+    plain = hs.export(run, to="timm", out=tmp_path / "timm")
+    alone = used_alone(plain.path, paths)
+    for path, row in expected.items():
+        assert alone[path] == pytest.approx(row, abs=5e-3), path
+    hub = hs.export(run, to="hub-folder", out=tmp_path / "hub").path
+    assert {row.path: dict(row.labels) for row in hs.predict(hub, paths)} == expected
+    assert {path.suffix for path in hub.iterdir()} == {".md", ".json", ".safetensors", ".py"}
+    for path in (*hub.iterdir(), *plain.path.iterdir()):
+        assert not {str(run.path.parent).encode(), str(pictures.parent).encode()} & {path.read_bytes()}
+        assert b"/tmp/" not in path.read_bytes() and str(tmp_path).encode() not in path.read_bytes(), path
+    card = ModelCard.load(hub / "README.md")
+    assert card.data.library_name == "timm" and "## Intended use" in card.text and "## Limits" in card.text
+    results = {each.metric_type: each.metric_value for each in card.data.eval_results}
+    assert results == run.metrics and card.data.eval_results[0].dataset_name == "pictures"
+
+
+def test_what_timm_cannot_build_is_refused(run: Run) -> None:
+    opened = hs.open_run(run.path)
+    others = {
+        "its head (mlp) is not one linear layer": {"head": {"kind": "mlp"}},
+        "it is a model of torchvision": {"model": opened.facts["model"] | {"library": "torchvision"}},
+    }
+    for text, facts in others.items():
+        with pytest.raises(hs.Error, match=re.escape(text)):
+            hs.export(hs.OpenedRun(**vars(opened) | {"facts": {**opened.facts, **facts}}), to="timm")
+    with pytest.raises(hs.Error, match="preprocess: timm holds weights"):
+        hs.export(opened, to="timm", preprocess="inside")
 
 
 class Own(nn.Module):

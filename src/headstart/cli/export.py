@@ -24,7 +24,7 @@ class Export:
     run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN", help_behavior_hint="")]
     """Run folder, or the bundle in it."""
     to: FormatName | None = None
-    """The format: onnx; openvino; pt2 is torch.export's."""
+    """onnx; openvino; pt2: torch.export's; timm: a folder that timm opens; hub-folder: that with a model card."""
     out: Annotated[str | None, tyro.conf.arg(metavar="FOLDER", help_behavior_hint="(default: RUN/exports/FORMAT)")] = (
         None
     )

@@ -7,7 +7,9 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from headstart.config.home import expand_home
 from headstart.data.sources.as_given import AnyImages
@@ -23,14 +25,17 @@ from headstart.exports.check import (
     refuse_difference,
 )
 from headstart.exports.formats import Exactness, FormatName, Placement, check_format
-from headstart.exports.graph import make_served_model, trace
+from headstart.exports.graph import ServedModel, make_served_model, trace
+from headstart.exports.hub_folder import open_hub_folder, write_hub_folder
 from headstart.exports.onnx_file import open_onnx, write_onnx
 from headstart.exports.openvino_file import open_openvino, write_openvino
 from headstart.exports.pictures import choose_pictures, find_run_folder
-from headstart.exports.scripts import write_script
+from headstart.exports.scripts import write_script, write_timm_script
+from headstart.exports.timm_folder import open_timm_folder, refuse_other_head, write_timm_folder
 from headstart.exports.torch_program import open_program, write_program
 from headstart.isolation import own_arithmetic
 from headstart.prediction.predictor import AnyRun, open_on
+from headstart.reports.model_card import loads_in_timm
 from headstart.runs.bundle import OpenedRun
 from headstart.storage.durable import explain_os_errors, json_bytes
 from headstart.training.evaluate import predict
@@ -104,7 +109,8 @@ def export(
 
     Args:
         ``run``: The run's folder or bundle, what ``hs.train`` returned, or what ``hs.open_run`` gave.
-        ``to``: The format: onnx, openvino, or pt2 (``torch.export``).
+        ``to``: The format: onnx, openvino, pt2 (``torch.export``), timm (a folder for ``timm.create_model``), or
+            hub-folder (the same with a model card, to be uploaded).
         ``out``: The folder to write; None: ``exports/`` and the format's name in the run's folder.
         ``preprocess``: inside: the file takes uint8 pixels (B, H, W, C) of any size; outside: it takes what the model
             takes, float32 (B, C, h, w), normalised; auto: inside where the format can hold it.
@@ -129,25 +135,21 @@ def export(
     """
     form = check_format(to, preprocess=preprocess, precision=precision)
     opened = open_on(run, "cpu" if isinstance(run, str | Path) else "auto")
-    inside = preprocess != "outside"
-    target = _choose_target(opened, out, name=to if inside else f"{to}-outside")
+    inside = form.has_graph and preprocess != "outside"
+    target = _choose_target(opened, out, name=f"{to}-outside" if form.has_graph and not inside else to)
+    if to == "timm":
+        refuse_other_head(opened)
     pictures = choose_pictures(opened, images)
     about = describe_export(opened, inside=inside, precision=precision)
     how = opened.evaluated
     own = predict(opened.model, pictures.batches, precision=how.precision, memory_format=how.memory_format).outputs
-    write, read = _GRAPHS[to]
-    with own_arithmetic():
+    with own_arithmetic(), _write_whole(target) as folder:
         served = make_served_model(opened, inside=inside)
-        program = trace(served)
         torch_model = TorchModel(served, opened.preprocess)
-        with _write_whole(target) as folder:
-            write(program, folder, about=about)
-            (folder / "model.json").write_bytes(json_bytes(about))
-            (folder / "predict.py").write_text(write_script(to, about, opened.preprocess), encoding="utf-8")
-            runner = read(folder)
-            compared = compare(runner, torch_model, pictures, task=opened.task, inside=inside)
-            refuse_difference(compared, title=form.title)
-            speeds = measure_speed(runner, torch_model, pictures, inside=inside)
+        runner = _write(opened, served, folder, to=to, about=about)
+        compared = compare(runner, torch_model, pictures, task=opened.task, inside=inside)
+        refuse_difference(compared, title=form.title)
+        speeds = measure_speed(runner, torch_model, pictures, inside=inside)
     apart = float(measure_difference(opened.task, compared.answers, own).max())
     return Export(
         path=target,
@@ -164,6 +166,23 @@ def export(
         speed=speeds[1],
         notes=_list_notes(opened, apart, which=pictures.which),
     )
+
+
+def _write(opened: OpenedRun, served: ServedModel, folder: Path, *, to: FormatName, about: dict[str, Any]) -> Runner:
+    """Write all files of the export, and open it as it was written."""
+    script, open_it = "", None
+    if to in _GRAPHS:
+        write, read = _GRAPHS[to]
+        write(trace(served), folder, about=about)
+        script, open_it = write_script(to, about, opened.preprocess), partial(read, folder)
+    else:
+        (write_timm_folder if to == "timm" else write_hub_folder)(opened, folder)
+        if loads_in_timm(opened.facts["model"], opened.facts["head"]):
+            script, open_it = write_timm_script(about, opened.task), partial(open_timm_folder, folder, served)
+    (folder / "model.json").write_bytes(json_bytes(about))
+    if script:
+        (folder / "predict.py").write_text(script, encoding="utf-8")
+    return open_it() if open_it is not None else open_hub_folder(folder, served)
 
 
 def _list_notes(opened: OpenedRun, apart: float, *, which: str) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ from typing import Literal, get_args
 from headstart.errors import ConfigError
 from headstart.wording import option
 
-FormatName = Literal["onnx", "openvino", "pt2"]
+FormatName = Literal["onnx", "openvino", "pt2", "timm", "hub-folder"]
 Placement = Literal["auto", "inside", "outside"]
 """Where the preprocessing is: in the file, or with whoever calls it; auto: in the file where the format can hold it."""
 Exactness = Literal["fp32"]
@@ -28,6 +28,8 @@ class Format:
     modules: tuple[str, ...] = ()
     extra: str = ""
     precisions: tuple[Exactness, ...] = ("fp32",)
+    has_graph: bool = True
+    """Whether the file holds a graph of operations, which preprocessing can be a part of; else weights alone."""
 
 
 FORMATS: Mapping[FormatName, Format] = {
@@ -38,6 +40,8 @@ FORMATS: Mapping[FormatName, Format] = {
         file="model.xml", title="OpenVINO", modules=("openvino", "onnx", "onnxscript"), extra="openvino"
     ),
     "pt2": Format(file="model.pt2", title="torch.export"),
+    "timm": Format(file="model.safetensors", title="timm", has_graph=False),
+    "hub-folder": Format(file="model.safetensors", title="the hub's folder", has_graph=False),
 }
 
 
@@ -53,6 +57,11 @@ def check_format(to: str, *, preprocess: str, precision: str) -> Format:
         raise ConfigError(f"preprocess: {preprocess!r}; accepted: {', '.join(get_args(Placement))}")
     if precision not in found.precisions:
         raise ConfigError(f"precision: {precision!r}; accepted for {to}: {', '.join(found.precisions)}")
+    if preprocess == "inside" and not found.has_graph:
+        raise ConfigError(
+            f"preprocess: {to} holds weights and a description of their preprocessing, which its caller does; give "
+            f"{option('preprocess', 'outside')}, or {option('to', 'onnx')}"
+        )
     missing = [module for module in found.modules if find_spec(module) is None]
     if missing:
         raise ConfigError(f"to: {to} needs {missing[0]}; install it with: pip install 'headstart[{found.extra}]'")

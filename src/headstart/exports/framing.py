@@ -21,8 +21,8 @@ WRITABLE = ("bilinear", "bicubic", "random")
 class Framing(nn.Module):
     """Pixels uint8 (B, H, W, C) to what validation shows of them, float32 (B, C, h, w) of whole numbers 0 to 255.
 
-    The same as ``eval_transform`` gives, but for single levels where weights that are computed in another order round to
-    another 16th bit.
+    The same as ``eval_transform`` gives, but for single levels where a weight that is computed in another order rounds
+    to another 16th bit.
     """
 
     fill: Tensor

@@ -35,7 +35,7 @@ class ServedModel(nn.Module):
 
     def __init__(self, model: nn.Module, *, task: TaskSpec, preprocess: Preprocess, framing: Framing | None) -> None:
         super().__init__()
-        self.framing, self.model, self.task = framing, model, task
+        self.framing, self.model, self.task, self.preprocess = framing, model, task, preprocess
         self.input_shape = (preprocess.channels, preprocess.height, preprocess.width)
         self.register_buffer("mean", torch.tensor(preprocess.mean).view(-1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(preprocess.std).view(-1, 1, 1), persistent=False)

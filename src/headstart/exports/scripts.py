@@ -8,6 +8,8 @@ from typing import Any
 
 from headstart.exports.framing import Framing
 from headstart.models.preprocess import Preprocess
+from headstart.tasks.kinds import find_kind
+from headstart.tasks.task import TaskSpec
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +47,27 @@ about = json.loads(facts["headstart.json"])""",
         call="model(torch.tensor(images)).detach().numpy()",
     ),
 }
+_TIMM = """\
+import json
+import sys
+from pathlib import Path
+
+import timm
+import torch
+from PIL import Image, ImageOps
+
+folder = Path(__file__).resolve().parent
+about = json.loads((folder / "model.json").read_text(encoding="utf-8"))
+model = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+prepare = timm.data.create_transform(**timm.data.resolve_model_data_config(model), is_training=False)
+
+for path in sys.argv[1:]:
+    image = ImageOps.exif_transpose(Image.open(path)).convert("RGB")
+    with torch.inference_mode():
+        (row,) = ANSWER
+    for name, value in PAIRS:
+        print(path, name, f"{value:.6g}", sep="\\t")
+"""
 _READ = """\
 def read(path):
     image = Image.open(path)
@@ -80,8 +103,6 @@ def write_script(to: str, about: Mapping[str, Any], preprocess: Preprocess) -> s
     runtime, inside, bands = _RUNTIMES[to], about["preprocess"] == "inside", preprocess.channels
     is_file = bands in (1, 3)
     imports = sorted(["import numpy as np", runtime.imports]) + ["from PIL import Image, ImageOps"] * is_file
-    pairs = 'zip(about["names"], row.tolist())'
-    answers = pairs if about["output"] == "values" else f"sorted({pairs}, key=lambda pair: -pair[1])[:5]"
     images = "prepare(read(path))" if is_file and not inside else "read(path)"
     parts = [
         f'"""{about["output"].capitalize()} of images, a line each: python predict.py IMAGE..."""\n\n'
@@ -89,9 +110,25 @@ def write_script(to: str, about: Mapping[str, Any], preprocess: Preprocess) -> s
         runtime.opening,
         _write_reading(about, bands, inside=inside),
         *([_write_framing(preprocess)] if is_file and not inside else []),
-        _LOOP.format(images=images, call=runtime.call, answers=answers),
+        _LOOP.format(images=images, call=runtime.call, answers=_list_pairs(about)),
     ]
     return "\n\n\n".join(parts) + "\n"
+
+
+def write_timm_script(about: Mapping[str, Any], task: TaskSpec) -> str:
+    """The text of ``predict.py`` for a folder that timm opens."""
+    kind, scores = find_kind(task.kind), "model(prepare(image)[None])"
+    answer = f"{scores}.softmax(1)" if kind.one_label else f"{scores}.sigmoid()"
+    if kind.gives_numbers:
+        answer = f"{scores} * torch.tensor({list(task.std)}) + torch.tensor({list(task.mean)})"
+        answer = f"10 ** ({answer})" if task.log else answer
+    text = _TIMM.replace("ANSWER", answer).replace("PAIRS", _list_pairs(about))
+    return f'"""{about["output"].capitalize()} of images, a line each: python predict.py IMAGE..."""\n\n{text}'
+
+
+def _list_pairs(about: Mapping[str, Any]) -> str:
+    pairs = 'zip(about["names"], row.tolist())'
+    return pairs if about["output"] == "values" else f"sorted({pairs}, key=lambda pair: -pair[1])[:5]"
 
 
 def _write_reading(about: Mapping[str, Any], bands: int, *, inside: bool) -> str:
