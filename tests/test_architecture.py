@@ -13,7 +13,7 @@ LAYERS = [  # a row imports from the rows above it only
     {"wording"},
     {"errors", "events", "private_names"},
     {"isolation", "config", "storage", "distributed", "lazy_imports", "allocator"},
-    {"machine", "timing", "tasks", "surgery"},
+    {"machine", "timing", "tasks", "surgery", "trackers"},
     {"models", "optim"},
     {"data"},
     {"training", "reports"},
@@ -49,6 +49,7 @@ BROAD_EXCEPT_AT = (
     "surgery/module_copy.py",  # a ``__deepcopy__`` of the user's own
     "exports/graph.py",  # an exporter runs the model's own code, and raises dozens of kinds
     "tasks/own_ratings.py",
+    "trackers/tracking.py",  # a tracker's library and its network raise anything
 )
 PICKLE_AT = ("models/weights.py", "exports/torch_program.py")  # the latter reads what it wrote a moment before
 PICKLES = {"pickle", "cPickle", "_pickle", "dill", "joblib", "cloudpickle", "shelve", "marshal", "runpy", "code"}

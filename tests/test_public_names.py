@@ -24,6 +24,7 @@ NAMES = {
     *("open_images", "audit", "Batch", "label_images", "Record", "Source", "Images", "Scan", "Description", "LoraPlan"),
     *("InPlace", "StepRules", "TrainState", "train_step", "fit", "evaluate", "predict", "StepDone", "EpochDone"),
     *("Event", "ScanProgress", "Decided", "Plan", "Decision", "PhaseStarted", "CacheProgress", "CacheGivenUp", "Saved"),
+    "Finished",
     *("Note", "DataNote", "CacheNote"),
     *("save", "restore", "open_run", "export", "report"),
     *(

@@ -6,8 +6,8 @@ Each line is a public function that you can call yourself.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from contextlib import closing, contextmanager, nullcontext
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -24,7 +24,7 @@ from headstart.data.workers import explain_deaths
 from headstart.distributed.collectives import broadcast_object, collective_errors
 from headstart.distributed.process_group import check_devices, join_group, was_restarted
 from headstart.distributed.processes import current
-from headstart.events import Note, Plan, Watch
+from headstart.events import Finished, Note, Plan, TrainingEvent, Watch
 from headstart.isolation import only_run, own_arithmetic, own_turn
 from headstart.planning.disk_space import refuse_small_disk
 from headstart.planning.draft import Choices, Own
@@ -53,8 +53,11 @@ from headstart.surgery.generators import keep_generators
 from headstart.surgery.module_copy import InPlace
 from headstart.tasks.losses import LossFunction
 from headstart.tasks.own_metrics import GivenMetrics, read_own
+from headstart.trackers.installed import refuse_missing_trackers
+from headstart.trackers.tracking import log_to_trackers
 from headstart.training.phases import train_phases
 from headstart.training.precision import keep_kernels, usable_device
+from headstart.training.state import TrainState
 from headstart.wording import option
 
 
@@ -199,6 +202,7 @@ class _Asked:
 
 def _train(asked: _Asked) -> Run:
     config = check(asked.config)
+    refuse_missing_trackers(config)
     run, resume = default_out(config), asked.resume or was_restarted()
     joined = join_group(usable_device(config.device), timeout_seconds=config.parallel.timeout_seconds)
     with _isolate_call("hs.train"), joined as ours, open_watch(asked.watch if ours.is_first else None) as emit:
@@ -265,9 +269,32 @@ def _train_to_report(run: Path, prepared: Prepared, changed: tuple[str, ...], *,
         with closing(RunLog(run, state)) if current().is_first else nullcontext() as log:
             saver = Saver(run, prepared.config.checkpoint, log=log, interrupted=interrupted, watch=emit)
             saver.note(*notes)
-            for event in train_phases(state, prepared.training_plan, prepared.images.train, prepared.images.val):
-                saver.after(event, state)
-            return complete_run(run, state, prepared, log=log, started=started)
+            with _track(run, prepared.config, say=saver.note) as track:
+                events = train_phases(state, prepared.training_plan, prepared.images.train, prepared.images.val)
+                _follow(events, state, saver=saver, track=track)
+                done = complete_run(run, state, prepared, log=log, started=started)
+                _tell_finished(done, (emit, track) if log is not None else (), step=state.step)
+                return done
+
+
+def _follow(events: Iterable[TrainingEvent], state: TrainState, *, saver: Saver, track: Watch) -> None:
+    """Have each event recorded, saved where it is time, and then logged by trackers."""
+    for event in events:
+        saver.after(event, state)
+        track(event)
+
+
+def _track(run: Path, config: Config, *, say: Callable[[Note], None]) -> AbstractContextManager[Watch]:
+    """What logs a run's events, as the first process; the others log nothing."""
+    return log_to_trackers(run, config, say=say) if current().is_first else nullcontext(lambda _: None)
+
+
+def _tell_finished(run: Run, watchers: Iterable[Watch], *, step: int) -> None:
+    event = Finished(
+        path=run.path, step=step, metrics=run.metrics, test_metrics=run.test_metrics or {}, headline=run.headline
+    )
+    for watch in watchers:
+        watch(event)
 
 
 def _is_finished(run: Path, config: Config, *, resume: bool) -> bool:
@@ -412,4 +439,5 @@ def plan(
     """
     with _isolate_call("hs.plan"), own_turn(), open_watch(watch) as emit:
         own = Own(data=data, transforms=read_transforms(transform), metrics=read_own(metrics))
+        refuse_missing_trackers(config)
         return prepare(check(config), module=model, loss=loss, own=own, emit=emit).plan

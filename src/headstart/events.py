@@ -14,13 +14,14 @@ Events are values of plain numbers and texts. Match on their types::
 In the order of a run: ``ScanProgress`` while images are read, ``Decided`` when the plan is made, a ``Note`` where a run
 goes on; then for each phase ``PhaseStarted``, ``CacheProgress`` and ``CacheNote`` if something is cached, and a
 ``StepDone`` for each optimizer step with an ``EpochDone`` after the last one of each epoch. ``Saved``, ``DataNote`` and
-``CacheGivenUp`` come between.
+``CacheGivenUp`` come between, ``Finished`` at the end.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 
@@ -312,9 +313,35 @@ class Saved:
     step: int
 
 
+@dataclass(frozen=True, kw_only=True)
+class Finished:
+    """The last event of a run: its model, predictions and report are written.
+
+    Attributes:
+        ``path``: The run's folder, which holds ``report.html``.
+        ``step``: How many optimizer steps have been made in all.
+        ``metrics``: The metrics of the validation images by the weights that were kept.
+        ``test_metrics``: The same of the test images; empty where there are none.
+        ``headline``: The main metric in a line, with interval and baseline.
+
+    Example:
+        >>> import headstart as hs
+        >>> from pathlib import Path
+        >>> done = hs.Finished(path=Path("runs/photos"), step=24, metrics={"accuracy": 0.9})
+        >>> (done.path / "report.html").as_posix()
+        'runs/photos/report.html'
+    """
+
+    path: Path
+    step: int
+    metrics: dict[str, float]
+    test_metrics: dict[str, float] = field(default_factory=dict)
+    headline: str = ""
+
+
 TrainingEvent = PhaseStarted | StepDone | EpochDone | CacheProgress | CacheNote | CacheGivenUp | DataNote
 """What training itself yields."""
-Event = TrainingEvent | ScanProgress | Decided | Note | Saved
+Event = TrainingEvent | ScanProgress | Decided | Note | Saved | Finished
 """Any event of a run."""
 Watch = Callable[[Event], None]
 """What is called with every event."""

@@ -15,6 +15,7 @@ from headstart.config.flags import EVERY, parse_args
 from headstart.reports.cautions import list_warnings
 from headstart.reports.cells import cell
 from headstart.reports.progress import Progress
+from headstart.trackers.installed import refuse_missing_trackers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +34,7 @@ def run(argv: Sequence[str]) -> int:
     """Print the plan: decisions, phases, groups of parameters and their rates."""
     args, flags = parse_args(Plan, argv, prog="headstart plan", sections=EVERY)
     config = read_command_config(args.data, args.config, flags)
+    refuse_missing_trackers(config)
     check_names(config)
     from headstart import app  # imports torch
 

@@ -19,6 +19,7 @@ from headstart.config.metric import refuse_unknown
 from headstart.config.schema import Config
 from headstart.errors import ConfigError, Error, OthersFailed
 from headstart.reports.progress import Progress
+from headstart.trackers.installed import refuse_missing_trackers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +48,7 @@ def run(argv: Sequence[str]) -> int:
         if args.resume and args.config and "out" not in flags and is_of_run(expand_home(args.config)):
             flags["out"] = str(expand_home(args.config).parent)  # the run is where its record is
         config = _read_config(args, flags)
+        refuse_missing_trackers(config)
         if not args.resume:  # a finished run is answered without its data
             check_names(config)
     except Error as error:

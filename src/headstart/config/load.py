@@ -172,6 +172,8 @@ def _write_as_meant(tree: Tree) -> None:
         section, _, name = path.rpartition(".")
         holder = tree.get(section) if section else tree
         value = holder.get(name) if isinstance(holder, dict) else None
+        if path == "trackers" and isinstance(value, list):
+            holder[name] = [each.lower() if isinstance(each, str) else each for each in value]  # type: ignore[index]
         if not isinstance(value, str):
             continue
         if path in _PATHS and value.startswith("~"):

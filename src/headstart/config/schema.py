@@ -27,6 +27,7 @@ from headstart.config.sizes import LARGEST, SMALLEST, Form
 
 ClassWeights = Literal["none", "balanced"] | dict[str, Positive]
 HeadstartMetric = Literal["auto", "accuracy", "macro_f1", "balanced_accuracy", "nll", "ap", "mae", "rmse", "r2"]
+Tracker = Literal["tensorboard", "wandb", "mlflow", "trackio"]
 _STRICT: Any = {"extra": "forbid", "use_attribute_docstrings": True}  # pydantic's: unknown names are errors
 
 
@@ -392,6 +393,7 @@ class Config:
         ``cache``: What is kept between epochs: decoded images, and what frozen layers give.
         ``checkpoint``: When checkpoints are written, and how many are kept.
         ``stop``: When a run ends early.
+        ``trackers``: Where each epoch's metrics are logged besides the run folder.
 
     Example:
         >>> import headstart as hs
@@ -462,3 +464,5 @@ class Config:
     cache: Cache = field(default_factory=Cache)
     checkpoint: Checkpoint = field(default_factory=Checkpoint)
     stop: Stop = field(default_factory=Stop)
+    trackers: Tracker | tuple[Tracker, ...] = ()
+    """Where each epoch's metrics are logged besides the run folder, by the tracker's own library."""

@@ -74,6 +74,7 @@ _NAMES = {  # ours: theirs
     "metric": "metric_for_best_model eval_metric monitor metrics early_stopping_metric best_metric",
     "recipe": "mode finetune strategy_name",
     "lora.rank": "lora_r lora_rank",
+    "trackers": "report_to logger loggers log_with track tracking",
 }
 SYNONYMS = {theirs: ours for ours, names in _NAMES.items() for theirs in names.split()}
 OTHER_VERBS = {  # options of predict, evaluate, describe and models
@@ -175,6 +176,9 @@ def list_advice() -> dict[str, str]:
         "max_steps": f"a run is counted in passes over the images: {option('epochs', 5)}",
         "total_steps": f"a run is counted in passes over the images: {option('epochs', 5)}",
         "freeze_epochs": f"recipe lp_ft trains the head first: {option('recipe', 'lp_ft')}",
+        **{name: f"write {option('trackers', name)}" for name in ("tensorboard", "wandb", "mlflow", "trackio")},
+        **dict.fromkeys(("log_wandb", "use_wandb"), f"write {option('trackers', 'wandb')}"),
+        "wandb_project": "the environment's WANDB_PROJECT says it; leave it out",
         "plots": "the report has them; leave it out",
         "verbose": "a line is shown per epoch; leave it out",
         "deterministic": "runs are the same to the bit without it; leave it out",

@@ -41,7 +41,7 @@ MOST_PROBABILITIES = 2_000_000
 _FREE = (  # may be others when a run goes on: a folder that moved is the same run; data are compared by their digest,
     # the number of processes and how they share the model as facts that decide bits
     "workers", "cache.limit_gb", "data.changed", "out", "data.source", "data.images", "data.tags_separator", "devices",
-    "device", "parallel.timeout_seconds", "parallel.kind",
+    "device", "parallel.timeout_seconds", "parallel.kind", "trackers",
 )  # fmt: skip
 
 
