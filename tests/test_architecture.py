@@ -20,7 +20,7 @@ LAYERS = [  # a row imports from the rows above it only
     {"planning", "runs"},
     {"prediction"},
     {"predictor", "app"},
-    {"demo", "inference", "exports"},
+    {"demo", "inference", "exports", "serve"},
     {"cli"},
     {"__main__"},
 ]
@@ -47,6 +47,7 @@ BROAD_EXCEPT_AT = (
     "data/decoding/eight_bits.py",
     "data/decoding/interruptible.py",
     "surgery/module_copy.py",  # a ``__deepcopy__`` of the user's own
+    "serve/batcher.py",  # whatever a model raises, the service goes on with the next batch
     "exports/graph.py",  # an exporter runs the model's own code, and raises dozens of kinds
     "tasks/own_ratings.py",
     "trackers/tracking.py",  # a tracker's library and its network raise anything

@@ -28,6 +28,7 @@ VERBS = {  # a verb's module is imported when it is called
     "predict": "classes, tags or numbers for images and folders",
     "embed": "features of images and folders, by a run's model or a pretrained one",
     "export": "a finished run's model for other runtimes: ONNX, OpenVINO, torch.export, timm",
+    "serve": "a finished run over HTTP: POST /predict, and a page to try it on",
     "describe": "a model as a tree: shapes, parameters, head, each group's rate, what a freeze rule freezes",
     "models": "models by name, size, top-1, speed and licence; --measure times them on this machine",
     "report": "write a run's report again",
