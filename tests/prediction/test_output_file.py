@@ -6,8 +6,10 @@ import csv
 import json
 import os
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import headstart as hs
@@ -143,3 +145,66 @@ def test_what_cannot_be_written_is_said_before_anything_is(
     assert message in capsys.readouterr().err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["here.csv"]
     assert Path("here.csv").read_text() == "mine"
+
+
+def interrupted(predictor: hs.Predictor, images: object, out: Path) -> Path:
+    """The partial file of a call that was stopped after its first batch."""
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        predictor.write(images, out, on_rows=stop)
+    return out.with_name(f"{out.name}.partial")
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        b"{}\n",
+        b"[" * 100_000 + b"\n",
+        b'{"path": "others.png", "labels": []}\n',
+        b"\0" * 50 + b"\n",
+        b"\xff\n",
+        "repeat",
+    ],
+    ids=["no row", "nested", "another image", "zeros", "no text", "repeated"],
+)
+def test_rows_that_are_not_the_next_images_are_computed_again(run, pictures, tmp_path, damage) -> None:
+    predictor = hs.Predictor(run)
+    predictor.write(pictures, tmp_path / "whole.csv")
+    partial = interrupted(predictor, pictures, tmp_path / "found.csv")
+    lines = partial.read_bytes().splitlines(keepends=True)
+    partial.write_bytes(b"".join([*lines[:6], lines[1] if damage == "repeat" else damage, *lines[6:] * 4]))
+    assert predictor.write(pictures, tmp_path / "found.csv").resumed == 0
+    assert (tmp_path / "found.csv").read_bytes() == (tmp_path / "whole.csv").read_bytes()
+
+
+def test_rows_of_images_that_have_changed_since_are_refused(run, pictures, tmp_path) -> None:
+    folder = shutil.copytree(pictures, tmp_path / "pictures")
+    partial = interrupted(hs.Predictor(run), folder, tmp_path / "found.csv")
+    before = partial.read_bytes()
+    shutil.copyfile(folder / "19.png", folder / "00.png")
+    with pytest.raises(hs.Error, match=r"of other images \(names, sizes, times or their order\) than this one's; give"):
+        hs.Predictor(run).write(folder, tmp_path / "found.csv")
+    assert partial.read_bytes() == before
+
+
+def test_rows_of_other_arrays_are_refused_and_of_equal_ones_used(run, tmp_path) -> None:
+    black, white = [[np.full((40, 40, 3), value, dtype=np.uint8)] * 12 for value in (0, 255)]
+    interrupted(hs.Predictor(run), black, tmp_path / "found.csv")
+    with pytest.raises(hs.Error, match="of other images"):
+        hs.Predictor(run).write(white, tmp_path / "found.csv")
+    assert hs.Predictor(run).write([image.copy() for image in black], tmp_path / "found.csv").resumed == 8
+
+
+def test_the_file_is_held_until_it_is_whole(run, pictures, tmp_path, monkeypatch) -> None:
+    write = output_file.write_chunks
+
+    def attempt(out: Path, chunks: Iterable[bytes]) -> None:
+        with pytest.raises(hs.Error, match="another process is writing it"):
+            hs.Predictor(run).write(pictures, out)
+        write(out, chunks)
+
+    monkeypatch.setattr(output_file, "write_chunks", attempt)
+    assert hs.Predictor(run).write(pictures, tmp_path / "found.csv").rows == 21

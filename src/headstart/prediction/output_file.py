@@ -19,7 +19,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from headstart.errors import ConfigError
+from headstart.data.sources.as_given import GivenImages
+from headstart.errors import ConfigError, StorageError
 from headstart.prediction.outputs import View, average_outputs
 from headstart.prediction.parquet import Sink, load_parquet
 from headstart.prediction.record import describe_output
@@ -30,6 +31,13 @@ from headstart.tasks.kinds import find_kind
 from headstart.wording import option
 
 _ROWS = 10_000  # that are turned into the file's own form at a time
+_ANSWERS = {"error", "labels", "values"}  # of which each row has one
+_DIFFERENCES = {
+    "headstart": "versions of headstart",
+    "views": "runs, views or images a batch",
+    "images": "images (names, sizes, times or their order)",
+    "top": "numbers of classes a row",
+}
 Row = Mapping[str, Any]
 
 
@@ -56,12 +64,13 @@ def write_predictions(views: Sequence[View], out: Path, *, top: int, on_rows: Ca
     Raises: ConfigError: an earlier call's rows are of other images or of another model. StorageError: no room.
     """
     partial, batches = out.with_name(f"{out.name}.partial"), views[0].batches
-    identity, samples, task = _identify(views, top), batches.samples, batches.task
+    samples, task = batches.samples, batches.task
     step = math.lcm(*(view.batches.batch_size for view in views))
     descriptor = open_log(partial, needed=len(samples) * 100)
     try:
         _lock(descriptor, partial)
-        if not (lines := _go_on(partial, identity, step=step)):
+        identity = _identify(views, top)
+        if not (lines := _go_on(partial, identity, names=[sample.key for sample in samples], step=step)):
             os.ftruncate(descriptor, 0)
             _append(descriptor, partial, [identity])
         resumed = done = max(0, lines - 1)
@@ -70,32 +79,41 @@ def write_predictions(views: Sequence[View], out: Path, *, top: int, on_rows: Ca
             _append(descriptor, partial, rows)
             done += len(rows)
             on_rows(done, len(samples))
+        kind = find_kind(task.kind)
+        columns = Columns(
+            names=task.names, gives_numbers=kind.gives_numbers, gives_tags=bool(kind.list_thresholds(task)), top=top
+        )
+        write_chunks(out, _FORMS[out.suffix.lower()](columns, _read_rows(partial)))
+        unreadable = tuple((str(row["path"]), str(row["error"])) for row in _read_rows(partial) if "error" in row)
+        with explain_os_errors(partial):
+            partial.unlink()
     finally:
         os.close(descriptor)
-    kind = find_kind(task.kind)
-    columns = Columns(
-        names=task.names, gives_numbers=kind.gives_numbers, gives_tags=bool(kind.list_thresholds(task)), top=top
-    )
-    write_chunks(out, _FORMS[out.suffix.lower()](columns, _read_rows(partial)))
-    unreadable = tuple((str(row["path"]), str(row["error"])) for row in _read_rows(partial) if "error" in row)
-    with explain_os_errors(partial):
-        partial.unlink()
     return Written(rows=len(samples), resumed=resumed, unreadable=unreadable)
 
 
 def _lock(descriptor: int, partial: Path) -> None:
-    """Raises: ConfigError: another process is writing the file; the system frees it when that one ends."""
+    """Take the file, which the system frees when this process ends.
+
+    Raises: ConfigError: another process is writing it, or has ended just now. StorageError: its file system has no
+    locks.
+    """
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        raise ConfigError(
-            f"{partial}: another process is writing it; wait for it, or give another {option('out')}"
-        ) from error
+        with explain_os_errors(partial):
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            taken = os.fstat(descriptor).st_nlink > 0  # who had it until now has removed it
+    except StorageError as error:
+        if not isinstance(error.__cause__, BlockingIOError):
+            raise
+        taken = False
+    if not taken:
+        raise ConfigError(f"{partial}: another process is writing it; wait for it, or give another {option('out')}")
 
 
 def _identify(views: Sequence[View], top: int) -> dict[str, Any]:
     """Whose predictions, and of which images; in another order they are others."""
-    names = hashlib.sha256("\0".join(sample.key for sample in views[0].batches.samples).encode("utf-8", "replace"))
+    source = views[0].batches.source
+    assert isinstance(source, GivenImages), type(source)
     looked = [
         {
             "bundle": hashlib.sha256(read_file(view.opened.path / "MANIFEST.json")).hexdigest(),
@@ -104,36 +122,40 @@ def _identify(views: Sequence[View], top: int) -> dict[str, Any]:
         }
         for view in views
     ]
-    count = len(views[0].batches.samples)
-    return {"headstart": version("headstart"), "views": looked, "images": names.hexdigest(), "count": count, "top": top}
+    return {"headstart": version("headstart"), "views": looked, "images": source.digest(), "top": top}
 
 
-def _go_on(partial: Path, identity: Row, *, step: int) -> int:
-    """How many lines of the file stay: the first, and rows of whole batches; what follows is cut off.
+def _go_on(partial: Path, identity: Row, *, names: Sequence[str], step: int) -> int:
+    """How many lines of the file stay: the first, and rows of whole batches of the images of these names, in order;
+    what follows is cut off.
 
     Raises: ConfigError: they are of other images or of another model.
     """
-    ends, begun = [0], None
+    ends = [0]
     with explain_os_errors(partial), partial.open("rb") as file:
-        for line in file:
-            value = _read_line(line)
-            if value is None:
+        if (begun := _read_line(first := file.readline())) is None:
+            return 0
+        _refuse_others(partial, begun, identity)
+        ends.append(len(first))
+        for name, line in zip(names, file, strict=False):
+            row = _read_line(line)
+            if row is None or row.get("path") != name or _ANSWERS.isdisjoint(row):
                 break
-            begun = value if begun is None else begun
             ends.append(ends[-1] + len(line))
-    if begun is None:
-        return 0
-    if begun != identity:
-        what = [name for name in identity if begun.get(name) != identity[name]]
-        raise ConfigError(
-            f"{partial}: the rows of an earlier call are of other {', '.join(what)} than this one's; remove the file "
-            f"to begin anew, or give another {option('out')}"
-        )
-    rows = len(ends) - 2
-    kept = 1 + (rows if rows == identity["count"] else rows - rows % step)
-    with explain_os_errors(partial):
+        rows = len(ends) - 2
+        kept = 1 + (rows if rows == len(names) else rows - rows % step)
         os.truncate(partial, ends[kept])
     return kept
+
+
+def _refuse_others(partial: Path, begun: Row, identity: Row) -> None:
+    """Raises: ConfigError: an earlier call's rows are other ones."""
+    what = [words for name, words in _DIFFERENCES.items() if begun.get(name) != identity[name]]
+    if what:
+        raise ConfigError(
+            f"{partial}: the rows of an earlier call are of other {' and '.join(what)} than this one's; give those "
+            f"to go on, remove the file to begin anew, or give another {option('out')}"
+        )
 
 
 def _read_line(line: bytes) -> dict[str, Any] | None:
@@ -142,7 +164,7 @@ def _read_line(line: bytes) -> dict[str, Any] | None:
         return None
     try:
         value = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -52,6 +54,22 @@ class GivenImages:
         """The file's content, or a file of what is in memory.  Raises: UnreadableImage."""
         path = self.paths.get(record.name)
         return self.encoders[record.name]() if path is None else read_file(path)[0]
+
+    def digest(self) -> str:
+        """The SHA-256 of what was given, in order: names, with size and time of each file and the bytes of what is in
+        memory, so that it is another one once an image has changed.
+        """
+        found = hashlib.sha256()
+        for record in self.listed:
+            path, state = self.paths.get(record.name), b"gone"
+            if path is None:
+                state = hashlib.sha256(self.encoders[record.name]()).digest()
+            else:
+                with suppress(OSError):  # it vanished since it was listed
+                    stat = path.stat()
+                    state = f"{stat.st_size} {stat.st_mtime_ns}".encode()
+            found.update(record.name.encode("utf-8", "surrogateescape") + b"\0" + state + b"\0")
+        return found.hexdigest()
 
     def where(self, record: Record) -> str:
         """The path, or the place among what was given, such as ``images[2]``."""
