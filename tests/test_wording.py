@@ -28,6 +28,7 @@ OF_COMMANDS = {
     "allow_inexact",
     "include_trained",
     "overwrite",
+    "views",
     "to",
     "images",
     "preprocess",

@@ -9,10 +9,14 @@ import pytest
 import torch
 
 import headstart as hs
+from headstart.cli.images import tell_unreadable
 from headstart.cli.main import main
 from headstart.data.images import image_batches
 from headstart.prediction.embedding import Embedder
+from headstart.prediction.output_names import refuse_output
+from headstart.prediction.predictor import _check_views
 from headstart.tasks.task import TaskSpec
+from headstart.wording import write_options_as
 
 
 @pytest.mark.parametrize("ending", ["npz", "parquet"])
@@ -97,3 +101,53 @@ def test_what_cannot_be_is_said_before_torch_is_imported(tmp_path, monkeypatch, 
     assert main(["embed", *words]) == 2
     assert message in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["here"]
+
+
+def darken(images: torch.Tensor) -> torch.Tensor:
+    return images // 2
+
+
+@pytest.fixture(scope="module")
+def framed(colours: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that was validated with a transform of its own."""
+    settings = {
+        "data": {"source": str(colours)},
+        "model": {
+            "name": "timm/resnet18", "weights": "none", "image_size": 32, "options": {"channels": [8, 8, 16, 16]},
+        },
+        "batch": {"size": 8}, "epochs": 1, "device": "cpu", "out": str(tmp_path_factory.mktemp("framed") / "run"),
+    }  # fmt: skip
+    return hs.train(hs.load_config(settings), transform={"val": darken}).path
+
+
+def test_the_command_refuses_a_run_with_a_transform_of_its_own(framed, colours, tmp_path, capsys) -> None:
+    out = tmp_path / "found.npz"
+    assert main(["embed", str(framed), str(colours / "red"), "--out", str(out)]) == 2
+    assert f"hs.Predictor('{framed}/model', transform=g).embed(IMAGES)" in capsys.readouterr().err
+    assert not out.exists()
+    found = hs.Predictor(f"{framed}/model", transform=darken).embed(colours / "red")
+    assert found.values.shape[1] == 16
+
+
+def test_features_are_not_averaged_over_mirrored_images(framed, colours) -> None:
+    with pytest.raises(hs.Error, match="give views='one'"):
+        hs.Predictor(framed, transform=darken, views="mirrored").embed(colours / "red")
+
+
+def test_unreadable_images_beyond_those_named_are_said_to_be_elsewhere(tmp_path, capsys) -> None:
+    for number in range(23):
+        (tmp_path / f"{number:02}.png").write_bytes(b"no picture")
+    tell_unreadable([(str(path), "why") for path in sorted(tmp_path.iterdir())], rest="headstart predict says why")
+    assert capsys.readouterr().err.endswith("more images that cannot be read: 3; headstart predict says why\n")
+
+
+def test_a_link_to_nothing_is_a_name_that_is_taken(tmp_path) -> None:
+    (tmp_path / "found.npz").symlink_to("nowhere")
+    with pytest.raises(hs.Error, match="is there already"):
+        refuse_output(tmp_path / "found.npz", overwrite=False, formats=(".npz",))
+
+
+def test_mirrored_views_are_refused_as_they_are_typed() -> None:
+    task = TaskSpec(kind="classify", classes=("turn_left", "turn_right"))
+    with write_options_as("flags"), pytest.raises(hs.Error, match=r"--views mirrored: .*; give --views one$"):
+        _check_views("mirrored", task)

@@ -55,7 +55,7 @@ def run(argv: Sequence[str]) -> int:
     embedder = open_embedder(name, weights=args.weights, device=args.device)
     with RowProgress() as progress:
         found = embed_paths(embedder, paths, batch_size=args.batch_size, workers=args.workers, on_rows=progress)
-    tell_unreadable(list(found.errors.items()))
+    tell_unreadable(list(found.errors.items()), rest="headstart predict says why, of each")
     if not found.paths:
         raise DataError(f"none of the {len(found.errors)} images could be read")
     write_embeddings(found, out)

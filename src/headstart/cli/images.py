@@ -29,12 +29,15 @@ def check_paths(paths: Sequence[str], *, batch_size: int | None, workers: int, v
     return found
 
 
-def tell_unreadable(unreadable: Sequence[tuple[str, str]]) -> None:
-    """Name the images that cannot be read on stderr, with the reasons: the first of them, and how many more."""
+def tell_unreadable(unreadable: Sequence[tuple[str, str]], *, rest: str = "their rows say why") -> None:
+    """Name the images that cannot be read on stderr, with the reasons: the first of them, and how many more.
+
+    ``rest``: what of the others.
+    """
     for path, reason in unreadable[:_SHOWN_UNREADABLE]:
         sys.stderr.write(f"headstart: {cell(path)}: {cell(reason)}\n")
     if (more := len(unreadable) - _SHOWN_UNREADABLE) > 0:
-        sys.stderr.write(f"headstart: {more:,} more images cannot be read; their rows say why\n")
+        sys.stderr.write(f"headstart: more images that cannot be read: {more:,}; {rest}\n")
 
 
 class RowProgress:

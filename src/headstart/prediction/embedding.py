@@ -23,6 +23,7 @@ from headstart.models.preprocess import Preprocess
 from headstart.models.sources import open_model
 from headstart.prediction.parquet import load_parquet
 from headstart.runs.bundle import OpenedRun, open_run
+from headstart.runs.framing import read_framing
 from headstart.storage.durable import write_file
 from headstart.surgery.head import find_head
 from headstart.tasks.kinds import guess_kind, make_unnamed_task
@@ -108,10 +109,14 @@ def find_embedder(opened: OpenedRun) -> Embedder:
 def open_embedder(spec: str, *, weights: str, device: str) -> Embedder:
     """The model of a run's folder, or one by its name (see ``hs.open_model``), on the device.
 
-    Raises: ModelError: there is no such model, or it is not clear which layers are its head.
+    Raises:
+        ModelError: there is no such model, or it is not clear which layers are its head.
+        ConfigError: the run was validated with a transform of the user's own.
     """
     if (Path(spec) / BUNDLE).is_file() or (Path(spec) / "model" / BUNDLE).is_file():
-        found = find_embedder(open_run(spec))
+        run = open_run(spec)
+        read_framing(run, None, "hs.Predictor({run}, transform=g).embed(IMAGES)")  # refuses one that it cannot hold
+        found = find_embedder(run)
     else:
         opened = open_model(spec, weights=weights)
         head = find_head(opened.module).paths[0]

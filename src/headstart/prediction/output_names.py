@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -21,7 +22,7 @@ def refuse_output(out: Path, *, overwrite: bool, formats: Sequence[str] = FORMAT
         )
     if out.is_dir():
         raise ConfigError(f"{name}: {out} is a folder; give a file, e.g. {option('out', out / example)}")
-    if out.exists() and not overwrite:
+    if os.path.lexists(out) and not overwrite:  # a link to nothing is a name that is taken
         raise ConfigError(f"{name}: {out} is there already; give another name, or {switch('overwrite')}")
     if not out.absolute().parent.is_dir():
         raise ConfigError(f"{name}: {out.absolute().parent}: there is no such folder; make it, or give another name")

@@ -24,6 +24,7 @@ from headstart.runs.run import Run
 from headstart.tasks.kinds import find_kind
 from headstart.tasks.task import TaskSpec
 from headstart.training.precision import usable_device
+from headstart.wording import option
 
 AnyRun = str | Path | Run | OpenedRun
 """A run's folder or the bundle in it, what ``hs.train`` returned, or what ``hs.open_run`` gave."""
@@ -184,6 +185,7 @@ class Predictor:
 
         Raises:
             DataError: An item is no image, or a path does not exist.
+            ConfigError: Images are mirrored as well: features are not averaged.
             ModelError: There are several runs, or the head is no module that is called.
 
         Example:
@@ -194,6 +196,8 @@ class Predictor:
         """
         if len(self.runs) > 1:
             raise ModelError("embed: features of several models have no common space; give one run")
+        if self._mirrored:
+            raise ConfigError("embed: views: features are those of each image as it is; give views='one'")
         (view, *_) = self.views_of(images)
         return find_embedder(view.opened).embed(view.batches)
 
@@ -262,7 +266,7 @@ def _check_views(views: str, task: TaskSpec) -> bool:
     sides = find_sides(task.names, are_numbers=find_kind(task.kind).gives_numbers) if views == "mirrored" else ()
     if sides:
         raise ConfigError(
-            f"views: mirrored images of {', '.join(sides[:3])} would have another answer, since these names say a "
-            "side; give views='one'"
+            f"{option('views', 'mirrored')}: mirrored images of {', '.join(sides[:3])} would have another answer, "
+            f"since these names say a side; give {option('views', 'one')}"
         )
     return views == "mirrored"
