@@ -58,7 +58,7 @@ COMMANDS = _cases(
     ("demo extra", "extra"),
     ("predict runs/photos x.png --json", "--json: unknown option", "--format json"),
     ("predict runs/photos x.png --csv", "--csv: unknown option", "--format csv"),
-    ("predict runs/photos x.png --out p.csv", "--out: unknown option", "> predictions.csv", "--format csv"),
+    ("predict runs/photos x.png --save p.csv", "--save: unknown option", "new --out found.csv"),
     ("predict runs/photos x.png --threshold 0.3", "thresholds of tags are chosen on the validation images"),
 )
 OPTIONS = _cases(
@@ -327,9 +327,13 @@ FOREIGN = _cases(
             ("benchmark", "models"),
             ("dry-run", "plan"),
             ("clean", "cache"),
+            ("Learn", "train"),
+            ("testing", "evaluate"),
+            ("inference", "predict"),
+            ("onnx", "export"),
+            ("deploy", "export"),
         )
     ),
-    ("export {RUN}", "'export' is no command", "hs.open_run"),
     ("resume {RUN}", "headstart train photos --out runs/photos --resume"),
     ("{PHOTOS}", "did you mean train? Then type headstart train"),
     *(

@@ -42,6 +42,8 @@ def given(*argv: str) -> dict[str, object]:
     ("argv", "flags"),
     [
         (["--optimizer", "sgd"], {"optimizer.kind": "sgd"}),
+        (["--Optimizer", "SGD"], {"optimizer.kind": "SGD"}),
+        (["--LOSS=focal"], {"loss.kind": "focal"}),
         (["--optimizer=sgd"], {"optimizer.kind": "sgd"}),
         (["--loss", "focal", "--loss.gamma", "3"], {"loss.kind": "focal", "loss.gamma": 3}),
         (["--augment", "strong"], {"augment.preset": "strong"}),

@@ -102,7 +102,7 @@ def _explain_verb(word: str) -> str:
     if word not in (".", "..") and expand_home(word).exists():
         command = shlex.join(["headstart", "train", word])
         return f"{word!r} is no command of headstart; did you mean train? Then type {command} {commands}"
-    near = SYNONYMS.get(plain) or next(iter(difflib.get_close_matches(plain, VERBS, n=1)), None)
+    near = SYNONYMS.get(plain) or next(iter(difflib.get_close_matches(plain, VERBS, n=1, cutoff=0.75)), None)
     ask = f"; did you mean {near}?" if near else ""
     return f"{word!r} is no command of headstart{ask} {commands}"
 

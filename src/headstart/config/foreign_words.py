@@ -20,8 +20,8 @@ def with_main_fields(argv: Sequence[str]) -> list[str]:
     words = []
     for word in argv:
         flag, sign, value = word.partition("=")
-        main = MAIN_FIELDS.get(flag[2:]) if flag.startswith("--") else None
-        words.append(f"{flag}.{main}{sign}{value}" if main else word)
+        main = MAIN_FIELDS.get(flag[2:].lower()) if flag.startswith("--") else None
+        words.append(f"{flag.lower()}.{main}{sign}{value}" if main else word)
     return words
 
 

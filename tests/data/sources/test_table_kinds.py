@@ -531,3 +531,51 @@ def test_addresses_are_not_fetched_and_named_so(write: Write) -> None:
         write(["url,kind", *(f"https://example.org/{place}.jpg?size=1,{'ab'[place % 2]}" for place in range(6))])
     )
     assert "column 'url' holds addresses ('https://example.org/0.jpg?size=1'), which are not fetched; download" in text
+
+
+@pytest.mark.parametrize("tick", ["x", "X", "✓", "+"])
+def test_a_tick_or_nothing_is_a_column_of_flags(write: Write, tick: str) -> None:
+    rows = [f"{tick},{tick}", f"{tick},", ",", f",{tick}"]
+    table, files = columns(rows, header="image,sun,sea")
+    found = read(write(table, files))
+    assert found.kind == "multilabel"
+    assert labels(found) == {"000.png": ("sea", "sun"), "001.png": ("sun",), "002.png": (), "003.png": ("sea",)}
+    assert f"columns 'sun', 'sea': '{tick.lower()}' is 1, an empty cell is 0" in found.notes
+    assert labels(read(write(table, files), target=("sun", "sea"))) == labels(found)
+
+
+def test_one_tick_per_row_is_a_class(write: Write) -> None:
+    table, files = columns(["x,", ",x", "x,", ",x"], header="image,sun,sea")
+    found = read(write(table, files))
+    assert found.kind == "classify"
+    assert [*labels(found).values()] == [("sun",), ("sea",), ("sun",), ("sea",)]
+
+
+@pytest.mark.parametrize(
+    "cells",
+    [["2024-01-03", "2024-02-11"], ["3.1.2024", "11.2.2024"], ["01/03/24", "02/11/24"], ["2024-01-03 10:00:00", ""]],
+)
+def test_dates_are_asked_for(write: Write, cells: Sequence[str]) -> None:
+    table, files = columns(cells)
+    said = ask(write(table, files))
+    assert "looks like dates" in said
+    assert "days since the first" in said
+    assert "classify" not in said  # every date is another
+
+
+def test_dates_that_come_again_may_be_classes(write: Write) -> None:
+    table, files = columns(["2024-01-03", "2024-02-11"] * 2)
+    assert "to take each for a class: --task.kind classify" in ask(write(table, files))
+    assert read(write(table, files), "classify").names == ("2024-01-03", "2024-02-11")
+
+
+def test_names_with_digits_are_no_dates(write: Write) -> None:
+    table, files = columns(["v1.2.30", "v1.2.30", "2024-01", "2024-01"])
+    assert read(write(table, files)).kind == "classify"
+
+
+def test_one_tag_per_row_is_told_how_to_join(write: Write) -> None:
+    said = ask(write(["image,y", "a.png,red", "a.png,round", "b.png,red"], ["a.png", "b.png"]))
+    assert "join them in one cell, as in 'red|round'" in said
+    joined = write(["image,y", "a.png,red|round", "b.png,red"], ["a.png", "b.png"])
+    assert labels(read(joined, "multilabel")) == {"a.png": ("red", "round"), "b.png": ("red",)}

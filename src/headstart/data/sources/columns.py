@@ -28,6 +28,7 @@ from headstart.data.sources.source import Split
 from headstart.data.sources.split_names import is_plain_spelling, read_split
 from headstart.data.sources.tables import Table
 from headstart.errors import DataError
+from headstart.tasks.multilabel import MULTILABEL
 from headstart.wording import option
 
 
@@ -303,7 +304,9 @@ def find_images(table: Table, *, column: str, data: Data) -> ImagePaths:
     for row, key in enumerate(keys):
         if key in first:
             raise DataError(
-                f"{table.where(row)}: image {key!r} is already in {table.where(first[key])}; keep one row per image"
+                f"{table.where(row)}: image {key!r} is already in {table.where(first[key])}; keep one row per image; "
+                "if each row has one of its tags, join them in one cell, as in 'red|round', and say "
+                f"{option('task.kind', MULTILABEL.name)}"
             )
         first[key] = row
     notes = describe_matches(tuple(matches.values()), total=len(cells))

@@ -30,6 +30,8 @@ _LABEL_NAMES = re.compile(
     re.IGNORECASE,
 )
 
+_DATE = re.compile(r"(?:\d{4}([-/.])\d{1,2}\1\d{1,2}|\d{1,2}([-/.])\d{1,2}\2\d{4}|\d{1,2}/\d{1,2}/\d{2})(?:[ T]\d.*)?")
+
 
 def decide(table: Table, columns: tuple[str, ...], *, data: Data) -> tuple[Kind, str]:
     """The kind of task, and the evidence for it.
@@ -171,6 +173,15 @@ def _decide_text(table: Table, name: str, cells: Sequence[str], *, data: Data) -
         if any(len(split_cell(cell, data.tags_separator)) > 1 for cell in cells):
             return MULTILABEL, f"several tags separated by {data.tags_separator!r}"
         return CLASSIFY, "one text label per image"
+    filled = [cell for cell in cells if cell]
+    if filled and all(map(_DATE.fullmatch, filled)):
+        comes_again = len(set(filled)) < len(filled)
+        as_classes = f"; to take each for a class: {option('task.kind', CLASSIFY.name)}" if comes_again else ""
+        raise DataError(
+            f"task.kind: column {name!r} of {printable(table.path.name)} holds what looks like dates "
+            f"({some(sorted(set(filled)))}); for numbers, write the days since the first of them into a column of its "
+            f"own{as_classes}"
+        )
     if all(map(is_mapping, cells)):
         raise DataError(
             f"data.target: column {name!r} of {printable(table.path.name)} holds mappings ({cells[0]!r}); give each "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 from headstart.data.sources.numerals import read_plain_number
 from headstart.data.sources.samples import some
@@ -16,6 +17,7 @@ from headstart.wording import option
 _ZERO_ONE = {"0": False, "1": True, "0.0": False, "1.0": True, "false": False, "true": True}
 _YES_NO = {"no": False, "yes": True, "n": False, "y": True, "f": False, "t": True, "off": False, "on": True}
 _SIGNED = {"-1": False, "1": True, "-1.0": False, "1.0": True}
+_TICKS = ("x", "✓", "✔", "☑", "*", "+")
 _TOLERANCE = 0.011  # shares with two digits, of which three are rounded
 
 
@@ -23,6 +25,20 @@ def _alphabet(table: Table, columns: Sequence[str]) -> dict[str, bool] | None:
     """What the cells of these columns mean as flags: 0/1, -1/1, yes/no; None where some that are not empty differ."""
     cells = {cell.lower() for name in columns for cell in table.column(name) if cell}
     return next((words for words in (_ZERO_ONE, _SIGNED, _YES_NO) if cells and cells <= set(words)), None)
+
+
+def fill_ticks(table: Table, columns: Sequence[str]) -> Table:
+    """The table with 1 for a tick and 0 for nothing, and a note, where several columns hold one tick or nothing."""
+    places = [table.columns.index(name) for name in columns]
+    cells = {row[place].lower() for row in table.rows for place in places}
+    ticks = sorted(cells - {""})
+    if len(columns) < 2 or "" not in cells or len(ticks) != 1 or ticks[0] not in _TICKS:
+        return table
+    rows = tuple(
+        tuple(str(int(bool(cell))) if place in places else cell for place, cell in enumerate(row)) for row in table.rows
+    )
+    note = f"columns {some(columns)}: {ticks[0]!r} is 1, an empty cell is 0"
+    return replace(table, rows=rows, notes=(*table.notes, note))
 
 
 def are_flags(table: Table, columns: Sequence[str]) -> bool:

@@ -13,6 +13,7 @@ from headstart.data.sources.files import list_as_files
 from headstart.data.sources.groups import group_by_name
 from headstart.data.sources.missing import settle_missing
 from headstart.data.sources.names import check_count, check_names
+from headstart.data.sources.one_hot import fill_ticks
 from headstart.data.sources.samples import Listing
 from headstart.data.sources.source import Record
 from headstart.data.sources.tables import read_table
@@ -35,6 +36,8 @@ def list_table(data: Data, *, source: Path, kind: AskedKind, known: Sequence[str
         )
     table = read_table(source, data)
     columns = find_columns(table, data)
+    asked = columns.others if data.target == "auto" else () if isinstance(data.target, str) else data.target
+    table = fill_ticks(table, [name for name in columns.others if name in asked])
     target = choose_target_columns(table, columns.others, data=data)
     table = settle_missing(table, target, data=data, kind=kind)
     targets = read_targets(table, target, data=data, kind=kind, known=known)
