@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import html
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from torch import nn
+
+from headstart.reports.cells import cell
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,3 +43,13 @@ class Run:
     note: str = ""
     headline: str = ""
     remarks: tuple[str, ...] = ()
+
+    def _repr_html_(self) -> str:
+        """The run as a notebook shows it: headline, metrics and folder; names in them cannot be markup."""
+        columns = {"validation": self.metrics} | ({"test": self.test_metrics} if self.test_metrics else {})
+        rows = [["", *columns], *([name, *(each.get(name) for each in columns.values())] for name in self.metrics)]
+        cells = [[f"<td>{html.escape(cell(value))}</td>" for value in row] for row in rows]
+        table = "<table>" + "".join(f"<tr>{''.join(row)}</tr>" for row in cells) + "</table>"
+        lines = [line for line in (self.headline, *self.remarks, self.note, str(self.path)) if line]
+        first, *rest = (f"<div>{html.escape(cell(line))}</div>" for line in lines)
+        return first + table + "".join(rest)
