@@ -143,3 +143,14 @@ def test_one_fused_kernel_steps_what_is_on_the_cpu_and_torch_chooses_elsewhere(o
         parameter = nn.Parameter(torch.zeros(2, device=device))
         made = make_optimizer([{"params": [parameter], "lr": LR, "weight_decay": 0.0}], options)
         assert made.param_groups[0]["fused"] is fused
+
+
+@pytest.mark.parametrize("options", [AdamW(), Adam(), Sgd()])
+def test_numbers_between_those_of_a_parameter_stay(options) -> None:
+    flat = torch.zeros(8)
+    parameter = nn.Parameter(flat[::2])
+    optimizer = make_optimizer([{"params": [parameter], "lr": LR, "weight_decay": 0.0}], options)
+    parameter.grad = torch.ones(4)
+    optimizer.step()
+    assert flat[1::2].tolist() == [0, 0, 0, 0]
+    assert flat[::2].tolist() == pytest.approx([-LR] * 4)

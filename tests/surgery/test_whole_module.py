@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -416,3 +417,119 @@ def test_a_model_that_stops_running_with_a_new_head_is_refused_and_left_as_it_wa
     assert net.fc is old
     twin = copy.deepcopy(net)
     assert torch.equal(twin(IMAGES), net(IMAGES))
+
+
+class Expanded(Base):
+    def build(self) -> None:
+        self.scale = nn.Parameter(torch.ones(1).expand(8))
+
+    def use(self, features: Tensor) -> Tensor:
+        return self.fc(features * self.scale)
+
+
+class ExpandedInside(Base):
+    def build(self) -> None:
+        self.tail = nn.BatchNorm1d(8)
+        self.tail.running_var = torch.ones(1).expand(8)
+
+    def use(self, features: Tensor) -> Tensor:
+        return self.fc(self.tail(features))
+
+
+def step_once(net: nn.Module) -> None:
+    hs.replace_head(net, outputs=3)
+    state = hs.TrainState(net, torch.optim.SGD(net.parameters(), lr=0.01))
+    hs.train_step(state, (IMAGES, torch.tensor([0, 1])), rules=hs.StepRules())
+
+
+@pytest.mark.parametrize("kind", [Expanded, ExpandedInside])
+def test_numbers_in_one_place_are_refused_and_train_once_they_have_their_own(
+    kind: type[Base], run_of: Callable
+) -> None:
+    for use in (run_of, hs.open_model, step_once, lambda net: run_of(hs.InPlace(net))):
+        with pytest.raises(ModelError, match=r"of shape \(8,\) whose numbers share places in memory") as caught:
+            use(kind())
+    said = re.search(r"or give each number its place: (.*)$", str(caught.value))
+    assert said is not None
+    net = kind()
+    exec(said[1], {"model": net})
+    assert run_of(net).metrics["nll"] < 1.2
+
+
+class Turning(Base):
+    def build(self) -> None:
+        self.tail = nn.Linear(8, 8)
+
+    def use(self, features: Tensor) -> Tensor:
+        return self.fc(self.tail.double()(features.double()).float())
+
+
+def test_a_forward_that_turns_weights_is_refused_and_right_once_a_batch_was_run(run_of: Callable) -> None:
+    with pytest.raises(ModelError, match=r"tail\.weight \(and 1 more\) is a float32 parameter and a float64") as caught:
+        run_of(Turning())
+    said = re.search(r"too: (model\(.*\))$", str(caught.value))
+    assert said is not None
+    net = Turning()
+    exec(said[1], {"model": net, "torch": torch})
+    assert run_of(net).metrics["nll"] < 1.2
+
+
+class Proxied(Base):
+    def build(self) -> None:
+        self.tail = nn.Identity()
+        self.tail.parent = weakref.proxy(self)
+
+
+class ProxiedAside(Base):
+    def build(self) -> None:
+        self.tail = nn.Identity()
+        vars(self.tail)["parent"] = weakref.proxy(self)
+
+
+@pytest.mark.parametrize("kind", [Proxied, ProxiedAside])
+def test_a_proxy_of_the_module_is_refused_and_trains_once_it_is_a_reference(kind: type[Base], run_of: Callable) -> None:
+    for look in (find_head, hs.describe, hs.open_model, run_of):
+        with pytest.raises(ModelError, match=r"tail\.parent is a weakref\.proxy of a module") as caught:
+            look(kind())
+    said = re.search(r"(del model\S+),", str(caught.value))
+    assert said is not None
+    net = kind()
+    exec(said[1], {"model": net})
+    net.tail.parent = weakref.ref(net)
+    assert run_of(net).metrics["nll"] < 1.2
+
+
+class Sealed(Base):
+    def __setattr__(self, name: str, value: object) -> None:
+        if "fc" in vars(self).get("_modules", ()) and name != "training":
+            raise AttributeError(f"{name}: sealed")
+        super().__setattr__(name, value)
+
+
+class Deaf(Base):
+    def __setattr__(self, name: str, value: object) -> None:
+        if "fc" not in vars(self).get("_modules", ()) or name == "training":
+            super().__setattr__(name, value)
+
+
+@pytest.mark.parametrize(("kind", "said"), [(Sealed, "AttributeError: fc: sealed"), (Deaf, "it is not there")])
+def test_a_module_that_does_not_take_a_new_head_says_so_and_stays(kind: type[Base], said: str) -> None:
+    net = kind()
+    old = net.fc
+    with pytest.raises(ModelError, match=rf"the __setattr__ of {kind.__name__} does not take a new fc \({said}"):
+        hs.replace_head(net, outputs=3)
+    assert net.fc is old
+
+
+class Unequal(Base):
+    def __eq__(self, other: object) -> bool:
+        raise RuntimeError("no comparison")
+
+    def __hash__(self) -> int:
+        return 1
+
+
+def test_a_module_with_an_equality_of_its_own_trains(run_of: Callable) -> None:
+    kept = Unequal()
+    find_layout(kept)
+    assert run_of(Unequal()).metrics["nll"] < 1.2

@@ -54,7 +54,7 @@ from headstart.models.weights import (
 from headstart.surgery.head import head_parameters, replace_head
 from headstart.surgery.outputs import declare_scores
 from headstart.surgery.own_state import read_saved_tensors
-from headstart.surgery.whole_module import refuse_lazy, refuse_wrapped
+from headstart.surgery.whole_module import refuse_lazy, refuse_repeating, refuse_wrapped
 from headstart.wording import option
 
 __all__ = ["Coverage", "OpenedModel", "WeightsSource", "open_model"]
@@ -117,6 +117,7 @@ def open_model(
         if isinstance(spec, nn.Module):
             refuse_wrapped(spec)
             refuse_lazy(spec)
+            refuse_repeating(spec)
             return _open_own(spec, chosen, image_size=size, preprocess=preprocess, options=options)
         return _open_named(spec, chosen, image_size=size, preprocess=preprocess, options=options)
 

@@ -8,10 +8,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from headstart.config.schema import Adam, AdamW, Optimizer, RmsProp, Sgd, TimmOptimizer
 from headstart.distributed.fsdp import is_sharded_tensor
 from headstart.errors import ConfigError
+from headstart.storage.tensors import is_dense
 
 _NO_RESUME = "keeps state that a checkpoint cannot hold, so that a run could not go on after an interruption"
 _UNFIT = {
@@ -55,11 +57,19 @@ def _begin_at_rest(sgd: torch.optim.SGD) -> torch.optim.SGD:
 
 def _use_fused(groups: list[dict[str, Any]]) -> bool | None:
     """True for plain floating parameters on the CPU, where one fused kernel takes half the time (or less, of small
-    models); None elsewhere: torch's own choice. A function of the device alone, so that a resumed run makes the same.
+    models); None elsewhere: torch's own choice. A function of the device and of where the numbers lie in memory alone,
+    so that a resumed run makes the same.
+
+    torch's fused kernel steps as many numbers as a parameter has from its first on: with others between them, it
+    changes those in place of the parameter's (seen in torch 2.14).
     """
     parameters = [parameter for group in groups for parameter in group["params"]]
-    fit = [p.device.type == "cpu" and p.is_floating_point() and not is_sharded_tensor(p) for p in parameters]
-    return True if all(fit) else None
+    return True if all(map(_is_plain, parameters)) else None
+
+
+def _is_plain(value: Tensor) -> bool:
+    plain = value.device.type == "cpu" and value.is_floating_point() and not is_sharded_tensor(value)
+    return plain and value.layout is torch.strided and is_dense(value)
 
 
 def _from_timm(groups: list[dict[str, Any]], options: TimmOptimizer) -> torch.optim.Optimizer:

@@ -13,7 +13,7 @@ from headstart.planning.draft import Draft
 from headstart.surgery.layout import iterate_tensors
 from headstart.surgery.module_copy import InPlace, can_copy, copy_module
 from headstart.surgery.own_state import read_saved_tensors
-from headstart.surgery.whole_module import refuse_wrapped
+from headstart.surgery.whole_module import refuse_repeating, refuse_wrapped
 
 _INSTEAD = "train the module itself: hs.train(config, model=hs.InPlace(module))"
 _COPY = ", or give a copy: model=copy.deepcopy(module) as it is now, or one made before the first call"
@@ -38,6 +38,7 @@ def copy_own(own: nn.Module | InPlace) -> nn.Module:
             f"model: {empty[0]} is on the meta device and has no values; make the module outside of "
             "torch.device('meta'), or give it values: module.to_empty(device='cpu') and load_state_dict"
         )
+    refuse_repeating(module)
     if isinstance(own, InPlace):
         return module
     if not any(nn.parameter.is_lazy(value) for value in module.parameters()):

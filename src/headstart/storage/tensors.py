@@ -57,3 +57,24 @@ def view_bytes(value: Tensor) -> memoryview:
     could not: observers of quantization do it in their first forward pass.
     """
     return np.from_dlpack(value.detach().reshape(-1).view(torch.uint8)).data
+
+
+def is_dense(value: Tensor) -> bool:
+    """Whether its numbers lie side by side in memory, in whatever order of dimensions, with none between them."""
+    step = 1
+    for stride, size in sorted((stride, size) for stride, size in _list_steps(value)):
+        if stride != step:
+            return False
+        step *= size
+    return True
+
+
+def repeats_itself(value: Tensor) -> bool:
+    """Whether some of its numbers are the same place in memory, as those of ``torch.ones(1).expand(16)`` are."""
+    last = sum((size - 1) * stride for stride, size in _list_steps(value))
+    return value.numel() > last + 1
+
+
+def _list_steps(value: Tensor) -> list[tuple[int, int]]:
+    """(stride, size) of each dimension along which there is a step to take."""
+    return [(stride, size) for stride, size in zip(value.stride(), value.shape, strict=True) if size > 1]

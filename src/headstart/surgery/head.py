@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import difflib
-import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 
 import timm
 from torch import Tensor, nn
+from torch.utils.weak import WeakIdKeyDictionary
 
 from headstart.errors import ModelError
 from headstart.isolation import in_own_arithmetic
@@ -150,23 +150,24 @@ def replace_head(
     _check_removable(module, removed)
     refuse_other_uses(module, find_trace(module), head.paths)
     old = {path: module.get_submodule(path) for path in (*head.paths, *removed)}
-    for rank, path in enumerate(head.paths):
-        kind, inputs, _ = _sizes(module, path, None)
-        like = next(chain(old[path].parameters(), module.parameters()), None)
-        sizes = (inputs, *hidden, outputs)
-        new = make_head(kind, sizes, activation=activation, dropout=dropout, like=like)
-        vars(new)[RANK] = rank
-        move_hooks(old[path], new)
-        put_everywhere(module, old[path], new.train(module.training))
-    for path in removed:
-        put_everywhere(module, old[path], nn.Identity().train(module.training))
-    renew_layout(module, replaced=tuple(old))
-    _EQUAL_HEADS.pop(module, None)
     try:
+        for rank, path in enumerate(head.paths):
+            kind, inputs, _ = _sizes(module, path, None)
+            like = next(chain(old[path].parameters(), module.parameters()), None)
+            sizes = (inputs, *hidden, outputs)
+            new = make_head(kind, sizes, activation=activation, dropout=dropout, like=like)
+            vars(new)[RANK] = rank
+            move_hooks(old[path], new)
+            put_everywhere(module, old[path], new.train(module.training))
+        for path in removed:
+            put_everywhere(module, old[path], nn.Identity().train(module.training))
+        renew_layout(module, replaced=tuple(old))
+        _EQUAL_HEADS.pop(module, None)
         _check_shape(module, head, outputs, old=old if at == "auto" and head.outputs else None)
     except ModelError:
         for path, part in old.items():
-            put_everywhere(module, module.get_submodule(path), part)
+            if module.get_submodule(path) is not part:
+                put_everywhere(module, module.get_submodule(path), part)
         forget_layout(module)
         raise
     for path in head.paths:
@@ -174,7 +175,7 @@ def replace_head(
     return HeadSwap(path=head.paths[0], was=head.outputs, now=outputs, others=head.paths[1:], removed=removed)
 
 
-_EQUAL_HEADS: weakref.WeakKeyDictionary[nn.Module, int] = weakref.WeakKeyDictionary()
+_EQUAL_HEADS: MutableMapping[nn.Module, int] = WeakIdKeyDictionary()
 
 
 def model_scores(model: nn.Module, outputs: object) -> list[tuple[float, Tensor]]:

@@ -70,12 +70,27 @@ def put_everywhere(module: nn.Module, old: nn.Module, new: nn.Module) -> None:
     """Put ``new`` wherever the module holds ``old``: under each of its names, in lists, dictionaries and closures."""
     places = read_graph(module, Copying(values=False, parameters=False)).values() if has_own_code(module) else ()
     for path in names_of(module, old):
-        parent, _, name = path.rpartition(".")
-        setattr(module.get_submodule(parent), name, new)
+        set_part(module, path, new)
     for content in places:
         for label, value in zip(content.labels, content.values, strict=True):
             if value is old:
                 _put_in(content, label, new)
+
+
+def set_part(module: nn.Module, path: str, new: nn.Module) -> None:
+    """Put ``new`` at the path.  Raises: ModelError: a ``__setattr__`` of the user's own does not take it."""
+    parent, _, name = path.rpartition(".")
+    holder = module.get_submodule(parent)
+    try:
+        setattr(holder, name, new)
+        said = "" if module.get_submodule(path) is new else "it is not there afterwards"
+    except Exception as error:  # a ``__setattr__`` of the user's own may raise anything
+        said = f"{type(error).__name__}: {error}"
+    if said:
+        raise ModelError(
+            f"model: the __setattr__ of {type(holder).__name__} does not take a new {path} ({said}); have it pass "
+            "torch.nn.Module values on: super().__setattr__(name, value)"
+        )
 
 
 def _put_in(content: Content, label: Any, new: nn.Module) -> None:

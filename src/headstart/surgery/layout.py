@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-import weakref
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, MutableMapping
 from dataclasses import dataclass, field
 from typing import Literal
 
 from torch import Tensor, nn
+from torch.utils.weak import WeakIdKeyDictionary
 
 from headstart.distributed.fsdp import plain_type
 from headstart.private_names import CONVOLUTIONS, NORMS_WITH_STATISTICS
@@ -81,7 +81,7 @@ class Layout:
         return max(stages)
 
 
-_LAYOUTS: weakref.WeakKeyDictionary[nn.Module, tuple[object, Layout, Trace]] = weakref.WeakKeyDictionary()
+_LAYOUTS: MutableMapping[nn.Module, tuple[object, Layout, Trace]] = WeakIdKeyDictionary()
 
 
 def find_layout(module: nn.Module, *, example: Tensor | None = None) -> Layout:

@@ -10,6 +10,7 @@ from torch import nn
 
 from headstart.errors import ConfigError, ModelError
 from headstart.isolation import in_own_arithmetic
+from headstart.surgery.head_uses import set_part
 from headstart.surgery.layout import renew_layout
 from headstart.surgery.lora_targets import LoraPlan, find_lora_targets
 from headstart.surgery.trace import find_adapted_layers
@@ -69,7 +70,7 @@ def add_lora(
         adapted = module.get_submodule(path)
         adapted.train(modes[path])
         for other in others:
-            _put(module, other, adapted)
+            set_part(module, other, adapted)
     assert set(find_adapted_layers(module)) == {name for every in names.values() for name in every}
     renew_layout(module, replaced=plan.layers)
     return plan
@@ -99,7 +100,7 @@ def merge_lora(module: nn.Module) -> tuple[str, ...]:
     for part in dict.fromkeys(plain.values()):
         part.merge()  # type: ignore[operator]  # peft's
     for path, part in plain.items():
-        _put(module, path, part.get_submodule("base_layer"))
+        set_part(module, path, part.get_submodule("base_layer"))
     if paths and hasattr(module, "peft_config"):
         del module.peft_config
     renew_layout(module, replaced=paths)
@@ -125,8 +126,3 @@ def _list_names(module: nn.Module, paths: Sequence[str]) -> dict[str, list[str]]
         if id(part) in by_module:
             names[by_module[id(part)]].append(name)
     return names
-
-
-def _put(module: nn.Module, path: str, part: nn.Module) -> None:
-    parent, _, name = path.rpartition(".")
-    setattr(module.get_submodule(parent), name, part)

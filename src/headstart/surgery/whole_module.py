@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import re
+import weakref
 
 import torch
 from torch import Tensor, nn
 
+from headstart.distributed.fsdp import is_sharded_tensor
 from headstart.errors import ModelError
+from headstart.storage.tensors import repeats_itself
 from headstart.surgery.own_state import has_own_code
-from headstart.surgery.reach import Copying, attributes_of, read_graph
+from headstart.surgery.reach import Copying, attributes_of, iterate_modules, read_graph
 from headstart.surgery.uses import find_uses
 from headstart.wording import option
 
@@ -23,6 +26,21 @@ def refuse_lazy(module: nn.Module) -> None:
             f"model: {', '.join(paths)} {'are' if len(paths) > 1 else 'is'} lazy and without weights until a first "
             "batch: run one before, e.g. model(torch.zeros(2, 3, 224, 224))"
         )
+
+
+def refuse_repeating(module: nn.Module) -> None:
+    """Raises: ModelError: some numbers of a parameter or buffer are one place in memory, which no step can write."""
+    for kind, tensors in (("parameter", module.named_parameters()), ("buffer", module.named_buffers())):
+        for name, value in tensors:
+            plain = value.layout is torch.strided and not nn.parameter.is_lazy(value) and not is_sharded_tensor(value)
+            if plain and repeats_itself(value):
+                path, _, local = name.rpartition(".")
+                part = f"model.get_submodule({path!r})"
+                raise ModelError(
+                    f"model: {name} is a {kind} of shape {tuple(value.shape)} whose numbers share places in memory, as "
+                    "after expand(), so that none can be written by itself; keep it small and expand it in forward, or "
+                    f"give each number its place: {part}.{local}.data = {part}.{local}.detach().clone()"
+                )
 
 
 def refuse_half(module: nn.Module) -> None:
@@ -41,9 +59,10 @@ def refuse_half(module: nn.Module) -> None:
 
 
 def refuse_wrapped(module: nn.Module) -> None:
-    """Raises: ModelError: the module is another one in a wrapper, or it or a part of it is compiled by torch.jit or
-    torch.compile.
+    """Raises: ModelError: the module is another one in a wrapper, it holds a proxy of one, or it or a part of it is
+    compiled by torch.jit or torch.compile.
     """
+    _refuse_proxies(module)
     if isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel):
         raise ModelError(
             f"model: the module is wrapped in {type(module).__name__}; give the one inside, module.module "
@@ -70,6 +89,27 @@ def refuse_wrapped(module: nn.Module) -> None:
             "frozen or replaced one by one; make the module again that it was made of, with its weights, e.g. "
             f"made = Net(); made.load_state_dict({name}.state_dict()){then}"
         )
+
+
+def _refuse_proxies(module: nn.Module) -> None:
+    """Raises: ModelError: a part has a ``weakref.proxy`` of a module, which torch takes for a part, without end."""
+    for path, part in iterate_modules(module):
+        held = attributes_of(part)
+        inner = held.get("_modules")
+        for name, value in {**held, **(inner if isinstance(inner, dict) else {})}.items():
+            if type(value) in weakref.ProxyTypes and _is_module(value):
+                where = f"{path}.{name}" if path else name
+                raise ModelError(
+                    f"model: {where} is a weakref.proxy of a module, which torch goes into like a part of it, without "
+                    f"end; del model.{where}, keep a weakref.ref in its place, and call that in forward"
+                )
+
+
+def _is_module(proxy: object) -> bool:
+    try:
+        return isinstance(proxy, nn.Module)
+    except ReferenceError:  # what it stood for is gone
+        return False
 
 
 def refuse_unregistered(module: nn.Module) -> None:

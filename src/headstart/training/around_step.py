@@ -32,7 +32,7 @@ from headstart.surgery.origins import is_library
 from headstart.surgery.own_state import restore_own_state
 from headstart.surgery.reach import Content, Copying, read_roots
 from headstart.surgery.values import same_bytes
-from headstart.surgery.whole_module import refuse_half
+from headstart.surgery.whole_module import refuse_half, refuse_repeating
 from headstart.training.companions import make_companions
 from headstart.training.finite import complaint, norms, refuse_rates
 from headstart.training.rules import StepRules
@@ -168,6 +168,7 @@ def _look(state: TrainState) -> ModuleIndex:
     trained = tuple(parameter for group in state.optimizer.param_groups for parameter in group["params"])
     _check_groups(state, trained)
     refuse_half(state.model)
+    refuse_repeating(state.model)
     typed = next((value for value in state.model.parameters() if value.is_floating_point()), trained[0])
     homes = tuple([part._modules for part in modules]), tuple([part._parameters for part in modules])
     held: list[nn.Parameter | None] = _values(homes[1])

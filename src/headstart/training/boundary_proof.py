@@ -7,7 +7,7 @@ when it is called. ``headstart.surgery.proof`` compares; here is what it compare
 from __future__ import annotations
 
 import time
-import weakref
+from collections.abc import MutableMapping
 from contextlib import nullcontext, redirect_stderr
 from dataclasses import dataclass, replace
 from functools import partial
@@ -15,6 +15,7 @@ from io import StringIO
 
 import torch
 from torch import Tensor, fx, nn
+from torch.utils.weak import WeakIdKeyDictionary
 
 from headstart.data.batch import Batch
 from headstart.data.loader import Batches
@@ -60,7 +61,7 @@ class _Proved:
     why: str
 
 
-_PROVED: weakref.WeakKeyDictionary[nn.Module, _Proved] = weakref.WeakKeyDictionary()
+_PROVED: MutableMapping[nn.Module, _Proved] = WeakIdKeyDictionary()
 
 
 def prove_boundary(module: nn.Module, frozen: Frozen, batches: Batches, rules: StepRules) -> Boundary:
