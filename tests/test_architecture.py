@@ -46,6 +46,7 @@ BROAD_EXCEPT_AT = (
     "data/decoding/decode.py",
     "data/decoding/eight_bits.py",
     "data/decoding/interruptible.py",
+    "surgery/head_uses.py",  # a ``__setattr__`` of the user's own
     "surgery/module_copy.py",  # a ``__deepcopy__`` of the user's own
     "serve/batcher.py",  # whatever a model raises, the service goes on with the next batch
     "exports/graph.py",  # an exporter runs the model's own code, and raises dozens of kinds
