@@ -47,7 +47,8 @@ class Run:
     def _repr_html_(self) -> str:
         """The run as a notebook shows it: headline, metrics and folder; names in them cannot be markup."""
         columns = {"validation": self.metrics} | ({"test": self.test_metrics} if self.test_metrics else {})
-        rows = [["", *columns], *([name, *(each.get(name) for each in columns.values())] for name in self.metrics)]
+        rows: list[list[object]] = [["", *columns]]
+        rows += [[name, *(each.get(name) for each in columns.values())] for name in self.metrics]
         cells = [[f"<td>{html.escape(cell(value))}</td>" for value in row] for row in rows]
         table = "<table>" + "".join(f"<tr>{''.join(row)}</tr>" for row in cells) + "</table>"
         lines = [line for line in (self.headline, *self.remarks, self.note, str(self.path)) if line]
