@@ -10,12 +10,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from hypothesis import settings
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from headstart.data.batch import Batch
 
+settings.register_profile("tests", deadline=None)  # a machine that others share is no fault of the code
+settings.load_profile("tests")
 COLOURS = {"blue": (60, 60, 160), "green": (60, 160, 60), "red": (160, 60, 60)}
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)
 

@@ -15,7 +15,7 @@ from headstart.cli.configured import check_run
 from headstart.cli.output import write
 from headstart.config.flags import parse_args
 from headstart.errors import ConfigError
-from headstart.serve.server import Serving, serve
+from headstart.serve import server
 from headstart.serve.settings import MEGABYTE, Settings
 
 _TOKEN = "HEADSTART_TOKEN"
@@ -70,11 +70,11 @@ def run(argv: Sequence[str]) -> int:
     folder = check_run(args.run)
     if not all(map(find_spec, _NEEDED)):
         raise ConfigError("headstart serve needs fastapi, uvicorn and python-multipart: pip install 'headstart[serve]'")
-    serving = Serving(
+    serving = server.Serving(
         run=str(folder), device=args.device, host=args.host, port=args.port, workers=args.workers, settings=settings,
         token=token,
     )  # fmt: skip
-    return serve(serving, on_ready=lambda where: write(f"serving {args.run} at {where}"))
+    return server.serve(serving, on_ready=lambda where: write(f"serving {args.run} at {where}"))
 
 
 def _check(args: Serve) -> Settings:

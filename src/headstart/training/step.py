@@ -28,13 +28,7 @@ from headstart.optim.penalties import penalty
 from headstart.private_names import foreach_mul_
 from headstart.surgery.head import model_scores
 from headstart.tasks.losses import LossFunction, check_first_outputs, check_labels, wide
-from headstart.training.around_step import (
-    ModuleIndex,
-    check_foreign,
-    refuse_or_retry,
-    retry_step,
-    take_for_good,
-)
+from headstart.training.around_step import ModuleIndex, check_foreign, refuse_or_retry, retry_step, take_for_good
 from headstart.training.average import update_average
 from headstart.training.finite import names, refuse_weights
 from headstart.training.forward_context import Forward, forward_context
