@@ -147,6 +147,10 @@ def read_saved_tensors(module: nn.Module) -> dict[str, Tensor]:
                 "hold; give the module before it was quantized, or have its state_dict give tensors by name"
             )
     for name, value in found.items():
+        if value.is_meta:
+            raise ModelError(
+                f"model: {name} is on the meta device, which holds no numbers; give the module its weights"
+            )
         if not _is_writable(value):
             plain = type(value) in (Tensor, nn.Parameter)
             kind = str(value.dtype if value.layout is torch.strided else value.layout).removeprefix("torch.")
