@@ -102,7 +102,7 @@ def test_a_token_of_the_environment_is_asked_for_and_never_printed(start) -> Non
     address = address.replace("0.0.0.0", "127.0.0.1")
     assert httpx.get(f"{address}/model").status_code == 401
     assert httpx.get(f"{address}/model", headers={"Authorization": "Bearer a-long-secret"}).status_code == 200
-    process.send_signal(signal.SIGINT)
+    process.send_signal(signal.SIGTERM)
     assert process.wait(30) == 0
     assert "a-long-secret" not in process.stdout.read()
 
