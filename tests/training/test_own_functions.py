@@ -258,8 +258,9 @@ def test_a_run_validated_with_a_transform_asks_for_it_where_it_is_trained_on(
             ask()
     assert main(["train", str(colours), "--model", str(run.path), "--out", str(tmp_path / "on")]) == 2
     assert 'transform={"val": g}' in capsys.readouterr().err and not (tmp_path / "on").exists()
-    with pytest.raises(ConfigError, match=r'like: .* hs\.open_images\(\.\.\., transform={"val": g}\)'):
-        hs.open_images(colours, like=hs.open_model(str(run.path)))
+    for opened in (hs.open_model(str(run.path)), hs.open_run(run.path)):
+        with pytest.raises(ConfigError, match=r'like: .* hs\.open_images\(\.\.\., transform={"val": g}\)'):
+            hs.open_images(colours, like=opened)
     plan = hs.plan(hs.load_config(settings(**onwards)), transform={"val": dark})
     assert not [decision for decision in plan.decisions if "transform" in decision.value]
     told = list[str]()

@@ -136,14 +136,21 @@ def open_images(
         seed=seed,
     )
     own_source, given = None if isinstance(source, str | Path) else source, read_transforms(transform)
-    if not isinstance(like, Preprocess) and given.val is None and (like.bundle or {}).get("framing") is not None:
+    if not isinstance(like, Preprocess) and given.val is None and _has_framing(like):
+        name = getattr(like, "path", None) or like.spec
         raise ConfigError(
-            f"like: {like.spec}: the run was validated with a transform of your own, which no folder holds; give it, "
+            f"like: {name}: the run was validated with a transform of your own, which no folder holds; give it, "
             'or another one: hs.open_images(..., transform={"val": g})'
         )
     own, framing = (None if function is None else OwnTransform(function) for function in vars(given).values())
     images = load_images(config, like if isinstance(like, Preprocess) else like.preprocess, own_source=own_source)
     return change_images(images, own=own, framing=framing)
+
+
+def _has_framing(like: object) -> bool:
+    """Whether an opened model, or an opened run (which is a room above), was validated with a transform of its own."""
+    facts = getattr(like, "bundle", None) or getattr(like, "facts", None) or {}
+    return facts.get("framing") is not None
 
 
 def change_images(images: Images, *, own: OwnTransform | None, framing: OwnTransform | None) -> Images:
