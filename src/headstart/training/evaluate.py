@@ -6,7 +6,7 @@ B batch, K classes or tags, T targets, N images.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -248,6 +248,11 @@ def _run(model: nn.Module, batches: Batches, *, precision: Precision, memory_for
         return _make_predictions(batches.task, joined, keys)
 
 
+def _turn(model: nn.Module, number: int) -> AbstractContextManager[None]:
+    """A context for one forward pass of evaluation beside other threads; ``number``: which batch it is."""
+    return _drawing(number, device_of(model)) if _has_own_code(model) else beside_others()
+
+
 def predict_batch(
     model: nn.Module,
     batch: Batch,
@@ -261,8 +266,7 @@ def predict_batch(
 
     The model, its modes and its buffers are as before.
     """
-    turn = _drawing(number, device_of(model)) if _has_own_code(model) else beside_others()
-    with in_eval(model), turn:
+    with in_eval(model), keep_freed_memory(), _turn(model, number):
         logits = compute_logits(model, batch, precision=precision, memory_format=memory_format)
         return _make_predictions(task, logits, batch.keys).outputs
 
@@ -283,10 +287,9 @@ def compute_features(
     Raises: ModelError: the module is not called.
     """
     caught: list[Tensor] = []
-    turn = _drawing(number, device_of(model)) if _has_own_code(model) else beside_others()
     handle = model.get_submodule(head).register_forward_pre_hook(lambda _, inputs: caught.append(inputs[0]))
     try:
-        with in_eval(model), turn:
+        with in_eval(model), keep_freed_memory(), _turn(model, number):
             compute_logits(model, batch, precision=precision, memory_format=memory_format)
     finally:
         handle.remove()
